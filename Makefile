@@ -1,0 +1,44 @@
+# Every target makes its own environment under .venv/, once, and again when pyproject.toml or constraints.txt changes.
+PYTHON ?= python3
+BIN := .venv/bin
+OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+
+.PHONY: help demo test check format bandit search sweep
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/core ## the whole story on a generated task, offline, on a CPU; results in runs/demo
+	$(OFFLINE) $(BIN)/srpo demo --output_dir runs/demo
+
+test: .venv/core ## every test but the long sweeps
+	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not sweep'
+
+sweep: .venv/core ## the long sweeps
+	$(OFFLINE) $(BIN)/python -m pytest -q -m sweep
+
+check: .venv/dev ## lint, format, types, then the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: .venv/dev ## rewrite the files as `make check` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bandit: .venv/core ## the paper's Figure 2 from the library's own loss; results in runs/bandit
+	$(OFFLINE) $(BIN)/srpo bandit --output_dir runs/bandit
+
+search: .venv/core ## the settings of the carry task, searched on validation prompts
+	$(OFFLINE) $(BIN)/python -m benchmarks.carry_search
+
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv/dev: .venv/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,dev]'
+	@touch $@

@@ -1,0 +1,52 @@
+"""`srpo demo`: the whole story on a generated task, offline."""
+
+from __future__ import annotations
+
+import sys
+
+from srpo.cli.parser import Parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb."""
+    parser = Parser("demo", "Train a base, make pairs, train SRPO, DPO and IPO, revise, evaluate: the carry task.")
+    parser.add_argument("--output_dir", default="runs/demo", help="folder for models, trails and the report")
+    parser.add_argument("--seeds", type=int, default=1, help="independent runs, each from its own base")
+    parser.add_argument("--prompts", type=int, default=2000, help="sums per split in the evaluation")
+    args = parser.parse_args(argv)
+
+    import time
+    from dataclasses import replace
+    from pathlib import Path
+
+    from rich.console import Console
+    from srpo.evaluate.report import print_table, write_report
+    from transformers.utils import logging as hf_logging
+
+    from srpo.tasks.demo import DemoConfig, Say, run_demo, settings_shown
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    console = Console(highlight=False)
+    config = replace(DemoConfig(), prompts=args.prompts)
+    times: dict[str, float] = {}
+
+    def stage(what: str, seconds: float) -> None:
+        times[what] = seconds
+        console.print(f"{what:<34} " + (f"{seconds:7.1f} s" if seconds else "  reused"))
+
+    def progress(step: int, steps: int, loss: float) -> None:
+        if step % 100 == 0:
+            print(f"  base model: step {step} of {steps}, loss {loss:.3f}", file=sys.stderr)
+
+    began = time.perf_counter()
+    results, trails = run_demo(args.output_dir, seeds=args.seeds, config=config, say=Say(stage, progress))
+    folder = Path(args.output_dir)
+    shown = settings_shown(config) | {what: f"{seconds:.1f} s" for what, seconds in times.items()}
+    write_report(folder, results, trails, shown | {"command": "srpo demo " + " ".join(argv)})
+    stage("in all", time.perf_counter() - began)
+    print_table(results, console)
+    for sentence in results.verdict:
+        console.print(sentence)
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    return 0

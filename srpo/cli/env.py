@@ -1,0 +1,75 @@
+"""`srpo env`: what a bug report needs: versions, devices and back-ends. No paths, no environment variables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+from srpo import __version__
+from srpo.cli.parser import Parser
+
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "trl", "vllm")
+# Written out, because importing model/ to ask would need a transformers that imports. tests/cli compares the two.
+BACKENDS = {
+    "path": "any device; attention that is a plain softmax, windows included",
+    "flat": "any device, any causal model",
+}
+
+
+def versions() -> dict[str, str | None]:
+    """Library → installed version, None where it is not installed; nothing is imported to find out."""
+    found: dict[str, str | None] = {"srpo": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def devices(torch: Any) -> dict[str, dict[str, Any]]:
+    """Device → what it is; `bf16` says whether it computes in bfloat16 natively, memory is in GiB."""
+    isa = torch.backends.cpu.get_cpu_capability()
+    found: dict[str, dict[str, Any]] = {
+        "cpu": {"name": platform.machine(), "isa": isa, "threads": torch.get_num_threads()}
+    }
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        # torch.cuda.is_bf16_supported() answers for the current device alone, and counts emulation as support.
+        memory = round(card.total_memory / 2**30, 1)
+        found[f"cuda:{index}"] = {"name": card.name, "memory_gib": memory, "bf16": card.major >= 8}
+    if torch.backends.mps.is_available():
+        found["mps"] = {"name": platform.processor()}
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """Prints versions, devices and back-ends.
+
+    Returns:
+        0.
+    """
+    parser = Parser("env", "versions, devices and back-ends on this machine")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    args = parser.parse_args(argv)
+
+    import torch
+
+    report: dict[str, dict[str, Any]] = {"versions": versions(), "devices": devices(torch), "backends": BACKENDS}
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return 0
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for title, rows in report.items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        for name, value in rows.items():
+            told = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
+            table.add_row(name, told or "not installed")
+        console.print(table)
+    return 0

@@ -1,0 +1,68 @@
+"""`srpo <verb> …`: find the verb, run it, turn an error into one line and its exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from srpo import __version__
+from srpo.errors import Interrupted, OutputError, SRPOError, UsageError, did_you_mean
+
+VERBS = {
+    "demo": "the whole story on a generated task: base, pairs, training, revision, report; offline, minutes on a CPU",
+    "train": "train on preference pairs, with SRPO, DPO or IPO",
+    "revise": "draft answers to a file of prompts and revise them",
+    "evaluate": "score drafts and revisions, with intervals",
+    "check": "show what a data file becomes before anything is trained on it",
+    "bandit": "the paper's Figure 2 from the library's own loss",
+    "env": "versions, devices and back-ends on this machine",
+}
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        "srpo: one model drafts and revises; Self-Improving Robust Preference Optimization (arXiv 2406.01660)\n\n"
+        f"usage: srpo VERB [options]\n\n{lines}\n\n`srpo VERB --help` lists the options of a verb.\n"
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Runs one verb.
+
+    Returns:
+        0 when done.
+
+    Raises:
+        SRPOError: for a user's mistake; `main` prints it.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage(), end="")
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        fix = did_you_mean(verb, VERBS) or "`srpo --help` lists the verbs"
+        raise UsageError(f"unknown verb {verb!r}", expected="one of " + ", ".join(VERBS), fix=fix)
+    return importlib.import_module(f"srpo.cli.{verb}").main(rest)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()  # here, where a closed pipe is still an answer and not a traceback at exit
+    except SRPOError as error:
+        print(f"srpo: error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("srpo: interrupted", file=sys.stderr)
+        code = Interrupted.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = OutputError.exit_code
+    raise SystemExit(code)

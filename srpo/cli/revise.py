@@ -1,0 +1,48 @@
+"""`srpo revise`: a file of prompts → a file of trails, resumable line by line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from srpo.cli.parser import Parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb."""
+    parser = Parser("revise", "Draft an answer to each prompt and revise it.")
+    parser.add_argument("--model_name_or_path", required=True, help="folder of a trained model or adapter")
+    parser.add_argument("--input", required=True, help="JSONL with a `prompt` per row")
+    parser.add_argument("--output", required=True, help="JSONL of trails; rows already in it are not done again")
+    parser.add_argument("--revisions", type=int, default=5, help="revisions at most")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    parser.add_argument("--seed", type=int, default=0, help="with a prompt's text it decides every draw")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens per answer")
+    parser.add_argument("--batch_size", type=int, default=32, help="prompts generated together")
+    parser.add_argument("--policy", default="always", help="always, or if_preferred: keep what the model prefers")
+    parser.add_argument("--reference", help="what the model was before training, for its own confidence")
+    parser.add_argument("--revision_template", help="preset or file; default: the one saved with the model")
+    parser.add_argument("--bad_rows", choices=["error", "skip"], default="error", help="what to do with unusable rows")
+    args = parser.parse_args(argv)
+
+    from transformers.utils import logging as hf_logging
+
+    from srpo.revise.files import revise_file
+    from srpo.revise.reviser import Reviser, Settings
+
+    hf_logging.set_verbosity_error()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens, args.policy)
+
+    def reviser() -> Reviser:
+        return Reviser(
+            args.model_name_or_path,
+            template=args.revision_template,
+            reference=args.reference,
+            batch_size=args.batch_size,
+        )
+
+    made_with = {"model": args.model_name_or_path, "revision_template": args.revision_template or "saved"}
+    done, skipped = revise_file(reviser, args.input, args.output, settings, bad_rows=args.bad_rows, made_with=made_with)
+    print(f"{args.output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
+    return 0

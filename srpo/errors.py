@@ -1,0 +1,115 @@
+"""Every error srpo raises on purpose, and the exit code each one ends a command with.
+
+    SRPOError                     70  something went wrong inside
+    ├── UsageError                64  the command line itself is wrong
+    ├── DataError                 65  a file was read, and what stands in it cannot be used
+    │   └── LengthError           65  a sequence is longer than the model's context
+    ├── InputError                66  a file or model is missing or unreadable
+    ├── NonFiniteError            70  a nan or an infinity where a number is needed
+    ├── LockedError               73  another process holds the run folder
+    ├── OutputError               74  the result cannot be written
+    ├── Interrupted               75  stopped from outside; resume with the same command and --resume
+    └── ConfigError               78  a setting is wrong; found before any weight is read
+        ├── TemplateError         78  a chat or revision template cannot do what is asked
+        └── BackendError          78  a named back-end cannot serve this model exactly
+
+Each says where, what was found, what was expected and what to do about it; the command line prints exactly that and no
+traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SRPOError(Exception):
+    """An error with a place and a remedy.
+
+    Args:
+        what: what was found, in words a user can act on.
+        where: `file:line`, a key, a path or a step; empty when there is no such place.
+        expected: what would have been right.
+        fix: what to do.
+
+    Example:
+        >>> print(SRPOError("-1", where="beta", expected="a number above 0", fix="try 0.1"))
+        beta: -1; expected a number above 0; try 0.1
+    """
+
+    exit_code = 70
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
+        self.what, self.where, self.expected, self.fix = what, where, expected, fix
+        parts = [f"{where}: {what}" if where else what]
+        if expected:
+            parts.append(f"expected {expected}")
+        if fix:
+            parts.append(fix)
+        super().__init__("; ".join(parts))
+
+
+class UsageError(SRPOError):
+    """The command line itself is wrong: an unknown flag, a missing value."""
+
+    exit_code = 64
+
+
+class DataError(SRPOError):
+    """A file was read, and what stands in it cannot be used."""
+
+    exit_code = 65
+
+
+class LengthError(DataError):
+    """A sequence is longer than the model can take."""
+
+
+class InputError(SRPOError):
+    """A file, folder or model is missing or unreadable."""
+
+    exit_code = 66
+
+
+class NonFiniteError(SRPOError):
+    """A nan or an infinity where a number is needed."""
+
+    exit_code = 70
+
+
+class LockedError(SRPOError):
+    """Another process holds the run folder."""
+
+    exit_code = 73
+
+
+class OutputError(SRPOError):
+    """The result cannot be written: no permission, no space, not a folder."""
+
+    exit_code = 74
+
+
+class Interrupted(SRPOError):
+    """Stopped from outside; the same command with --resume goes on."""
+
+    exit_code = 75
+
+
+class ConfigError(SRPOError):
+    """A setting is wrong; found before any weight is read."""
+
+    exit_code = 78
+
+
+class TemplateError(ConfigError):
+    """A chat or revision template cannot do what is asked of it."""
+
+
+class BackendError(ConfigError):
+    """A back-end asked for by name cannot serve this model exactly."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest known word as a remedy, or an empty string when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""

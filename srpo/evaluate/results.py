@@ -1,0 +1,311 @@
+"""What an evaluation found: a value, in plain numbers, written to and read from results.json and results.csv.
+
+Scores are shares between 0 and 1; sentences and tables show them in percent, differences in percentage points.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict
+
+from srpo.errors import DataError, InputError, OutputError
+
+POOL = "pool"
+Finding = Literal["better", "worse", "level"]
+# How names of our own read in print, where the caller says nothing else.
+IN_PRINT = {"exact_match": "exactly right answers", "per_character": "right characters", "all": "all prompts"}
+
+
+class Row(TypedDict):
+    """One system after one number of revisions, on one split at one temperature, for one seed or all of them.
+
+    `mean`, `low` and `high` are the primary score; `secondary` holds the same three for every other judge. `gain` is
+    against the same system's draft, paired by prompt; `mended` and `broken` are the shares of prompts that score higher
+    and lower than their draft. `changed` is the share of prompts whose answer differs from the one a revision earlier,
+    None for the draft. `tokens` is the mean number of tokens per prompt that forward passes have read so far, None
+    where nobody counted. `n` counts scored prompts, those of every seed in a pooled row.
+    """
+
+    seed: int | str
+    system: str
+    split: str
+    temperature: float | None
+    revision: int
+    n: int
+    mean: float
+    low: float
+    high: float
+    secondary: dict[str, list[float]]
+    gain: float
+    gain_low: float
+    gain_high: float
+    mended: float
+    broken: float
+    changed: float | None
+    tokens: float | None
+
+
+class Side(NamedTuple):
+    """One side of a comparison: a system after so many revisions, 0 for its drafts."""
+
+    system: str
+    revision: int
+
+
+class Difference(NamedTuple):
+    """a − b for one seed or the pool, with its interval; shares, not points."""
+
+    seed: int | str
+    n: int
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides over the same prompts.
+
+    Attributes:
+        a, b: what is compared; positive differences favour `a`.
+        split, temperature: on what.
+        pool: over all seeds that both sides have.
+        seeds: each of them alone.
+    """
+
+    a: Side
+    b: Side
+    split: str
+    temperature: float | None
+    pool: Difference
+    seeds: tuple[Difference, ...]
+
+    @property
+    def finding(self) -> Finding:
+        """ "better" or "worse" when the whole interval lies on one side of zero, "level" when it does not."""
+        if self.pool.low > 0:
+            return "better"
+        return "worse" if self.pool.high < 0 else "level"
+
+    def sentence(self, labels: Mapping[str, str], level: float) -> str:
+        """What was found, worded by where the interval lies."""
+        a, b = (labels.get(side.system, side.system) for side in (self.a, self.b))
+        pool, scores = self.pool, f"{percent(self.pool.a)} against {percent(self.pool.b)}"
+        if self.a.system == self.b.system:
+            rival = f"its answers {_after(self.b.revision)}" if self.b.revision else "its drafts"
+            scores = f"{percent(pool.a)} {_after(self.a.revision)} against {percent(pool.b)} for {rival}"
+            said = {
+                "better": f"Revision helps {a}",
+                "worse": f"Revision hurts {a}",
+                "level": f"{a} {_after(self.a.revision)} and {rival} cannot be told apart",
+            }[self.finding]
+        else:
+            at = ""
+            if self.a.revision == self.b.revision:
+                at = f"At k = {self.a.revision}, "
+            else:
+                a, b = f"{a} at k = {self.a.revision}", f"{b} at k = {self.b.revision}"
+            said = {
+                "better": f"{at}{a} does better than {b}",
+                "worse": f"{at}{a} does worse than {b}",
+                "level": f"{at}{a} and {b} cannot be told apart",
+            }[self.finding]
+        interval = f"{100 * level:g} % interval {points(pool.low)} to {points(pool.high)}"
+        return f"{said}: {scores}, {points(pool.difference)} points ({interval}; {self._basis()})."
+
+    def _basis(self) -> str:
+        """How many answers a side has, and how far apart the seeds are."""
+        if len(self.seeds) < 2:
+            return f"{self.pool.n:,} prompts"
+        low, high = (points(end(seed.difference for seed in self.seeds)) for end in (min, max))
+        return f"{self.pool.n:,} answers each; {len(self.seeds)} seeds from {low} to {high}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Every number of an evaluation.
+
+    Attributes:
+        rows: one per seed, system, split, temperature and revision, then the same pooled over seeds.
+        comparisons: what was asked beyond that.
+        highlight: the system the evaluation is about.
+        labels: how systems, splits and judges are called in print; one that is missing is printed as it is.
+        settings: judges, resampling and how seeds were pooled.
+    """
+
+    rows: list[Row]
+    comparisons: list[Comparison]
+    highlight: str
+    labels: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def label(self, name: str) -> str:
+        """What a system, a split or a judge is called in print."""
+        return self.labels.get(name, IN_PRINT.get(name, name))
+
+    def values(self, key: Literal["seed", "system", "split", "temperature", "revision"]) -> list[Any]:
+        """The different values of a column, in order of appearance."""
+        return list(dict.fromkeys(row[key] for row in self.rows))
+
+    @property
+    def seeds(self) -> list[int | str]:
+        """The seeds, the pool left out."""
+        return [seed for seed in self.values("seed") if seed != POOL]
+
+    @property
+    def level(self) -> float:
+        """What the intervals are meant to cover."""
+        return float(self.settings.get("level", 0.95))
+
+    def curve(self, system: str, split: str, temperature: float | None, seed: int | str = POOL) -> list[Row]:
+        """The rows of one system by revision; empty when it was not run there."""
+        wanted = (system, split, temperature, seed)
+        found = (r for r in self.rows if (r["system"], r["split"], r["temperature"], r["seed"]) == wanted)
+        return sorted(found, key=lambda row: row["revision"])
+
+    @property
+    def verdict(self) -> list[str]:
+        """One sentence per comparison, each beginning with its split and temperature where there are several."""
+        return [self._where(each) + each.sentence(self.labels, self.level) for each in self.comparisons]
+
+    def _where(self, comparison: Comparison) -> str:
+        parts = []
+        if len(self.values("split")) > 1:
+            parts.append(self.label(comparison.split))
+        if len(self.values("temperature")) > 1:
+            parts.append(heat(comparison.temperature))
+        text = ", ".join(parts)
+        return f"{text[0].upper()}{text[1:]}. " if text else ""
+
+
+# ---------------------------------------------------------------------- in print
+
+
+def percent(share: float) -> str:
+    """A share as percent, one decimal.
+
+    Example:
+        >>> percent(0.1234)
+        '12.3 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def points(share: float) -> str:
+    """A difference of shares as signed percentage points, one decimal; never "−0.0".
+
+    Example:
+        >>> points(0.0312), points(-0.0312), points(-0.0001)
+        ('+3.1', '−3.1', '0.0')
+    """
+    rounded = round(100 * share, 1)
+    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
+
+
+def heat(temperature: float | None) -> str:
+    """A temperature in words."""
+    return "temperature not stated" if temperature is None else f"temperature {temperature:g}"
+
+
+def _after(revisions: int) -> str:
+    return "after 1 revision" if revisions == 1 else f"after {revisions} revisions"
+
+
+# ---------------------------------------------------------------------- on disk
+
+
+def as_json(results: Results) -> str:
+    """The text of results.json; `verdict` stands there for readers and is computed again on reading."""
+    numbers = asdict(results) | {"verdict": results.verdict}
+    for each in numbers["comparisons"]:
+        for key in ("a", "b", "pool"):
+            each[key] = each[key]._asdict()
+        each["seeds"] = [seed._asdict() for seed in each["seeds"]]
+    return json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """The text of results.csv: the rows, each secondary score in three columns, an empty field for None."""
+    flat = []
+    for row in rows:
+        cells: dict[str, Any] = {key: value for key, value in row.items() if key != "secondary"}
+        for name, numbers in row["secondary"].items():
+            cells |= {f"{name}_{part}": number for part, number in zip(("mean", "low", "high"), numbers, strict=True)}
+        flat.append(cells)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]) if flat else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def read_results(path: str | Path) -> Results:
+    """Reads what `as_json` wrote.
+
+    Raises:
+        InputError: the file is missing or unreadable.
+        DataError: it holds something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+        comparisons = [_comparison(each) for each in found["comparisons"]]
+        return Results(found["rows"], comparisons, found["highlight"], found["labels"], found["settings"])
+    except FileNotFoundError:
+        raise InputError("no such file", where=str(path), expected="results.json of an evaluation") from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not results: {error}", where=str(path), expected="results.json of an evaluation") from None
+
+
+def _comparison(found: dict[str, Any]) -> Comparison:
+    return Comparison(
+        a=Side(**found["a"]),
+        b=Side(**found["b"]),
+        split=found["split"],
+        temperature=found["temperature"],
+        pool=Difference(**found["pool"]),
+        seeds=tuple(Difference(**seed) for seed in found["seeds"]),
+    )
+
+
+def writable_folder(folder: Path) -> Path:
+    """Makes the folder; a mistake in its name should not cost the user the wait for the numbers.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_output(folder, error) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError("no permission to write here", where=str(folder), fix="name another --output_dir")
+    return folder
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a whole file or none: half a report looks like a finished one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise _no_output(path, error) from None
+
+
+def _no_output(path: Path, error: OSError) -> OutputError:
+    what = f"cannot be written ({error.strerror})"
+    return OutputError(what, where=str(path), expected="a folder that can be written", fix="name another --output_dir")

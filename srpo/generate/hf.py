@@ -1,0 +1,154 @@
+"""Completions in process, by transformers' own `generate`.
+
+Sampling draws one uniform number per token, keyed by (seed, row key, token position), and inverts the distribution
+with it. A completion then depends on its prompt and key alone: not on the batch it shares, the rows before it, or
+whether the run was interrupted and resumed.
+
+Axes: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from srpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote after one context.
+
+    Attributes:
+        ids: generated token ids, the terminator included when there is one.
+        finished: the model ended the answer itself.
+        seconds: wall seconds of the batch divided by its rows.
+    """
+
+    ids: tuple[int, ...]
+    finished: bool
+    seconds: float
+
+
+class HFEngine:
+    """Generates with a transformers model on its own device.
+
+    Args:
+        model: a causal language model.
+        pad_id: id to pad with on the left; never attended to.
+        batch_size: rows generated together.
+    """
+
+    def __init__(self, model: Any, *, pad_id: int, batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"{batch_size}", where="batch_size", expected="at least 1")
+        self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
+
+    def complete(
+        self,
+        contexts: Sequence[Sequence[int]],
+        keys: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[Completion]:
+        """One completion per context, in order.
+
+        Args:
+            contexts: token ids to go on from.
+            keys: a name for each row; equal (seed, key) draws equal numbers.
+            max_new_tokens: tokens at most, the terminator included.
+            stop_ids: ids that end an answer.
+            temperature: 0 is greedy; otherwise logits are divided by it.
+        """
+        if not temperature >= 0:
+            raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
+        done: dict[int, Completion] = {}
+        by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))  # less padding
+        for at in range(0, len(by_length), self.batch_size):
+            chosen = by_length[at : at + self.batch_size]
+            noise = None
+            if temperature > 0:
+                noise = torch.stack([_uniforms(seed, keys[i], max_new_tokens) for i in chosen])
+            rows = self._batch([contexts[i] for i in chosen], noise, temperature, max_new_tokens, tuple(stop_ids))
+            done.update(zip(chosen, rows, strict=True))
+        return [done[i] for i in range(len(contexts))]
+
+    @torch.no_grad()
+    def _batch(
+        self,
+        contexts: list[Sequence[int]],
+        noise_NT: Tensor | None,
+        temperature: float,
+        max_new_tokens: int,
+        stop_ids: tuple[int, ...],
+    ) -> list[Completion]:
+        began = time.perf_counter()
+        width = max(map(len, contexts))
+        device = next(self.model.parameters()).device
+        ids_NL = torch.tensor([[self.pad_id] * (width - len(row)) + list(row) for row in contexts], device=device)
+        mask_NL = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in contexts], device=device)
+        sampler = [] if noise_NT is None else [_InverseSampling(noise_NT.to(device), temperature, width)]
+        out_NL = self.model.generate(
+            input_ids=ids_NL,
+            attention_mask=mask_NL,
+            logits_processor=LogitsProcessorList(sampler),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=None,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=self.pad_id,
+        )
+        seconds = (time.perf_counter() - began) / len(contexts)
+        return [_cut(row, stop_ids, seconds) for row in out_NL[:, width:].tolist()]
+
+
+class _InverseSampling(LogitsProcessor):
+    """Leaves only the token that a given uniform number falls on, so that greedy decoding samples.
+
+    The numbers come from outside: `generate`'s own sampling takes them from a global generator, in an order that
+    depends on the batch.
+    """
+
+    def __init__(self, noise_NT: Tensor, temperature: float, prompt_width: int) -> None:
+        self.noise_NT, self.temperature, self.prompt_width = noise_NT, temperature, prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.prompt_width
+        chosen_N = inverse_sample((scores / self.temperature).double().softmax(-1), self.noise_NT[:, step])
+        return torch.full_like(scores, float("-inf")).scatter(1, chosen_N[:, None], 0.0)
+
+
+def inverse_sample(probabilities_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """[N] the token at which the cumulative distribution passes the uniform number; never one of probability zero."""
+    cumulative_NV = probabilities_NV.cumsum(-1)
+    # Rounding leaves the last sum a little off 1: scale the number to it rather than fall off the end.
+    reach_N1 = uniform_N[:, None].to(cumulative_NV) * cumulative_NV[:, -1:]
+    return torch.searchsorted(cumulative_NV, reach_N1, right=True)[:, 0].clamp(max=probabilities_NV.shape[1] - 1)
+
+
+def _uniforms(seed: int, key: str, count: int) -> Tensor:
+    """[count] numbers in [0, 1) that depend on (seed, key) alone."""
+    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _cut(ids: list[int], stop_ids: tuple[int, ...], seconds: float) -> Completion:
+    for i, token in enumerate(ids):
+        if token in stop_ids:
+            return Completion(tuple(ids[: i + 1]), True, seconds)
+    return Completion(tuple(ids), False, seconds)

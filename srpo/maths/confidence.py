@@ -1,0 +1,54 @@
+"""The model's own confidence that one answer beats another: log-ratios in, p(revision ≻ draft) out.
+
+Both estimates are linear in log-ratios, so they may leave [0, 1]. They are returned as they are; clip them, or fit a
+link, before a Brier score or a calibration table.
+
+Axes: B prompts.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def preference_eq9(h_new_given_old: Tensor, h_old_given_old: Tensor, *, beta: float) -> Tensor:
+    """p(y' ≻ y | x) from the revision policy alone, Eq. 9 of arXiv 2406.01660.
+
+    Args:
+        h_new_given_old: [B] log π†(y'|y,x) − log π_ref(y'|y,x), nats, summed over answer tokens.
+        h_old_given_old: [B] the same for repeating the draft y.
+        beta: the β the model was trained with.
+
+    Returns:
+        [B] estimates; 0.5 means indifferent.
+
+    Example:
+        >>> import torch
+        >>> preference_eq9(torch.tensor([3.0]), torch.tensor([1.0]), beta=0.1)
+        tensor([0.7000])
+    """
+    return 0.5 + beta * (h_new_given_old - h_old_given_old)  # Eq. 9
+
+
+def preference_eq14(
+    h_new_given_old: Tensor, g_new: Tensor, h_old_given_new: Tensor, g_old: Tensor, *, beta: float
+) -> Tensor:
+    """p(y' ≻ y | x) from both policies, Eq. 14 of arXiv 2406.01660; antisymmetric in the two answers.
+
+    Args:
+        h_new_given_old: [B] log-ratio of y' as a revision of y, nats.
+        g_new: [B] log-ratio of y' as a draft.
+        h_old_given_new: [B] log-ratio of y as a revision of y'.
+        g_old: [B] log-ratio of y as a draft.
+        beta: the β the model was trained with.
+
+    Returns:
+        [B] estimates; 0.5 means indifferent.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(1)
+        >>> preference_eq14(2 * one, one, one, one, beta=0.2)
+        tensor([0.6000])
+    """
+    return 0.5 + beta / 2.0 * (h_new_given_old + g_new - h_old_given_new - g_old)  # Eq. 14

@@ -1,0 +1,155 @@
+"""The objectives: six log-probs under policy and reference in, a loss out. Pure functions, torch only.
+
+Equations are those of arXiv 2406.01660, exactly as printed; w is the chosen answer, l the rejected one.
+
+    g(a)   = log π(a|x)  − log π_ref(a|x)           a drafted after the prompt x
+    h(a|b) = log π†(a|b,x) − log π_ref(a|b,x)       a as a revision of the draft b
+
+One language model plays both roles by prompting, so both come from the same six sequences. α weights the improvement
+term: Section 4.2.3 of the camera-ready prints it the other way round, Equations 2 and 17 and the appendix as here.
+
+Axes: B pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class SixLogps(NamedTuple):
+    """Log-probs of the six answers of each pair: six [B] tensors in nats, summed over answer tokens, reached by name.
+
+    `w_given_l` is log π†(w | l, x): the chosen answer as a revision of the rejected one. Objectives that draft only
+    (DPO, IPO) need `w` and `l`; a caller that scored nothing else leaves the other four at nan, which no mean survives.
+
+    Example:
+        >>> import torch
+        >>> six = SixLogps(*torch.zeros(6, 4))
+        >>> six.w_given_l.shape
+        torch.Size([4])
+    """
+
+    w: Tensor
+    l: Tensor
+    w_given_w: Tensor
+    l_given_w: Tensor
+    w_given_l: Tensor
+    l_given_l: Tensor
+
+    def minus(self, other: SixLogps) -> SixLogps:
+        """Log-ratios policy − reference, field by field: g(w), g(l), h(w|w), h(l|w), h(w|l), h(l|l), each [B], nats."""
+        return SixLogps(*(ours - theirs for ours, theirs in zip(self, other, strict=True)))
+
+    def detach(self) -> SixLogps:
+        """The same numbers without their graph."""
+        return SixLogps(*(logps.detach() for logps in self))
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What an objective returns.
+
+    Attributes:
+        loss: scalar, mean over the batch; what is minimised.
+        generation: [B], each pair's share from drafting (Eq. 16; all of DPO's and IPO's loss).
+        improvement: [B], each pair's share from revising (Eq. 15; zero for DPO and IPO).
+    """
+
+    loss: Tensor
+    generation: Tensor
+    improvement: Tensor
+
+
+def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float) -> LossOutput:
+    """Self-improving robust preference optimisation, Eq. 15, 16 and 17 as printed.
+
+    Args:
+        policy: six log-probs under the model in training; gradients flow through all six.
+        reference: the same six under the frozen reference, in nats.
+        beta: weight of the divergence from the reference, > 0.
+        alpha: weight of the improvement term, in [0, 1]. The minimiser is unique only strictly between: at 0 the
+            drafting policy is not identified, at 1 an untied one is never trained.
+
+    Example:
+        >>> import torch
+        >>> zero = SixLogps(*torch.zeros(6, 2))
+        >>> srpo_loss(zero, zero, beta=0.1, alpha=0.5).loss
+        tensor(0.7500)
+    """
+    g_w, g_l, h_ww, h_lw, h_wl, h_ll = policy.minus(reference)
+    improvement_B = (0.5 - beta * (h_wl - h_ll)) ** 2 + (0.5 - beta * (h_ww - h_lw)) ** 2  # Eq. 15
+    generation_B = (beta * (h_wl + g_w - h_lw - g_l) - 1.0) ** 2  # Eq. 16
+    loss = ((1.0 - alpha) * generation_B + alpha * improvement_B).mean()  # Eq. 17
+    return LossOutput(loss, generation_B, improvement_B)
+
+
+def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
+    """Direct preference optimisation (arXiv 2305.18290, Eq. 7) on the same inputs; `alpha` has no part in it.
+
+    Example:
+        >>> import torch
+        >>> zero = SixLogps(*torch.zeros(6, 2))
+        >>> dpo_loss(zero, zero, beta=0.1).loss
+        tensor(0.6931)
+    """
+    g_w, g_l, *_ = policy.minus(reference)
+    loss_B = -F.logsigmoid(beta * (g_w - g_l))
+    return LossOutput(loss_B.mean(), loss_B, torch.zeros_like(loss_B))
+
+
+def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
+    """Identity preference optimisation (arXiv 2310.12036, Eq. 17 with τ = β) on the same inputs; no `alpha` in it.
+
+    Example:
+        >>> import torch
+        >>> zero = SixLogps(*torch.zeros(6, 2))
+        >>> ipo_loss(zero, zero, beta=0.5).loss
+        tensor(1.)
+    """
+    g_w, g_l, *_ = policy.minus(reference)
+    loss_B = (g_w - g_l - 1.0 / (2.0 * beta)) ** 2
+    return LossOutput(loss_B.mean(), loss_B, torch.zeros_like(loss_B))
+
+
+def length_averaged(six: SixLogps, tokens_w: Tensor, tokens_l: Tensor) -> SixLogps:
+    """Mean log-prob per answer token instead of the sum, the paper's UltraFeedback setting.
+
+    Args:
+        six: summed log-probs, [B] each.
+        tokens_w: [B] answer tokens of the chosen answer, terminator included, ≥ 1.
+        tokens_l: [B] answer tokens of the rejected answer.
+    """
+    return SixLogps(
+        six.w / tokens_w,
+        six.l / tokens_l,
+        six.w_given_w / tokens_w,
+        six.l_given_w / tokens_l,
+        six.w_given_l / tokens_w,
+        six.l_given_l / tokens_l,
+    )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and the sequences it needs scored; the rest of `SixLogps` may be nan.
+
+    Attributes:
+        loss: `(policy, reference, *, beta, alpha) -> LossOutput`.
+        drafts_only: True when `w` and `l` are all it reads.
+    """
+
+    loss: Callable[..., LossOutput]
+    drafts_only: bool
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "srpo": Objective(srpo_loss, drafts_only=False),
+    "dpo": Objective(dpo_loss, drafts_only=True),
+    "ipo": Objective(ipo_loss, drafts_only=True),
+}

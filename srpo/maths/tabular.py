@@ -1,0 +1,280 @@
+"""Preference games small enough to solve exactly: closed forms, policies as tables, and fits of any objective to them.
+
+There is no prompt and there are A answers ("actions"). What is fitted is always `srpo.maths.objective.OBJECTIVES`: the
+loss a language model is trained with, here on tables of logits, in float64.
+
+Every [A, A] table is indexed [answer, other]: P[i, j] = p(y_i ≻ y_j), π†[i, j] = π†(y_i | y_j), and a weight W[w, l]
+belongs to the pair "y_w chosen, y_l rejected". Equations are those of arXiv 2406.01660.
+
+Axes: A actions, C = A·A ordered pairs, T optimiser steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srpo.errors import ConfigError, NonFiniteError
+from srpo.maths.objective import Objective, SixLogps
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Both policies as softmax logits.
+
+    Attributes:
+        draft_A: [A] logits of π.
+        revision_AA: [A, A] logits of π†; column j is the distribution of revisions of y_j.
+    """
+
+    draft_A: Tensor
+    revision_AA: Tensor
+
+    @classmethod
+    def of(cls, pi_A: Tensor, pi_dagger_AA: Tensor) -> Tables:
+        """Tables that hold these probabilities, all > 0."""
+        return cls(pi_A.double().log(), pi_dagger_AA.double().log())
+
+    @classmethod
+    def tied(cls, pi_A: Tensor) -> Tables:
+        """A revision policy that ignores what it revises: π†(·|y) = π for every y, as a reference is."""
+        return cls.of(pi_A, pi_A[:, None].expand(-1, len(pi_A)))
+
+    @classmethod
+    def random(cls, actions: int, *, seed: int) -> Tables:
+        """Logits from N(0, 1)."""
+        source = torch.Generator().manual_seed(seed)
+        draft_A = torch.randn(actions, generator=source, dtype=torch.float64)
+        return cls(draft_A, torch.randn(actions, actions, generator=source, dtype=torch.float64))
+
+    def trainable(self) -> Tables:
+        """A copy whose two tensors are leaves that require gradients."""
+        return Tables(*(logits.detach().clone().requires_grad_() for logits in (self.draft_A, self.revision_AA)))
+
+    def policies(self) -> tuple[Tensor, Tensor]:
+        """π [A] and π† [A, A] as probabilities, without a graph."""
+        return self.draft_A.detach().softmax(0), self.revision_AA.detach().softmax(0)
+
+    def six(self) -> SixLogps:
+        """Log-probs of every ordered pair, six [C] tensors in nats; cell w·A + l is "y_w chosen, y_l rejected"."""
+        actions = len(self.draft_A)
+        w, l = torch.cartesian_prod(torch.arange(actions), torch.arange(actions)).unbind(1)
+        draft_A, revision_AA = self.draft_A.log_softmax(0), self.revision_AA.log_softmax(0)
+        return SixLogps(
+            w=draft_A[w],
+            l=draft_A[l],
+            w_given_w=revision_AA[w, w],
+            l_given_w=revision_AA[l, w],
+            w_given_l=revision_AA[w, l],
+            l_given_l=revision_AA[l, l],
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where a minimisation ended.
+
+    Attributes:
+        pi_A: [A] π.
+        pi_dagger_AA: [A, A] π†; columns sum to 1.
+        loss: the weighted mean loss there.
+        gradient: largest absolute partial derivative there; how well it converged.
+    """
+
+    pi_A: Tensor
+    pi_dagger_AA: Tensor
+    loss: float
+    gradient: float
+
+
+def closed_form(P_AA: Tensor, reference_A: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The optimal π [A] and π† [A, A] of a game, whatever policy collected the data: Eq. 5 and 11.
+
+    Args:
+        P_AA: [A, A] preferences in [0, 1], P[i, j] + P[j, i] = 1.
+        reference_A: [A] π_ref > 0, sums to 1; drafts and revisions share it.
+        beta: weight of the divergence from the reference, > 0.
+
+    Raises:
+        ConfigError: an argument is none of that.
+
+    Example:
+        >>> import torch
+        >>> pi, _ = closed_form(torch.tensor([[0.5, 0.9], [0.1, 0.5]]), torch.tensor([0.5, 0.5]), 1.0)
+        >>> [round(p, 4) for p in pi.tolist()]
+        [0.5987, 0.4013]
+    """
+    P_AA, reference_A = _preferences(P_AA), _distribution("the reference", reference_A, like=P_AA)
+    _check_beta(beta)
+    scores_AA = reference_A.log()[:, None] + P_AA / beta
+    log_Z_A = scores_AA.logsumexp(0)
+    pi_dagger_AA = (scores_AA - log_Z_A).exp()  # Eq. 5
+    return (reference_A.log() - log_Z_A).softmax(0), pi_dagger_AA  # Eq. 11
+
+
+def ipo_closed_form(P_AA: Tensor, mu_A: Tensor, reference_A: Tensor, beta: float) -> Tensor:
+    """IPO's optimum [A], which does depend on μ: π(y) ∝ π_ref(y) exp(p(y ≻ μ)/β) (arXiv 2310.12036, Eq. 7, τ = β).
+
+    Args:
+        P_AA: [A, A] preferences.
+        mu_A: [A] the policy that collected the pairs, > 0.
+        reference_A: [A] π_ref, > 0.
+        beta: > 0.
+
+    Raises:
+        ConfigError: an argument is none of that.
+    """
+    P_AA, reference_A = _preferences(P_AA), _distribution("the reference", reference_A, like=P_AA)
+    _check_beta(beta)
+    against_mu_A = P_AA @ _distribution("mu", mu_A, like=P_AA)
+    return (reference_A.log() + against_mu_A / beta).softmax(0)
+
+
+def population_weights(P_AA: Tensor, mu_A: Tensor) -> Tensor:
+    """W [A, A]: the probability that a labelled pair of two draws from μ is "y_w chosen, y_l rejected"; sums to 1.
+
+    Raises:
+        ConfigError: P or μ is not what `closed_form` asks for.
+    """
+    P_AA = _preferences(P_AA)
+    mu_A = _distribution("mu", mu_A, like=P_AA)
+    return 2.0 * mu_A[:, None] * mu_A[None, :] * P_AA
+
+
+def sampled_weights(P_AA: Tensor, mu_A: Tensor, *, pairs: int, seed: int) -> Tensor:
+    """W [A, A] of that many sampled pairs: two independent draws from μ, one label from P; counts divided by `pairs`.
+
+    Raises:
+        ConfigError: P or μ is not what `closed_form` asks for, or there is no pair.
+    """
+    P_AA = _preferences(P_AA)
+    mu_A = _distribution("mu", mu_A, like=P_AA)
+    if pairs < 1:
+        raise ConfigError(f"{pairs} pairs", where="pairs", expected="at least 1")
+    source = torch.Generator().manual_seed(seed)
+    one, two = torch.multinomial(mu_A, 2 * pairs, replacement=True, generator=source).view(2, pairs)
+    one_wins = torch.rand(pairs, generator=source, dtype=torch.float64) < P_AA[one, two]
+    w, l = torch.where(one_wins, one, two), torch.where(one_wins, two, one)
+    counts = torch.bincount(w * len(mu_A) + l, minlength=P_AA.numel())
+    return counts.view_as(P_AA).double() / pairs
+
+
+def table_loss(
+    objective: Objective, tables: Tables, weights_AA: Tensor, reference_A: Tensor, *, beta: float, alpha: float
+) -> Tensor:
+    """The objective's own loss, averaged over pairs with these weights; a scalar with a graph.
+
+    Args:
+        objective: an entry of `OBJECTIVES`.
+        tables: the two policies.
+        weights_AA: [A, A] W[w, l] ≥ 0, summing to 1.
+        reference_A: [A] π_ref, > 0, for drafts and revisions.
+        beta: > 0.
+        alpha: weight of the improvement term, in [0, 1].
+    """
+
+    # Each cell is a batch of one pair, so mean and Eq. 17 are the objective's. Weighing its per-pair parts instead
+    # would mean writing Eq. 17 a second time, here.
+    def cell(policy: SixLogps, reference: SixLogps) -> Tensor:
+        loss: Tensor = objective.loss(policy, reference, beta=beta, alpha=alpha).loss
+        return loss
+
+    ours, theirs = (SixLogps(*(logps[:, None] for logps in t.six())) for t in (tables, Tables.tied(reference_A)))
+    loss_C: Tensor = torch.func.vmap(cell)(ours, theirs)
+    return (weights_AA.flatten() * loss_C).sum()
+
+
+def minimise(
+    objective: Objective, start: Tables, weights_AA: Tensor, reference_A: Tensor, *, beta: float, alpha: float
+) -> Fit:
+    """Minimises `table_loss` to convergence from `start`, by L-BFGS.
+
+    Raises:
+        NonFiniteError: the loss or a gradient became nan or infinite.
+    """
+    tables = start.trainable()
+    logits = [tables.draft_A, tables.revision_AA]
+    search = torch.optim.LBFGS(
+        logits,
+        max_iter=2000,
+        max_eval=4000,
+        history_size=20,
+        tolerance_grad=1e-11,
+        tolerance_change=1e-16,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        loss = table_loss(objective, tables, weights_AA, reference_A, beta=beta, alpha=alpha)
+        loss.backward()
+        return loss
+
+    search.step(closure)
+    loss = float(closure().detach())
+    gradient = max(float(table.grad.abs().max()) for table in logits if table.grad is not None)
+    if not (math.isfinite(loss) and math.isfinite(gradient)):
+        raise NonFiniteError(f"loss {loss}, gradient {gradient}", where="fitting tables", expected="finite numbers")
+    return Fit(*tables.policies(), loss, gradient)
+
+
+def trajectory(
+    objective: Objective,
+    start: Tables,
+    weights_AA: Tensor,
+    reference_A: Tensor,
+    *,
+    beta: float,
+    alpha: float,
+    steps: int,
+    learning_rate: float,
+) -> Tensor:
+    """π after every step of Adam on `table_loss`: [steps + 1, A], the start first.
+
+    Args:
+        steps: optimiser steps, ≥ 1.
+        learning_rate: Adam's, > 0.
+
+    Raises:
+        ConfigError: no step is asked for.
+        NonFiniteError: a probability became nan.
+    """
+    if steps < 1:
+        raise ConfigError(f"{steps} steps", where="steps", expected="at least 1")
+    tables = start.trainable()
+    adam = torch.optim.Adam([tables.draft_A, tables.revision_AA], lr=learning_rate)
+    path = [tables.policies()[0]]
+    for step in range(1, steps + 1):
+        adam.zero_grad()
+        table_loss(objective, tables, weights_AA, reference_A, beta=beta, alpha=alpha).backward()
+        adam.step()
+        path.append(tables.policies()[0])
+        if not path[-1].isfinite().all():
+            raise NonFiniteError("a probability is nan", where=f"step {step}", fix="lower the learning rate")
+    return torch.stack(path)
+
+
+def _preferences(P_AA: Tensor) -> Tensor:
+    P_AA = torch.as_tensor(P_AA, dtype=torch.float64)
+    if P_AA.ndim != 2 or P_AA.shape[0] != P_AA.shape[1] or not len(P_AA):
+        raise ConfigError(f"preferences of shape {tuple(P_AA.shape)}", where="P", expected="a square table")
+    # 1e-6 lets in tables that were typed or stored in float32.
+    if not ((P_AA >= 0).all() and ((P_AA + P_AA.T - 1).abs() < 1e-6).all()):
+        raise ConfigError("not preferences", where="P", expected="P[i][j] ≥ 0 and P[i][j] + P[j][i] = 1")
+    return P_AA
+
+
+def _distribution(name: str, p_A: Tensor, *, like: Tensor) -> Tensor:
+    p_A = torch.as_tensor(p_A, dtype=torch.float64)
+    if p_A.shape != like.shape[:1] or not ((p_A > 0).all() and abs(float(p_A.sum()) - 1) < 1e-6):
+        expected = f"{len(like)} probabilities > 0 that sum to 1"
+        raise ConfigError(f"{p_A.tolist()} is not a full-support distribution", where=name, expected=expected)
+    return p_A
+
+
+def _check_beta(beta: float) -> None:
+    if not 0 < beta < math.inf:
+        raise ConfigError(f"{beta} is not a temperature", where="beta", expected="a number > 0")

@@ -1,0 +1,132 @@
+"""Attention in which every token follows its own path to the root of its tree.
+
+Path attention is an ordinary scaled-dot-product attention per group of chains (see forest.py): the chains' tokens are
+the queries, the paths from the root to them the keys. No S×S mask exists, every layer keeps its own sliding window, and
+the cost of many pairs adds up instead of multiplying. Nothing of the model is patched: it is handed ids, positions and
+a plan, through the attention interface it already has.
+
+Axes: S packed tokens, C chains in a group, Q queries, K keys, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from srpo.errors import BackendError
+from srpo.model.forest import Forest
+
+NAME = "srpo_path"
+
+
+def path_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    srpo_forest: Forest | None = None,
+    **unserved: Any,
+) -> tuple[Tensor, None]:
+    """Attention over a forest, for transformers' attention interface.
+
+    Args:
+        query: [1, H, S, D]; key and value [1, H', S, D] with H a multiple of H'.
+        sliding_window: the layer's own window in tokens, None for full attention.
+        srpo_forest: the plan; the model's forward passes it through.
+
+    Returns:
+        [1, S, H, D] and no weights.
+
+    Raises:
+        BackendError: the layer asks for something a path cannot serve exactly.
+    """
+    _refuse(module, sliding_window, srpo_forest, unserved)
+    # squeeze, not [0]: the gradient of an index is a tensor of zeros to write it into, layer for layer
+    query_HSD, key_HSD, value_HSD = (t.squeeze(0) for t in (query, key, value))
+    outputs = []
+    for group in srpo_forest.groups:
+        query_CHQD = query_HSD[:, group.queries_CQ].transpose(0, 1)
+        key_CHKD = key_HSD[:, group.keys_CK].transpose(0, 1)
+        value_CHKD = value_HSD[:, group.keys_CK].transpose(0, 1)
+        window = sliding_window if sliding_window and sliding_window < group.keys_CK.shape[1] else None
+        causal = group.causal and window is None
+        if (repeats := query.shape[1] // key.shape[1]) > 1:
+            key_CHKD, value_CHKD = (t.repeat_interleave(repeats, 1) for t in (key_CHKD, value_CHKD))
+        out_CHQD = F.scaled_dot_product_attention(
+            query_CHQD,
+            key_CHKD,
+            value_CHKD,
+            attn_mask=None if causal else group.mask(window),
+            is_causal=causal,
+            dropout_p=dropout,
+            scale=scaling,
+        )
+        outputs.append(out_CHQD.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[srpo_forest.place_S][None], None
+
+
+def _refuse(module: nn.Module, window: int | None, forest: Forest | None, unserved: dict[str, Any]) -> None:
+    if forest is None:
+        raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
+    for name in ("softcap", "s_aux", "position_bias"):
+        if unserved.get(name) is not None:
+            raise BackendError(f"attention with {name} has no exact path form", where=type(module).__name__)
+    kinds = getattr(module.config, "layer_types", None)
+    if kinds and kinds[module.layer_idx] == "sliding_attention" and window is None:
+        raise BackendError("the layer does not name its window", where=f"layer {module.layer_idx}")
+
+
+AttentionInterface.register(NAME, path_attention)
+
+_SERVED_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def why_not_path(model: nn.Module) -> str:
+    """Why this model's attention cannot follow paths, as far as its configuration tells; empty when nothing speaks
+    against it. The self-check on the first batch decides."""
+    causal_lm = core(model)
+    config = causal_lm.config.get_text_config()
+    if not getattr(causal_lm, "_supports_attention_backend", False):
+        return "it has no exchangeable attention"
+    if getattr(causal_lm, "_is_stateful", False) or config.is_encoder_decoder:
+        return "it is not a causal transformer without state"
+    other = set(getattr(config, "layer_types", None) or ()) - _SERVED_LAYERS
+    if other:
+        return "it has layers of kind " + ", ".join(sorted(other))
+    for name in ("attn_logit_softcapping", "attention_chunk_size"):
+        if getattr(config, name, None):
+            return f"its attention uses {name}"
+    return ""
+
+
+@contextmanager
+def following_paths(model: nn.Module) -> Iterator[None]:
+    """The model attends over forests inside, and as before outside.
+
+    Activation checkpointing runs the layers again during the backward pass, so that pass belongs inside, too.
+    """
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "to_dict")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+def core(model: nn.Module) -> Any:
+    """The transformers model inside wrappers (DDP, an adapter)."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

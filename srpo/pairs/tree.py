@@ -1,0 +1,197 @@
+"""Flat token sequences that share prefixes, merged into one tree.
+
+A pair gives six sequences (context, answer). Wherever two of them begin alike their tokens are stored, and later
+computed, once. Merging can never change what is computed, only how often; `unpack(pack(six)) == six` is a test.
+
+Nodes are laid out depth-first, so two integers per token say everything:
+
+    token q sees token k   exactly when   k ≤ q < subtree_end[k]
+    its position id        is             depth[q]
+
+and an answer token is scored at its *parent* node. (In a flat row the parent is the token before; in a tree siblings
+share one, so the usual shift by one is wrong.)
+
+The layout cuts the tree into chains: maximal runs in which every token is its predecessor's first child. A tree of six
+sequences has at most six chains, and a token's ancestors are a few contiguous slices of them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+
+class TokenPair(NamedTuple):
+    """One flat sequence: the ids that are given and the ids that are scored."""
+
+    context: Sequence[int]
+    answer: Sequence[int]
+
+
+class Chain(NamedTuple):
+    """A contiguous run of nodes, each the parent of the next.
+
+    Attributes:
+        start: first node.
+        stop: one past the last node.
+        attach: parent node of `start`, −1 for a root.
+        depth: depth of `start`, which is `attach`'s plus one.
+    """
+
+    start: int
+    stop: int
+    attach: int
+    depth: int
+
+
+class Answer(NamedTuple):
+    """Where one sequence's scored tokens stand.
+
+    Attributes:
+        leaf: node of the sequence's last token, −1 for an empty sequence.
+        context: tokens of the sequence that are given rather than scored.
+    """
+
+    leaf: int
+    context: int
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """Sequences that share prefixes, depth-first.
+
+    Attributes:
+        ids: token id of each node.
+        chains: the runs the nodes fall into, in node order.
+        answers: one entry per packed sequence, in the order given.
+
+    Example:
+        >>> tree = PrefixTree.pack([([1, 2], [3]), ([1, 2], [4]), ([1, 2, 3, 9], [4])])
+        >>> tree.ids, tree.depth, tree.subtree_end
+        ((1, 2, 3, 9, 4, 4), (0, 1, 2, 3, 4, 2), (6, 6, 5, 5, 5, 6))
+        >>> tree.unpack()[2]
+        TokenPair(context=[1, 2, 3, 9], answer=[4])
+    """
+
+    ids: tuple[int, ...]
+    chains: tuple[Chain, ...]
+    answers: tuple[Answer, ...]
+
+    @classmethod
+    def pack(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PrefixTree:
+        """Merges equal prefixes of (context ids, answer ids) sequences; six of them come in the order of `SixLogps`.
+
+        An empty context packs, but its first answer token has no parent to be scored at: scoring refuses it.
+        """
+        flat = [[*context, *answer] for context, answer in sequences]
+        ids, chains, path_ends = _merge(flat)
+        answers = tuple(Answer(leaf, len(context)) for leaf, (context, _) in zip(path_ends, sequences, strict=True))
+        return cls(tuple(ids), tuple(chains), answers)
+
+    def unpack(self) -> list[TokenPair]:
+        """The sequences as they were given, in their order."""
+        flat = [[self.ids[node] for node in self.path(answer.leaf)] for answer in self.answers]
+        return [
+            TokenPair(row[: answer.context], row[answer.context :])
+            for row, answer in zip(flat, self.answers, strict=True)
+        ]
+
+    def slices(self, node: int) -> list[tuple[int, int]]:
+        """The nodes from the root to `node` (included) as contiguous (start, stop) slices, root first; [] for −1."""
+        found: list[tuple[int, int]] = []
+        while node >= 0:
+            chain = self.chains[self._chain_of(node)]
+            found.append((chain.start, node + 1))
+            node = chain.attach
+        return found[::-1]
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the root to `node`, both included; [] for −1."""
+        return [k for start, stop in self.slices(node) for k in range(start, stop)]
+
+    @cached_property
+    def depth(self) -> tuple[int, ...]:
+        """Tokens before each node on its path: its position id."""
+        return tuple(chain.depth + i for chain in self.chains for i in range(chain.stop - chain.start))
+
+    @cached_property
+    def subtree_end(self) -> tuple[int, ...]:
+        """One past the last descendant of each node."""
+        ends = [0] * len(self.ids)
+        open_nodes: list[int] = []
+        for node, depth in enumerate(self.depth):
+            while len(open_nodes) > depth:
+                ends[open_nodes.pop()] = node
+            open_nodes.append(node)
+        for node in open_nodes:
+            ends[node] = len(self.ids)
+        return tuple(ends)
+
+    @property
+    def flat_tokens(self) -> int:
+        """Tokens the sequences would take unshared."""
+        return sum(self._depth_of(answer.leaf) + 1 for answer in self.answers)
+
+    def _chain_of(self, node: int) -> int:
+        return bisect_right(self.chains, node, key=lambda chain: chain.start) - 1
+
+    def _depth_of(self, node: int) -> int:
+        if node < 0:
+            return -1
+        chain = self.chains[self._chain_of(node)]
+        return chain.depth + node - chain.start
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix, by bisection on slices (a compare in C rather than a loop here)."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _merge(flat: list[list[int]]) -> tuple[list[int], list[Chain], list[int]]:
+    """Depth-first ids, chains and each sequence's leaf node (−1 for an empty sequence).
+
+    In sorted order every subtree is a contiguous run of sequences, and each sequence shares its longest prefix with
+    the one before it, so one walk over the sorted sequences is a depth-first walk of the tree. Sorting puts a prefix
+    before its extensions and the branches of a node in order of token id.
+    """
+    order = sorted(range(len(flat)), key=lambda i: flat[i])
+    ids: list[int] = []
+    chains: list[Chain] = []
+    leaves = [-1] * len(flat)
+    path: list[tuple[int, int]] = []  # the current path as (first node, depth of it) per chain
+    before: list[int] = []
+    for i in order:
+        row = flat[i]
+        shared = _common_prefix(before, row)
+        while path and path[-1][1] >= shared:
+            path.pop()
+        attach = path[-1][0] + shared - 1 - path[-1][1] if path else -1
+        if shared < len(row):
+            extends = attach == len(ids) - 1 and path
+            if extends:
+                start, stop, parent, depth = chains[-1]
+                chains[-1] = Chain(start, stop + len(row) - shared, parent, depth)
+            else:
+                path.append((len(ids), shared))
+                chains.append(Chain(len(ids), len(ids) + len(row) - shared, attach, shared))
+            ids.extend(row[shared:])
+            leaves[i] = len(ids) - 1
+        else:
+            leaves[i] = attach
+        before = row
+    return ids, chains, leaves

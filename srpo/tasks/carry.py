@@ -1,0 +1,226 @@
+"""The carry task: a sum of two numbers, its answer written most significant digit first.
+
+A draft must commit to a digit before it has worked out the carries to the right of it; a revision can read them off its
+draft. So one pass is hard, revising is natural, and the judge is exact.
+
+    in distribution        operands uniform
+    out of distribution    long carry chains: a_i + b_i = 9 in 70 % of the columns
+
+The base model is trained from scratch, in both roles, on answers that forget or invent each carry with probability
+0.25: it knows the task and makes mistakes. Its revisions copy the draft or answer afresh, half of the time each, so it
+has seen the format of revising and learnt nothing about improving. Preference pairs are two of its own samples, ordered
+by the number of right digits.
+
+Axes: N sums, D digits of an operand, A = D + 1 digits of an answer, L tokens of a row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srpo.errors import ConfigError
+from srpo.pairs.render import RevisionTemplate
+
+TEMPLATE = RevisionTemplate("carry", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}?")
+SPLITS = ("in", "out")
+ALPHABET = "0123456789+=?"
+NINES = 0.7  # share of columns that pass a carry on, out of distribution
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The base model and its training.
+
+    Attributes:
+        digits: digits of each operand.
+        hidden, layers, heads: shape of the Llama.
+        steps, batch, learning_rate: its training, in optimiser steps and sums per step.
+        mistakes: probability that a digit of a training answer forgets or invents its carry.
+        seed: seeds weights and data.
+    """
+
+    digits: int = 5
+    hidden: int = 96
+    layers: int = 3
+    heads: int = 3
+    steps: int = 1000
+    batch: int = 256
+    learning_rate: float = 2e-3
+    mistakes: float = 0.25
+    seed: int = 0
+
+
+# ---------------------------------------------------------------------- sums
+
+
+def operands(n: int, digits: int, split: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two [N, D] tensors of digits.
+
+    Raises:
+        ConfigError: `split` is neither "in" nor "out".
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"no split {split!r}", expected="in or out")
+    a_ND, b_ND = (torch.randint(10, (n, digits), generator=generator) for _ in "ab")
+    if split == "out":
+        passes_on_ND = torch.rand(n, digits, generator=generator) < NINES
+        b_ND = torch.where(passes_on_ND, 9 - a_ND, b_ND)
+        starts_N = torch.rand(n, generator=generator) < NINES  # the last column is where a chain begins
+        for operand_ND in (a_ND, b_ND):
+            high_N = torch.randint(5, 10, (n,), generator=generator)
+            operand_ND[:, -1] = torch.where(starts_N, high_N, operand_ND[:, -1])
+    return a_ND, b_ND
+
+
+def answers(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """[N, A] digits of the sums."""
+    answer_NA = torch.zeros(len(a_ND), a_ND.shape[1] + 1, dtype=torch.long)
+    carry_N = torch.zeros(len(a_ND), dtype=torch.long)
+    for column in range(a_ND.shape[1] - 1, -1, -1):
+        total_N = a_ND[:, column] + b_ND[:, column] + carry_N
+        answer_NA[:, column + 1] = total_N % 10
+        carry_N = total_N // 10
+    answer_NA[:, 0] = carry_N
+    return answer_NA
+
+
+def with_mistakes(answer_NA: Tensor, a_ND: Tensor, b_ND: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """[N, A] the answers with each digit but the last flipped between "carry came in" and "none came in"."""
+    no_carry_NA = F.pad((a_ND + b_ND) % 10, (1, 0))
+    carry_in_NA = (answer_NA - no_carry_NA) % 10
+    wrong_NA = torch.rand(answer_NA.shape, generator=generator) < rate
+    wrong_NA[:, -1] = False
+    return torch.where(wrong_NA, (no_carry_NA + 1 - carry_in_NA) % 10, answer_NA)
+
+
+def sums(n: int, split: str, *, digits: int = 5, seed: int = 0) -> list[dict[str, str]]:
+    """Rows of `prompt` and `gold`, the same for the same seed.
+
+    Example:
+        >>> sums(1, "in", digits=3, seed=1)[0]["prompt"][3]
+        '+'
+    """
+    a_ND, b_ND = operands(n, digits, split, torch.Generator().manual_seed(seed))
+    golds = answers(a_ND, b_ND).tolist()
+    text = ["".join(map(str, row)) for row in torch.cat([a_ND, b_ND], 1).tolist()]
+    return [
+        {"prompt": f"{both[:digits]}+{both[digits:]}=", "gold": "".join(map(str, gold))}
+        for both, gold in zip(text, golds, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------------- the base model
+
+
+def carry_tokenizer() -> Any:
+    """A tokenizer with one token per character of a sum."""
+    from tokenizers import Tokenizer, decoders, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {character: i for i, character in enumerate(ALPHABET)}
+    vocab |= {token: len(vocab) + i for i, token in enumerate(("<pad>", "<bos>", "<eos>"))}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.decoder = decoders.Fuse()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocab["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def untrained_base(config: BaseConfig) -> Any:
+    """A Llama of the configured shape with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = carry_tokenizer()
+    torch.manual_seed(config.seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden,
+            intermediate_size=3 * config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=64,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def train_base(config: BaseConfig) -> Iterator[tuple[int, float, Any]]:
+    """Trains the base from scratch; yields (step, loss, model) after each step, so that the caller can show it."""
+    model = untrained_base(config)
+    generator = torch.Generator().manual_seed(config.seed)
+    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
+    for step in range(config.steps):
+        ids_NL, labels_NL = _both_roles(config, generator)
+        logits = model(input_ids=ids_NL, use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), labels_NL.flatten(), ignore_index=-100)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        yield step + 1, loss.item(), model
+
+
+def _both_roles(config: BaseConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows `<bos>a+b=draft?revision` and what each token is to predict.
+
+    The last digit of the draft predicts the end of the draft although a revision mark follows it, so that one row
+    teaches both roles.
+    """
+    tokenizer = carry_tokenizer()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    plus, equals, revise = tokenizer.convert_tokens_to_ids(["+", "=", "?"])
+    n = config.batch
+    a_ND, b_ND = operands(n, config.digits, "in", generator)
+    gold_NA = answers(a_ND, b_ND)
+    draft_NA, fresh_NA = (with_mistakes(gold_NA, a_ND, b_ND, config.mistakes, generator) for _ in range(2))
+    copies_N1 = torch.rand(n, 1, generator=generator) < 0.5
+    revision_NA = torch.where(copies_N1, draft_NA, fresh_NA)
+    column = [torch.full((n, 1), token) for token in (bos, plus, equals, revise, eos)]
+    prompt_NL = torch.cat([column[0], a_ND, column[1], b_ND, column[2]], 1)
+    ids_NL = torch.cat([prompt_NL, draft_NA, column[3], revision_NA], 1)
+    unscored_NL = torch.full((n, prompt_NL.shape[1] - 1), -100)
+    labels_NL = torch.cat([unscored_NL, draft_NA, column[4], revision_NA, column[4]], 1)
+    return ids_NL, labels_NL
+
+
+# ---------------------------------------------------------------------- pairs
+
+
+def right_digits(answer: str, gold: str) -> float:
+    """Share of positions that are right; a position missing or left over is wrong.
+
+    Example:
+        >>> right_digits("0801", "0811")
+        0.75
+    """
+    return sum(ours == theirs for ours, theirs in zip(answer, gold, strict=False)) / max(len(answer), len(gold))
+
+
+def label(rows: list[dict[str, str]], first: list[str], second: list[str]) -> list[dict[str, str]]:
+    """Ordinary preference rows from two answers to each sum; those with as many right digits are dropped."""
+    pairs = []
+    for row, one, other in zip(rows, first, second, strict=True):
+        score, rival = right_digits(one, row["gold"]), right_digits(other, row["gold"])
+        if score != rival and one and other:
+            chosen, rejected = (one, other) if score > rival else (other, one)
+            pairs.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "gold": row["gold"]})
+    return pairs
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object per line."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

@@ -1,0 +1,43 @@
+"""Stages of a longer run: each in a folder of its own, done once, reused as long as its settings are the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STAGE_FILE = "stage.json"
+
+
+def run_stage(folder: Path, settings: dict[str, Any], work: Callable[[Path], None]) -> float:
+    """Does the work in an empty folder, unless it has been done there with these settings.
+
+    The folder is marked as done last, so a stage that was interrupted is done again.
+
+    Args:
+        settings: everything the result depends on; JSON values.
+        work: given the folder, leaves its files there.
+
+    Returns:
+        Wall seconds the work took; 0.0 when it was there already.
+    """
+    if is_done(folder, settings):
+        return 0.0
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    began = time.perf_counter()
+    work(folder)
+    seconds = time.perf_counter() - began
+    (folder / STAGE_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
+    return seconds
+
+
+def is_done(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether `run_stage` would find its work done."""
+    try:
+        return json.loads((folder / STAGE_FILE).read_text("utf-8")) == json.loads(json.dumps(settings))
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,152 @@
+"""`SRPOConfig`: transformers' TrainingArguments plus what the method adds.
+
+Names and defaults shared with TRL's DPOConfig are TRL's. Those that differ, and why:
+
+    beta 0.01               arXiv 2406.01660, appendix: TL;DR, SRPO (TRL: 0.1, DPO's)
+    learning_rate 2e-6      the same table (TRL: 1e-6)
+    alpha 0.8               Section 5 recommends about 0.8
+    bf16                    off unless the device has it; TRL's default ends a CPU run
+    gradient_checkpointing  off: the paper trains without, and the packed step needs less memory to begin with
+    max_length              the model's own context; 1024 would turn away rows the model can take
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from srpo.errors import ConfigError, did_you_mean
+from srpo.maths.objective import OBJECTIVES
+from srpo.model.forward import BACKENDS
+
+REDUCTIONS = ("sum", "mean")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # arXiv 2406.01660, appendix, "TL;DR → XSum": LLaMA-7B, LoRA r=16 alpha=32
+    "paper-tldr": {
+        "beta": 0.01,
+        "alpha": 0.8,
+        "learning_rate": 2e-6,
+        "num_train_epochs": 5,
+        "warmup_steps": 150,
+        "weight_decay": 0.1,
+        "lr_scheduler_type": "constant_with_warmup",
+    },
+    # arXiv 2406.01660, appendix, "UltraFeedback → Arena-Hard": Llama-3.1-8B; α is not stated there
+    "paper-ultrafeedback": {
+        "beta": 1.3,
+        "alpha": 0.8,
+        "logps_reduction": "mean",
+        "learning_rate": 1.25e-6,
+        "num_train_epochs": 1,
+        "warmup_steps": 128,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": 1.25e-7},
+    },
+}
+
+
+@dataclass
+class SRPOConfig(TrainingArguments):
+    """Settings of `SRPOTrainer`; every field of `transformers.TrainingArguments` and these.
+
+    Raises:
+        ConfigError: a value that cannot be trained with; found before any weight is read.
+
+    Example:
+        >>> SRPOConfig(output_dir="out", beta=0.1, report_to="none").alpha
+        0.8
+    """
+
+    learning_rate: float = field(default=2e-6, metadata={"help": "Peak learning rate (arXiv 2406.01660, TL;DR)."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every this many optimiser steps."})
+    objective: str = field(default="srpo", metadata={"help": "srpo, or dpo or ipo on the same inputs."})
+    beta: float = field(
+        default=0.01, metadata={"help": "Weight of the divergence from the reference, > 0 (arXiv 2406.01660, TL;DR)."}
+    )
+    alpha: float = field(
+        default=0.8, metadata={"help": "Weight of the improvement term, strictly between 0 and 1 (arXiv 2406.01660)."}
+    )
+    allow_unidentified: bool = field(
+        default=False, metadata={"help": "Allow alpha 0 or 1, where the optimum is not identified, for an ablation."}
+    )
+    logps_reduction: str = field(
+        default="sum",
+        metadata={"help": "sum of an answer's log-probs, or mean over its tokens (UltraFeedback)."},
+    )
+    revision_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a draft is shown: a preset, a JSON file; unset: the one saved with the model, or fitting."
+        },
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Longest of the six sequences, tokens; unset is the model's own context."}
+    )
+    bad_rows: str = field(default="error", metadata={"help": "error, or skip: leave unusable rows out and count them."})
+    backend: str = field(default="auto", metadata={"help": "auto, path or flat: how the six log-probs are computed."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options for loading the model when it is given by name."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Mixed precision in bfloat16; unset means where the device has it."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Has no effect: the trainer's rows are token trees, which have no columns."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.bf16 is None:
+            self.bf16 = not (self.use_cpu or self.fp16) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        super().__post_init__()
+
+    @classmethod
+    def preset(cls, name: str, **settings: Any) -> SRPOConfig:
+        """A published configuration, with whatever is set beside it winning.
+
+        Raises:
+            ConfigError: there is no preset of that name.
+        """
+        if name not in PRESETS:
+            expected = "one of " + ", ".join(PRESETS)
+            raise ConfigError(f"{name!r}", where="preset", expected=expected, fix=did_you_mean(name, PRESETS))
+        return cls(**{**PRESETS[name], **settings})
+
+    def _check(self) -> None:
+        for name, known in (
+            ("objective", tuple(OBJECTIVES)),
+            ("backend", BACKENDS),
+            ("logps_reduction", REDUCTIONS),
+            ("bad_rows", ("error", "skip")),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(
+                    f"{value!r}", where=name, expected="one of " + ", ".join(known), fix=did_you_mean(str(value), known)
+                )
+        if not (_is_number(self.beta) and math.isfinite(self.beta) and self.beta > 0):
+            raise ConfigError(f"{self.beta}", where="beta", expected="a number above 0")
+        if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):
+            raise ConfigError(f"{self.alpha}", where="alpha", expected="a number strictly between 0 and 1")
+        if self.alpha in (0, 1) and self.objective == "srpo" and not self.allow_unidentified:
+            why = (
+                "the drafting policy is then not identified: other solutions reach the same loss"
+                if self.alpha == 0
+                else "Eq. 16, the only term that trains drafting, is then switched off"
+            )
+            fix = "choose a value between, or set allow_unidentified for an ablation"
+            raise ConfigError(f"{self.alpha:g}; {why}", where="alpha", expected="strictly between 0 and 1", fix=fix)
+        if self.max_length is not None and self.max_length < 2:
+            raise ConfigError(f"{self.max_length}", where="max_length", expected="at least 2 tokens")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)

@@ -1,0 +1,199 @@
+"""Settings from YAML and flags → a training run. What `srpo train` calls, and anybody with a settings file may."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from srpo.errors import ConfigError, InputError, OutputError, UsageError, did_you_mean
+from srpo.train.config import PRESETS, SRPOConfig
+
+log = logging.getLogger("srpo")
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train and how to load it; names and defaults are TRL's."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or hub name of the model to train."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    dtype: str = field(default="float32", metadata={"help": "auto, float32, bfloat16 or float16."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention outside the packed step."})
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all weights."})
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA alpha."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "LoRA dropout."})
+    lora_target_modules: list[str] | None = field(default=None, metadata={"help": "Modules that get an adapter."})
+
+
+@dataclass
+class DataArguments:
+    """Which preference pairs; names are TRL's."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A JSONL file with prompt, chosen and rejected, or a name `datasets` can load."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a named data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of a named data set to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split of a named data set to evaluate on."})
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "A JSONL file to evaluate on."})
+
+
+@dataclass
+class RunArguments:
+    """The run itself."""
+
+    preset: str | None = field(default=None, metadata={"help": "A published configuration: " + ", ".join(PRESETS)})
+    resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
+
+
+GROUPS = (SRPOConfig, ModelArguments, DataArguments, RunArguments)
+
+
+def known_settings() -> list[str]:
+    """Every key a settings file may hold."""
+    return [f.name for group in GROUPS for f in fields(group) if f.init]
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """A flat YAML file of settings.
+
+    Raises:
+        InputError: no such file.
+        ConfigError: not a flat mapping, or a key that is not a setting.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    except FileNotFoundError:
+        raise InputError("no such file", where=path, expected="a YAML file of settings") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
+    if not isinstance(settings, dict):
+        raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
+    _expect_known(settings, path)
+    return settings
+
+
+def _expect_known(settings: Iterable[str], where: str) -> None:
+    known = known_settings()
+    for key in settings:
+        if key not in known:
+            fix = did_you_mean(str(key), known) or "`srpo train --help` lists the keys"
+            raise ConfigError(f"unknown key {key!r}", where=where, fix=fix)
+
+
+def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments) -> Mapping[str, float]:
+    """Trains and saves to `config.output_dir`; returns the final metrics.
+
+    Raises:
+        SRPOError: any mistake in settings, data or model, before a step is taken wherever that is possible.
+    """
+    for name, value in (("model_name_or_path", model.model_name_or_path), ("dataset_name", data.dataset_name)):
+        if not value:
+            raise UsageError(f"no {name}", fix=f"add `--{name} …` or put it in the settings file")
+    _expect_writable(Path(config.output_dir))
+    from srpo.train.trainer import SRPOTrainer
+
+    options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
+    config.model_init_kwargs = {**options, **_as_dict(config.model_init_kwargs)}
+    trainer = SRPOTrainer(
+        model=model.model_name_or_path,
+        args=config,
+        train_dataset=_rows(data, data.dataset_train_split),
+        eval_dataset=data.eval_dataset_name or _test_rows(config, data),
+        peft_config=_lora(model) if model.use_peft else None,
+    )
+    _say(trainer)
+    result = trainer.train(resume_from_checkpoint=_checkpoint(config) if run.resume else None)
+    trainer.save_model()
+    return result.metrics
+
+
+def _say(trainer: Any) -> None:
+    """What was resolved rather than given."""
+    data, args = trainer.train_dataset, trainer.args
+    sources = {"beta": "arXiv 2406.01660, TL;DR", "alpha": "arXiv 2406.01660, Section 5"}
+    for name, source in sources.items():
+        default = next(f.default for f in fields(SRPOConfig) if f.name == name)
+        value = getattr(args, name)
+        log.info("srpo: %s %g (%s)", name, value, f"default: {source}" if value == default else "given")
+    log.info("srpo: reference: %s", trainer.reference.kind)
+    log.info("srpo: revision template: %s", trainer.renderer.template.name)
+    log.info("srpo: precision: %s", "bfloat16" if args.bf16 else "float16" if args.fp16 else "as loaded")
+    log.info("srpo: %d pairs; each packed token stands for %.2f flat ones", len(data), data.sharing)
+
+
+def _rows(data: DataArguments, split: str) -> Any:
+    """A path for a file, rows for anything `datasets` loads."""
+    name = str(data.dataset_name)
+    if name.endswith((".jsonl", ".json")) or Path(name).is_file():
+        return name
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, data.dataset_config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        expected = "a JSONL file, or a name that `datasets` can load"
+        raise InputError(f"no such data: {str(error).splitlines()[0]}", where=name, expected=expected) from None
+
+
+def _test_rows(config: SRPOConfig, data: DataArguments) -> Any:
+    named = config.eval_strategy != "no" and not isinstance(_rows(data, data.dataset_train_split), str)
+    return _rows(data, data.dataset_test_split) if named else None
+
+
+def _lora(model: ModelArguments) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=model.lora_target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _checkpoint(config: SRPOConfig) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    newest = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
+    log.info("srpo: %s", f"resuming from {newest}" if newest else "nothing to resume; starting afresh")
+    return newest
+
+
+def _expect_writable(folder: Path) -> None:
+    """Found out before the model is read rather than after it is trained."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".srpo-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {error.strerror}", where=str(folder), fix="choose another output_dir"
+        ) from None
+
+
+def _as_dict(options: dict[str, Any] | str | None) -> dict[str, Any]:
+    return json.loads(options) if isinstance(options, str) else dict(options or {})
+
+
+def settings_of_preset(name: str | None) -> dict[str, Any]:
+    """Settings of a published configuration; {} for None.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        fix = did_you_mean(str(name), PRESETS)
+        raise ConfigError(f"{name!r}", where="preset", expected="one of " + ", ".join(PRESETS), fix=fix)
+    return PRESETS[name]

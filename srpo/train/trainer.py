@@ -1,0 +1,290 @@
+"""`SRPOTrainer`: transformers' Trainer with the six log-probs and the objective in the place of its loss.
+
+Keyword order is that of TRL's DPOTrainer. Everything about devices, accumulation, logging, saving and schedules is
+transformers'; what is ours is `compute_loss` and what it is handed.
+
+Axes: B pairs, M metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from srpo.errors import ConfigError, NonFiniteError
+from srpo.maths.objective import OBJECTIVES, LossOutput, SixLogps, length_averaged
+from srpo.model.forest import Forest
+from srpo.model.forward import serving, settle_backend, six_logps
+from srpo.model.load import load_model, load_tokenizer, model_context
+from srpo.model.reference import Reference
+from srpo.pairs.render import Renderer, template_for
+from srpo.pairs.tree import PrefixTree
+from srpo.train.config import SRPOConfig
+from srpo.train.dataset import TreeDataset, collate
+
+TRAINING_FILE = "srpo_training.json"
+METRICS_FILE = "metrics.jsonl"
+log = logging.getLogger("srpo")
+
+Rows = str | Iterable[Mapping[str, Any]]
+
+
+class SRPOTrainer(Trainer):
+    """Trains one model to draft and to revise from preference pairs.
+
+    Args:
+        model: a model, or the path or hub name of one.
+        ref_model: the reference; None takes the policy as it is now (see model/reference.py).
+        args: settings.
+        data_collator: stands in for the collation of trees.
+        train_dataset: rows with `prompt`, `chosen` and `rejected`, or the path of a JSONL file of them.
+        eval_dataset: the same, or a dict of them by name.
+        processing_class: the tokenizer; None loads the one saved with the model.
+        compute_metrics, callbacks, optimizers: as in transformers' Trainer.
+        quantization_config: handed to the model's loading when it is given by name.
+        peft_config: puts a fresh adapter on the model; the reference is then the model with it switched off.
+
+    Attributes:
+        reference: where reference log-probs come from.
+        renderer: how rows become token ids; its template is saved with the model.
+
+    Raises:
+        ConfigError: settings that cannot be trained with.
+        DataError: rows that cannot be used.
+
+    Example:
+        >>> from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
+        >>> rows = [{"prompt": "1+2=", "chosen": "03", "rejected": "13"}]
+        >>> args = SRPOConfig(output_dir="/tmp/srpo-example", report_to="none", use_cpu=True)
+        >>> trainer = SRPOTrainer(untrained_base(BaseConfig(hidden=24)), args=args, train_dataset=rows,
+        ...                       processing_class=carry_tokenizer())
+        >>> trainer.reference.kind
+        'frozen copy'
+    """
+
+    args: SRPOConfig
+    loss_is_scaled_for_ga = False  # the loss is a mean over the micro-batch, so Trainer divides by the accumulation
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        ref_model: nn.Module | None = None,
+        args: SRPOConfig | None = None,
+        data_collator: Callable[..., dict[str, Any]] | None = None,
+        train_dataset: Rows | None = None,
+        eval_dataset: Rows | dict[str, Rows] | None = None,
+        processing_class: Any = None,
+        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+    ) -> None:
+        args = args or SRPOConfig(output_dir="srpo_output")
+        self.objective = OBJECTIVES[args.objective]
+        if processing_class is None:
+            processing_class = load_tokenizer(_name_of(model), trust_remote_code=args.trust_remote_code)
+        template = template_for(_name_of(model), args.revision_template)
+        self.renderer = Renderer(processing_class, template)
+        model = _policy(model, args, quantization_config, peft_config)
+        self.reference = Reference(model, ref_model)
+        self._measured: dict[str, dict[str, list[float]]] = {}
+        self._backend: str | None = None
+        context = model_context(model)
+        self._limit = min(filter(None, (args.max_length, context)), default=None)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or collate,
+            train_dataset=self._trees(train_dataset, args),
+            eval_dataset=(
+                {name: self._trees(rows, args) for name, rows in eval_dataset.items()}
+                if isinstance(eval_dataset, dict)
+                else self._trees(eval_dataset, args)
+            ),
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=[*(callbacks or []), _MetricsFile()],
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.reference.prepare(lambda frozen: self.accelerator.prepare_model(frozen, evaluation_mode=True))
+
+    # ------------------------------------------------------------------ the method
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Six log-probs under policy and reference → the objective."""
+        backend = self._settled(model, inputs["trees"])
+        forest = Forest.plant(inputs["trees"], self.args.device)
+        policy = self._reduced(six_logps(model, forest, backend), inputs["trees"])
+        reference = self._reduced(self.reference.six_logps(forest, backend), inputs["trees"])
+        output = self.objective.loss(policy, reference, beta=self.args.beta, alpha=self.args.alpha)
+        self._stop_at_non_finite(output, inputs)
+        self._measure(policy.detach(), reference, output, "train" if model.training else "eval")
+        loss = output.loss.float()
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward, with the model's attention held in place over both."""
+        with serving(model, self._settled(model, inputs["trees"])):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of an evaluation batch; metrics are measured on the way."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def _settled(self, model: nn.Module, trees: list[PrefixTree]) -> str:
+        """One back-end for policy and reference alike; two layouts would leave log-ratios that are not zero."""
+        if self._backend is None:
+            self._backend = settle_backend(model, trees, self.args.backend)
+        return self._backend
+
+    def _reduced(self, six: SixLogps, trees: list[PrefixTree]) -> SixLogps:
+        if self.args.logps_reduction == "sum":
+            return six
+        tokens_KB = six.w.new_tensor([[len(answer) for _, answer in tree.unpack()[:2]] for tree in trees]).T
+        return length_averaged(six, *tokens_KB)
+
+    def _stop_at_non_finite(self, output: LossOutput, inputs: dict[str, Any]) -> None:
+        if not torch.isfinite(output.loss):
+            bad_B = ~(torch.isfinite(output.generation) & torch.isfinite(output.improvement))
+            rows = inputs["row"].tolist()
+            where = [self.train_dataset.where[row] for row, bad in zip(rows, bad_B.tolist(), strict=True) if bad]
+            raise NonFiniteError(
+                f"the loss is {output.loss.item()} for {', '.join(where[:5])}",
+                where=f"step {self.state.global_step + 1}",
+                fix="the optimiser has not stepped; lower the learning rate, or look at these rows with `srpo check`",
+            )
+
+    # ------------------------------------------------------------------ data
+
+    def _trees(self, rows: Rows | None, args: SRPOConfig) -> TreeDataset | None:
+        if rows is None or isinstance(rows, TreeDataset):
+            return rows
+        return TreeDataset.build(
+            rows,
+            self.renderer,
+            max_length=self._limit,
+            bad_rows=args.bad_rows,
+            drafts_only=self.objective.drafts_only,
+        )
+
+    # ------------------------------------------------------------------ metrics
+
+    def _measure(self, policy: SixLogps, reference: SixLogps, output: LossOutput, mode: str) -> None:
+        columns = metrics(policy, reference, output, beta=self.args.beta)
+        values_BM = self.accelerator.gather_for_metrics(torch.stack(list(columns.values()), 1).detach())
+        into = self._measured.setdefault(mode, defaultdict(list))
+        for name, values_B in zip(columns, values_BM.T.tolist(), strict=True):
+            into[name] += values_B
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means of what was measured since the last log."""
+        mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
+        measured = self._measured.pop(mode, {})
+        prefix = "eval_" if mode == "eval" else ""
+        logs |= {prefix + name: sum(values) / len(values) for name, values in measured.items()}
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------ saving
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        self.renderer.template.save(folder, self.renderer.fingerprint)
+        settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
+        (folder / TRAINING_FILE).write_text(json.dumps({"format": 1, **settings}, indent=2) + "\n", "utf-8")
+
+
+def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float) -> dict[str, Tensor]:
+    """[B] values by the name they are logged under.
+
+    `rewards/*` and `logps/*` are TRL's: β times log-ratio, and log-probs in nats. Under `revision/` stand β times each
+    of the six log-ratios, and the share of drafts, chosen or rejected, whose better revision the model prefers.
+    Objectives that draft only have no `revision/`.
+    """
+    ratios = policy.minus(reference)
+    columns = {
+        "rewards/chosen": beta * ratios.w,
+        "rewards/rejected": beta * ratios.l,
+        "rewards/accuracies": (ratios.w > ratios.l).double(),
+        "rewards/margins": beta * (ratios.w - ratios.l),
+        "logps/chosen": policy.w,
+        "logps/rejected": policy.l,
+    }
+    if policy.w_given_l.isnan().all():
+        return columns
+    right = (ratios.w_given_l > ratios.l_given_l).double() + (ratios.w_given_w > ratios.l_given_w).double()
+    columns["revision/improvement_accuracy"] = right / 2
+    columns["revision/generation_loss"] = output.generation
+    columns["revision/improvement_loss"] = output.improvement
+    for name, ratio_B in ratios._asdict().items():
+        said = name.replace("w", "chosen", 1) if name[0] == "w" else name.replace("l", "rejected", 1)
+        said = said.replace("given_w", "given_chosen").replace("given_l", "given_rejected")
+        columns[f"revision/margins/{said}"] = beta * ratio_B
+    return columns
+
+
+class _MetricsFile(TrainerCallback):
+    """Writes every log to metrics.jsonl in the run folder; a resumed run takes up where its checkpoint stands."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        file = Path(args.output_dir) / METRICS_FILE
+        if state.is_world_process_zero and file.exists():
+            lines = file.read_text("utf-8").splitlines()
+            kept = (
+                [line for line in lines if json.loads(line)["step"] <= state.global_step] if state.global_step else []
+            )
+            file.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+# ---------------------------------------------------------------------- the policy
+
+
+def _name_of(model: str | nn.Module) -> str:
+    return model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
+
+
+def _policy(model: str | nn.Module, args: SRPOConfig, quantization_config: Any, peft_config: Any) -> Any:
+    """The model to train: loaded when given by name, with a fresh adapter when one is asked for."""
+    if isinstance(model, str):
+        options = args.model_init_kwargs or {}
+        options = json.loads(options) if isinstance(options, str) else dict(options)
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+        model = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
+    if peft_config is not None:
+        if hasattr(model, "peft_config"):
+            fix = "merge it first, or train it on by leaving peft_config out"
+            raise ConfigError("the model already carries an adapter", where="peft_config", fix=fix)
+        from peft import get_peft_model
+
+        model = get_peft_model(model, peft_config)
+    if args.disable_dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("no weight is trainable", where="model", fix="unfreeze it, or give a peft_config")
+    return model

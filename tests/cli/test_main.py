@@ -1,0 +1,158 @@
+"""The command line's own part: help, version, wrong words, errors as one line with their code, and `srpo env`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import srpo
+from srpo import errors
+from srpo.cli import env as env_verb
+from srpo.cli import main as command
+from srpo.cli.parser import Parser
+
+SECRET = "hf_planted_0123456789"
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SRPOError)]
+
+
+def srpo_command(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """`srpo WORDS…` in a process of its own."""
+    environment = {**os.environ, **settings}
+    return subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True, env=environment)
+
+
+def test_help_lists_every_verb() -> None:
+    done = srpo_command("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for verb, what in command.VERBS.items():
+        assert f"  {verb} " in done.stdout
+        assert what in done.stdout
+    assert srpo_command().stdout == srpo_command("-h").stdout == done.stdout
+
+
+def test_every_verb_has_a_file_and_every_file_a_verb() -> None:
+    folder = Path(command.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "main", "parser"}
+    assert files == set(command.VERBS)
+
+
+def test_version() -> None:
+    done = srpo_command("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{srpo.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["trian"],
+            "srpo: error: unknown verb 'trian'; expected one of "
+            + ", ".join(command.VERBS)
+            + "; did you mean 'train'?",
+        ),
+        (
+            ["qqq"],
+            "srpo: error: unknown verb 'qqq'; expected one of "
+            + ", ".join(command.VERBS)
+            + "; `srpo --help` lists the verbs",
+        ),
+        (["env", "--jsn"], "srpo: error: srpo env: unrecognized arguments: --jsn; did you mean '--json'?"),
+        (
+            ["env", "--qqqq"],
+            "srpo: error: srpo env: unrecognized arguments: --qqqq; `srpo env --help` lists the options",
+        ),
+        # A prefix of a flag is not the flag: the next release may add another that begins alike.
+        (["env", "--js"], "srpo: error: srpo env: unrecognized arguments: --js; did you mean '--json'?"),
+    ],
+    ids=["near verb", "strange verb", "near flag", "strange flag", "prefix of a flag"],
+)
+def test_a_wrong_word_is_one_line_and_64(words: list[str], line: str) -> None:
+    done = srpo_command(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (64, "", line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--steps"], "argument --steps: expected one argument"),
+        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        ([], "the following arguments are required: --steps"),
+    ],
+)
+def test_a_parser_raises_usage_errors(argv: list[str], said: str) -> None:
+    parser = Parser("fit", "fits")
+    parser.add_argument("--steps", type=int, required=True)
+    with pytest.raises(errors.UsageError) as caught:
+        parser.parse_args(argv)
+    assert str(caught.value) == f"srpo fit: {said}; `srpo fit --help` lists the options"
+
+
+def end_of(monkeypatch: pytest.MonkeyPatch, stop: BaseException) -> int:
+    """The exit code of a command whose verb raises that."""
+    verb = ModuleType("srpo.cli.stop")
+
+    def main(argv: list[str]) -> int:
+        raise stop
+
+    vars(verb)["main"] = main
+    monkeypatch.setitem(sys.modules, verb.__name__, verb)
+    monkeypatch.setitem(command.VERBS, "stop", "stops")
+    monkeypatch.setattr(sys, "argv", ["srpo", "stop"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_each_error_is_one_line_and_its_code(
+    kind: type[errors.SRPOError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of(monkeypatch, kind("found this", where="a.jsonl:3", fix="do that")) == kind.exit_code
+    assert capsys.readouterr() == ("", "srpo: error: a.jsonl:3: found this; do that\n")
+
+
+def test_ctrl_c_is_75_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert end_of(monkeypatch, KeyboardInterrupt()) == 75
+    assert capsys.readouterr() == ("", "srpo: interrupted\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_reader_that_has_gone_is_74_without_a_traceback(unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "srpo", "--help"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (74, "")
+
+
+def test_env_tells_versions_and_no_secret() -> None:
+    done = srpo_command("env", "--json", HF_TOKEN=SECRET, HTTPS_PROXY=f"http://user:{SECRET}@localhost")
+    assert done.returncode == 0
+    assert SECRET not in done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert set(told) == {"versions", "devices", "backends"}
+    assert told["versions"]["srpo"] == srpo.__version__
+    assert told["versions"]["torch"] == importlib.metadata.version("torch")
+    assert told["devices"]["cpu"]["threads"] == 1
+
+
+def test_env_as_a_table_shows_the_same() -> None:
+    words = " ".join(srpo_command("env", COLUMNS="120").stdout.split())
+    for name, version in env_verb.versions().items():
+        assert f"{name} {version or 'not installed'}" in words
+
+
+def test_env_names_the_back_ends_there_are() -> None:
+    from srpo.model.forward import BACKENDS
+
+    assert {"auto", *env_verb.BACKENDS} == set(BACKENDS)

@@ -1,0 +1,85 @@
+"""What every test shares: an offline process, one thread, a tiny model and a byte-level tokenizer."""
+
+from __future__ import annotations
+
+import os
+
+# Before any import of torch or huggingface_hub, which read these once. Subprocesses inherit them. One thread: sums over
+# these tiny shapes come out the same everywhere, and threads would only wait for each other.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TRL_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+    MPLBACKEND="Agg",
+)
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+BYTES = 256
+PAD, BOS, EOS = BYTES, BYTES + 1, BYTES + 2
+VOCAB = BYTES + 3
+
+
+def make_tiny_llama(*, seed: int = 0, **settings: Any) -> Any:
+    """A seeded LlamaForCausalLM of some 35,000 weights over the vocabulary of `make_byte_tokenizer`, in eval mode.
+
+    Args:
+        seed: of the weights; the global generator is left as it was.
+        settings: fields of LlamaConfig that differ from the tiny ones here.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tiny = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(**{**tiny, **settings})).eval()
+
+
+def make_byte_tokenizer(*, bos: bool = True, chat_template: str | None = None) -> Any:
+    """One id per UTF-8 byte and no merges, so that tokenising a text alone or inside another gives the same ids.
+
+    Args:
+        bos: False leaves the tokenizer without a beginning-of-sequence token.
+        chat_template: a Jinja template, or None for a tokenizer without one.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab = {**letters, "<pad>": PAD, "<bos>": BOS, "<eos>": EOS}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>"} | ({"bos_token": "<bos>"} if bos else {})
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    wrapped.chat_template = chat_template
+    return wrapped
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Callable[..., Any]:
+    """The factory `make_tiny_llama`."""
+    return make_tiny_llama
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Callable[..., Any]:
+    """The factory `make_byte_tokenizer`."""
+    return make_byte_tokenizer

@@ -1,0 +1,84 @@
+"""Judges: what they score, how one is loaded by name, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srpo.errors import ConfigError, DataError
+from srpo.evaluate.judges import JUDGES, exact_match, judged, load_judge, per_character
+
+DIGITS = st.text("0123456789", max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "exact", "share"),
+    [
+        ("081", "081", 1, 1),
+        ("091", "081", 0, 2 / 3),
+        ("81", "081", 0, 0),  # positions are counted from the left, as they were written
+        ("0811", "081", 0, 3 / 4),
+        ("", "081", 0, 0),
+        ("", "", 1, 1),
+        (" 42\n", "42", 1, 1),
+        ("42", 42, 1, 1),
+    ],
+)
+def test_pencil_scores(answer: str, gold: str | int, exact: float, share: float) -> None:
+    assert exact_match("p", answer, gold) == exact
+    assert per_character("p", answer, gold) == share
+
+
+@given(DIGITS, DIGITS)
+def test_per_character_is_one_loop_over_positions(answer: str, gold: str) -> None:
+    right = 0
+    for position in range(max(len(answer), len(gold))):
+        if answer[position : position + 1] == gold[position : position + 1]:
+            right += 1
+    assert per_character("p", answer, gold) == (right / max(len(answer), len(gold)) if answer or gold else 1)
+    assert (per_character("p", answer, gold) == 1) == (exact_match("p", answer, gold) == 1)
+
+
+@pytest.mark.parametrize("gold", [None, True, 4.0, ["4"]])
+def test_a_gold_answer_that_is_no_text_is_named(gold: object) -> None:
+    with pytest.raises(DataError, match=r"a\.jsonl:3: the gold answer is"):
+        judged(exact_match, "p", "4", gold, where="a.jsonl:3")
+
+
+def test_judges_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, judge in JUDGES.items():
+        assert load_judge(name) is judge
+    (tmp_path / "my_own_judge.py").write_text("def shorter(prompt, answer, gold):\n    return len(answer) < 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    judge = load_judge("my_own_judge:shorter")
+    assert [judged(judge, "p", answer, None) for answer in ("a", "abc")] == [1.0, 0.0]
+    assert sys.path[0] != ""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("exact_mach", "did you mean 'exact_match'"),
+        ("", "unknown judge ''"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("math:no_such", "no_such"),
+        ("math:", "unknown judge"),
+        (":f", "unknown judge"),
+        ("math:pi", "expected a function"),
+        ("not a module:f", "cannot be loaded"),
+    ],
+)
+def test_a_judge_that_is_none_is_refused(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_judge(name)
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, float("nan"), None, "1"])
+def test_a_judge_that_scores_otherwise_is_refused(score: object) -> None:
+    with pytest.raises(ConfigError, match="expected a number between 0 and 1"):
+        judged(lambda prompt, answer, gold: score, "p", "a", "a")  # type: ignore[arg-type, return-value]

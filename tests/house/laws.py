@@ -1,0 +1,231 @@
+"""The laws of the source tree, read from its syntax.
+
+Each function takes the folder of the package and returns what breaks one law, as `path:line: what`. Nothing is
+imported, so a small fake tree serves as well as the real one, and every law is tried on one that breaks it.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Who may import whom: cli → tasks, rounds → train, revise, evaluate → generate → model → pairs, maths → errors.
+_LOW = {"errors", "maths", "pairs"}
+_TO_GENERATE = _LOW | {"model", "generate"}
+_TO_WORK = _TO_GENERATE | {"train", "revise", "evaluate"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "maths": {"errors"},
+    "pairs": {"errors"},
+    "model": _LOW,
+    "generate": _LOW | {"model"},
+    "train": _TO_GENERATE,
+    "revise": _TO_GENERATE,
+    "evaluate": _TO_GENERATE | {"revise"},
+    "tasks": _TO_WORK,
+    "rounds": _TO_WORK,
+    "cli": _TO_WORK | {"tasks", "rounds"},
+    "__main__": {"cli"},
+}
+INSIDE_A_FUNCTION = {"peft", "vllm", "datasets", "trl", "fastapi"}
+MAY_LOAD = {"model/load.py", "train/checkpoint.py"}
+MAY_IMPORT_BY_NAME = {"__init__.py", "cli/main.py"}
+MAY_CATCH_ALL = {"cli/main.py"}
+LINES = 400
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of the package: its path below the package folder and its syntax tree."""
+
+    path: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def layer(self) -> str:
+        """The folder directly below the package, or the file's own name."""
+        return self.path.split("/")[0].removesuffix(".py")
+
+    def at(self, line: int, what: str) -> str:
+        return f"{self.path}:{line}: {what}"
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name; `module` is absolute, `name` is empty for a plain `import module`."""
+
+    line: int
+    module: str
+    name: str
+    at_top: bool  # runs when the file is imported: neither inside a function nor under TYPE_CHECKING
+    for_types: bool  # under TYPE_CHECKING
+
+    @property
+    def distribution(self) -> str:
+        return self.module.split(".")[0]
+
+
+def sources(package: Path) -> list[Source]:
+    """Every Python file below the folder, in path order."""
+    files = sorted(package.rglob("*.py"))
+    return [Source(f.relative_to(package).as_posix(), text := f.read_text("utf-8"), ast.parse(text)) for f in files]
+
+
+def imports(source: Source, package: str) -> list[Import]:
+    """Every import in the file, wherever it stands, relative ones resolved."""
+    return list(_imports(source.tree, f"{package}/{source.path}".split("/")[:-1], in_function=False, for_types=False))
+
+
+def _imports(node: ast.AST, folder: list[str], *, in_function: bool, for_types: bool) -> Iterator[Import]:
+    at_top = not (in_function or for_types)
+    match node:
+        case ast.Import(names=names):
+            for alias in names:
+                yield Import(node.lineno, alias.name, "", at_top, for_types)
+        case ast.ImportFrom(module=module, names=names, level=level):
+            parts = folder[: len(folder) - level + 1] if level else []
+            absolute = ".".join([*parts, *([module] if module else [])])
+            for alias in names:
+                yield Import(node.lineno, absolute, alias.name, at_top, for_types)
+        case ast.If(test=test, body=body, orelse=orelse):
+            typed = for_types or ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+            for branch, under in ((body, typed), (orelse, for_types)):
+                for statement in branch:
+                    yield from _imports(statement, folder, in_function=in_function, for_types=under)
+        case _:
+            inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                yield from _imports(child, folder, in_function=inside, for_types=for_types)
+
+
+def homes(package: Path) -> dict[str, str]:
+    """`_HOME` of the package's `__init__.py`: public name → module; empty where there is none."""
+    found: dict[str, str] = literal(package, "_HOME") or {}
+    return found
+
+
+def literal(package: Path, name: str) -> Any:
+    """What the package's `__init__.py` assigns to that name, if it is written out; None if it is computed or absent."""
+    for source in sources(package):
+        for node in source.tree.body if source.path == "__init__.py" else []:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+                try:
+                    return ast.literal_eval(node.value)
+                except ValueError:
+                    return None
+    return None
+
+
+def wrong_directions(package: Path) -> list[str]:
+    """Imports that go up or across. One for types alone counts; the public names' own list of them does not."""
+    home = homes(package)
+    broken = []
+    for source in sources(package):
+        if source.layer not in MAY_IMPORT:
+            broken.append(source.at(1, f"{source.layer!r} has no place in the order of imports"))
+            continue
+        allowed = MAY_IMPORT[source.layer] | {source.layer}
+        for each in imports(source, package.name):
+            if each.distribution != package.name or (source.layer == "__init__" and each.for_types):
+                continue
+            target = _target(each, home)
+            if target not in {*allowed, "__version__"}:
+                broken.append(source.at(each.line, f"{source.layer} imports {target or 'the whole package'}"))
+    return broken
+
+
+def _target(each: Import, home: dict[str, str]) -> str:
+    """The layer an import of the package reaches; a public name is followed to where it lives."""
+    parts = [*each.module.split("."), each.name]
+    if len(parts) == 2 and each.name in home:
+        parts = home[each.name].split(".")
+    return parts[1]
+
+
+def imports_by_name(package: Path) -> list[str]:
+    """`import_module` and `__import__` outside the two files that need them: they would hide from every other law."""
+    return [
+        source.at(node.lineno, ast.unparse(node))
+        for source in sources(package)
+        if source.path not in MAY_IMPORT_BY_NAME
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Name | ast.Attribute) and _last(node) in ("import_module", "__import__")
+    ]
+
+
+def optional_at_top(package: Path) -> list[str]:
+    """Heavy or optional libraries imported when a file is, instead of inside the function that needs them."""
+    return [
+        source.at(each.line, f"imports {each.distribution} at the top")
+        for source in sources(package)
+        for each in imports(source, package.name)
+        if each.at_top and each.distribution in INSIDE_A_FUNCTION
+    ]
+
+
+def heavy_commands(package: Path) -> list[str]:
+    """Files of the command line whose top imports more than the standard library, the errors and each other."""
+    light = {package.name, f"{package.name}.errors"}
+    return [
+        source.at(each.line, f"imports {each.module} at the top")
+        for source in sources(package)
+        if source.layer == "cli"
+        for each in imports(source, package.name)
+        if each.at_top
+        and each.distribution not in sys.stdlib_module_names
+        and each.module not in light
+        and not each.module.startswith(f"{package.name}.cli")
+    ]
+
+
+def loads(package: Path) -> list[str]:
+    """`from_pretrained` in any form and `torch.load` outside the two files that may read weights."""
+    broken = []
+    for source in sources(package):
+        if source.path in MAY_LOAD:
+            continue
+        torches = {"torch"}
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Import):
+                torches |= {alias.asname for alias in node.names if alias.name == "torch" and alias.asname}
+        for node in ast.walk(source.tree):
+            loaded = ""
+            match node:
+                case ast.Attribute(value=ast.Name(id=owner), attr="load") if owner in torches:
+                    loaded = "torch.load"
+                case ast.ImportFrom(module="torch", names=names) if any(alias.name == "load" for alias in names):
+                    loaded = "torch.load"
+                case ast.Attribute(attr="from_pretrained") | ast.Constant(value="from_pretrained"):
+                    loaded = "from_pretrained"
+            if loaded:
+                broken.append(source.at(getattr(node, "lineno", 0), loaded))
+    return broken
+
+
+def catch_alls(package: Path) -> list[str]:
+    """`except:`, `except Exception` and `except BaseException`, alone or in a tuple."""
+    broken = []
+    for source in sources(package):
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ExceptHandler) and source.path not in MAY_CATCH_ALL:
+                caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+                if any(each is None or _last(each) in ("Exception", "BaseException") for each in caught):
+                    broken.append(source.at(node.lineno, "catches everything"))
+    return broken
+
+
+def long_files(package: Path) -> list[str]:
+    """Files one can no longer hold in one hand."""
+    counts = {source.path: len(source.text.splitlines()) for source in sources(package)}
+    return [f"{path}:{count}: more than {LINES} lines" for path, count in counts.items() if count > LINES]
+
+
+def _last(node: ast.AST | None) -> str:
+    """The last word of a dotted name."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
