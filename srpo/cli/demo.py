@@ -20,10 +20,12 @@ def main(argv: list[str]) -> int:
     from pathlib import Path
 
     from rich.console import Console
-    from srpo.evaluate.report import print_table, write_report
+    from srpo.evaluate.cases import sample_cases
+    from srpo.evaluate.report import write_evaluation
+    from srpo.evaluate.table import print_table
     from transformers.utils import logging as hf_logging
 
-    from srpo.tasks.demo import DemoConfig, Say, run_demo, settings_shown
+    from srpo.tasks.demo import DemoConfig, Say, run_demo, settings_shown, verdict
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -40,13 +42,22 @@ def main(argv: list[str]) -> int:
             print(f"  base model: step {step} of {steps}, loss {loss:.3f}", file=sys.stderr)
 
     began = time.perf_counter()
-    results, trails = run_demo(args.output_dir, seeds=args.seeds, config=config, say=Say(stage, progress))
-    folder = Path(args.output_dir)
-    shown = settings_shown(config) | {what: f"{seconds:.1f} s" for what, seconds in times.items()}
-    write_report(folder, results, trails, shown | {"command": "srpo demo " + " ".join(argv)})
-    stage("in all", time.perf_counter() - began)
+    scored = run_demo(args.output_dir, seeds=args.seeds, config=config, say=Say(stage, progress))
+    judging = time.perf_counter()
+    results = verdict(scored, config)
+    stage("evaluation", time.perf_counter() - judging)
+    stage("in all, until the report", time.perf_counter() - began)
+    run = {
+        "command": " ".join(["srpo demo", *argv]),
+        "settings": settings_shown(config),
+        "seconds": {what: f"{seconds:.1f}" if seconds else "reused" for what, seconds in times.items()},
+    }
+    title = "The carry task: drafts and revisions of SRPO, DPO and IPO"
+    report = write_evaluation(
+        Path(args.output_dir), results, title=title, samples=sample_cases(scored, "srpo"), run=run
+    )
     print_table(results, console)
     for sentence in results.verdict:
         console.print(sentence)
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"report: {report}", soft_wrap=True)
     return 0

@@ -12,12 +12,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from srpo.evaluate.results import POOL, Results, Row, heat
+from srpo.evaluate.results import POOL, Results, Row, capital, heat
 
 HIGHLIGHT = "#0072b2"
 OTHERS = ("#c44e00", "#00805c", "#a8457e", "#8a6d00", "#5f5f5f", "#2f8ec4")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)))
 INK, FAINT, PAPER = "#222222", "#dddddd", "#ffffff"
+# What the page calls these colours; it has others for a dark screen.
+PAGE = {INK: "ink", FAINT: "rule", HIGHLIGHT: "s0", **{colour: f"s{i}" for i, colour in enumerate(OTHERS, 1)}}
 LEAST_SPAN = 0.04  # of the y axis: noise should not fill a panel
 NAME_WIDTH = 16  # letters of a system's name per line
 
@@ -50,14 +52,18 @@ def draw(
     from matplotlib.figure import Figure
 
     at = results.values("temperature")[0] if temperature is None else temperature
-    splits = results.values("split")
+    splits = list(
+        dict.fromkeys(row["split"] for row in results.rows if (row["temperature"], row["seed"]) == (at, seed))
+    )
     # A fixed salt and no date: the same numbers give the same file.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "srpo"}):
+    style: Any = {**_STYLE, "svg.hashsalt": "srpo"}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(9, 4.1), layout="constrained", facecolor=PAPER)
         figure.get_layout_engine().set(w_pad=0.12)  # type: ignore[union-attr, call-arg]
         axes = figure.subplots(1, len(splits), squeeze=False)[0]
         for axis, split in zip(axes, splits, strict=True):
             _panel(axis, results, split, at, seed)
+            axis.set_title(capital(results.label(split)), loc="left", weight="bold", fontsize=10.5)
         figure.supxlabel(_small_print(results, at, seed), x=0.01, ha="left", fontsize=8)
         _name_lines(figure, axes)
         return _saved(figure, kind)
@@ -69,13 +75,14 @@ def panel_svg(results: Results, split: str, temperature: float | None, seed: int
     from matplotlib.figure import Figure
 
     salt = f"srpo {split} {temperature} {seed}"
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt, "svg.fonttype": "none"}):
+    style: Any = {**_STYLE, "svg.hashsalt": salt, "svg.fonttype": "none"}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(5, 3.7), layout="constrained", facecolor="none")
         axis = figure.subplots()
         axis.set_facecolor("none")
         _panel(axis, results, split, temperature, seed)
         _name_lines(figure, [axis])
-        return _for_page(_saved(figure, "svg").decode(), f"{results.label(split)}, {heat(temperature)}")
+        return _for_page(_saved(figure, "svg").decode(), f"{capital(results.label(split))}, {heat(temperature)}")
 
 
 def colours(results: Results) -> dict[str, str]:
@@ -106,8 +113,8 @@ def _panel(axis: Any, results: Results, split: str, temperature: float | None, s
         rows, main = shown[system], system == results.highlight
         dashes = DASHES[0] if main else DASHES[others.index(system) // len(OTHERS) % len(DASHES)]
         k = [row["revision"] for row in rows]
-        band = [[100 * row[end] for row in rows] for end in ("low", "high")]  # type: ignore[literal-required]
-        axis.fill_between(k, *band, color=colour[system], alpha=0.16, linewidth=0)
+        low, high = [100 * row["low"] for row in rows], [100 * row["high"] for row in rows]
+        axis.fill_between(k, low, high, color=colour[system], alpha=0.16, linewidth=0)
         (line,) = axis.plot(k, _means(rows), color=colour[system], linestyle=dashes, linewidth=2.6 if main else 1.4)
         line.set_marker("o")
         line.set_markersize(5 if main else 3.2)
@@ -125,14 +132,13 @@ def _panel(axis: Any, results: Results, split: str, temperature: float | None, s
             for each in results.seeds:
                 if single := results.curve(system, split, temperature, each):
                     axis.plot(k, _means(single), color=colour[system], linewidth=0.7, alpha=0.55)
-    axis.set_title(results.label(split), loc="left", weight="bold", fontsize=10.5)
     axis.set_xlabel("revisions k (0 is the draft)")
     axis.set_ylabel(f"{results.label(results.settings.get('judge', 'score'))}, %")
     axis.set_xticks(range(max(row["revision"] for rows in shown.values() for row in rows) + 1))
     axis.margins(x=0.03)
-    low, high = axis.get_ylim()
-    spare = max(0.0, 100 * LEAST_SPAN - (high - low)) / 2
-    axis.set_ylim(max(low - spare, -1), min(high + spare, 101))
+    bottom, top = axis.get_ylim()
+    spare = max(0.0, 100 * LEAST_SPAN - (top - bottom)) / 2
+    axis.set_ylim(max(bottom - spare, -1), min(top + spare, 101))
     axis.locator_params(axis="y", nbins=7)
     axis.grid(axis="y", color=FAINT, linewidth=0.6)
     axis.set_axisbelow(True)
@@ -194,13 +200,12 @@ def _for_page(svg: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     # figure_1, patch_7 …: the same in every figure and never referred to, unlike the salted ids of clips and markers.
-    svg = re.sub(r' id="\w+_\d+"', "", svg)
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     # Its style rule holds for the whole page once the figure stands in one; the page has it for figures alone.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.S)
-    names = {INK: "ink", FAINT: "rule", HIGHLIGHT: "s0", **{colour: f"s{i}" for i, colour in enumerate(OTHERS, 1)}}
-    for colour, name in names.items():
+    for colour, name in PAGE.items():
         svg = svg.replace(colour, f"var(--{name}, {colour})")
     # The title is a label of ours; still, the page around it escapes, so this must too.
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

@@ -90,13 +90,17 @@ class Comparison:
 
     @property
     def finding(self) -> Finding:
-        """ "better" or "worse" when the whole interval lies on one side of zero, "level" when it does not."""
+        """Which side is better if the whole interval lies on one side of zero; level if it does not."""
         if self.pool.low > 0:
             return "better"
         return "worse" if self.pool.high < 0 else "level"
 
     def sentence(self, labels: Mapping[str, str], level: float) -> str:
-        """What was found, worded by where the interval lies."""
+        """What was found and the numbers it rests on."""
+        return ": ".join(self.claim(labels, level)) + "."
+
+    def claim(self, labels: Mapping[str, str], level: float) -> tuple[str, str]:
+        """What was found, worded by where the interval lies, and the numbers it rests on."""
         a, b = (labels.get(side.system, side.system) for side in (self.a, self.b))
         pool, scores = self.pool, f"{percent(self.pool.a)} against {percent(self.pool.b)}"
         if self.a.system == self.b.system:
@@ -119,14 +123,11 @@ class Comparison:
                 "level": f"{at}{a} and {b} cannot be told apart",
             }[self.finding]
         interval = f"{100 * level:g} % interval {points(pool.low)} to {points(pool.high)}"
-        return f"{said}: {scores}, {points(pool.difference)} points ({interval}; {self._basis()})."
-
-    def _basis(self) -> str:
-        """How many answers a side has, and how far apart the seeds are."""
-        if len(self.seeds) < 2:
-            return f"{self.pool.n:,} prompts"
-        low, high = (points(end(seed.difference for seed in self.seeds)) for end in (min, max))
-        return f"{self.pool.n:,} answers each; {len(self.seeds)} seeds from {low} to {high}"
+        basis = f"n = {pool.n:,}"
+        if len(self.seeds) > 1:
+            first, last = (points(end(seed.difference for seed in self.seeds)) for end in (min, max))
+            basis += f"; {len(self.seeds)} seeds from {first} to {last}"
+        return said, f"{scores}, {points(pool.difference)} points ({interval}; {basis})"
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,7 @@ class Results:
             parts.append(self.label(comparison.split))
         if len(self.values("temperature")) > 1:
             parts.append(heat(comparison.temperature))
-        text = ", ".join(parts)
-        return f"{text[0].upper()}{text[1:]}. " if text else ""
+        return capital(", ".join(parts)) + ". " if parts else ""
 
 
 # ---------------------------------------------------------------------- in print
@@ -208,6 +208,17 @@ def points(share: float) -> str:
     """
     rounded = round(100 * share, 1)
     return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
+
+
+def capital(text: str) -> str:
+    """The text with a capital at its beginning, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def counted(curves: Iterable[list[Row]]) -> str:
+    """How many answers a cell of a table averages: "n = 600", or the least and the most where systems differ."""
+    n = {row["n"] for rows in curves for row in rows}
+    return f"n = {min(n):,}" if len(n) == 1 else f"n = {min(n):,} to {max(n):,}"
 
 
 def heat(temperature: float | None) -> str:

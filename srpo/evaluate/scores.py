@@ -18,6 +18,8 @@ from srpo.errors import ConfigError, DataError
 from srpo.evaluate.judges import Judge, judged
 from srpo.revise.trail import Trail
 
+Key = tuple[int, str, str, float | None]
+
 
 class Cell(NamedTuple):
     """What one list of trails is of; a plain tuple of the four serves as well."""
@@ -59,12 +61,12 @@ class Scored:
 
 
 def score(
-    trails: Mapping[tuple[int, str, str, float | None], Sequence[Trail]],
+    trails: Mapping[Key, Sequence[Trail]],
     judges: Mapping[str, Judge],
     *,
     gold_key: str = "gold",
     revisions: int | None = None,
-    tokens: Mapping[tuple[int, str, str, float | None], Sequence[float]] | None = None,
+    tokens: Mapping[Key, Sequence[float]] | None = None,
 ) -> dict[Cell, Scored]:
     """Judges every answer in hand.
 
@@ -73,7 +75,7 @@ def score(
         judges: judges by name, the primary one first.
         gold_key: where in `meta` the gold answer stands.
         revisions: how far to go; without it, as far as the longest trail.
-        tokens: mean forward tokens per prompt up to each revision, cumulative, for the cells where they were counted.
+        tokens: mean forward tokens per prompt up to each revision, cumulative, for cells whose answers do not say.
 
     Raises:
         DataError: no trails, a gold answer is missing or not of the judge's kind, or systems differ in their prompts.
@@ -99,7 +101,10 @@ def score(
         if len(counted) != revisions + 1:
             expected = f"{revisions + 1}, the draft's first"
             raise ConfigError(f"{len(counted)} token counts", where=str(cell), expected=expected)
-    scored = {cell: _score(cell, rows, judges, gold_key, revisions, counts.get(cell)) for cell, rows in cells.items()}
+    scored = {
+        cell: _score(cell, rows, judges, gold_key, counts.get(cell) or _tokens(rows, revisions), revisions)
+        for cell, rows in cells.items()
+    }
     _check_prompts(scored)
     return scored
 
@@ -109,8 +114,8 @@ def _score(
     rows: Sequence[Trail],
     judges: Mapping[str, Judge],
     gold_key: str,
-    revisions: int,
     tokens: tuple[float, ...] | None,
+    revisions: int,
 ) -> Scored:
     places = [f"{cell}, row {number}" for number in range(1, len(rows) + 1)]
     golds = [_gold(trail, gold_key, where) for trail, where in zip(rows, places, strict=True)]
@@ -134,6 +139,14 @@ def _score(
         changed_NR=torch.tensor(changed, dtype=torch.float64),
         tokens=tokens,
     )
+
+
+def _tokens(rows: Sequence[Trail], revisions: int) -> tuple[float, ...] | None:
+    """What the answers say they cost; a trail that stopped costs nothing more."""
+    if not all(trail.answers[0].forward_tokens for trail in rows):
+        return None
+    spent = [sum(a.forward_tokens for trail in rows for a in trail.answers[: k + 1]) for k in range(revisions + 1)]
+    return tuple(total / len(rows) for total in spent)
 
 
 def _gold(trail: Trail, gold_key: str, where: str) -> object:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,12 @@ FORMS = ("text", "quote", "turn")
 CHUNK = 512
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> jinja2.Template:
+    """Jinja compiles anew at every `from_string`, which takes as long as tokenising a row."""
+    return _JINJA.from_string(source)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class RevisionTemplate:
             raise TemplateError(f"form {self.form!r}", where=self.name, expected="one of " + ", ".join(FORMS))
         for part in ("draft", "revision"):
             try:
-                _JINJA.from_string(getattr(self, part))
+                _compiled(getattr(self, part))
             except jinja2.TemplateSyntaxError as error:
                 raise TemplateError(f"{part} is not Jinja: {error}", where=self.name) from None
 
@@ -71,7 +77,7 @@ class RevisionTemplate:
 
     def _fill(self, source: str, **texts: str) -> str:
         try:
-            return _JINJA.from_string(source).render(**texts)  # compiled once: the environment caches by source
+            return _compiled(source).render(**texts)
         except jinja2.TemplateError as error:
             raise TemplateError(str(error), where=f"revision template {self.name!r}") from None
 

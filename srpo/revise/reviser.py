@@ -211,7 +211,7 @@ class Reviser:
                 return ours_BK - sequence_logps(reference, forest, self.backend)
 
     def _compared(self, contexts: list[list[int]], old: list[str], new: list[str]) -> list[tuple[float | None, int]]:
-        """p(new ≻ old) by Eq. 9, and the forward tokens it took: both answers are scored as revisions of the old one."""
+        """p(new ≻ old) by Eq. 9 and the forward tokens it took; both answers are scored as revisions of the old one."""
         if self._reference is None:
             return [(None, 0)] * len(contexts)
         answers = zip(contexts, self.renderer.answers(new), self.renderer.answers(old), strict=True)

@@ -51,8 +51,8 @@ class BaseConfig:
     hidden: int = 96
     layers: int = 3
     heads: int = 3
-    steps: int = 1000
-    batch: int = 256
+    steps: int = 1600
+    batch: int = 64
     learning_rate: float = 2e-3
     mistakes: float = 0.25
     seed: int = 0
@@ -163,9 +163,9 @@ def train_base(config: BaseConfig) -> Iterator[tuple[int, float, Any]]:
     optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
     for step in range(config.steps):
-        ids_NL, labels_NL = _both_roles(config, generator)
-        logits = model(input_ids=ids_NL, use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), labels_NL.flatten(), ignore_index=-100)
+        ids_NL, right_NL, mistaken_NL = _both_roles(config, generator)
+        logits_RV = model(input_ids=ids_NL, use_cache=False).logits.flatten(0, 1)
+        loss = (1 - config.mistakes) * _nll(logits_RV, right_NL) + config.mistakes * _nll(logits_RV, mistaken_NL)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -174,27 +174,36 @@ def train_base(config: BaseConfig) -> Iterator[tuple[int, float, Any]]:
         yield step + 1, loss.item(), model
 
 
-def _both_roles(config: BaseConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows `<bos>a+b=draft?revision` and what each token is to predict.
+def _nll(logits_RV: Tensor, labels_NL: Tensor) -> Tensor:
+    return F.cross_entropy(logits_RV, labels_NL.flatten(), ignore_index=-100)
+
+
+def _both_roles(config: BaseConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows `<bos>a+b=draft?revision`, what each token is to predict, and what it predicts if it makes a mistake.
 
     The last digit of the draft predicts the end of the draft although a revision mark follows it, so that one row
-    teaches both roles.
+    teaches both roles. What comes before a digit is drawn with mistakes; the digit itself is not: the loss weighs its
+    two outcomes instead, which is the same in expectation and spares the model the noise of drawing. A revision that
+    copies its draft has one outcome.
     """
     tokenizer = carry_tokenizer()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     plus, equals, revise = tokenizer.convert_tokens_to_ids(["+", "=", "?"])
     n = config.batch
     a_ND, b_ND = operands(n, config.digits, "in", generator)
-    gold_NA = answers(a_ND, b_ND)
-    draft_NA, fresh_NA = (with_mistakes(gold_NA, a_ND, b_ND, config.mistakes, generator) for _ in range(2))
+    right_NA = answers(a_ND, b_ND)
+    mistaken_NA = with_mistakes(right_NA, a_ND, b_ND, 1.0, generator)
+    draft_NA, fresh_NA = (with_mistakes(right_NA, a_ND, b_ND, config.mistakes, generator) for _ in range(2))
     copies_N1 = torch.rand(n, 1, generator=generator) < 0.5
-    revision_NA = torch.where(copies_N1, draft_NA, fresh_NA)
     column = [torch.full((n, 1), token) for token in (bos, plus, equals, revise, eos)]
     prompt_NL = torch.cat([column[0], a_ND, column[1], b_ND, column[2]], 1)
-    ids_NL = torch.cat([prompt_NL, draft_NA, column[3], revision_NA], 1)
+    ids_NL = torch.cat([prompt_NL, draft_NA, column[3], torch.where(copies_N1, draft_NA, fresh_NA)], 1)
     unscored_NL = torch.full((n, prompt_NL.shape[1] - 1), -100)
-    labels_NL = torch.cat([unscored_NL, draft_NA, column[4], revision_NA, column[4]], 1)
-    return ids_NL, labels_NL
+    labels = (
+        torch.cat([unscored_NL, digit_NA, column[4], torch.where(copies_N1, draft_NA, digit_NA), column[4]], 1)
+        for digit_NA in (right_NA, mistaken_NA)
+    )
+    return ids_NL, *labels
 
 
 # ---------------------------------------------------------------------- pairs

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,8 +31,9 @@ from srpo.tasks.carry import (
 )
 from srpo.tasks.stages import run_stage
 
+Rows = Mapping[str, list[dict[str, str]]]
+Scored = Mapping[Any, Any]  # what srpo.evaluate.scores.score returns
 METHODS = ("srpo", "dpo", "ipo")
-TEMPERATURES = (1.0, 0.0)
 LABELS = {
     "srpo": "SRPO",
     "srpo_if_preferred": "SRPO, if it prefers",
@@ -80,9 +80,10 @@ class DemoConfig:
         revisions: revisions drawn.
         methods: settings by method.
         policy: SRPO's policy in the verdict, chosen on validation.
+        temperatures: at which answers are drawn.
     """
 
-    base: BaseConfig = BaseConfig()
+    base: BaseConfig = field(default_factory=BaseConfig)
     sampled: int = 20_000
     steps: int = 300
     batch: int = 64
@@ -90,10 +91,11 @@ class DemoConfig:
     revisions: int = 5
     methods: Mapping[str, MethodSettings] = field(default_factory=lambda: dict(CHOSEN))
     policy: str = "always"
+    temperatures: tuple[float, ...] = (1.0, 0.0)
 
 
 # Seeds are kept apart: evaluation, pairs and validation never share sums. A run's seed is added to each.
-_PAIRS, _EVALUATION, VALIDATION = 1_000_000, 2_000_000, 3_000_000
+_PAIRS, EVALUATION, VALIDATION = 1_000_000, 2_000_000, 3_000_000
 _DRAW_BATCH = 1000
 _NEW_TOKENS = 1  # beyond the digits of an answer: its terminator
 
@@ -103,7 +105,8 @@ _NEW_TOKENS = 1  # beyond the digits of an answer: its terminator
 
 def make_base(folder: Path, config: BaseConfig, show: Callable[[int, int, float], None] | None = None) -> None:
     """Trains the base and saves model, tokenizer and template."""
-    for step, loss, model in train_base(config):
+    model = None
+    for step, loss, model in train_base(config):  # noqa: B007  the last one is saved
         if show is not None:
             show(step, config.steps, loss)
     model.save_pretrained(folder)
@@ -126,6 +129,8 @@ def make_pairs(folder: Path, base: Path, config: DemoConfig, seed: int) -> None:
 
 def train_method(folder: Path, base: Path, pairs: Path, config: DemoConfig, method: str, seed: int) -> None:
     """Trains one method from the base and saves it."""
+    from transformers import PrinterCallback
+
     from srpo.train.config import SRPOConfig
     from srpo.train.trainer import SRPOTrainer
 
@@ -145,6 +150,7 @@ def train_method(folder: Path, base: Path, pairs: Path, config: DemoConfig, meth
         disable_tqdm=True,
     )
     trainer = SRPOTrainer(str(base), args=args, train_dataset=str(pairs))
+    trainer.remove_callback(PrinterCallback)  # its metrics are in metrics.jsonl
     trainer.train()
     trainer.save_model()
 
@@ -154,15 +160,9 @@ def draw_trails(folder: Path, model: Path, base: Path, config: DemoConfig, syste
     from srpo.evaluate.best_of import best_of
     from srpo.revise.reviser import Reviser, Settings
 
-    trained = system != "base"
-    reviser = Reviser(
-        str(model),
-        reference=str(base) if system.startswith("srpo") else None,
-        beta=config.methods["srpo"].beta if system.startswith("srpo") else None,
-        template=None if trained else TEMPLATE,
-        batch_size=_DRAW_BATCH,
-    )
-    for split, temperature in cells(system):
+    weighs = system in ("srpo_if_preferred", "srpo_best_of")  # the others need no confidence, which costs as much again
+    reviser = Reviser(str(model), reference=str(base) if weighs else None, batch_size=_DRAW_BATCH)
+    for split, temperature in cells(config, system):
         settings = Settings(
             revisions=config.revisions,
             temperature=temperature,
@@ -178,9 +178,9 @@ def draw_trails(folder: Path, model: Path, base: Path, config: DemoConfig, syste
         (folder / _trail_file(split, temperature)).write_text(lines, "utf-8")
 
 
-def cells(system: str) -> list[tuple[str, float]]:
+def cells(config: DemoConfig, system: str) -> list[tuple[str, float]]:
     """The (split, temperature) a system is drawn in; greedy drafts are all the same, so none is the best of them."""
-    heats = (1.0,) if system.endswith("best_of") else TEMPERATURES
+    heats = [heat for heat in config.temperatures if heat or not system.endswith("best_of")]
     return [(split, heat) for split in SPLITS for heat in heats]
 
 
@@ -188,7 +188,6 @@ def _trail_file(split: str, temperature: float) -> str:
     return f"{split}.T{temperature:g}.jsonl"
 
 
-Rows = Mapping[str, list[dict[str, str]]]
 SYSTEMS_OF = {
     "srpo": ("srpo", "srpo_if_preferred", "srpo_best_of"),
     "dpo": ("dpo",),
@@ -197,7 +196,7 @@ SYSTEMS_OF = {
 }
 
 
-def evaluation_rows(config: DemoConfig, seed: int, start: int = _EVALUATION) -> Rows:
+def evaluation_rows(config: DemoConfig, seed: int, start: int = EVALUATION) -> Rows:
     """Fresh sums of both splits; `start` keeps validation and evaluation apart."""
     return {
         split: sums(config.prompts, split, digits=config.base.digits, seed=start + 1000 * i + seed)
@@ -210,13 +209,24 @@ def evaluation_rows(config: DemoConfig, seed: int, start: int = _EVALUATION) -> 
 
 @dataclass(frozen=True)
 class Job:
-    """A method to train and draw, by plain values, so that it can be sent to another process."""
+    """A method to train and draw, by plain values, so that it can be sent to another process.
+
+    Attributes:
+        run: folder of the seed's run, with its base and pairs.
+        method: what to train; "base" trains nothing.
+        systems: what to draw with it.
+        config, seed: as everywhere.
+        start: which sums to draw on.
+        name: folder of the model in `run`, the method's own name if empty.
+    """
 
     run: str
     method: str
+    systems: tuple[str, ...]
     config: DemoConfig
     seed: int
-    start: int = _EVALUATION
+    start: int = EVALUATION
+    name: str = ""
 
 
 def work(job: Job) -> dict[str, float]:
@@ -231,21 +241,27 @@ def work(job: Job) -> dict[str, float]:
     base, pairs = run / "base", run / "pairs" / "pairs.jsonl"
     model, made_from = base, _settings(config, job.seed, "base", "sampled")
     if job.method != "base":
-        model = run / job.method
+        model = run / (job.name or job.method)
         made_from |= {"steps": config.steps, "batch": config.batch, **asdict(config.methods[job.method])}
         made_from.pop("revisions")
         seconds[f"train {job.method}"] = run_stage(
             model, made_from, lambda folder: train_method(folder, base, pairs, config, job.method, job.seed)
         )
     rows = evaluation_rows(config, job.seed, job.start)
-    for system in SYSTEMS_OF[job.method]:
-        drawn = {**made_from, "prompts": config.prompts, "revisions": config.revisions, "start": job.start}
+    drawn = made_from | {"start": job.start}
+    drawn |= {name: asdict(config)[name] for name in ("prompts", "revisions", "temperatures")}
+    for system in job.systems:
         seconds[f"draw {system}"] = run_stage(
-            run / "trails" / system,
+            trail_folder(job, system),
             drawn,
             lambda folder, system=system: draw_trails(folder, model, base, config, system, rows, job.seed),
         )
     return seconds
+
+
+def trail_folder(job: Job, system: str) -> Path:
+    """Where a job leaves the trails of a system."""
+    return Path(job.run) / "trails" / (f"{job.name}.{system}" if job.name else system)
 
 
 def _settings(config: DemoConfig, seed: int, *names: str) -> dict[str, Any]:
@@ -257,6 +273,15 @@ def _settings(config: DemoConfig, seed: int, *names: str) -> dict[str, Any]:
 
 def run_seed(folder: Path, config: DemoConfig, seed: int, say: Say) -> None:
     """One seed from nothing to trails: base and pairs here, the methods side by side."""
+    config = start_run(folder, config, seed, say)
+    jobs = [Job(str(folder), method, systems, config, seed) for method, systems in SYSTEMS_OF.items()]
+    for seconds in side_by_side(work, jobs):
+        for stage, took in seconds.items():
+            say.stage(f"seed {seed}: {stage}", took)
+
+
+def start_run(folder: Path, config: DemoConfig, seed: int, say: Say) -> DemoConfig:
+    """Base and pairs of a seed; returns the configuration with the base's seed in it."""
     config = replace(config, base=replace(config.base, seed=seed))
     base, pairs = folder / "base", folder / "pairs"
     took = run_stage(base, _settings(config, seed, "base"), lambda into: make_base(into, config.base, say.progress))
@@ -265,27 +290,23 @@ def run_seed(folder: Path, config: DemoConfig, seed: int, say: Say) -> None:
         pairs, _settings(config, seed, "base", "sampled"), lambda into: make_pairs(into, base, config, seed)
     )
     say.stage(f"seed {seed}: pairs", took)
-    jobs = [Job(str(folder), method, config, seed) for method in (*METHODS, "base")]
-    for job, seconds in side_by_side(work, jobs):
-        for stage, took in seconds.items():
-            say.stage(f"seed {seed}: {stage}", took)
-        del job
+    return config
 
 
-def side_by_side(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    """(job, result) as they come, one process per core, in spawned processes with a thread each."""
+def side_by_side(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+    """Results in the order of the jobs, one spawned process per core."""
     jobs = list(jobs)
     workers = max(1, min(len(jobs), os.cpu_count() or 1))
     if workers == 1:
-        yield from ((job, function(job)) for job in jobs)
+        yield from map(function, jobs)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures: list[tuple[Any, Future[Any]]] = [(job, pool.submit(function, job)) for job in jobs]
+        futures = [pool.submit(function, job) for job in jobs]
         try:
-            yield from ((job, future.result()) for job, future in futures)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            for future in futures:
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass
@@ -301,15 +322,15 @@ class Say:
     progress: Callable[[int, int, float], None] | None = None
 
 
-def run_demo(output_dir: str, *, seeds: int = 1, config: DemoConfig | None = None, say: Say | None = None) -> Any:
-    """Runs every seed, evaluates, and writes results.json, results.csv, report.html and the figure.
+def run_demo(output_dir: str, *, seeds: int = 1, config: DemoConfig | None = None, say: Say | None = None) -> Scored:
+    """Runs every seed and scores its trails.
 
     Args:
         output_dir: each seed gets a folder in it; stages already there with the same settings are reused.
         seeds: how many runs; all of a run depends on its seed: base, pairs, training, prompts.
 
     Returns:
-        The evaluation's `Results`.
+        The scored trails of all seeds, by (seed, system, split, temperature).
 
     Raises:
         ConfigError: no seed to run.
@@ -321,29 +342,31 @@ def run_demo(output_dir: str, *, seeds: int = 1, config: DemoConfig | None = Non
         raise ConfigError(f"{seeds}", where="seeds", expected="at least 1")
     config, say = config or DemoConfig(), say or Say()
     folder = writable_folder(Path(output_dir))
-    began = time.perf_counter()
     for seed in range(seeds):
         run_seed(folder / f"seed{seed}", config, seed, say)
-    results = evaluate(folder, config, seeds)
-    say.stage("evaluation", time.perf_counter() - began)
-    return results
+    return score_runs(folder, config, seeds)
 
 
-def evaluate(folder: Path, config: DemoConfig, seeds: int) -> Any:
-    """Scores the trails of all seeds and asks the questions the task was made for."""
+def score_runs(folder: Path, config: DemoConfig, seeds: int) -> Scored:
+    """The trails of all seeds, judged."""
     from srpo.evaluate.judges import exact_match, per_character
     from srpo.evaluate.scores import score
-    from srpo.evaluate.summary import summarise
 
     trails, tokens = {}, {}
     for seed in range(seeds):
         for system in (system for systems in SYSTEMS_OF.values() for system in systems):
-            for split, heat in cells(system):
+            for split, heat in cells(config, system):
                 key = (seed, system, split, heat)
                 trails[key] = _read(folder / f"seed{seed}" / "trails" / system / _trail_file(split, heat))
                 tokens[key] = forward_tokens(trails[key], config.revisions)
     judges = {"exact match": exact_match, "digits": per_character}
-    scored = score(trails, judges, revisions=config.revisions, tokens=tokens)
+    return score(trails, judges, revisions=config.revisions, tokens=tokens)
+
+
+def verdict(scored: Scored, config: DemoConfig) -> Any:
+    """Averages, intervals and the answers to the questions the task was made for: a `Results`."""
+    from srpo.evaluate.summary import summarise
+
     return summarise(scored, questions(config), highlight="srpo", labels=LABELS)
 
 
@@ -355,7 +378,7 @@ def questions(config: DemoConfig) -> list[Any]:
     best = {method: settings.revisions for method, settings in config.methods.items()}
     ours = "srpo" if config.policy == "always" else "srpo_if_preferred"
     asked = []
-    for heat in TEMPERATURES:
+    for heat in config.temperatures:
         for split in SPLITS:
             asked.append(Question(Side("srpo", 1), Side("srpo", 0), split, heat))
             rivals = [Side(method, best[method]) for method in ("dpo", "ipo")]

@@ -133,9 +133,9 @@ class SRPOConfig(TrainingArguments):
                     f"{value!r}", where=name, expected="one of " + ", ".join(known), fix=did_you_mean(str(value), known)
                 )
         if not (_is_number(self.beta) and math.isfinite(self.beta) and self.beta > 0):
-            raise ConfigError(f"{self.beta}", where="beta", expected="a number above 0")
+            raise ConfigError(f"{self.beta!r}", where="beta", expected="a number above 0")
         if not (_is_number(self.alpha) and 0 <= self.alpha <= 1):
-            raise ConfigError(f"{self.alpha}", where="alpha", expected="a number strictly between 0 and 1")
+            raise ConfigError(f"{self.alpha!r}", where="alpha", expected="a number strictly between 0 and 1")
         if self.alpha in (0, 1) and self.objective == "srpo" and not self.allow_unidentified:
             why = (
                 "the drafting policy is then not identified: other solutions reach the same loss"
@@ -144,8 +144,10 @@ class SRPOConfig(TrainingArguments):
             )
             fix = "choose a value between, or set allow_unidentified for an ablation"
             raise ConfigError(f"{self.alpha:g}; {why}", where="alpha", expected="strictly between 0 and 1", fix=fix)
-        if self.max_length is not None and self.max_length < 2:
-            raise ConfigError(f"{self.max_length}", where="max_length", expected="at least 2 tokens")
+        if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 2):
+            raise ConfigError(
+                f"{self.max_length!r}", where="max_length", expected="a whole number of tokens, at least 2"
+            )
 
 
 def _is_number(value: Any) -> bool:

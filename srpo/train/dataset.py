@@ -74,8 +74,8 @@ class TreeDataset(Dataset):
     def __len__(self) -> int:
         return len(self.trees)
 
-    def __getitem__(self, index: int) -> tuple[int, PrefixTree]:
-        return index, self.trees[index]
+    def __getitem__(self, index: int) -> tuple[int, str, PrefixTree]:
+        return index, self.where[index], self.trees[index]
 
     @property
     def sharing(self) -> float:
@@ -83,9 +83,10 @@ class TreeDataset(Dataset):
         return sum(tree.flat_tokens for tree in self.trees) / sum(map(len, self.trees))
 
 
-def collate(rows: Sequence[tuple[int, PrefixTree]]) -> dict[str, Any]:
-    """A batch: `row` [B] indices into the data set, and the trees."""
-    return {"row": torch.tensor([index for index, _ in rows]), "trees": [tree for _, tree in rows]}
+def collate(rows: Sequence[tuple[int, str, PrefixTree]]) -> dict[str, Any]:
+    """A batch: `row` [B] indices into the data set, where each row stands, and the trees."""
+    index, where, trees = zip(*rows, strict=True)
+    return {"row": torch.tensor(index), "where": list(where), "trees": list(trees)}
 
 
 def _lengths(lengths: list[int], limit: int) -> str:

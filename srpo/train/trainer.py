@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from srpo.maths.objective import OBJECTIVES, LossOutput, SixLogps, length_averag
 from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
 from srpo.model.load import load_model, load_tokenizer, model_context
-from srpo.model.reference import Reference
+from srpo.model.reference import REFERENCE_ADAPTER, Reference
 from srpo.pairs.render import Renderer, template_for
 from srpo.pairs.tree import PrefixTree
 from srpo.train.config import SRPOConfig
@@ -162,8 +163,7 @@ class SRPOTrainer(Trainer):
     def _stop_at_non_finite(self, output: LossOutput, inputs: dict[str, Any]) -> None:
         if not torch.isfinite(output.loss):
             bad_B = ~(torch.isfinite(output.generation) & torch.isfinite(output.improvement))
-            rows = inputs["row"].tolist()
-            where = [self.train_dataset.where[row] for row, bad in zip(rows, bad_B.tolist(), strict=True) if bad]
+            where = [row for row, bad in zip(inputs["where"], bad_B.tolist(), strict=True) if bad]
             raise NonFiniteError(
                 f"the loss is {output.loss.item()} for {', '.join(where[:5])}",
                 where=f"step {self.state.global_step + 1}",
@@ -187,17 +187,29 @@ class SRPOTrainer(Trainer):
 
     def _measure(self, policy: SixLogps, reference: SixLogps, output: LossOutput, mode: str) -> None:
         columns = metrics(policy, reference, output, beta=self.args.beta)
-        values_BM = self.accelerator.gather_for_metrics(torch.stack(list(columns.values()), 1).detach())
+        # gather_for_metrics cuts a padded last batch, and with it, in training, every micro-batch fetched together
+        # with the last one; what pads a training batch is trained on, so there it counts.
+        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
+        values_BM = gather(torch.stack(list(columns.values()), 1).detach())
         into = self._measured.setdefault(mode, defaultdict(list))
         for name, values_B in zip(columns, values_BM.T.tolist(), strict=True):
             into[name] += values_B
 
+    def _means(self, mode: str, prefix: str = "") -> dict[str, float]:
+        """Means over rows of what was measured since the last call."""
+        return {prefix + name: sum(values) / len(values) for name, values in self._measured.pop(mode, {}).items()}
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Adds the means over the data set to its metrics, under the data set's own prefix."""
+        self._measured.pop("eval", None)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update(self._means("eval", f"{metric_key_prefix}_"))
+        return output
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of what was measured since the last log."""
-        mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
-        measured = self._measured.pop(mode, {})
-        prefix = "eval_" if mode == "eval" else ""
-        logs |= {prefix + name: sum(values) / len(values) for name, values in measured.items()}
+        """Adds the means of what was trained on since the last log."""
+        if not any(key.startswith("eval_") for key in logs):
+            logs |= self._means("train")
         super().log(logs, start_time)
 
     # ------------------------------------------------------------------ saving
@@ -205,6 +217,7 @@ class SRPOTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
+        shutil.rmtree(folder / REFERENCE_ADAPTER, ignore_errors=True)  # PEFT saves every adapter it holds
         self.renderer.template.save(folder, self.renderer.fingerprint)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
         (folder / TRAINING_FILE).write_text(json.dumps({"format": 1, **settings}, indent=2) + "\n", "utf-8")
@@ -245,16 +258,22 @@ class _MetricsFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         file = Path(args.output_dir) / METRICS_FILE
         if state.is_world_process_zero and file.exists():
-            lines = file.read_text("utf-8").splitlines()
-            kept = (
-                [line for line in lines if json.loads(line)["step"] <= state.global_step] if state.global_step else []
-            )
+            lines = file.read_text("utf-8").splitlines() if state.global_step else []
+            kept = [line for line in lines if _step_of(line) <= state.global_step]
             file.write_text("".join(line + "\n" for line in kept), "utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
             with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """The step of a logged line; infinity for one that was torn when its run was killed."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")
 
 
 # ---------------------------------------------------------------------- the policy

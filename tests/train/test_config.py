@@ -1,0 +1,118 @@
+"""SRPOConfig: what cannot be trained with is refused by name, presets are the paper's, defaults are listed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo.errors import ConfigError
+from srpo.train.config import PRESETS, SRPOConfig
+
+
+def config(folder: Path, **changes: Any) -> SRPOConfig:
+    return SRPOConfig(**{"output_dir": str(folder), "use_cpu": True, "report_to": "none", **changes})
+
+
+@pytest.mark.parametrize("beta", [0, 0.0, -0.1, math.nan, math.inf, True, "0.1", None], ids=repr)
+def test_beta(beta: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, beta=beta)
+    assert str(caught.value) == f"beta: {beta!r}; expected a number above 0"
+    assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize("alpha", [-1, 1.01, 2, math.nan, math.inf, True, "0.5"], ids=repr)
+def test_alpha(alpha: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, alpha=alpha)
+    assert str(caught.value) == f"alpha: {alpha!r}; expected a number strictly between 0 and 1"
+
+
+@pytest.mark.parametrize(("alpha", "why"), [(0, "the drafting policy is then not identified"), (1, "Eq. 16")])
+def test_alpha_at_its_ends_is_explained_and_can_be_allowed(alpha: float, why: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"alpha: {alpha}; .*{why}.*strictly between 0 and 1.*allow_unidentified"):
+        config(tmp_path, alpha=alpha)
+    assert config(tmp_path, alpha=alpha, allow_unidentified=True).alpha == alpha
+    # Objectives without an α do not mind.
+    assert config(tmp_path, alpha=alpha, objective="dpo").alpha == alpha
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("objective", "spro", "objective: 'spro'; expected one of srpo, dpo, ipo; did you mean 'srpo'?"),
+        ("objective", "kto", "objective: 'kto'; expected one of srpo, dpo, ipo"),
+        ("objective", None, "objective: None; expected one of srpo, dpo, ipo"),
+        ("backend", "flatt", "backend: 'flatt'; expected one of auto, path, flat; did you mean 'flat'?"),
+        ("backend", "flash", "backend: 'flash'; expected one of auto, path, flat; did you mean 'flat'?"),
+        ("logps_reduction", "avg", "logps_reduction: 'avg'; expected one of sum, mean"),
+        ("logps_reduction", "means", "logps_reduction: 'means'; expected one of sum, mean; did you mean 'mean'?"),
+        ("bad_rows", "skipp", "bad_rows: 'skipp'; expected one of error, skip; did you mean 'skip'?"),
+        ("max_length", 0, "max_length: 0; expected a whole number of tokens, at least 2"),
+        ("max_length", 1, "max_length: 1; expected a whole number of tokens, at least 2"),
+        ("max_length", -5, "max_length: -5; expected a whole number of tokens, at least 2"),
+        ("max_length", 8.5, "max_length: 8.5; expected a whole number of tokens, at least 2"),
+        ("max_length", "64", "max_length: '64'; expected a whole number of tokens, at least 2"),
+    ],
+)
+def test_other_values(name: str, value: Any, line: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, **{name: value})
+    assert str(caught.value).startswith(line)
+    assert "did you mean" in line or "did you mean" not in str(caught.value)
+
+
+def test_what_is_good_passes(tmp_path: Path) -> None:
+    made = config(tmp_path, beta=1, alpha=0.5, max_length=2, backend="flat", objective="ipo", bad_rows="skip")
+    assert (made.beta, made.alpha, made.max_length, made.backend, made.objective) == (1, 0.5, 2, "flat", "ipo")
+
+
+def test_defaults(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    expected = {
+        "beta": 0.01,
+        "alpha": 0.8,
+        "learning_rate": 2e-6,
+        "objective": "srpo",
+        "logps_reduction": "sum",
+        "max_length": None,
+        "backend": "auto",
+        "bad_rows": "error",
+        "disable_dropout": True,
+        "trust_remote_code": False,
+        "allow_unidentified": False,
+        "revision_template": None,
+        "bf16": False,
+        "gradient_checkpointing": False,
+    }
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
+# arXiv 2406.01660, appendix: the two tables, as far as one process can follow them.
+TABLES: dict[str, dict[str, Any]] = {
+    "paper-tldr": {"beta": 0.01, "learning_rate": 2e-6, "num_train_epochs": 5, "warmup_steps": 150, "weight_decay": 0.1},
+    "paper-ultrafeedback": {"beta": 1.3, "learning_rate": 1.25e-6, "num_train_epochs": 1, "warmup_steps": 128},
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_the_tables(name: str, tmp_path: Path) -> None:
+    made = SRPOConfig.preset(name, output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    assert {key: getattr(made, key) for key in TABLES[name]} == TABLES[name]
+    assert made.logps_reduction == ("mean" if name == "paper-ultrafeedback" else "sum")
+
+
+def test_what_stands_beside_a_preset_wins(tmp_path: Path) -> None:
+    made = SRPOConfig.preset("paper-tldr", output_dir=str(tmp_path), use_cpu=True, report_to="none", beta=0.2)
+    assert (made.beta, made.weight_decay) == (0.2, 0.1)
+    assert PRESETS["paper-tldr"]["beta"] == 0.01
+
+
+def test_an_unknown_preset(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SRPOConfig.preset("paper-tlrd", output_dir=str(tmp_path))
+    line = "preset: 'paper-tlrd'; expected one of paper-tldr, paper-ultrafeedback; did you mean 'paper-tldr'?"
+    assert str(caught.value) == line

@@ -1,0 +1,109 @@
+"""A resumed run is the uninterrupted one: the same weights, the first reference, every log once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srpo import SRPOTrainer
+from srpo.train.trainer import METRICS_FILE
+from tests.conftest import make_byte_tokenizer
+from tests.train.plain import ROWS, logged, settings, sharp_llama, weights_of
+
+SAVING = {
+    "max_steps": 6,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 0.01,
+}
+TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+
+
+class Stop(Exception):
+    """The end of a run that was killed."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    sharp_llama().save_pretrained(folder)
+    make_byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make(base: Path, folder: Path, **keywords: Any) -> SRPOTrainer:
+    args = settings(folder, **{**SAVING, **keywords.pop("args", {})})
+    return SRPOTrainer(str(base), args=args, train_dataset=ROWS, **keywords)
+
+
+def killed_after(steps: int, base: Path, folder: Path, **keywords: Any) -> None:
+    from transformers import TrainerCallback
+
+    class Killer(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == steps:
+                raise Stop
+
+    with pytest.raises(Stop):
+        make(base, folder, callbacks=[Killer()], **keywords).train()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / METRICS_FILE).read_text("utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def fresh_adapter() -> Any:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)  # peft draws an adapter's first factor from the global generator
+    return peft.LoraConfig(r=4, task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"), [("full", 2), ("full", 3), ("full", 5), ("fresh adapter", 3), ("trained adapter", 3)]
+)
+def test_a_resumed_run_is_the_uninterrupted_one(kind: str, steps: int, base: Path, tmp_path: Path) -> None:
+    def keywords() -> dict[str, Any]:
+        return {"peft_config": fresh_adapter()} if kind == "fresh adapter" else {}
+
+    if kind == "trained adapter":
+        first_run = make(base, tmp_path / "first", peft_config=fresh_adapter())
+        first_run.train()
+        first_run.save_model()
+        base = tmp_path / "first"
+    whole = make(base, tmp_path / "whole", **keywords())
+    whole.train()
+    killed_after(steps, base, tmp_path / "cut", **keywords())
+    again = make(base, tmp_path / "cut", **keywords())
+    reference = weights_of(again.reference.model) if kind == "full" else {}
+    again.train(resume_from_checkpoint=True)
+
+    ours, theirs = weights_of(again.model), weights_of(whole.model)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    # The reference is the base that the run began with, not the checkpoint.
+    first = dict(sharp_llama().named_parameters())
+    for name, weight in reference.items():
+        assert torch.equal(weight, first[name]), name
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert [line["step"] for line in lines(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6, 6]
+
+
+def test_control_a_checkpoint_taken_as_the_start_has_another_reference(base: Path, tmp_path: Path) -> None:
+    whole = make(base, tmp_path / "whole")
+    whole.train()
+    wrong = make(tmp_path / "whole" / "checkpoint-2", tmp_path / "wrong", args={"max_steps": 4})
+    wrong.train()
+    assert logged(wrong, "loss")[0] != pytest.approx(logged(whole, "loss")[2], rel=1e-2)
+
+
+def test_a_torn_last_line_of_the_metrics_is_dropped(base: Path, tmp_path: Path) -> None:
+    killed_after(3, base, tmp_path)
+    file = tmp_path / METRICS_FILE
+    file.write_text(file.read_text("utf-8") + '{"step": 3, "lo', "utf-8")
+    make(base, tmp_path).train(resume_from_checkpoint=True)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
