@@ -20,11 +20,11 @@ def main(argv: list[str]) -> int:
     from pathlib import Path
 
     from rich.console import Console
+    from transformers.utils import logging as hf_logging
+
     from srpo.evaluate.cases import sample_cases
     from srpo.evaluate.report import write_evaluation
     from srpo.evaluate.table import print_table
-    from transformers.utils import logging as hf_logging
-
     from srpo.tasks.demo import DemoConfig, Say, run_demo, settings_shown, verdict
 
     hf_logging.set_verbosity_error()

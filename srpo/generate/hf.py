@@ -21,6 +21,36 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from srpo.errors import ConfigError
 
+# Options that would shape the distribution, or cut answers short. A model may bring some along as its defaults, and what
+# is drawn would then no longer be what the model was trained to.
+_SHAPING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "min_length",
+    "min_new_tokens",
+    "guidance_scale",
+    "watermarking_config",
+    "prompt_lookup_num_tokens",
+    "stop_strings",
+    "max_time",
+)
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -102,12 +132,9 @@ class HFEngine:
             input_ids=ids_NL,
             attention_mask=mask_NL,
             logits_processor=LogitsProcessorList(sampler),
+            **dict.fromkeys(_SHAPING),
             do_sample=False,
             num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=None,
             max_new_tokens=max_new_tokens,
             eos_token_id=list(stop_ids),
             pad_token_id=self.pad_id,
@@ -135,8 +162,10 @@ class _InverseSampling(LogitsProcessor):
 def inverse_sample(probabilities_NV: Tensor, uniform_N: Tensor) -> Tensor:
     """[N] the token at which the cumulative distribution passes the uniform number; never one of probability zero."""
     cumulative_NV = probabilities_NV.cumsum(-1)
-    # Rounding leaves the last sum a little off 1: scale the number to it rather than fall off the end.
-    reach_N1 = uniform_N[:, None].to(cumulative_NV) * cumulative_NV[:, -1:]
+    total_N1 = cumulative_NV[:, -1:]
+    # Rounding leaves the last sum a little off 1: scale the number to it, and stay below, rather than fall off the end.
+    reach_N1 = uniform_N[:, None].to(cumulative_NV) * total_N1
+    reach_N1 = reach_N1.minimum(total_N1.nextafter(torch.zeros_like(total_N1)))
     return torch.searchsorted(cumulative_NV, reach_N1, right=True)[:, 0].clamp(max=probabilities_NV.shape[1] - 1)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from srpo.errors import ConfigError, InputError
 
 ADAPTER_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str = "main") -> Any:
@@ -27,7 +28,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str 
     _expect_folder(path)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-    except (OSError, ValueError) as error:
+    except _unreadable() as error:
         raise InputError(f"no tokenizer: {_first_line(error)}", where=path) from None
 
 
@@ -61,21 +62,26 @@ def load_model(
     _expect_folder(path)
     adapter = _adapter_base(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             adapter or path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             revision="main" if adapter else revision,
             use_safetensors=True,
+            output_loading_info=True,
             **options,
         )
+        if found["missing_keys"]:
+            some = ", ".join(sorted(found["missing_keys"])[:3])
+            raise InputError(f"{len(found['missing_keys'])} of the model's weights are not there: {some}", where=path)
         if adapter:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, path, is_trainable=trainable, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        fix = "weights must be .safetensors; pickled ones (.bin, .pt) are not read" if Path(path).is_dir() else ""
+            model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
+    except _unreadable() as error:
+        pickled = Path(path).is_dir() and not list(Path(path).glob("*.safetensors"))
+        fix = "weights must be .safetensors; pickled ones (.bin, .pt) are not read" if pickled else ""
         raise InputError(f"no model: {_first_line(error)}", where=path, fix=fix) from None
     return model
 
@@ -90,10 +96,25 @@ def _adapter_base(path: str) -> str | None:
     file = Path(path) / ADAPTER_FILE
     if not file.is_file():
         return None
+    if not file.with_name(ADAPTER_WEIGHTS).is_file():  # PEFT would go on to look for pickled ones
+        fix = "weights must be .safetensors; pickled ones (.bin, .pt) are not read"
+        raise InputError(f"an adapter without {ADAPTER_WEIGHTS}", where=path, fix=fix)
     try:
-        return str(json.loads(file.read_text("utf-8"))["base_model_name_or_path"])
-    except (ValueError, KeyError):
+        base = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
         raise InputError("not an adapter configuration", where=str(file)) from None
+    if not isinstance(base, str):
+        raise InputError("names no base model", where=str(file), expected="base_model_name_or_path")
+    _expect_folder(base)
+    return base
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What loading raises over files that are missing, torn, or made for another model or for a library not here."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    return OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError
 
 
 def _expect_folder(path: str) -> None:

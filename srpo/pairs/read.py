@@ -158,6 +158,8 @@ def _parse(raw: bytes) -> Any:
         return _Unusable(f"not JSON: {error.msg}", f":{error.colno}")
     except RecursionError:
         return _Unusable("not usable: nested too deeply")
+    except ValueError:  # all that is left of it: Python converts no integer this long
+        return _Unusable("not usable: a number of thousands of digits")
     except _Unusable as problem:
         return problem
 
@@ -270,5 +272,6 @@ def _encodable(text: str, key: str) -> None:
 def _kind(value: Any) -> str:
     names = {type(None): "null", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
     if isinstance(value, list):
-        return f"a list of {_kind(value[0]).split()[-1]}s" if value else "an empty list"
+        words = dict.fromkeys("list" if isinstance(item, list) else _kind(item).split()[-1] for item in value)
+        return "a list of " + " and ".join(f"{word}s" for word in words) if words else "an empty list"
     return "an object" if isinstance(value, Mapping) else names.get(type(value), type(value).__name__)

@@ -28,6 +28,8 @@ FORMS = ("text", "quote", "turn")
 CHUNK = 512
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+# Jinja runs a template's expressions as Python, so their errors are Python's.
+_TEMPLATE_FAILS = (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError)
 
 
 @lru_cache(maxsize=64)
@@ -78,7 +80,7 @@ class RevisionTemplate:
     def _fill(self, source: str, **texts: str) -> str:
         try:
             return _compiled(source).render(**texts)
-        except jinja2.TemplateError as error:
+        except _TEMPLATE_FAILS as error:
             raise TemplateError(str(error), where=f"revision template {self.name!r}") from None
 
     @classmethod
@@ -242,9 +244,14 @@ class Renderer:
     def fingerprint(self) -> str:
         """sha256 over everything that decides which ids a row becomes: template, tokenizer, chat template."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        state = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
-        parts = json.dumps([asdict(self.template), self.tokenizer.chat_template, state], sort_keys=True)
-        return hashlib.sha256(parts.encode()).hexdigest()
+        if backend is None:
+            state = sorted(self.tokenizer.get_vocab().items())
+        else:  # padding and truncation are left over from the tokenizer's last call, and have no part in ours
+            state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+        special = [str(token) for token in self._control_tokens]
+        ends = [self._text_bos, self._lone_bos, *self.stop_ids]
+        parts = [asdict(self.template), self.tokenizer.chat_template, state, special, ends]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     # ------------------------------------------------------------------ text
 
@@ -270,16 +277,17 @@ class Renderer:
     def _turns(self, prompt: Prompt) -> list[Message]:
         """The prompt as messages of our own to change, ending in a user turn."""
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if turns[-1]["role"] != "user":
-            raise DataError(f"the prompt ends in a {turns[-1]['role']} message", expected="a user message last")
-        return [{**turn, "content": self._guard(turn["content"])} for turn in turns]
+        if not turns or turns[-1]["role"] != "user":
+            last = f"ends in a {turns[-1]['role']} message" if turns else "has no message"
+            raise DataError(f"the prompt {last}", expected="a user message last")
+        return [{part: self._guard(text) for part, text in turn.items()} for turn in turns]
 
     def _chat(self, turns: list[Message], *, add_generation_prompt: bool = True) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+        except _TEMPLATE_FAILS as error:
             raise TemplateError(f"the tokenizer's chat template refuses this conversation: {error}") from None
 
     # ------------------------------------------------------------------ ids
@@ -332,8 +340,12 @@ class Renderer:
     def _terminator(self) -> int:
         """The id that ends an answer: what the chat template puts after one, else the end-of-sequence token."""
         if self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
-            tail = self._chat(turns, add_generation_prompt=False).rpartition(_PROBE)[2].lstrip()
+            turns = [{"role": role, "content": f"srpo probe {role}"} for role in ("user", "assistant")]
+            text = self._chat(turns, add_generation_prompt=False)
+            if lost := [turn["role"] for turn in turns if turn["content"] not in text]:
+                problem = f"the tokenizer's chat template leaves out what the {lost[0]} says"
+                raise TemplateError(problem, expected="one that takes a message's content as a string")
+            tail = text.rpartition(turns[-1]["content"])[2].lstrip()
             for token in self._control_tokens:
                 if tail.startswith(token):
                     return int(self.tokenizer.convert_tokens_to_ids(token))
@@ -346,7 +358,6 @@ class Renderer:
 _MARK = (
     "\ufdd0\ufdef"  # two noncharacters; they stand inside control tokens written as text and are gone before encoding
 )
-_PROBE = "srpo probe answer"
 
 
 def as_text(prompt: Prompt) -> str:

@@ -89,7 +89,10 @@ def test_tokens_are_those_of_the_answers() -> None:
     [
         ({}, "no trails to score"),
         ({KEY: []}, "srpo, seed 0, split in, temperature 0: no trails"),
-        ({KEY: [trail("a", "1", "1"), Trail("b", (Answer("1", 1),), meta={"answer": 1})]}, "row 2: no 'gold'.*'answer'"),
+        (
+            {KEY: [trail("a", "1", "1"), Trail("b", (Answer("1", 1),), meta={"answer": 1})]},
+            "row 2: no 'gold'.*'answer'",
+        ),
         ({KEY: [trail("a", None, "1")]}, "row 1: the gold answer is NoneType"),
     ],
 )
@@ -101,7 +104,7 @@ def test_what_cannot_be_scored_is_refused(trails: Any, said: str) -> None:
 @pytest.mark.parametrize("other", [("a", "2"), ("b", "1")], ids=["another gold answer", "another prompt"])
 def test_systems_must_have_the_same_prompts(other: tuple[str, str]) -> None:
     ours, theirs = [trail("a", "1", "1")], [trail(*other, "1")]
-    with pytest.raises(DataError, match="dpo, seed 0.*not the prompts of srpo: 1 against 1, 1 missing, 1 new"):
+    with pytest.raises(DataError, match=r"dpo, seed 0.*not the prompts of srpo: 1 against 1, 1 missing, 1 new"):
         score({KEY: ours, (0, "dpo", "in", 0.0): theirs}, JUDGES)
     # Other seeds, splits and temperatures may have their own.
     apart = [(1, "dpo", "in", 0.0), (0, "dpo", "out", 0.0), (0, "dpo", "in", 1.0)]
