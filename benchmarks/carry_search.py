@@ -19,17 +19,18 @@ from pathlib import Path
 from srpo.evaluate.judges import exact_match
 from srpo.revise.trail import Trail
 from srpo.tasks.carry import SPLITS
-from srpo.tasks.demo import (
+from srpo.tasks.carry_run import (
     VALIDATION,
-    DemoConfig,
+    CarryConfig,
     Job,
     MethodSettings,
     Say,
-    side_by_side,
     start_run,
+    trail_file,
     trail_folder,
     work,
 )
+from srpo.tasks.stages import side_by_side
 
 SEED = 1000
 LEARNING_RATES = (1e-4, 2e-4, 4e-4)
@@ -45,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("srpo").setLevel(logging.ERROR)
     folder = Path(args.output_dir) / f"seed{SEED}"
-    config = replace(DemoConfig(), prompts=args.prompts, temperatures=(1.0,))
+    config = replace(CarryConfig(), prompts=args.prompts, temperatures=(1.0,))
     say = Say(lambda what, seconds: print(f"{what}: {seconds:.0f} s", flush=True))
     config = start_run(folder, config, SEED, say)
     jobs = [
@@ -73,7 +74,7 @@ def measured(job: Job, system: str) -> dict[str, object]:
     """Exact answers of one system by split and revision, and its score."""
     exact = {}
     for split in SPLITS:
-        lines = (trail_folder(job, system) / f"{split}.T1.jsonl").read_text("utf-8").splitlines()
+        lines = (trail_folder(job, system) / trail_file(split, 1.0)).read_text("utf-8").splitlines()
         trails = [Trail.from_json(line) for line in lines]
         exact[split] = [
             sum(exact_match(t.prompt, t.after(k).text, t.meta["gold"]) for t in trails) / len(trails)

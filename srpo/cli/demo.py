@@ -25,12 +25,13 @@ def main(argv: list[str]) -> int:
     from srpo.evaluate.cases import sample_cases
     from srpo.evaluate.report import write_evaluation
     from srpo.evaluate.table import print_table
-    from srpo.tasks.demo import DemoConfig, Say, run_demo, settings_shown, verdict
+    from srpo.tasks.carry_run import CarryConfig, Say
+    from srpo.tasks.demo import run_demo, settings_shown, verdict
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     console = Console(highlight=False)
-    config = replace(DemoConfig(), prompts=args.prompts)
+    config = replace(CarryConfig(), prompts=args.prompts)
     times: dict[str, float] = {}
 
     def stage(what: str, seconds: float) -> None:

@@ -38,10 +38,10 @@ def main(argv: list[str]) -> int:
     from srpo.evaluate.inputs import read_systems
     from srpo.evaluate.judges import load_judge
     from srpo.evaluate.report import write_evaluation
-    from srpo.evaluate.results import writable_folder
     from srpo.evaluate.scores import score
     from srpo.evaluate.summary import Resampling, summarise, usual_questions
     from srpo.evaluate.table import print_table
+    from srpo.output import writable_folder
 
     judges = {name: load_judge(name) for name in (args.judge, *args.secondary)}
     writable_folder(Path(args.output_dir))

@@ -42,7 +42,11 @@ def main(argv: list[str]) -> int:
             batch_size=args.batch_size,
         )
 
-    made_with = {"model": args.model_name_or_path, "revision_template": args.revision_template or "saved"}
+    made_with = {
+        "model": args.model_name_or_path,
+        "revision_template": args.revision_template or "saved",
+        "reference": args.reference or "",
+    }
     done, skipped = revise_file(reviser, args.input, args.output, settings, bad_rows=args.bad_rows, made_with=made_with)
     print(f"{args.output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
     return 0

@@ -14,8 +14,8 @@ from srpo.revise.trail import Answer, Trail
 def best_of(reviser: Reviser, prompts: Iterable[Any], settings: Settings) -> list[Trail]:
     """A trail per prompt whose answer in hand after k is the best of its first k + 1 drafts.
 
-    "Best" is by implied reward: the log-ratio g(y) = log π(y|x) − log π_ref(y|x), which every method trains, summed
-    over tokens; no judge is asked. The first draft is the one a reviser with the same seed starts from.
+    "Best" is by implied reward: the log-ratio g(y) = log π(y|x) − log π_ref(y|x), which every method trains, reduced
+    over tokens as in training; no judge is asked. The first draft is the one a reviser with the same seed starts from.
 
     Args:
         settings: `revisions` is k; each further draft is drawn under a seed of its own; `policy` has no part in it.

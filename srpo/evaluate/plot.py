@@ -114,7 +114,7 @@ def _panel(axis: Any, results: Results, split: str, temperature: float | None, s
         dashes = DASHES[0] if main else DASHES[others.index(system) // len(OTHERS) % len(DASHES)]
         k = [row["revision"] for row in rows]
         low, high = [100 * row["low"] for row in rows], [100 * row["high"] for row in rows]
-        axis.fill_between(k, low, high, color=colour[system], alpha=0.16, linewidth=0)
+        axis.fill_between(k, low, high, color=colour[system], alpha=0.18 if main else 0.1, linewidth=0)
         (line,) = axis.plot(k, _means(rows), color=colour[system], linestyle=dashes, linewidth=2.6 if main else 1.4)
         line.set_marker("o")
         line.set_markersize(5 if main else 3.2)
@@ -139,7 +139,7 @@ def _panel(axis: Any, results: Results, split: str, temperature: float | None, s
     bottom, top = axis.get_ylim()
     spare = max(0.0, 100 * LEAST_SPAN - (top - bottom)) / 2
     axis.set_ylim(max(bottom - spare, -1), min(top + spare, 101))
-    axis.locator_params(axis="y", nbins=7)
+    axis.locator_params(axis="y", nbins=7, steps=[1, 2, 5, 10])
     axis.grid(axis="y", color=FAINT, linewidth=0.6)
     axis.set_axisbelow(True)
 

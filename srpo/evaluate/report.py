@@ -26,9 +26,8 @@ from srpo.evaluate.results import (
     heat,
     percent,
     points,
-    writable_folder,
-    write_file,
 )
+from srpo.output import writable_folder, write_file
 
 TEMPLATE = "report.html.jinja"
 
@@ -80,7 +79,9 @@ def render(
     )
     scale = _scale(results)
     names = [name for name, _, _ in _measures(results)]
-    places = [(split, at, seed) for split, at in _places(results) for seed in (POOL, *results.seeds)]
+    # One seed is its own pool: shown once.
+    seeds = [POOL, *(results.seeds if len(results.seeds) > 1 else [])]
+    places = [(split, at, seed) for split, at in _places(results) for seed in seeds]
     tables = [table for place in places if _curves(results, *place) for table in _tables(results, *place)]
     used = dict.fromkeys(table["at"]["measure"] for table in tables)
     return environment.get_template(TEMPLATE).render(
@@ -148,12 +149,17 @@ def _finding(results: Results, comparison: Comparison, scale: tuple[float, float
     return {
         "finding": comparison.finding,
         "lead": lead,
-        "rest": rest.replace(" %", "\u00a0%") + ".",
+        "rest": _unbroken(rest) + ".",
         "low": _place(pool.low, scale),
         "mean": _place(pool.difference, scale),
         "high": _place(pool.high, scale),
         "seeds": [_place(seed.difference, scale) for seed in seeds] if len(seeds) > 1 else [],
     }
+
+
+def _unbroken(text: str) -> str:
+    """Numbers kept on one line with what they belong to."""
+    return text.replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0").replace(" points", "\u00a0points")
 
 
 def _heading(results: Results, split: str, temperature: float | None, lead: Callable[[str], str] = capital) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from srpo.errors import DataError, InputError, OutputError
+from srpo.errors import DataError, InputError
 
 POOL = "pool"
 Finding = Literal["better", "worse", "level"]
@@ -286,37 +285,3 @@ def _comparison(found: dict[str, Any]) -> Comparison:
         pool=Difference(**found["pool"]),
         seeds=tuple(Difference(**seed) for seed in found["seeds"]),
     )
-
-
-def writable_folder(folder: Path) -> Path:
-    """Makes the folder; a mistake in its name should not cost the user the wait for the numbers.
-
-    Raises:
-        OutputError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _no_output(folder, error) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError("no permission to write here", where=str(folder), fix="name another --output_dir")
-    return folder
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a whole file or none: half a report looks like a finished one.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise _no_output(path, error) from None
-
-
-def _no_output(path: Path, error: OSError) -> OutputError:
-    what = f"cannot be written ({error.strerror})"
-    return OutputError(what, where=str(path), expected="a folder that can be written", fix="name another --output_dir")

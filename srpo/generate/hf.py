@@ -21,8 +21,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from srpo.errors import ConfigError
 
-# Options that would shape the distribution, or cut answers short. A model may bring some along as its defaults, and what
-# is drawn would then no longer be what the model was trained to.
+# Options that would shape the distribution, or cut answers short. A model may bring some along as its defaults, and
+# what is drawn would then no longer be what the model was trained to.
 _SHAPING = (
     "temperature",
     "top_p",

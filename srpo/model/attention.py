@@ -50,7 +50,9 @@ def path_attention(
     Raises:
         BackendError: the layer asks for something a path cannot serve exactly.
     """
-    _refuse(module, sliding_window, srpo_forest, unserved)
+    if srpo_forest is None:
+        raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
+    _refuse(module, sliding_window, unserved)
     # squeeze, not [0]: the gradient of an index is a tensor of zeros to write it into, layer for layer
     query_HSD, key_HSD, value_HSD = (t.squeeze(0) for t in (query, key, value))
     outputs = []
@@ -75,9 +77,7 @@ def path_attention(
     return torch.cat(outputs)[srpo_forest.place_S][None], None
 
 
-def _refuse(module: nn.Module, window: int | None, forest: Forest | None, unserved: dict[str, Any]) -> None:
-    if forest is None:
-        raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
+def _refuse(module: Any, window: int | None, unserved: dict[str, Any]) -> None:
     for name in ("softcap", "s_aux", "position_bias"):
         if unserved.get(name) is not None:
             raise BackendError(f"attention with {name} has no exact path form", where=type(module).__name__)
@@ -115,7 +115,8 @@ def following_paths(model: nn.Module) -> Iterator[None]:
 
     Activation checkpointing runs the layers again during the backward pass, so that pass belongs inside, too.
     """
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "to_dict")}
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in found if hasattr(config, "to_dict")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     for config in configs.values():
         config._attn_implementation = NAME
@@ -128,5 +129,5 @@ def following_paths(model: nn.Module) -> Iterator[None]:
 
 def core(model: nn.Module) -> Any:
     """The transformers model inside wrappers (DDP, an adapter)."""
-    model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

@@ -42,8 +42,8 @@ class ChainGroup:
 
     def to(self, device: torch.device | str) -> ChainGroup:
         """The same group on another device."""
-        moved = (tensor.to(device) for tensor in (self.queries_CQ, self.keys_CK, self.depth_CQ))
-        return ChainGroup(*moved, causal=self.causal)
+        queries_CQ, keys_CK, depth_CQ = (t.to(device) for t in (self.queries_CQ, self.keys_CK, self.depth_CQ))
+        return ChainGroup(queries_CQ, keys_CK, depth_CQ, self.causal)
 
     def mask(self, window: int | None) -> Tensor:
         """[C, 1, Q, K] True where the query sees the key."""
@@ -88,9 +88,15 @@ class Forest:
         """Lays the trees end to end; no padding between them.
 
         Raises:
-            DataError: an answer has no token, or nothing stands before its first.
+            DataError: an answer has no token, or nothing stands before its first; no tree, or trees of unlike numbers
+                of sequences.
         """
-        starts, ids, positions, runs = [], [], [], []
+        if len({len(tree.answers) for tree in trees}) != 1:
+            raise DataError("no trees, or of unlike numbers of sequences", expected="as many of each as of the first")
+        starts: list[int] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        runs: list[_Run] = []
         for tree in trees:
             offset = len(ids)
             starts.append(offset)

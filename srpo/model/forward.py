@@ -84,11 +84,19 @@ def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str =
     """
     if backend not in BACKENDS:
         raise BackendError(f"no back-end {backend!r}", where="backend", expected="one of " + ", ".join(BACKENDS))
+    _refuse_virtual_tokens(model)
     known = _settled.setdefault(model, {})
     if backend not in known:
         known[backend] = "flat" if backend == "flat" else _path_or_flat(model, trees, named=backend == "path")
         known[known[backend]] = known[backend]  # what auto settled on needs no second check under its own name
     return known[backend]
+
+
+def _refuse_virtual_tokens(model: nn.Module) -> None:
+    """Prompt tuning puts tokens of its own before the input, and every answer would be scored that far too early."""
+    config = getattr(getattr(model, "module", model), "active_peft_config", None)
+    if config is not None and config.is_prompt_learning and config.peft_type != "PREFIX_TUNING":
+        raise BackendError(f"no back-end scores a model under {config.peft_type.value}", where="model", fix="use LoRA")
 
 
 def _path_or_flat(model: nn.Module, trees: Sequence[PrefixTree], *, named: bool) -> str:
@@ -204,6 +212,8 @@ def _row_logps(model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[in
     kept_P = torch.arange(first, length - 1, device=device)
     inputs = {"input_ids": ids_NL.to(device), "attention_mask": mask_NL.to(device)}
     logits_NPV = model(**inputs, use_cache=False, logits_to_keep=kept_P).logits
+    if logits_NPV.shape[1] != len(kept_P):
+        raise BackendError("the model does not heed logits_to_keep", where=type(core(model)).__name__)
     logits_NPV = logits_NPV.float() if logits_NPV.dtype != torch.float64 else logits_NPV
     target_NP1 = ids_NL[:, first + 1 :, None].to(device)
     logp_NP = logits_NPV.gather(-1, target_NP1)[..., 0].double() - logits_NPV.logsumexp(-1).double()

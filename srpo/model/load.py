@@ -62,7 +62,7 @@ def load_model(
     _expect_folder(path)
     adapter = _adapter_base(path)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             adapter or path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=attn_implementation,
@@ -72,6 +72,7 @@ def load_model(
             output_loading_info=True,
             **options,
         )
+        model, found = loaded
         if found["missing_keys"]:
             some = ", ".join(sorted(found["missing_keys"])[:3])
             raise InputError(f"{len(found['missing_keys'])} of the model's weights are not there: {some}", where=path)
@@ -125,4 +126,6 @@ def _expect_folder(path: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    """The first line of a library's message, with the second where it only announces that."""
+    first, *rest = str(error).strip().split("\n")
+    return " ".join([first.strip(), rest[0].strip()]) if rest and first.rstrip().endswith(":") else first

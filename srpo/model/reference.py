@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from srpo.errors import ConfigError
 from srpo.maths.objective import SixLogps
 from srpo.model.forest import Forest
 from srpo.model.forward import six_logps
@@ -35,18 +36,24 @@ class Reference:
     Attributes:
         kind: "given", "frozen copy", "adapter off" or "frozen adapter".
         model: what is scored; the policy itself where an adapter is switched.
+
+    Raises:
+        ConfigError: the policy is given as its own reference, or trains weights that switching an adapter leaves.
     """
 
     def __init__(self, policy: Any, frozen: Any = None) -> None:
+        if frozen is policy:
+            fix = "leave it out for the policy as it is now"
+            raise ConfigError("the policy itself, which freezing would stop from learning", where="ref_model", fix=fix)
         if frozen is not None:
             self.kind, self.model = "given", _freeze(frozen)
-        elif not hasattr(policy, "peft_config"):
+        elif not hasattr(policy, "disable_adapter"):  # a PEFT model; transformers' own adapters have no such switch
             self.kind, self.model = "frozen copy", _freeze(copy.deepcopy(policy))
-        elif _is_fresh(policy):
-            self.kind, self.model = "adapter off", policy
         else:
-            self.kind, self.model = "frozen adapter", policy
-            _copy_adapter(policy)
+            _refuse_open_base(policy)
+            self.kind, self.model = "adapter off" if _is_fresh(policy) else "frozen adapter", policy
+            if self.kind == "frozen adapter":
+                self._adapter = _copy_adapter(policy)
 
     @torch.no_grad()
     def six_logps(self, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> SixLogps:
@@ -58,11 +65,11 @@ class Reference:
     def active(self) -> Iterator[Any]:
         """`self.model` is the reference inside."""
         if self.kind == "adapter off":
-            with self.model.disable_adapter():
-                yield self.model
+            with _left_as_found(self.model), self.model.disable_adapter():
+                yield self.model.eval()
         elif self.kind == "frozen adapter":
-            with _wearing(self.model, REFERENCE_ADAPTER):
-                yield self.model
+            with _left_as_found(self.model), _wearing(self.model, self._adapter):
+                yield self.model.eval()
         else:
             yield self.model
 
@@ -82,28 +89,65 @@ def _is_fresh(policy: Any) -> bool:
     return bool(seconds) and not any(p.detach().any() for p in seconds)
 
 
-def _copy_adapter(policy: Any) -> None:
+def _refuse_open_base(policy: Any) -> None:
+    """Switching adapters leaves the base as it is: a base weight in training (LoRA's bias="all") would be trained in
+    the reference as well."""
+    names = [name for name, p in policy.named_parameters() if p.requires_grad]
+    if shared := [name for name in names if policy.active_adapter not in name.split(".")]:
+        problem = f"{len(shared)} weights outside the adapter are trained, {shared[0]} for one"
+        raise ConfigError(problem, where="model", fix="freeze them, or give a ref_model")
+
+
+def _copy_adapter(policy: Any) -> Any:
+    """Adds a copy of the active adapter's weights; returns its configuration, which the policy itself forgets, so that
+    saving and merging it see its own adapters only."""
     active = policy.active_adapter
-    if REFERENCE_ADAPTER in policy.peft_config:
-        policy.delete_adapter(REFERENCE_ADAPTER)
-    trainable = {name for name, p in policy.named_parameters() if p.requires_grad}
-    policy.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(policy.peft_config[active]))
-    weights = dict(policy.named_parameters())
-    for name, weight in weights.items():
-        if f".{REFERENCE_ADAPTER}." in name:
-            weight.data.copy_(weights[name.replace(f".{REFERENCE_ADAPTER}.", f".{active}.")].data)
-        weight.requires_grad_(name in trainable)
+    config = copy.deepcopy(policy.peft_config[active])
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # PiSSA and its like would carve their start out of the base weights once more
+    if hasattr(config, "bias"):
+        config.bias = "none"  # PEFT allows one adapter to train the base's biases, and a frozen copy trains nothing
+    config.inference_mode = True
+    with _left_as_found(policy):
+        if any(_of_reference(name) for name, _ in policy.named_parameters()):  # left by an earlier reference
+            policy.peft_config[REFERENCE_ADAPTER] = config
+            policy.delete_adapter(REFERENCE_ADAPTER)
+        policy.add_adapter(REFERENCE_ADAPTER, config)
+    weights = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+    for name in filter(_of_reference, weights):
+        own = ".".join(active if part == REFERENCE_ADAPTER else part for part in name.split("."))
+        weights[name].data = weights[own].detach().clone()  # not copy_: PEFT may have chosen another dtype
+        weights[name].requires_grad_(False)
+    return policy.peft_config.pop(REFERENCE_ADAPTER)
+
+
+def _of_reference(name: str) -> bool:
+    return REFERENCE_ADAPTER in name.split(".")
 
 
 @contextmanager
-def _wearing(policy: Any, adapter: str) -> Iterator[None]:
-    """Another adapter is active inside. PEFT opens the weights of whatever it activates, so what was trainable is put
-    back as it was."""
-    before, trainable = policy.active_adapter, [p.requires_grad for p in policy.parameters()]
-    policy.set_adapter(adapter)
+def _wearing(policy: Any, config: Any) -> Iterator[None]:
+    """The reference's adapter is active inside."""
+    before = policy.active_adapter
+    policy.peft_config[REFERENCE_ADAPTER] = config
+    policy.set_adapter(REFERENCE_ADAPTER)
     try:
         yield
     finally:
         policy.set_adapter(before)
-        for p, open_ in zip(policy.parameters(), trainable, strict=True):
+        del policy.peft_config[REFERENCE_ADAPTER]
+
+
+@contextmanager
+def _left_as_found(policy: Any) -> Iterator[None]:
+    """What was there before ends as trainable as it began, for PEFT opens the weights of whatever it activates; and in
+    the mode it was in, for the reference has no dropout."""
+    trainable = [(p, p.requires_grad) for p in policy.parameters()]
+    training = [(module, module.training) for module in policy.modules()]
+    try:
+        yield
+    finally:
+        for p, open_ in trainable:
             p.requires_grad_(open_)
+        for module, mode in training:
+            module.training = mode

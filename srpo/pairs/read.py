@@ -142,7 +142,7 @@ def jsonl_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
                 if number == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 if raw.strip():
-                    yield f"{path}:{number}", _parse(raw)
+                    yield f"{path}:{number}", _parse(raw.rstrip(b"\r\n"))  # else a torn line's error is past its end
     except FileNotFoundError:
         raise InputError("no such file", where=str(path), expected="a JSONL file") from None
     except OSError as error:
@@ -155,7 +155,8 @@ def _parse(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         return _Unusable(f"not UTF-8: byte {raw[error.start]:#04x} at column {error.start + 1}", f":{error.start + 1}")
     except json.JSONDecodeError as error:
-        return _Unusable(f"not JSON: {error.msg}", f":{error.colno}")
+        what = error.msg.removesuffix(" at").removesuffix(" starting")  # the column is said before it
+        return _Unusable(f"not JSON: {what}", f":{error.colno}")
     except RecursionError:
         return _Unusable("not usable: nested too deeply")
     except ValueError:  # all that is left of it: Python converts no integer this long

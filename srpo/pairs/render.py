@@ -297,7 +297,7 @@ class Renderer:
 
         Encoding with the tokenizer's own "split specials" switch would also split those of the chat template.
         """
-        for token in self._control_tokens:
+        for token in (_MARK, *self._control_tokens):  # a mark that stands in the content is split by one as well
             if token in text:
                 text = text.replace(token, token[:1] + _MARK + token[1:])
         return text

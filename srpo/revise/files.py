@@ -69,9 +69,9 @@ def revise_file(
 
 
 def _expect_same(settings: dict[str, object], path: Path) -> None:
-    """Two halves of a file drawn differently would look like one."""
+    """Two halves of a file drawn differently would look like one. A file without a trail has no first half."""
     beside = path.with_name(path.name + ".settings.json")
-    if path.exists() and beside.exists():
+    if path.exists() and path.stat().st_size and beside.exists():
         before = json.loads(beside.read_text("utf-8"))
         changed = [
             f"{key} {before.get(key)!r} → {value!r}" for key, value in settings.items() if before.get(key) != value
@@ -92,7 +92,7 @@ def _present(path: Path, rows: list[PromptRow]) -> int:
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
-    lines = content[:whole].decode("utf-8", "replace").splitlines()
+    lines = content[:whole].decode("utf-8", "replace").split("\n")[:-1]  # splitlines also splits inside JSON texts
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         trail = Trail.from_json(line, where=where)

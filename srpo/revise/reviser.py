@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srpo.errors import ConfigError, LengthError, did_you_mean
+from srpo.errors import ConfigError, InputError, LengthError, did_you_mean
 from srpo.generate.hf import HFEngine
 from srpo.maths.confidence import preference_eq9
 from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps
+from srpo.model.forward import sequence_logps, settle_backend
 from srpo.model.load import load_model, load_tokenizer, model_context
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
 from srpo.pairs.render import Renderer, RevisionTemplate, template_for
@@ -28,6 +28,7 @@ from srpo.pairs.tree import PrefixTree
 from srpo.revise.trail import Answer, Trail
 
 POLICIES = ("always", "if_preferred")
+REDUCTIONS = ("sum", "mean")
 TRAINING_FILE = "srpo_training.json"
 
 
@@ -71,14 +72,16 @@ class Reviser:
         tokenizer: its tokenizer; None loads the one saved at the path.
         template: how a draft is shown: a template, a preset's name, a file; None takes the one saved with the model.
         reference: what the model was before training, for its own confidence: a model, the path of one, or None,
-            which takes the base under an adapter and otherwise does without.
+            which takes the base under an adapter that was trained from it and otherwise does without.
         beta: the β of Eq. 9; None takes the one saved with the model.
+        logps_reduction: how an answer's log-probs were reduced in training, sum or mean; None takes what is saved with
+            the model, else sum.
         batch_size: prompts generated together.
         backend: how confidence is computed: auto, path or flat.
 
     Raises:
-        InputError: no model, tokenizer or template there.
-        ConfigError: a reference without a β.
+        InputError: no model, tokenizer or template there, or a record of training that is none.
+        ConfigError: a reference without a β, or a number or name out of range.
 
     Example:
         >>> from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
@@ -95,6 +98,7 @@ class Reviser:
         *,
         reference: Any = None,
         beta: float | None = None,
+        logps_reduction: str | None = None,
         batch_size: int = 32,
         backend: str = "auto",
     ) -> None:
@@ -105,8 +109,13 @@ class Reviser:
         self.renderer = Renderer(tokenizer, template)
         self.model = (load_model(model) if isinstance(model, str) else model).eval()
         self.backend = backend
-        self._reference = _reference(self.model, reference)
-        self.beta = beta if beta is not None else _saved_beta(path)
+        saved = _saved(path)
+        self._reference = _reference(self.model, reference, saved.get("reference"))
+        self.beta = beta if beta is not None else saved.get("beta")
+        self.logps_reduction = logps_reduction or saved.get("logps_reduction", "sum")
+        if self.logps_reduction not in REDUCTIONS:
+            expected = "one of " + ", ".join(REDUCTIONS)
+            raise ConfigError(f"{self.logps_reduction!r}", where="logps_reduction", expected=expected)
         if self._reference is not None and self.beta is None:
             raise ConfigError("a reference but no β", where="beta", fix="pass the β the model was trained with")
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
@@ -133,20 +142,25 @@ class Reviser:
         return list(self.trails(rows, Settings(revisions, **settings)))
 
     def trails(self, rows: Sequence[PromptRow], settings: Settings, *, skip: int = 0) -> Iterator[Trail]:
-        """Trails batch by batch, so that a caller can write each as it comes; the first `skip` rows are passed over
-        without changing what the others draw."""
+        """Trails batch by batch, so that a caller can write each as it comes.
+
+        Args:
+            skip: leaves out as many trails at the head. The others stay the same to the last bit: the batch that the
+                first of them is in is drawn whole.
+        """
         if settings.policy == "if_preferred" and not self.has_confidence:
             fix = "pass the model it was trained from as the reference"
             raise ConfigError("if_preferred needs the model's own confidence", where="policy", fix=fix)
         counts: dict[str, int] = {}
-        items = [_Item(row, _key(row.prompt, counts)) for row in rows][skip:]
-        for at in range(0, len(items), self.engine.batch_size):
-            batch = items[at : at + self.engine.batch_size]
+        items = [_Item(row, _key(row.prompt, counts)) for row in rows]
+        size = self.engine.batch_size
+        for at in range(skip - skip % size, len(items), size):
+            batch = items[at : at + size]
             self._draft(batch, settings)
             for revision in range(1, settings.revisions + 1):
                 if open_items := [item for item in batch if not item.fixed]:
                     self._revise(open_items, revision, settings)
-            yield from (item.trail() for item in batch)
+            yield from (item.trail() for item in batch[max(0, skip - at) :])
 
     # ------------------------------------------------------------------ one step
 
@@ -197,7 +211,8 @@ class Reviser:
     # ------------------------------------------------------------------ the model's own judgement
 
     def log_ratios(self, sequences: Sequence[Sequence[tuple[list[int], list[int]]]]) -> Tensor:
-        """[B, K] log π − log π_ref of the K (context ids, answer ids) of each of B prompts, nats.
+        """[B, K] log π − log π_ref of the K (context ids, answer ids) of each of B prompts, nats, reduced over answer
+        tokens as in training.
 
         Raises:
             ConfigError: there is no reference at hand.
@@ -206,9 +221,13 @@ class Reviser:
             raise ConfigError("no reference", where="reference", fix="pass the model it was trained from")
         forest = Forest.plant([PrefixTree.pack(each) for each in sequences], next(self.model.parameters()).device)
         with torch.no_grad():
-            ours_BK = sequence_logps(self.model, forest, self.backend)
+            backend = settle_backend(self.model, forest.trees, self.backend)  # the same for both
+            ours_BK = sequence_logps(self.model, forest, backend)
             with self._reference() as reference:
-                return ours_BK - sequence_logps(reference, forest, self.backend)
+                ratio_BK = ours_BK - sequence_logps(reference, forest, backend)
+        if self.logps_reduction == "mean":
+            ratio_BK = ratio_BK / ratio_BK.new_tensor([[len(answer) for _, answer in each] for each in sequences])
+        return ratio_BK
 
     def _compared(self, contexts: list[list[int]], old: list[str], new: list[str]) -> list[tuple[float | None, int]]:
         """p(new ≻ old) by Eq. 9 and the forward tokens it took; both answers are scored as revisions of the old one."""
@@ -217,6 +236,7 @@ class Reviser:
         answers = zip(contexts, self.renderer.answers(new), self.renderer.answers(old), strict=True)
         sequences = [[(context, to), (context, keep)] for context, to, keep in answers]
         ratio_BK = self.log_ratios(sequences)
+        assert self.beta is not None  # checked together with the reference
         preferred_B = preference_eq9(ratio_BK[:, 0], ratio_BK[:, 1], beta=self.beta)
         tokens = [2 * len(PrefixTree.pack(each)) for each in sequences]  # policy and reference
         return list(zip(preferred_B.tolist(), tokens, strict=True))
@@ -256,9 +276,17 @@ def _key(prompt: Prompt, counts: dict[str, int]) -> str:
     return f"{digest}/{counts[digest]}"
 
 
-def _reference(model: Any, reference: Any) -> Callable[[], AbstractContextManager[Any]] | None:
-    """A context manager that yields the reference model, or None where there is none."""
-    if reference is None and not hasattr(model, "disable_adapter"):
+def _reference(
+    model: Any, reference: Any, trained_from: str | None
+) -> Callable[[], AbstractContextManager[Any]] | None:
+    """A context manager that yields the reference model, or None where there is none.
+
+    Args:
+        trained_from: the kind of the reference in training, where it is known: under an adapter that was trained on
+            from another one, the base is not what it was trained from.
+    """
+    switched = hasattr(model, "disable_adapter") and trained_from in (None, "adapter off")
+    if reference is None and not switched:
         return None
     frozen = load_model(reference) if isinstance(reference, str) else reference
 
@@ -273,6 +301,14 @@ def _reference(model: Any, reference: Any) -> Callable[[], AbstractContextManage
     return active
 
 
-def _saved_beta(path: str) -> float | None:
+def _saved(path: str) -> dict[str, Any]:
+    """What training left beside the model about itself; {} where there is nothing."""
     file = Path(path) / TRAINING_FILE
-    return float(json.loads(file.read_text("utf-8"))["beta"]) if path and file.is_file() else None
+    if not path or not file.is_file():
+        return {}
+    try:
+        row = json.loads(file.read_text("utf-8"))
+        return {**row, "beta": float(row["beta"])}
+    except (ValueError, KeyError, TypeError):
+        expected = "a JSON object as training writes it"
+        raise InputError("not a record of training", where=str(file), expected=expected) from None

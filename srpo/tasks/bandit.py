@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from srpo import __version__
-from srpo.errors import ConfigError, OutputError
+from srpo.errors import ConfigError
 from srpo.maths.objective import OBJECTIVES
 from srpo.maths.tabular import (
     Tables,
@@ -38,6 +37,7 @@ from srpo.maths.tabular import (
     table_loss,
     trajectory,
 )
+from srpo.output import writable_folder, write_file
 
 P = ((0.50, 0.99, 0.30), (0.01, 0.50, 0.25), (0.70, 0.75, 0.50))  # P[i][j] = p(y_i ≻ y_j)
 COLLECTORS = {"mu0": (1 / 3, 1 / 3, 1 / 3), "mu1": (0.15, 0.70, 0.15)}
@@ -171,16 +171,16 @@ def run_bandit(output_dir: str | Path, *, steps: int = 1500, seed: int = 0) -> B
         raise ConfigError(f"{steps} steps", where="steps", expected="at least 1")
     if not 0 <= seed < 2**62:
         raise ConfigError(f"seed {seed}", where="seed", expected="0 ≤ seed < 2**62")
-    folder = _writable(Path(output_dir))
+    folder = writable_folder(Path(output_dir))
     panels = [_panel(method, collector, steps, seed) for collector in COLLECTORS for method in METHODS]
     seeds = [str(seed + k) for k in range(STARTS)]
     starts = [_start(alpha, start) for alpha in (0.0, ALPHA) for start in ("reference", *seeds)]
     result = BanditResult(steps, seed, panels, starts)
-    _write(folder / "results.json", (json.dumps(_as_json(result), indent=1) + "\n").encode())
-    _write(folder / "trajectories.csv", _as_csv(result).encode())
-    _write(folder / "table.md", _as_markdown(result).encode())
+    write_file(folder / "results.json", (json.dumps(_as_json(result), indent=1) + "\n").encode())
+    write_file(folder / "trajectories.csv", _as_csv(result).encode())
+    write_file(folder / "table.md", _as_markdown(result).encode())
     for kind in ("png", "svg"):
-        _write(folder / f"bandit.{kind}", draw(result, kind))
+        write_file(folder / f"bandit.{kind}", draw(result, kind))
     return result
 
 
@@ -326,31 +326,3 @@ def _probabilities(pi: list[float] | None) -> str:
 
 def _names(methods: list[str]) -> str:
     return " and ".join(method.upper() for method in methods)
-
-
-def _writable(folder: Path) -> Path:
-    """Makes the folder; a mistake in its name should not cost the user the wait for the fits."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _no_output(folder, error) from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError("no permission to write here", where=str(folder), fix="name another --output_dir")
-    return folder
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a whole file or none: a half-written figure looks like a finished one."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise _no_output(path, error) from None
-
-
-def _no_output(path: Path, error: OSError) -> OutputError:
-    what = f"cannot be written ({error.strerror})"
-    return OutputError(
-        what, where=str(path), expected="a folder that can be made or written", fix="name another --output_dir"
-    )

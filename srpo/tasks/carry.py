@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srpo.errors import ConfigError
+from srpo.evaluate.judges import per_character
 from srpo.pairs.render import RevisionTemplate
 
 TEMPLATE = RevisionTemplate("carry", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}?")
@@ -199,31 +200,21 @@ def _both_roles(config: BaseConfig, generator: torch.Generator) -> tuple[Tensor,
     prompt_NL = torch.cat([column[0], a_ND, column[1], b_ND, column[2]], 1)
     ids_NL = torch.cat([prompt_NL, draft_NA, column[3], torch.where(copies_N1, draft_NA, fresh_NA)], 1)
     unscored_NL = torch.full((n, prompt_NL.shape[1] - 1), -100)
-    labels = (
+    right_NL, mistaken_NL = (
         torch.cat([unscored_NL, digit_NA, column[4], torch.where(copies_N1, draft_NA, digit_NA), column[4]], 1)
         for digit_NA in (right_NA, mistaken_NA)
     )
-    return ids_NL, *labels
+    return ids_NL, right_NL, mistaken_NL
 
 
 # ---------------------------------------------------------------------- pairs
-
-
-def right_digits(answer: str, gold: str) -> float:
-    """Share of positions that are right; a position missing or left over is wrong.
-
-    Example:
-        >>> right_digits("0801", "0811")
-        0.75
-    """
-    return sum(ours == theirs for ours, theirs in zip(answer, gold, strict=False)) / max(len(answer), len(gold))
 
 
 def label(rows: list[dict[str, str]], first: list[str], second: list[str]) -> list[dict[str, str]]:
     """Ordinary preference rows from two answers to each sum; those with as many right digits are dropped."""
     pairs = []
     for row, one, other in zip(rows, first, second, strict=True):
-        score, rival = right_digits(one, row["gold"]), right_digits(other, row["gold"])
+        score, rival = (per_character(row["prompt"], answer, row["gold"]) for answer in (one, other))
         if score != rival and one and other:
             chosen, rejected = (one, other) if score > rival else (other, one)
             pairs.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "gold": row["gold"]})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +44,19 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
         return json.loads((folder / STAGE_FILE).read_text("utf-8")) == json.loads(json.dumps(settings))
     except (OSError, ValueError):
         return False
+
+
+def side_by_side(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+    """Results in the order of the jobs, one spawned process per core."""
+    jobs = list(jobs)
+    workers = max(1, min(len(jobs), os.cpu_count() or 1))
+    if workers == 1:
+        yield from map(function, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(function, job) for job in jobs]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

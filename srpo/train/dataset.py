@@ -19,7 +19,7 @@ log = logging.getLogger("srpo")
 
 
 @dataclass
-class TreeDataset(Dataset):
+class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
     """One prefix tree per usable pair.
 
     Attributes:

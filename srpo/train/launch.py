@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import ConfigError, InputError, OutputError, UsageError, did_you_mean
+from srpo.errors import ConfigError, InputError, UsageError, did_you_mean
+from srpo.output import writable_folder
 from srpo.train.config import PRESETS, SRPOConfig
 
 log = logging.getLogger("srpo")
@@ -51,7 +52,7 @@ class RunArguments:
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
 
 
-GROUPS = (SRPOConfig, ModelArguments, DataArguments, RunArguments)
+GROUPS: tuple[Any, ...] = (SRPOConfig, ModelArguments, DataArguments, RunArguments)
 
 
 def known_settings() -> list[str]:
@@ -97,13 +98,13 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     for name, value in (("model_name_or_path", model.model_name_or_path), ("dataset_name", data.dataset_name)):
         if not value:
             raise UsageError(f"no {name}", fix=f"add `--{name} …` or put it in the settings file")
-    _expect_writable(Path(config.output_dir))
+    writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after it is trained
     from srpo.train.trainer import SRPOTrainer
 
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
     config.model_init_kwargs = {**options, **_as_dict(config.model_init_kwargs)}
     trainer = SRPOTrainer(
-        model=model.model_name_or_path,
+        model=str(model.model_name_or_path),
         args=config,
         train_dataset=_rows(data, data.dataset_train_split),
         eval_dataset=data.eval_dataset_name or _test_rows(config, data),
@@ -163,22 +164,9 @@ def _lora(model: ModelArguments) -> Any:
 def _checkpoint(config: SRPOConfig) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 
-    newest = get_last_checkpoint(config.output_dir) if Path(config.output_dir).is_dir() else None
+    newest = get_last_checkpoint(str(config.output_dir))
     log.info("srpo: %s", f"resuming from {newest}" if newest else "nothing to resume; starting afresh")
     return newest
-
-
-def _expect_writable(folder: Path) -> None:
-    """Found out before the model is read rather than after it is trained."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".srpo-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error.strerror}", where=str(folder), fix="choose another output_dir"
-        ) from None
 
 
 def _as_dict(options: dict[str, Any] | str | None) -> dict[str, Any]:

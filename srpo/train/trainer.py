@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from srpo.errors import ConfigError, NonFiniteError
-from srpo.maths.objective import OBJECTIVES, LossOutput, SixLogps, length_averaged
+from srpo.maths.objective import OBJECTIVES, LossOutput, Objective, SixLogps, length_averaged
 from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
 from srpo.model.load import load_model, load_tokenizer, model_context
-from srpo.model.reference import REFERENCE_ADAPTER, Reference
+from srpo.model.reference import Reference
 from srpo.pairs.render import Renderer, template_for
 from srpo.pairs.tree import PrefixTree
 from srpo.train.config import SRPOConfig
@@ -72,6 +71,7 @@ class SRPOTrainer(Trainer):
     """
 
     args: SRPOConfig
+    objective: Objective
     loss_is_scaled_for_ga = False  # the loss is a mean over the micro-batch, so Trainer divides by the accumulation
 
     def __init__(
@@ -95,14 +95,14 @@ class SRPOTrainer(Trainer):
             processing_class = load_tokenizer(_name_of(model), trust_remote_code=args.trust_remote_code)
         template = template_for(_name_of(model), args.revision_template)
         self.renderer = Renderer(processing_class, template)
-        model = _policy(model, args, quantization_config, peft_config)
-        self.reference = Reference(model, ref_model)
+        policy = _policy(model, args, quantization_config, peft_config)
+        self.reference = Reference(policy, ref_model)
         self._measured: dict[str, dict[str, list[float]]] = {}
         self._backend: str | None = None
-        context = model_context(model)
+        context = model_context(policy)
         self._limit = min(filter(None, (args.max_length, context)), default=None)
         super().__init__(
-            model=model,
+            model=policy,
             args=args,
             data_collator=data_collator or collate,
             train_dataset=self._trees(train_dataset, args),
@@ -199,11 +199,11 @@ class SRPOTrainer(Trainer):
         """Means over rows of what was measured since the last call."""
         return {prefix + name: sum(values) / len(values) for name, values in self._measured.pop(mode, {}).items()}
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Adds the means over the data set to its metrics, under the data set's own prefix."""
         self._measured.pop("eval", None)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update(self._means("eval", f"{metric_key_prefix}_"))
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        output.metrics.update(self._means("eval", f"{kwargs.get('metric_key_prefix', 'eval')}_"))
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -216,11 +216,11 @@ class SRPOTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
-        shutil.rmtree(folder / REFERENCE_ADAPTER, ignore_errors=True)  # PEFT saves every adapter it holds
+        folder = Path(output_dir or str(self.args.output_dir))
         self.renderer.template.save(folder, self.renderer.fingerprint)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
-        (folder / TRAINING_FILE).write_text(json.dumps({"format": 1, **settings}, indent=2) + "\n", "utf-8")
+        record = {"format": 1, **settings, "reference": self.reference.kind}
+        (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
 def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float) -> dict[str, Tensor]:
@@ -285,25 +285,26 @@ def _name_of(model: str | nn.Module) -> str:
 
 def _policy(model: str | nn.Module, args: SRPOConfig, quantization_config: Any, peft_config: Any) -> Any:
     """The model to train: loaded when given by name, with a fresh adapter when one is asked for."""
+    policy: Any = model
     if isinstance(model, str):
         options = args.model_init_kwargs or {}
         options = json.loads(options) if isinstance(options, str) else dict(options)
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
-        model = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
+        policy = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
     if peft_config is not None:
-        if hasattr(model, "peft_config"):
+        if hasattr(policy, "peft_config"):
             fix = "merge it first, or train it on by leaving peft_config out"
             raise ConfigError("the model already carries an adapter", where="peft_config", fix=fix)
         from peft import get_peft_model
 
-        model = get_peft_model(model, peft_config)
+        policy = get_peft_model(policy, peft_config)
     if args.disable_dropout:
-        for module in model.modules():
+        for module in policy.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             if isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0
-    if not any(p.requires_grad for p in model.parameters()):
+    if not any(p.requires_grad for p in policy.parameters()):
         raise ConfigError("no weight is trainable", where="model", fix="unfreeze it, or give a peft_config")
-    return model
+    return policy

@@ -59,7 +59,7 @@ def test_the_examples_run(module: str) -> None:
 
 
 def test_public_names_stand_in_one_list() -> None:
-    assert srpo.__all__ == ["__version__", *srpo._HOME]
+    assert sorted(srpo.__all__) == sorted(["__version__", *srpo._HOME])
     assert dir(srpo) == sorted(srpo.__all__)
     with pytest.raises(AttributeError, match="no attribute 'SRPOTrainner'"):
         _ = srpo.SRPOTrainner

@@ -380,6 +380,7 @@ def test_a_model_by_path_brings_its_tokenizer_and_a_saved_one_loads_anywhere(tmp
         "beta": 0.1,
         "alpha": 0.3,
         "logps_reduction": "sum",
+        "reference": "frozen copy",
     }
     saved = json.loads((out / "revision_template.json").read_text("utf-8"))
     assert (saved["name"], saved["sha256"]) == ("plain", run.renderer.fingerprint)

@@ -1,0 +1,410 @@
+"""The pages under docs/: their code blocks run, what they print is what is shown, and their links lead somewhere.
+
+Blocks are run as their language says, in one working folder per page that holds the files a reader would have:
+
+    python     executed; the blocks of a page share their names
+    sh         lines `srpo …`, each of which must end with 0
+    console    lines `$ srpo …` or `$ echo $?`, each followed by what it prints on standard output, or its error
+    text       not run
+
+A comment on the line before a block says otherwise:
+
+    <!-- file: NAME -->               the block is that file, written before any block is run
+    <!-- output -->                   the block is what the one before it printed
+    <!-- needs: LIBRARY -->           run only where that library is installed
+    <!-- not executed: REASON -->
+
+In what is printed, "…" stands for anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo import errors
+from srpo.cli.main import run
+from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.house.test_trl_contract import ABSENT, OTHER_DEFAULT
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+LINKED = [*PAGES, "../README.md", "../CONTRIBUTING.md"]
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<note>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+
+# What a page may take for granted, beside a model and files of pairs and prompts.
+GIVEN = {"revise.md": ["srpo-run"], "evaluate.md": ["srpo-run", "dpo-run"]}
+CHAT = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+SUMS = [(a, b) for a in range(1, 5) for b in (1, 2)]
+
+
+class WrongPage(AssertionError):
+    """A page says something that is not so."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block, the comment before it, and the line its code begins on."""
+
+    note: str
+    language: str
+    code: str
+    line: int
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a page.
+
+    Raises:
+        WrongPage: a fence is not closed, is indented or has more than a language behind it.
+    """
+    found = [
+        Block(each["note"] or "", each["language"], each["code"], text[: each.start("code")].count("\n") + 1)
+        for each in BLOCK.finditer(text)
+    ]
+    if 2 * len(found) != text.count("```"):
+        raise WrongPage("a fence that is not read")
+    return found
+
+
+class Page:
+    """Runs blocks in the working folder, one after the other."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.names, self.printed, self.code = name, {"__name__": "page"}, "", 0
+
+    def run(self, text: str) -> None:
+        """Writes the files that stand in the text and runs its blocks in their order.
+
+        Raises:
+            WrongPage: a block does not do what the page says.
+        """
+        for block in sorted(blocks(text), key=lambda block: not block.note.startswith("file: ")):
+            self._run(block)
+
+    def _run(self, block: Block) -> None:
+        kind, _, value = block.note.partition(": ")
+        if kind not in ("", "file", "output", "needs", "not executed") or bool(value) != (kind not in ("", "output")):
+            raise self._wrong(block, f"a comment that says nothing: {block.note!r}")
+        if kind == "not executed" or (kind == "needs" and importlib.util.find_spec(value) is None):
+            return
+        if kind == "file":
+            Path(value).write_text(block.code, "utf-8")
+        elif kind == "output":
+            self._expect(block, block.code)
+        elif block.language == "python":
+            self._python(block)
+        elif block.language == "sh":
+            for command in lines(block.code):
+                self._srpo(block, command)
+                if self.code:
+                    raise self._wrong(block, self.printed)
+        elif block.language == "console":
+            self._console(block)
+        elif block.language != "text":
+            raise self._wrong(block, f"{block.language or 'no language'} is not run; say so in a comment before it")
+
+    def _python(self, block: Block) -> None:
+        code = compile("\n" * (block.line - 1) + block.code, self.name, "exec")  # tracebacks name the page's own line
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(code, self.names)
+        self.printed = out.getvalue()
+
+    def _srpo(self, block: Block, command: str) -> None:
+        words = shlex.split(command)
+        if words[0] != "srpo":
+            raise self._wrong(block, f"cannot be run here: {command}")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            try:
+                self.code = run(words[1:])
+            except errors.SRPOError as error:  # as srpo.cli.main.main does
+                print(f"srpo: error: {error}")
+                self.code = error.exit_code
+        self.printed = out.getvalue()
+
+    def _console(self, block: Block) -> None:
+        _, *steps = re.split(r"^\$ ", block.code.replace("\\\n", ""), flags=re.MULTILINE)
+        if not steps:
+            raise self._wrong(block, "no line begins with $")
+        for command, _, shown in (step.partition("\n") for step in steps):
+            if command == "echo $?":
+                self.printed = f"{self.code}\n"
+            else:
+                self._srpo(block, command)
+            self._expect(block, shown)
+
+    def _expect(self, block: Block, shown: str) -> None:
+        want, got = ("\n".join(line.rstrip() for line in text.strip().splitlines()) for text in (shown, self.printed))
+        if not re.fullmatch(re.escape(want).replace("…", ".*"), got, re.DOTALL):
+            raise self._wrong(block, f"shown is\n{want}\n\nprinted was\n{got}")
+
+    def _wrong(self, block: Block, what: str) -> WrongPage:
+        return WrongPage(f"{self.name}:{block.line}: {what}")
+
+
+def lines(code: str) -> list[str]:
+    """The commands of a shell block."""
+    return [line for line in code.replace("\\\n", "").splitlines() if line.strip() and not line.startswith("#")]
+
+
+# ---------------------------------------------------------------------- running them
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what readers have: an SFT model, pairs, prompts, and models trained from them."""
+    from srpo import SRPOConfig, SRPOTrainer
+
+    folder = tmp_path_factory.mktemp("toys")
+    make_tiny_llama().save_pretrained(folder / "my-sft-model")
+    make_byte_tokenizer(chat_template=CHAT).save_pretrained(folder / "my-sft-model")
+    asked = [f"What is {a}+{b}?" for a, b in SUMS]
+    pairs = [
+        {"prompt": prompt, "chosen": str(a + b), "rejected": str(a + b + 1)}
+        for prompt, (a, b) in zip(asked, SUMS, strict=True)
+    ]
+    prompts = [{"prompt": prompt, "gold": str(a + b)} for prompt, (a, b) in zip(asked, SUMS, strict=True)]
+    for name, rows in (("pairs", pairs), ("prompts", prompts)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    args = SRPOConfig(output_dir=str(folder / "srpo-run"), max_steps=1, learning_rate=1e-3, beta=0.1, report_to="none")
+    trainer = SRPOTrainer(str(folder / "my-sft-model"), args=args, train_dataset=str(folder / "pairs.jsonl"))
+    trainer.train()
+    trainer.save_model()
+    shutil.copytree(folder / "my-sft-model", folder / "dpo-run")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Page → the folder its blocks left behind; each page is run once."""
+
+    @functools.cache
+    def run_page(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(Path(name).stem)
+        for given in ("my-sft-model", "pairs.jsonl", "prompts.jsonl", *GIVEN.get(name, ())):
+            copy = shutil.copytree if (toys / given).is_dir() else shutil.copy
+            copy(toys / given, folder / given)
+        with as_a_reader(folder):
+            Page(name).run((DOCS / name).read_text("utf-8"))
+        return folder
+
+    return run_page
+
+
+@contextlib.contextmanager
+def as_a_reader(folder: Path) -> Iterator[None]:
+    """In that folder, at a terminal of 100 columns; what a command leaves behind in the process is put back."""
+    import datasets
+    from transformers.utils import logging as hf_logging
+
+    verbosity, modules = hf_logging.get_verbosity(), {*sys.modules}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("COLUMNS", "100")
+            patch.setattr(sys, "path", [*sys.path])
+            patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets-cache")
+            yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        for name in {*sys.modules} - modules:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+                del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_runs(name: str, ran: Callable[[str], Path]) -> None:
+    ran(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("```python\nassert 1 > 2\n```\n", None),
+        ("```sh\nsrpo trian\n```\n", "did you mean 'train'"),
+        ("```sh\npip install srpo\n```\n", "cannot be run here"),
+        (
+            "```sh\n\n# first\nsrpo --version \\\n    --qqq; ls\n```\n```console\n$ srpo --version\n0.0.0\n```\n",
+            "shown is",
+        ),
+        ("```console\n$ srpo trian\n```\n", "shown is"),
+        ("```console\n$ srpo --version\n…\n$ echo $?\n64\n```\n", "shown is"),
+        ("```console\nsrpo --version\n```\n", r"begins with \$"),
+        ("```python\nprint(1)\n```\n\n<!-- output -->\n```text\n2\n```\n", "shown is\n2\n\nprinted was\n1"),
+        ("```yaml\na: 1\n```\n", "yaml is not run"),
+        ("```\na\n```\n", "no language is not run"),
+        ("<!-- not executed -->\n```python\n```\n", "says nothing"),
+        ("<!-- skip: slow -->\n```python\n```\n", "says nothing"),
+        ("```python title='a'\n```\n", "a fence that is not read"),
+    ],
+)
+def test_a_wrong_page_is_caught(text: str, said: str | None, tmp_path: Path) -> None:
+    page = Page("a.md")
+    expected = pytest.raises(WrongPage, match=said) if said else pytest.raises(AssertionError)
+    with as_a_reader(tmp_path), expected:
+        page.run(text)
+
+
+def test_a_right_page_passes(tmp_path: Path) -> None:
+    text = """
+```python
+import json
+a = json.load(open("a.json"))["a"]
+```
+
+<!-- file: a.json -->
+```json
+{"a": 1}
+```
+
+```python
+print(a + 1)
+print("other")
+```
+
+<!-- output -->
+```text
+2
+…
+```
+
+<!-- needs: a_library_nobody_has -->
+```python
+import a_library_nobody_has
+```
+
+```console
+$ srpo trian \\
+    --seed 1
+srpo: error: unknown verb 'trian'…
+$ echo $?
+64
+```
+"""
+    page = Page("a.md")
+    with as_a_reader(tmp_path):
+        page.run(text)
+    assert page.names["a"] == 1
+    assert [block.line for block in blocks(text)][:2] == [3, 9]
+
+
+# ---------------------------------------------------------------------- what they say
+
+
+def table(page: str, head: str) -> list[list[str]]:
+    """The rows of the table with that head, as cells."""
+    after = (DOCS / page).read_text("utf-8").split(f"\n{head}\n", 1)[1].splitlines()[1:]
+    rows = after[: next(i for i, line in enumerate([*after, ""]) if not line.startswith("|"))]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def named(cell: str) -> list[str]:
+    """What stands in backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    told = {
+        name: int(code)
+        for code, names, _ in table("exit-codes.md", "| code | error | meaning |")
+        for name in named(names)
+    }
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SRPOError)]
+    assert told == {kind.__name__: kind.exit_code for kind in kinds}
+
+
+def test_settings_that_differ_from_trl_are_told() -> None:
+    differ = table("from-dpo.md", "| setting | here | TRL | why |")
+    absent = table("from-dpo.md", "| setting | why |")
+    # bf16 has the same default, None, and is settled otherwise.
+    assert sorted(name for row in differ for name in named(row[0])) == sorted([*OTHER_DEFAULT, "bf16"])
+    assert sorted(name for row in absent for name in named(row[0])) == sorted(ABSENT)
+
+
+def test_settings_that_trl_does_not_have_are_told() -> None:
+    trl = pytest.importorskip("trl")
+    from srpo import SRPOConfig
+
+    new = table("from-dpo.md", "| setting | what it does |")
+    ours, theirs = ({field.name for field in fields(config)} for config in (SRPOConfig, trl.DPOConfig))
+    assert {name for row in new for name in named(row[0])} == ours - theirs
+
+
+def test_what_is_saved_is_told(ran: Callable[[str], Path]) -> None:
+    folder = ran("train.md")
+    told = [name for row in table("train.md", "| in `output_dir` | |") for cell in row for name in named(cell)]
+    adapter = {name for name in told if name.startswith("adapter")}
+    for name in {*told} - adapter:
+        assert list((folder / "srpo-run").glob(name.replace("N/", "*"))), name
+    for name in adapter:
+        assert (folder / "lora-run" / name).is_file()
+
+
+def test_every_metric_is_told(ran: Callable[[str], Path]) -> None:
+    logged: set[str] = set()
+    for line in (ran("train.md") / "srpo-run" / "metrics.jsonl").read_text("utf-8").splitlines():
+        logged |= {name.removeprefix("eval_") for name in json.loads(line)}
+    told = {name for row in table("train.md", "| metric | |") for name in named(row[0])}
+    ours = {name for name in logged if "/" in name} | {"loss"}
+    assert {re.sub("margins/.*", "margins/…", name) if name.startswith("revision") else name for name in ours} == told
+
+
+def test_every_page_stands_in_the_index() -> None:
+    index = (DOCS / "index.md").read_text("utf-8")
+    assert {*PAGES} - {"index.md"} == {target for target, _ in links(index)}
+
+
+def links(text: str) -> list[tuple[str, str]]:
+    """(path, anchor) of every relative link outside of code."""
+    prose = re.sub(r"`[^`\n]*`", "", BLOCK.sub("", text))
+    found = re.findall(r"\]\(([^)\s]+)\)", prose)
+    return [tuple(each.partition("#")[::2]) for each in found if not re.match(r"\w+:", each)]  # type: ignore[misc]
+
+
+def anchors(text: str) -> set[str]:
+    """What headings can be linked by, as GitHub makes it: lower case, blanks to hyphens, other punctuation dropped."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for path, anchor in links(page.read_text("utf-8")):
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+            broken.append(f"{path}#{anchor}")
+    return broken
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_every_relative_link_leads_somewhere(name: str) -> None:
+    assert broken_links(DOCS / name) == []
+
+
+def test_a_broken_link_is_caught(tmp_path: Path) -> None:
+    page = tmp_path / "a.md"
+    page.write_text(
+        "# How do I choose β?\n[a](#how-do-i-choose-β) [b](#b) [c](c.md) [d](a.md#d) [e](https://a.b/c) `[f](f.md)`\n"
+        "```text\n[g](g.md)\n```\n",
+        "utf-8",
+    )
+    assert broken_links(page) == ["#b", "c.md#", "a.md#d"]
