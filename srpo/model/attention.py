@@ -53,13 +53,11 @@ def path_attention(
     if srpo_forest is None:
         raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
     _refuse(module, sliding_window, unserved)
-    # squeeze, not [0]: the gradient of an index is a tensor of zeros to write it into, layer for layer
-    query_HSD, key_HSD, value_HSD = (t.squeeze(0) for t in (query, key, value))
+    rows = [t.squeeze(0).transpose(0, 1) for t in (query, key, value)]  # [S, H, D], as the projections left them
     outputs = []
     for group in srpo_forest.groups:
-        query_CHQD = query_HSD[:, group.queries_CQ].transpose(0, 1)
-        key_CHKD = key_HSD[:, group.keys_CK].transpose(0, 1)
-        value_CHKD = value_HSD[:, group.keys_CK].transpose(0, 1)
+        places = (group.queries_CQ, group.keys_CK, group.keys_CK)
+        query_CHQD, key_CHKD, value_CHKD = (_chains(row, place) for row, place in zip(rows, places, strict=True))
         window = sliding_window if sliding_window and sliding_window < group.keys_CK.shape[1] else None
         causal = group.causal and window is None
         if (repeats := query.shape[1] // key.shape[1]) > 1:
@@ -74,7 +72,12 @@ def path_attention(
             scale=scaling,
         )
         outputs.append(out_CHQD.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[srpo_forest.place_S][None], None
+    return torch.cat(outputs).index_select(0, srpo_forest.place_S)[None], None
+
+
+def _chains(rows_SHD: Tensor, places: Tensor) -> Tensor:
+    """[C, H, places of a chain, D]. Selected as whole rows: indexing would scatter its gradient element by element."""
+    return rows_SHD.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
 def _refuse(module: Any, window: int | None, unserved: dict[str, Any]) -> None:

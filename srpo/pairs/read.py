@@ -7,6 +7,7 @@ message lists (`[{"role": …, "content": …}]`), the prompt explicit or as the
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,8 +169,8 @@ def _parse(raw: bytes) -> Any:
 def _no_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(items)
     if len(row) < len(items):
-        keys = [key for key, _ in items]
-        raise _Unusable(f"key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+        [(twice, _)] = Counter(key for key, _ in items).most_common(1)
+        raise _Unusable(f"key {twice!r} stands twice")
     return row
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -107,7 +108,7 @@ def test_slices_are_the_path_in_runs(sequences: Sequences) -> None:
     for q in range(len(tree)):
         slices = tree.slices(q)
         assert [k for start, stop in slices for k in range(start, stop)] == seen(tree, q)
-        assert all(stop < start for (_, stop), (start, _) in zip(slices, slices[1:], strict=False))
+        assert all(stop < start for (_, stop), (start, _) in pairwise(slices))
         assert len(slices) <= len(tree.chains)
 
 
@@ -147,7 +148,7 @@ def test_long_rows_that_differ_late() -> None:
     # The common prefix is found by bisection: try every place at which two rows may part.
     row = [7] * 40
     for at in range(40):
-        other = row[:at] + [8] + row[at + 1 :]
+        other = [*row[:at], 8, *row[at + 1 :]]
         sequences: Sequences = [(row[:1], row[1:]), (other[:1], other[1:]), (row[:1], row[1 : at + 1])]
         tree = PrefixTree.pack(sequences)
         assert len(tree) == 40 + 40 - at
