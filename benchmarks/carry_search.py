@@ -2,9 +2,10 @@
 
     python -m benchmarks.carry_search --output_dir runs/search
 
-Base, pairs and sums come from a seed that the demo never uses. Each method gets nine settings, each setting one run
-of as many steps on the same pairs. A setting's score is the share of exact answers at T = 1, averaged over both splits,
-after the number of revisions that serves it best; SRPO's is the better of its two policies. Prints a table in Markdown.
+Base, pairs and sums come from a seed that the demo never uses. Each method gets twelve settings, each one run of as
+many steps on the same pairs, and two ways to be drawn: SRPO revises always or if it prefers the revision, DPO and IPO
+are asked to revise or give the best of as many drafts. A setting's score is the share of exact answers at T = 1,
+averaged over both splits, at the number of revisions, or further drafts, that serves it best. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from srpo.tasks.carry_run import (
     MethodSettings,
     Say,
     start_run,
+    system_of,
     trail_file,
     trail_folder,
     work,
@@ -34,8 +36,8 @@ from srpo.tasks.stages import side_by_side
 
 SEED = 1000
 LEARNING_RATES = (1e-4, 2e-4, 4e-4)
-BETAS = {"srpo": (0.05, 0.1, 0.2), "dpo": (0.3, 1.0, 3.0), "ipo": (0.1, 0.3, 1.0)}
-SYSTEMS = {"srpo": ("srpo", "srpo_if_preferred"), "dpo": ("dpo",), "ipo": ("ipo",)}
+BETAS = {"srpo": (0.05, 0.1, 0.2, 0.4), "dpo": (0.3, 1.0, 3.0, 10.0), "ipo": (0.03, 0.1, 0.3, 1.0)}
+POLICIES = {"srpo": ("always", "if_preferred"), "dpo": ("always", "best_of"), "ipo": ("always", "best_of")}
 
 
 def main() -> None:
@@ -53,7 +55,7 @@ def main() -> None:
         Job(
             str(folder),
             method,
-            SYSTEMS[method],
+            tuple(system_of(method, policy) for policy in POLICIES[method]),
             replace(config, methods={method: MethodSettings(beta=beta, learning_rate=rate)}),
             SEED,
             VALIDATION,

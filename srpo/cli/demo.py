@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     }
     title = "The carry task: drafts and revisions of SRPO, DPO and IPO"
     report = write_evaluation(
-        Path(args.output_dir), results, title=title, samples=sample_cases(scored, "srpo"), run=run
+        Path(args.output_dir), results, title=title, samples=sample_cases(scored, results.highlight), run=run
     )
     print_table(results, console)
     for sentence in results.verdict:

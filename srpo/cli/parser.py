@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
-from srpo.errors import UsageError, did_you_mean
+from srpo.errors import ConfigError, UsageError, did_you_mean
 
 
 class Mistakes(argparse.ArgumentParser):
@@ -15,6 +16,22 @@ class Mistakes(argparse.ArgumentParser):
     def flags(self) -> list[str]:
         """Every long flag this parser knows."""
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+
+    def converted(self, settings: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+        """Settings from a file as the flags of their names would have them; YAML reads 2e-6 as text.
+
+        Raises:
+            ConfigError: a value that its flag would not take.
+        """
+        found = dict(settings)
+        for action in self._actions:
+            value = settings.get(action.dest)
+            if isinstance(value, str | int | float) and not isinstance(value, bool):
+                try:
+                    found[action.dest] = self._get_value(action, str(value))
+                except argparse.ArgumentError as problem:
+                    raise ConfigError(f"{action.dest}: {problem.message}", where=where) from None
+        return found
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)

@@ -32,11 +32,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", help="A flat YAML file of settings; its keys are the flags below.")
     file = _value_of("--config", argv)
     settings = read_settings(file) if file else {}
-    defaults = {**settings_of_preset(_value_of("--preset", argv) or settings.get("preset")), **settings}
-    for action in parser._actions:
-        if action.dest in defaults:
-            action.required = False  # argparse does not count a default as given
-    parser.set_defaults(**{key: _as_flag(value) for key, value in defaults.items()})
+    parser.set_defaults(**settings_of_preset(_value_of("--preset", argv) or settings.get("preset")))
+    parser.set_defaults(**parser.converted(settings, where=str(file)))
     parsed = parser.parse_args(argv)
     vars(parsed).pop("config")
     config, model, data, run = parser.parse_dict(vars(parsed))
@@ -59,8 +56,3 @@ def _value_of(flag: str, argv: list[str]) -> str | None:
         if word.startswith(flag + "="):
             return word.removeprefix(flag + "=")
     return None
-
-
-def _as_flag(value: object) -> object:
-    """argparse converts defaults that are text the way it converts flags; YAML reads 2e-6 as text, too."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

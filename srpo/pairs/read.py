@@ -116,7 +116,7 @@ def _too_bad(bad: list[Reject], kept: int, noun: str) -> DataError:
     listed = "\n".join(f"  {where}: {reason}" for where, reason in bad[:SHOWN_REJECTS])
     more = f"\n  … and {len(bad) - SHOWN_REJECTS} more" if len(bad) > SHOWN_REJECTS else ""
     total = kept + len(bad)
-    fix = "mend these rows, or go on without them with `--bad_rows skip`"
+    fix = "mend these rows, or go on without them with `--bad_rows skip`" if kept else "mend them"
     return DataError(f"{len(bad)} of {total} rows cannot be used as {noun}:\n{listed}{more}\n", fix=fix)
 
 

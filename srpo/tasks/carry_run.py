@@ -26,12 +26,15 @@ class MethodSettings:
 
     Attributes:
         beta, learning_rate, alpha: of its training; alpha is SRPO's alone.
-        revisions: how many revisions serve it best, on the validation sums.
+        policy: how its answers are best drawn: "always" and "if_preferred" revise (see `Settings`), "best_of" draws as
+            many more drafts instead.
+        revisions: after how many revisions, or further drafts, it does best.
     """
 
     beta: float
     learning_rate: float
     alpha: float = 0.5
+    policy: str = "always"
     revisions: int = 1
 
 
@@ -53,7 +56,6 @@ class CarryConfig:
         prompts: sums per split in the evaluation.
         revisions: revisions drawn.
         methods: settings by method.
-        policy: SRPO's policy in the verdict, chosen on validation.
         temperatures: at which answers are drawn.
     """
 
@@ -64,7 +66,6 @@ class CarryConfig:
     prompts: int = 2_000
     revisions: int = 5
     methods: Mapping[str, MethodSettings] = field(default_factory=lambda: dict(CHOSEN))
-    policy: str = "always"
     temperatures: tuple[float, ...] = (1.0, 0.0)
 
 
@@ -75,6 +76,11 @@ _NEW_TOKENS = 1  # beyond the digits of an answer: its terminator
 
 
 # ---------------------------------------------------------------------- stages
+
+
+def system_of(method: str, policy: str) -> str:
+    """The name under which a method drawn by a policy is drawn, scored and shown."""
+    return method if policy == "always" else f"{method}_{policy}"
 
 
 def make_base(folder: Path, config: BaseConfig, show: Callable[[int, int, float], None] | None = None) -> None:
@@ -134,7 +140,7 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
     from srpo.evaluate.best_of import best_of
     from srpo.revise.reviser import Reviser, Settings
 
-    weighs = system in ("srpo_if_preferred", "srpo_best_of")  # the others need no confidence, which costs as much again
+    weighs = system.endswith(("_if_preferred", "_best_of"))  # the others need no log-ratios, which cost as much again
     reviser = Reviser(str(model), reference=str(base) if weighs else None, batch_size=_DRAW_BATCH)
     for split, temperature in cells(config, system):
         settings = Settings(
@@ -142,9 +148,9 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
             temperature=temperature,
             seed=seed,
             max_new_tokens=config.base.digits + 1 + _NEW_TOKENS,
-            policy="if_preferred" if system == "srpo_if_preferred" else "always",
+            policy="if_preferred" if system.endswith("_if_preferred") else "always",
         )
-        if system.endswith("best_of"):
+        if system.endswith("_best_of"):
             trails = best_of(reviser, rows[split], settings)
         else:
             trails = reviser.revise(rows[split], **asdict(settings))
@@ -154,7 +160,7 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
 
 def cells(config: CarryConfig, system: str) -> list[tuple[str, float]]:
     """The (split, temperature) a system is drawn in; greedy drafts are all the same, so none is the best of them."""
-    heats = [heat for heat in config.temperatures if heat or not system.endswith("best_of")]
+    heats = [heat for heat in config.temperatures if heat or not system.endswith("_best_of")]
     return [(split, heat) for split in SPLITS for heat in heats]
 
 
@@ -209,7 +215,7 @@ def work(job: Job) -> dict[str, float]:
     if job.method != "base":
         model = run / (job.name or job.method)
         made_from |= {"steps": config.steps, "batch": config.batch, **asdict(config.methods[job.method])}
-        made_from.pop("revisions")
+        del made_from["revisions"], made_from["policy"]
         seconds[f"train {job.method}"] = run_stage(
             model, made_from, lambda folder: train_method(folder, base, pairs, config, job.method, job.seed)
         )

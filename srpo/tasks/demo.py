@@ -20,13 +20,13 @@ from srpo.evaluate.summary import Question, summarise
 from srpo.output import writable_folder
 from srpo.revise.trail import Trail
 from srpo.tasks.carry import SPLITS
-from srpo.tasks.carry_run import CarryConfig, Job, Say, cells, start_run, trail_file, trail_folder, work
+from srpo.tasks.carry_run import CarryConfig, Job, Say, cells, start_run, system_of, trail_file, trail_folder, work
 from srpo.tasks.stages import side_by_side
 
 SYSTEMS_OF = {
     "srpo": ("srpo", "srpo_if_preferred", "srpo_best_of"),
-    "dpo": ("dpo",),
-    "ipo": ("ipo",),
+    "dpo": ("dpo", "dpo_best_of"),
+    "ipo": ("ipo", "ipo_best_of"),
     "base": ("base",),
 }
 LABELS = {
@@ -34,7 +34,9 @@ LABELS = {
     "srpo_if_preferred": "SRPO if preferred",
     "srpo_best_of": "best of k+1 SRPO drafts",
     "dpo": "DPO",
+    "dpo_best_of": "best of k+1 DPO drafts",
     "ipo": "IPO",
+    "ipo_best_of": "best of k+1 IPO drafts",
     "base": "base",
     "in": "in distribution",
     "out": "out of distribution",
@@ -84,22 +86,26 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, say: Say) -> list[Job
 
 def verdict(scored: Mapping[Cell, Scored], config: CarryConfig) -> Results:
     """Averages, intervals and the answers to the questions the task was made for."""
-    return summarise(scored, questions(config), highlight="srpo", labels=LABELS)
+    return summarise(scored, questions(config), highlight=_at_its_best("srpo", config).system, labels=LABELS)
 
 
 def questions(config: CarryConfig) -> list[Question]:
-    """What the demo is to show or fail to show: does the first revision help, and does SRPO, after the revisions that
-    served it best on validation, beat as many drafts of its own and the other methods at their best?"""
-    best = {method: settings.revisions for method, settings in config.methods.items()}
-    ours = Side("srpo" if config.policy == "always" else "srpo_if_preferred", best["srpo"])
+    """What the demo is to show or fail to show: does the first revision help, and does SRPO, drawn as served it best on
+    validation, beat as many drafts of its own and the other methods at their best?"""
+    ours = _at_its_best("srpo", config)
     asked = []
     for heat in config.temperatures:
         for split in SPLITS:
-            asked.append(Question(Side("srpo", 1), Side("srpo", 0), split, heat))
-            rivals = [Side("srpo_best_of", best["srpo"])] if heat else []
-            rivals += [Side(method, best[method]) for method in ("dpo", "ipo")]
-            asked += [Question(ours, rival, split, heat) for rival in rivals]
+            asked.append(Question(Side(ours.system, 1), Side(ours.system, 0), split, heat))
+            rivals = [Side("srpo_best_of", ours.revision), *(_at_its_best(method, config) for method in ("dpo", "ipo"))]
+            drawn = [rival for rival in rivals if (split, heat) in cells(config, rival.system)]
+            asked += [Question(ours, rival, split, heat) for rival in drawn]
     return asked
+
+
+def _at_its_best(method: str, config: CarryConfig) -> Side:
+    settings = config.methods[method]
+    return Side(system_of(method, settings.policy), settings.revisions)
 
 
 def settings_shown(config: CarryConfig) -> dict[str, str]:

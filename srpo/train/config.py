@@ -12,6 +12,7 @@ Names and defaults shared with TRL's DPOConfig are TRL's. Those that differ, and
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,9 +105,13 @@ class SRPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check()
+        self.model_init_kwargs = _options(self.model_init_kwargs)
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:  # what TrainingArguments has to say about its own settings
+            raise ConfigError(str(error).strip().split("\n")[0]) from None
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> SRPOConfig:
@@ -152,3 +157,14 @@ class SRPOConfig(TrainingArguments):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool)
+
+
+def _options(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    """Options as a flag or a settings file may have them."""
+    try:
+        options = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        options = given
+    if options is not None and not isinstance(options, dict):
+        raise ConfigError(f"{given!r}", where="model_init_kwargs", expected="a JSON object of options")
+    return options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -73,6 +72,8 @@ def read_settings(path: str) -> dict[str, Any]:
         settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
     except FileNotFoundError:
         raise InputError("no such file", where=path, expected="a YAML file of settings") from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path, expected="a YAML file of settings") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
     if not isinstance(settings, dict):
@@ -102,12 +103,16 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     from srpo.train.trainer import SRPOTrainer
 
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
-    config.model_init_kwargs = {**options, **_as_dict(config.model_init_kwargs)}
+    config.model_init_kwargs = {**options, **(config.model_init_kwargs or {})}
+    rows, test_rows = _rows(data, data.dataset_train_split), data.eval_dataset_name or _test_rows(config, data)
+    if config.eval_strategy != "no" and test_rows is None:
+        fix = "add `--eval_dataset_name …`, or leave eval_strategy out"
+        raise ConfigError("nothing to evaluate on", where="eval_strategy", fix=fix)
     trainer = SRPOTrainer(
         model=str(model.model_name_or_path),
         args=config,
-        train_dataset=_rows(data, data.dataset_train_split),
-        eval_dataset=data.eval_dataset_name or _test_rows(config, data),
+        train_dataset=rows,
+        eval_dataset=test_rows,
         peft_config=_lora(model) if model.use_peft else None,
     )
     _say(trainer)
@@ -167,10 +172,6 @@ def _checkpoint(config: SRPOConfig) -> str | None:
     newest = get_last_checkpoint(str(config.output_dir))
     log.info("srpo: %s", f"resuming from {newest}" if newest else "nothing to resume; starting afresh")
     return newest
-
-
-def _as_dict(options: dict[str, Any] | str | None) -> dict[str, Any]:
-    return json.loads(options) if isinstance(options, str) else dict(options or {})
 
 
 def settings_of_preset(name: str | None) -> dict[str, Any]:

@@ -287,8 +287,7 @@ def _policy(model: str | nn.Module, args: SRPOConfig, quantization_config: Any, 
     """The model to train: loaded when given by name, with a fresh adapter when one is asked for."""
     policy: Any = model
     if isinstance(model, str):
-        options = args.model_init_kwargs or {}
-        options = json.loads(options) if isinstance(options, str) else dict(options)
+        options: dict[str, Any] = dict(args.model_init_kwargs or {})
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
         policy = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
@@ -298,7 +297,10 @@ def _policy(model: str | nn.Module, args: SRPOConfig, quantization_config: Any, 
             raise ConfigError("the model already carries an adapter", where="peft_config", fix=fix)
         from peft import get_peft_model
 
-        policy = get_peft_model(policy, peft_config)
+        try:
+            policy = get_peft_model(policy, peft_config)
+        except ValueError as error:  # target modules that are not there, and the like
+            raise ConfigError(str(error).split("\n")[0], where="peft_config") from None
     if args.disable_dropout:
         for module in policy.modules():
             if isinstance(module, nn.Dropout):

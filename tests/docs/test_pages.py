@@ -89,7 +89,8 @@ class Page:
     """Runs blocks in the working folder, one after the other."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.names, self.printed, self.code = name, {"__name__": "page"}, "", 0
+        self.name, self.printed, self.code = name, "", 0
+        self.names: dict[str, object] = {"__name__": "page"}
 
     def run(self, text: str) -> None:
         """Writes the files that stand in the text and runs its blocks in their order.
@@ -388,7 +389,7 @@ def links(text: str) -> list[tuple[str, str]]:
     """(path, anchor) of every relative link outside of code."""
     prose = re.sub(r"`[^`\n]*`", "", BLOCK.sub("", text))
     found = re.findall(r"\]\(([^)\s]+)\)", prose)
-    return [tuple(each.partition("#")[::2]) for each in found if not re.match(r"\w+:", each)]  # type: ignore[misc]
+    return [tuple(each.partition("#")[::2]) for each in found if not re.match(r"\w+:", each)]
 
 
 def anchors(text: str) -> set[str]:

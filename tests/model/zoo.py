@@ -26,13 +26,13 @@ TINY = {
     "eos_token_id": 2,
 }
 MIXED_LAYERS = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+# The settings of a linear-attention layer.
 LINEAR = dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 2) | {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
 
-# name → model type, settings; path attention serves the first group, and must refuse the second
+# name → model type and settings, of models that path attention serves …
 SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
@@ -42,24 +42,26 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3, mixed windows": ("gemma3_text", MIXED_LAYERS),
     "granite": ("granite", {}),
     "olmo2": ("olmo2", {}),
-    "smollm3": ("smollm3", {}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),  # its second layer has no positions
     "phi3": ("phi3", {"partial_rotary_factor": 1.0}),
 }
+# … and of models it must refuse, with a word of the reason
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "gemma2": ("gemma2", {"sliding_window": 4096}, "softcap"),
-    "gpt_oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, **MIXED_LAYERS}, "s_aux"),
+    "gemma2": ("gemma2", {"sliding_window": 4096}, "its attention uses attn_logit_softcapping"),
+    "gpt_oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, **MIXED_LAYERS}, "attention with s_aux"),
     "qwen3_next": (
         "qwen3_next",
         {
             "layer_types": ["linear_attention", "full_attention"],
             "num_experts": 4,
             "shared_expert_intermediate_size": 32,
-            **EXPERTS,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
             **LINEAR,
         },
-        "linear_attention",
+        "it has no exchangeable attention",
     ),
-    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "conv"),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "it has layers of kind conv"),
 }
 
 
