@@ -1,0 +1,252 @@
+"""`srpo train` and `srpo revise` as processes: from pairs to trails, killed, interrupted and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo import Reviser
+from srpo.cli.main import run
+from srpo.errors import ConfigError, DataError, UsageError
+from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
+
+QUICK = ["--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true", "--logging_steps", "1"]
+
+
+def words_of(verb: str, settings: dict[str, Any]) -> list[str]:
+    return [verb, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
+
+
+def srpo(*words: str) -> subprocess.CompletedProcess[str]:
+    """`srpo WORDS…` in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True)
+
+
+def interrupted(words: list[str], *, stream: str, after: str) -> tuple[int, str, str]:
+    """Runs a command and sends it SIGINT once it has said that word; exit code, output and error output."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "srpo", *words]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    seen = ""
+    for line in process.stdout if stream == "stdout" else process.stderr:  # type: ignore[union-attr]
+        seen += line
+        if after in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    return process.returncode, (seen if stream == "stdout" else "") + out, (seen if stream == "stderr" else "") + err
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base model over sums, pairs and prompts; every pair prefers the right sum to 000000."""
+    folder = tmp_path_factory.mktemp("place")
+    untrained_base(BaseConfig(hidden=24, layers=1, heads=2)).save_pretrained(folder / "base")
+    carry_tokenizer().save_pretrained(folder / "base")
+    TEMPLATE.save(folder / "base")
+    rows = sums(40, "in", seed=1)
+    pairs = [{"prompt": row["prompt"], "chosen": row["gold"], "rejected": "000000"} for row in rows]
+    write_rows(folder / "pairs.jsonl", pairs)
+    write_rows(folder / "prompts.jsonl", sums(10, "in", seed=2))
+    write_rows(folder / "many.jsonl", sums(5000, "in", seed=3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(place: Path) -> Path:
+    """What `srpo train` made in a process of its own."""
+    settings = {
+        "model_name_or_path": place / "base",
+        "dataset_name": place / "pairs.jsonl",
+        "output_dir": place / "model",
+        "max_steps": 8,
+        "learning_rate": 0.01,
+        "beta": 0.5,
+        "save_strategy": "no",
+    }
+    done = srpo(*words_of("train", settings), *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert f"saved {place / 'model'} (train loss " in done.stdout
+    assert "srpo: reference: frozen copy" in done.stderr
+    assert "Traceback" not in done.stderr
+    return place / "model"
+
+
+def revise_settings(place: Path, model: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    settings = {
+        "model_name_or_path": model,
+        "input": place / "prompts.jsonl",
+        "output": output,
+        "revisions": 2,
+        "max_new_tokens": 7,
+        "batch_size": 4,
+        "reference": place / "base",
+    }
+    return {**settings, **changes}
+
+
+@pytest.fixture(scope="module")
+def trails(place: Path, model: Path) -> Path:
+    """What `srpo revise` made of the trained model in a process of its own."""
+    done = srpo(*words_of("revise", revise_settings(place, model, place / "trails.jsonl")))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{place / 'trails.jsonl'}: 10 trails\n"
+    assert "srpo: 10 of 10 prompts" in done.stderr
+    return place / "trails.jsonl"
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    """Trails without the seconds they took."""
+    found = [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]]
+    for row in found:
+        for answer in row["answers"]:
+            del answer["seconds"]
+    return found
+
+
+# ---------------------------------------------------------------------- done
+
+
+def test_train_leaves_a_model_that_learnt_and_what_revising_needs(model: Path) -> None:
+    losses = [json.loads(line).get("loss") for line in (model / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert losses[0] == pytest.approx(0.6, abs=1e-6)
+    assert losses[7] < 0.9 * losses[0]
+    assert json.loads((model / "revision_template.json").read_text("utf-8"))["name"] == "carry"
+    assert json.loads((model / "srpo_training.json").read_text("utf-8"))["beta"] == 0.5
+
+
+def test_revise_draws_with_the_saved_template_and_confidence(place: Path, model: Path, trails: Path) -> None:
+    found = rows(trails)
+    assert [row["prompt"] for row in found] == [row["prompt"] for row in sums(10, "in", seed=2)]
+    assert [row["meta"] for row in found] == [{"gold": row["gold"]} for row in sums(10, "in", seed=2)]
+    assert {len(row["answers"]) for row in found} == {3}
+    assert all(answer["preferred"] is not None for row in found for answer in row["answers"][1:])
+    # The same by hand, told which template it is.
+    subject = Reviser(str(model), carry_tokenizer(), TEMPLATE, reference=str(place / "base"), batch_size=4)
+    by_hand = subject.revise(sums(10, "in", seed=2), 2, max_new_tokens=7)
+    drawn = [[answer["text"] for answer in row["answers"]] for row in found]
+    assert drawn == [[answer.text for answer in trail.answers] for trail in by_hand]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 5, 9, 10])
+def test_revise_goes_on_to_the_same_file(
+    keep: int, place: Path, model: Path, trails: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = trails.read_bytes().splitlines(keepends=True)
+    torn = lines[keep][: len(lines[keep]) // 2] if keep < len(lines) else b""
+    cut = tmp_path / "trails.jsonl"
+    cut.write_bytes(b"".join(lines[:keep]) + torn)
+    cut.with_name(cut.name + ".settings.json").write_bytes(trails.with_name("trails.jsonl.settings.json").read_bytes())
+    assert run(words_of("revise", revise_settings(place, model, cut))) == 0
+    assert rows(cut) == rows(trails)
+    assert cut.read_bytes().startswith(b"".join(lines[:keep]))
+    told = f" ({keep} were already there)" if keep else ""
+    assert capsys.readouterr().out == f"{cut}: 10 trails{told}\n"
+
+
+# ---------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"revisions": 3}, "revisions 2 → 3"),
+        ({"seed": 1, "temperature": 0.5}, "temperature 1.0 → 0.5, seed 0 → 1"),
+        ({"revision_template": "plain"}, "revision_template 'saved' → 'plain'"),
+        ({"policy": "if_preferred"}, "policy 'always' → 'if_preferred'"),
+    ],
+)
+def test_a_file_begun_otherwise_is_refused(
+    changes: dict[str, Any], said: str, place: Path, model: Path, trails: Path
+) -> None:
+    before = trails.read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        run(words_of("revise", revise_settings(place, model, trails, **changes)))
+    assert f"{trails}: was begun with other settings: {said}; use the same settings" in str(caught.value)
+    assert caught.value.exit_code == 78
+    assert trails.read_bytes() == before
+
+
+def test_another_model_or_reference_is_refused(place: Path, model: Path, trails: Path) -> None:
+    settings = revise_settings(place, model, trails)
+    del settings["reference"]
+    with pytest.raises(ConfigError, match=r"reference '.*base' → ''"):
+        run(words_of("revise", settings))
+    with pytest.raises(ConfigError, match=r"model '.*model' → '.*base'"):
+        run(words_of("revise", revise_settings(place, place / "base", trails)))
+
+
+def test_trails_of_other_prompts_are_refused(place: Path, model: Path, trails: Path) -> None:
+    with pytest.raises(DataError, match=r"trails\.jsonl:1: a trail of another prompt") as caught:
+        run(words_of("revise", revise_settings(place, model, trails, input=place / "pairs.jsonl")))
+    assert caught.value.exit_code == 65
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--bteta", "0.1"], "srpo train: unrecognized arguments: --bteta 0.1; did you mean '--beta'?"),
+        (["train", "--qqqq"], "srpo train: unrecognized arguments: --qqqq; `srpo train --help` lists the options"),
+        (["train", "--beta"], "argument --beta: expected one argument"),
+        (["train", "--beta", "much"], "argument --beta: invalid float value: 'much'"),
+        (["train", "--config"], "srpo train: --config needs a value"),
+        (["revise", "--modle", "x"], "the following arguments are required: --model_name_or_path, --input, --output"),
+        (["revise", "--temprature", "0"], "the following arguments are required"),
+    ],
+)
+def test_wrong_words(words: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(words)
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 64
+
+
+# ---------------------------------------------------------------------- interrupted
+
+
+def test_ctrl_c_while_training_is_75_and_resume_goes_on(place: Path, tmp_path: Path) -> None:
+    settings = {"model_name_or_path": place / "base", "dataset_name": place / "pairs.jsonl", "output_dir": tmp_path}
+    words = [*words_of("train", settings), *QUICK]
+    assert run([*words, "--max_steps", "4", "--save_strategy", "steps", "--save_steps", "4"]) == 0
+    (tmp_path / "model.safetensors").unlink()
+    endless = [*words, "--max_steps", "1000000", "--save_strategy", "no", "--resume"]
+    code, _, err = interrupted(endless, stream="stdout", after="'epoch': '2'")
+    assert code == 75, err
+    last = err.rstrip("\n").split("\n")[-1]
+    assert last == (
+        f"srpo: error: interrupted; checkpoints so far are in {tmp_path}; "
+        "the same command with --resume goes on from the newest"
+    )
+    assert "Traceback" not in err
+    assert not (tmp_path / "model.safetensors").exists()  # nothing is named final
+    assert run([*words, "--max_steps", "6", "--save_strategy", "no", "--resume"]) == 0
+    assert (tmp_path / "model.safetensors").is_file()
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [line["step"] for line in logged if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_ctrl_c_while_revising_is_75_and_the_same_command_goes_on(place: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trails.jsonl"
+    settings = revise_settings(place, model, out, input=place / "many.jsonl", batch_size=50, revisions=1)
+    code, _, err = interrupted(words_of("revise", settings), stream="stderr", after="100 of 5000 prompts")
+    assert code == 75, err
+    last = err.rstrip("\n").split("\n")[-1]
+    assert last == f"srpo: error: interrupted; finished trails are in {out}; the same command goes on"
+    assert "Traceback" not in err
+    done = rows(out)
+    assert 100 <= len(done) < 5000
+    # Control: the command does go on where it was, given less to do.
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join((place / "many.jsonl").read_text("utf-8").splitlines(True)[: len(done) + 3]), "utf-8")
+    assert run(words_of("revise", {**settings, "input": few})) == 0
+    assert rows(out)[: len(done)] == done
+    assert len(rows(out)) == len(done) + 3

@@ -1,0 +1,358 @@
+"""Faults 1 to 4 and 9: bad files, bad rows, bad lengths and bad settings end with their code and say what to do.
+
+Each case is a command that succeeds but for one thing, which the first test shows; then that thing is broken. Nothing
+is left behind that looks like a result.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo.cli.main import run
+from srpo.errors import SRPOError
+from tests.conftest import make_byte_tokenizer, make_tiny_llama
+
+GOOD = [{"prompt": f"p{i} ", "chosen": "yes", "rejected": "no"} for i in range(4)]
+QUICK = {"max_steps": 1, "report_to": "none", "use_cpu": "true", "save_strategy": "no", "disable_tqdm": "true"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model with a context of 64 tokens."""
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_llama(max_position_embeddings=64).save_pretrained(folder)
+    make_byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+class Place:
+    """A folder in which a `train` and a `revise` would work, until something in it is broken."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.pairs, self.prompts, self.out = folder / "pairs.jsonl", folder / "prompts.jsonl", folder / "out"
+        self.pairs.write_text("".join(json.dumps(row) + "\n" for row in GOOD), "utf-8")
+        self.prompts.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in GOOD), "utf-8")
+        self.flags: dict[str, dict[str, Any]] = {
+            "train": {"model_name_or_path": model, "dataset_name": self.pairs, "output_dir": self.out, **QUICK},
+            "revise": {
+                "model_name_or_path": model,
+                "input": self.prompts,
+                "output": self.out,
+                "revisions": 1,
+                "max_new_tokens": 4,
+                "revision_template": "plain",
+            },
+        }
+
+    def words(self, verb: str, **changes: Any) -> list[str]:
+        flags = {**self.flags[verb], **changes}
+        return [verb, *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
+
+
+@pytest.fixture
+def place(model: Path, tmp_path: Path) -> Place:
+    return Place(model, tmp_path)
+
+
+def failure(words: list[str]) -> SRPOError:
+    """The error a command ends with."""
+    with pytest.raises(SRPOError) as caught:
+        run(words)
+    return caught.value
+
+
+def nothing_left(place: Place) -> bool:
+    """No model, and no trail."""
+    made = place.out / "model.safetensors" if place.out.is_dir() else place.out
+    return not made.exists() or (made == place.out and made.stat().st_size == 0)
+
+
+@pytest.mark.parametrize("verb", ["train", "revise"])
+def test_control_unbroken_both_work(verb: str, place: Place) -> None:
+    assert run(place.words(verb)) == 0
+    assert not nothing_left(place)
+
+
+# ---------------------------------------------------------------------- fault 1: files
+
+ROW = json.dumps(GOOD[0]).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"garbage", ":3:1: not JSON: Expecting value"),
+        (ROW[: len(ROW) // 2], ": not JSON: "),
+        (b"\x00\x00\x00", ":3:1: not JSON: "),
+        (ROW.replace(b"yes", b"\xe9"), "not UTF-8: byte 0xe9"),
+        (b'{"prompt": "a", "prompt": "b", "chosen": "c", "rejected": "d"}', ":3: key 'prompt' stands twice"),
+        (ROW.replace(b'"yes"', b"NaN"), ":3: not JSON: NaN is not a JSON number"),
+        (b"[" * 100_000, ":3: not usable: nested too deeply"),
+        (b'"text"', ":3: expected an object with prompt, chosen and rejected, got a string"),
+        (b"[1, 2]", ":3: expected an object"),
+    ],
+    ids=["garbage", "torn", "NUL", "latin-1", "duplicate key", "NaN", "deep", "string", "list"],
+)
+def test_a_line_that_is_no_row(line: bytes, said: str, place: Place) -> None:
+    place.pairs.write_bytes(ROW + b"\n\n" + line + b"\n" + ROW.replace(b"p0", b"p9"))
+    error = failure(place.words("train"))
+    assert error.exit_code == 65
+    assert "1 of 3 rows cannot be used as pairs" in str(error)
+    assert f"{place.pairs}:3" in str(error)
+    assert said in str(error)
+    assert "--bad_rows skip" in str(error)
+    assert nothing_left(place)
+    assert run(place.words("train", bad_rows="skip")) == 0
+
+
+def test_a_bom_crlf_and_blank_lines_are_accepted(place: Place) -> None:
+    place.pairs.write_bytes(b"\xef\xbb\xbf" + ROW + b"\r\n\r\n   \r\n" + ROW.replace(b"p0", b"p1") + b"\r\n")
+    assert run(place.words("train")) == 0
+
+
+def test_ten_lines_are_named_and_the_rest_counted(place: Place) -> None:
+    place.pairs.write_bytes(b"garbage\n" * 17 + ROW + b"\n")
+    said = str(failure(place.words("train")))
+    assert "17 of 18 rows cannot be used" in said
+    assert said.count("not JSON") == 10
+    assert "… and 7 more" in said
+
+
+@pytest.mark.parametrize(("verb", "key"), [("train", "dataset_name"), ("train", "eval_dataset_name"), ("revise", "input")])
+def test_a_missing_file(verb: str, key: str, place: Place, tmp_path: Path) -> None:
+    error = failure(place.words(verb, **{key: tmp_path / "nowhere.jsonl"}))
+    assert error.exit_code == 66
+    assert str(error) == f"{tmp_path / 'nowhere.jsonl'}: no such file; expected a JSONL file"
+    assert nothing_left(place)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf"])
+def test_an_empty_file(content: bytes, place: Place) -> None:
+    place.pairs.write_bytes(content)
+    place.prompts.write_bytes(content)
+    for verb, noun, file in (("train", "pairs", place.pairs), ("revise", "prompts", place.prompts)):
+        error = failure(place.words(verb))
+        assert error.exit_code == 65
+        assert str(error) == f"{file}: no {noun}; expected at least one JSON object per line"
+        assert nothing_left(place)
+
+
+def test_a_folder_in_the_place_of_a_file(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    error = failure(place.words("revise", input=tmp_path / "folder.jsonl"))
+    assert (error.exit_code, error.what) == (66, "cannot be read: Is a directory")
+
+
+# ---------------------------------------------------------------------- faults 2 and 3: rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rejected": ...}, "no 'rejected'; this row has 'prompt', 'chosen'"),
+        ({"chosen": ...}, "no 'chosen'; this row has 'prompt', 'rejected'"),
+        ({"prompt": ...}, "no 'prompt'; strings need one beside chosen and rejected"),
+        ({"chosen": None}, "'chosen' is null; want a string or a list of messages"),
+        ({"chosen": 4}, "'chosen' is a number; want a string or a list of messages"),
+        ({"prompt": [1, 2]}, "'prompt' is a list of numbers; want a string or a list of messages"),
+        ({"prompt": {"text": "a"}}, "'prompt' is an object; want a string or a list of messages"),
+        ({"chosen": [{"role": "assistant", "content": "a"}]}, "chosen is a list of objects but rejected is a string"),
+        ({"chosen": [{"role": "assistant"}], "rejected": [{"role": "assistant", "content": "a"}]}, "no text 'content'"),
+        ({"chosen": ""}, "'chosen' is empty"),
+        ({"rejected": "   "}, "'rejected' is empty"),
+        ({"rejected": "yes"}, "chosen and rejected are identical, so neither is preferred"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_row_that_is_no_pair(changes: dict[str, Any], said: str, place: Place) -> None:
+    broken = {key: value for key, value in {**GOOD[0], **changes}.items() if value is not ...}
+    place.pairs.write_text(json.dumps(GOOD[1]) + "\n" + json.dumps(broken) + "\n", "utf-8")
+    error = failure(place.words("train"))
+    assert error.exit_code == 65
+    assert f"{place.pairs}:2: " in str(error)
+    assert said in str(error)
+    assert nothing_left(place)
+
+
+def test_rows_that_are_all_unusable_are_no_data_even_when_skipped(place: Place) -> None:
+    place.pairs.write_text(json.dumps({**GOOD[0], "rejected": "yes"}) + "\n" + "nonsense\n", "utf-8")
+    error = failure(place.words("train", bad_rows="skip"))
+    assert error.exit_code == 65
+    assert "2 of 2 rows cannot be used as pairs" in str(error)
+
+
+# ---------------------------------------------------------------------- fault 4: lengths
+
+
+def test_a_pair_longer_than_the_context(place: Place) -> None:
+    with place.pairs.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**GOOD[0], "prompt": "x" * 70}) + "\n")
+        file.write(json.dumps({**GOOD[0], "chosen": "y" * 40}) + "\n")  # fits as a draft, not after one
+    error = failure(place.words("train"))
+    assert error.exit_code == 65
+    assert "2 of 6 rows are too long" in str(error)
+    assert f"{place.pairs}:5: " in str(error)
+    assert f"{place.pairs}:6: 102 tokens, over the limit of 64 (as drafts [44, 6], as revisions [102, " in str(error)
+    assert "bad_rows=skip" in str(error)
+    assert nothing_left(place)
+    assert run(place.words("train", bad_rows="skip")) == 0
+
+
+def test_a_prompt_longer_than_the_context(place: Place) -> None:
+    place.prompts.write_text(json.dumps({"prompt": "p"}) + "\n" + json.dumps({"prompt": "x" * 62}) + "\n", "utf-8")
+    error = failure(place.words("revise"))
+    assert error.exit_code == 65
+    said = f"{place.prompts}:2: a context of 62 tokens leaves 2 for the answer; expected room for max_new_tokens=4"
+    assert str(error).startswith(said)
+    assert nothing_left(place)
+
+
+# ---------------------------------------------------------------------- fault 9: settings, and models and folders
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"beta": -1}, "beta: -1.0; expected a number above 0"),
+        ({"beta": 0}, "beta: 0.0; expected a number above 0"),
+        ({"beta": "nan"}, "beta: nan; expected a number above 0"),
+        ({"beta": "inf"}, "beta: inf; expected a number above 0"),
+        ({"alpha": -0.5}, "alpha: -0.5; expected a number strictly between 0 and 1"),
+        ({"alpha": 2}, "alpha: 2.0; expected a number strictly between 0 and 1"),
+        ({"alpha": "nan"}, "alpha: nan; expected a number strictly between 0 and 1"),
+        ({"alpha": 0}, "alpha: 0; the drafting policy is then not identified"),
+        ({"alpha": 1}, "alpha: 1; Eq. 16, the only term that trains drafting"),
+        ({"max_length": 0}, "max_length: 0; expected a whole number of tokens"),
+        ({"objective": "spro"}, "objective: 'spro'; expected one of srpo, dpo, ipo; did you mean 'srpo'?"),
+        ({"backend": "fast"}, "backend: 'fast'; expected one of auto, path, flat"),
+        ({"preset": "paper-tldrr"}, "preset: 'paper-tldrr'"),
+    ],
+)
+def test_bad_settings_are_found_before_weights_and_data(changes: dict[str, Any], said: str, place: Place) -> None:
+    absent = {"model_name_or_path": "/no/such/model", "dataset_name": "/no/such/pairs.jsonl"}
+    error = failure(place.words("train", **absent, **changes))
+    assert error.exit_code == 78
+    assert str(error).startswith(said)
+    assert not place.out.exists()
+    # Control: with the setting as it should be, the model is what is missing.
+    assert failure(place.words("train", **absent)).exit_code == 66
+
+
+def test_alpha_at_its_end_can_be_asked_for(place: Place) -> None:
+    assert run(place.words("train", alpha=1, allow_unidentified="true")) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("beat: 0.1\n", 78, "unknown key 'beat'; did you mean 'beta'?"),
+        ("beta: -1\n", 78, "beta: -1.0; expected a number above 0"),
+        ("beta: [\n", 78, "not YAML"),
+        (None, 66, "no such file; expected a YAML file of settings"),
+    ],
+)
+def test_settings_files(text: str | None, code: int, said: str, place: Place, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    if text is not None:
+        file.write_text(text, "utf-8")
+    error = failure(place.words("train", config=file))
+    assert error.exit_code == code
+    assert said in str(error)
+    assert not place.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"revisions": -1}, "revisions: -1; expected 0 or more"),
+        ({"temperature": -1}, "temperature: -1.0; expected 0 (greedy) or more"),
+        ({"temperature": "nan"}, "temperature: nan; expected 0 (greedy) or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0; expected 1 or more"),
+        ({"policy": "if_prefered"}, "policy: 'if_prefered'; expected one of always, if_preferred; did you mean"),
+    ],
+)
+def test_bad_settings_of_revise_are_found_before_weights(changes: dict[str, Any], said: str, place: Place) -> None:
+    error = failure(place.words("revise", model_name_or_path="/no/such/model", **changes))
+    assert error.exit_code == 78
+    assert str(error).startswith(said)
+    assert not place.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_size": 0}, "batch_size: 0; expected at least 1"),
+        ({"policy": "if_preferred"}, "policy: if_preferred needs the model's own confidence"),
+        ({"revision_template": "quotte"}, "no preset 'quotte'; expected one of quote, turn, plain; did you mean 'quote'?"),
+        ({"revision_template": "quote"}, "revision template 'quote': its form is 'quote' but the tokenizer has no chat"),
+        ({"reference": "MODEL"}, "beta: a reference but no β; pass the β the model was trained with"),
+    ],
+)
+def test_settings_of_revise_that_do_not_fit_the_model(
+    changes: dict[str, Any], said: str, place: Place, model: Path
+) -> None:
+    error = failure(place.words("revise", **{key: model if value == "MODEL" else value for key, value in changes.items()}))
+    assert error.exit_code == 78
+    assert str(error).startswith(said)
+    assert nothing_left(place)
+
+
+@pytest.mark.parametrize("verb", ["train", "revise"])
+def test_a_missing_model(verb: str, place: Place, tmp_path: Path) -> None:
+    error = failure(place.words(verb, model_name_or_path=tmp_path / "nowhere"))
+    assert error.exit_code == 66
+    assert str(error) == f"{tmp_path / 'nowhere'}: no such folder; expected a saved model, or a hub name"
+    (tmp_path / "empty").mkdir()
+    error = failure(place.words(verb, model_name_or_path=tmp_path / "empty"))
+    assert error.exit_code == 66
+    assert nothing_left(place)
+    # What failed for want of a model does not stand in the way of the same command with the right one.
+    assert run(place.words(verb)) == 0
+
+
+@pytest.mark.parametrize(("verb", "key"), [("train", "output_dir"), ("revise", "output")])
+def test_a_place_that_cannot_be_written(verb: str, key: str, place: Place) -> None:
+    target = place.pairs / "below a file"
+    # Found out before the model is read: it is not there either.
+    error = failure(place.words(verb, **{key: target}, model_name_or_path="/no/such/model"))
+    assert error.exit_code == 74
+    assert error.where == str(target)
+    assert "cannot be written" in error.what
+
+
+# ---------------------------------------------------------------------- as a user sees it
+
+
+def break_line(place: Place) -> list[str]:
+    place.pairs.write_bytes(ROW + b"\n" + b"garbage\n")
+    return place.words("train")
+
+
+def break_beta(place: Place) -> list[str]:
+    return place.words("train", model_name_or_path="/no/such/model", beta=-1)
+
+
+def break_prompt(place: Place) -> list[str]:
+    place.prompts.write_text(json.dumps({"prompt": "x" * 62}) + "\n", "utf-8")
+    return place.words("revise")
+
+
+@pytest.mark.parametrize(("broken", "code"), [(break_line, 65), (break_beta, 78), (break_prompt, 65)])
+def test_a_process_ends_with_the_code_and_no_traceback(
+    broken: Callable[[Place], list[str]], code: int, place: Place
+) -> None:
+    words = broken(place)
+    done = subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("srpo: error: ")]
+    assert len(errors) == 1
+    assert nothing_left(place)
