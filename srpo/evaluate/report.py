@@ -27,6 +27,7 @@ from srpo.evaluate.results import (
     percent,
     points,
 )
+from srpo.evaluate.table import as_markdown
 from srpo.output import writable_folder, write_file
 
 TEMPLATE = "report.html.jinja"
@@ -40,7 +41,7 @@ def write_evaluation(
     samples: Sequence[Sample] = (),
     run: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes results.json, results.csv, curve.png, curve.svg and report.html.
+    """Writes results.json, results.csv, table.md, curve.png, curve.svg and report.html.
 
     Args:
         output_dir: folder for the files; made when missing.
@@ -58,6 +59,7 @@ def write_evaluation(
     folder = writable_folder(Path(output_dir))
     write_file(folder / "results.json", as_json(results).encode())
     write_file(folder / "results.csv", as_csv(results.rows).encode())
+    write_file(folder / "table.md", as_markdown(results).encode())
     write_file(folder / "curve.png", draw(results, "png"))
     write_file(folder / "curve.svg", draw(results, "svg"))
     write_file(folder / "report.html", render(results, title=title, samples=samples, run=run).encode())

@@ -1,7 +1,8 @@
-"""`Results` as tables for a terminal of 100 columns."""
+"""`Results` as tables: for a terminal of 100 columns, and in Markdown for a page or a model card."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from srpo.evaluate.results import POOL, Results, Row, capital, counted, heat
@@ -25,27 +26,50 @@ def print_table(results: Results, console: Console | None = None, *, seed: int |
     from rich.table import Table
 
     console = console or Console(highlight=False)
+    for title, curves in _tables(results, seed):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in _heading(curves):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.columns[0].justify, table.columns[0].no_wrap = "left", False
+        for rows in curves:
+            main = rows[0]["system"] == results.highlight
+            table.add_row(results.label(rows[0]["system"]), *_cells(rows), style="bold" if main else "")
+        console.print(title, style="bold")  # as the table's own title it would wrap at the table's width
+        console.print(table)
+    console.print(_note(results), style="dim")
+
+
+def as_markdown(results: Results, *, seed: int | str = POOL) -> str:
+    """The same tables in Markdown."""
+    lines: list[str] = []
+    for title, curves in _tables(results, seed):
+        heading = _heading(curves)
+        lines += [f"{title}:", "", f"| {' | '.join(heading)} |", f"| --- |{' ---: |' * (len(heading) - 1)}"]
+        for rows in curves:
+            name = results.label(rows[0]["system"])
+            name = f"**{name}**" if rows[0]["system"] == results.highlight else name
+            lines.append(f"| {' | '.join([name, *_cells(rows)])} |")
+        lines.append("")
+    return "\n".join([*lines, _note(results), ""]).replace(BEST + " is", f"`{BEST}` is")
+
+
+def _tables(results: Results, seed: int | str) -> Iterator[tuple[str, list[list[Row]]]]:
+    """A title and the systems' curves for each split and temperature."""
     pooled = f", {len(results.seeds)} seeds pooled" if seed == POOL and len(results.seeds) > 1 else ""
     measure = results.label(results.settings.get("judge", "score"))
     for split, temperature in dict.fromkeys((row["split"], row["temperature"]) for row in results.rows):
         curves = [results.curve(system, split, temperature, seed) for system in results.values("system")]
-        shown = [rows for rows in curves if rows]
-        if not shown:
-            continue
-        place = results.label(split) if temperature is None else f"{results.label(split)}, {heat(temperature)}"
-        title = f"{capital(place)}: {measure}, % ({counted(shown)}{pooled})"
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("k =", overflow="fold")
-        for row in max(shown, key=len):
-            table.add_column(str(row["revision"]) if row["revision"] else "draft", justify="right", no_wrap=True)
-        for rows in shown:
-            main = rows[0]["system"] == results.highlight
-            table.add_row(results.label(rows[0]["system"]), *_cells(rows), style="bold" if main else "")
-        console.print(table)
-    console.print(
-        f"± is half of a {100 * results.level:g} % interval over prompts; {BEST} is the largest of its row.",
-        style="dim",
-    )
+        if shown := [rows for rows in curves if rows]:
+            place = results.label(split) if temperature is None else f"{results.label(split)}, {heat(temperature)}"
+            yield f"{capital(place)}: {measure}, % ({counted(shown)}{pooled})", shown
+
+
+def _heading(curves: list[list[Row]]) -> list[str]:
+    return ["k =", *(str(row["revision"]) if row["revision"] else "draft" for row in max(curves, key=len))]
+
+
+def _note(results: Results) -> str:
+    return f"± is half of a {100 * results.level:g} % interval over prompts; {BEST} is the largest of its row."
 
 
 def _cells(rows: list[Row]) -> list[str]:

@@ -293,14 +293,19 @@ class Renderer:
     # ------------------------------------------------------------------ ids
 
     def _guard(self, text: str) -> str:
-        """Content with a mark inside everything that looks like a control token, so that it stays text.
+        """Content with a mark inside everything that looks like a control token, so that it stays text, and after the
+        beginning of one at its end, which whatever follows could complete.
 
         Encoding with the tokenizer's own "split specials" switch would also split those of the chat template.
         """
         for token in (_MARK, *self._control_tokens):  # a mark that stands in the content is split by one as well
             if token in text:
                 text = text.replace(token, token[:1] + _MARK + token[1:])
-        return text
+        return text + _MARK if text.endswith(self._beginnings) else text
+
+    @cached_property
+    def _beginnings(self) -> tuple[str, ...]:
+        return tuple({token[:i] for token in (_MARK, *self._control_tokens) for i in range(1, len(token))})
 
     @cached_property
     def _control_tokens(self) -> tuple[str, ...]:

@@ -105,7 +105,6 @@ class SRPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check()
-        self.model_init_kwargs = _options(self.model_init_kwargs)
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         try:
@@ -125,7 +124,19 @@ class SRPOConfig(TrainingArguments):
             raise ConfigError(f"{name!r}", where="preset", expected=expected, fix=did_you_mean(name, PRESETS))
         return cls(**{**PRESETS[name], **settings})
 
+    def loading_options(self) -> dict[str, Any]:
+        """`model_init_kwargs` as a dict; a flag gives it as JSON."""
+        given = self.model_init_kwargs or {}
+        try:
+            options = json.loads(given) if isinstance(given, str) else given
+        except ValueError:
+            options = None
+        if not isinstance(options, dict):
+            raise ConfigError(f"{given!r}", where="model_init_kwargs", expected="a JSON object of options")
+        return options
+
     def _check(self) -> None:
+        self.loading_options()
         for name, known in (
             ("objective", tuple(OBJECTIVES)),
             ("backend", BACKENDS),
@@ -157,14 +168,3 @@ class SRPOConfig(TrainingArguments):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool)
-
-
-def _options(given: dict[str, Any] | str | None) -> dict[str, Any] | None:
-    """Options as a flag or a settings file may have them."""
-    try:
-        options = json.loads(given) if isinstance(given, str) else given
-    except ValueError:
-        options = given
-    if options is not None and not isinstance(options, dict):
-        raise ConfigError(f"{given!r}", where="model_init_kwargs", expected="a JSON object of options")
-    return options

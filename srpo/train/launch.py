@@ -103,7 +103,7 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     from srpo.train.trainer import SRPOTrainer
 
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
-    config.model_init_kwargs = {**options, **(config.model_init_kwargs or {})}
+    config.model_init_kwargs = {**options, **config.loading_options()}
     rows, test_rows = _rows(data, data.dataset_train_split), data.eval_dataset_name or _test_rows(config, data)
     if config.eval_strategy != "no" and test_rows is None:
         fix = "add `--eval_dataset_name …`, or leave eval_strategy out"

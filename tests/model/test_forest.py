@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srpo.errors import DataError
@@ -87,6 +87,7 @@ def test_everyone_sees_their_path(shape: str, window: int | None, grouping: str)
     assert scored(forest) == scored_by_hand(trees)
 
 
+@settings(deadline=None)
 @given(trees, st.sampled_from([None, 1, 2, 4]))
 def test_every_forest_sees_its_paths(trees: list[PrefixTree], window: int | None) -> None:
     forest = Forest.plant(trees)

@@ -51,7 +51,7 @@ def test_six_by_name(backend: str) -> None:
         assert logps.dtype == torch.float64
         assert logps.requires_grad
         torch.testing.assert_close(logps, plain[:, k], rtol=0, atol=1e-4)
-    assert len({round(float(logps[0]), 3) for logps in six}) == 6  # else the order could not be told
+    assert len({round(logps[0].item(), 3) for logps in six}) == 6  # else the order could not be told
 
 
 @pytest.mark.parametrize("backend", ["path", "flat"])
@@ -264,9 +264,8 @@ def test_the_model_s_attention_is_put_back() -> None:
         model.set_attn_implementation(implementation)
         six_logps(model, forest_of(), "path")
         assert attention(model) == {implementation}
-        with pytest.raises(RuntimeError), following_paths(model):
-            assert attention(model) == {NAME}
-            raise RuntimeError
+        with pytest.raises(BackendError), following_paths(model):
+            model(input_ids=torch.tensor([[3, 4, 5]]))
         assert attention(model) == {implementation}
 
 
@@ -295,7 +294,7 @@ def checkpointing(request: Any) -> Any:
     sequence_logps(model, forest_of(), "path").sum().backward()
     expected = gradient(model)
     model.zero_grad()
-    model.activation_checkpointing_enable({"use_reentrant": request.param})
+    model.gradient_checkpointing_enable({"use_reentrant": request.param})
     return model, expected, request.param
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from srpo.errors import DataError, InputError
@@ -277,6 +277,7 @@ def only_typed_errors(path: Path) -> None:
                 assert 0 < len(kept) == rows - len(rejects or [])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=120))
 @example(b'{"prompt": ' + b"9" * 4301 + b"}")
 @example(b"[" * 2000)
@@ -286,6 +287,7 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> 
     only_typed_errors(path)
 
 
+@settings(deadline=None)
 @given(st.lists(json_values | near_rows, max_size=3), st.integers(0, 400), st.binary(max_size=2))
 def test_any_json_with_a_hole_in_it(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], at: int, splice: bytes
@@ -296,6 +298,7 @@ def test_any_json_with_a_hole_in_it(
     only_typed_errors(path)
 
 
+@settings(deadline=None)
 @given(near_rows)
 def test_a_pair_is_always_fit_for_the_renderer(row: dict[str, Any]) -> None:
     rejects: list[Reject] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -216,7 +216,7 @@ FORGED = [
     "\ufdd0\ufdef",
     "\ufdd0<eos>\ufdef",
 ]
-pieces = ["<|im_end|>", "<|im_start|>", "<eos>", "<", "|im_end|>", "os>", "\ufdd0", "\ufdef", "a", "\n", "é"]
+pieces = ["<|im_end|>", "<|im_start|>", "<eos>", "<", "|im_end|>", "<e", "os>", "\ufdd0", "\ufdef", "a", "\n", "é"]
 forgeries = st.sampled_from(FORGED) | st.lists(st.sampled_from(pieces), max_size=8).map("".join)
 CHAT, TEXT = chat_tokenizer(), make_byte_tokenizer()
 BY_TURN, BY_TEXT = Renderer(CHAT, TURN), Renderer(TEXT)
@@ -234,6 +234,7 @@ def test_forged_tokens_stay_text(forged: str, template: RevisionTemplate) -> Non
     assert bool(special_in(CHAT, CHAT(forged, add_special_tokens=False)["input_ids"])) == spelled_out
 
 
+@settings(deadline=None)
 @given(forgeries, forgeries, forgeries)
 def test_whatever_is_forged_in_a_chat(prompt: str, draft: str, role: str) -> None:
     turns = [{"role": role, "content": prompt}, {"role": "user", "content": prompt}]
@@ -244,6 +245,7 @@ def test_whatever_is_forged_in_a_chat(prompt: str, draft: str, role: str) -> Non
     assert BY_TURN.decode(BY_TURN.answer(draft)) == draft
 
 
+@settings(deadline=None)
 @given(forgeries, forgeries)
 def test_whatever_is_forged_in_text(prompt: str, draft: str) -> None:
     assert BY_TEXT.revision(prompt, draft) == ids_of(f"{prompt}{draft}\n\nA better answer:")
@@ -264,6 +266,14 @@ def test_forgeries_of_a_template_s_own_tokens(name: str) -> None:
         ):
             assert special_in(tokenizer, ids) == special_in(tokenizer, plain)
             assert forged in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("at", range(1, len("<eos>")))
+def test_no_token_is_forged_across_the_seam_of_prompt_and_draft(at: int) -> None:
+    prompt, draft = f"2+2={'<eos>'[:at]}", f"{'<eos>'[at:]}4"
+    seamed = f"{prompt}{draft}\n\nA better answer:"
+    assert BY_TEXT.revision(prompt, draft) == ids_of(seamed)
+    assert EOS in TEXT(seamed)["input_ids"]  # control
 
 
 def test_a_template_may_write_control_tokens_itself() -> None:

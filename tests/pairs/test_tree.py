@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from srpo.pairs.tree import Answer, Chain, PrefixTree, TokenPair
@@ -59,11 +59,13 @@ def check(tree: PrefixTree, sequences: Sequences) -> None:
     assert tree.flat_tokens == sum(map(len, flat(sequences)))
 
 
+@settings(deadline=None)
 @given(sequences)
 def test_unpack_gives_back_what_was_packed(sequences: Sequences) -> None:
     assert PrefixTree.pack(sequences).unpack() == sequences
 
 
+@settings(deadline=None)
 @given(rows, rows, rows, rows)
 @example([], [1], [1], [])
 @example([0], [1], [1, 1], [])
@@ -75,6 +77,7 @@ def test_unpack_gives_back_six(x: list[int], w: list[int], l: list[int], ask: li
     check(tree, six)
 
 
+@settings(deadline=None)
 @given(sequences)
 def test_the_tree_is_the_trie(sequences: Sequences) -> None:
     check(PrefixTree.pack(sequences), sequences)
@@ -87,6 +90,7 @@ def test_awkward_sequences(sequences: Sequences) -> None:
     check(tree, sequences)
 
 
+@settings(deadline=None)
 @given(sequences)
 def test_chains_are_maximal(sequences: Sequences) -> None:
     tree = PrefixTree.pack(sequences)
@@ -101,6 +105,7 @@ def test_chains_are_maximal(sequences: Sequences) -> None:
     assert len(tree.chains) == len(every - inner) <= len({row for row in flat(sequences) if row})
 
 
+@settings(deadline=None)
 @given(sequences)
 def test_slices_are_the_path_in_runs(sequences: Sequences) -> None:
     tree = PrefixTree.pack(sequences)
@@ -112,6 +117,7 @@ def test_slices_are_the_path_in_runs(sequences: Sequences) -> None:
         assert len(slices) <= len(tree.chains)
 
 
+@settings(deadline=None)
 @given(sequences.flatmap(lambda each: st.tuples(st.just(each), st.permutations(each))))
 def test_the_order_of_sequences_does_not_matter(both: tuple[Sequences, Sequences]) -> None:
     one, other = map(PrefixTree.pack, both)

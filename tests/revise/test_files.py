@@ -1,4 +1,4 @@
-"""A file of trails: killed anywhere and begun again it ends as if nothing had happened; begun otherwise it is refused."""
+"""A file of trails: killed anywhere and begun again it ends as if it had not been; begun otherwise it is refused."""
 
 from __future__ import annotations
 

@@ -21,7 +21,10 @@ from tests.train.plain import flat_logp
 
 EOS = carry_tokenizer().eos_token_id
 BOS = carry_tokenizer().bos_token_id
-CHAT = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+CHAT = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 def texts(trails: list[Trail]) -> list[list[str]]:
@@ -55,7 +58,11 @@ def test_contexts_of_a_chat_are_those_of_training(form: str) -> None:
     tokenizer = make_byte_tokenizer(chat_template=CHAT)
     subject = Reviser(make_tiny_llama(initializer_range=0.2), tokenizer, RevisionTemplate.preset(form))
     engine = Recording.put_into(subject)
-    prompt = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}, {"role": "user", "content": "2+2"}]
+    prompt = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": "2+2"},
+    ]
     (trail,) = subject.revise([prompt], 2, max_new_tokens=6)
     renderer = Renderer(tokenizer, RevisionTemplate.preset(form))  # as a trainer makes it
     six = renderer.six(Pair(prompt, chosen=trail.answers[0].text, rejected=trail.answers[1].text))
@@ -307,7 +314,9 @@ def test_a_context_without_room_is_named() -> None:
     long = "1" * 50 + "+1="
     with pytest.raises(LengthError) as caught:
         reviser().revise(["1+1=", long], 1, max_new_tokens=20)
-    said = "row 2: a context of 54 tokens leaves 10 for the answer; expected room for max_new_tokens=20 in the model's 64"
+    said = (
+        "row 2: a context of 54 tokens leaves 10 for the answer; expected room for max_new_tokens=20 in the model's 64"
+    )
     assert str(caught.value).startswith(said)
     # A draft may fit where its revision does not.
     Scripted(subject := reviser(), lambda context: "1" * 20)
@@ -319,7 +328,10 @@ def test_a_context_without_room_is_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"policy": "if_prefered"}, "policy: 'if_prefered'; expected one of always, if_preferred; did you mean 'if_preferred'?"),
+        (
+            {"policy": "if_prefered"},
+            "policy: 'if_prefered'; expected one of always, if_preferred; did you mean 'if_preferred'?",
+        ),
         ({"revisions": -1}, "revisions: -1; expected 0 or more"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0; expected 1 or more"),
         ({"temperature": -0.1}, "temperature: -0.1; expected 0 (greedy) or more"),
@@ -387,5 +399,5 @@ def test_what_is_missing_is_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="logps_reduction: 'most'; expected one of sum, mean"):
         reviser(logps_reduction="most")
     (saved / "revision_template.json").unlink()
-    with pytest.raises(InputError, match="no revision template; .*--revision_template"):
+    with pytest.raises(InputError, match=r"no revision template; .*--revision_template"):
         Reviser(str(saved))

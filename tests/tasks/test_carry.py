@@ -1,4 +1,4 @@
-"""The carry task: sums that are right, mistakes that are the ones meant, pairs in the right order, a base that learns."""
+"""The carry task: sums that are right, mistakes as they are meant, pairs in the right order, a base that learns."""
 
 from __future__ import annotations
 

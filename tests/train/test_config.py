@@ -93,7 +93,13 @@ def test_defaults(tmp_path: Path) -> None:
 
 # arXiv 2406.01660, appendix: the two tables, as far as one process can follow them.
 TABLES: dict[str, dict[str, Any]] = {
-    "paper-tldr": {"beta": 0.01, "learning_rate": 2e-6, "num_train_epochs": 5, "warmup_steps": 150, "weight_decay": 0.1},
+    "paper-tldr": {
+        "beta": 0.01,
+        "learning_rate": 2e-6,
+        "num_train_epochs": 5,
+        "warmup_steps": 150,
+        "weight_decay": 0.1,
+    },
     "paper-ultrafeedback": {"beta": 1.3, "learning_rate": 1.25e-6, "num_train_epochs": 1, "warmup_steps": 128},
 }
 

@@ -58,7 +58,9 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def test_flags_win_over_the_file_and_the_file_over_a_preset(settings: dict[str, Any], tmp_path: Path) -> None:
-    file = write(tmp_path / "s.yaml", settings, "preset: paper-ultrafeedback\nlearning_rate: 2e-3\nalpha: 0.7\nbeta: 1\n")
+    file = write(
+        tmp_path / "s.yaml", settings, "preset: paper-ultrafeedback\nlearning_rate: 2e-3\nalpha: 0.7\nbeta: 1\n"
+    )
     assert run(["train", "--config", file, "--alpha", "0.6", "--warmup_steps", "0"]) == 0
     found = trained(tmp_path / "run")
     assert (found["alpha"], found["beta"], found["logps_reduction"]) == (0.6, 1.0, "mean")

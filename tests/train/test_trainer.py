@@ -62,9 +62,7 @@ def test_the_loss_of_a_step_is_the_plain_one(
 
 
 @pytest.mark.parametrize("objective", ["dpo", "ipo"])
-def test_other_objectives_run_on_drafts_alone(
-    objective: str, plain: tuple[SixLogps, SixLogps], tmp_path: Path
-) -> None:
+def test_other_objectives_run_on_drafts_alone(objective: str, plain: tuple[SixLogps, SixLogps], tmp_path: Path) -> None:
     run = one_step(tmp_path, args={"objective": objective})
     expected = float(OBJECTIVES[objective].loss(*plain, beta=0.1, alpha=0.3).loss)
     assert logged(run, "loss") == [pytest.approx(expected, rel=1e-4)]
@@ -184,7 +182,8 @@ def test_metrics_by_hand(plain: tuple[SixLogps, SixLogps], tmp_path: Path) -> No
     first = one_step(tmp_path).state.log_history[0]
     ours, theirs = ([[float(x) for x in column] for column in six] for six in plain)
     h = {
-        field: [a - b for a, b in zip(p, r, strict=True)] for field, p, r in zip(SixLogps._fields, ours, theirs, strict=True)
+        field: [a - b for a, b in zip(p, r, strict=True)]
+        for field, p, r in zip(SixLogps._fields, ours, theirs, strict=True)
     }
 
     def mean(values: list[float]) -> float:
@@ -304,7 +303,9 @@ def test_a_nan_stops_before_the_optimiser_and_names_the_rows(tmp_path: Path) -> 
         assert f"row {i}" in str(caught.value)
     assert "the loss is nan" in str(caught.value)
     assert optimiser.steps == 0
-    assert all(torch.equal(weight.nan_to_num(7), before[name].nan_to_num(7)) for name, weight in model.named_parameters())
+    assert all(
+        torch.equal(weight.nan_to_num(7), before[name].nan_to_num(7)) for name, weight in model.named_parameters()
+    )
 
 
 def test_a_nan_from_one_row_names_that_row(tmp_path: Path) -> None:
@@ -395,7 +396,5 @@ def test_options_for_loading_are_used(tmp_path: Path) -> None:
     options: list[Any] = [{"dtype": "bfloat16"}, json.dumps({"dtype": "bfloat16"})]
     for given in options:
         args = settings(tmp_path, model_init_kwargs=given)
-        run = SRPOTrainer(
-            str(tmp_path / "base"), args=args, train_dataset=FOUR, processing_class=make_byte_tokenizer()
-        )
+        run = SRPOTrainer(str(tmp_path / "base"), args=args, train_dataset=FOUR, processing_class=make_byte_tokenizer())
         assert run.model.dtype == torch.bfloat16
