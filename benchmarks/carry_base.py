@@ -1,6 +1,6 @@
 """Trains a base of the carry task with any settings and prints its greedy exact answers on both splits.
 
-    python -m benchmarks.carry_base --batch 64 --steps 1600 --learning_rate 2e-3
+python -m benchmarks.carry_base --batch 64 --steps 1600 --learning_rate 2e-3
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ from srpo.tasks.carry_run import (
     MethodSettings,
     Say,
     start_run,
-    system_of,
     trail_file,
     trail_folder,
     work,
@@ -37,7 +36,11 @@ from srpo.tasks.stages import side_by_side
 SEED = 1000
 LEARNING_RATES = (1e-4, 2e-4, 4e-4)
 BETAS = {"srpo": (0.05, 0.1, 0.2, 0.4), "dpo": (0.3, 1.0, 3.0, 10.0), "ipo": (0.03, 0.1, 0.3, 1.0)}
-POLICIES = {"srpo": ("always", "if_preferred"), "dpo": ("always", "best_of"), "ipo": ("always", "best_of")}
+SYSTEMS = {
+    "srpo": ("srpo", "srpo_if_preferred"),
+    "dpo": ("dpo", "dpo_best_of"),
+    "ipo": ("ipo", "ipo_best_of"),
+}
 
 
 def main() -> None:
@@ -55,8 +58,8 @@ def main() -> None:
         Job(
             str(folder),
             method,
-            tuple(system_of(method, policy) for policy in POLICIES[method]),
-            replace(config, methods={method: MethodSettings(beta=beta, learning_rate=rate)}),
+            SYSTEMS[method],
+            replace(config, methods={method: MethodSettings(method, beta=beta, learning_rate=rate)}),
             SEED,
             VALIDATION,
             name=f"{method}-beta{beta:g}-lr{rate:g}",
@@ -96,7 +99,7 @@ def measured(job: Job, system: str) -> dict[str, object]:
 
 
 def show(found: list[dict[str, object]]) -> None:
-    """The table and, per method, the winner."""
+    """The table and, per system, the winner."""
     print("\n| system | β | learning rate | in, revisions 0 1 2 … | out, revisions 0 1 2 … | best k | score |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in found:
@@ -105,9 +108,9 @@ def show(found: list[dict[str, object]]) -> None:
             f"| {row['system']} | {row['beta']:g} | {row['learning_rate']:g} | {' | '.join(curves)} "
             f"| {row['revisions']} | {100 * row['score']:.1f} |"
         )
-    for method in BETAS:
-        best = max((row for row in found if row["method"] == method), key=lambda row: row["score"])
-        print(f"\n{method}: {best['system']}, β {best['beta']:g}, learning rate {best['learning_rate']:g}, ", end="")
+    for system in (system for systems in SYSTEMS.values() for system in systems):
+        best = max((row for row in found if row["system"] == system), key=lambda row: row["score"])
+        print(f"\n{system}: β {best['beta']:g}, learning rate {best['learning_rate']:g}, ", end="")
         print(f"revisions {best['revisions']}, score {100 * best['score']:.1f}")
 
 

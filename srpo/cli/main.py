@@ -65,4 +65,11 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = OutputError.exit_code
+    except Exception as error:  # our mistake, or a library's: still one line, and its own exit code
+        if os.environ.get("SRPO_TRACEBACK"):
+            raise
+        said = str(error).strip().splitlines()
+        print(f"srpo: internal error: {type(error).__name__}: {said[0] if said else ''}", file=sys.stderr)
+        print("srpo: SRPO_TRACEBACK=1 shows where; please report it", file=sys.stderr)
+        code = SRPOError.exit_code
     raise SystemExit(code)

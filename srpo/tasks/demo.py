@@ -20,18 +20,21 @@ from srpo.evaluate.summary import Question, summarise
 from srpo.output import writable_folder
 from srpo.revise.trail import Trail
 from srpo.tasks.carry import SPLITS
-from srpo.tasks.carry_run import CarryConfig, Job, Say, cells, start_run, system_of, trail_file, trail_folder, work
+from srpo.tasks.carry_run import CarryConfig, Job, MethodSettings, Say, cells, start_run, trail_file, trail_folder, work
 from srpo.tasks.stages import side_by_side
 
+# What is drawn with each model. SRPO's controls come from the same model: every revision kept, or drafts instead.
 SYSTEMS_OF = {
-    "srpo": ("srpo", "srpo_if_preferred", "srpo_best_of"),
-    "dpo": ("dpo", "dpo_best_of"),
-    "ipo": ("ipo", "ipo_best_of"),
+    "srpo": ("srpo_if_preferred", "srpo", "srpo_best_of"),
+    "dpo": ("dpo",),
+    "dpo_best_of": ("dpo_best_of",),
+    "ipo": ("ipo",),
+    "ipo_best_of": ("ipo_best_of",),
     "base": ("base",),
 }
 LABELS = {
-    "srpo": "SRPO",
-    "srpo_if_preferred": "SRPO if preferred",
+    "srpo_if_preferred": "SRPO",
+    "srpo": "SRPO, every revision kept",
     "srpo_best_of": "best of k+1 SRPO drafts",
     "dpo": "DPO",
     "dpo_best_of": "best of k+1 DPO drafts",
@@ -86,26 +89,27 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, say: Say) -> list[Job
 
 def verdict(scored: Mapping[Cell, Scored], config: CarryConfig) -> Results:
     """Averages, intervals and the answers to the questions the task was made for."""
-    return summarise(scored, questions(config), highlight=_at_its_best("srpo", config).system, labels=LABELS)
+    return summarise(scored, questions(config), highlight=_tuned("srpo", config.methods["srpo"]), labels=LABELS)
 
 
 def questions(config: CarryConfig) -> list[Question]:
     """What the demo is to show or fail to show: does the first revision help, and does SRPO, drawn as served it best on
-    validation, beat as many drafts of its own and the other methods at their best?"""
-    ours = _at_its_best("srpo", config)
+    validation, beat as many drafts of its own and the others at their best?"""
+    best = {_tuned(name, settings): settings.revisions for name, settings in config.methods.items()}
+    ours = Side(_tuned("srpo", config.methods["srpo"]), config.methods["srpo"].revisions)
+    rivals = [Side("srpo_best_of", ours.revision)] + [Side(*each) for each in best.items() if each[0] != ours.system]
     asked = []
     for heat in config.temperatures:
         for split in SPLITS:
             asked.append(Question(Side(ours.system, 1), Side(ours.system, 0), split, heat))
-            rivals = [Side("srpo_best_of", ours.revision), *(_at_its_best(method, config) for method in ("dpo", "ipo"))]
             drawn = [rival for rival in rivals if (split, heat) in cells(config, rival.system)]
             asked += [Question(ours, rival, split, heat) for rival in drawn]
     return asked
 
 
-def _at_its_best(method: str, config: CarryConfig) -> Side:
-    settings = config.methods[method]
-    return Side(system_of(method, settings.policy), settings.revisions)
+def _tuned(name: str, settings: MethodSettings) -> str:
+    """The system that a model's settings were chosen for."""
+    return "srpo_if_preferred" if name == "srpo" and settings.policy == "if_preferred" else name
 
 
 def settings_shown(config: CarryConfig) -> dict[str, str]:

@@ -16,7 +16,7 @@ from srpo.model.forest import Forest
 from srpo.pairs.tree import PrefixTree
 from tests.model.zoo import forest_of, random_six
 
-rows = st.lists(st.integers(0, 1), min_size=1, max_size=5)
+rows = st.lists(st.integers(0, 2), min_size=1, max_size=4)
 tree = st.lists(st.tuples(rows, rows), min_size=6, max_size=6).map(PrefixTree.pack)
 trees = st.lists(tree, min_size=1, max_size=4)
 GROUPINGS = {
@@ -101,8 +101,8 @@ def test_every_forest_sees_its_paths(trees: list[PrefixTree], window: int | None
 def test_groupings_differ_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     trees = forest_of(pairs=4)
     groups = {}
-    for name, settings in GROUPINGS.items():
-        for constant, value in settings.items():
+    for name, changed in GROUPINGS.items():
+        for constant, value in changed.items():
             monkeypatch.setattr(forest_module, constant, value)
         groups[name] = Forest.plant(trees).groups
         monkeypatch.undo()

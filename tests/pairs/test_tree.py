@@ -13,8 +13,9 @@ from srpo.pairs.tree import Answer, Chain, PrefixTree, TokenPair
 
 Sequences = list[tuple[list[int], list[int]]]
 
-# Two letters and short rows, so that most examples share, coincide or extend one another.
-rows = st.lists(st.integers(0, 1), max_size=5)
+# Short rows of few letters, so that most examples share, coincide or extend one another; three, for a third branch is
+# not like a second.
+rows = st.lists(st.integers(0, 2), max_size=4)
 sequences = st.lists(st.tuples(rows, rows), max_size=7)
 AWKWARD: list[Sequences] = [
     [],
@@ -23,6 +24,7 @@ AWKWARD: list[Sequences] = [
     [([1, 0], [1]), ([1, 0], [1, 1]), ([1], [0, 1])],  # one answer begins the other; another split of the same row
     [([0], [1]), ([1], [0]), ([], [0, 1]), ([], [])],
     [([0], [1])] * 6,
+    [([0], [1]), ([0], [2]), ([0], [3, 4]), ([0], [3, 5]), ([0], [3, 6])],
 ]
 
 
