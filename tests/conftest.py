@@ -18,7 +18,12 @@ os.environ.update(
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
+
+# No deadlines: a slow machine is not a failing test. The same examples every time: a red run can be run again.
+hypothesis.settings.register_profile("srpo", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("srpo")
 
 BYTES = 256
 PAD, BOS, EOS = BYTES, BYTES + 1, BYTES + 2

@@ -152,7 +152,10 @@ def jsonl_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 def _parse(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        row = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        if b"\\ud" in raw.lower():  # in any column: what is carried along is written again
+            json.dumps(row, ensure_ascii=False).encode()
+        return row
     except UnicodeDecodeError as error:
         return _Unusable(f"not UTF-8: byte {raw[error.start]:#04x} at column {error.start + 1}", f":{error.start + 1}")
     except json.JSONDecodeError as error:
@@ -160,6 +163,8 @@ def _parse(raw: bytes) -> Any:
         return _Unusable(f"not JSON: {what}", f":{error.colno}")
     except RecursionError:
         return _Unusable("not usable: nested too deeply")
+    except UnicodeEncodeError as error:
+        return _Unusable(f"holds half of a surrogate pair, {error.object[error.start]!r}")
     except ValueError:  # all that is left of it: Python converts no integer this long
         return _Unusable("not usable: a number of thousands of digits")
     except _Unusable as problem:

@@ -160,6 +160,11 @@ class SRPOConfig(TrainingArguments):
             )
             fix = "choose a value between, or set allow_unidentified for an ablation"
             raise ConfigError(f"{self.alpha:g}; {why}", where="alpha", expected="strictly between 0 and 1", fix=fix)
+        if not (_is_number(self.learning_rate) and math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise ConfigError(f"{self.learning_rate!r}", where="learning_rate", expected="a number, 0 or more")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)}", where=name, expected="at least 1")
         if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 2):
             raise ConfigError(
                 f"{self.max_length!r}", where="max_length", expected="a whole number of tokens, at least 2"

@@ -108,13 +108,16 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     if config.eval_strategy != "no" and test_rows is None:
         fix = "add `--eval_dataset_name …`, or leave eval_strategy out"
         raise ConfigError("nothing to evaluate on", where="eval_strategy", fix=fix)
-    trainer = SRPOTrainer(
-        model=str(model.model_name_or_path),
-        args=config,
-        train_dataset=rows,
-        eval_dataset=test_rows,
-        peft_config=_lora(model) if model.use_peft else None,
-    )
+    try:
+        trainer = SRPOTrainer(
+            model=str(model.model_name_or_path),
+            args=config,
+            train_dataset=rows,
+            eval_dataset=test_rows,
+            peft_config=_lora(model) if model.use_peft else None,
+        )
+    except (ValueError, ImportError) as error:  # transformers' word for a setting it cannot serve, or a missing library
+        raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
     _say(trainer)
     result = trainer.train(resume_from_checkpoint=_checkpoint(config) if run.resume else None)
     trainer.save_model()

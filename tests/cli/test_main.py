@@ -124,6 +124,18 @@ def test_ctrl_c_is_75_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert capsys.readouterr() == ("", "srpo: interrupted\n")
 
 
+def test_what_nobody_foresaw_is_70_and_its_traceback_is_kept_for_who_asks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of(monkeypatch, ZeroDivisionError("division by zero\nsecond line")) == 70
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()[0]) == ("", "srpo: internal error: ZeroDivisionError: division by zero")
+    assert "Traceback" not in err
+    monkeypatch.setenv("SRPO_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        end_of(monkeypatch, ZeroDivisionError("division by zero"))
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 def test_a_reader_that_has_gone_is_74_without_a_traceback(unbuffered: str) -> None:
     reader, writer = os.pipe()

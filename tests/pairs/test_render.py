@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from srpo.errors import DataError, InputError, TemplateError
 from srpo.pairs.read import Pair, Prompt
@@ -21,47 +20,10 @@ from srpo.pairs.tree import PrefixTree
 from srpo.tasks.carry import TEMPLATE as CARRY
 from srpo.tasks.carry import carry_tokenizer
 from tests.conftest import BOS, EOS, make_byte_tokenizer
+from tests.pairs.chats import CHATML, bundled, chat_tokenizer, chatml_ids, ids_of, special_in
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 QUOTE, TURN, PLAIN = (PRESETS[name] for name in ("quote", "turn", "plain"))
 PAIR = Pair("What is 2+2?", "Four: 4️⃣", "Five.", "row 1")
-LETTERS = bytes_to_unicode()
-IDS = {letter: number for number, letter in enumerate(sorted(LETTERS.values()))}
-
-
-def chat_tokenizer(template: str = CHATML, **settings: Any) -> Any:
-    """The byte tokenizer with a chat template and with every control token the template writes."""
-    tokenizer = make_byte_tokenizer(chat_template=template, **settings)
-    written = set(re.findall(r"<\|?[a-z_]+\|?>", template)) - set(tokenizer.all_special_tokens)
-    tokenizer.add_special_tokens({"additional_special_tokens": sorted(written)})
-    return tokenizer
-
-
-def bundled(name: str) -> str:
-    """A chat template as TRL ships it."""
-    trl = pytest.importorskip("trl")
-    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
-
-
-def ids_of(text: str) -> list[int]:
-    """The second tokenizer: one id per byte, nothing special."""
-    return [IDS[LETTERS[byte]] for byte in text.encode()]
-
-
-def chatml_ids(tokenizer: Any, *turns: tuple[str, str]) -> list[int]:
-    """The second renderer: `CHATML` put together from ids, so that content cannot be anything but bytes."""
-    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    ids = []
-    for role, content in turns:
-        ids += [start, *ids_of(f"{role}\n{content}"), end, *ids_of("\n")]
-    return [*ids, start, *ids_of("assistant\n")]
-
-
-def special_in(tokenizer: Any, ids: list[int]) -> list[int]:
-    return [token for token in ids if token in tokenizer.all_special_ids]
 
 
 # ---------------------------------------------------------------------- text
@@ -80,16 +42,8 @@ def test_carry_six() -> None:
     renderer = Renderer(carry_tokenizer(), CARRY)
     decode = renderer.tokenizer.decode
     six = [(decode(context), decode(answer)) for context, answer in renderer.six(Pair("12+34=", "046", "936"))]
-    after_w, after_l = "<bos>12+34=046?", "<bos>12+34=936?"
-    w, l = "046<eos>", "936<eos>"
-    assert six == [
-        ("<bos>12+34=", w),
-        ("<bos>12+34=", l),
-        (after_w, w),
-        (after_w, l),
-        (after_l, w),
-        (after_l, l),
-    ]
+    x, after_w, after_l = "<bos>12+34=", "<bos>12+34=046?", "<bos>12+34=936?"
+    assert six == [(context, answer) for context in (x, after_w, after_l) for answer in ("046<eos>", "936<eos>")]
 
 
 @pytest.mark.parametrize("prompt", ["", "12+34=", "<bos>"])

@@ -1,0 +1,90 @@
+"""The demo from end to end, small: every stage runs, is reused, and what comes out can be reported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from srpo.errors import ConfigError, OutputError
+from srpo.evaluate.cases import sample_cases
+from srpo.evaluate.report import write_evaluation
+from srpo.tasks.carry import SPLITS, BaseConfig
+from srpo.tasks.carry_run import CHOSEN, CarryConfig, Say, cells, evaluation_rows
+from srpo.tasks.demo import LABELS, SYSTEMS_OF, questions, run_demo, settings_shown, verdict
+
+SMALL = CarryConfig(
+    base=BaseConfig(digits=2, hidden=24, layers=1, heads=2, steps=40, batch=16),
+    sampled=300,
+    steps=2,
+    batch=8,
+    prompts=40,
+    revisions=2,
+    methods={name: replace(settings, revisions=min(2, settings.revisions)) for name, settings in CHOSEN.items()},
+)
+SYSTEMS = [system for systems in SYSTEMS_OF.values() for system in systems]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    folder, stages = tmp_path_factory.mktemp("demo"), dict[str, float]()
+    run_demo(str(folder), config=SMALL, say=Say(stages.__setitem__))
+    return folder, stages
+
+
+def test_every_stage_runs_once_and_is_reused(ran: tuple[Path, dict[str, float]]) -> None:
+    folder, stages = ran
+    trained = [f"seed 0: train {name}" for name in CHOSEN]
+    drawn = [f"seed 0: draw {system}" for system in SYSTEMS]
+    assert sorted(stages) == sorted(["seed 0: base model", "seed 0: pairs", *trained, *drawn])
+    assert min(stages.values()) > 0
+    again: dict[str, float] = {}
+    run_demo(str(folder), config=SMALL, say=Say(again.__setitem__))
+    assert again == dict.fromkeys(stages, 0.0)
+
+
+def test_a_changed_setting_redoes_what_depends_on_it_and_no_more(ran: tuple[Path, dict[str, float]]) -> None:
+    folder, stages = ran
+    changed = replace(SMALL, methods={**SMALL.methods, "ipo": replace(SMALL.methods["ipo"], beta=0.7)})
+    again: dict[str, float] = {}
+    run_demo(str(folder), config=changed, say=Say(again.__setitem__))
+    assert {stage for stage, seconds in again.items() if seconds} == {"seed 0: train ipo", "seed 0: draw ipo"}
+    run_demo(str(folder), config=SMALL)  # as the other tests expect it
+
+
+def test_every_system_is_scored_on_the_same_sums(ran: tuple[Path, dict[str, float]]) -> None:
+    folder, _ = ran
+    scored = run_demo(str(folder), config=SMALL)
+    assert {(cell.system, cell.split, cell.temperature) for cell in scored} == {
+        (system, *place) for system in SYSTEMS for place in cells(SMALL, system)
+    }
+    for cell, found in scored.items():
+        golds = sorted(row["gold"] for row in evaluation_rows(SMALL, 0)[cell.split])
+        assert sorted(map(str, found.golds)) == golds
+        assert found.primary_NR.shape == (SMALL.prompts, SMALL.revisions + 1)
+        assert found.tokens is not None
+        assert list(found.tokens) == sorted(found.tokens)
+    drafts = {split: scored[0, "srpo", split, 1.0].primary_NR[:, 0] for split in SPLITS}
+    for split in SPLITS:  # SRPO's three ways of going on start from the same drafts
+        for system in SYSTEMS_OF["srpo"]:
+            assert scored[0, system, split, 1.0].primary_NR[:, 0].equal(drafts[split])
+
+
+def test_the_report_asks_what_the_task_was_made_for(ran: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
+    folder, _ = ran
+    scored = run_demo(str(folder), config=SMALL)
+    results = verdict(scored, SMALL)
+    assert len(results.verdict) == len(questions(SMALL)) == 2 * 6 + 2 * 3  # no best-of without sampling
+    assert results.highlight == "srpo_if_preferred"
+    samples = sample_cases(scored, results.highlight)
+    report = write_evaluation(tmp_path, results, title="carry", samples=samples, run=settings_shown(SMALL))
+    assert all(LABELS[system] in report.read_text("utf-8") for system in SYSTEMS)
+
+
+def test_seeds_and_folder_are_checked_first(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="seeds"):
+        run_demo(str(tmp_path), seeds=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        run_demo(str(tmp_path / "file" / "run"))
