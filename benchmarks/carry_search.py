@@ -19,7 +19,7 @@ from pathlib import Path
 
 from srpo.evaluate.judges import exact_match
 from srpo.revise.trail import Trail
-from srpo.tasks.carry import SPLITS
+from srpo.tasks.carry import SPLITS, BaseConfig
 from srpo.tasks.carry_run import (
     VALIDATION,
     CarryConfig,
@@ -48,10 +48,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/search")
     parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--base_steps", type=int, default=BaseConfig().steps)
     args = parser.parse_args()
     logging.getLogger("srpo").setLevel(logging.ERROR)
     folder = Path(args.output_dir) / f"seed{SEED}"
-    config = replace(CarryConfig(), prompts=args.prompts, temperatures=(1.0,))
+    base = BaseConfig(steps=args.base_steps)
+    config = replace(CarryConfig(), base=base, prompts=args.prompts, temperatures=(1.0,))
     say = Say(lambda what, seconds: print(f"{what}: {seconds:.0f} s", flush=True))
     config = start_run(folder, config, SEED, say)
     jobs = [

@@ -45,7 +45,7 @@ def test_every_stage_runs_once_and_is_reused(ran: tuple[Path, dict[str, float]])
 
 
 def test_a_changed_setting_redoes_what_depends_on_it_and_no_more(ran: tuple[Path, dict[str, float]]) -> None:
-    folder, stages = ran
+    folder, _ = ran
     changed = replace(SMALL, methods={**SMALL.methods, "ipo": replace(SMALL.methods["ipo"], beta=0.7)})
     again: dict[str, float] = {}
     run_demo(str(folder), config=changed, say=Say(again.__setitem__))
