@@ -161,7 +161,6 @@ def untrained_base(config: BaseConfig) -> Any:
 
 def train_base(config: BaseConfig) -> Iterator[tuple[int, float, Any]]:
     """Trains the base from scratch; yields (step, loss, model) after each step, so that the caller can show it."""
-    torch.set_num_threads(config.threads)
     model = untrained_base(config)
     generator = torch.Generator().manual_seed(config.seed)
     optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.01)

@@ -83,11 +83,18 @@ _NEW_TOKENS = 1  # beyond the digits of an answer: its terminator
 
 
 def make_base(folder: Path, config: BaseConfig, show: Callable[[int, int, float], None] | None = None) -> None:
-    """Trains the base and saves model, tokenizer and template."""
-    model: Any = None
-    for step, loss, model in train_base(config):  # noqa: B007  the last one is saved
-        if show is not None:
-            show(step, config.steps, loss)
+    """Trains the base, on as many threads as it asks for, and saves model, tokenizer and template."""
+    import torch
+
+    threads, model = torch.get_num_threads(), None
+    torch.set_num_threads(config.threads)
+    try:
+        for step, loss, model in train_base(config):  # noqa: B007  the last one is saved
+            if show is not None:
+                show(step, config.steps, loss)
+    finally:
+        torch.set_num_threads(threads)
+    assert model is not None  # steps > 0
     model.save_pretrained(folder)
     carry_tokenizer().save_pretrained(folder)
     TEMPLATE.save(folder)
