@@ -1,0 +1,59 @@
+"""`srpo check`: what it counts, and that it needs a tokenizer and no weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from srpo.cli.main import run
+from srpo.errors import DataError, InputError
+from srpo.pairs.inspection import inspect
+from srpo.pairs.read import read_pairs
+from srpo.pairs.render import Renderer
+from srpo.tasks.carry import TEMPLATE, carry_tokenizer
+
+ROWS = [
+    {"prompt": "12+34=", "chosen": "046", "rejected": "056"},
+    {"prompt": "12+34=", "chosen": "046", "rejected": "056"},
+    {"prompt": "1+1=", "chosen": "02", "rejected": "0302"},
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    carry_tokenizer().save_pretrained(tmp_path / "model")
+    TEMPLATE.save(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS) + '{"prompt": "5+5="}\n')
+    return tmp_path
+
+
+def test_counts_against_a_plain_count(place: Path) -> None:
+    renderer = Renderer(carry_tokenizer(), TEMPLATE)
+    found = inspect(place / "pairs.jsonl", renderer, max_length=14)
+    sixes = [renderer.six(pair) for pair in read_pairs(ROWS)]
+    sequences = [[(*context, *answer) for context, answer in six] for six in sixes]
+    assert (found.usable, found.duplicates, len(found.rejects)) == (3, 1, 1)
+    assert found.flat_tokens == sum(len(ids) for six in sequences for ids in six)
+    prefixes = [{ids[: n + 1] for ids in six for n in range(len(ids))} for six in sequences]
+    assert found.packed_tokens == sum(map(len, prefixes))
+    assert found.over == sum(max(map(len, six)) > 14 for six in sequences)
+    assert found.lengths["longest of the six"].longest == max(len(ids) for six in sequences for ids in six)
+
+
+def test_the_command_tells_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not list((place / "model").glob("*.safetensors"))
+    words = ["check", "--dataset_name", str(place / "pairs.jsonl"), "--model_name_or_path", str(place / "model")]
+    assert run([*words, "--max_length", "14", "--examples", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 of 4 rows usable as strings; 1 duplicates" in said
+    assert "pairs.jsonl:4: no 'chosen'" in said
+    assert "<bos>12+34=056?046<eos>" in said
+
+
+def test_nothing_usable_and_nothing_there(place: Path) -> None:
+    (place / "bad.jsonl").write_text("{}\n")
+    for name, kind in (("bad.jsonl", DataError), ("gone.jsonl", InputError)):
+        with pytest.raises(kind, match=name):
+            run(["check", "--dataset_name", str(place / name), "--model_name_or_path", str(place / "model")])
