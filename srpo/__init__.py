@@ -16,7 +16,7 @@ _HOME = {
     "Pair": "srpo.pairs.read",
     "read_pairs": "srpo.pairs.read",
     "Renderer": "srpo.pairs.render",
-    "RevisionTemplate": "srpo.pairs.render",
+    "RevisionTemplate": "srpo.pairs.presets",
     "PrefixTree": "srpo.pairs.tree",
     "SixLogps": "srpo.maths.objective",
     "srpo_loss": "srpo.maths.objective",
@@ -58,8 +58,9 @@ if TYPE_CHECKING:
     from srpo.maths.confidence import preference_eq9, preference_eq14
     from srpo.maths.objective import SixLogps, dpo_loss, ipo_loss, srpo_loss
     from srpo.model.forward import six_logps
+    from srpo.pairs.presets import RevisionTemplate
     from srpo.pairs.read import Pair, read_pairs
-    from srpo.pairs.render import Renderer, RevisionTemplate
+    from srpo.pairs.render import Renderer
     from srpo.pairs.tree import PrefixTree
     from srpo.revise.reviser import Reviser
     from srpo.revise.trail import Trail
