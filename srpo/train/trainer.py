@@ -25,6 +25,7 @@ from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
 from srpo.model.load import load_model, load_tokenizer, model_context
 from srpo.model.reference import Reference
+from srpo.pairs.read import Source
 from srpo.pairs.render import Renderer, template_for
 from srpo.pairs.tree import PrefixTree
 from srpo.train.config import SRPOConfig
@@ -34,7 +35,7 @@ TRAINING_FILE = "srpo_training.json"
 METRICS_FILE = "metrics.jsonl"
 log = logging.getLogger("srpo")
 
-Rows = str | Iterable[Mapping[str, Any]]
+Rows = str | Source | Iterable[Mapping[str, Any]]
 
 
 class SRPOTrainer(Trainer):
