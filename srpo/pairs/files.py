@@ -6,6 +6,8 @@
     .parquet        row groups, one after the other
     folder or name  whatever `datasets.load_dataset` makes of it; a folder that `save_to_disk` wrote
 
+A name that ends like one of these files is that file, whatever there is.
+
 All but `.json` arrays are read piece by piece, so that memory does not grow with the file.
 """
 
@@ -50,14 +52,16 @@ def rows_of(origin: str | Path, split: str, config: str | None) -> Rows:
 
 def is_loaded(origin: str | Path) -> bool:
     """Whether `datasets` loads it: a folder, or a name that is no file's and does not end like one."""
-    named = isinstance(origin, str) and Path(origin).suffix.lower() not in (".jsonl", *READERS)
-    return os.path.isdir(origin) or (named and not os.path.exists(origin))  # Path's own raise for too long a name
+    if Path(origin).suffix.lower() in (".jsonl", *READERS):
+        return False
+    # Path's own would raise at a name that is too long for a file.
+    return os.path.isdir(origin) or (isinstance(origin, str) and not os.path.exists(origin))
 
 
 def _unreadable(error: OSError, path: Path) -> NoReturn:
     if isinstance(error, FileNotFoundError):
-        expected = "a JSONL, JSON, CSV or Parquet file, or a folder or name that `datasets` can load"
-        raise InputError("no such file", where=str(path), expected=expected) from None
+        kind = {".json": "JSON", ".csv": "CSV", ".parquet": "Parquet"}.get(path.suffix.lower(), "JSONL")
+        raise InputError("no such file", where=str(path), expected=f"a {kind} file") from None
     raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
 
 
@@ -221,7 +225,7 @@ def _record(header: list[str], record: list[str]) -> Any:
 
 
 def from_cells(row: Any) -> Any:
-    """A CSV row with the cells that hold JSON as what they say; an empty one of them is left out.
+    """A CSV row with the cells that hold JSON as what they say; an empty one of them is null.
 
     Raises:
         Unusable: a cell that must be JSON is not.
@@ -231,7 +235,7 @@ def from_cells(row: Any) -> Any:
     row = dict(row)
     for key in JSON_CELLS:
         if key in row and not row[key].strip():
-            del row[key]
+            row[key] = None
         elif key in row:
             parsed = _parse(row[key].encode())
             if isinstance(parsed, Unusable):

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from srpo.pairs.rankings import ranked_pairs
 from srpo.pairs.values import (
     Message,
+    NoPreference,
     Prompt,
     Row,
     Unusable,
@@ -128,9 +129,9 @@ def convert(row: Any, layout: Layout | None, rankings: str = "all") -> tuple[Pro
     for chosen, rejected, tag in pairs:
         for key, answer in (("chosen", chosen), ("rejected", rejected)):
             if not answer.strip():
-                raise Unusable(f"{key!r} is empty" + (tag and f", {tag}"))
+                raise NoPreference(f"{key!r} is empty" + (tag and f", {tag}"))
         if chosen == rejected:
-            raise Unusable("chosen and rejected are identical, so neither is preferred" + (tag and f", {tag}"))
+            raise NoPreference("chosen and rejected are identical, so neither is preferred" + (tag and f", {tag}"))
     if isinstance(prompt, list) and prompt[-1]["role"] != "user":
         raise Unusable(f"the prompt ends in a message of role {prompt[-1]['role']!r}; want a user message last")
     return prompt, pairs
@@ -302,10 +303,13 @@ def _ranked(row: Row, _: Prompt, rankings: str) -> list[Answers]:
 
 def _judged(row: Row, _: Prompt, __: str) -> list[Answers]:
     first, second = (text(row[key], key) for key in ("output_1", "output_2"))
+    if row["preference"] is None:
+        raise NoPreference("'preference' is null: no verdict")
     verdict = number(row["preference"], "preference")
-    if not 1 <= verdict <= 2 or verdict == 1.5:
-        tie = ", a tie" if verdict == 1.5 else ""
-        raise Unusable(f"'preference' is {verdict:g}{tie}; want 1 to 2, below 1.5 if output_1 is the better")
+    if verdict == 1.5:
+        raise NoPreference("'preference' is 1.5, a tie")
+    if not 1 <= verdict <= 2:
+        raise Unusable(f"'preference' is {verdict:g}; want 1 to 2, below 1.5 if output_1 is the better")
     return [Answers(first, second) if verdict < 1.5 else Answers(second, first)]
 
 

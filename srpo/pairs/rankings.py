@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from srpo.pairs.values import Row, Unusable, kind, number, shape, text
+from srpo.pairs.values import NoPreference, Row, Unusable, kind, number, shape, text
 
 CHOICES = ("all", "best-worst")
 TEXT_KEYS = ("text", "content", "completion", "response", "answer", "output")
@@ -36,7 +36,7 @@ def ranked_pairs(row: Row, which: str) -> list[tuple[str, str, str]]:
     order = sorted(range(len(texts)), key=lambda i: -worth[i])
     pairs = [(i, j) for at, i in enumerate(order) for j in order[at + 1 :] if worth[i] > worth[j]]
     if not pairs:
-        raise Unusable("no completion is ranked above another")
+        raise NoPreference("no completion is ranked above another")
     if which == "best-worst":
         pairs = [(order[0], order[-1])]
     return [(texts[i], texts[j], f"completion {i + 1} over {j + 1}") for i, j in pairs]

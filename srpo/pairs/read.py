@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -18,7 +19,7 @@ from srpo.errors import ConfigError, DataError, did_you_mean
 from srpo.pairs.files import from_cells, is_loaded, jsonl_rows, rows_of
 from srpo.pairs.formats import LAYOUTS, Layout, convert, detect, prompt_of
 from srpo.pairs.rankings import CHOICES
-from srpo.pairs.values import Message, Prompt, Unusable, as_object, template_options
+from srpo.pairs.values import Message, NoPreference, Prompt, Unusable, as_object, template_options
 
 __all__ = [
     "Message",
@@ -29,11 +30,13 @@ __all__ = [
     "Reject",
     "Source",
     "Stream",
+    "Undecided",
     "columns_of",
     "jsonl_rows",
     "read",
     "read_pairs",
     "read_prompts",
+    "reasons",
 ]
 
 log = logging.getLogger("srpo")
@@ -85,6 +88,15 @@ class Reject(NamedTuple):
 
     where: str
     reason: str
+
+
+class Undecided(Reject):
+    """A reject that is laid out as it should be but prefers no answer: an empty one, two alike, a tie.
+
+    Such rows stand in every set of judged answers. They are left out and counted; they stop nothing.
+    """
+
+    __slots__ = ()
 
 
 class Reading(NamedTuple):
@@ -235,7 +247,8 @@ class Stream:
             try:
                 yield from self._pairs(row, where)
             except Unusable as problem:
-                yield Reject(where + problem.column, str(problem))
+                kind = Undecided if isinstance(problem, NoPreference) else Reject
+                yield kind(where + problem.column, str(problem))
 
     def _pairs(self, row: Any, where: str) -> list[Pair]:
         prompt, answers = convert(row, self.layout, self._source.rankings)
@@ -253,7 +266,7 @@ def read(source: str | Path | Iterable[Mapping[str, Any]] | Source, *, rejects: 
 
     Args:
         source: a path, a name, rows, or any of them in a `Source`.
-        rejects: a list that takes the unusable rows; without one, they are an error.
+        rejects: a list that takes the unusable rows; without one, those that are not `Undecided` are an error.
 
     Raises:
         InputError: the source cannot be read.
@@ -265,18 +278,21 @@ def read(source: str | Path | Iterable[Mapping[str, Any]] | Source, *, rejects: 
     """
     stream = Stream(source)
     pairs: list[Pair] = []
-    bad = [] if rejects is None else rejects
-    already = len(bad)
+    new: list[Reject] = []
     for each in stream:
         if isinstance(each, Reject):
-            bad.append(each)
+            new.append(each)
         else:
             pairs.append(each)
-    new = bad[already:]
-    if new and (rejects is None or not pairs):
-        raise too_bad(new, stream.rows, "pairs", known=stream.layout is not None)
+    if rejects is not None:
+        rejects += new
+    broken = [each for each in new if not isinstance(each, Undecided)]
+    if (broken and rejects is None) or (new and not pairs):
+        raise too_bad(broken if pairs else new, stream.rows, "pairs", known=stream.layout is not None)
     if not pairs:
-        raise DataError("no pairs", where=stream.name, expected="at least one row")
+        raise _nothing(stream.name, "pairs")
+    if new and rejects is None:
+        log.warning("srpo: %d of %d rows left out: %s", len(new), stream.rows, reasons(new))
     return Reading(stream.layout, pairs, new)
 
 
@@ -288,7 +304,7 @@ def read_pairs(
     Args:
         source: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, rows in any of
             the layouts of `srpo.pairs.formats`, or any of them in a `Source`.
-        rejects: a list that takes the unusable rows; without one, they are an error.
+        rejects: a list that takes the unusable rows; without one, those that are not `Undecided` are an error.
 
     Raises:
         InputError: the source cannot be read.
@@ -327,7 +343,7 @@ def read_prompts(
     if new and (rejects is None or not kept):
         raise too_bad(new, len(kept) + len(new), "prompts")
     if not kept:
-        raise DataError("no prompts", where=source.name, expected="at least one row")
+        raise _nothing(source.name, "prompts")
     return kept
 
 
@@ -338,6 +354,23 @@ def _prompt_row(row: Any, where: str, *, from_file: bool) -> PromptRow:
             raise Unusable(f"{key!r} of a prompt is not passed on to the chat template yet; leave the column out")
     meta = {key: value for key, value in row.items() if key != column}
     return PromptRow(prompt, where, plain(meta) if from_file else meta)
+
+
+def _nothing(name: str, noun: str) -> DataError:
+    expected = "at least one JSON object per line" if name.endswith(".jsonl") else "at least one row"
+    return DataError(f"no {noun}", where=name, expected=expected)
+
+
+def reasons(rejects: Iterable[Reject]) -> str:
+    """How many were left out for what, most frequent first.
+
+    Example:
+        >>> reasons([Reject("a:1", "too long"), Reject("a:2", "is empty"), Reject("a:3", "is empty")])
+        '2 × is empty, 1 × too long'
+    """
+    counts = Counter(reason for _, reason in rejects).most_common()
+    rest = f", {sum(count for _, count in counts[5:])} others" if counts[5:] else ""
+    return ", ".join(f"{count} × {reason}" for reason, count in counts[:5]) + rest
 
 
 def plain(value: Any) -> Any:

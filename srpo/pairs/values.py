@@ -34,6 +34,10 @@ class Unusable(Exception):
         self.column = column
 
 
+class NoPreference(Unusable):
+    """The row is as it should be, but says of no answer that it is better than another."""
+
+
 def as_object(row: Any, holds: str) -> Row:
     """The row itself, if it is an object of text.
 

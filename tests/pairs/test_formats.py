@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from srpo.errors import ConfigError, DataError, InputError
 from srpo.pairs.formats import LAYOUTS, detect, layout_of
 from srpo.pairs.rankings import ranked_pairs
-from srpo.pairs.read import Pair, Reject, Source, Stream, columns_of, read, read_pairs, read_prompts
+from srpo.pairs.read import Pair, Reject, Source, Stream, Undecided, columns_of, read, read_pairs, read_prompts
 from srpo.pairs.values import Unusable
 
 Example = tuple[str, str, str]
@@ -261,10 +261,10 @@ def test_rankings_that_cannot_be_used(changed: dict[str, Any], why: str) -> None
 @pytest.mark.parametrize(
     ("preference", "why"),
     [
-        (1.5, "'preference' is 1.5, a tie; want 1 to 2"),
+        (1.5, "'preference' is 1.5, a tie"),
         (0, "'preference' is 0; want"),
         (2.1, "'preference' is 2.1"),
-        (None, "'preference' is null; want a number"),
+        (None, "'preference' is null: no verdict"),
         (float("nan"), "not a finite number"),
         ("2", "'preference' is a string; want a number"),
     ],
@@ -294,6 +294,24 @@ def test_annotations_near_the_middle_are_verdicts() -> None:
 )
 def test_sharegpt_that_cannot_be_used(changed: dict[str, Any], why: str) -> None:
     assert why in reason(rows("sharegpt")[0], rows("sharegpt")[1], {**rows("sharegpt")[0], **changed})
+
+
+def test_rows_without_a_preference_stop_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    good = rows("strings")[0]
+    undecided = [{**good, "rejected": good["chosen"]}, {**good, "chosen": " "}, {**good, "rejected": ""}] * 2
+    with caplog.at_level(logging.WARNING, "srpo"):
+        found = read([good, *undecided])
+    assert len(found.pairs) == 1
+    assert {type(each) for each in found.rejects} == {Undecided}
+    assert "6 of 7 rows left out: 2 × chosen and rejected are identical" in caplog.text
+    assert ", 2 × 'chosen' is empty, 2 × 'rejected' is empty" in caplog.text
+    tied = {"prompt": "x", "completions": ["a", "b"], "scores": [1, 1]}
+    assert [type(each) for each in Stream([tied, {**rows("alpaca_eval")[0], "preference": 1.5}])] == [Undecided, Reject]
+    # Control: a row that is broken stops everything, and where nothing is left so do these.
+    with pytest.raises(DataError, match="1 of 8 rows cannot be used as pairs"):
+        read_pairs([good, *undecided, {**good, "chosen": 5}])
+    with pytest.raises(DataError, match="6 of 6 rows cannot be used as pairs"):
+        read_pairs(undecided)
 
 
 # ---------------------------------------------------------------------- beside prompt and answers
@@ -524,8 +542,10 @@ def test_csv_that_cannot_be_used(tmp_path: Path) -> None:
     path.write_bytes(b"a,b,a\n1,2,3\n")
     with pytest.raises(DataError, match="the header names 'a' twice"):
         read_pairs(path)
-    path.write_bytes(b"prompt,completions,scores\nx,[1,2\n")
-    assert refused(path)[0][1] == "2 cells; want 3, as in the header" or "'completions'" in refused(path)[0][1]
+    path.write_bytes(b'prompt,completions,scores\nx,"[1,2",\ny,z,\n')
+    assert [why.split(":")[0] for _, why in refused(path)] == ["'completions'", "'completions'"]
+    path.write_bytes(b"instruction,output_1,output_2,preference\nx,a,b,1.0\nx,a,b,\n")
+    assert refused(path) == [(":3", "'preference' is null: no verdict")]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json", ".jsonl"])
