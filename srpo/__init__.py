@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _HOME = {
     "SRPOError": "srpo.errors",
     "Pair": "srpo.pairs.read",
-    "Source": "srpo.pairs.read",
+    "Source": "srpo.pairs.source",
     "read_pairs": "srpo.pairs.read",
     "Renderer": "srpo.pairs.render",
     "RevisionTemplate": "srpo.pairs.presets",
@@ -61,8 +61,9 @@ if TYPE_CHECKING:
     from srpo.maths.objective import SixLogps, dpo_loss, ipo_loss, srpo_loss
     from srpo.model.forward import six_logps
     from srpo.pairs.presets import RevisionTemplate
-    from srpo.pairs.read import Pair, Source, read_pairs
+    from srpo.pairs.read import Pair, read_pairs
     from srpo.pairs.render import Renderer
+    from srpo.pairs.source import Source
     from srpo.pairs.tree import PrefixTree
     from srpo.revise.reviser import Reviser
     from srpo.revise.trail import Trail

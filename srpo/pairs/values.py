@@ -79,6 +79,15 @@ def text(value: Any, key: str) -> str:
     return value
 
 
+def joined(parts: list[Any], key: str) -> str:
+    """Texts as lines of one, those that are empty left out.
+
+    Raises:
+        Unusable: one of them is not text.
+    """
+    return "\n".join(text(part, key) for part in parts if part not in (None, ""))
+
+
 def messages(value: Any, key: str) -> list[Message]:
     """Messages as {"role", "content"}, whichever way they are written.
 

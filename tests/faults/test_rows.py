@@ -101,10 +101,14 @@ def test_a_broken_row_is_named(name: str, changed: dict[str, Any], said: str, mo
 
 
 @pytest.mark.parametrize("name", WRITE)
-def test_every_layout_trains_and_revises_by_its_file_s_name_alone(name: str, model: Path, tmp_path: Path) -> None:
-    """The control: the files above, whole, and the first row skipped where it is broken and that is asked for."""
+def test_every_layout_is_checked_trained_and_revised_by_its_file_s_name_alone(
+    name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The control: the files above, whole; and the broken row skipped where that is asked for."""
     pairs, trails = tmp_path / "pairs.jsonl", tmp_path / "trails.jsonl"
     FILES[".jsonl"](pairs, rows(name))
+    assert run(["check", "--model_name_or_path", str(model), "--dataset_name", str(pairs)]) == 0
+    assert f" {name}: " in " ".join(capsys.readouterr().out.split())
     assert run(train(model, pairs)) == 0
     words = ["revise", "--model_name_or_path", str(tmp_path / "out"), "--input", str(pairs), "--output", str(trails)]
     assert run([*words, "--revisions", "1", "--max_new_tokens", "4"]) == 0

@@ -396,6 +396,105 @@ def test_columns_by_other_names() -> None:
         read_pairs([{"question": "a", "good": "b"}])
 
 
+def test_columns_that_are_joined() -> None:
+    rows_ = [
+        {"instruction": "Translate.", "input": text, "chosen": "Oui.", "rejected": "Non."}
+        for text in ("Yes.", "", None)
+    ]
+    pairs = read_pairs(Source(rows_, columns=columns_of("prompt=instruction+input")))
+    assert [pair.prompt for pair in pairs] == ["Translate.\nYes.", "Translate.", "Translate."]
+    assert pairs[0].meta == {}
+    assert (
+        read_pairs(Source([{"a+b": "x", "chosen": "1", "rejected": "2"}], columns={"prompt": "a+b"}))[0].prompt == "x"
+    )
+    assert "no 'input' to be 'prompt'" in reason({"instruction": "x"}, columns={"prompt": "instruction+input"})
+    assert "'a+b' is a number; want a string" in reason({"a": "x", "b": 1}, columns={"prompt": "a+b"})
+
+
+# Rows in the layout of well-known sets, with made-up contents: set → row, what to say beside its name, its layout
+PUBLISHED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "Anthropic/hh-rlhf": (
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: 2+2?\n\nAssistant: 4",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: 2+2?\n\nAssistant: 5",
+        },
+        "",
+        "transcripts",
+    ),
+    "HuggingFaceH4/ultrafeedback_binarized": (
+        {
+            "prompt": "2+2?",
+            "prompt_id": "a1",
+            "chosen": [user("2+2?"), says("4")],
+            "rejected": [user("2+2?"), says("5")],
+            "messages": [user("2+2?"), says("4")],
+            "score_chosen": 8.0,
+            "score_rejected": 2.0,
+        },
+        "",
+        "text to messages",
+    ),
+    "openbmb/UltraFeedback": (
+        {
+            "source": "s",
+            "instruction": "2+2?",
+            "completions": [
+                {"model": "m", "response": "5", "overall_score": 2.0, "fine-grained_score": 1.5, "annotations": {}},
+                {"model": "n", "response": "4", "overall_score": 8.0, "fine-grained_score": 4.5, "annotations": {}},
+            ],
+        },
+        "prompt=instruction",
+        "rankings",
+    ),
+    "berkeley-nest/Nectar": (
+        {"prompt": "2+2?", "answers": [{"answer": "4", "model": "m", "rank": 1.0}, {"answer": "5", "rank": 2.0}]},
+        "completions=answers",
+        "rankings",
+    ),
+    "Intel/orca_dpo_pairs": (
+        {"system": "Be brief.", "question": "2+2?", "chosen": "4", "rejected": "5"},
+        "prompt=question",
+        "strings",
+    ),
+    "LLaMA-Factory, sharegpt": (
+        {
+            "conversations": [{"from": "human", "value": "2+2?"}],
+            "chosen": {"from": "gpt", "value": "4"},
+            "rejected": {"from": "gpt", "value": "5"},
+            "system": "Be brief.",
+        },
+        "",
+        "sharegpt",
+    ),
+    "LLaMA-Factory, alpaca": (
+        {"instruction": "Add.", "input": "2+2?", "chosen": "4", "rejected": "5"},
+        "prompt=instruction+input",
+        "strings",
+    ),
+    "trl-lib/ultrafeedback_binarized": (
+        {"chosen": [user("2+2?"), says("4")], "rejected": [user("2+2?"), says("5")], "score_chosen": 8.0},
+        "",
+        "implicit messages",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sets_that_people_have(name: str) -> None:
+    row, columns, layout = PUBLISHED[name]
+    found = read(Source([row], columns=columns_of(columns)))
+    assert found.layout is not None
+    assert found.layout.name == layout
+    [pair] = found.pairs
+    assert (pair.chosen, pair.rejected) == ("4", "5")
+    asked = pair.prompt if isinstance(pair.prompt, str) else pair.prompt[-1]["content"]
+    assert asked.endswith("2+2?")
+    assert ("system" in row) == (not isinstance(pair.prompt, str) and pair.prompt[0]["role"] == "system")
+    if columns:  # and without the names it is refused, not guessed
+        with pytest.raises(DataError):
+            read([row])
+
+
 @pytest.mark.parametrize("wrong", ["prompt", "prompt=", "=a", "prompt=a,prompt=b", "prompt=a,", ","])
 def test_a_map_that_is_none(wrong: str) -> None:
     with pytest.raises(ConfigError, match="map: "):

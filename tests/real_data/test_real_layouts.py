@@ -121,7 +121,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_train_and_revise_need_no_more_than_the_name(name: str, model: Path, tmp_path: Path) -> None:
+def test_check_train_and_revise_need_no_more_than_the_name(name: str, model: Path, tmp_path: Path) -> None:
     words = [
         "--model_name_or_path",
         str(model),
