@@ -143,14 +143,22 @@ def _past_space(listed: str, at: int) -> int:
 
 def _decoded(listed: str, at: int) -> tuple[Any, int]:
     try:
-        return _STRICT.raw_decode(listed, at)
+        row, end = _STRICT.raw_decode(listed, at)
+        if "\\ud" in listed[at:end].lower():
+            json.dumps(row, ensure_ascii=False).encode()
+        return row, end
+    except UnicodeEncodeError as error:
+        return _half(error), end
     except Unusable as problem:  # it is whole, so that the next one can be found
         return problem, json.JSONDecoder().raw_decode(listed, at)[1]
 
 
 def _parse(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        row = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        if b"\\ud" in raw.lower():  # in any column: what is carried along is written again
+            json.dumps(row, ensure_ascii=False).encode()
+        return row
     except UnicodeDecodeError as error:
         return Unusable(f"not UTF-8: byte {raw[error.start]:#04x} at column {error.start + 1}", f":{error.start + 1}")
     except json.JSONDecodeError as error:
@@ -158,10 +166,16 @@ def _parse(raw: bytes) -> Any:
         return Unusable(f"not JSON: {what}", f":{error.colno}")
     except RecursionError:
         return Unusable("not usable: nested too deeply")
+    except UnicodeEncodeError as error:
+        return _half(error)
     except ValueError:  # all that is left of it: Python converts no integer this long
         return Unusable("not usable: a number of thousands of digits")
     except Unusable as problem:
         return problem
+
+
+def _half(error: UnicodeEncodeError) -> Unusable:
+    return Unusable(f"holds half of a surrogate pair, {error.object[error.start]!r}")
 
 
 def _no_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:

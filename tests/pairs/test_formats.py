@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srpo.errors import ConfigError, DataError, InputError
@@ -126,6 +126,7 @@ def test_most_rows_decide_and_the_first_of_two_equals() -> None:
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 
 
+@settings(deadline=None)
 @given(words, words, words)
 def test_texts_come_through_every_layout(asked: str, good: str, bad: str) -> None:
     for name, write in WRITE.items():
@@ -143,6 +144,7 @@ def test_texts_come_through_every_layout(asked: str, good: str, bad: str) -> Non
 tame = st.text(st.sampled_from("ab?. "), min_size=1, max_size=12).map(str.strip).filter(bool)
 
 
+@settings(deadline=None)
 @given(st.lists(tame, min_size=1, max_size=5).filter(lambda said: len(said) % 2 == 1), tame, tame)
 def test_transcripts_of_several_turns(said: list[str], good: str, bad: str) -> None:
     marks = [("\n\nHuman: ", "\n\nAssistant: ")[i % 2] + text for i, text in enumerate(said)]
@@ -164,6 +166,7 @@ def test_transcripts_that_cannot_be_told_apart() -> None:
     assert "'chosen' is empty" in reason(good, {**good, "chosen": "\n\nHuman: What is 2+2?\n\nAssistant: "})
 
 
+@settings(deadline=None)
 @given(tame, tame)
 def test_implicit_strings_are_cut_between_words(chosen: str, rejected: str) -> None:
     """Against a plain second way: the longest list of words that both begin with."""
@@ -203,6 +206,7 @@ def test_a_prompt_repeated_in_the_answers() -> None:
 # ---------------------------------------------------------------------- rankings and annotations
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=5))
 def test_rankings_give_every_ordered_pair(scores: list[int]) -> None:
     texts = [f"answer {i}" for i in range(len(scores))]
@@ -614,6 +618,8 @@ def test_an_array_is_read_to_where_it_breaks(tmp_path: Path) -> None:
         path.write_text(torn, "utf-8")
         assert [type(each).__name__ for each in Stream(path)] == ["Pair", "Reject"]
         assert refused(path)[0][1].startswith("not JSON")
+    path.write_text(f'[{good}, {{"a": ["\\uD83d"]}}, {good}]', "utf-8")
+    assert refused(path) == [(":1", "holds half of a surrogate pair, '\\ud83d'")]
     path.write_text(f"{good}\n{good}\n", "utf-8")  # JSONL by another name
     assert len(read_pairs(path)) == 2
     path.write_bytes(b"[\n{}, \n\xff]")
@@ -648,6 +654,7 @@ def test_csv_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json", ".jsonl"])
+@settings(deadline=None)
 @given(content=st.binary(max_size=80), at=st.integers(0, 3000), whole=st.booleans())
 def test_any_bytes_in_any_file(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes, at: int, whole: bool
@@ -684,6 +691,7 @@ anything = st.recursive(
 KEYS = sorted({key for write in WRITE.values() for key in write("x", "w", "l")} | {"system", "tools", "images"})
 
 
+@settings(deadline=None)
 @given(st.sampled_from([*WRITE]), st.dictionaries(st.sampled_from(KEYS), anything, max_size=3), st.booleans())
 def test_any_change_to_a_row_of_any_layout(name: str, changed: dict[str, Any], alone: bool) -> None:
     """Never anything but pairs fit for the renderer and rejects."""

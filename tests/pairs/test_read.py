@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from srpo.errors import DataError, InputError
@@ -79,10 +79,13 @@ def test_bom_crlf_and_blank_lines(write: Write) -> None:
     assert [pair.chosen for pair in read_pairs(path)] == ["4", "4"]
 
 
-def test_text_is_taken_as_it_is() -> None:
-    row = {"prompt": " a\r\n", "chosen": "\x00 \u202e<eos>\U0001f600", "rejected": " \x00"}
-    pair = read_pairs([row])[0]
-    assert (pair.prompt, pair.chosen, pair.rejected) == tuple(row.values())
+def test_text_is_taken_as_it_is(write: Write) -> None:
+    row = {"prompt": " a\r\n", "chosen": "\x00 \u202e<eos>\U0001f600", "rejected": " \\ud83d"}
+    escaped, plain = json.dumps(row).encode(), json.dumps(row, ensure_ascii=False).encode()
+    assert rb"\ud83d\ude00" in escaped  # JSON may spell a character as the two halves of a pair
+    for source in ([row], write(escaped), write(plain)):
+        pair = read_pairs(source)[0]
+        assert (pair.prompt, pair.chosen, pair.rejected) == tuple(row.values())
 
 
 def test_an_empty_prompt_is_the_renderer_s_business() -> None:
@@ -121,7 +124,8 @@ LINES: dict[str, tuple[bytes, str, str]] = {
     "fairly deep": (GOOD.replace(b'"5"', b"[" * 200 + b"]" * 200), "", "'rejected' is a list of lists;"),
     "unending": (b"[" * 100_000, "", "nested too deeply"),
     "a long number": (b'{"prompt": ' + b"1" * 5000 + b"}", "", "a number of thousands of digits"),
-    "half a pair": (GOOD.replace(b"5", rb"5\ud83d"), "", "'rejected' holds half of a surrogate pair at character 2"),
+    "half a pair": (GOOD.replace(b"5", rb"5\ud83d"), "", r"holds half of a surrogate pair, '\ud83d'"),
+    "half elsewhere": (GOOD[:-1] + rb', "id": [{"\uDE00": 1}]}', "", r"holds half of a surrogate pair, '\ude00'"),
     "missing rejected": (b'{"prompt": "a", "chosen": "b"}', "", "no 'rejected'; this row has 'prompt', 'chosen'"),
     "nothing": (b"{}", "", "no 'chosen'; this row has no keys"),
     "a list": (b"[1, 2]", "", "expected an object with prompt, chosen and rejected, got a list of numbers"),
@@ -277,6 +281,7 @@ def only_typed_errors(path: Path) -> None:
                 assert 0 < len(kept) == rows - len(rejects or [])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=120))
 @example(b'{"prompt": ' + b"9" * 4301 + b"}")
 @example(b"[" * 2000)
@@ -286,6 +291,7 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> 
     only_typed_errors(path)
 
 
+@settings(deadline=None)
 @given(st.lists(json_values | near_rows, max_size=3), st.integers(0, 400), st.binary(max_size=2))
 def test_any_json_with_a_hole_in_it(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], at: int, splice: bytes
@@ -296,6 +302,7 @@ def test_any_json_with_a_hole_in_it(
     only_typed_errors(path)
 
 
+@settings(deadline=None)
 @given(near_rows)
 def test_a_pair_is_always_fit_for_the_renderer(row: dict[str, Any]) -> None:
     try:
