@@ -653,6 +653,19 @@ def test_csv_that_cannot_be_used(tmp_path: Path) -> None:
     assert refused(path) == [(":3", "'preference' is null: no verdict")]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_line_of_50_megabytes(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"long{suffix}"
+    FILES[suffix](path, rows("strings"))
+    good = path.read_bytes()
+    for more in (b"x" * 50_000_000, b'"' + b"x" * 50_000_000, b"[" * 50_000_000):
+        path.write_bytes(good + more + b"\n")
+        pairs = read_pairs(path, rejects=[])
+        assert len(pairs) == len(SUMS)
+        assert len(refused(path)) == 1
+        assert len(refused(path)[0][1]) < 200
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json", ".jsonl"])
 @settings(deadline=None)
 @given(content=st.binary(max_size=80), at=st.integers(0, 3000), whole=st.booleans())
