@@ -156,9 +156,14 @@ class Renderer:
     def _texts(self, pair: Pair) -> tuple[str, str, str] | Reject:
         """The draft context, and the revision contexts of the chosen and of the rejected answer."""
         options = options_of(pair)
+        if options and self.chat is None:
+            return Reject(pair.where, "tools and chat_template_kwargs need a chat template, and the tokenizer has none")
         try:
+            draft = self._draft_text(pair.prompt, options)
+            if pair.tools and draft == self._draft_text(pair.prompt, pair.chat_template_kwargs):
+                return Reject(pair.where, "the chat template shows no tools, and the row has some")
             return (
-                self._draft_text(pair.prompt, options),
+                draft,
                 self._revision_text(pair.prompt, pair.chosen, options),
                 self._revision_text(pair.prompt, pair.rejected, options),
             )

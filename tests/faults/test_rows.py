@@ -18,6 +18,8 @@ import pytest
 
 from srpo.cli.main import run
 from srpo.errors import SRPOError
+from srpo.pairs.read import Reject, read_pairs
+from srpo.pairs.render import Renderer
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.pairs.test_formats import FILES, WRITE
 
@@ -163,6 +165,27 @@ def test_rows_without_a_preference_are_counted(model: Path, tmp_path: Path, capl
     error = failure(train(model, pairs))
     assert error.exit_code == 65
     assert "2 of 2 rows cannot be used as pairs" in str(error)
+
+
+TOOL_CHAT = "{% if tools %}{{ tools | tojson }}{% endif %}{% if loud is defined %}LOUD{% endif %}" + CHAT
+
+
+def test_tools_and_options_reach_draft_and_revision_alike() -> None:
+    renderer = Renderer(make_byte_tokenizer(chat_template=TOOL_CHAT))
+    plain, more = ({**row, "system": "Be kind."} for row in (rows("strings")[0], rows("messages")[0]))
+    more |= {"tools": [{"name": "add"}], "chat_template_kwargs": {"loud": True}}
+    [before, after] = (renderer.six(read_pairs([row])[0]) for row in (plain, more))
+    for one, other in zip(before, after, strict=True):
+        assert '[{"name": "add"}]LOUD' + renderer.decode(one.context) == renderer.decode(other.context)
+        assert one.answer == other.answer
+
+
+def test_tools_that_would_not_be_shown_are_refused() -> None:
+    [pair] = read_pairs([{**rows("messages")[0], "tools": [{"name": "add"}]}])
+    for template, said in ((CHAT, "the chat template shows no tools"), (None, "need a chat template"), (TOOL_CHAT, "")):
+        [(_, six)] = Renderer(make_byte_tokenizer(chat_template=template)).rendered([pair])
+        assert isinstance(six, Reject) == bool(said)
+        assert not said or said in six.reason  # type: ignore[union-attr]
 
 
 def test_the_command_itself_says_it_in_words(model: Path, tmp_path: Path) -> None:
