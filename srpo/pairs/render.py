@@ -239,8 +239,23 @@ class Renderer:
             return []
         pieces = [text.split(MARK) for text in texts]
         flat = [piece for row in pieces for piece in row]
-        encoded = iter(self.tokenizer(flat, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+        encoded = iter(self._encoded(flat))
         return [next(encoded) if len(row) == 1 else [id_ for _ in row for id_ in next(encoded)] for row in pieces]
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        if not self._plainly_fast:
+            return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        self.tokenizer("", add_special_tokens=False)  # takes back padding and truncation that a caller may have set
+        quick = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [each.ids for each in quick]
+
+    @cached_property
+    def _plainly_fast(self) -> bool:
+        """Whether the library below may be asked at once, without the offsets that nobody here reads."""
+        from transformers import PreTrainedTokenizerFast
+
+        encode = getattr(type(self.tokenizer), "_encode_plus", None)
+        return encode is not None and encode is getattr(PreTrainedTokenizerFast, "_encode_plus", None)
 
     @cached_property
     def _text_bos(self) -> list[int]:
