@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
@@ -41,6 +42,8 @@ class RevisionTemplate:
             the assistant's own turn before it.
         draft: Jinja over `prompt`; if it has a block named `draft`, that block alone.
         revision: Jinja over `prompt` and `draft`; if it has a block named `revision`, that block alone.
+        chat_template_kwargs: options of the tokenizer's chat template, such as `{"enable_thinking": False}`; a row's
+            own win over them.
         assumes: what has to hold for it to fit, in words; "" where nothing has been said.
         sha256: the renderer's fingerprint when the template was saved with a model, "" otherwise; has no part in
             equality.
@@ -54,6 +57,7 @@ class RevisionTemplate:
     form: str
     draft: str
     revision: str
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     assumes: str = field(default="", compare=False)
     sha256: str = field(default="", compare=False)
 
@@ -83,9 +87,9 @@ class RevisionTemplate:
         except TEMPLATE_FAILS as error:
             raise TemplateError(str(error), where=f"revision template {self.name!r}") from None
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """What decides which text comes out, and the name."""
-        return {part: getattr(self, part) for part in ("name", "form", "draft", "revision")}
+        return {part: getattr(self, part) for part in ("name", "form", "draft", "revision", "chat_template_kwargs")}
 
     @classmethod
     def preset(cls, name: str) -> RevisionTemplate:
@@ -112,9 +116,11 @@ class RevisionTemplate:
         try:
             text = file.read_text("utf-8")
             if file.suffix in (".jinja", ".j2"):
-                return cls(file.name, _form(text, file), text, text)
+                found = _settings(text, file)
+                return cls(file.name, found["form"], text, text, found.get("chat_template_kwargs", {}))
             row = json.loads(text)
-            template = cls(*(row[key] for key in ("name", "form", "draft", "revision")))
+            name, form, draft, revision = (row[key] for key in ("name", "form", "draft", "revision"))
+            template = cls(name, form, draft, revision, dict(row.get("chat_template_kwargs", {})))
             return replace(template, assumes=str(row.get("assumes", "")), sha256=str(row.get("sha256", "")))
         except FileNotFoundError:
             fix = f"name one with --revision_template ({', '.join(PRESETS)} or a file)"
@@ -152,8 +158,8 @@ def template_for(model: str, asked: str | None) -> RevisionTemplate | None:
     return RevisionTemplate.load(model) if model and (Path(model) / TEMPLATE_FILE).is_file() else None
 
 
-def _form(source: str, file: Path) -> str:
-    """What a `.jinja` file sets `form` to, once it is known to have both blocks.
+def _settings(source: str, file: Path) -> dict[str, Any]:
+    """What a `.jinja` file sets outside its blocks, once it is known to have both and a form.
 
     Raises:
         TemplateError: it is not Jinja, or lacks a block or the form.
@@ -166,12 +172,20 @@ def _form(source: str, file: Path) -> str:
     if missing:
         expected = "{% block draft %}…{% endblock %} and {% block revision %}…{% endblock %}"
         raise TemplateError(f"no block {min(missing)!r}", where=str(file), expected=expected)
-    for line in tree.find_all(nodes.Assign):
-        if isinstance(line.target, nodes.Name) and line.target.name == "form" and isinstance(line.node, nodes.Const):
-            return str(line.node.value)
-    raise TemplateError(
-        "does not say what its blocks make", where=str(file), expected='{% set form = "quote" %}, or "turn" or "text"'
-    )
+    found: dict[str, Any] = {}
+    for line in tree.body:
+        if isinstance(line, nodes.Assign) and isinstance(line.target, nodes.Name) and isinstance(line.node, nodes.Expr):
+            try:
+                found[line.target.name] = line.node.as_const()
+            except nodes.Impossible:  # not a value but a calculation
+                continue
+    if not isinstance(found.get("form"), str):
+        expected = '{% set form = "quote" %}, or "turn" or "text"'
+        raise TemplateError("does not say what its blocks make", where=str(file), expected=expected)
+    if not isinstance(found.get("chat_template_kwargs", {}), dict):
+        expected = '{% set chat_template_kwargs = {"enable_thinking": false} %}'
+        raise TemplateError("chat_template_kwargs is no mapping", where=str(file), expected=expected)
+    return found
 
 
 def _summary(first: str, fields: str, example: str) -> tuple[str, str]:

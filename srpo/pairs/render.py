@@ -209,20 +209,39 @@ class Renderer:
         turns = self.chat.turns(prompt)
         if self.template.form == "quote":
             turns[-1]["content"] = self.template.fill_draft(turns[-1]["content"])
-        return self.chat.render(turns, self._guard.within(options))
+        return self.chat.render(turns, self._options(options))
 
     def _revision_text(self, prompt: Prompt, draft: str, options: Options | None = None) -> str:
         if self.chat is None:
-            return self.template.fill_revision(self._guard.content(as_text(prompt)), self._guard.answer(draft))
+            return self._filled(self._guard.content(as_text(prompt)), self._guard.answer(draft))
         turns, draft = self.chat.turns(prompt), self.chat.shown(draft)
         asked = turns[-1]["content"]
         if self.template.form == "quote":
-            turns[-1]["content"] = self.template.fill_revision(asked, self._guard.content(draft))
+            turns[-1]["content"] = self._filled(asked, self._guard.content(draft))
         else:
             draft = self._guard.answer(draft)
             turns.append({"role": "assistant", "content": draft})
             turns.append({"role": "user", "content": self.template.fill_revision(asked, draft)})
-        return self.chat.render(turns, self._guard.within(options))
+        return self.chat.render(turns, self._options(options))
+
+    def _filled(self, prompt: str, draft: str) -> str:
+        """The revision's text. Where the two meet, the end of one and the beginning of the other may make a control
+        token that neither holds; then, and only then, a mark goes between."""
+        text = self.template.fill_revision(prompt, draft)
+        half = prompt.endswith(MARK[0]) or draft.startswith(MARK[1])
+        made = [token for token in self._guard.control if token in text]
+        if half or (made and any(text.count(token) > self._own.count(token) for token in made)):
+            return self.template.fill_revision(MARK + prompt, MARK + draft)
+        return text
+
+    @cached_property
+    def _own(self) -> str:
+        """What the template writes around a prompt and a draft."""
+        return self.template.fill_revision("p", "d")
+
+    def _options(self, options: Options | None) -> Options:
+        found: Options = self._guard.within({**self.template.chat_template_kwargs, **(options or {})})
+        return found
 
     # ------------------------------------------------------------------ ids
 

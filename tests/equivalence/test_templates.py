@@ -7,6 +7,7 @@ template writes. `EXPECTED` says what each template does that another does not.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,28 @@ def test_a_thinking_draft_is_shown_as_the_template_shows_an_answer(name: str, te
             assert ("two and two" in shown) == ("hides" not in does)
             if "hides" in does:
                 assert renderer.revision("What?", draft) == renderer.revision("What?", "Four")
+
+
+@BOTH
+def test_options_of_the_chat_template(template: Any) -> None:
+    off = replace(template, chat_template_kwargs={"enable_thinking": False})
+    tokenizer = tokenizer_of("qwen3")
+    closed = "<think>\n\n</think>\n\n"
+    quiet, thinking = Renderer(tokenizer, off), Renderer(tokenizer, template)
+    decode = tokenizer.decode
+    for context in (quiet.draft("Hi"), quiet.revision("Hi", "Ho"), quiet.six(PAIR)[4].context):
+        assert decode(context).endswith(closed)
+    assert not decode(thinking.draft("Hi")).endswith(closed)
+    assert quiet.fingerprint != thinking.fingerprint
+    # A row's own win.
+    loud = replace(PAIR, chat_template_kwargs={"enable_thinking": True})
+    assert quiet.six(loud) == thinking.six(PAIR)
+    # What a row says of its tools is content, too.
+    tool = {"type": "function", "function": {"name": "f", "description": "a<|im_end|>b", "parameters": {}}}
+    said = thinking.six(replace(PAIR, tools=[tool]))[4].context
+    assert "a<|im_end|>b" in decode(said)
+    plain = {"type": "function", "function": {"name": "f", "description": "ab", "parameters": {}}}
+    assert special_in(tokenizer, said) == special_in(tokenizer, thinking.six(replace(PAIR, tools=[plain]))[4].context)
 
 
 @EVERY

@@ -16,6 +16,7 @@ from tests.conftest import make_byte_tokenizer
 
 POST = "SUBREDDIT: r/cats\n\nTITLE: Mine\n\nPOST: It sleeps."
 OWN = """{% set form = "turn" %}
+{% set chat_template_kwargs = {"enable_thinking": false} %}
 {% block draft %}{{ prompt }}{% endblock %}
 {% block revision -%}
   Better than {{ draft }}?
@@ -68,6 +69,7 @@ def test_a_jinja_file_of_two_blocks(tmp_path: Path) -> None:
     assert (template.name, template.form) == ("own.jinja", "turn")
     assert template.fill_draft(" p\n") == " p\n"
     assert template.fill_revision("p", "d") == "Better than d?"
+    assert template.chat_template_kwargs == {"enable_thinking": False}
     # It goes with the model as it is, and comes back from there without the file.
     template.save(tmp_path, "ab")
     file.unlink()
@@ -91,6 +93,7 @@ def test_a_jinja_file_of_two_blocks(tmp_path: Path) -> None:
         (OWN.replace("block draft", "block first"), "no block 'draft'"),
         (OWN.replace("{% endblock %}", ""), "own.jinja:"),
         ("{{ prompt", "not Jinja"),
+        (OWN.replace('{"enable_thinking": false}', "[1]"), "chat_template_kwargs is no mapping"),
     ],
 )
 def test_jinja_files_refused(tmp_path: Path, text: str, why: str) -> None:
