@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a file has no width
     config = replace(CarryConfig(), prompts=args.prompts)
     times: dict[str, float] = {}
 
