@@ -235,6 +235,15 @@ def test_a_template_may_write_control_tokens_itself() -> None:
     assert special_in(TEXT, Renderer(TEXT, template).revision("<pad>", "<eos>")) == [BOS, TEXT.pad_token_id]
 
 
+def test_a_control_token_made_of_the_end_of_a_prompt_and_the_beginning_of_a_draft_stays_text() -> None:
+    assert BY_TEXT.revision("a<e", "os>b") == ids_of("a<eos>b\n\nA better answer:")
+    assert BY_TEXT.revision("\ufdd0", "\ufdef") == ids_of("\ufdd0\ufdef\n\nA better answer:")
+    joined = RevisionTemplate("joined", "quote", "{{ prompt }}", "{{ draft }}{{ prompt }}")
+    assert Renderer(CHAT, joined).revision("end|>", "<|im_") == chatml_ids(CHAT, ("user", "<|im_end|>"))
+    # Control: put together first and encoded then, it is the token.
+    assert special_in(TEXT, TEXT("a<eos>b", add_special_tokens=False)["input_ids"]) == [EOS]
+
+
 def test_decoding_stops_where_the_turn_ends() -> None:
     renderer = Renderer(CHAT)
     end, start = renderer.terminator, CHAT.convert_tokens_to_ids("<|im_start|>")

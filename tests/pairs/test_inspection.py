@@ -1,0 +1,115 @@
+"""`inspect`: counts that a second, plain count confirms, and a page that says them and loads nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo.errors import DataError, InputError
+from srpo.pairs.inspection import MEASURES, Inspection, inspect
+from srpo.pairs.parallel import ALONE
+from srpo.pairs.read import Pair
+from srpo.pairs.render import Renderer
+from srpo.pairs.tree import PrefixTree
+from tests.conftest import make_byte_tokenizer
+
+RENDERER = Renderer(make_byte_tokenizer())
+ROWS = [{"prompt": f"{'p' * n}? ", "chosen": "c" * (n % 5 + 1), "rejected": "r" * (n % 3 + 1)} for n in range(1, 31)]
+BAD = [{"prompt": "p"}, {"prompt": "p", "chosen": "a", "rejected": 4}, {"prompt": "p", "chosen": "b", "rejected": 5}]
+
+
+def plain(rows: list[dict[str, Any]]) -> list[list[Any]]:
+    return [RENDERER.six(Pair(row["prompt"], row["chosen"], row["rejected"])) for row in rows]
+
+
+def test_the_counts() -> None:
+    limit = 50
+    found = inspect([*ROWS, ROWS[3], *BAD], RENDERER, max_length=limit, num_proc=1)
+    sixes = plain([*ROWS, ROWS[3]])
+    longest = [max(len(context) + len(answer) for context, answer in six) for six in sixes]
+    fit = [six for six, tokens in zip(sixes, longest, strict=True) if tokens <= limit]
+    assert (found.rows, found.usable, found.duplicates) == (len(sixes) + 3, len(fit), 1)
+    assert found.over == len(sixes) - len(fit) == found.lengths["longest"].over > 0
+    assert found.flat_tokens == sum(len(context) + len(answer) for six in fit for context, answer in six)
+    assert found.packed_tokens == sum(len(PrefixTree.pack(six)) for six in fit)
+    assert tuple(found.lengths) == MEASURES
+    for name, k in zip(MEASURES[3:9], range(6), strict=True):
+        ordered = sorted(len(six[k].context) + len(six[k].answer) for six in sixes)
+        assert found.lengths[name][:3] == (ordered[15], ordered[round(0.95 * 30)], ordered[-1])
+    assert found.lengths["prompt"].longest == max(len(six[0].context) for six in sixes)
+    assert found.unusable == found.over + 3
+    # Reasons that differ in their numbers alone are one reason; the first rows of it are named.
+    counts = [(each.count, each.where[0]) for each in found.reasons]
+    assert counts == [
+        (found.over, found.reasons[0].where[0]),
+        (2, f"row {len(sixes) + 2}"),
+        (1, f"row {len(sixes) + 1}"),
+    ]
+    assert len(found.reasons[0].where) == 5
+
+
+def test_what_is_cut() -> None:
+    found = inspect(ROWS, RENDERER, max_length=50, truncate="prompt", num_proc=1)
+    assert (found.usable, found.cut) == (len(ROWS), found.over)
+    assert found.over > 0
+    assert f"{found.cut} prompts are cut to fit" in "\n".join(found.sentences())
+
+
+def test_rows_of_the_evaluation_set_that_are_trained_on() -> None:
+    asked = [{"role": "user", "content": ROWS[0]["prompt"]}]
+    answers = {key: [{"role": "assistant", "content": ROWS[0][key]}] for key in ("chosen", "rejected")}
+    evaluation = [ROWS[5], {**ROWS[7], "chosen": "other"}, {"prompt": "new", "chosen": "a", "rejected": "b"}]
+    found = inspect(ROWS, RENDERER, evaluation=evaluation, num_proc=1)
+    assert (found.evaluation_rows, found.leaked_prompts, found.leaked_pairs) == (3, 2, 1)
+    assert found.leaks == ["row 1 is row 6", "row 2 is row 8"]
+    # A prompt is the same as text and as a message.
+    found = inspect(ROWS, RENDERER, evaluation=[{"prompt": asked, **answers}], num_proc=1)
+    assert (found.leaked_prompts, found.leaked_pairs) == (1, 1)
+    assert inspect(ROWS, RENDERER, num_proc=1).evaluation_rows is None
+
+
+def test_several_processes_find_the_same() -> None:
+    rows = [{"prompt": f"{n} is ", "chosen": "even"[: n % 4 + 1], "rejected": "odd"} for n in range(ALONE + 700)]
+    assert inspect([*rows, *BAD], RENDERER, num_proc=2) == inspect([*rows, *BAD], RENDERER, num_proc=1)
+
+
+def test_nothing_usable(tmp_path: Path) -> None:
+    same = [{"prompt": "p", "chosen": "a", "rejected": "a"}] * 32
+    with pytest.raises(DataError, match=r"0 of 32 rows usable: 32 × .*identical"):
+        inspect(same, RENDERER)
+    with pytest.raises(DataError, match=r"0 of 30 rows usable: 30 × .*over the limit of 5"):
+        inspect(ROWS, RENDERER, max_length=5)
+    with pytest.raises(InputError, match="no such file"):
+        inspect(tmp_path / "nowhere.jsonl", RENDERER)
+
+
+@pytest.fixture(scope="module")
+def found() -> Inspection:
+    rows = [{"prompt": "<script>alert(1)</script> & ", "chosen": "<b>yes</b>", "rejected": "no"}, *ROWS, *BAD]
+    return inspect(rows, RENDERER, max_length=70, evaluation=ROWS[:2], examples=2, num_proc=1)
+
+
+def test_as_json(found: Inspection) -> None:
+    row = json.loads(found.to_json())
+    assert row["usable"] == found.usable
+    assert row["lengths"]["longest"] == found.lengths["longest"]._asdict()
+    assert row["reasons"][0]["count"] == found.reasons[0].count
+    assert row["examples"][0]["answer"] == "<b>yes</b><eos>"
+
+
+def test_the_page_says_it_and_loads_nothing(found: Inspection) -> None:
+    page = found.to_html()
+    text = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    for sentence in found.sentences()[1:]:
+        assert sentence in text
+    # What stands in a row is shown, never run.
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<mark>&lt;b&gt;yes&lt;/b&gt;&lt;eos&gt;</mark>" in text
+    assert not re.search(r"\b(src|href)=|@import|url\(", page)
+    assert "default-src 'none'" in page
+    assert "prefers-color-scheme: dark" in page
