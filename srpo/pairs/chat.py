@@ -17,6 +17,7 @@ from srpo.pairs.presets import TEMPLATE_FAILS
 
 MARK = "\ufdd0\ufdef"  # two noncharacters; they stand inside control tokens written as text and are gone when encoded
 THINKING = {"</think>": "<think>\n", "<channel|>": "<|channel>thought\n"}  # how thinking ends and begins
+ROLES = ("system", "user", "assistant", "tool", "developer")  # and whatever else a template quotes
 # A template that writes today's date makes other ids tomorrow than were trained on. This is the date that Llama's
 # templates write where they know of no clock.
 DATE_CALL, DATE = re.compile(r"strftime_now\(\s*(?:\"[^\"]*\"|'[^']*')\s*\)"), "'26 Jul 2024'"
@@ -38,6 +39,19 @@ class Guard:
         template = str(tokenizer.chat_template or "")
         written = {str(token) for token in added if str(token) in template and not str(token).isspace()}
         self.special, self.control = _longest_first(special), _longest_first(special | written)
+        # A text without one of these holds no control token; most hold none, and there may be hundreds of tokens.
+        self._starts = tuple({token[:2] for token in (MARK, *self.control)})
+        self._beginnings = tuple({token[:i] for token in self.control for i in range(1, len(token))})
+
+    def held(self, text: str) -> list[str]:
+        """The control tokens that the text holds, the mark among them."""
+        if not any(start in text for start in self._starts):
+            return []
+        return [token for token in (MARK, *self.control) if token in text]
+
+    def sealed(self, text: str) -> str:
+        """A text with a mark after the beginning of a control token at its end, which what follows could complete."""
+        return text + MARK if text.endswith(self._beginnings) else text
 
     def answer(self, text: str) -> str:
         """What a model said: its special tokens are marked; those of its thinking or tools are its own words."""
@@ -55,10 +69,9 @@ class Guard:
             return {self.within(key): self.within(each) for key, each in value.items()}
         return [self.within(each) for each in value] if isinstance(value, list | tuple) else value
 
-    @staticmethod
-    def _marked(text: str, tokens: tuple[str, ...]) -> str:
-        for token in (MARK, *tokens):  # a mark that stands in the text is split by one as well
-            if token in text:
+    def _marked(self, text: str, tokens: tuple[str, ...]) -> str:
+        for token in self.held(text):  # a mark that stands in the text is split by one as well
+            if token == MARK or token in tokens:
                 text = text.replace(token, token[:1] + MARK + token[1:])
         return text
 
@@ -79,6 +92,7 @@ class ChatTemplate:
         self.tokenizer, self.guard = tokenizer, guard
         source = tokenizer.chat_template
         self.dated = isinstance(source, str) and DATE_CALL.search(source) is not None
+        self._roles = {*ROLES, *re.findall(r"""['"](\w+)['"]""", str(source))}
         self._options = {"chat_template": DATE_CALL.sub(DATE, source)} if self.dated else {}
         self.lead = ""
         self._finished = self._probed()
@@ -94,6 +108,7 @@ class ChatTemplate:
         Raises:
             TemplateError: the template refuses it.
         """
+        turns = [{**turn, "content": self.guard.sealed(turn["content"])} for turn in turns]
         return self._apply(turns, {"add_generation_prompt": True, **(options or {})}) + self.lead
 
     def _apply(self, turns: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
@@ -117,7 +132,9 @@ class ChatTemplate:
 
     def _guarded(self, turn: Mapping[str, Any]) -> dict[str, Any]:
         own = self.guard.answer if turn["role"] == "assistant" else self.guard.content
-        return {part: own(each) if isinstance(each, str) else self.guard.within(each) for part, each in turn.items()}
+        found = {part: own(each) if isinstance(each, str) else self.guard.within(each) for part, each in turn.items()}
+        # A template may make a control token of a role, as in <|{{ role }}|>; only those it knows may become one.
+        return found if turn["role"] in self._roles else {**found, "role": f"{MARK}{found['role']}{MARK}"}
 
     def shown(self, draft: str) -> str:
         """A draft as the template shows an earlier answer: without its thinking, where it leaves that out."""

@@ -73,11 +73,13 @@ class Pair:
 
 
 class PromptRow(NamedTuple):
-    """A prompt to answer, and the row's other columns."""
+    """A prompt to answer, the row's other columns, and what of them the chat template is told, as in `Pair`."""
 
     prompt: Prompt
     where: str
     meta: dict[str, Any]
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class Reject(NamedTuple):
@@ -239,11 +241,8 @@ def read_prompts(
 
 def _prompt_row(row: Any, where: str, *, from_file: bool) -> PromptRow:
     prompt, column = prompt_of(row)
-    for key, value in zip(("tools", "chat_template_kwargs"), template_options(row), strict=True):
-        if value:
-            raise Unusable(f"{key!r} of a prompt is not passed on to the chat template yet; leave the column out")
     meta = {key: value for key, value in row.items() if key != column}
-    return PromptRow(prompt, where, plain(meta) if from_file else meta)
+    return PromptRow(prompt, where, plain(meta) if from_file else meta, *template_options(row))
 
 
 def _nothing(name: str, noun: str) -> DataError:

@@ -17,10 +17,10 @@ from typing import Any
 from srpo.errors import DataError, TemplateError
 from srpo.pairs.chat import MARK, ChatTemplate, Guard
 from srpo.pairs.presets import PRESETS, TEMPLATE_FILE, RevisionTemplate, template_for
-from srpo.pairs.read import Pair, Prompt, Reject
+from srpo.pairs.read import Pair, Prompt, PromptRow, Reject
 from srpo.pairs.tree import TokenPair
 
-__all__ = ["PRESETS", "TEMPLATE_FILE", "Renderer", "RevisionTemplate", "as_text", "template_for"]
+__all__ = ["PRESETS", "TEMPLATE_FILE", "Renderer", "RevisionTemplate", "as_text", "options_of", "template_for"]
 
 CHUNK = 512
 Options = Mapping[str, Any]
@@ -155,22 +155,36 @@ class Renderer:
 
     def _texts(self, pair: Pair) -> tuple[str, str, str] | Reject:
         """The draft context, and the revision contexts of the chosen and of the rejected answer."""
-        options = options_of(pair)
-        if options and self.chat is None:
-            return Reject(pair.where, "tools and chat_template_kwargs need a chat template, and the tokenizer has none")
         try:
-            draft = self._draft_text(pair.prompt, options)
-            if pair.tools and draft == self._draft_text(pair.prompt, pair.chat_template_kwargs):
-                return Reject(pair.where, "the chat template shows no tools, and the row has some")
+            self.expect_shown(pair)
+            options = options_of(pair)
             return (
-                draft,
+                self._draft_text(pair.prompt, options),
                 self._revision_text(pair.prompt, pair.chosen, options),
                 self._revision_text(pair.prompt, pair.rejected, options),
             )
         except (DataError, TemplateError) as error:
             if str(error).startswith("revision template"):  # its own fault, not the row's
                 raise
-            return Reject(pair.where, str(error))
+            return Reject(pair.where, str(error).removeprefix(f"{pair.where}: "))
+
+    def expect_shown(self, row: Pair | PromptRow) -> None:
+        """Whether what the row hands to the chat template comes to the model's eyes.
+
+        Raises:
+            DataError: there is no chat template, or it shows no tools and the row has some.
+            TemplateError: the chat template refuses the prompt.
+        """
+        options = options_of(row)
+        if not options:
+            return
+        if self.chat is None:
+            problem = "tools and chat_template_kwargs need a chat template, and the tokenizer has none"
+            raise DataError(problem, where=row.where)
+        if not row.tools:
+            return
+        if self._draft_text(row.prompt, options) == self._draft_text(row.prompt, row.chat_template_kwargs):
+            raise DataError("the chat template shows no tools, and the row has some", where=row.where)
 
     # ------------------------------------------------------------------ identity
 
@@ -205,10 +219,10 @@ class Renderer:
 
     def _draft_text(self, prompt: Prompt, options: Options | None = None) -> str:
         if self.chat is None:
-            return self.template.fill_draft(self._guard.content(as_text(prompt)))
+            return self._filled(self._guard.content(as_text(prompt)))
         turns = self.chat.turns(prompt)
         if self.template.form == "quote":
-            turns[-1]["content"] = self.template.fill_draft(turns[-1]["content"])
+            turns[-1]["content"] = self._filled(turns[-1]["content"])
         return self.chat.render(turns, self._options(options))
 
     def _revision_text(self, prompt: Prompt, draft: str, options: Options | None = None) -> str:
@@ -219,25 +233,28 @@ class Renderer:
         if self.template.form == "quote":
             turns[-1]["content"] = self._filled(asked, self._guard.content(draft))
         else:
-            draft = self._guard.answer(draft)
-            turns.append({"role": "assistant", "content": draft})
-            turns.append({"role": "user", "content": self.template.fill_revision(asked, draft)})
+            turns.append({"role": "assistant", "content": self._guard.answer(draft)})
+            turns.append({"role": "user", "content": self._filled(asked, self._guard.content(draft))})
         return self.chat.render(turns, self._options(options))
 
-    def _filled(self, prompt: str, draft: str) -> str:
-        """The revision's text. Where the two meet, the end of one and the beginning of the other may make a control
-        token that neither holds; then, and only then, a mark goes between."""
-        text = self.template.fill_revision(prompt, draft)
-        half = prompt.endswith(MARK[0]) or draft.startswith(MARK[1])
-        made = [token for token in self._guard.control if token in text]
-        if half or (made and any(text.count(token) > self._own.count(token) for token in made)):
-            return self.template.fill_revision(MARK + prompt, MARK + draft)
+    def _filled(self, *given: str) -> str:
+        """The text of a draft's prompt, or of a revision's where a draft is given too. Where one of them meets the
+        other, or the template, they may make a control token that neither holds; then, and only then, marks go between.
+        """
+        fill = self.template.fill_revision if len(given) > 1 else self.template.fill_draft
+        text = fill(*given)
+        half = any(each.endswith(MARK[0]) or each.startswith(MARK[1]) for each in given)
+        made = [token for token in self._guard.held(text) if token != MARK]
+        if not half and not made:
+            return text
+        if half or any(text.count(token) > self._own[len(given)].count(token) for token in made):
+            return fill(*(f"{MARK}{each}{MARK}" for each in given))
         return text
 
     @cached_property
-    def _own(self) -> str:
-        """What the template writes around a prompt and a draft."""
-        return self.template.fill_revision("p", "d")
+    def _own(self) -> dict[int, str]:
+        """What the template writes around a prompt, and around a prompt and a draft."""
+        return {1: self.template.fill_draft("p"), 2: self.template.fill_revision("p", "d")}
 
     def _options(self, options: Options | None) -> Options:
         found: Options = self._guard.within({**self.template.chat_template_kwargs, **(options or {})})
@@ -299,10 +316,10 @@ class Renderer:
 _NO_BOS = "the prompt is empty and the tokenizer has no BOS token"
 
 
-def options_of(pair: Pair) -> Options | None:
+def options_of(row: Pair | PromptRow) -> Options | None:
     """What a row hands to the chat template beside its messages: `tools`, and its `chat_template_kwargs`."""
-    tools = {"tools": pair.tools} if pair.tools else {}
-    return {**tools, **(pair.chat_template_kwargs or {})} or None
+    tools = {"tools": row.tools} if row.tools else {}
+    return {**tools, **(row.chat_template_kwargs or {})} or None
 
 
 def as_text(prompt: Prompt) -> str:

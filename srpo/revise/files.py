@@ -96,6 +96,11 @@ def _present(path: Path, rows: list[PromptRow]) -> int:
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         trail = Trail.from_json(line, where=where)
-        if number > len(rows) or trail.prompt != rows[number - 1].prompt:
+        if number > len(rows) or _asked(trail) != _asked(rows[number - 1]):
             raise DataError("a trail of another prompt", where=where, fix="choose another --output")
     return len(lines)
+
+
+def _asked(row: PromptRow | Trail) -> list[object]:
+    """What the model is shown of a row, and its `meta` has beside the prompt."""
+    return [row.prompt, *(row.meta.get(key) for key in ("tools", "chat_template_kwargs"))]

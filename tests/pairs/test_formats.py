@@ -354,7 +354,8 @@ def test_tools_and_template_options() -> None:
     for nothing in (None, [], "", {}):
         [pair] = read_pairs([{**row, "tools": nothing, "chat_template_kwargs": nothing}])
         assert (pair.tools, pair.chat_template_kwargs) == (None, None)
-    assert "'tools' of a prompt is not passed on" in _prompt_reason(row)
+    [prompt] = read_prompts([row])
+    assert (prompt.tools, prompt.chat_template_kwargs) == (bare, {"enable_thinking": False})
 
 
 def _prompt_reason(row: Any) -> str:
