@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from srpo.errors import ConfigError
-from srpo.pairs.read import Pair, Prompt, Reject
+from srpo.pairs.read import Pair, Prompt, Reject, Undecided
 from srpo.pairs.render import Renderer
 from srpo.pairs.tree import TokenPair
 
 TRUNCATE = ("none", "prompt")
+SAME_TOKENS = "chosen and rejected become the same tokens, so neither is preferred"
 
 
 class Fitted(NamedTuple):
@@ -54,7 +55,7 @@ def fitted(
         longest = longest_of(six)
         lengths = (len(six[0].context), len(six[0].answer), len(six[1].answer), *_lengths(six), longest)
         if six[0].answer == six[1].answer:
-            yield Fitted(pair, Reject(pair.where, "chosen and rejected become the same tokens"), lengths, 0)
+            yield Fitted(pair, Undecided(pair.where, SAME_TOKENS), lengths, 0)
         elif max_length is None or longest <= max_length:
             yield Fitted(pair, six, lengths, 0)
         elif truncate == "none":

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from srpo.errors import ConfigError, DataError, Interrupted, OutputError
-from srpo.pairs.read import PromptRow, Reject, read_prompts
+from srpo.pairs.read import PromptRow, Reject, read_prompts, reasons
+from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
@@ -46,9 +47,12 @@ def revise_file(
     rejects: list[Reject] = []
     rows = read_prompts(source, rejects=rejects if bad_rows == "skip" else None)
     if rejects:
-        log.warning("srpo: %d unusable rows of %s left out", len(rejects), source)
+        log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
     path = Path(target)
     try:
+        if rejects:
+            kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
+            path.with_name(f"{path.name}.{REJECTED_FILE}").write_text(kept, "utf-8")
         _expect_same({**asdict(settings), **(made_with or {})}, path)
         present = _present(path, rows)
         with path.open("a", encoding="utf-8") as file:

@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import Dataset
 
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError
-from srpo.pairs.fit import fitted
+from srpo.pairs.fit import SAME_TOKENS, fitted
 from srpo.pairs.parallel import mapped
-from srpo.pairs.read import Pair, Reject, Source, read_pairs
+from srpo.pairs.read import Pair, Reject, Source, read, reasons
 from srpo.pairs.render import Renderer
 from srpo.pairs.tree import PrefixTree
 from srpo.train.store import TreeStore
@@ -63,7 +63,8 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         Args:
             source: path of a file, rows, or a `Source`.
             max_length: longest sequence allowed, tokens; None allows any.
-            bad_rows: "error" stops at unusable or overlong rows, "skip" leaves them out and says how many.
+            bad_rows: "error" stops at unusable or overlong rows, "skip" leaves them out and says how many. Rows that
+                prefer nothing are left out either way.
             drafts_only: pack the two draft sequences alone.
             truncate: "none", or "prompt", which cuts the oldest part of a prompt that is too long.
             num_proc: processes to render in; None takes one per core, eight at most, when there are enough rows.
@@ -75,8 +76,8 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
             LengthError: overlong rows; the first ten are named with their lengths.
             TemplateError: the chat template refuses rows.
         """
-        rejects: list[Reject] = []
-        pairs = read_pairs(source, rejects=rejects if bad_rows == "skip" else None)
+        reading = read(source, rejects=[] if bad_rows == "skip" else None)
+        pairs, rejects = reading.pairs, reading.rejects
         packing = _Packing(renderer, max_length, truncate, drafts_only)
         file = Path(cache) / f"{packing.key(pairs)}.trees" if cache and len(pairs) >= KEPT_FROM else None
         kept = TreeStore.load(file) if file else None
@@ -88,12 +89,15 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
             found = packing.all(pairs, num_proc)
             if file:
                 _keep(found, file)
+        same = {i for i, reason in found.bad if reason == SAME_TOKENS}  # neither is preferred, which stops nothing
         bad = {i: Reject(pairs[i].where, reason) for i, reason in found.bad}
-        if bad and (bad_rows == "error" or len(bad) == len(pairs)):
-            raise _unfit(list(bad.values()), len(pairs))
-        rejects += bad.values()
-        if rejects:
-            log.warning("srpo: %d of %d rows left out", len(rejects), len(pairs) - len(bad) + len(rejects))
+        stops = [each for i, each in bad.items() if i not in same]
+        if (stops and bad_rows == "error") or len(bad) == len(pairs):
+            raise _unfit(stops or list(bad.values()), len(pairs))
+        rejects = [*rejects, *bad.values()]
+        if bad or (rejects and bad_rows == "skip"):
+            left = len(pairs) - len(bad)
+            log.warning("srpo: %d of %d rows left out: %s", len(rejects), left + len(rejects), reasons(rejects))
         cut = {pairs[i].where: tokens for i, tokens in found.cut}
         if cut:
             said = "srpo: the prompts of %d of %d pairs cut to fit %d tokens, by %d tokens at most"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import ConfigError, InputError, UsageError, did_you_mean
-from srpo.output import writable_folder
+from srpo.output import writable_folder, write_file
 from srpo.pairs.read import Source, columns_of
+from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.train.config import PRESETS, SRPOConfig
 
 log = logging.getLogger("srpo")
@@ -130,6 +131,8 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     except (ValueError, ImportError) as error:  # transformers' word for a setting it cannot serve, or a missing library
         raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
     _say(trainer)
+    if trainer.is_world_process_zero():
+        _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
     result = trainer.train(resume_from_checkpoint=_checkpoint(config) if run.resume else None)
     trainer.save_model()
     return result.metrics
@@ -147,6 +150,17 @@ def _say(trainer: Any) -> None:
     log.info("srpo: revision template: %s", trainer.renderer.template.name)
     log.info("srpo: precision: %s", "bfloat16" if args.bf16 else "float16" if args.fp16 else "as loaded")
     log.info("srpo: %d pairs; each packed token stands for %.2f flat ones", len(data), data.sharing)
+
+
+def _keep_rejected(config: SRPOConfig, read: Iterable[tuple[Any, Any]]) -> None:
+    """What was left out and why, beside the run; a list that an earlier run left there goes."""
+    file = Path(str(config.output_dir)) / REJECTED_FILE
+    lines = [line for source, made in read if made is not None for line in rejected_lines(source, made.rejects)]
+    if lines:
+        write_file(file, "".join(f"{line}\n" for line in lines).encode())
+        log.info("srpo: rows left out are in %s", file)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def _source(data: DataArguments, name: str, split: str) -> Source:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srpo.errors import ConfigError
-from srpo.pairs.fit import Fitted, cut_oldest, fitted, longest_of
+from srpo.pairs.fit import SAME_TOKENS, Fitted, cut_oldest, fitted, longest_of
 from srpo.pairs.read import Pair, Reject
 from srpo.pairs.render import PRESETS, Renderer
 from tests.conftest import EOS, make_byte_tokenizer
@@ -134,7 +134,7 @@ def test_answers_of_the_same_tokens_are_rejected() -> None:
     tokenizer = make_byte_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     found = fit(Renderer(tokenizer), Pair("p", "e\u0301", "é", "row 2"), None)
-    assert found.six == Reject("row 2", "chosen and rejected become the same tokens")
+    assert found.six == Reject("row 2", SAME_TOKENS)
     # Control: without a normaliser they are two answers.
     assert not isinstance(fit(TEXT, Pair("p", "e\u0301", "é"), None).six, Reject)
     assert TEXT.terminator == EOS
