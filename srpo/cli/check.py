@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
     from srpo.model.load import load_tokenizer
     from srpo.output import write_file
     from srpo.pairs.inspection import inspect
+    from srpo.pairs.kept import cache_folder
     from srpo.pairs.read import Source, columns_of
     from srpo.pairs.render import Renderer, template_for
 
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> int:
         evaluation=test,
         examples=args.examples,
         num_proc=args.dataset_num_proc,
+        cache=cache_folder(),
     )
     if args.html:
         write_file(Path(args.html), found.to_html().encode())

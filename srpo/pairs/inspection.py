@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import re
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import jinja2
 
 from srpo.errors import DataError
 from srpo.pairs.fit import Fitted, fitted
+from srpo.pairs.kept import KEPT_FROM, VERSION, Kept, Measured, digest_of
 from srpo.pairs.parallel import mapped
 from srpo.pairs.read import Pair, Reject, Source, Stream
 from srpo.pairs.render import Renderer
@@ -81,6 +84,7 @@ class Inspection:
         over: pairs over it. truncate says what happens to them: cut is how many had their prompts cut.
         lengths: by what is measured: prompt, chosen, rejected, the six sequences, the longest of the six.
         flat_tokens, packed_tokens: of all six sequences of usable pairs, unshared and merged.
+        tokenised: pairs rendered to find this out; the others were found as they are at an earlier time.
         template, assumes, notes: the revision template, what it assumes, what the chat template does.
         examples: the first pairs, as draft and as revision.
     """
@@ -102,6 +106,7 @@ class Inspection:
     lengths: dict[str, Lengths]
     flat_tokens: int
     packed_tokens: int
+    tokenised: int
     template: str
     assumes: str
     notes: list[str]
@@ -139,6 +144,7 @@ class Inspection:
             f"revision template {self.template}: {self.flat_tokens} flat tokens, {self.packed_tokens} packed "
             f"({self.sharing:.2f} to 1)"
         )
+        found += [] if self.tokenised else ["nothing was tokenised: all of it is kept from an earlier time"]
         found += [f"it assumes {self.assumes}"] if self.assumes else []
         return found + [f"the chat template {note}" for note in self.notes]
 
@@ -165,12 +171,15 @@ def inspect(
     evaluation: str | Path | Source | Iterable[Mapping[str, Any]] | None = None,
     examples: int = 3,
     num_proc: int | None = None,
+    cache: str | Path | None = None,
 ) -> Inspection:
     """Reads, renders and packs every row.
 
     Args:
         evaluation: rows that ought not to be in the data.
         num_proc: processes to render in; None takes one per core, eight at most, when there are enough rows.
+        cache: folder that keeps what was found of a thousand pairs or more of a file, for the same tokenizer, template
+            and lengths; None keeps nothing.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -181,21 +190,21 @@ def inspect(
     reasons = _Reasons()
     columns = {name: array("i") for name in MEASURES}
     usable = over = cut = flat = packed = 0
-
-    def work(pairs: list[Pair]) -> list[_Measured]:
-        return [_measured(each) for each in fitted(renderer, pairs, max_length=max_length, truncate=truncate)]
-
     first: list[Pair] = []
-    for chunk in mapped(work, _pairs(stream, reasons, seen, first, examples), num_proc=num_proc):
-        for row in chunk:
-            for column, tokens in zip(columns.values(), row.lengths, strict=False):
-                column.append(tokens)
-            over += max_length is not None and bool(row.lengths) and row.lengths[-1] > max_length
-            cut += row.cut > 0
-            usable += row.reject is None
-            flat, packed = flat + row.flat, packed + row.packed
-            if row.reject:
-                reasons.add(row.reject)
+    pairs = _pairs(stream, reasons, seen, first, examples)
+    settings = (stream.name, renderer.fingerprint, max_length, truncate)
+    before = Kept(_file(cache, settings) if cache and isinstance(Source.of(source).origin, str | Path) else None)
+    measuring = _Measuring(before, renderer, max_length, truncate)
+    for where, row in measuring.all(pairs, num_proc):
+        for column, tokens in zip(columns.values(), row.lengths, strict=False):
+            column.append(tokens)
+        over += max_length is not None and bool(row.lengths) and row.lengths[-1] > max_length
+        cut += row.cut > 0
+        usable += not row.reason
+        flat, packed = flat + row.flat, packed + row.packed
+        if row.reason:
+            reasons.add(Reject(where, row.reason))
+    measuring.keep()
     if not usable:
         why = "; ".join(f"{each.count} × {each.reason} ({each.where[0]} first)" for each in reasons.sorted()[:10])
         raise DataError(f"0 of {stream.rows} rows usable" + (f": {why}" if why else ""), where=stream.name)
@@ -218,6 +227,7 @@ def inspect(
         lengths={name: _lengths(column, max_length) for name, column in columns.items()},
         flat_tokens=flat,
         packed_tokens=packed,
+        tokenised=measuring.tokenised,
         template=renderer.template.name,
         assumes=renderer.template.assumes,
         notes=renderer.notes,
@@ -228,22 +238,68 @@ def inspect(
 # ---------------------------------------------------------------------- one row
 
 
-class _Measured(NamedTuple):
-    """What is kept of one pair; no lengths where it could not be rendered."""
-
-    lengths: tuple[int, ...]
-    flat: int
-    packed: int
-    cut: int
-    reject: Reject | None
-
-
-def _measured(found: Fitted) -> _Measured:
-    whole = found.lengths
+def _measured(found: Fitted) -> Measured:
     if isinstance(found.six, Reject):
-        return _Measured(whole, 0, 0, 0, found.six)
-    tree = PrefixTree.pack(found.six)
-    return _Measured(whole, sum(len(c) + len(a) for c, a in found.six), len(tree), found.cut, None)
+        return Measured(found.lengths, 0, 0, 0, found.six.reason)
+    flat = sum(len(context) + len(answer) for context, answer in found.six)
+    return Measured(found.lengths, flat, len(PrefixTree.pack(found.six)), found.cut, "")
+
+
+class _Measuring:
+    """Measures pairs, and those that are kept from an earlier time not again.
+
+    Attributes:
+        tokenised: how many were measured.
+    """
+
+    def __init__(self, before: Kept, renderer: Renderer, max_length: int | None, truncate: str) -> None:
+        self.before, self.now, self.tokenised = before, Kept(None), 0
+        self._how = (renderer, max_length, truncate)
+        self._known: deque[tuple[str, bytes, Measured]] = deque()
+        self._asked: deque[tuple[str, bytes]] = deque()
+
+    def all(self, pairs: Iterable[Pair], num_proc: int | None) -> Iterator[tuple[str, Measured]]:
+        """(where it stands, what was found) of each pair, those measured in order and so those kept."""
+        for chunk in mapped(self._work, self._new(pairs), num_proc=num_proc):
+            for found in chunk:
+                where, digest = self._asked.popleft()
+                self.tokenised += 1
+                yield self._taken(where, digest, found)
+            yield from self._found_before()
+        yield from self._found_before()
+
+    def keep(self) -> None:
+        """Keeping saves time and nothing else: a full disk or a read-only home is no reason to stop."""
+        self.now.file = self.before.file
+        if self.tokenised and len(self.now) >= KEPT_FROM:
+            with suppress(OSError):
+                self.now.save()
+
+    def _new(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        for pair in pairs:  # read in a thread of its own, which is why it counts nothing
+            digest = digest_of(pair)
+            if found := self.before.get(digest):
+                self._known.append((pair.where, digest, found))
+                continue
+            self._asked.append((pair.where, digest))
+            yield pair
+
+    def _work(self, pairs: list[Pair]) -> list[Measured]:
+        renderer, max_length, truncate = self._how
+        return [_measured(each) for each in fitted(renderer, pairs, max_length=max_length, truncate=truncate)]
+
+    def _found_before(self) -> Iterator[tuple[str, Measured]]:
+        while self._known:
+            yield self._taken(*self._known.popleft())
+
+    def _taken(self, where: str, digest: bytes, found: Measured) -> tuple[str, Measured]:
+        if self.before.file:
+            self.now.add(digest, found)
+        return where, found
+
+
+def _file(cache: str | Path, settings: tuple[Any, ...]) -> Path:
+    return Path(cache) / f"{sha256(json.dumps([VERSION, *settings]).encode()).hexdigest()}.measures"
 
 
 def _examples(renderer: Renderer, found: Fitted) -> Iterator[Example]:
@@ -279,7 +335,7 @@ class _Reasons:
             reason.where.append(reject.where)
 
     def sorted(self) -> list[Reason]:
-        return sorted(self._found.values(), key=lambda each: -each.count)
+        return sorted(self._found.values(), key=lambda each: (-each.count, each.reason))
 
 
 class _Seen:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError
 from srpo.pairs.fit import SAME_TOKENS, fitted
+from srpo.pairs.kept import KEPT_FROM
 from srpo.pairs.parallel import mapped
 from srpo.pairs.read import Pair, Reject, Source, read, reasons
 from srpo.pairs.render import Renderer
@@ -23,7 +23,6 @@ from srpo.pairs.tree import PrefixTree
 from srpo.train.store import TreeStore
 
 VERSION = 1  # of what is kept; another one is not read
-KEPT_FROM = 1_000  # pairs; fewer are tokenised in less time than it takes to find them kept
 log = logging.getLogger("srpo")
 
 
@@ -173,14 +172,6 @@ def _keep(found: _Packed, file: Path) -> None:
         found.trees.save(file, json.dumps(found[1:]))
     except OSError as error:
         log.warning("srpo: tokenised pairs are not kept in %s: %s", file.parent, error.strerror)
-
-
-def cache_folder() -> Path:
-    """Where tokenised rows are kept by default: beside what `datasets` keeps."""
-    home = (
-        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
-    )
-    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets") / "srpo"
 
 
 def collate(rows: Sequence[tuple[int, str, PrefixTree]]) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
 from srpo.model.load import load_model, load_tokenizer, model_context
 from srpo.model.reference import Reference
+from srpo.pairs.kept import cache_folder
 from srpo.pairs.read import Source
 from srpo.pairs.render import Renderer, template_for
 from srpo.pairs.tree import PrefixTree
 from srpo.train.config import SRPOConfig
-from srpo.train.dataset import TreeDataset, cache_folder, collate
+from srpo.train.dataset import TreeDataset, collate
 
 TRAINING_FILE = "srpo_training.json"
 METRICS_FILE = "metrics.jsonl"

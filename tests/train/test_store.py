@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srpo.pairs.kept import KEPT_FROM, cache_folder
 from srpo.pairs.render import Renderer, RevisionTemplate
 from srpo.pairs.tree import PrefixTree
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
-from srpo.train import dataset
-from srpo.train.dataset import TreeDataset, cache_folder
+from srpo.train.dataset import TreeDataset
 from srpo.train.store import TreeStore
 
 ids = st.lists(st.integers(0, 3), max_size=6)
@@ -112,7 +112,7 @@ def test_rejects_and_cuts_are_kept_too(tmp_path: Path) -> None:
 def test_few_rows_are_not_kept_and_a_folder_that_takes_nothing_does_not_stop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    build(tmp_path, source=ROWS[: dataset.KEPT_FROM - 1])
+    build(tmp_path, source=ROWS[: KEPT_FROM - 1])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("in the way")
     assert len(build(tmp_path / "file" / "cache")) == len(ROWS)
