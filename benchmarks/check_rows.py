@@ -3,8 +3,8 @@
     python -m benchmarks.check_rows --rows 100000 --prompt 150 --answer 40 --repeat 3
 
 Words are made of syllables and drawn by Zipf's law; the tokenizer is byte-level BPE of 8,192 tokens trained on them,
-with a chat template. Each repetition starts with nothing kept; `again` is the same command once more, `other template`
-the same with another revision template.
+with a chat template. Each repetition starts with nothing kept; `again` is the same command once more, `template` the
+same with another revision template.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CHATML = (
 )
 SPECIAL = ["<pad>", "<eos>", "<|im_start|>", "<|im_end|>"]
 WORDS, VOCABULARY = 20_000, 8_192
+LOOKS: dict[str, list[str]] = {"first": [], "again": [], "template": ["--revision_template", "turn"]}
 EVERY = 0.1  # seconds between two looks at the memory
 
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=150, help="tokens of a prompt")
     parser.add_argument("--answer", type=int, default=40, help="tokens of an answer")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--looks", nargs="+", choices=LOOKS, default=list(LOOKS), help="which commands to measure")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -62,11 +64,11 @@ def main() -> None:
         print(
             f"{args.rows} rows of {words[0]} and {words[1]} words, {per_word:.2f} tokens each; {os.cpu_count()} cores"
         )
-        found: dict[str, list[Cost]] = {"first": [], "again": [], "other template": []}
+        found: dict[str, list[Cost]] = {name: [] for name in args.looks}
         for turn in range(args.repeat):
             home = folder / f"home{turn}"
-            for name, more in (("first", []), ("again", []), ("other template", ["--revision_template", "turn"])):
-                cost = measured(folder, home, more)
+            for name in args.looks:
+                cost = measured(folder, home, LOOKS[name])
                 found[name].append(cost)
                 print(f"  {name}: " + told(cost), flush=True)
         for name, costs in found.items():

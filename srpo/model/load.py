@@ -29,7 +29,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str 
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except _unreadable() as error:
-        raise InputError(f"no tokenizer: {_first_line(error)}", where=path) from None
+        raise InputError(f"no tokenizer: {_first_line(error)}", where=path, fix=_either(path)) from None
 
 
 def load_model(
@@ -81,8 +81,8 @@ def load_model(
 
             model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     except _unreadable() as error:
-        pickled = Path(path).is_dir() and not list(Path(path).glob("*.safetensors"))
-        fix = "weights must be .safetensors; pickled ones (.bin, .pt) are not read" if pickled else ""
+        pickled = os.path.isdir(path) and not list(Path(path).glob("*.safetensors"))
+        fix = "weights must be .safetensors; pickled ones (.bin, .pt) are not read" if pickled else _either(path)
         raise InputError(f"no model: {_first_line(error)}", where=path, fix=fix) from None
     return model
 
@@ -121,8 +121,16 @@ def _unreadable() -> tuple[type[Exception], ...]:
 def _expect_folder(path: str) -> None:
     """Something that looks like a path but is none deserves a plain word, not a hub lookup."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or (os.sep == "\\" and "\\" in path)
+    looks_local |= "/" in path and os.path.isdir(os.path.dirname(path))  # of `runs/final`, runs is here
     if looks_local and not Path(path).is_dir():
         raise InputError("no such folder", where=path, expected="a saved model, or a hub name")
+
+
+def _either(path: str) -> str:
+    """What to say where a name like `runs/final` may have been meant as a folder or as a name on the hub."""
+    if os.path.isdir(path):
+        return ""
+    return "no folder of that name is here, so it was looked for on the hub: write ./ before it if a folder is meant"
 
 
 def _first_line(error: Exception) -> str:

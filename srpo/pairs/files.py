@@ -324,7 +324,12 @@ def loaded_rows(name: str, split: str, config: str | None) -> Rows:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         what = (str(error).strip().splitlines() or [type(error).__name__])[0]
         expected = "a JSONL, JSON, CSV or Parquet file, or a folder or name that `datasets` can load"
-        raise InputError(f"no such data: {what}", where=name, expected=expected) from None
+        here = (
+            ""
+            if os.path.isdir(name)
+            else "; there is no such file or folder here, nor could `datasets` load it by name"
+        )
+        raise InputError(f"no such data{here}: {what}", where=name, expected=expected) from None
 
 
 READERS = {".json": json_rows, ".csv": csv_rows, ".parquet": parquet_rows}

@@ -158,7 +158,7 @@ class Inspection:
         """Everything as one JSON object."""
         lengths = {name: each._asdict() for name, each in self.lengths.items()}
         examples = [each._asdict() for each in self.examples]
-        row = {"format": 1, **asdict(self), "lengths": lengths, "examples": examples}
+        row = {"format": 1, **asdict(self), "unusable": self.unusable, "lengths": lengths, "examples": examples}
         return json.dumps(row, ensure_ascii=False, indent=2)
 
 

@@ -109,14 +109,16 @@ def test_an_adapter_comes_with_its_base(adapter: Path) -> None:
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 def test_missing_folders(load: Callable[..., Any], tmp_path: Path) -> None:
-    for path in (tmp_path / "none", "./none", "~/none-of-that-name", "runs/none/final"):
+    for path in (tmp_path / "none", "./none", "~/none-of-that-name", "runs/none/final", "tests/final"):
         assert "no such folder; expected a saved model, or a hub name" in refused(path, load)
 
 
 @pytest.mark.parametrize("name", ["some-org/some-model", "some-model", "not a name!", ""])
 def test_hub_names_without_a_network(name: str) -> None:
-    assert "no model: " in refused(name)
-    assert "no tokenizer: " in refused(name, load_tokenizer)
+    for load, said in ((load_model, "no model: "), (load_tokenizer, "no tokenizer: ")):
+        assert said in refused(name, load)
+        # Both readings of a name with one slash, say, are told.
+        assert "no folder of that name is here, so it was looked for on the hub" in refused(name, load)
 
 
 def test_folders_that_hold_something_else(tmp_path: Path) -> None:

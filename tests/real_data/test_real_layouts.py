@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from srpo.cli.main import run
 from srpo.pairs.formats import LAYOUTS
 from srpo.pairs.read import Pair, Reading, Undecided, read
+from srpo.pairs.rejected import REJECTED_FILE
 from tests.conftest import make_tiny_llama
 from tests.pairs.test_formats import FILES, says, user
 
@@ -120,20 +122,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_check_train_and_revise_need_no_more_than_the_name(name: str, model: Path, tmp_path: Path) -> None:
-    words = [
-        "--model_name_or_path",
-        str(model),
-        "--dataset_name",
-        str(data(name)),
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
+@pytest.mark.parametrize("name", [*SETS, "pandalm_test.jsonl", "llmbar.jsonl"])
+def test_check_train_and_revise_need_no_more_than_the_name(
+    name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not data(name).exists():
+        pytest.skip(f"no {name}")
+    given = ["--dataset_name", str(data(name)), "--model_name_or_path", str(model)]
+    assert run(["check", *given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["usable"] + found["unusable"] == found["rows"] == len(data(name).read_bytes().splitlines())
     quick = "--max_steps 2 --per_device_train_batch_size 2 --report_to none --use_cpu true --save_strategy no"
-    assert run(["train", *words, *quick.split()]) == 0
-    head = tmp_path / "head.jsonl"
-    head.write_bytes(b"".join(data(name).read_bytes().splitlines(keepends=True)[:4]))
-    words = ["--model_name_or_path", str(tmp_path / "run"), "--input", str(head), "--output", str(tmp_path / "trails")]
-    assert run(["revise", *words, "--revisions", "1", "--max_new_tokens", "4"]) == 0
-    assert len((tmp_path / "trails").read_text("utf-8").splitlines()) == 4
+    assert run(["train", *given, "--output_dir", str(tmp_path / "run"), *quick.split()]) == 0
+    kept = tmp_path / "run" / REJECTED_FILE
+    assert found["unusable"] == (len(kept.read_text("utf-8").splitlines()) if kept.exists() else 0)
+    used = ["--model_name_or_path", str(tmp_path / "run"), "--input", str(data(name))]
+    used += ["--output", str(tmp_path / "trails"), "--revisions", "1", "--max_new_tokens", "2"]
+    assert run(["revise", *used]) == 0
+    assert len((tmp_path / "trails").read_text("utf-8").splitlines()) == found["rows"]

@@ -18,7 +18,8 @@ def print_inspection(found: Any) -> None:
     console = Console(highlight=False)
     for each in found.examples:
         console.print(f"[bold]{each.role}[/bold] (scored tokens in colour)", Text(each.where))
-        console.print(Text(_ends(each.context), style="dim").append(each.answer, style="not dim bold green"), "")
+        console.print(Text(_ends(each.context), style="dim").append(each.answer, style="not dim bold green"))
+        console.print()
     for sentence in found.sentences():
         console.print(sentence, markup=False)
     for each in found.reasons:
@@ -27,10 +28,13 @@ def print_inspection(found: Any) -> None:
     for leak in found.leaks:
         console.print(f"  {leak}", markup=False)
     limit = [f"over {found.max_length}"] if found.max_length else []
-    table = Table("tokens", *(["median", "95 %", "longest", *limit]), box=None)
+    table = Table("tokens", box=None)
+    for column in ("median", "95 %", "longest", *limit):
+        table.add_column(column, justify="right")
     for name, lengths in found.lengths.items():
         cells = lengths if limit else lengths[:3]
         table.add_row(NAMES.get(name, name), *map(str, cells))
+    console.print()
     console.print(table)
 
 
