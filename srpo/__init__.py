@@ -14,9 +14,10 @@ __version__ = "0.1.0"
 _HOME = {
     "SRPOError": "srpo.errors",
     "Pair": "srpo.pairs.read",
+    "Source": "srpo.pairs.source",
     "read_pairs": "srpo.pairs.read",
     "Renderer": "srpo.pairs.render",
-    "RevisionTemplate": "srpo.pairs.render",
+    "RevisionTemplate": "srpo.pairs.presets",
     "PrefixTree": "srpo.pairs.tree",
     "SixLogps": "srpo.maths.objective",
     "srpo_loss": "srpo.maths.objective",
@@ -42,6 +43,7 @@ __all__ = [
     "SRPOError",
     "SRPOTrainer",
     "SixLogps",
+    "Source",
     "Trail",
     "__version__",
     "dpo_loss",
@@ -58,8 +60,10 @@ if TYPE_CHECKING:
     from srpo.maths.confidence import preference_eq9, preference_eq14
     from srpo.maths.objective import SixLogps, dpo_loss, ipo_loss, srpo_loss
     from srpo.model.forward import six_logps
+    from srpo.pairs.presets import RevisionTemplate
     from srpo.pairs.read import Pair, read_pairs
-    from srpo.pairs.render import Renderer, RevisionTemplate
+    from srpo.pairs.render import Renderer
+    from srpo.pairs.source import Source
     from srpo.pairs.tree import PrefixTree
     from srpo.revise.reviser import Reviser
     from srpo.revise.trail import Trail

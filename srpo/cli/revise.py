@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     parser = Parser("revise", "Draft an answer to each prompt and revise it.")
     parser.add_argument("--model_name_or_path", required=True, help="folder of a trained model or adapter")
-    parser.add_argument("--input", required=True, help="JSONL with a `prompt` per row")
+    parser.add_argument("--input", required=True, help="a file with a `prompt` per row, in any layout")
     parser.add_argument("--output", required=True, help="JSONL of trails; rows already in it are not done again")
     parser.add_argument("--revisions", type=int, default=5, help="revisions at most")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")

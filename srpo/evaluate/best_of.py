@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from srpo.pairs.read import read_prompts
+from srpo.pairs.render import options_of
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Answer, Trail
 
@@ -28,7 +29,7 @@ def best_of(reviser: Reviser, prompts: Iterable[Any], settings: Settings) -> lis
         list(reviser.trails(rows, replace(settings, revisions=0, policy="always", seed=_seed(settings.seed, draw))))
         for draw in range(settings.revisions + 1)
     ]
-    contexts = reviser.renderer.drafts([row.prompt for row in rows])
+    contexts = reviser.renderer.drafts([row.prompt for row in rows], [options_of(row) for row in rows])
     trails = []
     for at in range(0, len(rows), reviser.engine.batch_size):
         batch = slice(at, at + reviser.engine.batch_size)

@@ -9,147 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from srpo.errors import DataError, InputError, TemplateError, did_you_mean
-from srpo.pairs.read import Message, Pair, Prompt
+from srpo.errors import DataError, TemplateError
+from srpo.pairs.chat import MARK, ChatTemplate, Guard
+from srpo.pairs.presets import PRESETS, TEMPLATE_FILE, RevisionTemplate, template_for
+from srpo.pairs.read import Pair, Prompt, PromptRow, Reject
 from srpo.pairs.tree import TokenPair
 
-TEMPLATE_FILE = "revision_template.json"
-FORMS = ("text", "quote", "turn")
+__all__ = ["PRESETS", "TEMPLATE_FILE", "Renderer", "RevisionTemplate", "as_text", "options_of", "template_for"]
+
 CHUNK = 512
-
-_JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-# Jinja runs a template's expressions as Python, so their errors are Python's.
-_TEMPLATE_FAILS = (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError)
-
-
-@lru_cache(maxsize=64)
-def _compiled(source: str) -> jinja2.Template:
-    """Jinja compiles anew at every `from_string`, which takes as long as tokenising a row."""
-    return _JINJA.from_string(source)
-
-
-@dataclass(frozen=True)
-class RevisionTemplate:
-    """How a prompt is put to the model, alone and together with a draft to revise.
-
-    Attributes:
-        name: the preset's name, or the file it came from.
-        form: what the Jinja texts make. "text": the whole context, for models without a chat template. "quote": the
-            last user turn, the draft quoted inside it. "turn": the user turn that follows the draft, which stands as
-            the assistant's own turn before it.
-        draft: Jinja over `prompt`.
-        revision: Jinja over `prompt` and `draft`.
-
-    Example:
-        >>> RevisionTemplate.preset("plain").fill_revision("Q: 2+2? A:", " 5")
-        'Q: 2+2? A: 5\\n\\nA better answer:'
-    """
-
-    name: str
-    form: str
-    draft: str
-    revision: str
-
-    def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise TemplateError(f"form {self.form!r}", where=self.name, expected="one of " + ", ".join(FORMS))
-        for part in ("draft", "revision"):
-            try:
-                _compiled(getattr(self, part))
-            except jinja2.TemplateSyntaxError as error:
-                raise TemplateError(f"{part} is not Jinja: {error}", where=self.name) from None
-
-    def fill_draft(self, prompt: str) -> str:
-        """The text that asks for a draft."""
-        return self._fill(self.draft, prompt=prompt)
-
-    def fill_revision(self, prompt: str, draft: str) -> str:
-        """The text that asks for a revision of `draft`."""
-        return self._fill(self.revision, prompt=prompt, draft=draft)
-
-    def _fill(self, source: str, **texts: str) -> str:
-        try:
-            return _compiled(source).render(**texts)
-        except _TEMPLATE_FAILS as error:
-            raise TemplateError(str(error), where=f"revision template {self.name!r}") from None
-
-    @classmethod
-    def preset(cls, name: str) -> RevisionTemplate:
-        """A template by name.
-
-        Raises:
-            TemplateError: there is no such preset.
-        """
-        if name not in PRESETS:
-            fix = did_you_mean(name, PRESETS)
-            raise TemplateError(f"no preset {name!r}", expected="one of " + ", ".join(PRESETS), fix=fix)
-        return PRESETS[name]
-
-    @classmethod
-    def load(cls, path: str | Path) -> RevisionTemplate:
-        """The template in a JSON file, or beside a saved model when `path` is its folder.
-
-        Raises:
-            InputError: there is none.
-            TemplateError: the file is not a revision template.
-        """
-        file = Path(path) / TEMPLATE_FILE if Path(path).is_dir() else Path(path)
-        try:
-            row = json.loads(file.read_text("utf-8"))
-            return cls(*(row[key] for key in ("name", "form", "draft", "revision")))
-        except FileNotFoundError:
-            fix = f"name one with --revision_template ({', '.join(PRESETS)} or a file)"
-            raise InputError("no revision template", where=str(file), fix=fix) from None
-        except (ValueError, KeyError, TypeError):
-            expected = "a JSON object with name, form, draft and revision"
-            raise TemplateError("not a revision template", where=str(file), expected=expected) from None
-
-    def save(self, folder: str | Path, fingerprint: str = "") -> None:
-        """Writes the template beside a model; `load` reads it back.
-
-        Args:
-            fingerprint: the renderer's, so that a later mismatch of tokenizer can be seen.
-        """
-        text = json.dumps({"format": 1, **asdict(self), "sha256": fingerprint}, ensure_ascii=False, indent=2)
-        (Path(folder) / TEMPLATE_FILE).write_text(text + "\n", "utf-8")
-
-
-PRESETS = {
-    template.name: template
-    for template in (
-        RevisionTemplate(
-            "quote",
-            "quote",
-            "{{ prompt }}",
-            "{{ prompt }}\n\nHere is an example of an answer:\n\n{{ draft }}\n\n"
-            "Using it as you see fit, write the best answer you can.",
-        ),
-        RevisionTemplate("turn", "turn", "{{ prompt }}", "Revise your answer. Write the best answer you can."),
-        RevisionTemplate("plain", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}\n\nA better answer:"),
-    )
-}
-
-
-def template_for(model: str, asked: str | None) -> RevisionTemplate | None:
-    """The template to use with a model: the one asked for by preset or file name, else the one saved with it, else
-    None, which leaves the choice to `Renderer`.
-
-    Raises:
-        TemplateError: neither a preset nor a file.
-    """
-    if asked is not None:
-        return RevisionTemplate.load(asked) if Path(asked).exists() else RevisionTemplate.preset(asked)
-    return RevisionTemplate.load(model) if model and (Path(model) / TEMPLATE_FILE).is_file() else None
+Options = Mapping[str, Any]
 
 
 class Renderer:
@@ -161,7 +35,8 @@ class Renderer:
             and `renderer.template.name` says which.
 
     Raises:
-        TemplateError: the template's form does not fit the tokenizer, or the tokenizer has no token to end an answer.
+        TemplateError: the template's form does not fit the tokenizer, it was saved with another tokenizer, or the
+            tokenizer has no token to end an answer.
 
     Example:
         >>> from srpo.tasks.carry import TEMPLATE, carry_tokenizer
@@ -182,61 +57,134 @@ class Renderer:
                 where=f"revision template {self.template.name!r}",
                 fix=fix,
             )
+        self._guard = Guard(tokenizer)
+        self.chat = ChatTemplate(tokenizer, self._guard) if chat else None
         self.terminator = self._terminator()
+        self._expect_what_was_saved()
 
     # ------------------------------------------------------------------ contexts and answers
 
-    def draft(self, prompt: Prompt) -> list[int]:
+    def draft(self, prompt: Prompt, options: Options | None = None) -> list[int]:
         """Ids the model drafts from."""
-        return self._encode([self._draft_text(prompt)])[0]
+        return self._encode([self._draft_text(prompt, options)])[0]
 
-    def revision(self, prompt: Prompt, draft: str) -> list[int]:
+    def revision(self, prompt: Prompt, draft: str, options: Options | None = None) -> list[int]:
         """Ids the model revises `draft` from."""
-        return self._encode([self._revision_text(prompt, draft)])[0]
+        return self._encode([self._revision_text(prompt, draft, options)])[0]
 
     def answer(self, text: str) -> list[int]:
         """Ids of an answer, its terminator included."""
-        return self._encode_alone([text])[0]
+        return self.answers([text])[0]
 
-    def drafts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """`draft` for many prompts at once."""
-        return self._encode([self._draft_text(prompt) for prompt in prompts])
+    def drafts(self, prompts: Sequence[Prompt], options: Sequence[Options | None] | None = None) -> list[list[int]]:
+        """`draft` for many prompts at once.
 
-    def revisions(self, prompts: Sequence[Prompt], drafts: Sequence[str]) -> list[list[int]]:
+        Args:
+            options: for the chat template, one mapping per prompt: `tools`, and whatever else it reads.
+        """
+        given = options or [None] * len(prompts)
+        return self._encode([self._draft_text(*each) for each in zip(prompts, given, strict=True)])
+
+    def revisions(
+        self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
+    ) -> list[list[int]]:
         """`revision` for many prompts at once."""
-        return self._encode([self._revision_text(p, draft) for p, draft in zip(prompts, drafts, strict=True)])
+        given = options or [None] * len(prompts)
+        return self._encode([self._revision_text(*each) for each in zip(prompts, drafts, given, strict=True)])
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """`answer` for many texts at once."""
-        return self._encode_alone(texts)
+        return [[*row, self.terminator] for row in self._ids([self._guard.answer(text) for text in texts])]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of answer ids, up to where the model ended its turn."""
+        """The text of answer ids, up to where the model ended its turn.
+
+        Thinking that ends in a special token leaves no trace of its end in a text, so it goes, as in the template.
+        """
         ids = list(ids)
         stops = [i for i, token in enumerate(ids) if token in self.stop_ids]
-        return self.tokenizer.decode(ids[: stops[0]] if stops else ids, skip_special_tokens=True)
+        ids = ids[: stops[0]] if stops else ids
+        thought = [i for i, token in enumerate(ids) if token in self._thinking_ids]
+        return self.tokenizer.decode(ids[thought[-1] + 1 :] if thought else ids, skip_special_tokens=True)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which generation ends: the terminator and the tokenizer's end-of-sequence token."""
         return tuple(dict.fromkeys(t for t in (self.terminator, self.tokenizer.eos_token_id) if t is not None))
 
+    @cached_property
+    def _thinking_ids(self) -> tuple[int, ...]:
+        ends = [end for end in self.chat.thinking_ends if end in self._guard.special] if self.chat else []
+        return tuple(self.tokenizer.convert_tokens_to_ids(ends))
+
     def six(self, pair: Pair) -> list[TokenPair]:
         """The six (context ids, answer ids) of a pair, in the order of `SixLogps`."""
         return next(self.sixes([pair]))
 
-    def sixes(self, pairs: Sequence[Pair]) -> Iterator[list[TokenPair]]:
-        """`six` for many pairs, tokenised in batches."""
+    def sixes(self, pairs: Iterable[Pair]) -> Iterator[list[TokenPair]]:
+        """`six` for many pairs, tokenised in batches.
+
+        Raises:
+            DataError: a pair has no token to score its answer at, or its prompt ends in another turn than the user's.
+            TemplateError: the chat template refuses a conversation; says which row it is.
+        """
+        for pair, six in self.rendered(pairs):
+            if isinstance(six, Reject):
+                raise (TemplateError if "chat template" in six.reason else DataError)(six.reason, where=pair.where)
+            yield six
+
+    def rendered(self, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, list[TokenPair] | Reject]]:
+        """Each pair with its six, or with the reason why it has none; reads ahead by one batch."""
         remaining = iter(pairs)
         while chunk := list(islice(remaining, CHUNK)):
-            prompts, w, l = ([getattr(p, part) for p in chunk] for part in ("prompt", "chosen", "rejected"))
-            answers_w, answers_l = self.answers(w), self.answers(l)
-            drafts, after_w, after_l = self.drafts(prompts), self.revisions(prompts, w), self.revisions(prompts, l)
-            for pair, x, xw, xl, aw, al in zip(chunk, drafts, after_w, after_l, answers_w, answers_l, strict=True):
+            found = [self._texts(pair) for pair in chunk]
+            texts = [text for each in found if not isinstance(each, Reject) for text in each]
+            contexts = iter(self._encode(texts))
+            answers = iter(self.answers([text for pair in chunk for text in (pair.chosen, pair.rejected)]))
+            for pair, each in zip(chunk, found, strict=True):
+                w, l = next(answers), next(answers)
+                if isinstance(each, Reject):
+                    yield pair, each
+                    continue
+                x, xw, xl = next(contexts), next(contexts), next(contexts)
                 if not x:
-                    raise DataError("the prompt is empty and the tokenizer has no BOS token", where=pair.where)
-                pieces = ((x, aw), (x, al), (xw, aw), (xw, al), (xl, aw), (xl, al))
-                yield [TokenPair(context, answer) for context, answer in pieces]
+                    yield pair, Reject(pair.where, _NO_BOS)
+                else:
+                    pieces = ((x, w), (x, l), (xw, w), (xw, l), (xl, w), (xl, l))
+                    yield pair, [TokenPair(context, answer) for context, answer in pieces]
+
+    def _texts(self, pair: Pair) -> tuple[str, str, str] | Reject:
+        """The draft context, and the revision contexts of the chosen and of the rejected answer."""
+        try:
+            self.expect_shown(pair)
+            options = options_of(pair)
+            return (
+                self._draft_text(pair.prompt, options),
+                self._revision_text(pair.prompt, pair.chosen, options),
+                self._revision_text(pair.prompt, pair.rejected, options),
+            )
+        except (DataError, TemplateError) as error:
+            if str(error).startswith("revision template"):  # its own fault, not the row's
+                raise
+            return Reject(pair.where, str(error).removeprefix(f"{pair.where}: "))
+
+    def expect_shown(self, row: Pair | PromptRow) -> None:
+        """Whether what the row hands to the chat template comes to the model's eyes.
+
+        Raises:
+            DataError: there is no chat template, or it shows no tools and the row has some.
+            TemplateError: the chat template refuses the prompt.
+        """
+        options = options_of(row)
+        if not options:
+            return
+        if self.chat is None:
+            problem = "tools and chat_template_kwargs need a chat template, and the tokenizer has none"
+            raise DataError(problem, where=row.where)
+        if not row.tools:
+            return
+        if self._draft_text(row.prompt, options) == self._draft_text(row.prompt, row.chat_template_kwargs):
+            raise DataError("the chat template shows no tools, and the row has some", where=row.where)
 
     # ------------------------------------------------------------------ identity
 
@@ -248,89 +196,102 @@ class Renderer:
             state = sorted(self.tokenizer.get_vocab().items())
         else:  # padding and truncation are left over from the tokenizer's last call, and have no part in ours
             state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
-        special = [str(token) for token in self._control_tokens]
         ends = [self._text_bos, self._lone_bos, *self.stop_ids]
-        parts = [asdict(self.template), self.tokenizer.chat_template, state, special, ends]
+        parts = [self.template.identity(), self.tokenizer.chat_template, state, self._guard.control, ends]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _expect_what_was_saved(self) -> None:
+        saved = self.template.sha256
+        if saved and saved != self.fingerprint:
+            raise TemplateError(
+                f"was saved with a tokenizer or chat template of sha256 {saved}, and this one makes {self.fingerprint}",
+                where=f"revision template {self.template.name!r}",
+                expected="the tokenizer that the model was trained with",
+                fix="restore it, or name the template with --revision_template to take it as it is",
+            )
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the chat template does that one would not expect, a clause each."""
+        return self.chat.notes if self.chat else []
 
     # ------------------------------------------------------------------ text
 
-    def _draft_text(self, prompt: Prompt) -> str:
-        if self.template.form == "text":
-            return self.template.fill_draft(self._guard(as_text(prompt)))
-        turns = self._turns(prompt)
+    def _draft_text(self, prompt: Prompt, options: Options | None = None) -> str:
+        if self.chat is None:
+            return self._filled(self._guard.content(as_text(prompt)))
+        turns = self.chat.turns(prompt)
         if self.template.form == "quote":
-            turns[-1]["content"] = self.template.fill_draft(turns[-1]["content"])
-        return self._chat(turns)
+            turns[-1]["content"] = self._filled(turns[-1]["content"])
+        return self.chat.render(turns, self._options(options))
 
-    def _revision_text(self, prompt: Prompt, draft: str) -> str:
-        draft = self._guard(draft)
-        if self.template.form == "text":
-            return self.template.fill_revision(self._guard(as_text(prompt)), draft)
-        turns = self._turns(prompt)
+    def _revision_text(self, prompt: Prompt, draft: str, options: Options | None = None) -> str:
+        if self.chat is None:
+            return self._filled(self._guard.content(as_text(prompt)), self._guard.answer(draft))
+        turns, draft = self.chat.turns(prompt), self.chat.shown(draft)
+        asked = turns[-1]["content"]
         if self.template.form == "quote":
-            turns[-1]["content"] = self.template.fill_revision(turns[-1]["content"], draft)
-            return self._chat(turns)
-        asked = self.template.fill_revision(turns[-1]["content"], draft)
-        return self._chat([*turns, {"role": "assistant", "content": draft}, {"role": "user", "content": asked}])
+            turns[-1]["content"] = self._filled(asked, self._guard.content(draft))
+        else:
+            turns.append({"role": "assistant", "content": self._guard.answer(draft)})
+            turns.append({"role": "user", "content": self._filled(asked, self._guard.content(draft))})
+        return self.chat.render(turns, self._options(options))
 
-    def _turns(self, prompt: Prompt) -> list[Message]:
-        """The prompt as messages of our own to change, ending in a user turn."""
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if not turns or turns[-1]["role"] != "user":
-            last = f"ends in a {turns[-1]['role']} message" if turns else "has no message"
-            raise DataError(f"the prompt {last}", expected="a user message last")
-        return [{part: self._guard(text) for part, text in turn.items()} for turn in turns]
+    def _filled(self, *given: str) -> str:
+        """The text of a draft's prompt, or of a revision's where a draft is given too. Where one of them meets the
+        other, or the template, they may make a control token that neither holds; then, and only then, marks go between.
+        """
+        fill = self.template.fill_revision if len(given) > 1 else self.template.fill_draft
+        text = fill(*given)
+        half = any(each.endswith(MARK[0]) or each.startswith(MARK[1]) for each in given)
+        made = [token for token in self._guard.held(text) if token != MARK]
+        if not half and not made:
+            return text
+        if half or any(text.count(token) > self._own[len(given)].count(token) for token in made):
+            return fill(*(f"{MARK}{each}{MARK}" for each in given))
+        return text
 
-    def _chat(self, turns: list[Message], *, add_generation_prompt: bool = True) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except _TEMPLATE_FAILS as error:
-            raise TemplateError(f"the tokenizer's chat template refuses this conversation: {error}") from None
+    @cached_property
+    def _own(self) -> dict[int, str]:
+        """What the template writes around a prompt, and around a prompt and a draft."""
+        return {1: self.template.fill_draft("p"), 2: self.template.fill_revision("p", "d")}
+
+    def _options(self, options: Options | None) -> Options:
+        found: Options = self._guard.within({**self.template.chat_template_kwargs, **(options or {})})
+        return found
 
     # ------------------------------------------------------------------ ids
 
-    def _guard(self, text: str) -> str:
-        """Content with a mark inside everything that looks like a control token, so that it stays text, and after the
-        beginning of one at its end, which whatever follows could complete.
-
-        Encoding with the tokenizer's own "split specials" switch would also split those of the chat template.
-        """
-        for token in (_MARK, *self._control_tokens):  # a mark that stands in the content is split by one as well
-            if token in text:
-                text = text.replace(token, token[:1] + _MARK + token[1:])
-        return text + _MARK if text.endswith(self._beginnings) else text
-
-    @cached_property
-    def _beginnings(self) -> tuple[str, ...]:
-        return tuple({token[:i] for token in (_MARK, *self._control_tokens) for i in range(1, len(token))})
-
-    @cached_property
-    def _control_tokens(self) -> tuple[str, ...]:
-        added = self.tokenizer.added_tokens_decoder.values()
-        named = {str(token) for token in added if token.special} | set(self.tokenizer.all_special_tokens)
-        return tuple(sorted((token for token in named if len(token) > 1), key=len, reverse=True))
-
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of contexts; text marked by `_guard` goes in pieces, so that none holds a whole control token."""
+        """Ids of contexts; text marked by the guard goes in pieces, so that none holds a whole control token."""
         bos = self._text_bos
         rows = self._ids(texts)
         if self.template.form == "text":
             rows = [bos + row for row in rows]
         return [row or list(bos) or self._lone_bos for row in rows]
 
-    def _encode_alone(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[*row, self.terminator] for row in self._ids([self._guard(text) for text in texts])]
-
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        pieces = [text.split(_MARK) for text in texts]
+        pieces = [text.split(MARK) for text in texts]
         flat = [piece for row in pieces for piece in row]
-        encoded = iter(self.tokenizer(flat, add_special_tokens=False, return_attention_mask=False)["input_ids"])
-        return [[token for _ in row for token in next(encoded)] for row in pieces]
+        encoded = iter(self._encoded(flat))
+        return [next(encoded) if len(row) == 1 else [id_ for _ in row for id_ in next(encoded)] for row in pieces]
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        if not self._plainly_fast:
+            return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        self.tokenizer("", add_special_tokens=False)  # takes back padding and truncation that a caller may have set
+        quick = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [each.ids for each in quick]
+
+    @cached_property
+    def _plainly_fast(self) -> bool:
+        """Whether the library below may be asked at once, without the offsets that nobody here reads."""
+        from transformers import PreTrainedTokenizerFast
+
+        encode = getattr(type(self.tokenizer), "_encode_plus", None)
+        return encode is not None and encode is getattr(PreTrainedTokenizerFast, "_encode_plus", None)
 
     @cached_property
     def _text_bos(self) -> list[int]:
@@ -344,25 +305,21 @@ class Renderer:
 
     def _terminator(self) -> int:
         """The id that ends an answer: what the chat template puts after one, else the end-of-sequence token."""
-        if self.tokenizer.chat_template:
-            turns = [{"role": role, "content": f"srpo probe {role}"} for role in ("user", "assistant")]
-            text = self._chat(turns, add_generation_prompt=False)
-            if lost := [turn["role"] for turn in turns if turn["content"] not in text]:
-                problem = f"the tokenizer's chat template leaves out what the {lost[0]} says"
-                raise TemplateError(problem, expected="one that takes a message's content as a string")
-            tail = text.rpartition(turns[-1]["content"])[2].lstrip()
-            for token in self._control_tokens:
-                if tail.startswith(token):
-                    return int(self.tokenizer.convert_tokens_to_ids(token))
+        if self.chat is not None and self.chat.terminator is not None:
+            return int(self.tokenizer.convert_tokens_to_ids(self.chat.terminator))
         if self.tokenizer.eos_token_id is None:
             fix = "set tokenizer.eos_token"
             raise TemplateError("the tokenizer has no token that ends an answer", where="tokenizer", fix=fix)
         return int(self.tokenizer.eos_token_id)
 
 
-_MARK = (
-    "\ufdd0\ufdef"  # two noncharacters; they stand inside control tokens written as text and are gone before encoding
-)
+_NO_BOS = "the prompt is empty and the tokenizer has no BOS token"
+
+
+def options_of(row: Pair | PromptRow) -> Options | None:
+    """What a row hands to the chat template beside its messages: `tools`, and its `chat_template_kwargs`."""
+    tools = {"tools": row.tools} if row.tools else {}
+    return {**tools, **(row.chat_template_kwargs or {})} or None
 
 
 def as_text(prompt: Prompt) -> str:

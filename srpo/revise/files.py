@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from srpo.errors import ConfigError, DataError, Interrupted, OutputError
-from srpo.pairs.read import PromptRow, Reject, read_prompts
+from srpo.pairs.read import PromptRow, Reject, read_prompts, reasons
+from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
@@ -46,9 +47,12 @@ def revise_file(
     rejects: list[Reject] = []
     rows = read_prompts(source, rejects=rejects if bad_rows == "skip" else None)
     if rejects:
-        log.warning("srpo: %d unusable rows of %s left out", len(rejects), source)
+        log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
     path = Path(target)
     try:
+        if rejects:
+            kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
+            path.with_name(f"{path.name}.{REJECTED_FILE}").write_text(kept, "utf-8")
         _expect_same({**asdict(settings), **(made_with or {})}, path)
         present = _present(path, rows)
         with path.open("a", encoding="utf-8") as file:
@@ -96,6 +100,11 @@ def _present(path: Path, rows: list[PromptRow]) -> int:
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         trail = Trail.from_json(line, where=where)
-        if number > len(rows) or trail.prompt != rows[number - 1].prompt:
+        if number > len(rows) or _asked(trail) != _asked(rows[number - 1]):
             raise DataError("a trail of another prompt", where=where, fix="choose another --output")
     return len(lines)
+
+
+def _asked(row: PromptRow | Trail) -> list[object]:
+    """What the model is shown of a row, and its `meta` has beside the prompt."""
+    return [row.prompt, *(row.meta.get(key) for key in ("tools", "chat_template_kwargs"))]

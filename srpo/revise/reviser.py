@@ -23,7 +23,7 @@ from srpo.model.forest import Forest
 from srpo.model.forward import sequence_logps, settle_backend
 from srpo.model.load import load_model, load_tokenizer, model_context
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
-from srpo.pairs.render import Renderer, RevisionTemplate, template_for
+from srpo.pairs.render import Renderer, RevisionTemplate, options_of, template_for
 from srpo.pairs.tree import PrefixTree
 from srpo.revise.trail import Answer, Trail
 
@@ -130,12 +130,14 @@ class Reviser:
         """A trail per prompt, in order.
 
         Args:
-            prompts: texts, message lists, or rows with a `prompt`.
+            prompts: texts, message lists, or rows with a `prompt` and, if need be, `system`, `tools` and
+                `chat_template_kwargs`.
             revisions: how many at most.
             settings: the other fields of `Settings`: temperature, seed, max_new_tokens, policy.
 
         Raises:
             ConfigError: a setting out of range, or "if_preferred" without a reference.
+            DataError: a row's tools or options would not be shown to the model.
             LengthError: a context leaves no room in the model's window.
         """
         rows = read_prompts([row if isinstance(row, dict) else {"prompt": row} for row in prompts])
@@ -151,6 +153,8 @@ class Reviser:
         if settings.policy == "if_preferred" and not self.has_confidence:
             fix = "pass the model it was trained from as the reference"
             raise ConfigError("if_preferred needs the model's own confidence", where="policy", fix=fix)
+        for row in rows:
+            self.renderer.expect_shown(row)
         counts: dict[str, int] = {}
         items = [_Item(row, _key(row.prompt, counts)) for row in rows]
         size = self.engine.batch_size
@@ -165,13 +169,15 @@ class Reviser:
     # ------------------------------------------------------------------ one step
 
     def _draft(self, batch: list[_Item], settings: Settings) -> None:
-        contexts = self.renderer.drafts([item.row.prompt for item in batch])
+        contexts = self.renderer.drafts([i.row.prompt for i in batch], [options_of(i.row) for i in batch])
         for item, answer in zip(batch, self._complete(batch, contexts, 0, settings), strict=True):
             item.answers.append(answer)
             item.in_hand = answer
 
     def _revise(self, items: list[_Item], revision: int, settings: Settings) -> None:
-        contexts = self.renderer.revisions([i.row.prompt for i in items], [i.in_hand.text for i in items])
+        contexts = self.renderer.revisions(
+            [i.row.prompt for i in items], [i.in_hand.text for i in items], [options_of(i.row) for i in items]
+        )
         answers = self._complete(items, contexts, revision, settings)
         compared = self._compared(contexts, [i.in_hand.text for i in items], [a.text for a in answers])
         for item, answer, (preferred, scored) in zip(items, answers, compared, strict=True):

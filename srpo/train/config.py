@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 from srpo.errors import ConfigError, did_you_mean
 from srpo.maths.objective import OBJECTIVES
 from srpo.model.forward import BACKENDS
+from srpo.pairs.fit import TRUNCATE
 
 REDUCTIONS = ("sum", "mean")
 
@@ -82,11 +83,17 @@ class SRPOConfig(TrainingArguments):
     revision_template: str | None = field(
         default=None,
         metadata={
-            "help": "How a draft is shown: a preset, a JSON file; unset: the one saved with the model, or fitting."
+            "help": "How a draft is shown: a preset, a .jinja or JSON file; unset: what the model was saved with."
         },
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Longest of the six sequences, tokens; unset is the model's own context."}
+    )
+    truncate: str = field(
+        default="none", metadata={"help": "none, or prompt: cut the oldest part of a prompt that is too long."}
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that tokenise; unset: one per core, eight at most."}
     )
     bad_rows: str = field(default="error", metadata={"help": "error, or skip: leave unusable rows out and count them."})
     backend: str = field(default="auto", metadata={"help": "auto, path or flat: how the six log-probs are computed."})
@@ -142,6 +149,7 @@ class SRPOConfig(TrainingArguments):
             ("backend", BACKENDS),
             ("logps_reduction", REDUCTIONS),
             ("bad_rows", ("error", "skip")),
+            ("truncate", TRUNCATE),
         ):
             value = getattr(self, name)
             if value not in known:
@@ -165,6 +173,8 @@ class SRPOConfig(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{getattr(self, name)}", where=name, expected="at least 1")
+        if self.dataset_num_proc is not None and not (type(self.dataset_num_proc) is int and self.dataset_num_proc > 0):
+            raise ConfigError(f"{self.dataset_num_proc!r}", where="dataset_num_proc", expected="a whole number above 0")
         if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 2):
             raise ConfigError(
                 f"{self.max_length!r}", where="max_length", expected="a whole number of tokens, at least 2"

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
-from srpo.errors import LengthError
-from srpo.pairs.read import Reject, read_pairs
+from srpo.errors import DataError, LengthError, SRPOError, TemplateError
+from srpo.pairs.fit import SAME_TOKENS, fitted
+from srpo.pairs.kept import KEPT_FROM
+from srpo.pairs.parallel import mapped
+from srpo.pairs.read import Pair, Reject, Source, read, reasons
 from srpo.pairs.render import Renderer
 from srpo.pairs.tree import PrefixTree
+from srpo.train.store import TreeStore
 
+VERSION = 1  # of what is kept; another one is not read
 log = logging.getLogger("srpo")
 
 
@@ -26,50 +34,75 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         trees: what is scored.
         where: `file:line` or `row n` of each.
         rejects: rows left out, with their reasons.
+        cut: `file:line` or `row n` of each pair whose prompt was cut → tokens cut.
+        tokenised: pairs that were rendered to make this; 0 when all of it was kept from an earlier time.
     """
 
-    trees: list[PrefixTree]
+    trees: Sequence[PrefixTree]
     where: list[str]
     rejects: list[Reject]
+    cut: dict[str, int]
+    tokenised: int
 
     @classmethod
     def build(
         cls,
-        source: str | Iterable[Mapping[str, Any]],
+        source: str | Path | Source | Iterable[Mapping[str, Any]],
         renderer: Renderer,
         *,
         max_length: int | None,
         bad_rows: str = "error",
         drafts_only: bool = False,
+        truncate: str = "none",
+        num_proc: int | None = None,
+        cache: str | Path | None = None,
     ) -> TreeDataset:
         """Reads, renders and packs.
 
         Args:
-            source: path of a JSONL file, or rows.
+            source: path of a file, rows, or a `Source`.
             max_length: longest sequence allowed, tokens; None allows any.
-            bad_rows: "error" stops at unusable or overlong rows, "skip" leaves them out and says how many.
+            bad_rows: "error" stops at unusable or overlong rows, "skip" leaves them out and says how many. Rows that
+                prefer nothing are left out either way.
             drafts_only: pack the two draft sequences alone.
+            truncate: "none", or "prompt", which cuts the oldest part of a prompt that is too long.
+            num_proc: processes to render in; None takes one per core, eight at most, when there are enough rows.
+            cache: folder that keeps what became of a thousand pairs or more, for the same pairs, tokenizer, template
+                and lengths; None keeps nothing.
 
         Raises:
             DataError: unusable rows, or none left.
             LengthError: overlong rows; the first ten are named with their lengths.
+            TemplateError: the chat template refuses rows.
         """
-        rejects: list[Reject] = []
-        pairs = read_pairs(source, rejects=rejects if bad_rows == "skip" else None)
-        kept, trees, overlong = [], [], []
-        for pair, six in zip(pairs, renderer.sixes(pairs), strict=True):
-            lengths = [len(context) + len(answer) for context, answer in six]
-            if max_length is not None and max(lengths) > max_length:
-                overlong.append(Reject(pair.where, _lengths(lengths, max_length)))
-            else:
-                kept.append(pair)
-                trees.append(PrefixTree.pack(six[:2] if drafts_only else six))
-        if overlong and (bad_rows == "error" or not kept):
-            raise _too_long(overlong, len(pairs))
-        rejects += overlong
-        if rejects:
-            log.warning("srpo: %d of %d rows left out", len(rejects), len(kept) + len(rejects))
-        return cls(trees, [pair.where for pair in kept], rejects)
+        reading = read(source, rejects=[] if bad_rows == "skip" else None)
+        pairs, rejects = reading.pairs, reading.rejects
+        packing = _Packing(renderer, max_length, truncate, drafts_only)
+        file = Path(cache) / f"{packing.key(pairs)}.trees" if cache and len(pairs) >= KEPT_FROM else None
+        kept = TreeStore.load(file) if file else None
+        if kept:
+            store, note = kept
+            found = _Packed(store, *json.loads(note))
+            log.info("srpo: %d pairs tokenised before, kept in %s", len(pairs), file)
+        else:
+            found = packing.all(pairs, num_proc)
+            if file:
+                _keep(found, file)
+        same = {i for i, reason in found.bad if reason == SAME_TOKENS}  # neither is preferred, which stops nothing
+        bad = {i: Reject(pairs[i].where, reason) for i, reason in found.bad}
+        stops = [each for i, each in bad.items() if i not in same]
+        if (stops and bad_rows == "error") or len(bad) == len(pairs):
+            raise _unfit(stops or list(bad.values()), len(pairs))
+        rejects = [*rejects, *bad.values()]
+        if bad or (rejects and bad_rows == "skip"):
+            left = len(pairs) - len(bad)
+            log.warning("srpo: %d of %d rows left out: %s", len(rejects), left + len(rejects), reasons(rejects))
+        cut = {pairs[i].where: tokens for i, tokens in found.cut}
+        if cut:
+            said = "srpo: the prompts of %d of %d pairs cut to fit %d tokens, by %d tokens at most"
+            log.warning(said, len(cut), len(pairs), max_length, max(cut.values()))
+        where = [pair.where for i, pair in enumerate(pairs) if i not in bad]
+        return cls(found.trees, where, rejects, cut, 0 if kept else len(pairs))
 
     def __len__(self) -> int:
         return len(self.trees)
@@ -83,19 +116,79 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         return sum(tree.flat_tokens for tree in self.trees) / sum(map(len, self.trees))
 
 
+class _Packed(NamedTuple):
+    """Trees in order, and what happened to the pairs they are of: index and reason, index and tokens cut."""
+
+    trees: TreeStore
+    bad: list[tuple[int, str]]
+    cut: list[tuple[int, int]]
+
+
+class _Packing(NamedTuple):
+    """How pairs become trees."""
+
+    renderer: Renderer
+    max_length: int | None
+    truncate: str
+    drafts_only: bool
+
+    def key(self, pairs: list[Pair]) -> str:
+        """sha256 over everything that decides what comes out."""
+        digest = hashlib.sha256(f"{VERSION} {self.renderer.fingerprint} {self[1:]}".encode())
+        for pair in pairs:
+            said = (pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs)
+            digest.update(json.dumps(said, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def all(self, pairs: list[Pair], num_proc: int | None) -> _Packed:
+        whole = _Packed(TreeStore(), [], [])
+        done = 0
+        for chunk, part in mapped(self.chunk, pairs, num_proc=num_proc):
+            whole.trees.extend(part.trees)
+            whole.bad.extend((done + i, reason) for i, reason in part.bad)
+            whole.cut.extend((done + i, tokens) for i, tokens in part.cut)
+            done += chunk
+        return whole
+
+    def chunk(self, pairs: list[Pair]) -> tuple[int, _Packed]:
+        """How many these were, and what they are packed."""
+        trees: list[PrefixTree] = []
+        packed = _Packed(TreeStore(), [], [])
+        rows = fitted(self.renderer, pairs, max_length=self.max_length, truncate=self.truncate)
+        for i, (_, six, _, cut) in enumerate(rows):
+            if isinstance(six, Reject):
+                packed.bad.append((i, six.reason))
+                continue
+            trees.append(PrefixTree.pack(six[:2] if self.drafts_only else six))
+            if cut:
+                packed.cut.append((i, cut))
+        packed.trees.extend(TreeStore.of(trees))
+        return len(pairs), packed
+
+
+def _keep(found: _Packed, file: Path) -> None:
+    """Keeping saves time and nothing else: a full disk or a read-only home is no reason to stop."""
+    try:
+        found.trees.save(file, json.dumps(found[1:]))
+    except OSError as error:
+        log.warning("srpo: tokenised pairs are not kept in %s: %s", file.parent, error.strerror)
+
+
 def collate(rows: Sequence[tuple[int, str, PrefixTree]]) -> dict[str, Any]:
     """A batch: `row` [B] indices into the data set, where each row stands, and the trees."""
     index, where, trees = zip(*rows, strict=True)
     return {"row": torch.tensor(index), "where": list(where), "trees": list(trees)}
 
 
-def _lengths(lengths: list[int], limit: int) -> str:
-    drafts, revisions = lengths[:2], lengths[2:]
-    return f"{max(lengths)} tokens, over the limit of {limit} (as drafts {drafts}, as revisions {revisions})"
-
-
-def _too_long(overlong: list[Reject], total: int) -> LengthError:
-    listed = "\n".join(f"  {where}: {reason}" for where, reason in overlong[:10])
-    more = f"\n  … and {len(overlong) - 10} more" if len(overlong) > 10 else ""
-    fix = "shorten them, raise max_length as far as the model's context goes, or leave them out with bad_rows=skip"
-    return LengthError(f"{len(overlong)} of {total} rows are too long:\n{listed}{more}\n", fix=fix)
+def _unfit(bad: list[Reject], total: int) -> SRPOError:
+    listed = "\n".join(f"  {where}: {reason}" for where, reason in bad[:10])
+    more = f"\n  … and {len(bad) - 10} more" if len(bad) > 10 else ""
+    if all("over the limit of" in reason for _, reason in bad):
+        fix = (
+            "shorten them, raise max_length as far as the model's context goes, cut the oldest part of their prompts "
+            "with truncate=prompt, or leave them out with bad_rows=skip"
+        )
+        return LengthError(f"{len(bad)} of {total} rows are too long:\n{listed}{more}\n", fix=fix)
+    kind = TemplateError if any("chat template" in reason for _, reason in bad) else DataError
+    fix = "mend these rows, or go on without them with `--bad_rows skip`"
+    return kind(f"{len(bad)} of {total} rows cannot be rendered:\n{listed}{more}\n", fix=fix)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import ConfigError, InputError, UsageError, did_you_mean
-from srpo.output import writable_folder
+from srpo.output import writable_folder, write_file
+from srpo.pairs.read import Source, columns_of
+from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.train.config import PRESETS, SRPOConfig
 
 log = logging.getLogger("srpo")
@@ -35,12 +37,21 @@ class DataArguments:
     """Which preference pairs; names are TRL's."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A JSONL file with prompt, chosen and rejected, or a name `datasets` can load."}
+        default=None,
+        metadata={"help": "A JSONL, JSON, CSV or Parquet file, or a folder or name that `datasets` can load."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a named data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a named data set to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split of a named data set to evaluate on."})
-    eval_dataset_name: str | None = field(default=None, metadata={"help": "A JSONL file to evaluate on."})
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "What to evaluate on; a file, a folder or a name, as above."}
+    )
+    map: str | None = field(
+        default=None, metadata={"help": "Columns of other names, ours=theirs: prompt=instruction,chosen=good."}
+    )
+    rankings: str = field(
+        default="all", metadata={"help": "Pairs of a ranked list: all, or best-worst: a best over a worst."}
+    )
 
 
 @dataclass
@@ -104,7 +115,8 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
 
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
     config.model_init_kwargs = {**options, **config.loading_options()}
-    rows, test_rows = _rows(data, data.dataset_train_split), data.eval_dataset_name or _test_rows(config, data)
+    rows = _source(data, str(data.dataset_name), data.dataset_train_split)
+    test_rows = _test_source(config, data)
     if config.eval_strategy != "no" and test_rows is None:
         fix = "add `--eval_dataset_name …`, or leave eval_strategy out"
         raise ConfigError("nothing to evaluate on", where="eval_strategy", fix=fix)
@@ -119,6 +131,8 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     except (ValueError, ImportError) as error:  # transformers' word for a setting it cannot serve, or a missing library
         raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
     _say(trainer)
+    if trainer.is_world_process_zero():
+        _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
     result = trainer.train(resume_from_checkpoint=_checkpoint(config) if run.resume else None)
     trainer.save_model()
     return result.metrics
@@ -138,23 +152,27 @@ def _say(trainer: Any) -> None:
     log.info("srpo: %d pairs; each packed token stands for %.2f flat ones", len(data), data.sharing)
 
 
-def _rows(data: DataArguments, split: str) -> Any:
-    """A path for a file, rows for anything `datasets` loads."""
-    name = str(data.dataset_name)
-    if name.endswith((".jsonl", ".json")) or Path(name).is_file():
-        return name
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, data.dataset_config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        expected = "a JSONL file, or a name that `datasets` can load"
-        raise InputError(f"no such data: {str(error).splitlines()[0]}", where=name, expected=expected) from None
+def _keep_rejected(config: SRPOConfig, read: Iterable[tuple[Any, Any]]) -> None:
+    """What was left out and why, beside the run; a list that an earlier run left there goes."""
+    file = Path(str(config.output_dir)) / REJECTED_FILE
+    lines = [line for source, made in read if made is not None for line in rejected_lines(source, made.rejects)]
+    if lines:
+        write_file(file, "".join(f"{line}\n" for line in lines).encode())
+        log.info("srpo: rows left out are in %s", file)
+    else:
+        file.unlink(missing_ok=True)
 
 
-def _test_rows(config: SRPOConfig, data: DataArguments) -> Any:
-    named = config.eval_strategy != "no" and not isinstance(_rows(data, data.dataset_train_split), str)
-    return _rows(data, data.dataset_test_split) if named else None
+def _source(data: DataArguments, name: str, split: str) -> Source:
+    return Source(name, columns_of(data.map), data.rankings, split, data.dataset_config)
+
+
+def _test_source(config: SRPOConfig, data: DataArguments) -> Source | None:
+    """The data set that is named for it, else the test split of what `datasets` loads to train on."""
+    if data.eval_dataset_name:
+        return _source(data, data.eval_dataset_name, data.dataset_test_split)
+    source = _source(data, str(data.dataset_name), data.dataset_test_split)
+    return source if config.eval_strategy != "no" and source.has_splits else None
 
 
 def _lora(model: ModelArguments) -> Any:

@@ -25,6 +25,8 @@ from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
 from srpo.model.load import load_model, load_tokenizer, model_context
 from srpo.model.reference import Reference
+from srpo.pairs.kept import cache_folder
+from srpo.pairs.read import Source
 from srpo.pairs.render import Renderer, template_for
 from srpo.pairs.tree import PrefixTree
 from srpo.train.config import SRPOConfig
@@ -34,7 +36,7 @@ TRAINING_FILE = "srpo_training.json"
 METRICS_FILE = "metrics.jsonl"
 log = logging.getLogger("srpo")
 
-Rows = str | Iterable[Mapping[str, Any]]
+Rows = str | Source | Iterable[Mapping[str, Any]]
 
 
 class SRPOTrainer(Trainer):
@@ -175,13 +177,17 @@ class SRPOTrainer(Trainer):
     def _trees(self, rows: Rows | None, args: SRPOConfig) -> TreeDataset | None:
         if rows is None or isinstance(rows, TreeDataset):
             return rows
-        return TreeDataset.build(
-            rows,
-            self.renderer,
-            max_length=self._limit,
-            bad_rows=args.bad_rows,
-            drafts_only=self.objective.drafts_only,
-        )
+        with args.main_process_first(desc="tokenising"):  # the others find what it kept
+            return TreeDataset.build(
+                rows,
+                self.renderer,
+                max_length=self._limit,
+                bad_rows=args.bad_rows,
+                drafts_only=self.objective.drafts_only,
+                truncate=args.truncate,
+                num_proc=args.dataset_num_proc,
+                cache=cache_folder(),
+            )
 
     # ------------------------------------------------------------------ metrics
 

@@ -18,7 +18,9 @@ ROWS = [
     {"prompt": "12+34=", "chosen": "046", "rejected": "056"},
     {"prompt": "12+34=", "chosen": "046", "rejected": "056"},
     {"prompt": "1+1=", "chosen": "02", "rejected": "0302"},
+    {"prompt": "123+456=", "chosen": "9750", "rejected": "9760"},
 ]
+LIMIT = 15  # the last one is over it
 
 
 @pytest.fixture
@@ -31,24 +33,27 @@ def place(tmp_path: Path) -> Path:
 
 def test_counts_against_a_plain_count(place: Path) -> None:
     renderer = Renderer(carry_tokenizer(), TEMPLATE)
-    found = inspect(place / "pairs.jsonl", renderer, max_length=14)
+    found = inspect(place / "pairs.jsonl", renderer, max_length=LIMIT)
     sixes = [renderer.six(pair) for pair in read_pairs(ROWS)]
     sequences = [[(*context, *answer) for context, answer in six] for six in sixes]
-    assert (found.usable, found.duplicates, len(found.rejects)) == (3, 1, 1)
-    assert found.flat_tokens == sum(len(ids) for six in sequences for ids in six)
-    prefixes = [{ids[: n + 1] for ids in six for n in range(len(ids))} for six in sequences]
+    assert (found.rows, found.usable, found.duplicates, found.unusable) == (5, 3, 1, 2)
+    fit = [six for six in sequences if max(map(len, six)) <= LIMIT]
+    assert found.flat_tokens == sum(len(ids) for six in fit for ids in six)
+    prefixes = [{ids[: n + 1] for ids in six for n in range(len(ids))} for six in fit]
     assert found.packed_tokens == sum(map(len, prefixes))
-    assert found.over == sum(max(map(len, six)) > 14 for six in sequences)
-    assert found.lengths["longest of the six"].longest == max(len(ids) for six in sequences for ids in six)
+    assert found.over == len(sequences) - len(fit) == 1
+    assert found.lengths["longest"].longest == max(len(ids) for six in sequences for ids in six)
 
 
 def test_the_command_tells_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not list((place / "model").glob("*.safetensors"))
     words = ["check", "--dataset_name", str(place / "pairs.jsonl"), "--model_name_or_path", str(place / "model")]
-    assert run([*words, "--max_length", "14", "--examples", "1"]) == 0
+    assert run([*words, "--max_length", str(LIMIT), "--examples", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "3 of 4 rows usable as strings; 1 duplicates" in said
-    assert "pairs.jsonl:4: no 'chosen'" in said
+    assert "3 pairs usable of 5 rows; 2 unusable; 1 duplicates" in said
+    assert "strings: prompt, chosen and rejected are text" in said
+    assert "1 × no 'chosen'; this row has 'prompt'" in said
+    assert "pairs.jsonl:5)" in said
     assert "<bos>12+34=056?046<eos>" in said
 
 

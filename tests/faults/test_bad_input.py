@@ -160,16 +160,13 @@ def test_a_folder_in_the_place_of_a_file(place: Place, tmp_path: Path) -> None:
     [
         ({"rejected": ...}, "no 'rejected'; this row has 'prompt', 'chosen'"),
         ({"chosen": ...}, "no 'chosen'; this row has 'prompt', 'rejected'"),
-        ({"prompt": ...}, "no 'prompt'; strings need one beside chosen and rejected"),
-        ({"chosen": None}, "'chosen' is null; want a string or a list of messages"),
-        ({"chosen": 4}, "'chosen' is a number; want a string or a list of messages"),
-        ({"prompt": [1, 2]}, "'prompt' is a list of numbers; want a string or a list of messages"),
-        ({"prompt": {"text": "a"}}, "'prompt' is an object; want a string or a list of messages"),
-        ({"chosen": [{"role": "assistant", "content": "a"}]}, "chosen is a list of objects but rejected is a string"),
-        ({"chosen": [{"role": "assistant"}], "rejected": [{"role": "assistant", "content": "a"}]}, "no text 'content'"),
-        ({"chosen": ""}, "'chosen' is empty"),
-        ({"rejected": "   "}, "'rejected' is empty"),
-        ({"rejected": "yes"}, "chosen and rejected are identical, so neither is preferred"),
+        ({"prompt": ...}, "no 'prompt'; this row has 'chosen', 'rejected'"),
+        ({"chosen": None}, "'chosen' is null; want a string, as in the other rows"),
+        ({"chosen": 4}, "'chosen' is a number; want a string, as in the other rows"),
+        ({"prompt": [1, 2]}, "'prompt' is a list of numbers; want a string, as in the other rows"),
+        ({"prompt": {"text": "a"}}, "'prompt' is an object; want a string, as in the other rows"),
+        ({"chosen": [{"role": "assistant", "content": "a"}]}, "'chosen' is a list of objects; want a string"),
+        ({"chosen": [{"role": "assistant"}], "rejected": [{"role": "assistant", "content": "a"}]}, "want a string"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -181,6 +178,27 @@ def test_a_row_that_is_no_pair(changes: dict[str, Any], said: str, place: Place)
     assert f"{place.pairs}:2: " in str(error)
     assert said in str(error)
     assert nothing_left(place)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"chosen": ""}, "1 × 'chosen' is empty"),
+        ({"rejected": "   "}, "1 × 'rejected' is empty"),
+        ({"rejected": "yes"}, "1 × chosen and rejected are identical, so neither is preferred"),
+    ],
+)
+def test_a_row_that_prefers_nothing_is_left_out_and_counted(
+    changes: dict[str, Any], said: str, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.pairs.write_text(json.dumps(GOOD[1]) + "\n" + json.dumps({**GOOD[0], **changes}) + "\n", "utf-8")
+    with caplog.at_level("INFO", "srpo"):
+        assert run(place.words("train")) == 0
+    assert f"1 of 2 rows left out: {said}" in caplog.text
+    place.pairs.write_text(json.dumps({**GOOD[0], **changes}) + "\n", "utf-8")
+    error = failure(place.words("train"))
+    assert error.exit_code == 65
+    assert f"1 of 1 rows cannot be used as pairs:\n  {place.pairs}:1: {said[4:]}" in str(error)
 
 
 def test_rows_that_are_all_unusable_are_no_data_even_when_skipped(place: Place) -> None:
@@ -294,7 +312,7 @@ def test_bad_settings_of_revise_are_found_before_weights(changes: dict[str, Any]
         ({"policy": "if_preferred"}, "policy: if_preferred needs the model's own confidence"),
         (
             {"revision_template": "quotte"},
-            "no preset 'quotte'; expected one of quote, turn, plain; did you mean",
+            "no preset 'quotte'; expected a file, or one of quote, turn, plain, paper-tldr, paper-xsum; did you mean",
         ),
         (
             {"revision_template": "quote"},

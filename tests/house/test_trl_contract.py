@@ -39,7 +39,6 @@ ABSENT = {
     "ref_model_mixup_alpha": "the same",
     "ref_model_sync_steps": "the same",
     "router_aux_loss_coef": "not offered",
-    "dataset_num_proc": "not offered",
     "precompute_ref_log_probs": "not offered",
     "precompute_ref_batch_size": "not offered",
     "activation_offloading": "not offered",

