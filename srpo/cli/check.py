@@ -34,10 +34,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead")
     args = parser.parse_args(argv)
 
-    from srpo.cli.check_print import print_inspection
     from srpo.model.load import load_tokenizer
     from srpo.output import write_file
     from srpo.pairs.inspection import inspect
+    from srpo.pairs.inspection_print import print_inspection
     from srpo.pairs.kept import cache_folder
     from srpo.pairs.read import Source, columns_of
     from srpo.pairs.render import Renderer, template_for
