@@ -12,6 +12,7 @@ def main(argv: list[str]) -> int:
     parser = Parser("demo", "Train a base, make pairs, train SRPO, DPO and IPO, revise, evaluate: the carry task.")
     parser.add_argument("--output_dir", default="runs/demo", help="folder for models, trails and the report")
     parser.add_argument("--seeds", type=int, default=1, help="independent runs, each from its own base")
+    parser.add_argument("--first_seed", type=int, default=0, help="seed of the first run; the others count on from it")
     parser.add_argument("--prompts", type=int, default=2000, help="sums per split in the evaluation")
     args = parser.parse_args(argv)
 
@@ -43,7 +44,9 @@ def main(argv: list[str]) -> int:
             print(f"  base model: step {step} of {steps}, loss {loss:.3f}", file=sys.stderr)
 
     began = time.perf_counter()
-    scored = run_demo(args.output_dir, seeds=args.seeds, config=config, say=Say(stage, progress))
+    scored = run_demo(
+        args.output_dir, seeds=args.seeds, first_seed=args.first_seed, config=config, say=Say(stage, progress)
+    )
     judging = time.perf_counter()
     results = verdict(scored, config)
     stage("evaluation", time.perf_counter() - judging)

@@ -161,12 +161,12 @@ def untrained_base(config: BaseConfig) -> Any:
 
 def train_base(config: BaseConfig) -> Iterator[tuple[int, float, Any]]:
     """Trains the base from scratch; yields (step, loss, model) after each step, so that the caller can show it."""
-    model = untrained_base(config)
+    model, tokenizer = untrained_base(config), carry_tokenizer()
     generator = torch.Generator().manual_seed(config.seed)
     optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
     for step in range(config.steps):
-        ids_NL, right_NL, mistaken_NL = _both_roles(config, generator)
+        ids_NL, right_NL, mistaken_NL = _both_roles(config, tokenizer, generator)
         logits_RV = model(input_ids=ids_NL, use_cache=False).logits.flatten(0, 1)
         loss = (1 - config.mistakes) * _nll(logits_RV, right_NL) + config.mistakes * _nll(logits_RV, mistaken_NL)
         optimiser.zero_grad()
@@ -181,7 +181,7 @@ def _nll(logits_RV: Tensor, labels_NL: Tensor) -> Tensor:
     return F.cross_entropy(logits_RV, labels_NL.flatten(), ignore_index=-100)
 
 
-def _both_roles(config: BaseConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _both_roles(config: BaseConfig, tokenizer: Any, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Rows `<bos>a+b=draft?revision`, what each token is to predict, and what it predicts if it makes a mistake.
 
     The last digit of the draft predicts the end of the draft although a revision mark follows it, so that one row
@@ -189,7 +189,6 @@ def _both_roles(config: BaseConfig, generator: torch.Generator) -> tuple[Tensor,
     two outcomes instead, which is the same in expectation and spares the model the noise of drawing. A revision that
     copies its draft has one outcome.
     """
-    tokenizer = carry_tokenizer()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     plus, equals, revise = tokenizer.convert_tokens_to_ids(["+", "=", "?"])
     n = config.batch

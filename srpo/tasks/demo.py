@@ -48,27 +48,34 @@ LABELS = {
 
 
 def run_demo(
-    output_dir: str, *, seeds: int = 1, config: CarryConfig | None = None, say: Say | None = None
+    output_dir: str,
+    *,
+    seeds: int = 1,
+    first_seed: int = 0,
+    config: CarryConfig | None = None,
+    say: Say | None = None,
 ) -> dict[Cell, Scored]:
     """Runs every seed and scores its trails.
 
     Args:
         output_dir: each seed gets a folder in it; stages already there with the same settings are reused.
         seeds: how many runs; all of a run depends on its seed: base, pairs, training, sums.
+        first_seed: the first run's; the others count on from it.
 
     Returns:
         The scored trails of all seeds, by (seed, system, split, temperature).
 
     Raises:
-        ConfigError: no seed to run.
+        ConfigError: no seed to run, or a negative one.
         OutputError: the folder cannot be written.
     """
-    if seeds < 1:
-        raise ConfigError(f"{seeds}", where="seeds", expected="at least 1")
+    for name, value, least in (("seeds", seeds, 1), ("first_seed", first_seed, 0)):
+        if value < least:
+            raise ConfigError(f"{value}", where=name, expected=f"at least {least}")
     config, say = config or CarryConfig(), say or Say()
     folder = writable_folder(Path(output_dir))
     trails: dict[tuple[int, str, str, float | None], list[Trail]] = {}
-    for seed in range(seeds):
+    for seed in range(first_seed, first_seed + seeds):
         for job in run_seed(folder / f"seed{seed}", config, seed, say):
             for system in job.systems:
                 for split, heat in cells(config, system):

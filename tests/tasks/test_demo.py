@@ -85,6 +85,8 @@ def test_the_report_asks_what_the_task_was_made_for(ran: tuple[Path, dict[str, f
 def test_seeds_and_folder_are_checked_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="seeds"):
         run_demo(str(tmp_path), seeds=0)
+    with pytest.raises(ConfigError, match="first_seed"):
+        run_demo(str(tmp_path), first_seed=-1)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         run_demo(str(tmp_path / "file" / "run"))
