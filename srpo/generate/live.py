@@ -73,6 +73,7 @@ class LiveEngine:
 
     Attributes:
         forwards, read: forward passes so far, and tokens they read, padding included.
+        serves: whether the model can be served so; None until it has been tried.
     """
 
     def __init__(self, model: Any, *, pad_id: int, batch_size: int = 32) -> None:
@@ -81,8 +82,7 @@ class LiveEngine:
         self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
         self.plain = HFEngine(model, pad_id=pad_id, batch_size=batch_size)
         self.forwards = self.read = 0
-        self._settled = False
-        self._serves = False
+        self.serves: bool | None = None
         self._kept: tuple[list[_Row], SlotCache] | None = None
 
     @property
@@ -274,8 +274,7 @@ class LiveEngine:
     # ------------------------------------------------------------------ whether the model can be served so
 
     def _settle(self, context: Sequence[int]) -> bool:
-        if not self._settled:
-            self._settled = True
+        if self.serves is None:
             config = self.model.config.get_text_config()
             why = why_not_live(self.model)
             if not why:
@@ -284,10 +283,10 @@ class LiveEngine:
                 self._cached_per_token = 2 * config.num_hidden_layers * kv_heads * head
                 self._weights = sum(weight.numel() for weight in self.model.parameters())
                 why = self._check((list(context) * _CHECKED)[:_CHECKED])
-            self._serves = not why
+            self.serves = not why
             if why:
                 log.warning("srpo: plain decoding, a token at a time: %s", why)
-        return self._serves
+        return self.serves
 
     @torch.no_grad()
     def _check(self, context: list[int]) -> str:

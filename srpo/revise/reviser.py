@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srpo.errors import ConfigError, InputError, LengthError, did_you_mean
 from srpo.generate.engine import Engine
-from srpo.generate.hf import HFEngine
+from srpo.generate.live import LiveEngine
 from srpo.model.load import load_model, load_tokenizer
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
 from srpo.pairs.render import Renderer, RevisionTemplate, options_of, template_for
@@ -128,7 +128,7 @@ class Reviser:
             else None
         )
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        self.engine: Engine = engine or HFEngine(self.model, pad_id=pad, batch_size=batch_size)
+        self.engine: Engine = engine or LiveEngine(self.model, pad_id=pad, batch_size=batch_size)
 
     @property
     def has_confidence(self) -> bool:
