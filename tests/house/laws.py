@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": _TO_WORK | {"tasks", "rounds"},
     "__main__": {"cli"},
 }
-INSIDE_A_FUNCTION = {"peft", "vllm", "datasets", "trl", "fastapi"}
+INSIDE_A_FUNCTION = {"peft", "vllm", "datasets", "trl", "fastapi", "httpx"}
 MAY_LOAD = {"model/load.py", "train/checkpoint.py"}
 MAY_IMPORT_BY_NAME = {"__init__.py", "cli/main.py"}
 MAY_CATCH_ALL = {"cli/main.py"}
