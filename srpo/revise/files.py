@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from srpo.errors import ConfigError, DataError, Interrupted, OutputError, redacted
 from srpo.pairs.read import PromptRow, Reject, read_prompts, reasons
@@ -49,27 +50,54 @@ def revise_file(
     if rejects:
         log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
     path = Path(target)
-    try:
-        if rejects:
-            kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
+    if rejects:
+        kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
+        try:
             path.with_name(f"{path.name}.{REJECTED_FILE}").write_text(kept, "utf-8")
-        _expect_same(redacted({**asdict(settings), **(made_with or {})}), path)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+    drawn = {**asdict(settings), **(made_with or {})}
+    return len(rows), write_trails(path, rows, lambda skip: make_reviser().trails(rows, settings, skip=skip), drawn)
+
+
+def write_trails(
+    path: Path, rows: list[PromptRow], trails: Callable[[int], Iterator[Trail]], made_with: Mapping[str, Any]
+) -> int:
+    """Writes one trail per row to a file that may hold some of them already.
+
+    Args:
+        trails: how many there are already → the others, in the rows' order; called if any is missing.
+        made_with: all that decides the trails; a file begun with anything else is refused.
+
+    Returns:
+        How many were there before.
+
+    Raises:
+        As `revise_file`.
+    """
+    try:
+        _expect_same(redacted(dict(made_with)), path)
         present = _present(path, rows)
+        if present == len(rows) and path.exists():
+            return present
         with path.open("a", encoding="utf-8") as file:
-            if present < len(rows):
-                done = present
-                for trail in make_reviser().trails(rows, settings, skip=present):
-                    file.write(trail.to_json() + "\n")
-                    file.flush()
-                    done += 1
-                    if done % 100 == 0 or done == len(rows):
-                        log.info("srpo: %d of %d prompts", done, len(rows))
+            done = present
+            for trail in trails(present) if present < len(rows) else ():
+                file.write(trail.to_json() + "\n")
+                file.flush()
+                done += 1
+                if done % 100 == 0 or done == len(rows):
+                    log.info("srpo: %d of %d prompts", done, len(rows))
     except OSError as error:
-        fix = "trails written so far stay; free some space or choose another --output"
-        raise OutputError(f"cannot be written: {error.strerror}", where=str(path), fix=fix) from None
+        raise _unwritable(path, error) from None
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; finished trails are in {path}", fix="the same command goes on") from None
-    return len(rows), present
+    return present
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    fix = "trails written so far stay; free some space or choose another --output"
+    return OutputError(f"cannot be written: {error.strerror}", where=str(path), fix=fix)
 
 
 def _expect_same(settings: dict[str, object], path: Path) -> None:
