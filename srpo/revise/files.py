@@ -25,6 +25,7 @@ def revise_file(
     *,
     bad_rows: str = "error",
     made_with: dict[str, str] | None = None,
+    samples: int = 1,
 ) -> tuple[int, int]:
     """Writes one trail per prompt, in the prompts' order.
 
@@ -34,6 +35,7 @@ def revise_file(
     Args:
         make_reviser: called once both files are known to be good.
         made_with: what else decides the trails (the model's path, say); a target made otherwise is refused.
+        samples: trails per prompt, one after the other; each is drawn anew.
 
     Returns:
         Trails in the target, and how many of them were there before.
@@ -48,6 +50,7 @@ def revise_file(
     rows = read_prompts(source, rejects=rejects if bad_rows == "skip" else None)
     if rejects:
         log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
+    rows = [row for row in rows for _ in range(samples)]  # equal prompts are told apart by how often they came before
     path = Path(target)
     try:
         if rejects:
