@@ -44,7 +44,7 @@ class RoundsArguments:
     offline_share: float = field(default=0.0, metadata={"help": "Share of offline pairs among a round's, in [0, 1)."})
     round_reference: str = field(
         default="fixed",
-        metadata={"help": "fixed: what offline training began from; moving: what each round begins from."},
+        metadata={"help": "fixed: what offline training began from; moving: what each round does."},
     )
     validation_prompts: str | None = field(
         default=None, metadata={"help": "File of prompts that say when to stop; unset: every round is run."}

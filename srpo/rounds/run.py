@@ -8,8 +8,8 @@
     rounds.json                      what each round cost and what it brought
     verdicts.jsonl                   every verdict, so that none is paid for twice
 
-The loss stays the plain supervised one; what changes is whose answers the pairs are made of. Every stage is resumable by
-itself, so the whole is: run it again and it goes on where it was.
+The loss stays the plain supervised one; what changes is whose answers the pairs are made of. Every stage is resumable,
+and so is the whole: run it again and it goes on where it was.
 """
 
 from __future__ import annotations
