@@ -49,11 +49,13 @@ class Found(NamedTuple):
     Attributes:
         candidates: in the order of the trails.
         identical: comparisons by kind whose two texts are one; no judge need say so.
+        empty: comparisons with an empty answer, which cannot be trained on.
         repeated: comparisons that stand earlier in the list, whichever way round.
     """
 
     candidates: list[Candidate]
     identical: Counter[str]
+    empty: int
     repeated: int
 
 
@@ -90,12 +92,16 @@ def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold
         >>> [(c.kind, c.comparison.first, c.comparison.second) for c in found.candidates], dict(found.identical)
         ([('draft-revision', '5', '4')], {'revision-revision': 1})
     """
-    found = Found([], Counter(), 0)
+    candidates: list[Candidate] = []
+    identical: Counter[str] = Counter()
     seen: set[tuple[str, frozenset[str]]] = set()
-    repeated = 0
+    empty = repeated = 0
     for trail, kind, first, second, preferred in _comparisons(list(trails), kinds):
         if first == second:
-            found.identical[kind] += 1
+            identical[kind] += 1
+            continue
+        if not (first.strip() and second.strip()):
+            empty += 1
             continue
         key = (_asked(trail), frozenset((first, second)))
         if key in seen:
@@ -103,8 +109,8 @@ def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold
             continue
         seen.add(key)
         comparison = Comparison(trail.prompt, first, second, trail.meta.get(gold_key))
-        found.candidates.append(Candidate(comparison, kind, preferred, trail.meta))
-    return found._replace(repeated=repeated)
+        candidates.append(Candidate(comparison, kind, preferred, trail.meta))
+    return Found(candidates, identical, empty, repeated)
 
 
 def choose(

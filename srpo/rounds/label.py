@@ -51,7 +51,8 @@ class Account:
     Attributes:
         found: comparisons of two different texts, each counted once, by kind.
         identical: comparisons of one text with itself, by kind; never asked.
-        repeated: comparisons that had been found before.
+        empty: comparisons with an empty answer, which cannot be trained on; never asked.
+        repeated: comparisons that had been found before; never asked again.
         asked: comparisons put to the judge, by kind.
         ties: of them, those that order nothing.
         unscored: of them, those without a verdict that can be read, by reason.
@@ -61,6 +62,7 @@ class Account:
 
     found: dict[str, int] = field(default_factory=dict)
     identical: dict[str, int] = field(default_factory=dict)
+    empty: int = 0
     repeated: int = 0
     asked: dict[str, int] = field(default_factory=dict)
     ties: int = 0
@@ -129,6 +131,7 @@ def label(trails: Iterable[Trail], judge: PairJudge, settings: Settings) -> tupl
     return rows, Account(
         found=dict(Counter(each.kind for each in found.candidates)),
         identical=dict(found.identical),
+        empty=found.empty,
         repeated=found.repeated,
         asked=dict(Counter(each.kind for each in chosen)),
         ties=ties,

@@ -152,6 +152,20 @@ def train(
     return result.metrics
 
 
+def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
+    """Trains with settings by name, as a settings file holds them; goes on with what is there.
+
+    Raises:
+        ConfigError: a name that is no setting.
+        SRPOError: as `train` does.
+    """
+    from transformers import HfArgumentParser
+
+    _expect_known(settings, "settings")
+    config, model, data, run = HfArgumentParser(GROUPS).parse_dict({**settings, "resume": True})
+    return train(config, model, data, run)
+
+
 def _say(trainer: Any) -> None:
     """What was resolved rather than given."""
     data, args = trainer.train_dataset, trainer.args

@@ -59,6 +59,11 @@ def test_identical_texts_are_counted_and_no_pair_is_asked_twice_whichever_way_ro
     assert (dict(found.identical), found.repeated) == ({"draft-revision": 1}, 1)
 
 
+def test_an_empty_answer_is_not_worth_a_label() -> None:
+    found = find([trail("a", " ", "b"), trail("", "")], KINDS)
+    assert (found.candidates, found.empty, sum(found.identical.values())) == ([], 3, 1)  # draft-draft is the third
+
+
 def test_the_gold_answer_goes_along() -> None:
     assert find([trail("a", "b")], KINDS).candidates[0].comparison.gold == "g"
 
