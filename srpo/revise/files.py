@@ -30,6 +30,7 @@ def revise_file(
     *,
     bad_rows: str = "error",
     made_with: dict[str, str] | None = None,
+    samples: int = 1,
 ) -> tuple[int, int]:
     """Writes one trail per prompt, in the prompts' order.
 
@@ -40,6 +41,7 @@ def revise_file(
         make_reviser: called once both files are known to be good.
         bad_rows: "skip" leaves out rows without a usable prompt, and takes it that some trails failed.
         made_with: what else decides the trails (the model's path, say); a target made otherwise is refused.
+        samples: trails per prompt, one after the other; each is drawn anew.
 
     Returns:
         Trails in the target, and how many of them were there before.
@@ -55,6 +57,7 @@ def revise_file(
     rows = read_prompts(source, rejects=rejects if bad_rows == "skip" else None)
     if rejects:
         log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
+    rows = [row for row in rows for _ in range(samples)]  # equal prompts are told apart by how often they came before
     path = Path(target)
     if rejects:
         kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
