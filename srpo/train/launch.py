@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from srpo.errors import ConfigError, InputError, UsageError, did_you_mean
-from srpo.output import writable_folder, write_file
+from srpo.output import held, writable_folder, write_file
 from srpo.pairs.read import Source, columns_of
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.train.config import PRESETS, SRPOConfig
@@ -102,7 +103,8 @@ def _expect_known(settings: Iterable[str], where: str) -> None:
 
 
 def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments) -> Mapping[str, float]:
-    """Trains and saves to `config.output_dir`; returns the final metrics.
+    """Trains and saves to `config.output_dir`; returns the final metrics, or how many steps a run that was complete
+    already had taken, as `complete`.
 
     Raises:
         SRPOError: any mistake in settings, data or model, before a step is taken wherever that is possible.
@@ -110,7 +112,12 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     for name, value in (("model_name_or_path", model.model_name_or_path), ("dataset_name", data.dataset_name)):
         if not value:
             raise UsageError(f"no {name}", fix=f"add `--{name} …` or put it in the settings file")
-    writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after it is trained
+    folder = writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after training
+    with held(folder) if config.process_index == 0 else nullcontext():
+        return _run(config, model, data, run)
+
+
+def _run(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments) -> Mapping[str, float]:
     from srpo.train.trainer import SRPOTrainer
 
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
@@ -133,7 +140,9 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     _say(trainer)
     if trainer.is_world_process_zero():
         _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
-    result = trainer.train(resume_from_checkpoint=_checkpoint(config) if run.resume else None)
+    result = trainer.train(resume_from_checkpoint=run.resume)
+    if trainer.start.complete:
+        return {"complete": result.global_step}
     trainer.save_model()
     return result.metrics
 
@@ -185,14 +194,6 @@ def _lora(model: ModelArguments) -> Any:
         target_modules=model.lora_target_modules,
         task_type="CAUSAL_LM",
     )
-
-
-def _checkpoint(config: SRPOConfig) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    newest = get_last_checkpoint(str(config.output_dir))
-    log.info("srpo: %s", f"resuming from {newest}" if newest else "nothing to resume; starting afresh")
-    return newest
 
 
 def settings_of_preset(name: str | None) -> dict[str, Any]:
