@@ -1,4 +1,4 @@
-"""Where results go: a folder that can be written to, for one process alone, and files that are whole or not there."""
+"""Where results go: a folder for one process alone, files that are whole or not there, messages without secrets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from srpo.errors import LockedError, OutputError
+from srpo.errors import LockedError, OutputError, redacted
 
 LOCK_FILE = ".lock"
 log = logging.getLogger("srpo")
@@ -169,3 +169,24 @@ def _holder(file: TextIO) -> str:
 def _locked(folder: Path, holder: str) -> LockedError:
     fix = "wait for it, stop it, or name another --output_dir"
     return LockedError(f"held by {holder or 'another process'}", where=str(folder), fix=fix)
+
+
+class Redacting:
+    """A stream of messages that leaves secrets out: the command line's standard error, for libraries log there too.
+
+    Not for standard output: results are somebody's data, and stay as they are.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

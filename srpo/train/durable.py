@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class DurableTrainer(Trainer):
 
     Attributes:
         start: where the last call of `train` began.
+        kept_files: names of files in a model's folder that saving sees as they are: people write in them.
         committed: step of the newest checkpoint that the run stands on; −1 for none.
     """
 
@@ -65,6 +67,7 @@ class DurableTrainer(Trainer):
     _identity: dict[str, Any]
     _stage: Path | None = None
     committed = -1
+    kept_files: tuple[str, ...] = ()
 
     # ------------------------------------------------------------------ training
 
@@ -223,6 +226,9 @@ class DurableTrainer(Trainer):
                 writable_folder(target)
                 checkpoint.clear(target)
                 stage.mkdir(parents=True)
+                for name in self.kept_files:
+                    if (target / name).is_file():
+                        shutil.copy(target / name, stage / name)
             self._meet()
             super().save_model(str(stage), _internal_call=True)
             self._meet()

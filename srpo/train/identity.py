@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from srpo import __version__
 from srpo.errors import ConfigError, did_you_mean
+from srpo.versions import versions
 
 # Settings that no trained number depends on; every other one is part of the identity, those of later versions too.
 FREE_PREFIXES = ("logging_", "save_", "eval_", "hub_", "trackio_", "report_", "log_", "include_", "accept_")
@@ -35,7 +35,7 @@ FREE = {
     *("torch_empty_cache_steps", "trust_remote_code", "remove_unused_columns", "label_names", "bad_rows"),
     *("revision_template", "model_init_kwargs"),  # said better by the contents: rows, template, weights
 }
-LIBRARIES = ("torch", "transformers", "accelerate", "peft")
+LIBRARIES = ("srpo", "torch", "transformers", "accelerate", "peft")
 
 
 def identity_of(trainer: Any) -> dict[str, Any]:
@@ -52,8 +52,7 @@ def identity_of(trainer: Any) -> dict[str, Any]:
         "processes": args.world_size,
         "threads": torch.get_num_threads(),
         "device": _device(args.device),
-        "srpo": __version__,
-        **_versions(),
+        **{name: version for name, version in versions().items() if name in LIBRARIES},
     }
     for each in fields(args):
         if each.init and each.name not in FREE and not each.name.startswith(FREE_PREFIXES):
@@ -125,18 +124,6 @@ def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
-
-
-def _versions() -> dict[str, str | None]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, str | None] = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def _plain(value: Any) -> Any:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from srpo.errors import ConfigError
 from srpo.maths.objective import OBJECTIVES, LossOutput, Objective, SixLogps, length_averaged
+from srpo.model.card import CARD_FILE, read_card, write_card
 from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
 from srpo.model.load import load_model, load_tokenizer, model_context
@@ -35,6 +37,7 @@ from srpo.train.guard import Guard, expect_vocabulary
 from srpo.train.identity import frozen_hash
 from srpo.train.interrupt import StopsAndResumes
 from srpo.train.metrics import MetricsFile, metrics
+from srpo.train.record import card_of
 
 TRAINING_FILE = "srpo_training.json"
 
@@ -59,6 +62,8 @@ class SRPOTrainer(DurableTrainer):
     Attributes:
         reference: where reference log-probs come from.
         renderer: how rows become token ids; its template is saved with the model.
+        source: what the rows were read from, for the model card.
+        command: the words of the command line that trains, for the model card; empty where there is none.
 
     Raises:
         ConfigError: settings that cannot be trained with.
@@ -76,6 +81,7 @@ class SRPOTrainer(DurableTrainer):
 
     args: SRPOConfig
     objective: Objective
+    kept_files = (CARD_FILE,)
     loss_is_scaled_for_ga = False  # the loss is a mean over the micro-batch, so Trainer divides by the accumulation
 
     def __init__(
@@ -106,6 +112,8 @@ class SRPOTrainer(DurableTrainer):
         self.reference = Reference(policy, ref_model)
         self._measured: dict[str, dict[str, list[float]]] = {}
         self._backend: str | None = None
+        self.source = train_dataset.name if isinstance(train_dataset, Source) else train_dataset
+        self.command: Sequence[str] = ()
         context = model_context(policy)
         self._limit = min(filter(None, (args.max_length, context)), default=None)
         super().__init__(
@@ -234,13 +242,18 @@ class SRPOTrainer(DurableTrainer):
     # ------------------------------------------------------------------ saving
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+        card = read_card(folder)
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        # A pickle that nothing reads, with the hub token in it as it stands.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         self.renderer.template.save(folder, self.renderer.fingerprint)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
         record = {"format": 1, **settings, "reference": self.reference.kind}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        write_card(folder, card_of(self), card)
 
 
 # ---------------------------------------------------------------------- the policy
