@@ -160,8 +160,8 @@ class DurableTrainer(Trainer):
 
     def _complete(self, final: Manifest) -> TrainOutput:
         """Nothing is left to do but to have the trained weights."""
-        if hasattr(self.model, "load_adapter"):
-            self.model.load_adapter(str(self._folder), self.model.active_adapters[0], is_trainable=True)
+        if hasattr(self.model, "disable_adapter"):  # a PEFT model
+            self.model.load_adapter(str(self._folder), self.model.active_adapter, is_trainable=True)
         else:
             self._load_from_checkpoint(str(self._folder))
         self.state.global_step, self.state.max_steps = final.step, final.of
