@@ -64,6 +64,12 @@ class Asking:
         if self.max_cost is not None and self.price_in is None:
             raise ConfigError("a limit without prices", where="max_cost", fix="give price_in and price_out as well")
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest reply that a request allows."""
+        named = [self.body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        return max([count for count in named if type(count) is int] or [self.max_tokens])
+
     def cost(self, tokens_in: float, tokens_out: float) -> float:
         """Of so many tokens; 0 where the prices are not known."""
         return (tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)) / MILLION

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -53,15 +53,22 @@ class LLMJudge:
         prompt: what the judge is told.
         asking: of which model, how, at what price.
         cache: replies that are there already, and where new ones are kept.
+        nonce: draws the mark of a call's fences, which stands in none of the texts it is given. One that could be
+            guessed is no mark.
 
     Attributes:
         spent: what this judge has used so far; replies from the cache cost nothing.
     """
 
     def __init__(
-        self, endpoint: Endpoint, prompt: JudgePrompt, asking: Asking, cache: VerdictCache | None = None
+        self,
+        endpoint: Endpoint,
+        prompt: JudgePrompt,
+        asking: Asking,
+        cache: VerdictCache | None = None,
+        nonce: Callable[..., str] = nonce_for,
     ) -> None:
-        self.endpoint, self.prompt, self.asking = endpoint, prompt, asking
+        self.endpoint, self.prompt, self.asking, self.nonce = endpoint, prompt, asking, nonce
         self.cache = cache if cache is not None else VerdictCache(None)
         self.spent = Spent()
         self._lock, self._reserved = threading.Lock(), 0.0  # the most that the calls under way may cost
@@ -149,7 +156,7 @@ class LLMJudge:
         identical = sum(item.identical for item in items)
         showings = (len(items) - identical) * (2 if self.asking.orders == "both" else 1)
         tokens_in = sum(self._tokens_in(each) for each in missing)
-        tokens_out = len(missing) * self.asking.max_tokens
+        tokens_out = len(missing) * self.asking.longest
         least, most = self.asking.cost(tokens_in, 0), self.asking.cost(tokens_in, tokens_out)
         cost = None if self.asking.price_in is None else (least, most)
         return Estimate(len(items), identical, showings - len(missing), len(missing), tokens_in, tokens_out, cost)
@@ -211,20 +218,20 @@ class LLMJudge:
 
     def _body(self, showing: _Showing) -> _Body:
         prompt, asking = showing.comparison.prompt, self.asking
-        nonce = nonce_for(prompt_text(prompt), *showing.shown, self.prompt.system, self.prompt.user)
+        nonce = self.nonce(prompt_text(prompt), *showing.shown, self.prompt.system, self.prompt.user)
         content = {
             "model": asking.model,
             "messages": self.prompt.messages(prompt, *showing.shown, nonce),
             **self._sampling,
         }
-        most = asking.cost(self._tokens_in(showing), asking.max_tokens)
+        most = asking.cost(self._tokens_in(showing), asking.longest)
         return _Body(showing, nonce, most, {key: value for key, value in content.items() if value is not None})
 
     def _keep(self, body: Mapping[str, Any], found: _Reply) -> None:
         assert isinstance(body, _Body)  # `_ask` sends no other
         label, reason = self.prompt.read(found.text, body.nonce)
         if reason and found.cut:
-            reason = f"{reason} in max_tokens {self.asking.max_tokens}"
+            reason = f"{reason} in {self.asking.longest} tokens"
         # The nonce is of this call alone; without it equal replies are kept alike.
         reply = found.text.replace(body.nonce, "NONCE")
         self._count(body, found)

@@ -115,7 +115,8 @@ class VerdictCache:
     def _take(self, line: bytes) -> None:
         try:
             row: dict[str, Any] = json.loads(line)
-            self._kept[str(row.pop("key"))] = Kept(**row)
+            key = str(row.pop("key"))
+            self._kept[key] = Kept(**row)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.passed_over += bool(line.strip())
 
