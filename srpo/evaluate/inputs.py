@@ -36,12 +36,15 @@ def read_systems(specs: Sequence[str], *, gold_key: str = "gold", split_key: str
     return cells
 
 
-def read_trails(path: str | Path, *, gold_key: str = "gold") -> list[Trail]:
-    """The trails of one file, each with a gold answer; those that failed are left out, and counted aloud.
+def read_trails(path: str | Path, *, gold_key: str | None = "gold") -> list[Trail]:
+    """The trails of one file; those that failed are left out, and counted aloud.
+
+    Args:
+        gold_key: where in each row's `meta` a gold answer has to stand; None asks for none.
 
     Raises:
         InputError: the file is missing or unreadable.
-        DataError: a line is no trail or has no gold answer, or there is no line.
+        DataError: a line is no trail or lacks its gold answer, or there is no line.
     """
     trails, failed = [], 0
     for where, line in _lines(Path(path)):
@@ -51,7 +54,7 @@ def read_trails(path: str | Path, *, gold_key: str = "gold") -> list[Trail]:
             continue
         if not isinstance(trail.meta, dict) or not all(isinstance(answer.text, str) for answer in trail.answers):
             raise DataError("not a trail", where=where, expected="a line written by `srpo revise`")
-        if gold_key not in trail.meta:
+        if gold_key is not None and gold_key not in trail.meta:
             has = ", ".join(map(repr, trail.meta)) or "nothing"
             fix = "put the gold answer beside each prompt before `srpo revise`, or name its key by --gold_key"
             raise DataError(f"no {gold_key!r} in meta, only {has}", where=where, fix=fix)
