@@ -12,9 +12,10 @@ from dataclasses import dataclass
 LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _TAIL = 4  # tokens just written that are looked up in the draft, to find the place again after a difference
 _BACK, _AHEAD = 8, 24  # how far from where it should be the place is looked for
-_MEMORY = 48.0  # tokens over which acceptance is remembered
-# Guessing must promise this much over plain decoding: estimates of acceptance and cost are a few percent off.
-_WORTH = 1.1
+_MEMORY = 64.0  # tokens over which acceptance is remembered
+# Guessing must promise this much over plain decoding: a forward over a single token is cheaper than the formula says,
+# and estimates of acceptance are off.
+_WORTH = 1.3
 
 
 class Follower:
@@ -25,9 +26,14 @@ class Follower:
         hits, misses: acceptance so far, from an earlier answer of the same row.
     """
 
-    def __init__(self, draft: Sequence[int], *, hits: float = 4.0, misses: float = 1.0) -> None:
+    def __init__(self, draft: Sequence[int], *, hits: float = 9.0, misses: float = 1.0) -> None:
         self.draft, self.at, self.hits, self.misses = list(draft), 0, hits, misses
         self.written: list[int] = []
+
+    @classmethod
+    def after(cls, before: Follower | None, draft: Sequence[int]) -> Follower:
+        """For the next revision of the same row: as often right as before, or rather more, since revisions settle."""
+        return cls(draft) if before is None else cls(draft, hits=before.hits, misses=before.misses / 2)
 
     @property
     def acceptance(self) -> float:
@@ -82,7 +88,7 @@ class Cost:
     @classmethod
     def of(cls, *, on_cpu: bool, weights: int, cached: int) -> Cost:
         """From the number of weights, and of numbers in the cache of one row."""
-        fixed = 14.0 if on_cpu else 200.0
+        fixed = 18.0 if on_cpu else 200.0
         return cls(fixed, fixed * 2 * cached / weights)
 
     def __call__(self, rows: int, tokens: int) -> float:

@@ -73,8 +73,11 @@ class LiveEngine:
 
     Attributes:
         forwards, read: forward passes so far, and tokens they read, padding included.
+        same_batch_same_bits: see `Engine`.
         serves: whether the model can be served so; None until it has been tried.
     """
+
+    same_batch_same_bits = True
 
     def __init__(self, model: Any, *, pad_id: int, batch_size: int = 32) -> None:
         if batch_size < 1:
@@ -164,9 +167,8 @@ class LiveEngine:
             near = order[max(0, at - 1) : at + 1]
             source = max(near, key=lambda i: common_prefix(ids[i], row.context))
             row.known = min(common_prefix(ids[source], row.context), len(row.context) - 1)
-            before = old[source].follower
-            if row.follower is not None and before is not None:
-                row.follower.hits, row.follower.misses = before.hits, before.misses
+            if row.follower is not None:
+                row.follower = Follower.after(old[source].follower, row.follower.draft)
             sources.append(source)
         return cache if sources == list(range(len(old))) else cache.select(sources)
 

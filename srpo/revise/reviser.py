@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from srpo.errors import ConfigError, InputError, LengthError, did_you_mean
+from srpo.errors import ConfigError, InputError, LengthError
 from srpo.generate.engine import Engine
 from srpo.generate.live import LiveEngine
-from srpo.model.load import load_model, load_tokenizer
+from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
 from srpo.pairs.render import Renderer, RevisionTemplate, options_of, template_for
+from srpo.revise.calibration import Calibration
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
-from srpo.revise.trail import Answer, Trail
+from srpo.revise.policy import AUTO, Policy
+from srpo.revise.trail import FAILED, Answer, Trail
 
-POLICIES = ("always", "if_preferred")
-TRAINING_FILE = "srpo_training.json"
+log = logging.getLogger("srpo")
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,19 @@ class Settings:
         seed: with a prompt's text it decides every number drawn, whatever batch the prompt is in; equal prompts are
             told apart by how often they came before.
         max_new_tokens: per answer, the terminator included.
-        policy: "always" goes on from each revision; "if_preferred" goes on from it only if the model itself prefers it
-            (its confidence above ½) and keeps the answer before it otherwise.
+        policy: which revisions are kept and when to stop: a name of policy.py, or "auto": what `srpo calibrate` stored
+            with the model, otherwise if_preferred where its confidence can be had and always where not.
     """
 
     revisions: int = 5
     temperature: float = 1.0
     seed: int = 0
     max_new_tokens: int = 256
-    policy: str = "always"
+    policy: str = AUTO
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            fix = did_you_mean(self.policy, POLICIES)
-            raise ConfigError(f"{self.policy!r}", where="policy", expected="one of " + ", ".join(POLICIES), fix=fix)
+        if self.policy != AUTO:
+            Policy.named(self.policy)
         for name, least in (("revisions", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{getattr(self, name)}", where=name, expected=f"{least} or more")
@@ -77,6 +79,7 @@ class Reviser:
             weight is loaded here unless a reference is passed.
         scorer: where confidence comes from; None takes model and reference in process.
         equation: of the confidence, eq9 or eq14.
+        trust_remote_code: run code that comes with a model or tokenizer given by its path.
 
     Raises:
         InputError: no model, tokenizer or template there, or a record of training that is none.
@@ -103,16 +106,21 @@ class Reviser:
         engine: Engine | None = None,
         scorer: Scorer | None = None,
         equation: str = "eq9",
+        trust_remote_code: bool = False,
     ) -> None:
         path = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
-        tokenizer = tokenizer or load_tokenizer(path)
+        tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=trust_remote_code)
         if not isinstance(template, RevisionTemplate):
             template = template_for(path, template) or RevisionTemplate.load(path)
         self.renderer = Renderer(tokenizer, template)
         saved = _saved(path)
+        self.calibration = Calibration.load(path)
         self.model: Any = model
         if isinstance(model, str):
-            self.model = load_model(model) if engine is None or reference is not None else None
+            needed = engine is None or reference is not None
+            self.model = load_model(model, trust_remote_code=trust_remote_code) if needed else None
+        if isinstance(reference, str):
+            reference = load_model(reference, trust_remote_code=trust_remote_code)
         if self.model is not None:
             self.model.eval()
         if scorer is None and self.model is not None:
@@ -135,6 +143,28 @@ class Reviser:
         """Whether a reference is at hand."""
         return self.confidence is not None
 
+    def policy(self, settings: Settings) -> tuple[Policy, int]:
+        """The policy that settings come to with this model, and how many revisions at most; what `auto` comes to is
+        said.
+
+        Raises:
+            ConfigError: the policy needs a confidence that cannot be had.
+        """
+        revisions = settings.revisions
+        if settings.policy != AUTO:
+            policy = Policy.named(settings.policy)
+        elif self.calibration is not None:
+            choice = self.calibration.choice
+            policy, revisions = Policy.named(choice.policy), min(revisions, choice.revisions)
+            log.info("srpo: as calibrated: %s", choice.sentence())
+        else:
+            policy = Policy.named("if_preferred" if self.has_confidence else "always")
+            log.info("srpo: policy %s; `srpo calibrate` measures whether revising helps this model", policy.name)
+        if policy.weighs and not self.has_confidence:
+            fix = "pass the model it was trained from as the reference"
+            raise ConfigError(f"{policy.name} needs the model's own confidence", where="policy", fix=fix)
+        return policy, policy.limit(revisions)
+
     def revise(self, prompts: Iterable[Any], revisions: int = 5, **settings: Any) -> list[Trail]:
         """A trail per prompt, in order.
 
@@ -145,59 +175,68 @@ class Reviser:
             settings: the other fields of `Settings`: temperature, seed, max_new_tokens, policy.
 
         Raises:
-            ConfigError: a setting out of range, or "if_preferred" without a reference.
+            ConfigError: a setting out of range, or a policy that needs a reference without one.
             DataError: a row's tools or options would not be shown to the model.
             LengthError: a context leaves no room in the model's window.
         """
         rows = read_prompts([row if isinstance(row, dict) else {"prompt": row} for row in prompts])
         return list(self.trails(rows, Settings(revisions, **settings)))
 
-    def trails(self, rows: Sequence[PromptRow], settings: Settings, *, skip: int = 0) -> Iterator[Trail]:
+    def trails(
+        self, rows: Sequence[PromptRow], settings: Settings, *, skip: int = 0, only: Collection[int] | None = None
+    ) -> Iterator[Trail]:
         """Trails batch by batch, so that a caller can write each as it comes.
 
         Args:
-            skip: leaves out as many trails at the head. The others stay the same to the last bit: the batch that the
-                first of them is in is drawn whole.
+            skip: leaves out as many trails at the head. Where the engine's bits hang on the batch, the one that the
+                first of the others is in is drawn whole, so that they stay the same to the last bit.
+            only: leaves out all but the rows at these places.
         """
-        if settings.policy == "if_preferred" and not self.has_confidence:
-            fix = "pass the model it was trained from as the reference"
-            raise ConfigError("if_preferred needs the model's own confidence", where="policy", fix=fix)
+        policy, revisions = self.policy(settings)
         for row in rows:
             self.renderer.expect_shown(row)
         counts: dict[str, int] = {}
         items = [_Item(row, _key(row.prompt, counts)) for row in rows]
+        if only is not None:
+            items = [item for place, item in enumerate(items) if place in only]
         size = self.engine.batch_size
-        for at in range(skip - skip % size, len(items), size):
+        first = skip - skip % size if self.engine.same_batch_same_bits else skip
+        for at in range(first, len(items), size):
             batch = items[at : at + size]
             self._draft(batch, settings)
-            for revision in range(1, settings.revisions + 1):
-                if open_items := [item for item in batch if not item.fixed]:
-                    self._revise(open_items, revision, settings)
+            for revision in range(1, revisions + 1):
+                if open_items := [item for item in batch if not item.stopped and not item.failed]:
+                    self._revise(open_items, revision, settings, policy)
             yield from (item.trail() for item in batch[max(0, skip - at) :])
 
     # ------------------------------------------------------------------ one step
 
     def _draft(self, batch: list[_Item], settings: Settings) -> None:
         contexts = self.renderer.drafts([i.row.prompt for i in batch], [options_of(i.row) for i in batch])
-        for item, answer in zip(batch, self._complete(batch, contexts, None, 0, settings), strict=True):
+        for item, answer in self._complete(batch, contexts, None, 0, settings):
             item.answers.append(answer)
             item.in_hand = answer
 
-    def _revise(self, items: list[_Item], revision: int, settings: Settings) -> None:
+    def _revise(self, items: list[_Item], revision: int, settings: Settings, policy: Policy) -> None:
         old = [item.in_hand.text for item in items]
         contexts = self.renderer.revisions([i.row.prompt for i in items], old, [options_of(i.row) for i in items])
-        answers = self._complete(items, contexts, self.renderer.answers(old), revision, settings)
-        compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(items)
-        if self.confidence is not None:
-            compared = self.confidence.compare([i.row for i in items], old, [answer.text for answer in answers])
-        for item, answer, (preferred, scored) in zip(items, answers, compared, strict=True):
+        written = self._complete(items, contexts, self.renderer.answers(old), revision, settings)
+        compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(written)
+        if self.confidence is not None and written:
+            old, new = [item.in_hand.text for item, _ in written], [answer.text for _, answer in written]
+            compared = self.confidence.compare([item.row for item, _ in written], old, new)
+        for (item, answer), (preferred, scored) in zip(written, compared, strict=True):
+            if preferred is not None and math.isnan(preferred):
+                item.failed = "no confidence: the server could not score the revision"
+                continue
             same = answer.text == item.in_hand.text
-            kept = settings.policy == "always" or same or (preferred is not None and preferred > 0.5)
+            kept, item.stopped = policy.decide(preferred=preferred, unchanged=same)
             tokens = answer.forward_tokens + scored
             answer = replace(answer, preferred=preferred, kept=kept, forward_tokens=tokens)
             item.answers.append(answer)
             # Greedy decoding is a function of the context: what comes back unchanged, or is refused, comes again.
-            item.fixed = settings.temperature == 0 and (same or not kept)
+            if not item.stopped and settings.temperature == 0 and (same or not kept):
+                item.stopped = "fixed point"
             if kept:
                 item.in_hand = answer
 
@@ -208,7 +247,8 @@ class Reviser:
         guesses: list[list[int]] | None,
         revision: int,
         settings: Settings,
-    ) -> list[Answer]:
+    ) -> list[tuple[_Item, Answer]]:
+        """The items that got an answer, with it; the others have failed."""
         self._expect_room(items, contexts, settings.max_new_tokens)
         completions = self.engine.complete(
             contexts,
@@ -219,16 +259,16 @@ class Reviser:
             seed=settings.seed,
             guesses=guesses,
         )
-        return [
-            Answer(
-                self.renderer.decode(done.ids),
-                len(done.ids),
-                done.finished,
-                seconds=done.seconds,
-                forward_tokens=len(context) + len(done.ids),
-            )
-            for context, done in zip(contexts, completions, strict=True)
-        ]
+        written = []
+        for item, context, done in zip(items, contexts, completions, strict=True):
+            item.failed = done.failed
+            if not done.failed:
+                text = self.renderer.decode(done.ids) if done.text is None else done.text
+                tokens = len(done.ids) if done.tokens is None else done.tokens
+                forward = tokens + (len(context) if done.read is None else done.read)
+                answer = Answer(text, tokens, done.finished, seconds=done.seconds, forward_tokens=forward)
+                written.append((item, answer))
+        return written
 
     # ------------------------------------------------------------------ the model's own judgement
 
@@ -265,10 +305,12 @@ class _Item:
     key: str
     answers: list[Answer] = field(default_factory=list)
     in_hand: Answer = field(default_factory=lambda: Answer("", 0))
-    fixed: bool = False
+    stopped: str = ""
+    failed: str = ""
 
     def trail(self) -> Trail:
-        return Trail(self.row.prompt, tuple(self.answers), "fixed point" if self.fixed else "revisions", self.row.meta)
+        stopped = f"{FAILED}{self.failed}" if self.failed else self.stopped or "revisions"
+        return Trail(self.row.prompt, tuple(self.answers), stopped, self.row.meta)
 
 
 def _key(prompt: Prompt, counts: dict[str, int]) -> str:

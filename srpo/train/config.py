@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from srpo.errors import ConfigError, did_you_mean
+from srpo.errors import ConfigError, did_you_mean, redacted
 from srpo.maths.objective import OBJECTIVES
 from srpo.model.forward import BACKENDS
 from srpo.pairs.fit import TRUNCATE
@@ -102,6 +102,10 @@ class SRPOConfig(TrainingArguments):
         default=None, metadata={"help": "Options for loading the model when it is given by name."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+    accept_change: list[str] | None = field(
+        default=None,
+        metadata={"help": "Go on although these have changed since the run began; a refused resume lists them."},
+    )
 
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Mixed precision in bfloat16; unset means where the device has it."}
@@ -140,7 +144,21 @@ class SRPOConfig(TrainingArguments):
             options = None
         if not isinstance(options, dict):
             raise ConfigError(f"{given!r}", where="model_init_kwargs", expected="a JSON object of options")
+        if "trust_remote_code" in options:
+            fix = "it is a setting of its own: --trust_remote_code"
+            raise ConfigError("holds trust_remote_code", where="model_init_kwargs", fix=fix)
+        redacted(options)  # remembers a token among them
         return options
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', which loggers write down, without a secret inside `model_init_kwargs` either."""
+        shown: dict[str, Any] = redacted({**super().to_dict(), "model_init_kwargs": self.loading_options() or None})
+        return shown
+
+    def __str__(self) -> str:
+        return str(redacted(super().__str__()))
+
+    __repr__ = __str__
 
     def _check(self) -> None:
         self.loading_options()

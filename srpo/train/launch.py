@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import ConfigError, InputError, UsageError, did_you_mean
-from srpo.output import writable_folder, write_file
+from srpo.errors import ConfigError, InputError, UsageError, did_you_mean, redacted
+from srpo.output import held, writable_folder, write_file
 from srpo.pairs.read import Source, columns_of
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.train.config import PRESETS, SRPOConfig
@@ -22,6 +23,9 @@ class ModelArguments:
     """Which model to train and how to load it; names and defaults are TRL's."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or hub name of the model to train."})
+    ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or hub name of another reference; unset: the model as it is now."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
     dtype: str = field(default="float32", metadata={"help": "auto, float32, bfloat16 or float16."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention outside the packed step."})
@@ -89,6 +93,7 @@ def read_settings(path: str) -> dict[str, Any]:
         raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
     if not isinstance(settings, dict):
         raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
+    redacted(settings)  # remembers what stands under a secret's name, before any message can repeat it
     _expect_known(settings, path)
     return settings
 
@@ -101,8 +106,14 @@ def _expect_known(settings: Iterable[str], where: str) -> None:
             raise ConfigError(f"unknown key {key!r}", where=where, fix=fix)
 
 
-def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments) -> Mapping[str, float]:
-    """Trains and saves to `config.output_dir`; returns the final metrics.
+def train(
+    config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments, *, command: Sequence[str] = ()
+) -> Mapping[str, float]:
+    """Trains and saves to `config.output_dir`; returns the final metrics, or how many steps a run that was complete
+    already had taken, as `complete`.
+
+    Args:
+        command: the words of the command line, for the record of the run and the model card.
 
     Raises:
         SRPOError: any mistake in settings, data or model, before a step is taken wherever that is possible.
@@ -110,7 +121,15 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     for name, value in (("model_name_or_path", model.model_name_or_path), ("dataset_name", data.dataset_name)):
         if not value:
             raise UsageError(f"no {name}", fix=f"add `--{name} …` or put it in the settings file")
-    writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after it is trained
+    folder = writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after training
+    with held(folder) if config.process_index == 0 else nullcontext():
+        return _run(config, model, data, run, command)
+
+
+def _run(
+    config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments, command: Sequence[str]
+) -> Mapping[str, float]:
+    from srpo.train.record import data_of, write_record
     from srpo.train.trainer import SRPOTrainer
 
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
@@ -123,6 +142,7 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     try:
         trainer = SRPOTrainer(
             model=str(model.model_name_or_path),
+            ref_model=_reference(model, config),
             args=config,
             train_dataset=rows,
             eval_dataset=test_rows,
@@ -131,11 +151,30 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     except (ValueError, ImportError) as error:  # transformers' word for a setting it cannot serve, or a missing library
         raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
     _say(trainer)
+    trainer.command = command
     if trainer.is_world_process_zero():
+        settings = {**config.to_dict(), **asdict(model), **asdict(data), **asdict(run)}
+        write_record(Path(str(config.output_dir)), command=command, settings=settings, data=data_of(trainer))
         _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
-    result = trainer.train(resume_from_checkpoint=_checkpoint(config) if run.resume else None)
+    result = trainer.train(resume_from_checkpoint=run.resume)
+    if trainer.start.complete:
+        return {"complete": result.global_step}
     trainer.save_model()
     return result.metrics
+
+
+def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
+    """Trains with settings by name, as a settings file holds them; goes on with what is there.
+
+    Raises:
+        ConfigError: a name that is no setting.
+        SRPOError: as `train` does.
+    """
+    from transformers import HfArgumentParser
+
+    _expect_known(settings, "settings")
+    config, model, data, run = HfArgumentParser(GROUPS).parse_dict({**settings, "resume": True})
+    return train(config, model, data, run)
 
 
 def _say(trainer: Any) -> None:
@@ -175,6 +214,16 @@ def _test_source(config: SRPOConfig, data: DataArguments) -> Source | None:
     return source if config.eval_strategy != "no" and source.has_splits else None
 
 
+def _reference(model: ModelArguments, config: SRPOConfig) -> Any:
+    """The reference that is named; None leaves it to be what the policy is when training begins."""
+    if model.ref_model_name_or_path is None:
+        return None
+    from srpo.model.load import load_model
+
+    options = config.loading_options()
+    return load_model(model.ref_model_name_or_path, trust_remote_code=config.trust_remote_code, **options)
+
+
 def _lora(model: ModelArguments) -> Any:
     from peft import LoraConfig
 
@@ -185,14 +234,6 @@ def _lora(model: ModelArguments) -> Any:
         target_modules=model.lora_target_modules,
         task_type="CAUSAL_LM",
     )
-
-
-def _checkpoint(config: SRPOConfig) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    newest = get_last_checkpoint(str(config.output_dir))
-    log.info("srpo: %s", f"resuming from {newest}" if newest else "nothing to resume; starting afresh")
-    return newest
 
 
 def settings_of_preset(name: str | None) -> dict[str, Any]:
