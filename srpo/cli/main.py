@@ -14,6 +14,7 @@ VERBS = {
     "demo": "the whole story on a generated task: base, pairs, training, revision, report; offline, minutes on a CPU",
     "train": "train on preference pairs, with SRPO, DPO or IPO",
     "revise": "draft answers to a file of prompts and revise them",
+    "calibrate": "measure on labelled prompts whether revising helps a model, and how far to trust its confidence",
     "evaluate": "score drafts and revisions, with intervals",
     "check": "show what a data file becomes before anything is trained on it",
     "merge": "make one model of an adapter and its base, and compare it with them",

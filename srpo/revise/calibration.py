@@ -80,6 +80,18 @@ class Calibration:
             return min(1.0, max(0.0, preferred))
         return linked([preferred], self.temperature)[0]
 
+    def sentences(self) -> list[str]:
+        """What was found about the confidence, in words."""
+        if self.brier is None or self.error is None:
+            return [f"no confidence to weigh: {self.prompts:,} prompts, no reference or no first revision that matters"]
+        basis = f"{self.pairs:,} first revisions that are better or worse than their draft, of {self.prompts:,} prompts"
+        said = [f"{basis}: Brier score {self.brier:.3f}, expected calibration error {self.error:.3f}"]
+        if self.auc is not None and self.linked_brier is not None and self.linked_error is not None:
+            fitted = f"σ((p − ½) / {self.temperature:.3g})"
+            said[0] += f", AUC {self.auc:.3f}"
+            said += [f"through the fitted link {fitted}: {self.linked_brier:.3f} and {self.linked_error:.3f}"]
+        return said
+
     def save(self, folder: str | Path) -> Path:
         """Writes it beside the model.
 
