@@ -21,6 +21,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--concurrency", type=int, default=16, help="requests to a server at the same time")
     add("--timeout", type=float, default=120.0, help="seconds that one request may take")
     add("--tries", type=int, default=6, help="requests for one answer, at most")
+    add("--backoff", type=float, default=0.5, help="seconds before the second of them; doubled for each further one")
     add("--dtype", default="float32", help="of vLLM's weights: float32, bfloat16, float16 or auto")
     add("--speculation", default="auto", help="of vLLM: suffix, ngram, none or auto")
 

@@ -124,7 +124,13 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
 
-    def each(self, path: str, bodies: Iterable[Mapping[str, Any]], read: Callable[[Any], T]) -> Iterator[Reply[T]]:
+    def each(
+        self,
+        path: str,
+        bodies: Iterable[Mapping[str, Any]],
+        read: Callable[[Any], T],
+        keep: Callable[[int, T], None] | None = None,
+    ) -> Iterator[Reply[T]]:
         """The replies to one request per body, in the order of the bodies, each as soon as those before it ended.
 
         Args:
@@ -132,6 +138,8 @@ class Endpoint:
             bodies: a JSON object each, sent by POST; taken as they are needed.
             read: the parsed answer → what is wanted of it. It runs on other threads. Where the answer lacks what is
                 needed it raises `UnusableAnswer`, or the KeyError, IndexError or TypeError of looking for it.
+            keep: called with an item's place and value as soon as its answer is there, on those threads and in any
+                order, before another request takes its turn: what it puts on a disk survives a kill.
 
         Raises:
             ConfigError: the server refuses the key, or knows no such path or model.
@@ -140,11 +148,12 @@ class Endpoint:
         stop = threading.Event()
         jobs: deque[_Job[T]] = deque()
         in_a_row = 0
-        source = iter(bodies)
+        source = enumerate(bodies)
         try:
             while True:
-                for body in itertools.islice(source, WINDOW * self.concurrency - len(jobs)):
-                    jobs.append(_Job(functools.partial(self._item, path, body, read, stop)))
+                for number, body in itertools.islice(source, WINDOW * self.concurrency - len(jobs)):
+                    kept = functools.partial(_kept, number, read, keep)
+                    jobs.append(_Job(functools.partial(self._item, path, body, kept, stop)))
                 if not jobs:
                     return
                 reply = jobs.popleft().result()
@@ -191,8 +200,15 @@ class Endpoint:
         return max(pause, self._quiet_until - time.monotonic())
 
     def _try(self, path: str, body: Body, read: Callable[[Any], T]) -> T:
-        """One request."""
-        status, retry_after, content = self._send(path, body)
+        """One request, and what is made of its answer."""
+        with self._slots:
+            status, retry_after, content = self._send(path, body)
+            return self._made(path, body, read, status, retry_after, content)
+
+    def _made(
+        self, path: str, body: Body, read: Callable[[Any], T], status: int, retry_after: float | None, content: bytes
+    ) -> T:
+        """What `read` makes of an answer, or why there is nothing to read."""
         if 200 <= status < 300:
             try:
                 return read(json.loads(content))
@@ -225,15 +241,14 @@ class Endpoint:
             headers = {"Content-Type": "application/json"}
             sent = {"method": "POST", "content": json.dumps(body).encode(), "headers": headers}
         try:
-            with self._slots:
-                until = time.monotonic() + self.timeout
-                with self._client.stream(url=f"{self.url}/{path}{self._query}", **sent) as response:
-                    for piece in response.iter_bytes():
-                        content += piece
-                        if len(content) > LARGEST:
-                            raise Refused(f"an answer of more than {LARGEST} bytes")
-                        if time.monotonic() > until:
-                            raise httpx.ReadTimeout("dribbling")
+            until = time.monotonic() + self.timeout
+            with self._client.stream(url=f"{self.url}/{path}{self._query}", **sent) as response:
+                for piece in response.iter_bytes():
+                    content += piece
+                    if len(content) > LARGEST:
+                        raise Refused(f"an answer of more than {LARGEST} bytes")
+                    if time.monotonic() > until:
+                        raise httpx.ReadTimeout("dribbling")
         except httpx.ConnectError as error:
             raise _TryAgain(self._clean(str(error)), unreachable=True) from None
         except httpx.TimeoutException:
@@ -271,6 +286,13 @@ class _Job(Generic[T]):
             raise self._ended
         assert self._ended is not None  # the thread's own traceback has been printed
         return self._ended
+
+
+def _kept(number: int, read: Callable[[Any], T], keep: Callable[[int, T], None] | None, answer: Any) -> T:
+    value = read(answer)
+    if keep is not None:
+        keep(number, value)
+    return value
 
 
 # ---------------------------------------------------------------------- what is in a URL, a header, an error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from srpo.errors import OutputError
 from srpo.generate.engine import Completion
 
 
@@ -21,7 +23,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock = path, threading.Lock()
         self._known: dict[str, Completion] = {}
         content = path.read_bytes() if path.exists() else b""
         for line in content.split(b"\n"):
@@ -39,14 +41,21 @@ class Journal:
         return {i: self._known[name] for i, name in enumerate(names) if name in self._known}
 
     def add(self, request: Mapping[str, Any], completion: Completion) -> None:
-        """Keeps it, on the disk before it returns."""
-        self._known[_name(request)] = completion
+        """Keeps it, on the disk before it returns; from any thread.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         line = json.dumps({"request": _name(request), "completion": asdict(completion)})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n" if self._torn else f"{line}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._torn = False
+        try:
+            with self._lock, self.path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{line}\n" if self._torn else f"{line}\n")
+                file.flush()
+                os.fsync(file.fileno())
+                self._known[_name(request)] = completion
+                self._torn = False
+        except OSError as error:
+            raise OutputError(f"cannot be written: {error.strerror}", where=str(self.path)) from None
 
 
 def _name(request: Mapping[str, Any]) -> str:

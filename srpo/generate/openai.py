@@ -94,13 +94,15 @@ class CompletionsEngine:
             bodies.append({**body, **self._asked(context, stop_ids)})
         done = {} if self.journal is None else self.journal.among(bodies)
         missing = [i for i in range(len(bodies)) if i not in done]
-        replies = self.endpoint.each(self.path, (bodies[i] for i in missing), self._read)
-        for i, reply in zip(missing, replies, strict=True):
-            done[i] = _ended(reply)
-            if not done[i].failed:
-                self._expect_read(contexts[i], done[i])
-                if self.journal is not None:
-                    self.journal.add(bodies[i], done[i])
+
+        def keep(number: int, completion: Completion) -> None:
+            i = missing[number]
+            self._expect_read(contexts[i], completion)
+            if self.journal is not None:
+                self.journal.add(bodies[i], completion)
+
+        replies = self.endpoint.each(self.path, (bodies[i] for i in missing), self._read, keep)
+        done.update((i, _ended(reply)) for i, reply in zip(missing, replies, strict=True))
         return [done[i] for i in range(len(bodies))]
 
     def logps(self, pairs: Sequence[Scored]) -> list[float]:

@@ -24,7 +24,7 @@ from typing import Any
 from srpo.errors import BackendError, ConfigError, did_you_mean
 from srpo.generate.engine import Completion, seed_of
 from srpo.generate.ratios import Scored
-from srpo.model.load import adapter_base
+from srpo.model.load import ADAPTER_FILE, adapter_base
 
 log = logging.getLogger("srpo")
 
@@ -77,11 +77,13 @@ class VLLMEngine:
             from vllm.lora.request import LoRARequest
 
             self._adapter = LoRARequest("adapter", 1, str(Path(model).resolve()))
-            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(model), **options}
+            options = {"enable_lora": True, "max_loras": 1, **_of_adapter(model), **options}
         if self.speculation != "none":
             method = {"method": self.speculation, "num_speculative_tokens": GUESSED}
             lookup = {"prompt_lookup_min": 2, "prompt_lookup_max": 4} if self.speculation == "ngram" else {}
-            options = {"speculative_config": {**method, **lookup}, **options}
+            # Beside an adapter vLLM wants room for the guesses of every row at once.
+            room = {"max_num_seqs": batch_size, "max_num_batched_tokens": max(8192, batch_size * (GUESSED + 1))}
+            options = {"speculative_config": {**method, **lookup}, **room, **options}
         self._sampling = vllm.SamplingParams
         self._llm = vllm.LLM(
             base or model,
@@ -189,12 +191,14 @@ def _settled(speculation: str) -> str:
     return speculation if speculation != "auto" else "suffix" if has_suffix else "ngram"
 
 
-def _rank(adapter: str) -> int:
-    """The least rank that vLLM can be told for the adapter in that folder."""
-    row = json.loads((Path(adapter) / "adapter_config.json").read_text("utf-8"))
+def _of_adapter(folder: str) -> dict[str, Any]:
+    """What vLLM has to be told of the adapter in that folder: the least rank it knows that is enough, and where the
+    adapter stands. Not told where, it puts one on the head as well, and fails over log-probs of several prompts."""
+    row = json.loads((Path(folder) / ADAPTER_FILE).read_text("utf-8"))
     largest = max([row.get("r", 0), *(row.get("rank_pattern") or {}).values()])
     fitting = [rank for rank in RANKS if rank >= largest]
     if row.get("peft_type") != "LORA" or not fitting:
         problem = f"vLLM serves LoRA adapters of rank {RANKS[-1]} at most"
-        raise BackendError(problem, where=adapter, fix="merge it into its base: srpo merge")
-    return fitting[0]
+        raise BackendError(problem, where=folder, fix="merge it into its base: srpo merge")
+    where = row.get("target_modules")
+    return {"max_lora_rank": fitting[0], **({"lora_target_modules": where} if isinstance(where, list) else {})}

@@ -16,7 +16,6 @@ from srpo.pairs.presets import template_for
 from srpo.revise.reviser import Reviser, saved_with
 
 ENGINES = ("hf", "vllm", "openai", "chat")
-_OF_SERVERS = {"base_url", "api_key_env", "served_model", "served_reference", "concurrency", "timeout", "tries"}
 _OF_VLLM = {"dtype", "speculation"}
 
 
@@ -34,6 +33,7 @@ class Serving:
         concurrency: requests under way at the same time.
         timeout: seconds that one request may take.
         tries: requests for one answer, at most.
+        backoff: seconds before the second of them; twice as many before each further one.
         dtype: of vLLM's weights.
         speculation: of vLLM.
 
@@ -53,6 +53,7 @@ class Serving:
     concurrency: int = 16
     timeout: float = 120.0
     tries: int = 6
+    backoff: float = 0.5
     dtype: str = "float32"
     speculation: str = "auto"
 
@@ -61,9 +62,9 @@ class Serving:
             fix = did_you_mean(self.engine, ENGINES)
             raise ConfigError(f"{self.engine!r}", where="engine", expected="one of " + ", ".join(ENGINES), fix=fix)
         served = self.engine in ("openai", "chat")
-        idle = (set() if served else _OF_SERVERS) | (set() if self.engine == "vllm" else _OF_VLLM)
-        for each in fields(self):
-            if each.name in idle and getattr(self, each.name) != each.default:
+        for each in fields(self)[1:]:
+            idle = self.engine != "vllm" if each.name in _OF_VLLM else not served
+            if idle and getattr(self, each.name) != each.default:
                 raise ConfigError(f"means nothing to engine {self.engine}", where=each.name, fix="name its engine")
         if served and not self.base_url:
             raise ConfigError(f"engine {self.engine} asks a server", where="base_url", fix="say which: http://…/v1")
@@ -110,6 +111,7 @@ class Serving:
             timeout=self.timeout,
             tries=self.tries,
             concurrency=self.concurrency,
+            backoff=self.backoff,
         )
         kind = ChatEngine if self.engine == "chat" else CompletionsEngine
         kept = Journal(journal) if journal is not None else None
