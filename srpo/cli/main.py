@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import Any
 
 from srpo import __version__
 from srpo.errors import Interrupted, OutputError, SRPOError, UsageError, did_you_mean
@@ -53,6 +54,10 @@ def run(argv: list[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    from srpo.output import Redacting
+
+    stderr: Any = sys.stderr if isinstance(sys.stderr, Redacting) else Redacting(sys.stderr)
+    sys.stderr = stderr  # libraries log and warn there as well
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()  # here, where a closed pipe is still an answer and not a traceback at exit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -64,6 +65,14 @@ class TreeStore(Sequence[PrefixTree]):
     def flat_tokens(self) -> int:
         """Tokens that their sequences would take unshared."""
         return sum(tree.flat_tokens for tree in self)
+
+    def digest(self) -> str:
+        """sha256 of the trees, in their order."""
+        found = hashlib.sha256()
+        for name in COLUMNS:
+            column: array[int] = getattr(self, name)
+            found.update(f"{name} {len(column)}\n".encode() + column.tobytes())
+        return found.hexdigest()
 
     def save(self, file: Path, note: str = "") -> None:
         """Writes the trees and a note; the file appears whole or not at all."""
