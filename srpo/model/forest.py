@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -82,6 +83,15 @@ class Forest:
     row_T: Tensor
     token_T: Tensor
     owner_T: Tensor
+
+    @cached_property
+    def ends_S(self) -> Tensor:
+        """[S] one past the last descendant of each token, as packed."""
+        ends: list[int] = []
+        for tree in self.trees:
+            offset = len(ends)
+            ends += [offset + end for end in tree.subtree_end]
+        return torch.tensor(ends, device=self.ids_1S.device)
 
     @classmethod
     def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:

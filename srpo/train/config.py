@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 
 from srpo.errors import ConfigError, did_you_mean, redacted
 from srpo.maths.objective import OBJECTIVES
-from srpo.model.forward import BACKENDS
+from srpo.model.backends import BACKENDS
 from srpo.pairs.fit import TRUNCATE
 
 REDUCTIONS = ("sum", "mean")
