@@ -140,6 +140,9 @@ class SRPOConfig(TrainingArguments):
             options = None
         if not isinstance(options, dict):
             raise ConfigError(f"{given!r}", where="model_init_kwargs", expected="a JSON object of options")
+        if "trust_remote_code" in options:
+            fix = "it is a setting of its own: --trust_remote_code"
+            raise ConfigError("holds trust_remote_code", where="model_init_kwargs", fix=fix)
         redacted(options)  # remembers a token among them
         return options
 
