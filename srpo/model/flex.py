@@ -9,7 +9,6 @@ Axes: S packed tokens, Q query blocks, K key blocks.
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from srpo.model.attention import refuse_unserved
 from srpo.model.forest import Forest
 
 BLOCK = 128  # what FlexAttention's kernels are tuned for
-_masks: WeakKeyDictionary[Tensor, dict[int | None, BlockMask]] = WeakKeyDictionary()
 _compiled: list[Any] = []
 
 
@@ -92,7 +90,7 @@ def flex_path_attention(
     refuse_unserved(module, sliding_window, unserved)
     if dropout:
         raise BackendError("FlexAttention has no dropout", where="attention_dropout", fix="use --backend path")
-    masks = _masks.setdefault(srpo_forest.ids_1S, {})
+    masks = srpo_forest.block_masks
     if sliding_window not in masks:
         masks[sliding_window] = tree_block_mask(srpo_forest, sliding_window)
     out: Any = _kernel(query)(

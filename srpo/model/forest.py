@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class Forest:
         row_T: which of the parents each answer token is scored at.
         token_T: the answer token's id.
         owner_T: the (tree, sequence) it belongs to, as tree · sequences + sequence.
+        block_masks: FlexAttention's, by window, as they have been made.
     """
 
     trees: tuple[PrefixTree, ...]
@@ -83,6 +85,7 @@ class Forest:
     row_T: Tensor
     token_T: Tensor
     owner_T: Tensor
+    block_masks: dict[int | None, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def ends_S(self) -> Tensor:
