@@ -129,7 +129,7 @@ class Endpoint:
         path: str,
         bodies: Iterable[Mapping[str, Any]],
         read: Callable[[Any], T],
-        keep: Callable[[int, T], None] | None = None,
+        keep: Callable[[Mapping[str, Any], T], None] | None = None,
     ) -> Iterator[Reply[T]]:
         """The replies to one request per body, in the order of the bodies, each as soon as those before it ended.
 
@@ -138,8 +138,9 @@ class Endpoint:
             bodies: a JSON object each, sent by POST; taken as they are needed.
             read: the parsed answer → what is wanted of it. It runs on other threads. Where the answer lacks what is
                 needed it raises `UnusableAnswer`, or the KeyError, IndexError or TypeError of looking for it.
-            keep: called with an item's place and value as soon as its answer is there, on those threads and in any
-                order, before another request takes its turn: what it puts on a disk survives a kill.
+            keep: told of each body and what was read of its answer, on the same thread as soon as it came and before
+                another request takes its turn: an answer that was paid for should not be lost to a kill while it
+                waits for the ones before it.
 
         Raises:
             ConfigError: the server refuses the key, or knows no such path or model.
@@ -148,11 +149,11 @@ class Endpoint:
         stop = threading.Event()
         jobs: deque[_Job[T]] = deque()
         in_a_row = 0
-        source = enumerate(bodies)
+        source = iter(bodies)
         try:
             while True:
-                for number, body in itertools.islice(source, WINDOW * self.concurrency - len(jobs)):
-                    kept = functools.partial(_kept, number, read, keep)
+                for body in itertools.islice(source, WINDOW * self.concurrency - len(jobs)):
+                    kept = functools.partial(_kept, body, read, keep)
                     jobs.append(_Job(functools.partial(self._item, path, body, kept, stop)))
                 if not jobs:
                     return
@@ -288,10 +289,12 @@ class _Job(Generic[T]):
         return self._ended
 
 
-def _kept(number: int, read: Callable[[Any], T], keep: Callable[[int, T], None] | None, answer: Any) -> T:
+def _kept(
+    body: Mapping[str, Any], read: Callable[[Any], T], keep: Callable[[Mapping[str, Any], T], None] | None, answer: Any
+) -> T:
     value = read(answer)
     if keep is not None:
-        keep(number, value)
+        keep(body, value)
     return value
 
 

@@ -95,11 +95,10 @@ class CompletionsEngine:
         done = {} if self.journal is None else self.journal.among(bodies)
         missing = [i for i in range(len(bodies)) if i not in done]
 
-        def keep(number: int, completion: Completion) -> None:
-            i = missing[number]
-            self._expect_read(contexts[i], completion)
+        def keep(body: Mapping[str, Any], completion: Completion) -> None:
+            self._expect_read(body, completion)
             if self.journal is not None:
-                self.journal.add(bodies[i], completion)
+                self.journal.add(body, completion)
 
         replies = self.endpoint.each(self.path, (bodies[i] for i in missing), self._read, keep)
         done.update((i, _ended(reply)) for i, reply in zip(missing, replies, strict=True))
@@ -144,10 +143,10 @@ class CompletionsEngine:
             return Completion(tuple(ids), finished, 0.0, read=read if asked is None else len(asked))
         return _of_text(text, finished, tokens, read)
 
-    def _expect_read(self, context: Any, done: Completion) -> None:
-        if done.read is not None and done.read != len(context):
+    def _expect_read(self, body: Mapping[str, Any], done: Completion) -> None:
+        if done.read is not None and done.read != len(body["prompt"]):
             raise BackendError(
-                f"the server read {done.read} tokens where {len(context)} were sent",
+                f"the server read {done.read} tokens where {len(body['prompt'])} were sent",
                 where=f"{self.endpoint.url}/{self.path}",
                 fix="it must take prompts as token ids, add none and cut none; else ask it by chat",
             )
@@ -168,7 +167,7 @@ class ChatEngine(CompletionsEngine):
         choice, finished, tokens, read = _ending(answer)
         return _of_text(choice["message"]["content"], finished, tokens, read)
 
-    def _expect_read(self, context: Any, done: Completion) -> None:
+    def _expect_read(self, body: Mapping[str, Any], done: Completion) -> None:
         pass  # nobody here knows what the messages became
 
 
