@@ -33,6 +33,7 @@ from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 from srpo.rounds import label as labelling
 from srpo.rounds.plan import RoundsArguments
+from srpo.rounds.votes import Remembering
 
 ROUNDS_FILE, SETTINGS_FILE, VERDICTS_FILE = "rounds.json", "rounds.settings.json", "verdicts.jsonl"
 MAY_CHANGE = ("rounds", "patience")  # a run may go on for longer than it was begun for
@@ -93,6 +94,7 @@ def run_rounds(
         SRPOError: what a stage raises.
     """
     folder = writable_folder(Path(output_dir))
+    judge = Remembering(judge, folder / VERDICTS_FILE)
     _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": judge.identity})
     prompts = plan.sample_prompts or str(settings["dataset_name"])
     done: list[Round] = []
