@@ -6,9 +6,11 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError, redacted
 from srpo.pairs.read import PromptRow, Reject, read_prompts, reasons
@@ -17,6 +19,7 @@ from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
 log = logging.getLogger("srpo")
+Draw = Callable[[int, Collection[int] | None], Iterator[Trail]]
 
 
 def revise_file(
@@ -56,40 +59,71 @@ def revise_file(
         log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
     rows = [row for row in rows for _ in range(samples)]  # equal prompts are told apart by how often they came before
     path = Path(target)
-    try:
-        if rejects:
-            kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
+    if rejects:
+        kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
+        try:
             path.with_name(f"{path.name}.{REJECTED_FILE}").write_text(kept, "utf-8")
-        _expect_same(redacted({**asdict(settings), **(made_with or {})}), path)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+    reviser = cache(make_reviser)
+
+    def draw(skip: int, only: Collection[int] | None) -> Iterator[Trail]:
+        return reviser().trails(rows, settings, skip=skip, only=only)
+
+    drawn = {**asdict(settings), **(made_with or {})}
+    return len(rows), write_trails(path, rows, draw, drawn, strict=bad_rows != "skip")
+
+
+def write_trails(
+    path: Path, rows: list[PromptRow], draw: Draw, made_with: Mapping[str, Any], *, strict: bool = True
+) -> int:
+    """Writes one trail per row to a file that may hold some of them already.
+
+    Args:
+        draw: (how many to leave out at the head, or the only places wanted) → trails, in the rows' order; called only
+            if some are missing.
+        made_with: all that decides the trails; a file begun with anything else is refused.
+        strict: trails that failed are an error, once the others are written.
+
+    Returns:
+        How many were there before.
+
+    Raises:
+        SRPOError: as `revise_file` does.
+    """
+    try:
+        _expect_same(redacted(dict(made_with)), path)
         present, failed = _present(path, rows)
-        reviser = make_reviser() if present < len(rows) or failed else None
         with path.open("a", encoding="utf-8") as file:
-            if reviser is not None:
-                done = present
-                for trail in reviser.trails(rows, settings, skip=present):
-                    file.write(trail.to_json() + "\n")
-                    file.flush()
-                    done += 1
-                    if done % 100 == 0 or done == len(rows):
-                        log.info("srpo: %d of %d prompts", done, len(rows))
-        if reviser is not None and failed:
-            _ask_again(reviser, rows, settings, path, failed)
+            done = present
+            for trail in draw(present, None) if present < len(rows) else ():
+                file.write(trail.to_json() + "\n")
+                file.flush()
+                done += 1
+                if done % 100 == 0 or done == len(rows):
+                    log.info("srpo: %d of %d prompts", done, len(rows))
+        if failed:
+            _ask_again(draw, path, failed)
     except OSError as error:
-        fix = "trails written so far stay; free some space or choose another --output"
-        raise OutputError(f"cannot be written: {error.strerror}", where=str(path), fix=fix) from None
+        raise _unwritable(path, error) from None
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; finished trails are in {path}", fix="the same command goes on") from None
-    if reviser is not None:
-        _tell_failed(path, strict=bad_rows != "skip")
-    return len(rows), present
+    if failed or present < len(rows):
+        _tell_failed(path, strict=strict)
+    return present
 
 
-def _ask_again(reviser: Reviser, rows: list[PromptRow], settings: Settings, path: Path, failed: list[int]) -> None:
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    fix = "trails written so far stay; free some space or choose another --output"
+    return OutputError(f"cannot be written: {error.strerror}", where=str(path), fix=fix)
+
+
+def _ask_again(draw: Draw, path: Path, failed: list[int]) -> None:
     """Puts new trails in the places of those that failed."""
     lines = path.read_bytes().split(b"\n")
     places = iter(failed)
     try:
-        for trail in reviser.trails(rows, settings, only=failed):
+        for trail in draw(0, failed):
             lines[next(places)] = trail.to_json().encode()
     finally:  # what came before an interruption counts, too
         beside = path.with_name(path.name + ".new")

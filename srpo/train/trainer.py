@@ -24,7 +24,7 @@ from srpo.maths.objective import OBJECTIVES, LossOutput, Objective, SixLogps, le
 from srpo.model.card import read_card, write_card
 from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
-from srpo.model.load import load_model, load_tokenizer, model_context
+from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer, model_context
 from srpo.model.reference import Reference
 from srpo.pairs.kept import cache_folder
 from srpo.pairs.read import Source
@@ -34,8 +34,6 @@ from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate
 from srpo.train.metrics import MetricsFile, metrics
 from srpo.train.record import card_of
-
-TRAINING_FILE = "srpo_training.json"
 
 Rows = str | Source | Iterable[Mapping[str, Any]]
 
