@@ -33,6 +33,7 @@ from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 from srpo.rounds import label as labelling
 from srpo.rounds.plan import RoundsArguments
+from srpo.rounds.sample import sample_file
 from srpo.rounds.votes import Remembering
 
 ROUNDS_FILE, SETTINGS_FILE, VERDICTS_FILE = "rounds.json", "rounds.settings.json", "verdicts.jsonl"
@@ -150,13 +151,13 @@ def _sample(here: Path, model: str, prompts: str, plan: RoundsArguments, number:
     target = here / "trails.jsonl"
 
     def draw() -> None:
-        revise_file(
+        sample_file(
             lambda: Reviser(model, batch_size=plan.sample_batch_size),
             prompts,
             str(target),
             settings,
-            made_with={"model": model, "samples": str(plan.samples_per_prompt)},
             samples=plan.samples_per_prompt,
+            made_with={"model": model},
         )
 
     _timed(here, account, "sample", draw)
