@@ -6,48 +6,41 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from srpo.evaluate.verdicts import PairJudge
+    from srpo.evaluate.judge_arguments import JudgeArguments
+
+# Fields of JudgeArguments that are no text, and what a flag makes of them.
+NUMBERS = {
+    "judge_temperature": float,
+    "judge_max_tokens": int,
+    "price_in": float,
+    "price_out": float,
+    "max_cost": float,
+}
+FLAGS = {
+    "judge": "exact_match, reward:PATH, module:function, votes:FILE, llm, …; see docs/judges.md",
+    "judge_model": "of llm: the model's name at the server",
+    "judge_base_url": "of llm: the server, http://localhost:8000/v1",
+    "judge_api_key_env": "of llm: name of the environment variable that holds its key",
+    "judge_prompt": "of llm: a shipped prompt (general, unless named) or a file",
+    "judge_temperature": "of llm: 0 for the likeliest verdict",
+    "judge_max_tokens": "of llm: tokens of one reply",
+    "judge_orders": "of llm: both, or one, at half the price",
+    "price_in": "of llm: price of a million tokens read",
+    "price_out": "of llm: price of a million tokens written",
+    "max_cost": "of llm: no call that could take the cost above it",
+    "verdicts": "of llm: file where replies are kept for next time",
+}
 
 
 def add_judge_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds them."""
+    """Adds them; what is not given is as `JudgeArguments` has it."""
     add = parser.add_argument_group("who judges").add_argument
-    add("--judge", help="exact_match, reward:PATH, module:function, llm, votes:FILE, …; see docs/judges.md")
-    add("--judge_model", default="", help="of llm: the model's name at the server")
-    add("--judge_base_url", default="", help="of llm: the server, http://localhost:8000/v1")
-    add("--judge_api_key_env", default="", help="of llm: name of the environment variable that holds its key")
-    add("--judge_prompt", default="general", help="of llm: a shipped prompt or a file")
-    add("--judge_temperature", type=float, default=0.0, help="of llm: 0 for the likeliest verdict")
-    add("--judge_max_tokens", type=int, default=1024, help="of llm: of one reply")
-    add("--price_in", type=float, help="of llm: of a million tokens read")
-    add("--price_out", type=float, help="of llm: of a million tokens written")
-    add("--max_cost", type=float, help="of llm: no call that could take the cost above it")
-    add("--verdicts", help="of llm: file where replies are kept, so that none is paid for twice")
+    for name, said in FLAGS.items():
+        add(f"--{name}", type=NUMBERS.get(name, str), default=argparse.SUPPRESS, help=said)
 
 
-def judge_of(args: argparse.Namespace) -> PairJudge:
-    """The judge they name."""
-    from srpo.evaluate.asking import Asking
-    from srpo.evaluate.pair_judges import LLM, load_pair_judge
-    from srpo.rounds.votes import VOTES, Votes
+def judge_of(args: argparse.Namespace) -> JudgeArguments:
+    """What they say."""
+    from srpo.evaluate.judge_arguments import JudgeArguments
 
-    if args.judge.startswith(VOTES):
-        return Votes(args.judge.removeprefix(VOTES))
-    if args.judge != LLM:
-        return load_pair_judge(args.judge)
-    asking = Asking(
-        args.judge_model,
-        temperature=args.judge_temperature,
-        max_tokens=args.judge_max_tokens,
-        price_in=args.price_in,
-        price_out=args.price_out,
-        max_cost=args.max_cost,
-    )
-    return load_pair_judge(
-        args.judge,
-        asking=asking,
-        base_url=args.judge_base_url,
-        api_key_env=args.judge_api_key_env,
-        prompt=args.judge_prompt,
-        verdicts=args.verdicts,
-    )
+    return JudgeArguments(**{name: value for name, value in vars(args).items() if name in FLAGS})

@@ -7,7 +7,6 @@ import sys
 
 from srpo.cli.judging import add_judge_flags, judge_of
 from srpo.cli.parser import Parser
-from srpo.errors import UsageError
 
 
 def main(argv: list[str]) -> int:
@@ -29,23 +28,21 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from srpo.evaluate.inputs import read_trails
+    from srpo.evaluate.votes import write_questions
     from srpo.rounds.candidates import choose, find, kinds_of
     from srpo.rounds.label import Settings, label_file
-    from srpo.rounds.votes import write_questions
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     settings = Settings(kinds_of(args.ask), args.choose, args.labels, args.seed, args.gold_key)
     if args.to_vote:
         found = find(read_trails(args.trails, gold_key=None), settings.ask)
         chosen = choose(found.candidates, settings.labels, by=settings.choose, seed=settings.seed)
-        write_questions(chosen, args.output)
+        write_questions((each.comparison for each in chosen), args.output)
         print(
             f"{args.output}: {len(chosen)} comparisons; vote first, second or tie, then `--judge votes:{args.output}`"
         )
         return 0
-    if not args.judge:
-        raise UsageError("no judge", where="srpo label", fix="add `--judge …`, or `--to_vote` to ask people")
-    account = label_file(args.trails, args.output, judge_of(args), settings)
+    account = label_file(args.trails, args.output, judge_of(args).load(), settings)
     print("\n".join(account.lines()))
     print(f"{args.output}: {sum(account.pairs.values())} pairs")
     return 0

@@ -16,7 +16,6 @@ VERBS = {
     "revise": "draft answers to a file of prompts and revise them",
     "sample": "draw drafts and revisions of a model's own, to be labelled",
     "label": "order them by a judge: preference pairs of the model's own answers",
-    "rounds": "offline training, then rounds of sample, label and train",
     "evaluate": "score drafts and revisions, with intervals",
     "check": "show what a data file becomes before anything is trained on it",
     "merge": "make one model of an adapter and its base, and compare it with them",

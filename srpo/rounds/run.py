@@ -25,6 +25,7 @@ from typing import Any
 
 from srpo.errors import ConfigError
 from srpo.evaluate.inputs import read_trails
+from srpo.evaluate.verdict_cache import Remembering
 from srpo.evaluate.verdicts import Comparison, PairJudge
 from srpo.output import writable_folder, write_file
 from srpo.pairs.read import Pair, read_pairs
@@ -34,7 +35,6 @@ from srpo.revise.trail import Trail
 from srpo.rounds import label as labelling
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.sample import sample_file
-from srpo.rounds.votes import Remembering
 
 ROUNDS_FILE, SETTINGS_FILE, VERDICTS_FILE = "rounds.json", "rounds.settings.json", "verdicts.jsonl"
 MAY_CHANGE = ("rounds", "patience")  # a run may go on for longer than it was begun for

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from srpo import read_pairs
-from srpo.errors import ConfigError, UsageError
+from srpo.errors import ConfigError
 from srpo.evaluate.inputs import read_trails
 from srpo.evaluate.judges import per_character
 from srpo.evaluate.verdicts import Comparison, Verdict
@@ -42,7 +42,6 @@ PLAN: dict[str, Any] = {
     "round_steps": 2,
     "validation_revisions": 1,
     "patience": 5,
-    "judge": "digits",
 }
 
 
@@ -212,11 +211,6 @@ def test_another_plan_needs_another_folder(ran: tuple[Path, list[Round], RightDi
 def test_a_plan_that_cannot_be_is_refused(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         RoundsArguments(**changed)
-
-
-def test_a_judge_has_to_be_named() -> None:
-    with pytest.raises(UsageError, match="no judge"):
-        RoundsArguments().expect_judge()
 
 
 def test_a_round_in_one_line() -> None:

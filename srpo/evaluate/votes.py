@@ -1,4 +1,4 @@
-"""People as judges: comparisons to a file, their votes from it. And any judge's verdicts, remembered.
+"""People as judges: their votes on two answers, from a file.
 
 A file of votes has a line per comparison, `{"prompt": …, "first": …, "second": …, "vote": "first"}`, with "first",
 "second" or "tie" as the vote, or null where nobody has voted yet.
@@ -7,16 +7,14 @@ A file of votes has a line per comparison, `{"prompt": …, "first": …, "secon
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from srpo.errors import DataError
-from srpo.evaluate.verdict_cache import Kept, VerdictCache, key_of
-from srpo.evaluate.verdicts import TIE, Comparison, PairJudge, Verdict
+from srpo.evaluate.verdicts import TIE, Comparison, Verdict
 from srpo.output import write_file
 from srpo.pairs.read import jsonl_rows
-from srpo.rounds.candidates import Candidate
 
 VOTES = "votes:"
 SCORES = {"first": 1.0, "second": 0.0, "tie": 0.5}
@@ -66,54 +64,16 @@ class Votes:
                 raise DataError("contradicts an earlier vote on the same answers", where=where, fix=fix)
 
 
-def write_questions(candidates: Sequence[Candidate], target: str) -> None:
+def write_questions(comparisons: Iterable[Comparison], target: str) -> None:
     """A file for people to vote in.
 
     Raises:
         OutputError: it cannot be written.
     """
     lines = []
-    for each in candidates:
-        said = each.comparison
+    for said in comparisons:
         lines.append({"prompt": said.prompt, "first": said.first, "second": said.second, "vote": None})
     write_file(Path(target), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-
-
-class Remembering:
-    """A judge whose verdicts are kept as they come, so that a run that is killed asks for none of them again.
-
-    Only verdicts are: what was unscored is asked again, for a server may have failed.
-
-    Args:
-        judge: who is asked.
-        path: the file; see `VerdictCache`.
-    """
-
-    def __init__(self, judge: PairJudge, path: str | Path) -> None:
-        self.judge, self.cache = judge, VerdictCache(path)
-
-    @property
-    def identity(self) -> str:
-        """The judge's own."""
-        return self.judge.identity
-
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
-        """Verdicts in order, the remembered ones without asking."""
-        asked = list(comparisons)
-        known = [self.cache.get(self._key(each)) for each in asked]
-        fresh = iter(self.judge.compare([each for each, kept in zip(asked, known, strict=True) if kept is None]))
-        for each, kept in zip(asked, known, strict=True):
-            if kept is not None:
-                yield Verdict(float(kept.label), reason=kept.reason)
-                continue
-            verdict = next(fresh)
-            if verdict.score is not None:
-                self.cache.add(self._key(each), Kept(str(verdict.score), verdict.reason))
-            yield verdict
-
-    def _key(self, comparison: Comparison) -> str:
-        said = comparison
-        return key_of(self.identity, json.dumps(said.gold, sort_keys=True), said.prompt, said.first, said.second)
 
 
 def _key(prompt: Any, first: str, second: str) -> tuple[str, str, str]:

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from srpo.errors import DataError, InputError
+from srpo.evaluate.verdict_cache import Remembering
 from srpo.evaluate.verdicts import Comparison, Verdict
-from srpo.revise.trail import Answer, Trail
-from srpo.rounds.candidates import KINDS, find
-from srpo.rounds.votes import Remembering, Votes, write_questions
+from srpo.evaluate.votes import Votes, write_questions
 
 
 def votes(path: Path, *rows: dict[str, Any]) -> Votes:
@@ -52,9 +51,8 @@ def test_what_is_no_vote_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_questions_are_written_as_they_are_read(tmp_path: Path) -> None:
-    trail = Trail("p", (Answer("a", 1), Answer("b", 1)))
     file = tmp_path / "v.jsonl"
-    write_questions(find([trail], KINDS).candidates, str(file))
+    write_questions([Comparison("p", "a", "b")], str(file))
     (row,) = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert row == vote("a", "b", None)
     assert next(votes(file, row | {"vote": "second"}).compare([Comparison("p", "a", "b")])).score == 0.0
