@@ -15,6 +15,8 @@ VERBS = {
     "train": "train on preference pairs, with SRPO, DPO or IPO",
     "revise": "draft answers to a file of prompts and revise them",
     "calibrate": "measure on labelled prompts whether revising helps a model, and how far to trust its confidence",
+    "sample": "draw drafts and revisions of a model's own, to be labelled",
+    "label": "order them by a judge: preference pairs of the model's own answers",
     "evaluate": "score drafts and revisions, with intervals",
     "check": "show what a data file becomes before anything is trained on it",
     "merge": "make one model of an adapter and its base, and compare it with them",
