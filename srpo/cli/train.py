@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
     from transformers import HfArgumentParser
     from transformers.utils import logging as hf_logging
 
+    from srpo.train.interrupt import signals
     from srpo.train.launch import GROUPS, read_settings, settings_of_preset, train
 
     class Parser(Mistakes, HfArgumentParser):
@@ -38,10 +39,14 @@ def main(argv: list[str]) -> int:
     vars(parsed).pop("config")
     config, model, data, run = parser.parse_dict(vars(parsed))
     try:
-        final = train(config, model, data, run, command=["srpo", "train", *argv])
+        with signals.heard():
+            final = train(config, model, data, run, command=["srpo", "train", *argv])
     except KeyboardInterrupt:
         what = f"interrupted; checkpoints so far are in {config.output_dir}"
         raise Interrupted(what, fix="the same command with --resume goes on from the newest") from None
+    if "complete" in final:
+        print(f"{config.output_dir}: already complete ({final['complete']} of {final['complete']})")
+        return 0
     print(f"saved {config.output_dir} (train loss {final['train_loss']:.4f})")
     return 0
 
