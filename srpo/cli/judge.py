@@ -1,4 +1,4 @@
-"""`srpo judge check`: how good a judge is, on pairs of which it is known which answer is better."""
+"""`srpo judge`: check a judge on labelled pairs, put two files of answers to it, see how far two judges agree."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"unknown act {argv[0]!r}", where="srpo judge", expected=expected, fix=fix)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    return {"check": check}[argv[0]](argv[1:])
+    if argv[0] == "check":
+        return check(argv[1:])
+    from srpo.cli import judge_files
+
+    return judge_files.compare(argv[1:]) if argv[0] == "compare" else judge_files.agree(argv[1:])
 
 
 def check(argv: list[str]) -> int:

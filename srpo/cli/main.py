@@ -16,6 +16,7 @@ VERBS = {
     "revise": "draft answers to a file of prompts and revise them",
     "evaluate": "score drafts and revisions, with intervals",
     "judge": "check a judge on labelled pairs, compare two files of answers, compare two judges",
+    "exchange": "answers to and from the files of AlpacaEval and Arena-Hard",
     "check": "show what a data file becomes before anything is trained on it",
     "merge": "make one model of an adapter and its base, and compare it with them",
     "convert": "make safetensors of pickled weights, without running what is pickled",

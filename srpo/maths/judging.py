@@ -52,8 +52,8 @@ def share(values_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, see
         >>> import torch
         >>> share(torch.tensor([1.0, 0.0, float("nan"), 1.0]), draws=2000).value
         0.6666666666666666
-        >>> share(torch.zeros(20)).high
-        0.1684334714288382
+        >>> round(share(torch.zeros(20)).high, 3)
+        0.168
     """
     known = ~values_N.isnan()
     sums_CM = _sums([values_N.nan_to_num(0.0), known], prompts)
