@@ -45,9 +45,6 @@ def judge_maker(args: argparse.Namespace) -> Callable[[int], Any]:
                 raise ConfigError(f"{args.judge} asks no server", where=f"--{flag}", fix="add --judge llm")
         one = load_pair_judge(args.judge)
         return lambda run: one
-    if not args.judge_base_url or not args.judge_model:
-        fix = "give --judge_base_url and --judge_model; there is no default, since any would cost somebody money"
-        raise ConfigError("no model is named", where="--judge llm", fix=fix)
     try:
         body = json.loads(args.judge_body)
     except ValueError:
@@ -57,7 +54,7 @@ def judge_maker(args: argparse.Namespace) -> Callable[[int], Any]:
     price_in, price_out = args.judge_price or (None, None)
 
     def make(run: int) -> Any:
-        asking = Asking(
+        asking = args.judge_model and Asking(
             args.judge_model,
             temperature=args.judge_temperature,
             max_tokens=args.judge_max_tokens,
@@ -70,7 +67,7 @@ def judge_maker(args: argparse.Namespace) -> Callable[[int], Any]:
         )
         return load_pair_judge(
             LLM,
-            asking=asking,
+            asking=asking or None,
             base_url=args.judge_base_url,
             api_key_env=args.judge_key_env,
             prompt=args.judge_prompt,
