@@ -18,6 +18,8 @@ VERBS = {
     "sample": "draw drafts and revisions of a model's own, to be labelled",
     "label": "order them by a judge: preference pairs of the model's own answers",
     "evaluate": "score drafts and revisions, with intervals",
+    "judge": "check a judge on labelled pairs, compare two files of answers, compare two judges",
+    "exchange": "answers to and from the files of AlpacaEval and Arena-Hard",
     "check": "show what a data file becomes before anything is trained on it",
     "merge": "make one model of an adapter and its base, and compare it with them",
     "convert": "make safetensors of pickled weights, without running what is pickled",
