@@ -67,7 +67,7 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
         folder,
         results,
         title="Drafts and revisions of " + ", ".join(name for name in results.values("system") if name not in labels),
-        samples=sample_cases(scored, highlight, seed=plan.seed),
+        samples=sample_cases(scored, highlight, others=True, seed=plan.seed),
         run={"command": command, "judge": _told(judges), "settings": _shown(plan), "srpo": __version__},
     )
     return results, report
