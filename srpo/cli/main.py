@@ -14,6 +14,8 @@ VERBS = {
     "demo": "the whole story on a generated task: base, pairs, training, revision, report; offline, minutes on a CPU",
     "train": "train on preference pairs, with SRPO, DPO or IPO",
     "revise": "draft answers to a file of prompts and revise them",
+    "sample": "draw drafts and revisions of a model's own, to be labelled",
+    "label": "order them by a judge: preference pairs of the model's own answers",
     "evaluate": "score drafts and revisions, with intervals",
     "check": "show what a data file becomes before anything is trained on it",
     "merge": "make one model of an adapter and its base, and compare it with them",
