@@ -43,7 +43,7 @@ GRIDS = {
     "ipo": ((0.1, 0.2, 0.3, 1.0), (5e-5, 1e-4, 2e-4)),
 }
 SYSTEMS = {
-    "srpo": ("srpo", "srpo_if_preferred"),
+    "srpo": ("srpo", "srpo_always"),
     "dpo": ("dpo", "dpo_best_of"),
     "ipo": ("ipo", "ipo_best_of"),
 }

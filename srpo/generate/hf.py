@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from srpo.errors import ConfigError
+from srpo.generate.engine import Completion
+from srpo.model.load import model_context
 
 # Options that would shape the distribution, or cut answers short. A model may bring some along as its defaults, and
 # what is drawn would then no longer be what the model was trained to.
@@ -52,21 +53,6 @@ _SHAPING = (
 )
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What the model wrote after one context.
-
-    Attributes:
-        ids: generated token ids, the terminator included when there is one.
-        finished: the model ended the answer itself.
-        seconds: wall seconds of the batch divided by its rows.
-    """
-
-    ids: tuple[int, ...]
-    finished: bool
-    seconds: float
-
-
 class HFEngine:
     """Generates with a transformers model on its own device.
 
@@ -81,6 +67,11 @@ class HFEngine:
             raise ConfigError(f"{batch_size}", where="batch_size", expected="at least 1")
         self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
 
+    @property
+    def max_length(self) -> int | None:
+        """The model's window."""
+        return model_context(self.model)
+
     def complete(
         self,
         contexts: Sequence[Sequence[int]],
@@ -90,16 +81,9 @@ class HFEngine:
         stop_ids: Sequence[int],
         temperature: float = 1.0,
         seed: int = 0,
+        guesses: Sequence[Sequence[int]] | None = None,
     ) -> list[Completion]:
-        """One completion per context, in order.
-
-        Args:
-            contexts: token ids to go on from.
-            keys: a name for each row; equal (seed, key) draws equal numbers.
-            max_new_tokens: tokens at most, the terminator included.
-            stop_ids: ids that end an answer.
-            temperature: 0 is greedy; otherwise logits are divided by it.
-        """
+        """As `Engine` says; equal (seed, key) draw equal numbers."""
         if not temperature >= 0:
             raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
         done: dict[int, Completion] = {}

@@ -7,28 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from srpo.errors import ConfigError, InputError, LengthError, did_you_mean
+from srpo.generate.engine import Engine
 from srpo.generate.hf import HFEngine
-from srpo.maths.confidence import preference_eq9
-from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps, settle_backend
-from srpo.model.load import load_model, load_tokenizer, model_context
+from srpo.model.load import load_model, load_tokenizer
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
 from srpo.pairs.render import Renderer, RevisionTemplate, options_of, template_for
-from srpo.pairs.tree import PrefixTree
+from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
 from srpo.revise.trail import Answer, Trail
 
 POLICIES = ("always", "if_preferred")
-REDUCTIONS = ("sum", "mean")
 TRAINING_FILE = "srpo_training.json"
 
 
@@ -44,7 +39,7 @@ class Settings:
             told apart by how often they came before.
         max_new_tokens: per answer, the terminator included.
         policy: "always" goes on from each revision; "if_preferred" goes on from it only if the model itself prefers it
-            (Eq. 9 above ½) and keeps the answer before it otherwise.
+            (its confidence above ½) and keeps the answer before it otherwise.
     """
 
     revisions: int = 5
@@ -77,7 +72,11 @@ class Reviser:
         logps_reduction: how an answer's log-probs were reduced in training, sum or mean; None takes what is saved with
             the model, else sum.
         batch_size: prompts generated together.
-        backend: how confidence is computed: auto, path or flat.
+        backend: how confidence is computed in process: auto, path or flat.
+        engine: what generates; None does it in process. With an engine of one's own and a model given as a path, no
+            weight is loaded here unless a reference is passed.
+        scorer: where confidence comes from; None takes model and reference in process.
+        equation: of the confidence, eq9 or eq14.
 
     Raises:
         InputError: no model, tokenizer or template there, or a record of training that is none.
@@ -101,30 +100,40 @@ class Reviser:
         logps_reduction: str | None = None,
         batch_size: int = 32,
         backend: str = "auto",
+        engine: Engine | None = None,
+        scorer: Scorer | None = None,
+        equation: str = "eq9",
     ) -> None:
         path = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
         tokenizer = tokenizer or load_tokenizer(path)
         if not isinstance(template, RevisionTemplate):
             template = template_for(path, template) or RevisionTemplate.load(path)
         self.renderer = Renderer(tokenizer, template)
-        self.model = (load_model(model) if isinstance(model, str) else model).eval()
-        self.backend = backend
         saved = _saved(path)
-        self._reference = _reference(self.model, reference, saved.get("reference"))
+        self.model: Any = model
+        if isinstance(model, str):
+            self.model = load_model(model) if engine is None or reference is not None else None
+        if self.model is not None:
+            self.model.eval()
+        if scorer is None and self.model is not None:
+            scorer = ModelScorer.at_hand(self.model, reference, saved.get("reference"), backend=backend)
         self.beta = beta if beta is not None else saved.get("beta")
         self.logps_reduction = logps_reduction or saved.get("logps_reduction", "sum")
-        if self.logps_reduction not in REDUCTIONS:
-            expected = "one of " + ", ".join(REDUCTIONS)
-            raise ConfigError(f"{self.logps_reduction!r}", where="logps_reduction", expected=expected)
-        if self._reference is not None and self.beta is None:
+        expect_known(self.logps_reduction, equation)
+        if scorer is not None and self.beta is None:
             raise ConfigError("a reference but no β", where="beta", fix="pass the β the model was trained with")
+        self.confidence = (
+            Confidence(scorer, self.renderer, self.beta, self.logps_reduction, equation)
+            if scorer is not None and self.beta is not None
+            else None
+        )
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        self.engine = HFEngine(self.model, pad_id=pad, batch_size=batch_size)
+        self.engine: Engine = engine or HFEngine(self.model, pad_id=pad, batch_size=batch_size)
 
     @property
     def has_confidence(self) -> bool:
         """Whether a reference is at hand."""
-        return self._reference is not None
+        return self.confidence is not None
 
     def revise(self, prompts: Iterable[Any], revisions: int = 5, **settings: Any) -> list[Trail]:
         """A trail per prompt, in order.
@@ -170,16 +179,17 @@ class Reviser:
 
     def _draft(self, batch: list[_Item], settings: Settings) -> None:
         contexts = self.renderer.drafts([i.row.prompt for i in batch], [options_of(i.row) for i in batch])
-        for item, answer in zip(batch, self._complete(batch, contexts, 0, settings), strict=True):
+        for item, answer in zip(batch, self._complete(batch, contexts, None, 0, settings), strict=True):
             item.answers.append(answer)
             item.in_hand = answer
 
     def _revise(self, items: list[_Item], revision: int, settings: Settings) -> None:
-        contexts = self.renderer.revisions(
-            [i.row.prompt for i in items], [i.in_hand.text for i in items], [options_of(i.row) for i in items]
-        )
-        answers = self._complete(items, contexts, revision, settings)
-        compared = self._compared(contexts, [i.in_hand.text for i in items], [a.text for a in answers])
+        old = [item.in_hand.text for item in items]
+        contexts = self.renderer.revisions([i.row.prompt for i in items], old, [options_of(i.row) for i in items])
+        answers = self._complete(items, contexts, self.renderer.answers(old), revision, settings)
+        compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(items)
+        if self.confidence is not None:
+            compared = self.confidence.compare([i.row for i in items], old, [answer.text for answer in answers])
         for item, answer, (preferred, scored) in zip(items, answers, compared, strict=True):
             same = answer.text == item.in_hand.text
             kept = settings.policy == "always" or same or (preferred is not None and preferred > 0.5)
@@ -192,7 +202,12 @@ class Reviser:
                 item.in_hand = answer
 
     def _complete(
-        self, items: list[_Item], contexts: list[list[int]], revision: int, settings: Settings
+        self,
+        items: list[_Item],
+        contexts: list[list[int]],
+        guesses: list[list[int]] | None,
+        revision: int,
+        settings: Settings,
     ) -> list[Answer]:
         self._expect_room(items, contexts, settings.max_new_tokens)
         completions = self.engine.complete(
@@ -202,6 +217,7 @@ class Reviser:
             stop_ids=self.renderer.stop_ids,
             temperature=settings.temperature,
             seed=settings.seed,
+            guesses=guesses,
         )
         return [
             Answer(
@@ -216,41 +232,21 @@ class Reviser:
 
     # ------------------------------------------------------------------ the model's own judgement
 
-    def log_ratios(self, sequences: Sequence[Sequence[tuple[list[int], list[int]]]]) -> Tensor:
+    def log_ratios(self, sequences: Sequences) -> Tensor:
         """[B, K] log π − log π_ref of the K (context ids, answer ids) of each of B prompts, nats, reduced over answer
         tokens as in training.
 
         Raises:
             ConfigError: there is no reference at hand.
         """
-        if self._reference is None:
+        if self.confidence is None:
             raise ConfigError("no reference", where="reference", fix="pass the model it was trained from")
-        forest = Forest.plant([PrefixTree.pack(each) for each in sequences], next(self.model.parameters()).device)
-        with torch.no_grad():
-            backend = settle_backend(self.model, forest.trees, self.backend)  # the same for both
-            ours_BK = sequence_logps(self.model, forest, backend)
-            with self._reference() as reference:
-                ratio_BK = ours_BK - sequence_logps(reference, forest, backend)
-        if self.logps_reduction == "mean":
-            ratio_BK = ratio_BK / ratio_BK.new_tensor([[len(answer) for _, answer in each] for each in sequences])
-        return ratio_BK
-
-    def _compared(self, contexts: list[list[int]], old: list[str], new: list[str]) -> list[tuple[float | None, int]]:
-        """p(new ≻ old) by Eq. 9 and the forward tokens it took; both answers are scored as revisions of the old one."""
-        if self._reference is None:
-            return [(None, 0)] * len(contexts)
-        answers = zip(contexts, self.renderer.answers(new), self.renderer.answers(old), strict=True)
-        sequences = [[(context, to), (context, keep)] for context, to, keep in answers]
-        ratio_BK = self.log_ratios(sequences)
-        assert self.beta is not None  # checked together with the reference
-        preferred_B = preference_eq9(ratio_BK[:, 0], ratio_BK[:, 1], beta=self.beta)
-        tokens = [2 * len(PrefixTree.pack(each)) for each in sequences]  # policy and reference
-        return list(zip(preferred_B.tolist(), tokens, strict=True))
+        return self.confidence.log_ratios(sequences)
 
     # ------------------------------------------------------------------ checks
 
     def _expect_room(self, items: list[_Item], contexts: list[list[int]], new: int) -> None:
-        limit = model_context(self.model)
+        limit = self.engine.max_length
         for item, context in zip(items, contexts, strict=True):
             if limit is not None and len(context) + new > limit:
                 raise LengthError(
@@ -280,31 +276,6 @@ def _key(prompt: Prompt, counts: dict[str, int]) -> str:
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
     counts[digest] = counts.get(digest, -1) + 1
     return f"{digest}/{counts[digest]}"
-
-
-def _reference(
-    model: Any, reference: Any, trained_from: str | None
-) -> Callable[[], AbstractContextManager[Any]] | None:
-    """A context manager that yields the reference model, or None where there is none.
-
-    Args:
-        trained_from: the kind of the reference in training, where it is known: under an adapter that was trained on
-            from another one, the base is not what it was trained from.
-    """
-    switched = hasattr(model, "disable_adapter") and trained_from in (None, "adapter off")
-    if reference is None and not switched:
-        return None
-    frozen = load_model(reference) if isinstance(reference, str) else reference
-
-    @contextmanager
-    def active() -> Iterator[Any]:
-        if frozen is not None:
-            yield frozen.eval()
-        else:
-            with model.disable_adapter():
-                yield model
-
-    return active
 
 
 def _saved(path: str) -> dict[str, Any]:

@@ -26,8 +26,6 @@ class MethodSettings:
 
     Attributes:
         objective, beta, learning_rate, alpha: of the training; alpha is SRPO's alone.
-        policy: how answers are drawn: "always" and "if_preferred" revise (see `Settings`), "best_of" draws as many more
-            drafts instead.
         revisions: after how many revisions, or further drafts, it does best.
     """
 
@@ -35,18 +33,25 @@ class MethodSettings:
     beta: float
     learning_rate: float
     alpha: float = 0.5
-    policy: str = "always"
     revisions: int = 0
 
 
-# benchmarks/carry_search.py --base_steps 1600, a base trained half as long as today's; its table is in the lab book.
+# benchmarks/carry_search.py --bases 2; its table is entry 5 of the lab book.
 CHOSEN: Mapping[str, MethodSettings] = {
-    "srpo": MethodSettings("srpo", beta=0.2, learning_rate=4e-4, policy="if_preferred", revisions=5),
-    "dpo": MethodSettings("dpo", beta=1.0, learning_rate=1e-4),
-    "dpo_best_of": MethodSettings("dpo", beta=10.0, learning_rate=1e-4, policy="best_of", revisions=5),
-    "ipo": MethodSettings("ipo", beta=0.1, learning_rate=1e-4),
-    "ipo_best_of": MethodSettings("ipo", beta=0.3, learning_rate=1e-4, policy="best_of", revisions=5),
+    "srpo": MethodSettings("srpo", beta=0.2, learning_rate=2e-4, revisions=5),
+    "srpo_always": MethodSettings("srpo", beta=0.1, learning_rate=2e-4, revisions=2),
+    "dpo": MethodSettings("dpo", beta=3.0, learning_rate=2e-4),
+    "dpo_best_of": MethodSettings("dpo", beta=10.0, learning_rate=1e-4, revisions=5),
+    "ipo": MethodSettings("ipo", beta=0.1, learning_rate=2e-4),
+    "ipo_best_of": MethodSettings("ipo", beta=0.3, learning_rate=5e-5, revisions=5),
 }
+
+
+def way_of(system: str) -> str:
+    """How a system's answers are drawn: a policy of `Settings`, or "best_of", which draws further drafts instead."""
+    if system.endswith("_best_of"):
+        return "best_of"
+    return "if_preferred" if system == "srpo" else "always"
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
     from srpo.evaluate.best_of import best_of
     from srpo.revise.reviser import Reviser, Settings
 
-    weighs = system.endswith(("_if_preferred", "_best_of"))  # the others need no log-ratios, which cost as much again
+    way = way_of(system)
+    weighs = way != "always"  # to go on from whatever comes needs no log-ratios, which cost as much again
     reviser = Reviser(str(model), reference=str(base) if weighs else None, batch_size=_DRAW_BATCH)
     for split, temperature in cells(config, system):
         settings = Settings(
@@ -154,9 +160,9 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
             temperature=temperature,
             seed=seed,
             max_new_tokens=config.base.digits + 1 + _NEW_TOKENS,
-            policy="if_preferred" if system.endswith("_if_preferred") else "always",
+            policy="if_preferred" if way == "if_preferred" else "always",
         )
-        if system.endswith("_best_of"):
+        if way == "best_of":
             trails = best_of(reviser, rows[split], settings)
         else:
             trails = reviser.revise(rows[split], **asdict(settings))
@@ -166,7 +172,7 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
 
 def cells(config: CarryConfig, system: str) -> list[tuple[str, float]]:
     """The (split, temperature) a system is drawn in; greedy drafts are all the same, so none is the best of them."""
-    heats = [heat for heat in config.temperatures if heat or not system.endswith("_best_of")]
+    heats = [heat for heat in config.temperatures if heat or way_of(system) != "best_of"]
     return [(split, heat) for split in SPLITS for heat in heats]
 
 
@@ -221,7 +227,7 @@ def work(job: Job) -> dict[str, float]:
     if job.method != "base":
         model = run / (job.name or job.method)
         made_from |= {"steps": config.steps, "batch": config.batch, **asdict(config.methods[job.method])}
-        del made_from["revisions"], made_from["policy"]
+        del made_from["revisions"]
         seconds[f"train {job.method}"] = run_stage(
             model, made_from, lambda folder: train_method(folder, base, pairs, config, job.method, job.seed)
         )

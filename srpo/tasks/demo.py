@@ -1,8 +1,7 @@
 """The whole story on the carry task: base → pairs → SRPO, DPO, IPO → drafts and revisions → verdict.
 
-β, learning rate, number of revisions and policy of every method come from one search on sums of another seed
-(benchmarks/carry_search.py; its table is in the lab book). The base's number of steps does not: it was doubled after
-seed 0 of this very demo had been looked at, as the lab book says.
+β, learning rate and number of revisions of every way of answering come from one search on sums of other seeds
+(benchmarks/carry_search.py; its table is in the lab book).
 """
 
 from __future__ import annotations
@@ -21,12 +20,14 @@ from srpo.evaluate.summary import Question, summarise
 from srpo.output import writable_folder
 from srpo.revise.trail import Trail
 from srpo.tasks.carry import SPLITS
-from srpo.tasks.carry_run import CarryConfig, Job, MethodSettings, Say, cells, start_run, trail_file, trail_folder, work
+from srpo.tasks.carry_run import CarryConfig, Job, Say, cells, start_run, trail_file, trail_folder, work
 from srpo.tasks.stages import side_by_side
 
-# What is drawn with each model. SRPO's controls come from the same model: every revision kept, or drafts instead.
+# What is drawn with each model. Every way of answering has a model of its own, trained with what serves it best; the
+# best of SRPO's drafts is the exception, for it asks what revising adds to the very drafts that are revised.
 SYSTEMS_OF = {
-    "srpo": ("srpo_if_preferred", "srpo", "srpo_best_of"),
+    "srpo": ("srpo", "srpo_best_of"),
+    "srpo_always": ("srpo_always",),
     "dpo": ("dpo",),
     "dpo_best_of": ("dpo_best_of",),
     "ipo": ("ipo",),
@@ -34,8 +35,8 @@ SYSTEMS_OF = {
     "base": ("base",),
 }
 LABELS = {
-    "srpo_if_preferred": "SRPO",
-    "srpo": "SRPO, every revision kept",
+    "srpo": "SRPO",
+    "srpo_always": "SRPO, every revision kept",
     "srpo_best_of": "best of k+1 SRPO drafts",
     "dpo": "DPO",
     "dpo_best_of": "best of k+1 DPO drafts",
@@ -97,15 +98,14 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, say: Say) -> list[Job
 
 def verdict(scored: Mapping[Cell, Scored], config: CarryConfig) -> Results:
     """Averages, intervals and the answers to the questions the task was made for."""
-    return summarise(scored, questions(config), highlight=_tuned("srpo", config.methods["srpo"]), labels=LABELS)
+    return summarise(scored, questions(config), highlight="srpo", labels=LABELS)
 
 
 def questions(config: CarryConfig) -> list[Question]:
     """What the demo is to show or fail to show: does the first revision help, and does SRPO, drawn as served it best on
     validation, beat as many drafts of its own and the others at their best?"""
-    best = {_tuned(name, settings): settings.revisions for name, settings in config.methods.items()}
-    ours = Side(_tuned("srpo", config.methods["srpo"]), config.methods["srpo"].revisions)
-    rivals = [Side("srpo_best_of", ours.revision)] + [Side(*each) for each in best.items() if each[0] != ours.system]
+    ours, *others = [Side(name, settings.revisions) for name, settings in config.methods.items()]
+    rivals = [Side("srpo_best_of", ours.revision), *others]
     asked = []
     for heat in config.temperatures:
         for split in SPLITS:
@@ -113,11 +113,6 @@ def questions(config: CarryConfig) -> list[Question]:
             drawn = [rival for rival in rivals if (split, heat) in cells(config, rival.system)]
             asked += [Question(ours, rival, split, heat) for rival in drawn]
     return asked
-
-
-def _tuned(name: str, settings: MethodSettings) -> str:
-    """The system that a model's settings were chosen for."""
-    return "srpo_if_preferred" if name == "srpo" and settings.policy == "if_preferred" else name
 
 
 def settings_shown(config: CarryConfig) -> dict[str, str]:

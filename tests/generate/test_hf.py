@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from srpo.errors import ConfigError
-from srpo.generate.hf import Completion, HFEngine, _uniforms, inverse_sample
+from srpo.generate.engine import Completion
+from srpo.generate.hf import HFEngine, _uniforms, inverse_sample
 from tests.conftest import EOS, PAD, make_tiny_llama
 
 CONTEXTS = [

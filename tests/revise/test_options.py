@@ -12,13 +12,14 @@ import pytest
 from srpo import Reviser
 from srpo.errors import DataError
 from srpo.evaluate.best_of import best_of
-from srpo.generate.hf import Completion, HFEngine
+from srpo.generate.engine import Completion
+from srpo.generate.hf import HFEngine
 from srpo.pairs.presets import PRESETS
 from srpo.pairs.read import read_prompts
 from srpo.revise.files import revise_file
 from srpo.revise.reviser import Settings
 from srpo.train.dataset import TreeDataset
-from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.conftest import PAD, make_byte_tokenizer, make_tiny_llama
 
 CHAT = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% if loud is defined %}LOUD {{ loud }}{% endif %}"
@@ -47,7 +48,7 @@ class Answering(HFEngine):
 def reviser(template: str = "quote", chat: str = CHAT, rows: Sequence[dict[str, Any]] = ROWS) -> Reviser:
     model = make_tiny_llama(max_position_embeddings=1024)
     made = Reviser(model, make_byte_tokenizer(chat_template=chat), PRESETS[template], reference=model, beta=0.1)
-    engine = Answering(model, pad_id=made.engine.pad_id, batch_size=32)
+    engine = Answering(model, pad_id=PAD, batch_size=32)
     engine.answers = [made.renderer.answer(row["chosen"]) for row in rows]
     made.engine = engine
     return made

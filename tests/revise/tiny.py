@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from srpo import Reviser
-from srpo.generate.hf import Completion, HFEngine
+from srpo.generate.engine import Completion
+from srpo.generate.hf import HFEngine
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_tiny_llama
 
@@ -44,6 +45,7 @@ class Recording(HFEngine):
     @classmethod
     def put_into(cls, subject: Reviser) -> Recording:
         """Takes the place of a reviser's engine."""
+        assert isinstance(subject.engine, HFEngine)
         engine = cls(subject.model, pad_id=subject.engine.pad_id, batch_size=subject.engine.batch_size)
         engine.contexts = []
         subject.engine = engine
@@ -57,9 +59,11 @@ class Recording(HFEngine):
 class Scripted:
     """An engine that answers each context as a function of its text says; counts the contexts it was given."""
 
+    max_length = 64
+
     def __init__(self, subject: Reviser, answer: Callable[[str], str], *, batch_size: int = 32) -> None:
         self.tokenizer, self.answer, self.batch_size, self.asked = subject.renderer.tokenizer, answer, batch_size, 0
-        subject.engine = self  # type: ignore[assignment]
+        subject.engine = self
 
     def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **settings: Any) -> list[Completion]:
         done = []

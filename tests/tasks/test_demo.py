@@ -66,7 +66,7 @@ def test_every_system_is_scored_on_the_same_sums(ran: tuple[Path, dict[str, floa
         assert found.tokens is not None
         assert list(found.tokens) == sorted(found.tokens)
     drafts = {split: scored[0, "srpo", split, 1.0].primary_NR[:, 0] for split in SPLITS}
-    for split in SPLITS:  # SRPO's three ways of going on start from the same drafts
+    for split in SPLITS:  # SRPO's two ways of going on start from the same drafts
         for system in SYSTEMS_OF["srpo"]:
             assert scored[0, system, split, 1.0].primary_NR[:, 0].equal(drafts[split])
 
@@ -75,8 +75,8 @@ def test_the_report_asks_what_the_task_was_made_for(ran: tuple[Path, dict[str, f
     folder, _ = ran
     scored = run_demo(str(folder), config=SMALL)
     results = verdict(scored, SMALL)
-    assert len(results.verdict) == len(questions(SMALL)) == 2 * 6 + 2 * 3  # no best-of without sampling
-    assert results.highlight == "srpo_if_preferred"
+    assert len(results.verdict) == len(questions(SMALL)) == 2 * 7 + 2 * 4  # no best-of without sampling
+    assert results.highlight == "srpo"
     samples = sample_cases(scored, results.highlight)
     report = write_evaluation(tmp_path, results, title="carry", samples=samples, run=settings_shown(SMALL))
     assert all(LABELS[system] in report.read_text("utf-8") for system in SYSTEMS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from srpo import SRPOTrainer
-from srpo.train.trainer import METRICS_FILE
+from srpo.train.metrics import METRICS_FILE
 from tests.conftest import make_byte_tokenizer
 from tests.train.plain import ROWS, logged, settings, sharp_llama, weights_of
 

@@ -1,0 +1,63 @@
+"""What completes a context: one small interface, whatever runs behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote after one context.
+
+    Attributes:
+        ids: generated token ids, the terminator included when there is one.
+        finished: the model ended the answer itself.
+        seconds: wall seconds of the batch divided by its rows.
+    """
+
+    ids: tuple[int, ...]
+    finished: bool
+    seconds: float
+
+
+class Engine(Protocol):
+    """Completes contexts with one model.
+
+    Attributes:
+        batch_size: rows completed together; a caller that hands over as many at a time wastes nothing.
+        max_length: tokens of context and answer that fit; None where there is no limit, or nobody knows it.
+    """
+
+    batch_size: int
+
+    @property
+    def max_length(self) -> int | None: ...
+
+    def complete(
+        self,
+        contexts: Sequence[Sequence[int]],
+        keys: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        temperature: float = 1.0,
+        seed: int = 0,
+        guesses: Sequence[Sequence[int]] | None = None,
+    ) -> list[Completion]:
+        """One completion per context, in order.
+
+        Args:
+            contexts: token ids to go on from.
+            keys: a name for each row; equal (seed, key) draws equally, as far as the engine can promise it.
+            max_new_tokens: tokens at most, the terminator included.
+            stop_ids: ids that end an answer.
+            temperature: 0 is greedy; otherwise logits are divided by it, and nothing else shapes the distribution.
+            guesses: ids that each answer is likely to follow, the draft of a revision say. A hint: it changes how fast
+                an answer comes, never which.
+
+        Raises:
+            ConfigError: a negative temperature.
+        """
+        ...

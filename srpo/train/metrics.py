@@ -1,0 +1,70 @@
+"""What training measures of a batch, and the file it is logged to.
+
+Axes: B pairs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback
+
+from srpo.maths.objective import LossOutput, SixLogps
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float) -> dict[str, Tensor]:
+    """[B] values by the name they are logged under.
+
+    `rewards/*` and `logps/*` are TRL's: β times log-ratio, and log-probs in nats. Under `revision/` stand β times each
+    of the six log-ratios, and the share of drafts, chosen or rejected, whose better revision the model prefers.
+    Objectives that draft only have no `revision/`.
+    """
+    ratios = policy.minus(reference)
+    columns = {
+        "rewards/chosen": beta * ratios.w,
+        "rewards/rejected": beta * ratios.l,
+        "rewards/accuracies": (ratios.w > ratios.l).double(),
+        "rewards/margins": beta * (ratios.w - ratios.l),
+        "logps/chosen": policy.w,
+        "logps/rejected": policy.l,
+    }
+    if policy.w_given_l.isnan().all():
+        return columns
+    right = (ratios.w_given_l > ratios.l_given_l).double() + (ratios.w_given_w > ratios.l_given_w).double()
+    columns["revision/improvement_accuracy"] = right / 2
+    columns["revision/generation_loss"] = output.generation
+    columns["revision/improvement_loss"] = output.improvement
+    for name, ratio_B in ratios._asdict().items():
+        said = name.replace("w", "chosen", 1) if name[0] == "w" else name.replace("l", "rejected", 1)
+        said = said.replace("given_w", "given_chosen").replace("given_l", "given_rejected")
+        columns[f"revision/margins/{said}"] = beta * ratio_B
+    return columns
+
+
+class MetricsFile(TrainerCallback):
+    """Writes every log to metrics.jsonl in the run folder; a resumed run takes up where its checkpoint stands."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        file = Path(args.output_dir) / METRICS_FILE
+        if state.is_world_process_zero and file.exists():
+            lines = file.read_text("utf-8").splitlines() if state.global_step else []
+            kept = [line for line in lines if _step_of(line) <= state.global_step]
+            file.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """The step of a logged line; infinity for one that was torn when its run was killed."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")
