@@ -70,7 +70,7 @@ def _bytes_of(name: str, tensor: Tensor) -> str:
         fix = "leave reference_cache and precompute_ref_log_probs out where weights are spread over devices"
         raise ConfigError(f"the weight {name} is not here to be hashed", where="reference_cache", fix=fix)
     flat = tensor.cpu().contiguous().flatten()
-    return hashlib.sha256(flat.view(torch.uint8).numpy() if flat.numel() else b"").hexdigest()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
 
 
 def _config(model: Any) -> str:

@@ -26,6 +26,9 @@ from srpo.model.forest import Forest
 from srpo.pairs.tree import PrefixTree
 
 BACKENDS = ("auto", "path", "flat")
+LAYOUT = (
+    1  # of the numbers: goes up whenever a back-end may round otherwise than before, so that kept ones are not read
+)
 log = logging.getLogger("srpo")
 
 # What two exact layouts of one sequence may differ by, in nats per square root of answer token. Rounding grows like a

@@ -110,6 +110,14 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
     def __getitem__(self, index: int) -> tuple[int, str, PrefixTree]:
         return index, self.where[index], self.trees[index]
 
+    def content(self, index: int) -> bytes:
+        """What tells the tree of a row from every other."""
+        return self.trees.content(index) if isinstance(self.trees, TreeStore) else self.trees[index].content
+
+    def size(self, index: int) -> int:
+        """Packed tokens of a row."""
+        return self.trees.size(index) if isinstance(self.trees, TreeStore) else len(self.trees[index])
+
     @property
     def sharing(self) -> float:
         """Flat tokens per packed token: how often the same prefix would have been computed."""

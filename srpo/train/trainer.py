@@ -3,14 +3,14 @@
 Keyword order is that of TRL's DPOTrainer. Everything about devices, accumulation, logging, saving and schedules is
 transformers'; what is ours is `compute_loss` and what it is handed.
 
-Axes: B pairs, M metrics.
+Axes: B pairs, K sequences.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,16 @@ from srpo.maths.objective import OBJECTIVES, LossOutput, Objective, SixLogps, le
 from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
 from srpo.model.load import load_model, load_tokenizer, model_context
-from srpo.model.reference import Reference
+from srpo.model.reference import MovingReference
 from srpo.pairs.kept import cache_folder
 from srpo.pairs.read import Source
 from srpo.pairs.render import Renderer, template_for
 from srpo.pairs.tree import PrefixTree
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate
-from srpo.train.metrics import MetricsFile, metrics
+from srpo.train.metrics import Measured, MetricsFile, metrics
+from srpo.train.pieces import SHARE, pieces, share_out
+from srpo.train.reference import Following, make_ready, make_reference, restore_reference, save_reference
 
 TRAINING_FILE = "srpo_training.json"
 
@@ -96,9 +98,10 @@ class SRPOTrainer(Trainer):
         template = template_for(_name_of(model), args.revision_template)
         self.renderer = Renderer(processing_class, template)
         policy = _policy(model, args, quantization_config, peft_config)
-        self.reference = Reference(policy, ref_model)
-        self._measured: dict[str, dict[str, list[float]]] = {}
+        self.reference = make_reference(policy, ref_model, args)
+        self._measured = Measured()
         self._backend: str | None = None
+        following = [Following(self.reference)] if isinstance(self.reference, MovingReference) else []
         context = model_context(policy)
         self._limit = min(filter(None, (args.max_length, context)), default=None)
         super().__init__(
@@ -113,11 +116,11 @@ class SRPOTrainer(Trainer):
             ),
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=[*(callbacks or []), MetricsFile()],
+            callbacks=[*(callbacks or []), *following, MetricsFile()],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.reference.prepare(lambda frozen: self.accelerator.prepare_model(frozen, evaluation_mode=True))
+        make_ready(self)
 
     # ------------------------------------------------------------------ the method
 
@@ -131,22 +134,40 @@ class SRPOTrainer(Trainer):
         reference = self._reduced(self.reference.six_logps(forest, backend), inputs["trees"])
         output = self.objective.loss(policy, reference, beta=self.args.beta, alpha=self.args.alpha)
         self._stop_at_non_finite(output, inputs)
-        self._measure(policy.detach(), reference, output, "train" if model.training else "eval")
-        loss = output.loss.float()
+        self._measured.add(metrics(policy.detach(), reference, output, beta=self.args.beta))
+        loss = output.loss.float() * inputs.get(SHARE, 1.0)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward, with the model's attention held in place over both."""
-        with serving(model, self._settled(model, inputs["trees"])):
-            return super().training_step(model, inputs, num_items_in_batch)
+        """Forward and backward, piece by piece, with the model's attention held in place over both."""
+        backend = self._settled(model, inputs["trees"])
+        *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend)
+        loss = torch.zeros((), device=self.args.device)
+        with serving(model, backend):
+            with self.accelerator.no_sync(model) if others else nullcontext():
+                for piece in others:
+                    loss += super().training_step(model, piece, num_items_in_batch)
+            loss += super().training_step(model, last, num_items_in_batch)
+        self._measured.gather(self.accelerator, "train")
+        return loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The batches of one optimiser step, of whatever size, with the share each has in it."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        share_out(batches, self.accelerator)
+        return batches, items
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """The loss of an evaluation batch; metrics are measured on the way."""
         inputs = self._prepare_inputs(inputs)
+        backend = self._settled(model, inputs["trees"])
         with torch.no_grad():
-            return self.compute_loss(model, inputs).detach(), None, None
+            parts = pieces(inputs, self.args.max_tokens_per_batch, backend)
+            loss = torch.stack([self.compute_loss(model, piece).detach() for piece in parts]).sum()
+        self._measured.gather(self.accelerator, "eval")
+        return loss, None, None
 
     def _settled(self, model: nn.Module, trees: list[PrefixTree]) -> str:
         """One back-end for policy and reference alike; two layouts would leave log-ratios that are not zero."""
@@ -189,31 +210,17 @@ class SRPOTrainer(Trainer):
 
     # ------------------------------------------------------------------ metrics
 
-    def _measure(self, policy: SixLogps, reference: SixLogps, output: LossOutput, mode: str) -> None:
-        columns = metrics(policy, reference, output, beta=self.args.beta)
-        # gather_for_metrics cuts a padded last batch, and with it, in training, every micro-batch fetched together
-        # with the last one; what pads a training batch is trained on, so there it counts.
-        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        values_BM = gather(torch.stack(list(columns.values()), 1).detach())
-        into = self._measured.setdefault(mode, defaultdict(list))
-        for name, values_B in zip(columns, values_BM.T.tolist(), strict=True):
-            into[name] += values_B
-
-    def _means(self, mode: str, prefix: str = "") -> dict[str, float]:
-        """Means over rows of what was measured since the last call."""
-        return {prefix + name: sum(values) / len(values) for name, values in self._measured.pop(mode, {}).items()}
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Adds the means over the data set to its metrics, under the data set's own prefix."""
-        self._measured.pop("eval", None)
+        self._measured.means("eval")  # what a prediction before this left behind
         output: Any = super().evaluation_loop(*args, **kwargs)
-        output.metrics.update(self._means("eval", f"{kwargs.get('metric_key_prefix', 'eval')}_"))
+        output.metrics.update(self._measured.means("eval", f"{kwargs.get('metric_key_prefix', 'eval')}_"))
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means of what was trained on since the last log."""
         if not any(key.startswith("eval_") for key in logs):
-            logs |= self._means("train")
+            logs |= self._measured.means("train")
         super().log(logs, start_time)
 
     # ------------------------------------------------------------------ saving
@@ -225,6 +232,16 @@ class SRPOTrainer(Trainer):
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
         record = {"format": 1, **settings, "reference": self.reference.kind}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_reference(self.reference, output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            restore_reference(self.reference, checkpoint)
 
 
 # ---------------------------------------------------------------------- the policy
