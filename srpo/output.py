@@ -1,11 +1,12 @@
-"""Where results go: a folder that can be written to, and files that are whole or not there."""
+"""Where results go: a folder that can be written to, files that are whole or not there, messages without secrets."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, TextIO
 
-from srpo.errors import OutputError
+from srpo.errors import OutputError, redacted
 
 
 def writable_folder(folder: Path) -> Path:
@@ -40,3 +41,24 @@ def write_file(path: Path, content: bytes) -> None:
 def _no_output(path: Path, error: OSError) -> OutputError:
     what = f"cannot be written ({error.strerror})"
     return OutputError(what, where=str(path), expected="a folder that can be written", fix="name another --output_dir")
+
+
+class Redacting:
+    """A stream of messages that leaves secrets out: the command line's standard error, for libraries log there too.
+
+    Not for standard output: results are somebody's data, and stay as they are.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dataset_test_split", default="test", help="split of a named evaluation set")
     parser.add_argument("--dataset_num_proc", type=int, help="processes; default: one per core, eight at most")
     parser.add_argument("--examples", type=int, default=3, help="rendered examples to show")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the tokenizer")
     parser.add_argument("--html", help="write the findings as a page to this file as well")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead")
     args = parser.parse_args(argv)
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> int:
     from srpo.pairs.render import Renderer, template_for
 
     template = template_for(args.model_name_or_path, args.revision_template)
-    renderer = Renderer(load_tokenizer(args.model_name_or_path), template)
+    tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    renderer = Renderer(tokenizer, template)
     how = (columns_of(args.map), args.rankings)
     test = args.eval_dataset_name and Source(args.eval_dataset_name, *how, args.dataset_test_split, args.dataset_config)
     found = inspect(

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 from typing import Any
 
-from srpo import __version__
 from srpo.cli.parser import Parser
 
-LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "trl", "vllm")
 # Written out, because importing model/ to ask would need a transformers that imports. tests/cli compares the two.
 BACKENDS = {
     "path": "any device; attention that is a plain softmax, windows included",
     "flat": "any device, any causal model",
 }
-
-
-def versions() -> dict[str, str | None]:
-    """Library → installed version, None where it is not installed; nothing is imported to find out."""
-    found: dict[str, str | None] = {"srpo": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def devices(torch: Any) -> dict[str, dict[str, Any]]:
@@ -56,6 +42,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     import torch
+
+    from srpo.versions import versions
 
     report: dict[str, dict[str, Any]] = {"versions": versions(), "devices": devices(torch), "backends": BACKENDS}
     if args.json:

@@ -37,9 +37,10 @@ def main(argv: list[str]) -> int:
     from srpo.evaluate.cases import sample_cases
     from srpo.evaluate.inputs import read_systems
     from srpo.evaluate.judges import load_judge
+    from srpo.evaluate.pooling import Resampling
     from srpo.evaluate.report import write_evaluation
     from srpo.evaluate.scores import score
-    from srpo.evaluate.summary import Resampling, summarise, usual_questions
+    from srpo.evaluate.summary import summarise, usual_questions
     from srpo.evaluate.table import print_table
     from srpo.output import writable_folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import Any
 
 from srpo import __version__
 from srpo.errors import Interrupted, OutputError, SRPOError, UsageError, did_you_mean
@@ -15,6 +16,7 @@ VERBS = {
     "revise": "draft answers to a file of prompts and revise them",
     "evaluate": "score drafts and revisions, with intervals",
     "check": "show what a data file becomes before anything is trained on it",
+    "convert": "make safetensors of pickled weights, without running what is pickled",
     "bandit": "the paper's Figure 2 from the library's own loss",
     "env": "versions, devices and back-ends on this machine",
 }
@@ -53,6 +55,10 @@ def run(argv: list[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    from srpo.output import Redacting
+
+    stderr: Any = sys.stderr if isinstance(sys.stderr, Redacting) else Redacting(sys.stderr)
+    sys.stderr = stderr  # libraries log and warn there as well
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()  # here, where a closed pipe is still an answer and not a traceback at exit

@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--reference", help="what the model was before training, for its own confidence")
     parser.add_argument("--revision_template", help="preset or file; default: the one saved with the model")
     parser.add_argument("--bad_rows", choices=["error", "skip"], default="error", help="what to do with unusable rows")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     args = parser.parse_args(argv)
 
     from transformers.utils import logging as hf_logging
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
             template=args.revision_template,
             reference=args.reference,
             batch_size=args.batch_size,
+            trust_remote_code=args.trust_remote_code,
         )
 
     made_with = {

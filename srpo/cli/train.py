@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     vars(parsed).pop("config")
     config, model, data, run = parser.parse_dict(vars(parsed))
     try:
-        final = train(config, model, data, run)
+        final = train(config, model, data, run, command=["srpo", "train", *argv])
     except KeyboardInterrupt:
         what = f"interrupted; checkpoints so far are in {config.output_dir}"
         raise Interrupted(what, fix="the same command with --resume goes on from the newest") from None

@@ -19,14 +19,13 @@ from srpo.evaluate.results import (
     Comparison,
     Results,
     Row,
-    as_csv,
-    as_json,
     capital,
     counted,
     heat,
     percent,
     points,
 )
+from srpo.evaluate.stored import as_csv, as_json
 from srpo.evaluate.table import as_markdown
 from srpo.output import writable_folder, write_file
 

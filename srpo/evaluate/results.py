@@ -1,24 +1,23 @@
-"""What an evaluation found: a value, in plain numbers, written to and read from results.json and results.csv.
+"""What an evaluation found: a value, in plain numbers.
 
 Scores are shares between 0 and 1; sentences and tables show them in percent, differences in percentage points.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict
-
-from srpo.errors import DataError, InputError
 
 POOL = "pool"
 Finding = Literal["better", "worse", "level"]
 # How names of our own read in print, where the caller says nothing else.
-IN_PRINT = {"exact_match": "exactly right answers", "per_character": "right characters", "all": "all prompts"}
+IN_PRINT = {
+    "exact_match": "exactly right answers",
+    "per_character": "right characters",
+    "all": "all prompts",
+    "gold": "the gold answers",
+}
 
 
 class Row(TypedDict):
@@ -28,7 +27,11 @@ class Row(TypedDict):
     against the same system's draft, paired by prompt; `mended` and `broken` are the shares of prompts that score higher
     and lower than their draft. `changed` is the share of prompts whose answer differs from the one a revision earlier,
     None for the draft. `tokens` is the mean number of tokens per prompt that forward passes have read so far, None
-    where nobody counted. `n` counts scored prompts, those of every seed in a pooled row.
+    where nobody counted; `seconds` the same of time, a batch's shared by its rows. `n` counts scored prompts, those of
+    every seed in a pooled row, and `unscored` those that the judge gave no verdict on. `length` is the mean length of
+    the answers, `edited` and `copied` their edit distance to the draft and the share of them that stands in it, in
+    the unit of lengths. `p` is the p-value of the gain, adjusted by Holm's correction for all revisions of the system,
+    None for drafts.
     """
 
     seed: int | str
@@ -48,6 +51,64 @@ class Row(TypedDict):
     broken: float
     changed: float | None
     tokens: float | None
+    seconds: float | None
+    unscored: int
+    length: float
+    edited: float
+    copied: float
+    p: float | None
+
+
+class WinRow(TypedDict):
+    """A system's answers after one number of revisions beside an opponent's, all seeds together.
+
+    `opponent` is "gold", "draft" (the system's own) or another system, after as many revisions. `win`, `low` and `high`
+    are the win rate, ties as half; `controlled` and its ends the same with length taken out of it, None where nothing
+    stands against its twin. `longer` is how much longer our answers are on average. `n` counts prompts with a verdict,
+    `unscored` those without.
+    """
+
+    system: str
+    opponent: str
+    split: str
+    temperature: float | None
+    revision: int
+    n: int
+    unscored: int
+    win: float
+    low: float
+    high: float
+    controlled: float | None
+    controlled_low: float | None
+    controlled_high: float | None
+    longer: float
+
+
+class Choice(NamedTuple):
+    """The number of revisions that did best on one half of the prompts, and how it does on the other half."""
+
+    system: str
+    split: str
+    temperature: float | None
+    revision: int
+    chosen_on: int
+    n: int
+    mean: float
+    low: float
+    high: float
+    gain: float
+    gain_low: float
+    gain_high: float
+
+    def sentence(self, name: str, level: float) -> str:
+        """What was chosen and what it is worth on prompts that had no part in choosing it."""
+        here = f"chosen on {self.chosen_on:,} prompts, told on the other {self.n:,}"
+        if not self.revision:
+            return f"{name} does best without revision ({here}): {percent(self.mean)}."
+        gain = f"{points(self.gain)} points over its drafts"
+        interval = f"{100 * level:g} % interval {points(self.gain_low)} to {points(self.gain_high)}"
+        best = f"{name} does best {_after(self.revision)}"
+        return f"{best} ({here}): {percent(self.mean)}, {gain} ({interval})."
 
 
 class Side(NamedTuple):
@@ -58,7 +119,10 @@ class Side(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """a − b for one seed or the pool, with its interval; shares, not points."""
+    """a − b for one seed or the pool, with its interval; shares, not points.
+
+    `smallest` is the smallest true difference that as many prompts would show four times in five, None if not known.
+    """
 
     seed: int | str
     n: int
@@ -67,6 +131,7 @@ class Difference(NamedTuple):
     difference: float
     low: float
     high: float
+    smallest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +191,8 @@ class Comparison:
         if len(self.seeds) > 1:
             first, last = (points(end(seed.difference for seed in self.seeds)) for end in (min, max))
             basis += f"; {len(self.seeds)} seeds from {first} to {last}"
+        if self.finding == "level" and pool.smallest:
+            basis += f", enough to show {points(pool.smallest).lstrip('+')} points"
         return said, f"{scores}, {points(pool.difference)} points ({interval}; {basis})"
 
 
@@ -139,6 +206,9 @@ class Results:
         highlight: the system the evaluation is about.
         labels: how systems, splits and judges are called in print; one that is missing is printed as it is.
         settings: judges, resampling and how seeds were pooled.
+        wins: win rates, by system, opponent and revision.
+        choices: the best number of revisions of each system, split and temperature, where there are prompts enough.
+        judging: what judges of two answers were asked and how well they could be read; a dict per judge and opponent.
     """
 
     rows: list[Row]
@@ -146,6 +216,9 @@ class Results:
     highlight: str
     labels: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    wins: list[WinRow] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    judging: list[dict[str, Any]] = field(default_factory=list)
 
     def label(self, name: str) -> str:
         """What a system, a split or a judge is called in print."""
@@ -171,12 +244,24 @@ class Results:
         found = (r for r in self.rows if (r["system"], r["split"], r["temperature"], r["seed"]) == wanted)
         return sorted(found, key=lambda row: row["revision"])
 
+    def rate(self, system: str, opponent: str, split: str, temperature: float | None) -> list[WinRow]:
+        """The win rates of one system against one opponent by revision; empty when they did not meet there."""
+        wanted = (system, opponent, split, temperature)
+        found = (r for r in self.wins if (r["system"], r["opponent"], r["split"], r["temperature"]) == wanted)
+        return sorted(found, key=lambda row: row["revision"])
+
+    @property
+    def advice(self) -> list[str]:
+        """One sentence per choice of the highlighted system's number of revisions, as `verdict` begins its own."""
+        ours = [each for each in self.choices if each.system == self.highlight]
+        return [self._where(each) + each.sentence(self.label(each.system), self.level) for each in ours]
+
     @property
     def verdict(self) -> list[str]:
         """One sentence per comparison, each beginning with its split and temperature where there are several."""
         return [self._where(each) + each.sentence(self.labels, self.level) for each in self.comparisons]
 
-    def _where(self, comparison: Comparison) -> str:
+    def _where(self, comparison: Comparison | Choice) -> str:
         parts = []
         if len(self.values("split")) > 1:
             parts.append(self.label(comparison.split))
@@ -227,61 +312,3 @@ def heat(temperature: float | None) -> str:
 
 def _after(revisions: int) -> str:
     return "after 1 revision" if revisions == 1 else f"after {revisions} revisions"
-
-
-# ---------------------------------------------------------------------- on disk
-
-
-def as_json(results: Results) -> str:
-    """The text of results.json; `verdict` stands there for readers and is computed again on reading."""
-    numbers = asdict(results) | {"verdict": results.verdict}
-    for each in numbers["comparisons"]:
-        for key in ("a", "b", "pool"):
-            each[key] = each[key]._asdict()
-        each["seeds"] = [seed._asdict() for seed in each["seeds"]]
-    return json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def as_csv(rows: Iterable[Row]) -> str:
-    """The text of results.csv: the rows, each secondary score in three columns, an empty field for None."""
-    flat = []
-    for row in rows:
-        cells: dict[str, Any] = {key: value for key, value in row.items() if key != "secondary"}
-        for name, numbers in row["secondary"].items():
-            cells |= {f"{name}_{part}": number for part, number in zip(("mean", "low", "high"), numbers, strict=True)}
-        flat.append(cells)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(flat[0]) if flat else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return text.getvalue()
-
-
-def read_results(path: str | Path) -> Results:
-    """Reads what `as_json` wrote.
-
-    Raises:
-        InputError: the file is missing or unreadable.
-        DataError: it holds something else.
-    """
-    try:
-        found = json.loads(Path(path).read_text("utf-8"))
-        comparisons = [_comparison(each) for each in found["comparisons"]]
-        return Results(found["rows"], comparisons, found["highlight"], found["labels"], found["settings"])
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path), expected="results.json of an evaluation") from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"not results: {error}", where=str(path), expected="results.json of an evaluation") from None
-
-
-def _comparison(found: dict[str, Any]) -> Comparison:
-    return Comparison(
-        a=Side(**found["a"]),
-        b=Side(**found["b"]),
-        split=found["split"],
-        temperature=found["temperature"],
-        pool=Difference(**found["pool"]),
-        seeds=tuple(Difference(**seed) for seed in found["seeds"]),
-    )

@@ -1,34 +1,39 @@
 """Scores in, `Results` out: averages with intervals, per seed and pooled, and comparisons over the same prompts.
 
-Intervals are bootstrap intervals over prompts (`srpo.maths.winrate`), all systems on the same draws. Pooled over seeds:
+How seeds are pooled is said in pooling.py.
 
-    the seeds share their prompts      a prompt is drawn together with its scores of every seed: one prompt answered by
-                                       three models is not three prompts
-    they do not                        each seed's prompts are drawn within the seed; every prompt weighs the same
-
-Either way the training runs are held fixed: an interval is about other prompts, and what another run might give is seen
-from the seeds beside each other.
-
-Axes: N prompts, R = revisions + 1, C columns to average.
+Axes: N prompts, R = revisions + 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from srpo import __version__
 from srpo.errors import ConfigError, did_you_mean
+from srpo.evaluate.choice import choices
+from srpo.evaluate.duels import Tally
+from srpo.evaluate.pooling import (
+    USUAL,
+    Block,
+    Pooled,
+    Resampling,
+    Scope,
+    estimate,
+    pooled,
+    pooling_of,
+    scopes_of,
+    seeds_of,
+)
 from srpo.evaluate.results import POOL, Comparison, Difference, Results, Row, Side
 from srpo.evaluate.scores import Cell, Scored
-from srpo.maths.winrate import DRAWS, LEVEL, Interval, bootstrap
-
-SHARED = "prompts are shared by the seeds and drawn with their scores of every seed"
-APART = "each seed has its own prompts, drawn within the seed"
-ONE = "one seed"
+from srpo.evaluate.winrates import win_rates
+from srpo.maths.significance import holm, sign_flip_p, smallest_seen
+from srpo.maths.winrate import Interval
 
 
 class Question(NamedTuple):
@@ -40,32 +45,6 @@ class Question(NamedTuple):
     temperature: float | None
 
 
-class Resampling(NamedTuple):
-    """How intervals are made: the arguments of `bootstrap`."""
-
-    draws: int = DRAWS
-    seed: int = 0
-    level: float = LEVEL
-
-
-USUAL = Resampling()
-
-
-class Block(NamedTuple):
-    """One seed's columns: what is averaged, [N] each, and the prompts they stand for."""
-
-    keys: tuple[str, ...]
-    columns: dict[Hashable, Tensor]
-
-
-class Scope(NamedTuple):
-    """The systems that have the same seeds, and those seeds; `name` is a seed or the pool."""
-
-    name: int | str
-    seeds: tuple[int, ...]
-    systems: tuple[str, ...]
-
-
 def summarise(
     scored: Mapping[Cell, Scored],
     questions: Iterable[Question] = (),
@@ -73,6 +52,7 @@ def summarise(
     highlight: str = "",
     labels: Mapping[str, str] | None = None,
     resampling: Resampling = USUAL,
+    judging: Iterable[Tally] = (),
 ) -> Results:
     """Averages every cell and the pool of its seeds, and answers the questions.
 
@@ -82,6 +62,7 @@ def summarise(
         highlight: the system the evaluation is about; the first one, if not named.
         labels: how systems and splits are called in print.
         resampling: draws, seed and level of the intervals.
+        judging: what judges were asked, from `tallies`.
 
     Raises:
         ConfigError: a question or the highlight names a system, split or revision that is not there.
@@ -105,20 +86,31 @@ def summarise(
         _check(question, scored)
     places = dict.fromkeys((cell.split, cell.temperature) for cell in scored)
     single: list[Row] = []
-    pooled: list[Row] = []
+    together: list[Row] = []
     for split, temperature in places:
-        for scope in _scopes(scored, split, temperature):
+        for scope in scopes_of(scored, split, temperature):
             rows = _rows(scored, scope, split, temperature, resampling)
-            (pooled if scope.name == POOL else single).extend(rows)
+            (together if scope.name == POOL else single).extend(rows)
+    some = next(iter(scored.values()))
     settings = {
-        "judge": next(iter(next(iter(scored.values())).scores)),
-        "secondary": list(next(iter(scored.values())).scores)[1:],
+        "judge": next(iter(some.scores)),
+        "secondary": list(some.scores)[1:],
+        "unit": some.unit,
         **resampling._asdict(),
-        "pooling": "; ".join(sorted({_pooling(scored, *place) for place in places})),
+        "pooling": "; ".join(sorted({pooling_of(scored, *place) for place in places})),
         "srpo": __version__,
     }
     comparisons = _answers(scored, asked, resampling)
-    return Results(single + pooled, comparisons, highlight or systems[0], dict(labels or {}), settings)
+    return Results(
+        single + together,
+        comparisons,
+        highlight or systems[0],
+        dict(labels or {}),
+        settings,
+        wins=[row for place in places for row in win_rates(scored, *place, resampling)],
+        choices=[each for place in places for each in choices(scored, *place, resampling)],
+        judging=[each._asdict() for each in judging],
+    )
 
 
 def usual_questions(scored: Mapping[Cell, Scored], system: str) -> list[Question]:
@@ -126,7 +118,7 @@ def usual_questions(scored: Mapping[Cell, Scored], system: str) -> list[Question
     last = next(iter(scored.values())).primary_NR.shape[1] - 1
     questions = []
     for split, temperature in dict.fromkeys((cell.split, cell.temperature) for cell in scored):
-        seeds = _seeds(scored, split, temperature)
+        seeds = seeds_of(scored, split, temperature)
         if system not in seeds:
             continue
         ours, draft = Side(system, last), Side(system, 0)
@@ -135,49 +127,6 @@ def usual_questions(scored: Mapping[Cell, Scored], system: str) -> list[Question
         rivals = [other for other in seeds if other != system and {*seeds[other]} & {*seeds[system]}]
         questions += [Question(ours, Side(rival, last), split, temperature) for rival in rivals]
     return questions
-
-
-# ---------------------------------------------------------------------- averages
-
-
-def estimate(blocks: list[Block], resampling: Resampling) -> dict[Hashable, Interval]:
-    """Mean and interval of each column over the prompts of all blocks; how they are pooled is said at the top."""
-    names = list(blocks[0].columns)
-    seeds_NC = [torch.stack([block.columns[name] for name in names], 1) for block in blocks]
-    if all(block.keys == blocks[0].keys for block in blocks):
-        rows_NC, strata = torch.stack(seeds_NC).mean(0), None
-    else:
-        rows_NC, strata = torch.cat(seeds_NC), [len(each) for each in seeds_NC]
-    found = bootstrap(rows_NC, **resampling._asdict(), strata=strata)
-    return {name: found.column(index) for index, name in enumerate(names)}
-
-
-def _seeds(scored: Mapping[Cell, Scored], split: str, temperature: float | None) -> dict[str, tuple[int, ...]]:
-    """System → the seeds it has there."""
-    found: dict[str, tuple[int, ...]] = {}
-    for cell in scored:
-        if (cell.split, cell.temperature) == (split, temperature):
-            found[cell.system] = (*found.get(cell.system, ()), cell.seed)
-    return found
-
-
-def _scopes(scored: Mapping[Cell, Scored], split: str, temperature: float | None) -> list[Scope]:
-    """Every seed with its systems, then the pool; systems with other seeds are pooled apart."""
-    seeds = _seeds(scored, split, temperature)
-    every = dict.fromkeys(seed for each in seeds.values() for seed in each)
-    single = [Scope(seed, (seed,), tuple(name for name in seeds if seed in seeds[name])) for seed in every]
-    groups = dict.fromkeys(seeds.values())
-    return single + [Scope(POOL, group, tuple(name for name in seeds if seeds[name] == group)) for group in groups]
-
-
-def _pooling(scored: Mapping[Cell, Scored], split: str, temperature: float | None) -> str:
-    """In words, how the seeds there are pooled."""
-    ways = set()
-    for scope in _scopes(scored, split, temperature):
-        if len(scope.seeds) > 1:
-            keys = {scored[Cell(seed, scope.systems[0], split, temperature)].keys for seed in scope.seeds}
-            ways.add(SHARED if len(keys) == 1 else APART)
-    return "; ".join(sorted(ways)) or ONE
 
 
 def _rows(
@@ -197,39 +146,65 @@ def _rows(
         )
         for place in range(len(scope.seeds))
     ]
-    found = estimate(blocks, resampling)
-    n = sum(len(block.keys) for block in blocks)
+    table = pooled(blocks)
+    found = estimate(table, resampling)
+    adjusted = _adjusted(table, cells, resampling)
     rows: list[Row] = []
     for system, parts in cells.items():
-        primary, *others = parts[0].scores
-        gain_NR = torch.cat([_gain(part) for part in parts])
-        changed_NR = torch.cat([part.changed_NR for part in parts])
-        counts = [part.tokens for part in parts if part.tokens is not None]
         for k in range(parts[0].primary_NR.shape[1]):
-            mean, low, high = found[system, primary, k]
-            gain, gain_low, gain_high = found[system, "gain", k]
-            rows.append(
-                {
-                    "seed": scope.name,
-                    "system": system,
-                    "split": split,
-                    "temperature": temperature,
-                    "revision": k,
-                    "n": n,
-                    "mean": mean,
-                    "low": low,
-                    "high": high,
-                    "secondary": {name: list(found[system, name, k]) for name in others},
-                    "gain": gain,
-                    "gain_low": gain_low,
-                    "gain_high": gain_high,
-                    "mended": float((gain_NR[:, k] > 0).double().mean()),
-                    "broken": float((gain_NR[:, k] < 0).double().mean()),
-                    "changed": float(changed_NR[:, k].mean()) if k else None,
-                    "tokens": sum(each[k] for each in counts) / len(counts) if len(counts) == len(parts) else None,
-                }
-            )
+            at = {"seed": scope.name, "system": system, "split": split, "temperature": temperature, "revision": k}
+            numbers = _numbers(parts, k, {name: found[system, name, k] for name in [*parts[0].scores, "gain"]})
+            rows.append(cast("Row", {**at, **numbers, "p": adjusted.get((system, k))}))
     return rows
+
+
+def _numbers(parts: list[Scored], k: int, found: Mapping[str, Interval]) -> dict[str, Any]:
+    """What a row says beside where it is from; `parts` are a system's seeds."""
+    primary, *others = parts[0].scores
+    gains = [value for part in parts for value in _gain(part)[:, k].tolist() if value == value]
+    scores_N = torch.cat([part.primary_NR[:, k] for part in parts])
+
+    def mean(name: str) -> float:
+        return float(torch.cat([part.measures[name][:, k] for part in parts]).mean())
+
+    def spent(costs: list[tuple[float, ...] | None]) -> float | None:
+        counted = [each[k] for each in costs if each is not None]
+        return sum(counted) / len(counted) if len(counted) == len(costs) else None
+
+    return {
+        "n": int((~scores_N.isnan()).sum()),
+        "mean": found[primary].mean,
+        "low": found[primary].low,
+        "high": found[primary].high,
+        "secondary": {name: list(found[name]) for name in others},
+        "gain": found["gain"].mean,
+        "gain_low": found["gain"].low,
+        "gain_high": found["gain"].high,
+        "mended": sum(gain > 0 for gain in gains) / len(gains),
+        "broken": sum(gain < 0 for gain in gains) / len(gains),
+        "changed": mean("changed") if k else None,
+        "tokens": spent([part.tokens for part in parts]),
+        "seconds": spent([part.seconds for part in parts]),
+        "unscored": int(scores_N.isnan().sum()),
+        "length": mean("length"),
+        "edited": mean("edited"),
+        "copied": mean("copied"),
+    }
+
+
+def _adjusted(table: Pooled, cells: Mapping[str, list[Scored]], resampling: Resampling) -> dict[tuple[str, int], float]:
+    """(system, revision) → p-value of its gain over the draft, adjusted for the system's other revisions."""
+    revisions = range(1, next(iter(cells.values()))[0].primary_NR.shape[1])
+    if not revisions:
+        return {}
+    names = [(system, "gain", k) for system in cells for k in revisions]
+    gains_NC = torch.stack([table.column(name) for name in names], 1).nan_to_num(0.0)
+    raw = dict(zip(names, sign_flip_p(gains_NC, draws=resampling.draws, seed=resampling.seed), strict=True))
+    return {
+        (system, k): p
+        for system in cells
+        for k, p in zip(revisions, holm([raw[system, "gain", k] for k in revisions]), strict=True)
+    }
 
 
 def _columns(scored: Scored) -> dict[tuple[str, int], Tensor]:
@@ -261,31 +236,42 @@ def _answers(scored: Mapping[Cell, Scored], asked: list[Question], resampling: R
                 a_N, b_N = (
                     scored[Cell(seed, side.system, split, temperature)].primary_NR[:, side.revision] for side in sides
                 )
+                neither_N = (a_N - b_N).isnan()
+                a_N, b_N = (side_N.masked_fill(neither_N, torch.nan) for side_N in (a_N, b_N))
                 columns |= {(number, "a"): a_N, (number, "b"): b_N, (number, "difference"): a_N - b_N}
             blocks.append(Block(scored[Cell(seed, asked[numbers[0]].a.system, split, temperature)].keys, columns))
-        pooled = estimate(blocks, resampling)
-        single = [estimate([block], resampling) for block in blocks]
+        together = pooled(blocks)
+        single = [pooled([block]) for block in blocks]
+        found = estimate(together, resampling)
+        found_alone = [estimate(table, resampling) for table in single]
         for number in numbers:
-            pool = _difference(POOL, blocks, pooled, number)
-            each = zip(seeds, blocks, single, strict=True)
-            by_seed = tuple(_difference(seed, [block], found, number) for seed, block, found in each)
+            pool = _difference(POOL, blocks, together, found, number, resampling.level)
+            by_seed = tuple(
+                _difference(seed, [block], table, alone, number, resampling.level)
+                for seed, block, table, alone in zip(seeds, blocks, single, found_alone, strict=True)
+            )
             answers[number] = Comparison(asked[number].a, asked[number].b, split, temperature, pool, by_seed)
     return [answers[number] for number in range(len(asked))]
 
 
-def _difference(name: int | str, blocks: list[Block], found: dict[Hashable, Interval], number: int) -> Difference:
-    n = sum(len(block.keys) for block in blocks)
+def _difference(
+    name: int | str, blocks: list[Block], table: Pooled, found: dict[Hashable, Interval], number: int, level: float
+) -> Difference:
+    differences = [block.columns[number, "difference"] for block in blocks]
+    n = sum(int((~each_N.isnan()).sum()) for each_N in differences)
     a, b, difference = (found[number, part] for part in ("a", "b", "difference"))
-    return Difference(name, n, a.mean, b.mean, *difference)
+    known_N = (column_N := table.column((number, "difference")))[~column_N.isnan()]
+    smallest = smallest_seen(known_N, level=level) if len(known_N) > 1 else None
+    return Difference(name, n, a.mean, b.mean, *difference, smallest)
 
 
 def _common(question: Question, scored: Mapping[Cell, Scored]) -> tuple[int, ...]:
-    seeds = _seeds(scored, question.split, question.temperature)
+    seeds = seeds_of(scored, question.split, question.temperature)
     return tuple(seed for seed in seeds[question.a.system] if seed in seeds[question.b.system])
 
 
 def _check(question: Question, scored: Mapping[Cell, Scored]) -> None:
-    seeds = _seeds(scored, question.split, question.temperature)
+    seeds = seeds_of(scored, question.split, question.temperature)
     where = f"split {question.split}, temperature {question.temperature}"
     for side in (question.a, question.b):
         if side.system not in seeds:

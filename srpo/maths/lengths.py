@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from srpo.errors import ConfigError
-from srpo.maths.winrate import LEVEL, Interval, resamples
+from srpo.maths.winrate import LEVEL, Interval, bootstrap, resamples
 
 RIDGE, STEPS, REFITS = 0.01, 12, 1000
 
@@ -50,7 +50,9 @@ def length_controlled(
         raise ConfigError(f"wins and lengths of shapes {shapes}", expected="two of one length")
     wins_N, longer_N = wins_N.to(torch.float64), longer_N.to(torch.float64)
     spread = float(longer_N.std(correction=0))
-    x_N = torch.tanh(longer_N / spread) if spread else torch.zeros_like(longer_N)
+    if not spread:  # nothing to control for
+        return bootstrap(wins_N[:, None], draws=draws, seed=seed, level=level).column(0)
+    x_N = torch.tanh(longer_N / spread)
     once_1N = torch.ones(1, len(wins_N), dtype=torch.float64)
     mean = float(torch.sigmoid(_fit(wins_N, x_N, once_1N)[0, 0]))
     rates = [

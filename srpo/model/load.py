@@ -1,7 +1,7 @@
 """Paths and hub names → models and tokenizers. The only code that reads weights.
 
 Safetensors only, and no code from a model's repository unless asked: a pickle or a module that comes with weights would
-run as you.
+run as you. What is refused before a library looks at it is in untrusted.py; convert.py makes safetensors of pickles.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import ConfigError, InputError
+from srpo.model.untrusted import CONVERT, expect_safe, own_code, pickled
 
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -21,15 +22,16 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str 
     """The tokenizer saved at a local path or hub name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or only one that would run code of its own.
     """
     from transformers import AutoTokenizer
 
     _expect_folder(path)
+    expect_safe(Path(path), trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except _unreadable() as error:
-        raise InputError(f"no tokenizer: {_first_line(error)}", where=path, fix=_either(path)) from None
+        raise _refusal("tokenizer", path, error) from None
 
 
 def load_model(
@@ -48,19 +50,24 @@ def load_model(
         path: a folder or hub name; one with an `adapter_config.json` is loaded as a PEFT model on the base it names.
         dtype: float32, bfloat16, float16, or auto: what the weights are stored in.
         trainable: leave an adapter's weights open for training.
+        trust_remote_code: run the code that a model brings along, with all your rights.
         options: passed on to `from_pretrained`.
 
     Raises:
-        InputError: no model there, or only weights that would have to be unpickled.
-        ConfigError: a dtype that does not exist.
+        InputError: no model there, only weights that would have to be unpickled, or one that would run code of its own.
+        ConfigError: a dtype that does not exist, or an option that is not one of loading.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"no dtype {dtype!r}", where="dtype", expected="auto, float32, bfloat16 or float16")
+    if unsafe := {"use_safetensors", "weights_only"} & options.keys():
+        raise ConfigError(f"{min(unsafe)} is not for choosing", where="model_init_kwargs", fix=CONVERT)
     _expect_folder(path)
     adapter = _adapter_base(path)
+    for folder in filter(None, (path, adapter)):
+        expect_safe(Path(folder), trust_remote_code=trust_remote_code)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             adapter or path,
@@ -81,10 +88,31 @@ def load_model(
 
             model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     except _unreadable() as error:
-        pickled = os.path.isdir(path) and not list(Path(path).glob("*.safetensors"))
-        fix = "weights must be .safetensors; pickled ones (.bin, .pt) are not read" if pickled else _either(path)
-        raise InputError(f"no model: {_first_line(error)}", where=path, fix=fix) from None
+        raise _refusal("model", path, error, adapter or path) from None
     return model
+
+
+def read_pickled(file: Path) -> Any:
+    """What a pickle of tensors holds. For converting it alone: nothing else here unpickles.
+
+    Raises:
+        InputError: it is none, or would do more than build tensors, which it is then not let do.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, ValueError, RuntimeError, EOFError, AttributeError, LookupError) as error:
+        unpickles = isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)
+        what = (
+            "would run code when unpickled, and was not"
+            if unpickles
+            else f"not a pickle of tensors: {_first_line(error)}"
+        )
+        fix = "get the weights as safetensors from whom you trust"
+        raise InputError(what, where=str(file), fix=fix) from None
 
 
 def model_context(model: Any) -> int | None:
@@ -98,8 +126,9 @@ def _adapter_base(path: str) -> str | None:
     if not file.is_file():
         return None
     if not file.with_name(ADAPTER_WEIGHTS).is_file():  # PEFT would go on to look for pickled ones
-        fix = "weights must be .safetensors; pickled ones (.bin, .pt) are not read"
-        raise InputError(f"an adapter without {ADAPTER_WEIGHTS}", where=path, fix=fix)
+        there = pickled(file.parent)
+        what = f"an adapter without {ADAPTER_WEIGHTS}" + (f", but with {', '.join(there[:3])}" if there else "")
+        raise InputError(what, where=path, fix=CONVERT)
     try:
         base = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError):
@@ -108,6 +137,23 @@ def _adapter_base(path: str) -> str | None:
         raise InputError("names no base model", where=str(file), expected="base_model_name_or_path")
     _expect_folder(base)
     return base
+
+
+def _refusal(what: str, path: str, error: Exception, weights: str = "") -> InputError:
+    """Why there is no model or tokenizer, in words that name the file and the safe way.
+
+    Args:
+        weights: where the weights would be; under an adapter, the base.
+    """
+    folder = Path(weights or path)
+    if "custom code" in str(error) or "trust_remote_code" in str(error):
+        code = ", ".join(own_code(folder)) or "its repository's code"
+        fix = "read it first; --trust_remote_code (trust_remote_code=True) runs it, with all your rights"
+        return InputError(f"no {what} without running {code}", where=path, fix=fix)
+    there = pickled(folder) if weights and folder.is_dir() and not list(folder.glob("*.safetensors")) else []
+    if there:
+        return InputError(f"no {what}: only {', '.join(there[:3])}", where=path, fix=CONVERT)
+    return InputError(f"no {what}: {_first_line(error)}", where=path, fix=_either(path))
 
 
 def _unreadable() -> tuple[type[Exception], ...]:

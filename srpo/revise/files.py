@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from srpo.errors import ConfigError, DataError, Interrupted, OutputError
+from srpo.errors import ConfigError, DataError, Interrupted, OutputError, redacted
 from srpo.pairs.read import PromptRow, Reject, read_prompts, reasons
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.revise.reviser import Reviser, Settings
@@ -53,7 +53,7 @@ def revise_file(
         if rejects:
             kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
             path.with_name(f"{path.name}.{REJECTED_FILE}").write_text(kept, "utf-8")
-        _expect_same({**asdict(settings), **(made_with or {})}, path)
+        _expect_same(redacted({**asdict(settings), **(made_with or {})}), path)
         present = _present(path, rows)
         with path.open("a", encoding="utf-8") as file:
             if present < len(rows):

@@ -77,6 +77,7 @@ class Reviser:
             weight is loaded here unless a reference is passed.
         scorer: where confidence comes from; None takes model and reference in process.
         equation: of the confidence, eq9 or eq14.
+        trust_remote_code: run code that comes with a model or tokenizer given by its path.
 
     Raises:
         InputError: no model, tokenizer or template there, or a record of training that is none.
@@ -103,16 +104,20 @@ class Reviser:
         engine: Engine | None = None,
         scorer: Scorer | None = None,
         equation: str = "eq9",
+        trust_remote_code: bool = False,
     ) -> None:
         path = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
-        tokenizer = tokenizer or load_tokenizer(path)
+        tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=trust_remote_code)
         if not isinstance(template, RevisionTemplate):
             template = template_for(path, template) or RevisionTemplate.load(path)
         self.renderer = Renderer(tokenizer, template)
         saved = _saved(path)
         self.model: Any = model
         if isinstance(model, str):
-            self.model = load_model(model) if engine is None or reference is not None else None
+            needed = engine is None or reference is not None
+            self.model = load_model(model, trust_remote_code=trust_remote_code) if needed else None
+        if isinstance(reference, str):
+            reference = load_model(reference, trust_remote_code=trust_remote_code)
         if self.model is not None:
             self.model.eval()
         if scorer is None and self.model is not None:

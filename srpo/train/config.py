@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from srpo.errors import ConfigError, did_you_mean
+from srpo.errors import ConfigError, did_you_mean, redacted
 from srpo.maths.objective import OBJECTIVES
 from srpo.model.forward import BACKENDS
 from srpo.pairs.fit import TRUNCATE
@@ -161,6 +161,10 @@ class SRPOConfig(TrainingArguments):
             options = None
         if not isinstance(options, dict):
             raise ConfigError(f"{given!r}", where="model_init_kwargs", expected="a JSON object of options")
+        if "trust_remote_code" in options:
+            fix = "it is a setting of its own: --trust_remote_code"
+            raise ConfigError("holds trust_remote_code", where="model_init_kwargs", fix=fix)
+        redacted(options)  # remembers a token among them
         return options
 
     def reference_folder(self) -> Path | None:
@@ -169,6 +173,16 @@ class SRPOConfig(TrainingArguments):
         if self.reference_cache:
             return Path(self.reference_cache)
         return cache_folder() / "reference" if self.precompute_ref_log_probs else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', which loggers write down, without a secret inside `model_init_kwargs` either."""
+        shown: dict[str, Any] = redacted({**super().to_dict(), "model_init_kwargs": self.loading_options() or None})
+        return shown
+
+    def __str__(self) -> str:
+        return str(redacted(super().__str__()))
+
+    __repr__ = __str__
 
     def _check(self) -> None:
         self.loading_options()

@@ -104,6 +104,10 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         where = [pair.where for i, pair in enumerate(pairs) if i not in bad]
         return cls(found.trees, where, rejects, cut, 0 if kept else len(pairs))
 
+    def digest(self) -> str:
+        """sha256 of the trees, in their order: of what is trained on, wherever it came from."""
+        return (self.trees if isinstance(self.trees, TreeStore) else TreeStore.of(self.trees)).digest()
+
     def __len__(self) -> int:
         return len(self.trees)
 

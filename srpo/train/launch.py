@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import ConfigError, InputError, UsageError, did_you_mean
+from srpo.errors import ConfigError, InputError, UsageError, did_you_mean, redacted
 from srpo.output import writable_folder, write_file
 from srpo.pairs.read import Source, columns_of
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
@@ -89,6 +89,7 @@ def read_settings(path: str) -> dict[str, Any]:
         raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
     if not isinstance(settings, dict):
         raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
+    redacted(settings)  # remembers what stands under a secret's name, before any message can repeat it
     _expect_known(settings, path)
     return settings
 
@@ -101,8 +102,13 @@ def _expect_known(settings: Iterable[str], where: str) -> None:
             raise ConfigError(f"unknown key {key!r}", where=where, fix=fix)
 
 
-def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments) -> Mapping[str, float]:
+def train(
+    config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments, *, command: Sequence[str] = ()
+) -> Mapping[str, float]:
     """Trains and saves to `config.output_dir`; returns the final metrics.
+
+    Args:
+        command: the words of the command line, for the record of the run and the model card.
 
     Raises:
         SRPOError: any mistake in settings, data or model, before a step is taken wherever that is possible.
@@ -111,6 +117,7 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
         if not value:
             raise UsageError(f"no {name}", fix=f"add `--{name} …` or put it in the settings file")
     writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after it is trained
+    from srpo.train.record import data_of, write_record
     from srpo.train.trainer import SRPOTrainer
 
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
@@ -131,7 +138,10 @@ def train(config: SRPOConfig, model: ModelArguments, data: DataArguments, run: R
     except (ValueError, ImportError) as error:  # transformers' word for a setting it cannot serve, or a missing library
         raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
     _say(trainer)
+    trainer.command = command
     if trainer.is_world_process_zero():
+        settings = {**config.to_dict(), **asdict(model), **asdict(data), **asdict(run)}
+        write_record(Path(str(config.output_dir)), command=command, settings=settings, data=data_of(trainer))
         _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
     result = trainer.train(resume_from_checkpoint=_checkpoint(config) if run.resume else None)
     trainer.save_model()

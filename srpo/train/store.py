@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -70,6 +71,14 @@ class TreeStore(Sequence[PrefixTree]):
     def size(self, index: int) -> int:
         """Tokens of one of them."""
         return self.id_ends[index] - (self.id_ends[index - 1] if index else 0)
+
+    def digest(self) -> str:
+        """sha256 of the trees, in their order."""
+        found = hashlib.sha256()
+        for name in COLUMNS:
+            column: array[int] = getattr(self, name)
+            found.update(f"{name} {len(column)}\n".encode() + column.tobytes())
+        return found.hexdigest()
 
     def save(self, file: Path, note: str = "") -> None:
         """Writes the trees and a note; the file appears whole or not at all."""

@@ -9,7 +9,7 @@ Axes: B pairs, K sequences.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from srpo.errors import ConfigError, NonFiniteError
 from srpo.maths.objective import OBJECTIVES, LossOutput, Objective, SixLogps, length_averaged
+from srpo.model.card import read_card, write_card
 from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
 from srpo.model.load import load_model, load_tokenizer, model_context
@@ -32,6 +34,7 @@ from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate
 from srpo.train.metrics import Measured, MetricsFile, metrics
 from srpo.train.pieces import SHARE, pieces, share_out
+from srpo.train.record import card_of
 from srpo.train.reference import Following, make_ready, make_reference, restore_reference, save_reference
 
 TRAINING_FILE = "srpo_training.json"
@@ -57,6 +60,8 @@ class SRPOTrainer(Trainer):
     Attributes:
         reference: where reference log-probs come from.
         renderer: how rows become token ids; its template is saved with the model.
+        source: what the rows were read from, for the model card.
+        command: the words of the command line that trains, for the model card; empty where there is none.
 
     Raises:
         ConfigError: settings that cannot be trained with.
@@ -102,6 +107,8 @@ class SRPOTrainer(Trainer):
         self._measured = Measured()
         self._backend: str | None = None
         following = [Following(self.reference)] if isinstance(self.reference, MovingReference) else []
+        self.source = train_dataset.name if isinstance(train_dataset, Source) else train_dataset
+        self.command: Sequence[str] = ()
         context = model_context(policy)
         self._limit = min(filter(None, (args.max_length, context)), default=None)
         super().__init__(
@@ -226,12 +233,18 @@ class SRPOTrainer(Trainer):
     # ------------------------------------------------------------------ saving
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
+        card = read_card(folder)
+        super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
+        # A pickle that nothing reads, with the hub token in it as it stands.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         self.renderer.template.save(folder, self.renderer.fingerprint)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
         record = {"format": 1, **settings, "reference": self.reference.kind}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        write_card(folder, card_of(self), card)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -17,6 +17,7 @@ from srpo import errors
 from srpo.cli import env as env_verb
 from srpo.cli import main as command
 from srpo.cli.parser import Parser
+from srpo.versions import versions
 
 SECRET = "hf_planted_0123456789"
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SRPOError)]
@@ -160,7 +161,7 @@ def test_env_tells_versions_and_no_secret() -> None:
 
 def test_env_as_a_table_shows_the_same() -> None:
     words = " ".join(srpo_command("env", COLUMNS="120").stdout.split())
-    for name, version in env_verb.versions().items():
+    for name, version in versions().items():
         assert f"{name} {version or 'not installed'}" in words
 
 

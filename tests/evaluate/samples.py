@@ -7,9 +7,10 @@ import random
 from typing import Any
 
 from srpo.evaluate.judges import JUDGES, Judge
+from srpo.evaluate.pooling import Resampling
 from srpo.evaluate.results import Results
 from srpo.evaluate.scores import Cell, Scored, score
-from srpo.evaluate.summary import Question, Resampling, summarise, usual_questions
+from srpo.evaluate.summary import Question, summarise, usual_questions
 from srpo.revise.trail import Answer, Trail
 
 QUICK = Resampling(draws=400)

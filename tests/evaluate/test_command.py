@@ -12,7 +12,7 @@ import pytest
 
 from srpo.cli.evaluate import main
 from srpo.errors import ConfigError, DataError, InputError, OutputError, SRPOError, UsageError
-from srpo.evaluate.results import read_results
+from srpo.evaluate.stored import read_results
 from srpo.revise.trail import Answer, Trail
 from tests.evaluate import samples
 

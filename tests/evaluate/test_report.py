@@ -16,8 +16,9 @@ from srpo.errors import OutputError
 from srpo.evaluate.cases import sample_cases
 from srpo.evaluate.judges import JUDGES
 from srpo.evaluate.report import render, write_evaluation
-from srpo.evaluate.results import Results, as_csv, as_json
+from srpo.evaluate.results import Results
 from srpo.evaluate.scores import score
+from srpo.evaluate.stored import as_csv, as_json
 from srpo.evaluate.summary import summarise, usual_questions
 from srpo.evaluate.table import as_markdown, print_table
 from srpo.revise.trail import Answer, Trail

@@ -10,17 +10,8 @@ from pathlib import Path
 import pytest
 
 from srpo.errors import DataError, InputError, OutputError
-from srpo.evaluate.results import (
-    POOL,
-    Comparison,
-    Difference,
-    Side,
-    as_csv,
-    as_json,
-    percent,
-    points,
-    read_results,
-)
+from srpo.evaluate.results import POOL, Comparison, Difference, Side, percent, points
+from srpo.evaluate.stored import as_csv, as_json, read_results
 from srpo.output import writable_folder, write_file
 from tests.evaluate import samples
 

@@ -16,7 +16,7 @@ from srpo.errors import ConfigError, InputError
 from srpo.model.load import load_model, load_tokenizer, model_context
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
-SAFETENSORS_ONLY = "weights must be .safetensors; pickled ones (.bin, .pt) are not read"
+SAFETENSORS_ONLY = "weights must be .safetensors; pickled ones are not read: `srpo convert` makes safetensors of them"
 
 
 class Canary:
@@ -238,7 +238,7 @@ def test_code_beside_the_weights_does_not_run(saved: Path, tmp_path: Path) -> No
     shutil.copytree(saved, tmp_path / "tokenizer")
     auto_map = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
     rewrite(saved / "config.json", model_type="theirs", auto_map=auto_map)
-    assert "custom code" in refused(saved)
+    assert "no model without running theirs.py (named in config.json); read it first; --trust" in refused(saved)
     settings = tmp_path / "tokenizer" / "tokenizer_config.json"
     rewrite(settings, tokenizer_class="Theirs", auto_map={"AutoTokenizer": ["theirs.Theirs", None]})
     (tmp_path / "tokenizer" / "config.json").unlink()

@@ -1,0 +1,238 @@
+"""The HTTP client: every item ends exactly once, in order, and no message holds a secret."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from srpo.errors import ConfigError, InputError
+from srpo.generate.http import Endpoint, Reply, UnusableAnswer, _seconds, _TryAgain
+from tests.scripted_server import JSON, Asked, Say, serve
+
+SECRET = "sk-very/secret+key"
+
+
+def endpoint(url: str, **settings: Any) -> Endpoint:
+    return Endpoint(url, **{"backoff": 0.0, "tries": 3, "timeout": 5.0, **settings})
+
+
+def number(answer: Any) -> int:
+    """What these tests want of an answer."""
+    if answer["n"] is None:
+        raise UnusableAnswer("no number")
+    return int(answer["n"])
+
+
+def ask(server: Asked, count: int, **settings: Any) -> list[Reply[int]]:
+    return list(endpoint(server.url, **settings).each("numbers", [{"n": n} for n in range(count)], number))
+
+
+def good(body: JSON, before: int) -> Say:
+    return Say({"n": body["n"] * 10})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (Say({"error": {"message": "too many"}}, 429, {"Retry-After": "0"}), "HTTP 429: too many"),
+        (Say("Internal Server Error", 500), "HTTP 500: Internal Server Error"),
+        (Say({"detail": "starting"}, 503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), "HTTP 503: starting"),
+        (Say('{"n": 1'), "torn JSON"),
+        (Say("[" * 100_000), "torn JSON"),
+        (Say({"n": 10}, cut=4), "the connection broke"),
+        (Say({"n": 10}, cut=0), "the connection broke"),
+        (Say({"n": None}), "no number"),
+        (Say({"m": 1}), "another shape: KeyError('n')"),
+        (Say([]), "another shape: TypeError"),
+        (Say({"n": 10}, hang=True), "no answer within 0.2 s"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_what_may_pass_is_tried_again(wrong: Say, reason: str) -> None:
+    """Item 1 goes wrong once and item 2 for ever; the others are untouched by it."""
+
+    def script(body: JSON, before: int) -> Say:
+        return wrong if body["n"] == 2 or (body["n"] == 1 and not before) else good(body, before)
+
+    with serve(script) as server:
+        replies = ask(server, 4, timeout=0.2 if wrong.hang else 5.0)
+        assert [reply.value for reply in replies] == [0, 10, None, 30]
+        assert [reply.tries for reply in replies] == [1, 2, 3, 1]
+        assert [reply.worn_out for reply in replies] == [False, False, True, False]
+        assert reason in replies[2].failed
+        assert "3 tries" in replies[2].failed
+        assert [server.times({"n": n}) for n in range(4)] == [1, 2, 3, 1]
+
+
+def test_what_is_refused_is_not_tried_again() -> None:
+    with serve(
+        lambda body, before: Say({"message": "too\nlong"}, 400) if body["n"] == 1 else good(body, before)
+    ) as server:
+        replies = ask(server, 3)
+        assert [(reply.value, reply.failed, reply.worn_out) for reply in replies] == [
+            (0, "", False),
+            (None, "HTTP 400: too long", False),
+            (20, "", False),
+        ]
+        assert server.times({"n": 1}) == 1
+
+
+def test_order_is_kept_and_the_limit_too() -> None:
+    """Every request waits until as many as may are under way, or all are; so answers come back shuffled."""
+    together = threading.Barrier(4)
+
+    def script(body: JSON, before: int) -> Say:
+        together.wait()
+        return good(body, before)
+
+    with serve(script) as server:
+        assert [reply.value for reply in ask(server, 24, concurrency=4)] == [10 * n for n in range(24)]
+        assert server.at_once == 4
+
+
+def test_bodies_are_taken_as_they_are_needed() -> None:
+    taken = []
+
+    def bodies() -> Any:
+        for n in range(1000):
+            taken.append(n)
+            yield {"n": n}
+
+    with serve(good) as server:
+        replies = endpoint(server.url, concurrency=2).each("numbers", bodies(), number)
+        assert next(replies).value == 0
+        assert len(taken) == 8
+        replies.close()
+
+
+def test_a_server_that_is_over_its_limit_is_left_alone_by_all() -> None:
+    """One Retry-After holds back every other request, too."""
+    wait = Say("later", 429, {"Retry-After": "500"})
+    with serve(lambda body, before: wait) as server:
+        client = endpoint(server.url, tries=1)
+        fresh = _TryAgain("not sent", after=0.0)
+        assert client._pause(1, fresh) == 0.0
+        (reply,) = client.each("numbers", [{"n": 1}], number)
+        assert reply.failed == "HTTP 429: later (1 tries)"
+        assert 490 < client._pause(1, fresh) <= 500
+
+
+def test_waits_grow() -> None:
+    client, problem = Endpoint("http://h", backoff=1.0), _TryAgain("HTTP 500")
+    for attempt, most in ((2, 1.0), (3, 2.0), (4, 4.0), (20, 60.0)):
+        assert most / 2 <= client._pause(attempt, problem) <= most
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        *(("", None), ("soon", None), ("nan", None), ("0", 0.0), ("2.5", 2.5), ("-3", 0.0), ("1e9", 600.0)),
+        *(("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 GMT", 600.0), ("inf", 600.0)),
+    ],
+)
+def test_retry_after(said: str, seconds: float | None) -> None:
+    assert _seconds(said) == seconds
+
+
+# ---------------------------------------------------------------------- what ends the whole run
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 404, 405])
+def test_what_is_wrong_for_all_stops_at_once(status: int) -> None:
+    with serve(lambda body, before: Say({"error": "no"}, status, {"Location": "http://elsewhere.test/"})) as server:
+        with pytest.raises(ConfigError, match=f"numbers: HTTP {status}"):
+            ask(server, 50, concurrency=1)
+        assert len(server.bodies) <= 4  # the window, not the fifty
+
+
+def test_no_server_is_an_error_and_no_failed_item() -> None:
+    with serve(good) as server:
+        pass
+    with pytest.raises(InputError, match="no server answers"):
+        ask(server, 3)
+
+
+def test_a_server_that_only_fails_stops_the_run() -> None:
+    with serve(lambda body, before: Say("down", 500)) as server:
+        replies = endpoint(server.url, concurrency=2).each("numbers", ({"n": n} for n in range(1000)), number)
+        with pytest.raises(InputError, match="9 requests in a row failed: HTTP 500: down"):
+            list(replies)
+        assert len({body["n"] for body in server.bodies}) < 30
+
+
+def test_one_success_in_between_goes_on() -> None:
+    with serve(lambda body, before: Say("down", 500) if body["n"] % 8 else good(body, before)) as server:
+        replies = ask(server, 33, concurrency=2, tries=1)
+        assert [reply.value for reply in replies if not reply.failed] == [0, 80, 160, 240, 320]
+
+
+# ---------------------------------------------------------------------- secrets
+
+
+def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", SECRET)
+    echo = Say({"error": {"message": f"no such key {SECRET}"}}, 400)
+    with serve(lambda body, before: echo) as server:
+        client = endpoint(server.url, api_key_env="SOME_KEY")
+        (reply,) = client.each("numbers", [{"n": 1}], number)
+        assert server.headers[0]["authorization"] == f"Bearer {SECRET}"
+        assert reply.failed == "HTTP 400: no such key ***"
+        assert SECRET not in repr(client)
+        # The control: without the guard it would have been shown.
+        client._secrets = []
+        (reply,) = client.each("numbers", [{"n": 1}], number)
+        assert SECRET in reply.failed
+
+
+def test_a_user_in_the_url_is_sent_and_never_shown() -> None:
+    def echo(body: JSON, before: int) -> Say:
+        basic = server.headers[-1]["authorization"].removeprefix("Basic ")
+        return Say(f"{basic} {base64.b64decode(basic).decode()} p%40ss {server.paths[-1]}", 403)
+
+    with serve(echo) as server:
+        url = server.url.replace("http://", "http://me:p%40ss@") + "/?token=t0ken"
+        with pytest.raises(ConfigError) as caught:
+            list(endpoint(url).each("numbers", [{"n": 1}], number))
+        assert server.paths == ["/v1/numbers?token=t0ken"]
+    assert str(caught.value).startswith(f"{server.url}/numbers: HTTP 403: *** ***:*** *** /v1/numbers?token=***;")
+    assert repr(endpoint(url)) == f"Endpoint({server.url!r})"
+
+
+@pytest.mark.parametrize(
+    ("url", "settings", "said"),
+    [
+        ("localhost:8000", {}, "base_url"),
+        (f"ftp://me:{SECRET}@host", {}, "base_url"),
+        (f"http://me:{SECRET}@host:port/", {}, "base_url"),
+        ("http://h", {"api_key_env": SECRET}, "api_key_env: not the name"),
+        ("http://h", {"api_key_env": "NOT_SET"}, "NOT_SET: the environment has no such variable"),
+        ("http://h", {"api_key_env": "BROKEN_KEY"}, "BROKEN_KEY: holds what cannot be sent"),
+        (f"http://me:1/{SECRET}@h", {}, "an @ behind the host"),
+        ("http://me:pass@h", {"api_key_env": "SOME_KEY"}, "authenticate in one way"),
+        ("http://h", {"tries": 0}, "tries: 0"),
+        ("http://h", {"concurrency": 0}, "concurrency: 0"),
+        ("http://h", {"backoff": -1.0}, "backoff: -1.0"),
+        ("http://h", {"timeout": float("nan")}, "timeout: nan"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_anything_is_sent(
+    url: str, settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", SECRET)
+    monkeypatch.setenv("BROKEN_KEY", f"{SECRET}\n{SECRET}")
+    with pytest.raises(ConfigError) as caught:
+        Endpoint(url, **settings)
+    assert said in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_any_text_can_be_sent() -> None:
+    body = {"n": 1, "text": "\ud800 \u0000 ß 🙂"}
+    with serve(good) as server:
+        (reply,) = endpoint(server.url).each("numbers", [body], number)
+        assert reply.value == 10
+        assert json.dumps(server.bodies[0]) == json.dumps(body)
