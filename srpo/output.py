@@ -9,8 +9,11 @@ from typing import Any, TextIO
 from srpo.errors import OutputError, redacted
 
 
-def writable_folder(folder: Path) -> Path:
+def writable_folder(folder: Path, flag: str = "--output_dir") -> Path:
     """Makes the folder; a mistake in its name should not cost the user the wait for the numbers.
+
+    Args:
+        flag: what names it.
 
     Raises:
         OutputError: it cannot be made or written to.
@@ -18,9 +21,9 @@ def writable_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _no_output(folder, error) from None
+        raise _no_output(folder, error, flag) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError("no permission to write here", where=str(folder), fix="name another --output_dir")
+        raise OutputError("no permission to write here", where=str(folder), fix=f"name another {flag}")
     return folder
 
 
@@ -38,9 +41,9 @@ def write_file(path: Path, content: bytes) -> None:
         raise _no_output(path, error) from None
 
 
-def _no_output(path: Path, error: OSError) -> OutputError:
+def _no_output(path: Path, error: OSError, flag: str = "--output_dir") -> OutputError:
     what = f"cannot be written ({error.strerror})"
-    return OutputError(what, where=str(path), expected="a folder that can be written", fix="name another --output_dir")
+    return OutputError(what, where=str(path), expected="a folder that can be written", fix=f"name another {flag}")
 
 
 class Redacting:

@@ -20,8 +20,6 @@ from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from srpo.output import write_file
-
 MAGIC = b"srpologp1"  # with the version of the format; another one is not read
 DIGEST = 16  # bytes; among 10^9 rows two alike have odds of 10^-21
 SUFFIX = ".logps"
@@ -122,7 +120,7 @@ class LogpStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.about and not (note := self.folder / "about.json").exists():
-                write_file(note, self.about.encode())
+                note.write_text(self.about, "utf-8")  # for people: half of it harms nothing
             name = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:12]}{SUFFIX}"
             out = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
             os.write(out, self._head)

@@ -168,11 +168,19 @@ class SRPOConfig(TrainingArguments):
         return options
 
     def reference_folder(self) -> Path | None:
-        """Where reference log-probs are kept; None where they are not. What is to be had before training is kept
-        beside the tokenised rows, unless another folder is named."""
-        if self.reference_cache:
-            return Path(self.reference_cache)
-        return cache_folder() / "reference" if self.precompute_ref_log_probs else None
+        """Where reference log-probs are kept; None where they are not."""
+        return self.kept_in() if self.reference_cache or self.precompute_ref_log_probs else None
+
+    def kept_in(self) -> Path:
+        """Where they would be kept: beside the tokenised rows, unless another folder is named."""
+        return Path(self.reference_cache) if self.reference_cache else cache_folder() / "reference"
+
+    def expect_still_reference(self) -> None:
+        """A reference that moves and log-probs that are kept exclude each other."""
+        if self.sync_ref_model and self.reference_folder():
+            what = "a reference that moves has no log-probs that could be kept"
+            fix = "leave reference_cache and precompute_ref_log_probs out, or sync_ref_model"
+            raise ConfigError(what, where="sync_ref_model", fix=fix)
 
     def to_dict(self) -> dict[str, Any]:
         """As transformers', which loggers write down, without a secret inside `model_init_kwargs` either."""
@@ -222,10 +230,7 @@ class SRPOConfig(TrainingArguments):
         if not (_is_number(self.ref_model_mixup_alpha) and 0 < self.ref_model_mixup_alpha <= 1):
             expected = "a number above 0 and at most 1"
             raise ConfigError(f"{self.ref_model_mixup_alpha!r}", where="ref_model_mixup_alpha", expected=expected)
-        if self.sync_ref_model and self.reference_folder():
-            what = "a reference that moves has no log-probs that could be kept"
-            fix = "leave reference_cache and precompute_ref_log_probs out, or sync_ref_model"
-            raise ConfigError(what, where="sync_ref_model", fix=fix)
+        self.expect_still_reference()
         if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 2):
             raise ConfigError(
                 f"{self.max_length!r}", where="max_length", expected="a whole number of tokens, at least 2"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -52,7 +52,7 @@ def make_ready(trainer: Any) -> None:
 
 def _fill(trainer: Any, reference: CachedReference) -> None:
     args = trainer.args
-    sets = [data for data in _sets(trainer) if len(data)]
+    sets = [data for data in sets_of(trainer) if len(data)]
     if not sets:
         reference.begin(complete=False)
         return
@@ -67,7 +67,7 @@ def _fill(trainer: Any, reference: CachedReference) -> None:
     log.info("srpo: reference log-probs of %d of %d pairs are kept in %s", total - lacking, total, reference.folder)
     if lacking and args.precompute_ref_log_probs:
         _score(trainer, reference, [(data, missing[id(data)]) for data in sets], backend, batch)
-        lacking = 0
+        lacking = sum(len(_missing(reference, data, backend)) for data in sets)  # a full disk, or a nan, leaves some
     reference.begin(complete=not lacking)
     if not lacking and reference.model is None:
         log.info("srpo: no copy of the reference is made: every log-prob of it is there")
@@ -103,7 +103,8 @@ def _missing(reference: CachedReference, data: TreeDataset, backend: str) -> lis
     return reference.missing([data.content(i) for i in range(len(data))], data.trees[0], backend)
 
 
-def _sets(trainer: Any) -> Iterable[TreeDataset]:
+def sets_of(trainer: Any) -> list[TreeDataset]:
+    """All that a run is trained and evaluated on."""
     evaluation = trainer.eval_dataset
     sets = [trainer.train_dataset, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
     return [data for data in sets if isinstance(data, TreeDataset)]
