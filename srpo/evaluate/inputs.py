@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from srpo.evaluate.scores import Cell, Key
 from srpo.revise.trail import Trail
 
 ALL = "all"
+log = logging.getLogger("srpo")
 
 
 def read_systems(specs: Sequence[str], *, gold_key: str = "gold", split_key: str = "split") -> dict[Key, list[Trail]]:
@@ -34,23 +36,31 @@ def read_systems(specs: Sequence[str], *, gold_key: str = "gold", split_key: str
     return cells
 
 
-def read_trails(path: str | Path, *, gold_key: str = "gold") -> list[Trail]:
-    """The trails of one file, each with a gold answer.
+def read_trails(path: str | Path, *, gold_key: str | None = "gold") -> list[Trail]:
+    """The trails of one file; those that failed are left out, and counted aloud.
+
+    Args:
+        gold_key: where in each row's `meta` a gold answer has to stand; None asks for none.
 
     Raises:
         InputError: the file is missing or unreadable.
-        DataError: a line is no trail or has no gold answer, or there is no line.
+        DataError: a line is no trail or lacks its gold answer, or there is no line.
     """
-    trails = []
+    trails, failed = [], 0
     for where, line in _lines(Path(path)):
         trail = Trail.from_json(line, where=where)
+        if trail.failed:
+            failed += 1
+            continue
         if not isinstance(trail.meta, dict) or not all(isinstance(answer.text, str) for answer in trail.answers):
             raise DataError("not a trail", where=where, expected="a line written by `srpo revise`")
-        if gold_key not in trail.meta:
+        if gold_key is not None and gold_key not in trail.meta:
             has = ", ".join(map(repr, trail.meta)) or "nothing"
             fix = "put the gold answer beside each prompt before `srpo revise`, or name its key by --gold_key"
             raise DataError(f"no {gold_key!r} in meta, only {has}", where=where, fix=fix)
         trails.append(trail)
+    if failed:
+        log.warning("srpo: %s: %d of %d trails failed and are left out", path, failed, failed + len(trails))
     if not trails:
         raise DataError("no trails", where=str(path), expected="one trail per line")
     return trails

@@ -12,14 +12,22 @@ class Completion:
     """What the model wrote after one context.
 
     Attributes:
-        ids: generated token ids, the terminator included when there is one.
+        ids: generated token ids, the terminator included when there is one; empty where a server tells none.
         finished: the model ended the answer itself.
         seconds: wall seconds of the batch divided by its rows.
+        text: the answer, from a server that tells no ids; None where the ids say it.
+        tokens: generated, as such a server counts them.
+        read: tokens of the context, as a server that was given messages counts them.
+        failed: why there is no completion, from a server that could give none; empty where there is one.
     """
 
     ids: tuple[int, ...]
     finished: bool
     seconds: float
+    text: str | None = None
+    tokens: int | None = None
+    read: int | None = None
+    failed: str = ""
 
 
 class Engine(Protocol):
@@ -28,9 +36,13 @@ class Engine(Protocol):
     Attributes:
         batch_size: rows completed together; a caller that hands over as many at a time wastes nothing.
         max_length: tokens of context and answer that fit; None where there is no limit, or nobody knows it.
+        same_batch_same_bits: a row's last bits hang on the rows beside it and on nothing else, so a run that is
+            resumed asks for a whole batch again to end as if it had not been interrupted. False for a server, which
+            makes batches as it likes: what it answered once is not asked again.
     """
 
     batch_size: int
+    same_batch_same_bits: bool
 
     @property
     def max_length(self) -> int | None: ...

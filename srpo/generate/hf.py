@@ -62,6 +62,8 @@ class HFEngine:
         batch_size: rows generated together.
     """
 
+    same_batch_same_bits = True
+
     def __init__(self, model: Any, *, pad_id: int, batch_size: int = 32) -> None:
         if batch_size < 1:
             raise ConfigError(f"{batch_size}", where="batch_size", expected="at least 1")

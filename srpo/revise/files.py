@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from srpo.errors import ConfigError, DataError, Interrupted, OutputError, redacted
+from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError, redacted
 from srpo.pairs.read import PromptRow, Reject, read_prompts, reasons
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
 log = logging.getLogger("srpo")
+Draw = Callable[[int, Collection[int] | None], Iterator[Trail]]
 
 
 def revise_file(
@@ -25,6 +30,7 @@ def revise_file(
     *,
     bad_rows: str = "error",
     made_with: dict[str, str] | None = None,
+    samples: int = 1,
 ) -> tuple[int, int]:
     """Writes one trail per prompt, in the prompts' order.
 
@@ -33,7 +39,9 @@ def revise_file(
 
     Args:
         make_reviser: called once both files are known to be good.
+        bad_rows: "skip" leaves out rows without a usable prompt, and takes it that some trails failed.
         made_with: what else decides the trails (the model's path, say); a target made otherwise is refused.
+        samples: trails per prompt, one after the other; each is drawn anew.
 
     Returns:
         Trails in the target, and how many of them were there before.
@@ -43,33 +51,101 @@ def revise_file(
         ConfigError: a target made with other settings.
         OutputError: the target cannot be written.
         Interrupted: stopped by Ctrl-C; what is written stays.
+        InputError: a server failed at some prompts. Their lines say why, and the same command asks for them again.
     """
     rejects: list[Reject] = []
     rows = read_prompts(source, rejects=rejects if bad_rows == "skip" else None)
     if rejects:
         log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
+    rows = [row for row in rows for _ in range(samples)]  # equal prompts are told apart by how often they came before
     path = Path(target)
-    try:
-        if rejects:
-            kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
+    if rejects:
+        kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
+        try:
             path.with_name(f"{path.name}.{REJECTED_FILE}").write_text(kept, "utf-8")
-        _expect_same(redacted({**asdict(settings), **(made_with or {})}), path)
-        present = _present(path, rows)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+    reviser = cache(make_reviser)
+
+    def draw(skip: int, only: Collection[int] | None) -> Iterator[Trail]:
+        return reviser().trails(rows, settings, skip=skip, only=only)
+
+    drawn = {**asdict(settings), **(made_with or {})}
+    return len(rows), write_trails(path, rows, draw, drawn, strict=bad_rows != "skip")
+
+
+def write_trails(
+    path: Path, rows: list[PromptRow], draw: Draw, made_with: Mapping[str, Any], *, strict: bool = True
+) -> int:
+    """Writes one trail per row to a file that may hold some of them already.
+
+    Args:
+        draw: (how many to leave out at the head, or the only places wanted) → trails, in the rows' order; called only
+            if some are missing.
+        made_with: all that decides the trails; a file begun with anything else is refused.
+        strict: trails that failed are an error, once the others are written.
+
+    Returns:
+        How many were there before.
+
+    Raises:
+        SRPOError: as `revise_file` does.
+    """
+    try:
+        _expect_same(redacted(dict(made_with)), path)
+        present, failed = _present(path, rows)
         with path.open("a", encoding="utf-8") as file:
-            if present < len(rows):
-                done = present
-                for trail in make_reviser().trails(rows, settings, skip=present):
-                    file.write(trail.to_json() + "\n")
-                    file.flush()
-                    done += 1
-                    if done % 100 == 0 or done == len(rows):
-                        log.info("srpo: %d of %d prompts", done, len(rows))
+            done = present
+            for trail in draw(present, None) if present < len(rows) else ():
+                file.write(trail.to_json() + "\n")
+                file.flush()
+                done += 1
+                if done % 100 == 0 or done == len(rows):
+                    log.info("srpo: %d of %d prompts", done, len(rows))
+        if failed:
+            _ask_again(draw, path, failed)
     except OSError as error:
-        fix = "trails written so far stay; free some space or choose another --output"
-        raise OutputError(f"cannot be written: {error.strerror}", where=str(path), fix=fix) from None
+        raise _unwritable(path, error) from None
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; finished trails are in {path}", fix="the same command goes on") from None
-    return len(rows), present
+    if failed or present < len(rows):
+        _tell_failed(path, strict=strict)
+    return present
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    fix = "trails written so far stay; free some space or choose another --output"
+    return OutputError(f"cannot be written: {error.strerror}", where=str(path), fix=fix)
+
+
+def _ask_again(draw: Draw, path: Path, failed: list[int]) -> None:
+    """Puts new trails in the places of those that failed."""
+    lines = path.read_bytes().split(b"\n")
+    places = iter(failed)
+    try:
+        for trail in draw(0, failed):
+            lines[next(places)] = trail.to_json().encode()
+    finally:  # what came before an interruption counts, too
+        beside = path.with_name(path.name + ".new")
+        beside.write_bytes(b"\n".join(lines))
+        os.replace(beside, path)
+
+
+def _tell_failed(path: Path, *, strict: bool) -> None:
+    """Counts the trails that failed, by reason.
+
+    Raises:
+        InputError: there are some, and strict.
+    """
+    lines = _lines(path.read_bytes())
+    reasons = (Trail.from_json(line, where=str(path)).failed for line in lines)
+    failed = Counter(filter(None, reasons))
+    if failed:
+        most = "; ".join(f"{count} × {reason}" for reason, count in failed.most_common(3))
+        problem = f"{failed.total()} of {len(lines)} prompts failed: {most}"
+        if strict:
+            raise InputError(problem, where=str(path), fix="the same command asks for them again, and for no other")
+        log.warning("srpo: %s: %s", path, problem)
 
 
 def _expect_same(settings: dict[str, object], path: Path) -> None:
@@ -87,22 +163,29 @@ def _expect_same(settings: dict[str, object], path: Path) -> None:
         beside.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
-def _present(path: Path, rows: list[PromptRow]) -> int:
-    """Whole trails at the head of the file; a torn last line is cut off."""
+def _present(path: Path, rows: list[PromptRow]) -> tuple[int, list[int]]:
+    """Whole trails at the head of the file, and the places of those that failed; a torn last line is cut off."""
     if not path.exists():
-        return 0
+        return 0, []
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
-    lines = content[:whole].decode("utf-8", "replace").split("\n")[:-1]  # splitlines also splits inside JSON texts
+    failed = []
+    lines = _lines(content[:whole])
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         trail = Trail.from_json(line, where=where)
         if number > len(rows) or _asked(trail) != _asked(rows[number - 1]):
             raise DataError("a trail of another prompt", where=where, fix="choose another --output")
-    return len(lines)
+        if trail.failed:
+            failed.append(number - 1)
+    return len(lines), failed
+
+
+def _lines(content: bytes) -> list[str]:
+    return content.decode("utf-8", "replace").split("\n")[:-1]  # splitlines also splits inside JSON texts
 
 
 def _asked(row: PromptRow | Trail) -> list[object]:

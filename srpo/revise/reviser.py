@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from srpo.model.load import load_model, load_tokenizer
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
 from srpo.pairs.render import Renderer, RevisionTemplate, options_of, template_for
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
-from srpo.revise.trail import Answer, Trail
+from srpo.revise.trail import FAILED, Answer, Trail
 
 POLICIES = ("always", "if_preferred")
 TRAINING_FILE = "srpo_training.json"
@@ -157,12 +158,15 @@ class Reviser:
         rows = read_prompts([row if isinstance(row, dict) else {"prompt": row} for row in prompts])
         return list(self.trails(rows, Settings(revisions, **settings)))
 
-    def trails(self, rows: Sequence[PromptRow], settings: Settings, *, skip: int = 0) -> Iterator[Trail]:
+    def trails(
+        self, rows: Sequence[PromptRow], settings: Settings, *, skip: int = 0, only: Collection[int] | None = None
+    ) -> Iterator[Trail]:
         """Trails batch by batch, so that a caller can write each as it comes.
 
         Args:
-            skip: leaves out as many trails at the head. The others stay the same to the last bit: the batch that the
-                first of them is in is drawn whole.
+            skip: leaves out as many trails at the head. Where the engine's bits hang on the batch, the one that the
+                first of the others is in is drawn whole, so that they stay the same to the last bit.
+            only: leaves out all but the rows at these places.
         """
         if settings.policy == "if_preferred" and not self.has_confidence:
             fix = "pass the model it was trained from as the reference"
@@ -171,12 +175,15 @@ class Reviser:
             self.renderer.expect_shown(row)
         counts: dict[str, int] = {}
         items = [_Item(row, _key(row.prompt, counts)) for row in rows]
+        if only is not None:
+            items = [item for place, item in enumerate(items) if place in only]
         size = self.engine.batch_size
-        for at in range(skip - skip % size, len(items), size):
+        first = skip - skip % size if self.engine.same_batch_same_bits else skip
+        for at in range(first, len(items), size):
             batch = items[at : at + size]
             self._draft(batch, settings)
             for revision in range(1, settings.revisions + 1):
-                if open_items := [item for item in batch if not item.fixed]:
+                if open_items := [item for item in batch if not item.fixed and not item.failed]:
                     self._revise(open_items, revision, settings)
             yield from (item.trail() for item in batch[max(0, skip - at) :])
 
@@ -184,18 +191,22 @@ class Reviser:
 
     def _draft(self, batch: list[_Item], settings: Settings) -> None:
         contexts = self.renderer.drafts([i.row.prompt for i in batch], [options_of(i.row) for i in batch])
-        for item, answer in zip(batch, self._complete(batch, contexts, None, 0, settings), strict=True):
+        for item, answer in self._complete(batch, contexts, None, 0, settings):
             item.answers.append(answer)
             item.in_hand = answer
 
     def _revise(self, items: list[_Item], revision: int, settings: Settings) -> None:
         old = [item.in_hand.text for item in items]
         contexts = self.renderer.revisions([i.row.prompt for i in items], old, [options_of(i.row) for i in items])
-        answers = self._complete(items, contexts, self.renderer.answers(old), revision, settings)
-        compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(items)
-        if self.confidence is not None:
-            compared = self.confidence.compare([i.row for i in items], old, [answer.text for answer in answers])
-        for item, answer, (preferred, scored) in zip(items, answers, compared, strict=True):
+        written = self._complete(items, contexts, self.renderer.answers(old), revision, settings)
+        compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(written)
+        if self.confidence is not None and written:
+            old, new = [item.in_hand.text for item, _ in written], [answer.text for _, answer in written]
+            compared = self.confidence.compare([item.row for item, _ in written], old, new)
+        for (item, answer), (preferred, scored) in zip(written, compared, strict=True):
+            if preferred is not None and math.isnan(preferred):
+                item.failed = "no confidence: the server could not score the revision"
+                continue
             same = answer.text == item.in_hand.text
             kept = settings.policy == "always" or same or (preferred is not None and preferred > 0.5)
             tokens = answer.forward_tokens + scored
@@ -213,7 +224,8 @@ class Reviser:
         guesses: list[list[int]] | None,
         revision: int,
         settings: Settings,
-    ) -> list[Answer]:
+    ) -> list[tuple[_Item, Answer]]:
+        """The items that got an answer, with it; the others have failed."""
         self._expect_room(items, contexts, settings.max_new_tokens)
         completions = self.engine.complete(
             contexts,
@@ -224,16 +236,16 @@ class Reviser:
             seed=settings.seed,
             guesses=guesses,
         )
-        return [
-            Answer(
-                self.renderer.decode(done.ids),
-                len(done.ids),
-                done.finished,
-                seconds=done.seconds,
-                forward_tokens=len(context) + len(done.ids),
-            )
-            for context, done in zip(contexts, completions, strict=True)
-        ]
+        written = []
+        for item, context, done in zip(items, contexts, completions, strict=True):
+            item.failed = done.failed
+            if not done.failed:
+                text = self.renderer.decode(done.ids) if done.text is None else done.text
+                tokens = len(done.ids) if done.tokens is None else done.tokens
+                forward = tokens + (len(context) if done.read is None else done.read)
+                answer = Answer(text, tokens, done.finished, seconds=done.seconds, forward_tokens=forward)
+                written.append((item, answer))
+        return written
 
     # ------------------------------------------------------------------ the model's own judgement
 
@@ -271,9 +283,11 @@ class _Item:
     answers: list[Answer] = field(default_factory=list)
     in_hand: Answer = field(default_factory=lambda: Answer("", 0))
     fixed: bool = False
+    failed: str = ""
 
     def trail(self) -> Trail:
-        return Trail(self.row.prompt, tuple(self.answers), "fixed point" if self.fixed else "revisions", self.row.meta)
+        stopped = f"{FAILED}{self.failed}" if self.failed else "fixed point" if self.fixed else "revisions"
+        return Trail(self.row.prompt, tuple(self.answers), stopped, self.row.meta)
 
 
 def _key(prompt: Prompt, counts: dict[str, int]) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from srpo.errors import DataError
 
+FAILED = "failed: "
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -42,7 +44,8 @@ class Trail:
         prompt: what was asked: text, or a list of messages.
         answers: the draft first, then one entry per revision actually generated.
         stopped: why there are no more: "revisions" (as many as asked for) or "fixed point" (greedy decoding repeated
-            an answer, so every later revision is identical).
+            an answer, so every later revision is identical), or "failed: …" with a reason (a server could not answer;
+            the answers before that stand, and there may be none).
         meta: whatever else stood in the input row; carried through untouched.
     """
 
@@ -50,6 +53,11 @@ class Trail:
     answers: tuple[Answer, ...]
     stopped: str = "revisions"
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> str:
+        """Why the trail could not be finished; empty if it was."""
+        return self.stopped.removeprefix(FAILED) if self.stopped.startswith(FAILED) else ""
 
     def after(self, revisions: int) -> Answer:
         """The answer in hand after that many revisions (0 is the draft): the last one kept so far.
@@ -82,6 +90,6 @@ class Trail:
             trail = cls(row["prompt"], answers, row["stopped"], row.get("meta", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"not a trail: {error}", where=where, expected="a line written by `srpo revise`") from None
-        if not answers:
+        if not answers and not trail.failed:
             raise DataError("a trail without a draft", where=where, expected="a line written by `srpo revise`")
         return trail

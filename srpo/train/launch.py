@@ -22,6 +22,9 @@ class ModelArguments:
     """Which model to train and how to load it; names and defaults are TRL's."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or hub name of the model to train."})
+    ref_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or hub name of another reference; unset: the model as it is now."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
     dtype: str = field(default="float32", metadata={"help": "auto, float32, bfloat16 or float16."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention outside the packed step."})
@@ -177,6 +180,7 @@ def _trainer(config: SRPOConfig, model: ModelArguments, data: DataArguments) -> 
     try:
         trainer = SRPOTrainer(
             model=str(model.model_name_or_path),
+            ref_model=_reference(model, config),
             args=config,
             train_dataset=rows,
             eval_dataset=test_rows,
@@ -185,6 +189,20 @@ def _trainer(config: SRPOConfig, model: ModelArguments, data: DataArguments) -> 
     except (ValueError, ImportError) as error:  # transformers' word for a setting it cannot serve, or a missing library
         raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
     return trainer, rows, test_rows
+
+
+def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
+    """Trains with settings by name, as a settings file holds them; goes on with what is there.
+
+    Raises:
+        ConfigError: a name that is no setting.
+        SRPOError: as `train` does.
+    """
+    from transformers import HfArgumentParser
+
+    _expect_known(settings, "settings")
+    config, model, data, run = HfArgumentParser(GROUPS).parse_dict({**settings, "resume": True})
+    return train(config, model, data, run)
 
 
 def _say(trainer: Any) -> None:
@@ -225,6 +243,16 @@ def _test_source(config: SRPOConfig, data: DataArguments) -> Source | None:
         return _source(data, data.eval_dataset_name, data.dataset_test_split)
     source = _source(data, str(data.dataset_name), data.dataset_test_split)
     return source if config.eval_strategy != "no" and source.has_splits else None
+
+
+def _reference(model: ModelArguments, config: SRPOConfig) -> Any:
+    """The reference that is named; None leaves it to be what the policy is when training begins."""
+    if model.ref_model_name_or_path is None:
+        return None
+    from srpo.model.load import load_model
+
+    options = config.loading_options()
+    return load_model(model.ref_model_name_or_path, trust_remote_code=config.trust_remote_code, **options)
 
 
 def _lora(model: ModelArguments) -> Any:

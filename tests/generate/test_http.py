@@ -82,15 +82,20 @@ def test_what_is_refused_is_not_tried_again() -> None:
 
 
 def test_order_is_kept_and_the_limit_too() -> None:
-    """Every request waits until as many as may are under way, or all are; so answers come back shuffled."""
-    together = threading.Barrier(4)
+    """The first four requests wait for each other, and the very first is answered last."""
+    together, last = threading.Barrier(4), threading.Event()
 
     def script(body: JSON, before: int) -> Say:
-        together.wait()
+        if body["n"] < 4 and not before:
+            together.wait()
+        if body["n"] == 15:
+            last.set()
+        if body["n"] == 0:
+            last.wait()
         return good(body, before)
 
     with serve(script) as server:
-        assert [reply.value for reply in ask(server, 24, concurrency=4)] == [10 * n for n in range(24)]
+        assert [reply.value for reply in ask(server, 24, concurrency=4, timeout=60.0)] == [10 * n for n in range(24)]
         assert server.at_once == 4
 
 

@@ -59,6 +59,8 @@ class Recording(HFEngine):
 class Scripted:
     """An engine that answers each context as a function of its text says; counts the contexts it was given."""
 
+    same_batch_same_bits = True
+
     max_length = 64
 
     def __init__(self, subject: Reviser, answer: Callable[[str], str], *, batch_size: int = 32) -> None:

@@ -1,0 +1,227 @@
+"""Rounds from end to end, small: each stage is there, goes on where it was, and is what its own command would make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo import read_pairs
+from srpo.errors import ConfigError, UsageError
+from srpo.evaluate.inputs import read_trails
+from srpo.evaluate.judges import per_character
+from srpo.evaluate.verdicts import Comparison, Verdict
+from srpo.rounds.plan import RoundsArguments
+from srpo.rounds.run import Round, line_of, run_rounds
+from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
+from srpo.train.launch import train_with
+
+
+class RightDigits:
+    """The carry task's judge; remembers what it was asked."""
+
+    identity = "right digits"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, str, str]] = []
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+        for each in comparisons:
+            self.asked.append((each.prompt, each.first, each.second))
+            one, other = (per_character(each.prompt, text, each.gold) for text in (each.first, each.second))
+            yield Verdict(0.5 + 0.5 * ((one > other) - (one < other)))
+
+
+PLAN: dict[str, Any] = {
+    "rounds": 2,
+    "sample_max_new_tokens": 4,
+    "labels_per_round": 30,
+    "round_steps": 2,
+    "validation_revisions": 1,
+    "patience": 5,
+    "judge": "digits",
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rounds")
+    untrained_base(BaseConfig(digits=2, hidden=24, layers=1, heads=2)).save_pretrained(folder / "base")
+    carry_tokenizer().save_pretrained(folder / "base")
+    TEMPLATE.save(folder / "base")
+    rows = sums(40, "in", digits=2, seed=1)
+    write_rows(folder / "pairs.jsonl", [{**row, "chosen": row["gold"], "rejected": "000"} for row in rows])
+    write_rows(folder / "prompts.jsonl", sums(20, "in", digits=2, seed=2))
+    write_rows(folder / "validation.jsonl", sums(10, "in", digits=2, seed=3))
+    return folder
+
+
+def settings(files: Path) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(files / "base"),
+        "dataset_name": str(files / "pairs.jsonl"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "beta": 0.1,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def plan(files: Path, **changed: Any) -> RoundsArguments:
+    paths = {"sample_prompts": str(files / "prompts.jsonl"), "validation_prompts": str(files / "validation.jsonl")}
+    return RoundsArguments(**{**PLAN, **paths, **changed})
+
+
+@pytest.fixture(scope="module")
+def ran(files: Path) -> tuple[Path, list[Round], RightDigits]:
+    out, judge = files / "run", RightDigits()
+    return out, run_rounds(str(out), settings(files), plan(files), judge, train_with), judge
+
+
+def test_each_round_leaves_what_its_stages_make(ran: tuple[Path, list[Round], RightDigits]) -> None:
+    out, done, _ = ran
+    assert [each.round for each in done] == [0, 1, 2]
+    assert [each.labels for each in done] == [0, 30, 30]
+    for each in done[1:]:
+        here = out / f"round{each.round}"
+        trails = read_trails(here / "trails.jsonl")
+        assert len(trails) == 2 * 20
+        assert trails[0].prompt == trails[1].prompt
+        drafts = [trail.answers[0].text for trail in trails]
+        assert any(one != other for one, other in zip(drafts[::2], drafts[1::2], strict=True))  # drawn anew
+        assert len(read_pairs(here / "pairs.jsonl")) == each.pairs > 0
+        assert each.informative == each.pairs / 30
+        assert (here / "model" / "model.safetensors").exists()
+        assert set(each.seconds) == {"sample", "label", "train", "validate"}
+    assert json.loads((out / "rounds.json").read_text())[2]["round"] == 2
+
+
+def test_a_round_trains_on_from_the_model_before_against_the_first_reference(
+    ran: tuple[Path, list[Round], RightDigits], files: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    out, _, _ = ran
+    weights = [load_file(folder / "model.safetensors") for folder in (files / "base", out / "round0/model")]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    again = out.parent / "again"
+    train_with(
+        settings(files)
+        | {
+            "model_name_or_path": str(out / "round0/model"),
+            "ref_model_name_or_path": str(files / "base"),
+            "dataset_name": str(out / "round1/pairs.jsonl"),
+            "output_dir": str(again),
+            "seed": 43,
+        }
+    )
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out / "round1/model", again))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    moving = settings(files) | {
+        "model_name_or_path": str(out / "round0/model"),
+        "dataset_name": str(out / "round1/pairs.jsonl"),
+        "output_dir": str(out.parent / "moving"),
+        "seed": 43,
+    }
+    train_with(moving)  # another reference, another model: the comparison above can fail
+    other = load_file(out.parent / "moving" / "model.safetensors")
+    assert any(not torch.equal(ours[name], other[name]) for name in ours)
+
+
+def test_round_zero_ties_with_its_own_drafts(ran: tuple[Path, list[Round], RightDigits]) -> None:
+    _, done, _ = ran
+    assert done[0].validation[0] == 0.5
+    assert all(len(each.validation) == 2 and each.best_k in (0, 1) for each in done)
+
+
+def test_the_same_command_again_asks_nothing_and_changes_nothing(
+    ran: tuple[Path, list[Round], RightDigits], files: Path
+) -> None:
+    out, done, _ = ran
+    before = {path: path.read_bytes() for path in sorted(out.rglob("pairs.jsonl"))}
+    judge = RightDigits()
+    again = run_rounds(str(out), settings(files), plan(files), judge, train_with)
+    assert [(each.labels, each.pairs, each.validation) for each in again] == [
+        (each.labels, each.pairs, each.validation) for each in done
+    ]
+    assert {path: path.read_bytes() for path in sorted(out.rglob("pairs.jsonl"))} == before
+    asked_for_pairs = [each for each in judge.asked if each[0] not in {t.prompt for t in _validation(out)}]
+    assert asked_for_pairs == []
+
+
+def _validation(out: Path) -> list[Any]:
+    return read_trails(out / "round0" / "validation.jsonl")
+
+
+def test_offline_pairs_are_mixed_in_at_their_share(files: Path) -> None:
+    out = files / "mixed"
+    done = run_rounds(
+        str(out),
+        settings(files),
+        plan(files, rounds=1, offline_share=0.5, validation_prompts=None),
+        RightDigits(),
+        train_with,
+    )
+    assert done[1].offline == done[1].pairs
+    assert len(read_pairs(out / "round1" / "mixed.jsonl")) == 2 * done[1].pairs
+
+
+def test_it_stops_when_validation_no_longer_improves(files: Path) -> None:
+    class Unmoved(RightDigits):
+        """Orders samples, and finds no answer to a validation prompt better than another."""
+
+        def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+            asked = list(comparisons)
+            hopeless = {row["prompt"] for row in sums(10, "in", digits=2, seed=3)}
+            for each, verdict in zip(asked, super().compare(asked), strict=True):
+                yield Verdict(0.5) if each.prompt in hopeless else verdict
+
+    done = run_rounds(str(files / "stopped"), settings(files), plan(files, rounds=3, patience=1), Unmoved(), train_with)
+    assert [each.round for each in done] == [0, 1]
+
+
+def test_another_plan_needs_another_folder(ran: tuple[Path, list[Round], RightDigits], files: Path) -> None:
+    out, _, _ = ran
+    with pytest.raises(ConfigError, match="labels_per_round 30 → 31"):
+        run_rounds(str(out), settings(files), plan(files, labels_per_round=31), RightDigits(), train_with)
+    with pytest.raises(ConfigError, match="max_steps 2 → 3"):
+        run_rounds(str(out), settings(files) | {"max_steps": 3}, plan(files), RightDigits(), train_with)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rounds": 0}, "rounds"),
+        ({"choose": "randon"}, "did you mean 'random'"),
+        ({"round_reference": "move"}, "round_reference"),
+        ({"offline_share": 1.0}, "below 1"),
+        ({"sample_temperature": 0.0}, "all the same"),
+        ({"round_steps": 0}, "round_steps"),
+        ({"ask": "draft-draft", "samples_per_prompt": 1}, "one draft per prompt"),
+        ({"ask": "draft-revision", "sample_revisions": 0}, "none is drawn"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        RoundsArguments(**changed)
+
+
+def test_a_judge_has_to_be_named() -> None:
+    with pytest.raises(UsageError, match="no judge"):
+        RoundsArguments().expect_judge()
+
+
+def test_a_round_in_one_line() -> None:
+    account = Round(2, labels=200, pairs=150, informative=0.75, tokens=900, validation=[0.5, 0.625], best_k=1)
+    assert line_of(account) == (
+        "round 2: 200 labels, 150 pairs (75 % informative), 900 tokens, 0 s; wins over round 0's drafts after "
+        "0, 1, … revisions: 50.0 62.5 %"
+    )
