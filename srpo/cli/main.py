@@ -17,6 +17,7 @@ VERBS = {
     "revise": "draft answers to a file of prompts and revise them",
     "evaluate": "score drafts and revisions, with intervals",
     "check": "show what a data file becomes before anything is trained on it",
+    "merge": "make one model of an adapter and its base, and compare it with them",
     "convert": "make safetensors of pickled weights, without running what is pickled",
     "bandit": "the paper's Figure 2 from the library's own loss",
     "env": "versions, devices and back-ends on this machine",

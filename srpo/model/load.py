@@ -15,6 +15,7 @@ from srpo.errors import ConfigError, InputError
 from srpo.model.untrusted import CONVERT, expect_safe, own_code, pickled
 
 ADAPTER_FILE = "adapter_config.json"
+TRAINING_FILE = "srpo_training.json"  # what training leaves beside a model about itself
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 

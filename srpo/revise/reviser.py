@@ -18,14 +18,13 @@ from torch import Tensor
 from srpo.errors import ConfigError, InputError, LengthError, did_you_mean
 from srpo.generate.engine import Engine
 from srpo.generate.hf import HFEngine
-from srpo.model.load import load_model, load_tokenizer
+from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
 from srpo.pairs.render import Renderer, RevisionTemplate, options_of, template_for
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
 from srpo.revise.trail import FAILED, Answer, Trail
 
 POLICIES = ("always", "if_preferred")
-TRAINING_FILE = "srpo_training.json"
 
 
 @dataclass(frozen=True)

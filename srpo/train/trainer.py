@@ -24,7 +24,7 @@ from srpo.maths.objective import OBJECTIVES, LossOutput, Objective, SixLogps, le
 from srpo.model.card import read_card, write_card
 from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
-from srpo.model.load import load_model, load_tokenizer, model_context
+from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer, model_context
 from srpo.model.reference import MovingReference
 from srpo.pairs.kept import cache_folder
 from srpo.pairs.read import Source
@@ -36,8 +36,6 @@ from srpo.train.metrics import Measured, MetricsFile, metrics
 from srpo.train.pieces import SHARE, pieces, share_out
 from srpo.train.record import card_of
 from srpo.train.reference import Following, make_ready, make_reference, restore_reference, save_reference
-
-TRAINING_FILE = "srpo_training.json"
 
 Rows = str | Source | Iterable[Mapping[str, Any]]
 

@@ -13,7 +13,8 @@ import torch
 
 from srpo import Pair, Renderer, Reviser, RevisionTemplate, Trail
 from srpo.errors import ConfigError, InputError, LengthError
-from srpo.revise.reviser import TRAINING_FILE, Settings
+from srpo.model.load import TRAINING_FILE
+from srpo.revise.reviser import Settings
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.revise.tiny import PROMPTS, Recording, Scripted, carry_llama, ids_of, reviser
