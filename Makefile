@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test check format bandit search sweep
+.PHONY: help demo test check format bandit search faults sweep
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -13,7 +13,10 @@ demo: .venv/core ## the whole story on a generated task, offline, on a CPU; resu
 	$(OFFLINE) $(BIN)/srpo demo --output_dir runs/demo
 
 test: .venv/core ## every test but the long sweeps
-	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not sweep'
+	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not sweep and not faults'
+
+faults: .venv/core ## a run killed at every write of its saves, and other ways to die
+	$(OFFLINE) $(BIN)/python -m pytest -q -m faults
 
 sweep: .venv/core ## the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -m sweep

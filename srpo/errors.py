@@ -8,6 +8,7 @@
     ├── NonFiniteError            70  a nan or an infinity where a number is needed
     ├── LockedError               73  another process holds the run folder
     ├── OutputError               74  the result cannot be written
+    │   └── CheckpointError       74  no checkpoint can be resumed from
     ├── Interrupted               75  stopped from outside; resume with the same command and --resume
     └── ConfigError               78  a setting is wrong; found before any weight is read
         ├── TemplateError         78  a chat or revision template cannot do what is asked
@@ -96,6 +97,10 @@ class OutputError(SRPOError):
     """The result cannot be written: no permission, no space, not a folder."""
 
     exit_code = 74
+
+
+class CheckpointError(OutputError):
+    """There are checkpoints, and none is what was written."""
 
 
 class Interrupted(SRPOError):

@@ -1,12 +1,21 @@
-"""Where results go: a folder that can be written to, files that are whole or not there, messages without secrets."""
+"""Where results go: a folder for one process alone, files that are whole or not there, messages without secrets."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from srpo.errors import OutputError, redacted
+from srpo.errors import LockedError, OutputError, redacted
+
+LOCK_FILE = ".lock"
+log = logging.getLogger("srpo")
 
 
 def writable_folder(folder: Path, flag: str = "--output_dir") -> Path:
@@ -18,32 +27,151 @@ def writable_folder(folder: Path, flag: str = "--output_dir") -> Path:
     Raises:
         OutputError: it cannot be made or written to.
     """
-    try:
+    with writing(folder, flag):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _no_output(folder, error, flag) from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError("no permission to write here", where=str(folder), fix=f"name another {flag}")
     return folder
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Writes a whole file or none: half a report looks like a finished one.
+
+    Args:
+        durable: return only when a power cut can no longer undo it.
 
     Raises:
         OutputError: it cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
+    with writing(path):
+        with partial.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
+        if durable:
+            sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Puts what the system still holds of a file, or of a folder's list of names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def writing(path: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """What the system refuses inside ends as an `OutputError` that names the path, and the flag that chose it."""
+    try:
+        yield
     except OSError as error:
-        raise _no_output(path, error) from None
+        what = f"cannot be written ({error.strerror})"
+        fix = f"name another {flag}"
+        raise OutputError(what, where=str(path), expected="a folder that can be written", fix=fix) from None
 
 
-def _no_output(path: Path, error: OSError, flag: str = "--output_dir") -> OutputError:
-    what = f"cannot be written ({error.strerror})"
-    return OutputError(what, where=str(path), expected="a folder that can be written", fix=f"name another {flag}")
+def expect_room(folder: Path, needed: int, what: str) -> None:
+    """Half a write is found out before it is begun.
+
+    Args:
+        needed: bytes.
+        what: what they are for.
+
+    Raises:
+        OutputError: less is free.
+    """
+    with writing(folder):
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        said = f"{what} needs {_size(needed)}, {_size(free)} free in {folder}"
+        raise OutputError(said, fix="make room there, or name another --output_dir")
+
+
+def _size(count: int) -> str:
+    """Bytes as people write them.
+
+    Example:
+        >>> _size(1_234_567_890), _size(300_000_000), _size(4_100)
+        ('1.2 GB', '0.3 GB', '4.1 kB')
+    """
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size / 10:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+# ---------------------------------------------------------------------- one process a folder
+
+_held: dict[Path, int] = {}  # folders that this process holds → how many times over
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder is this process's alone inside; whoever else wants it is told who has it.
+
+    The lock is the kernel's and ends with its process however that ends, so that a dead holder's is simply free. It
+    is a record lock: unlike `flock` it does not live on in children that were forked while it was held.
+
+    Raises:
+        LockedError: another process holds it.
+        OutputError: the lock cannot be written.
+    """
+    import fcntl  # not on Windows, where nothing else of this module needs it
+
+    folder = folder.resolve()
+    if folder in _held:
+        _held[folder] += 1
+        try:
+            yield
+        finally:
+            _held[folder] -= 1
+        return
+    path = folder / LOCK_FILE
+    with writing(path):
+        file = path.open("a+", encoding="utf-8")
+    try:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise _locked(folder, _holder(file)) from None
+        if left := _holder(file):
+            log.warning("srpo: taking over %s from %s, which did not let go of it and is gone", folder, left)
+        with writing(path):
+            _sign(file, {"pid": os.getpid(), "host": socket.gethostname()})
+        _held[folder] = 1
+        try:
+            yield
+        finally:
+            del _held[folder]
+            _sign(file, None)
+    finally:
+        file.close()
+
+
+def _sign(file: TextIO, holder: dict[str, object] | None) -> None:
+    file.truncate(0)
+    file.write(json.dumps(holder) if holder else "")
+    file.flush()
+
+
+def _holder(file: TextIO) -> str:
+    """Who signed the lock; "" for nobody."""
+    file.seek(0)
+    text = file.read(4096)
+    try:
+        return "process {pid} on {host}".format(**json.loads(text)) if text else ""
+    except (ValueError, KeyError, TypeError):
+        return "an unknown process"
+
+
+def _locked(folder: Path, holder: str) -> LockedError:
+    fix = "wait for it, stop it, or name another --output_dir"
+    return LockedError(f"held by {holder or 'another process'}", where=str(folder), fix=fix)
 
 
 class Redacting:

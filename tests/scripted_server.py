@@ -56,6 +56,7 @@ def serve(script: Callable[[JSON, int], Say]) -> Iterator[Asked]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # head and body are two writes; the second would wait for the first's receipt
 
         def do_POST(self) -> None:
             nonlocal under_way

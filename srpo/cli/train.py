@@ -16,12 +16,17 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     config, model, data, run = settings_of("train", DESCRIPTION, argv)
 
+    from srpo.train.interrupt import signals
     from srpo.train.launch import train
 
     try:
-        final = train(config, model, data, run, command=["srpo", "train", *argv])
+        with signals.heard():
+            final = train(config, model, data, run, command=["srpo", "train", *argv])
     except KeyboardInterrupt:
         what = f"interrupted; checkpoints so far are in {config.output_dir}"
         raise Interrupted(what, fix="the same command with --resume goes on from the newest") from None
+    if "complete" in final:
+        print(f"{config.output_dir}: already complete ({final['complete']} of {final['complete']})")
+        return 0
     print(f"saved {config.output_dir} (train loss {final['train_loss']:.4f})")
     return 0

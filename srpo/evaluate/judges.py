@@ -1,16 +1,21 @@
 """Judges: a prompt, an answer and the gold answer in, a score between 0 and 1 out.
 
-A judge is any callable with those three arguments. Two are shipped; `module:function` names one of your own.
+A judge is any callable with those three arguments. Some are shipped; `module:function` names one of your own, and
+`reward:PATH` a reward model.
 """
 
 from __future__ import annotations
 
+import functools
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from srpo.errors import ConfigError, DataError, did_you_mean
+from srpo.maths.edits import edit_distance
 
 Judge = Callable[[Any, str, Any], float]
 
@@ -44,15 +49,70 @@ def per_character(prompt: Any, answer: str, gold: Any) -> float:
     return sum(a == b for a, b in zip(ours, wanted, strict=False)) / max(len(ours), len(wanted))
 
 
-JUDGES: Mapping[str, Judge] = {"exact_match": exact_match, "per_character": per_character}
+def numeric(prompt: Any, answer: str, gold: Any) -> float:
+    """1 when the last number in the answer is the last one in the gold answer, however either is written.
+
+    Commas between groups of three digits, trailing zeros, exponents and a typographic minus make no difference.
+
+    Raises:
+        DataError: the gold answer holds no number.
+
+    Example:
+        >>> numeric("?", "20 boxes of 62 make 1,240.0.", "#### 1240"), numeric("?", "1240 of 3", 1240)
+        (1.0, 0.0)
+    """
+    whole = isinstance(gold, int | float) and not isinstance(gold, bool)
+    wanted = _last_number(repr(gold) if whole else _text(gold))
+    if wanted is None:
+        raise DataError(f"no number in the gold answer {gold!r}", expected="a number for this judge")
+    return float(_last_number(answer) == wanted)
+
+
+def edit_similarity(prompt: Any, answer: str, gold: Any) -> float:
+    """1 less the edit distance to the gold answer, over characters, as a share of the longer of the two.
+
+    Raises:
+        DataError: the gold answer is neither text nor an integer.
+
+    Example:
+        >>> edit_similarity("?", "sitting", "kitten")
+        0.5714285714285714
+    """
+    ours, wanted = answer.strip(), _text(gold)
+    longer = max(len(ours), len(wanted))
+    return 1 - edit_distance(ours, wanted) / longer if longer else 1.0
+
+
+def rouge_l(prompt: Any, answer: str, gold: Any) -> float:
+    """ROUGE-L F1 against the gold answer, words stemmed, as the `rouge-score` library computes it.
+
+    Raises:
+        ConfigError: the library is not installed.
+        DataError: the gold answer is neither text nor an integer.
+
+    Example:
+        >>> round(rouge_l("?", "the cats sat", "the cat sat down"), 3)
+        0.857
+    """
+    return float(_rouge().score(_text(gold), answer)["rougeL"].fmeasure)
+
+
+JUDGES: Mapping[str, Judge] = {
+    "exact_match": exact_match,
+    "per_character": per_character,
+    "numeric": numeric,
+    "edit_similarity": edit_similarity,
+    "rouge_l": rouge_l,
+}
+REWARD = "reward:"
 
 
 def load_judge(name: str) -> Judge:
     """The judge of that name.
 
     Args:
-        name: a key of `JUDGES`, or `module:function`; modules are looked for where Python looks and, last, in the
-            working folder.
+        name: a key of `JUDGES`, `reward:` and the path or hub name of a reward model, or `module:function`; modules are
+            looked for where Python looks and, last, in the working folder.
 
     Raises:
         ConfigError: no such judge, module or function, or it cannot be called.
@@ -65,7 +125,24 @@ def load_judge(name: str) -> Judge:
     """
     if name in JUDGES:
         return JUDGES[name]
-    expected = ", ".join(JUDGES) + " or module:function"
+    if name.startswith(REWARD):
+        from srpo.evaluate.reward import RewardModel
+
+        return RewardModel(name.removeprefix(REWARD))
+    judge = resolved(name)
+    if not callable(judge):
+        raise ConfigError(f"judge {name!r} is {type(judge).__name__}", expected="a function (prompt, answer, gold)")
+    found: Judge = judge
+    return found
+
+
+def resolved(name: str) -> Any:
+    """What `module:name` names.
+
+    Raises:
+        ConfigError: no such module or name.
+    """
+    expected = ", ".join(JUDGES) + ", reward:PATH or module:function"
     module, _, function = name.partition(":")
     if not module or not function:
         raise ConfigError(f"unknown judge {name!r}", expected=expected, fix=did_you_mean(name, JUDGES))
@@ -73,13 +150,9 @@ def load_judge(name: str) -> Judge:
     if "" not in sys.path:
         sys.path.append("")
     try:
-        judge = pkgutil.resolve_name(name)
+        return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"judge {name!r} cannot be loaded: {error}", expected=expected) from None
-    if not callable(judge):
-        raise ConfigError(f"judge {name!r} is {type(judge).__name__}", expected="a function (prompt, answer, gold)")
-    found: Judge = judge
-    return found
 
 
 def judged(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: str = "") -> float:
@@ -104,3 +177,21 @@ def _text(gold: Any) -> str:
     if isinstance(gold, str) or (isinstance(gold, int) and not isinstance(gold, bool)):
         return str(gold).strip()
     raise DataError(f"the gold answer is {type(gold).__name__}", expected="text or an integer for this judge")
+
+
+# A sign counts where no digit stands before it: 3-4 holds a 4.
+_NUMBER = re.compile(r"(?<![\d.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?|[-+]?\.\d+")
+
+
+def _last_number(text: str) -> Decimal | None:
+    found = _NUMBER.findall(text.replace("−", "-"))
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+@functools.cache
+def _rouge() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise ConfigError("rouge-score is not installed", where="rouge_l", fix="pip install 'srpo[rouge]'") from None
+    return RougeScorer(["rougeL"], use_stemmer=True)

@@ -123,7 +123,13 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
 
-    def each(self, path: str, bodies: Iterable[Mapping[str, Any]], read: Callable[[Any], T]) -> Iterator[Reply[T]]:
+    def each(
+        self,
+        path: str,
+        bodies: Iterable[Mapping[str, Any]],
+        read: Callable[[Any], T],
+        keep: Callable[[Mapping[str, Any], T], None] | None = None,
+    ) -> Iterator[Reply[T]]:
         """The replies to one POST request per body, in the order of the bodies, each as soon as those before it ended.
 
         Args:
@@ -131,6 +137,8 @@ class Endpoint:
             bodies: a JSON object each; taken as they are needed.
             read: the parsed answer → what is wanted of it. It runs on other threads. Where the answer lacks what is
                 needed it raises `UnusableAnswer`, or the KeyError, IndexError or TypeError of looking for it.
+            keep: told of each body and what was read of its answer, on the same thread and as soon as it came: an
+                answer that was paid for should not be lost while it waits for the ones before it.
 
         Raises:
             ConfigError: the server refuses the key, or knows no such path or model.
@@ -143,7 +151,7 @@ class Endpoint:
         try:
             while True:
                 for body in itertools.islice(source, WINDOW * self.concurrency - len(jobs)):
-                    jobs.append(_Job(functools.partial(self._item, path, body, read, stop)))
+                    jobs.append(_Job(functools.partial(self._item, path, body, read, keep, stop)))
                 if not jobs:
                     return
                 reply = jobs.popleft().result()
@@ -161,7 +169,14 @@ class Endpoint:
 
     # ------------------------------------------------------------------ one item
 
-    def _item(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], stop: threading.Event) -> Reply[T]:
+    def _item(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        read: Callable[[Any], T],
+        keep: Callable[[Mapping[str, Any], T], None] | None,
+        stop: threading.Event,
+    ) -> Reply[T]:
         """Tries until the item ends."""
         began = time.monotonic()
         problem = _TryAgain("not sent", after=0.0)
@@ -169,7 +184,10 @@ class Endpoint:
             if stop.wait(self._pause(attempt, problem)):
                 return Reply(None, "not sent", attempt - 1)
             try:
-                return Reply(self._try(path, body, read), "", attempt, time.monotonic() - began)
+                value = self._try(path, body, read)
+                if keep:
+                    keep(body, value)
+                return Reply(value, "", attempt, time.monotonic() - began)
             except _Refused as error:
                 return Reply(None, str(error), attempt, time.monotonic() - began)
             except _TryAgain as error:

@@ -30,13 +30,13 @@ from torch import Tensor
 
 from srpo.errors import ConfigError
 from srpo.maths.objective import SixLogps
-from srpo.model.fingerprint import fingerprint
 from srpo.model.forest import Forest
 from srpo.model.forward import LAYOUT, TOLERANCE, six_logps
-from srpo.model.reference import Reference, kind_of
+from srpo.model.reference import Reference, kind_of, reference_fingerprint
 from srpo.model.reference_store import DIGEST, LogpStore
 from srpo.pairs.tree import PrefixTree
 
+LIBRARIES = ("torch", "transformers", "peft")  # whose next version may round otherwise
 log = logging.getLogger("srpo")
 
 
@@ -51,7 +51,7 @@ class CachedReference:
         precision: what the forward computes in, where it is not what the weights are in: "bf16", "fp16" or "no".
 
     Attributes:
-        kind: as of a `Reference`.
+        kind, fingerprint: as of a `Reference`.
         found, scored: rows looked up and rows computed.
         unkept: why rows could not be written; empty while they could.
 
@@ -64,8 +64,16 @@ class CachedReference:
         self.folder, self.found, self.scored, self.unkept = folder, 0, 0, ""
         self._policy: Any = policy
         self._begun = False
-        self._about = {"device": device, "precision": precision}
-        self._about |= _about(self.kind, policy if frozen is None else frozen)
+        self.fingerprint = reference_fingerprint(self.kind, policy if frozen is None else frozen)
+        self._about = {
+            "reference": self.fingerprint,
+            "device": device,
+            "precision": precision,
+            "matmul": torch.get_float32_matmul_precision(),
+            "layout": LAYOUT,
+            "byteorder": sys.byteorder,
+            **{library: version(library) for library in LIBRARIES},
+        }
         self._stores: dict[tuple[str, int], LogpStore] = {}
         # The hash comes first: a frozen adapter puts weights of its own into the policy.
         self._live = None if self.kind == "frozen copy" else Reference(policy, frozen)
@@ -192,19 +200,6 @@ class CachedReference:
 
     def _digest(self, content: bytes) -> bytes:
         return hashlib.blake2b(content, digest_size=DIGEST).digest()
-
-
-def _about(kind: str, model: Any) -> dict[str, Any]:
-    """What the numbers of every row come from, as far as model and libraries go."""
-    adapter = model.peft_config[model.active_adapter] if kind == "frozen adapter" else None
-    about = {
-        "reference": fingerprint(model, without_trained=kind == "adapter off", adapter=adapter),
-        "matmul": torch.get_float32_matmul_precision(),
-        "layout": LAYOUT,
-        "byteorder": sys.byteorder,
-        **{library: version(library) for library in ("torch", "transformers")},
-    }
-    return about if adapter is None else {**about, "peft": version("peft")}
 
 
 def _dtype(model: Any) -> torch.dtype:

@@ -58,11 +58,9 @@ def load_model(
         InputError: no model there, only weights that would have to be unpickled, or one that would run code of its own.
         ConfigError: a dtype that does not exist, or an option that is not one of loading.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise ConfigError(f"no dtype {dtype!r}", where="dtype", expected="auto, float32, bfloat16 or float16")
+    weights = _dtype(dtype)
     if unsafe := {"use_safetensors", "weights_only"} & options.keys():
         raise ConfigError(f"{min(unsafe)} is not for choosing", where="model_init_kwargs", fix=CONVERT)
     _expect_folder(path)
@@ -70,26 +68,63 @@ def load_model(
     for folder in filter(None, (path, adapter)):
         expect_safe(Path(folder), trust_remote_code=trust_remote_code)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        model = _whole(
+            AutoModelForCausalLM,
             adapter or path,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            dtype=weights,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             revision="main" if adapter else revision,
-            use_safetensors=True,
-            output_loading_info=True,
             **options,
         )
-        model, found = loaded
-        if found["missing_keys"]:
-            some = ", ".join(sorted(found["missing_keys"])[:3])
-            raise InputError(f"{len(found['missing_keys'])} of the model's weights are not there: {some}", where=path)
         if adapter:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     except _unreadable() as error:
         raise _refusal("model", path, error, adapter or path) from None
+    return model
+
+
+def load_reward_model(path: str, *, dtype: str = "float32", trust_remote_code: bool = False) -> Any:
+    """A sequence classification model with one output, from a local path or hub name.
+
+    Args:
+        dtype, trust_remote_code: as in `load_model`.
+
+    Raises:
+        InputError: no such model there (a language model without a head for scores, say), only weights that would have
+            to be unpickled, or one that would run code of its own.
+        ConfigError: it has several outputs, or a dtype that does not exist.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    _expect_folder(path)
+    expect_safe(Path(path), trust_remote_code=trust_remote_code)
+    options = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
+    try:
+        model = _whole(AutoModelForSequenceClassification, path, **options)
+    except _unreadable() as error:
+        raise _refusal("reward model", path, error) from None
+    if model.config.num_labels != 1:
+        raise ConfigError(f"{model.config.num_labels} outputs", where=path, expected="a reward model, which has one")
+    return model.eval()
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    if name not in ("auto", "float32", "bfloat16", "float16"):
+        raise ConfigError(f"no dtype {name!r}", where="dtype", expected="auto, float32, bfloat16 or float16")
+    return name if name == "auto" else getattr(torch, name)
+
+
+def _whole(auto: Any, path: str, **options: Any) -> Any:
+    """A model of that class whose weights were all there; transformers would make up those that are not."""
+    model, found = auto.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+    if found["missing_keys"]:
+        some = ", ".join(sorted(found["missing_keys"])[:3])
+        raise InputError(f"{len(found['missing_keys'])} of the model's weights are not there: {some}", where=path)
     return model
 
 

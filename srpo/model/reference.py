@@ -19,6 +19,7 @@ import torch
 
 from srpo.errors import ConfigError, InputError
 from srpo.maths.objective import SixLogps
+from srpo.model.fingerprint import fingerprint
 from srpo.model.forest import Forest
 from srpo.model.forward import six_logps
 from srpo.pairs.tree import PrefixTree
@@ -35,6 +36,7 @@ class Reference:
 
     Attributes:
         kind: "given", "frozen copy", "adapter off" or "frozen adapter".
+        fingerprint: sha256 of all that its numbers come from.
         model: what is scored; the policy itself where an adapter is switched.
 
     Raises:
@@ -43,6 +45,7 @@ class Reference:
 
     def __init__(self, policy: Any, frozen: Any = None) -> None:
         self.kind, self.model = kind_of(policy, frozen), policy
+        self.fingerprint = reference_fingerprint(self.kind, policy if frozen is None else frozen)
         if self.kind == "given":
             self.model = _freeze(frozen)
         elif self.kind == "frozen copy":
@@ -144,6 +147,13 @@ def kind_of(policy: Any, frozen: Any = None) -> str:
         return "frozen copy"
     _refuse_open_base(policy)
     return "adapter off" if _is_fresh(policy) else "frozen adapter"
+
+
+def reference_fingerprint(kind: str, model: Any) -> str:
+    """sha256 of the reference that this model is now. A frozen adapter's is taken before it is copied: the copy puts
+    weights of another name into the model."""
+    adapter = model.peft_config[model.active_adapter] if kind == "frozen adapter" else None
+    return fingerprint(model, without_trained=kind == "adapter off", adapter=adapter)
 
 
 def _freeze(model: Any) -> Any:

@@ -191,14 +191,22 @@ class Renderer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over everything that decides which ids a row becomes: template, tokenizer, chat template."""
+        parts = [self.template.identity(), self.tokenizer.chat_template, *self._vocabulary]
+        return _sha256(parts)
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """sha256 over everything that decides which ids a text becomes."""
+        return _sha256(self._vocabulary)
+
+    @cached_property
+    def _vocabulary(self) -> list[Any]:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             state = sorted(self.tokenizer.get_vocab().items())
         else:  # padding and truncation are left over from the tokenizer's last call, and have no part in ours
             state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
-        ends = [self._text_bos, self._lone_bos, *self.stop_ids]
-        parts = [self.template.identity(), self.tokenizer.chat_template, state, self._guard.control, ends]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return [state, self._guard.control, [self._text_bos, self._lone_bos, *self.stop_ids]]
 
     def _expect_what_was_saved(self) -> None:
         saved = self.template.sha256
@@ -328,3 +336,7 @@ def as_text(prompt: Prompt) -> str:
         return prompt
     turns = [f"{message['role'].capitalize()}: {message['content']}" for message in prompt]
     return "\n\n".join([*turns, "Assistant:"])
+
+
+def _sha256(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -123,6 +123,10 @@ class SRPOConfig(TrainingArguments):
         default=None, metadata={"help": "Options for loading the model when it is given by name."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+    accept_change: list[str] | None = field(
+        default=None,
+        metadata={"help": "Go on although these have changed since the run began; a refused resume lists them."},
+    )
 
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Mixed precision in bfloat16; unset means where the device has it."}

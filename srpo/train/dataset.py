@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -36,6 +37,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         rejects: rows left out, with their reasons.
         cut: `file:line` or `row n` of each pair whose prompt was cut → tokens cut.
         tokenised: pairs that were rendered to make this; 0 when all of it was kept from an earlier time.
+        content: sha256 of the pairs as they were read, in their order.
     """
 
     trees: Sequence[PrefixTree]
@@ -43,6 +45,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
     rejects: list[Reject]
     cut: dict[str, int]
     tokenised: int
+    content: str
 
     @classmethod
     def build(
@@ -78,7 +81,8 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         reading = read(source, rejects=[] if bad_rows == "skip" else None)
         pairs, rejects = reading.pairs, reading.rejects
         packing = _Packing(renderer, max_length, truncate, drafts_only)
-        file = Path(cache) / f"{packing.key(pairs)}.trees" if cache and len(pairs) >= KEPT_FROM else None
+        content = _content(pairs)
+        file = Path(cache) / f"{packing.key(content)}.trees" if cache and len(pairs) >= KEPT_FROM else None
         kept = TreeStore.load(file) if file else None
         if kept:
             store, note = kept
@@ -102,7 +106,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
             said = "srpo: the prompts of %d of %d pairs cut to fit %d tokens, by %d tokens at most"
             log.warning(said, len(cut), len(pairs), max_length, max(cut.values()))
         where = [pair.where for i, pair in enumerate(pairs) if i not in bad]
-        return cls(found.trees, where, rejects, cut, 0 if kept else len(pairs))
+        return cls(found.trees, where, rejects, cut, 0 if kept else len(pairs), content)
 
     def digest(self) -> str:
         """sha256 of the trees, in their order: of what is trained on, wherever it came from."""
@@ -114,13 +118,19 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
     def __getitem__(self, index: int) -> tuple[int, str, PrefixTree]:
         return index, self.where[index], self.trees[index]
 
-    def content(self, index: int) -> bytes:
+    def row_content(self, index: int) -> bytes:
         """What tells the tree of a row from every other."""
         return self.trees.content(index) if isinstance(self.trees, TreeStore) else self.trees[index].content
 
     def size(self, index: int) -> int:
         """Packed tokens of a row."""
         return self.trees.size(index) if isinstance(self.trees, TreeStore) else len(self.trees[index])
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id of all trees."""
+        store = self.trees if isinstance(self.trees, TreeStore) else TreeStore.of(self.trees)
+        return int(np.frombuffer(store.ids, dtype=np.int32).max())
 
     @property
     def sharing(self) -> float:
@@ -144,13 +154,10 @@ class _Packing(NamedTuple):
     truncate: str
     drafts_only: bool
 
-    def key(self, pairs: list[Pair]) -> str:
+    def key(self, content: str) -> str:
         """sha256 over everything that decides what comes out."""
-        digest = hashlib.sha256(f"{VERSION} {self.renderer.fingerprint} {self[1:]}".encode())
-        for pair in pairs:
-            said = (pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs)
-            digest.update(json.dumps(said, sort_keys=True).encode())
-        return digest.hexdigest()
+        said = f"{VERSION} {self.renderer.fingerprint} {self[1:]} {content}"
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def all(self, pairs: list[Pair], num_proc: int | None) -> _Packed:
         whole = _Packed(TreeStore(), [], [])
@@ -176,6 +183,14 @@ class _Packing(NamedTuple):
                 packed.cut.append((i, cut))
         packed.trees.extend(TreeStore.of(trees))
         return len(pairs), packed
+
+
+def _content(pairs: list[Pair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        said = (pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs)
+        digest.update(json.dumps(said, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _keep(found: _Packed, file: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from srpo.errors import ConfigError, InputError, OutputError, UsageError, did_you_mean, redacted
-from srpo.output import writable_folder, write_file
+from srpo.output import held, writable_folder, write_file
 from srpo.pairs.read import Source, columns_of
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.train.config import PRESETS, SRPOConfig
@@ -108,7 +109,8 @@ def _expect_known(settings: Iterable[str], where: str) -> None:
 def train(
     config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments, *, command: Sequence[str] = ()
 ) -> Mapping[str, float]:
-    """Trains and saves to `config.output_dir`; returns the final metrics.
+    """Trains and saves to `config.output_dir`; returns the final metrics, or how many steps a run that was complete
+    already had taken, as `complete`.
 
     Args:
         command: the words of the command line, for the record of the run and the model card.
@@ -116,10 +118,17 @@ def train(
     Raises:
         SRPOError: any mistake in settings, data or model, before a step is taken wherever that is possible.
     """
+    _expect_named(model, data)
+    folder = writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after training
+    with held(folder) if config.process_index == 0 else nullcontext():
+        return _run(config, model, data, run, command)
+
+
+def _run(
+    config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments, command: Sequence[str]
+) -> Mapping[str, float]:
     from srpo.train.record import data_of, write_record
 
-    _expect_named(model, data)
-    writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after it is trained
     trainer, rows, test_rows = _trainer(config, model, data)
     _say(trainer)
     trainer.command = command
@@ -127,7 +136,9 @@ def train(
         settings = {**config.to_dict(), **asdict(model), **asdict(data), **asdict(run)}
         write_record(Path(str(config.output_dir)), command=command, settings=settings, data=data_of(trainer))
         _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
-    result = trainer.train(resume_from_checkpoint=_checkpoint(config) if run.resume else None)
+    result = trainer.train(resume_from_checkpoint=run.resume)
+    if trainer.start.complete:
+        return {"complete": result.global_step}
     trainer.save_model()
     return result.metrics
 
@@ -265,14 +276,6 @@ def _lora(model: ModelArguments) -> Any:
         target_modules=model.lora_target_modules,
         task_type="CAUSAL_LM",
     )
-
-
-def _checkpoint(config: SRPOConfig) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    newest = get_last_checkpoint(str(config.output_dir))
-    log.info("srpo: %s", f"resuming from {newest}" if newest else "nothing to resume; starting afresh")
-    return newest
 
 
 def settings_of_preset(name: str | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from srpo.maths.objective import LossOutput, SixLogps
+from srpo.output import write_file, writing
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -75,26 +76,52 @@ class Measured:
         """Means over rows of what was measured since the last call."""
         return {prefix + name: sum(values) / len(values) for name, values in self._values.pop(mode, {}).items()}
 
+    def state(self, mode: str) -> dict[str, list[float]]:
+        """What has not been asked for yet, as it can be written down."""
+        return {name: list(values) for name, values in self._values.get(mode, {}).items()}
+
+    def restore(self, mode: str, state: dict[str, list[float]]) -> None:
+        """Goes back to what `state` told."""
+        self._values[mode] = defaultdict(list, {name: list(values) for name, values in state.items()})
+
 
 class MetricsFile(TrainerCallback):
     """Writes every log to metrics.jsonl in the run folder; a resumed run takes up where its checkpoint stands."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         file = Path(args.output_dir) / METRICS_FILE
-        if state.is_world_process_zero and file.exists():
-            lines = file.read_text("utf-8").splitlines() if state.global_step else []
-            kept = [line for line in lines if _step_of(line) <= state.global_step]
-            file.write_text("".join(line + "\n" for line in kept), "utf-8")
+        if state.is_world_process_zero and (state.log_history or file.exists()):
+            write_file(file, "".join(_before(file, state)).encode())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            add_line(Path(args.output_dir), {"step": state.global_step, **logs})
 
 
-def _step_of(line: str) -> float:
-    """The step of a logged line; infinity for one that was torn when its run was killed."""
+def add_line(folder: Path, record: dict[str, Any]) -> None:
+    """Adds to the metrics of a run.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    file = folder / METRICS_FILE
+    with writing(file), file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(record) + "\n")
+
+
+def _before(file: Path, state: Any) -> list[str]:
+    """The lines of everything before the step a run begins with: those its checkpoint remembers, whatever has become
+    of the file, and what was logged of that same step after it was saved, such as the evaluation of its epoch."""
+    remembered = [{"step": each["step"], **each} for each in state.log_history]
+    lines = file.read_text("utf-8", errors="replace").splitlines() if file.exists() and remembered else []
+    later = [line for line in lines[len(remembered) :] if _step_of(line) == state.global_step]
+    return [json.dumps(each) + "\n" for each in remembered] + [f"{line}\n" for line in later]
+
+
+def _step_of(line: str) -> int:
+    """The step of an evaluation's line; −1 for one that was torn when its run was killed, and for other lines."""
     try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return float("inf")
+        record = json.loads(line)
+        return int(record["step"]) if any(key.startswith("eval_") for key in record) else -1
+    except (ValueError, KeyError, TypeError):
+        return -1

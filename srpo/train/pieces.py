@@ -8,6 +8,7 @@ the step is cut: the gradient is that of one large batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,28 +23,38 @@ def tokens_of(tree: PrefixTree, backend: str) -> int:
     return tree.flat_tokens if backend == "flat" else len(tree)
 
 
-def pieces(inputs: dict[str, Any], most: int | None, backend: str) -> list[dict[str, Any]]:
+def pieces(inputs: dict[str, Any], most: int | None, backend: str, accelerator: Any = None) -> list[dict[str, Any]]:
     """The batch cut where the next pair would exceed the budget; a pair that exceeds it by itself goes alone.
 
     Order is kept: in evaluation the rows that only fill the last batch up are told by their place.
 
     Args:
         most: tokens in a piece; None cuts nothing.
+        accelerator: of processes that compute their batches together, and wait for each other at every piece: all of
+            them cut as often as the one that has to most. Their batches are of one size.
 
     Returns:
         Parts of the batch, whose shares add up to that of the whole.
     """
-    trees = inputs["trees"]
+    sizes = [tokens_of(tree, backend) for tree in inputs["trees"]] if most is not None else []
     cuts = [0]
-    if most is not None:
-        held = 0
-        for i, tree in enumerate(trees):
-            tokens = tokens_of(tree, backend)
-            if i > cuts[-1] and held + tokens > most:
-                cuts.append(i)
-                held = 0
-            held += tokens
-    return [_part(inputs, start, stop) for start, stop in zip(cuts, [*cuts[1:], len(trees)], strict=True)]
+    for i in range(1, len(sizes)):
+        if sum(sizes[cuts[-1] : i + 1]) > (most or 0):
+            cuts.append(i)
+    ends = [*cuts, len(inputs["trees"])]
+    if most is not None and accelerator is not None and accelerator.num_processes > 1:
+        asked = accelerator.gather(torch.tensor([len(cuts)], device=accelerator.device))
+        ends = _cut_again(ends, int(asked.max()))
+    return [_part(inputs, start, stop) for start, stop in pairwise(ends)]
+
+
+def _cut_again(ends: list[int], count: int) -> list[int]:
+    """As many pieces as that, by halving the longest."""
+    while len(ends) - 1 < count:
+        start, stop = max(pairwise(ends), key=lambda piece: piece[1] - piece[0])
+        assert stop - start > 1, "batches of several processes are of one size"
+        ends = sorted([*ends, (start + stop) // 2])
+    return ends
 
 
 def share_out(batches: list[dict[str, Any]], accelerator: Any) -> None:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from srpo.errors import ConfigError, InputError
+from srpo.errors import ConfigError
 from srpo.model.cached_reference import CachedReference
 from srpo.model.reference import MovingReference, Reference
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset
 from srpo.train.pieces import pieces
 
-REFERENCE_FILE = "reference.safetensors"  # in a checkpoint, of a reference that moves
 CHECKED_ROWS = 4
 EVERY = 10.0  # seconds between lines of progress
 log = logging.getLogger("srpo")
@@ -100,7 +97,7 @@ def _try(reference: CachedReference, sets: list[TreeDataset], backend: str) -> N
 
 
 def _missing(reference: CachedReference, data: TreeDataset, backend: str) -> list[int]:
-    return reference.missing([data.content(i) for i in range(len(data))], data.trees[0], backend)
+    return reference.missing([data.row_content(i) for i in range(len(data))], data.trees[0], backend)
 
 
 def sets_of(trainer: Any) -> list[TreeDataset]:
@@ -122,24 +119,3 @@ class Following(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % args.ref_model_sync_steps == 0:
             self.reference.follow(args.ref_model_mixup_alpha)
-
-
-def save_reference(reference: Reference | CachedReference, folder: str) -> None:
-    """Writes what a checkpoint has to hold of the reference, if anything."""
-    if state := reference.state_dict():
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, Path(folder) / REFERENCE_FILE)
-
-
-def restore_reference(reference: Reference | CachedReference, folder: str) -> None:
-    """Takes up what a checkpoint holds of the reference.
-
-    Raises:
-        InputError: it holds nothing, and the reference has moved.
-    """
-    if not reference.state_dict():
-        return
-    file = Path(folder) / REFERENCE_FILE
-    if not file.is_file():
-        fix = "resume from a checkpoint of a run with sync_ref_model, or begin afresh"
-        raise InputError("no reference in this checkpoint, and a moving one cannot be had again", where=folder, fix=fix)
-    reference.load_state_dict(load_file(file))

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from srpo.errors import ConfigError, NonFiniteError
-from srpo.maths.objective import OBJECTIVES, LossOutput, Objective, SixLogps, length_averaged
-from srpo.model.card import read_card, write_card
+from srpo.errors import ConfigError
+from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_averaged
+from srpo.model.card import CARD_FILE, read_card, write_card
 from srpo.model.forest import Forest
 from srpo.model.forward import serving, settle_backend, six_logps
 from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer, model_context
@@ -32,15 +32,19 @@ from srpo.pairs.render import Renderer, template_for
 from srpo.pairs.tree import PrefixTree
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate
+from srpo.train.durable import DurableTrainer
+from srpo.train.guard import Guard, expect_vocabulary
+from srpo.train.identity import frozen_hash
+from srpo.train.interrupt import StopsAndResumes
 from srpo.train.metrics import Measured, MetricsFile, metrics
 from srpo.train.pieces import SHARE, pieces, share_out
 from srpo.train.record import card_of
-from srpo.train.reference import Following, make_ready, make_reference, restore_reference, save_reference
+from srpo.train.reference import Following, make_ready, make_reference
 
 Rows = str | Source | Iterable[Mapping[str, Any]]
 
 
-class SRPOTrainer(Trainer):
+class SRPOTrainer(DurableTrainer):
     """Trains one model to draft and to revise from preference pairs.
 
     Args:
@@ -77,6 +81,7 @@ class SRPOTrainer(Trainer):
 
     args: SRPOConfig
     objective: Objective
+    kept_files = (CARD_FILE,)
     loss_is_scaled_for_ga = False  # the loss is a mean over the micro-batch, so Trainer divides by the accumulation
 
     def __init__(
@@ -100,6 +105,9 @@ class SRPOTrainer(Trainer):
             processing_class = load_tokenizer(_name_of(model), trust_remote_code=args.trust_remote_code)
         template = template_for(_name_of(model), args.revision_template)
         self.renderer = Renderer(processing_class, template)
+        set_seed(args.seed)  # before an adapter is drawn: a run that starts again is the same run
+        args.data_seed = args.seed if args.data_seed is None else args.data_seed  # not whatever was seeded last
+        args.logging_nan_inf_filter = False  # it would log the mean of the other steps in the place of a nan
         policy = _policy(model, args, quantization_config, peft_config)
         self.reference = make_reference(policy, ref_model, args)
         self._measured = Measured()
@@ -121,11 +129,16 @@ class SRPOTrainer(Trainer):
             ),
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=[*(callbacks or []), *following, MetricsFile()],
+            callbacks=[*(callbacks or []), *following, MetricsFile(), StopsAndResumes(self)],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
+        for trees in filter(None, (self.train_dataset, self.eval_dataset)):
+            for each in trees.values() if isinstance(trees, dict) else [trees]:
+                expect_vocabulary(policy, ref_model or policy, each.largest_id)
         make_ready(self)
+        process = args.process_index if args.world_size > 1 else None
+        self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere)
 
     # ------------------------------------------------------------------ the method
 
@@ -138,7 +151,7 @@ class SRPOTrainer(Trainer):
         policy = self._reduced(six_logps(model, forest, backend), inputs["trees"])
         reference = self._reduced(self.reference.six_logps(forest, backend), inputs["trees"])
         output = self.objective.loss(policy, reference, beta=self.args.beta, alpha=self.args.alpha)
-        self._stop_at_non_finite(output, inputs)
+        self.guard.expect_finite(inputs, policy, reference, output, step=self.state.global_step + 1)
         self._measured.add(metrics(policy.detach(), reference, output, beta=self.args.beta))
         loss = output.loss.float() * inputs.get(SHARE, 1.0)
         return (loss, {"loss": loss}) if return_outputs else loss
@@ -146,7 +159,7 @@ class SRPOTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward, piece by piece, with the model's attention held in place over both."""
         backend = self._settled(model, inputs["trees"])
-        *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend)
+        *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
         loss = torch.zeros((), device=self.args.device)
         with serving(model, backend):
             with self.accelerator.no_sync(model) if others else nullcontext():
@@ -169,7 +182,7 @@ class SRPOTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         backend = self._settled(model, inputs["trees"])
         with torch.no_grad():
-            parts = pieces(inputs, self.args.max_tokens_per_batch, backend)
+            parts = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
             loss = torch.stack([self.compute_loss(model, piece).detach() for piece in parts]).sum()
         self._measured.gather(self.accelerator, "eval")
         return loss, None, None
@@ -186,15 +199,19 @@ class SRPOTrainer(Trainer):
         tokens_KB = six.w.new_tensor([[len(answer) for _, answer in tree.unpack()[:2]] for tree in trees]).T
         return length_averaged(six, *tokens_KB)
 
-    def _stop_at_non_finite(self, output: LossOutput, inputs: dict[str, Any]) -> None:
-        if not torch.isfinite(output.loss):
-            bad_B = ~(torch.isfinite(output.generation) & torch.isfinite(output.improvement))
-            where = [row for row, bad in zip(inputs["where"], bad_B.tolist(), strict=True) if bad]
-            raise NonFiniteError(
-                f"the loss is {output.loss.item()} for {', '.join(where[:5])}",
-                where=f"step {self.state.global_step + 1}",
-                fix="the optimiser has not stepped; lower the learning rate, or look at these rows with `srpo check`",
-            )
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradients' norm, looked at before the optimiser steps; float16 has overflows that its scaler skips."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.accelerator.scaler is None:
+            self.guard.expect_finite_gradients(model, norm, step=self.state.global_step + 1)
+        else:
+            self.guard.forget()
+        return norm
+
+    def reference_hash(self) -> str:
+        """sha256 of the weights that stay as they are: the reference's, and of the policy those that are frozen."""
+        found = self.reference.fingerprint  # but for a reference of its own it has all that the policy began with
+        return f"{found} {frozen_hash(self.model)}" if self.reference.kind in ("given", "moving") else found
 
     # ------------------------------------------------------------------ data
 
@@ -243,16 +260,6 @@ class SRPOTrainer(Trainer):
         record = {"format": 1, **settings, "reference": self.reference.kind}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         write_card(folder, card_of(self), card)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            save_reference(self.reference, output_dir)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            restore_reference(self.reference, checkpoint)
 
 
 # ---------------------------------------------------------------------- the policy

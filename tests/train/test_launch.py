@@ -106,7 +106,7 @@ def test_what_was_resolved_is_said(settings: dict[str, Any], tmp_path: Path, cap
         "srpo: reference: frozen copy",
         "srpo: revision template: plain",
         "srpo: precision: as loaded",
-        "srpo: nothing to resume; starting afresh",
+        f"srpo: nothing to resume in {tmp_path / 'run'}; starting afresh",
         f"srpo: {len(ROWS)} pairs; each packed token stands for",
     ):
         assert said in caplog.text
@@ -119,6 +119,7 @@ def test_resume_goes_on_from_the_newest_checkpoint(settings: dict[str, Any], tmp
     assert run(["train", "--config", file]) == 0
     for step in ("checkpoint-2", "checkpoint-3"):
         (tmp_path / "run" / step).rename(tmp_path / step)
+    (tmp_path / "run" / "model.safetensors").unlink()
     assert run(["train", "--config", file, "--resume"]) == 0
     whole, again = (tmp_path / name / "model.safetensors" for name in ("whole", "run"))
     assert again.read_bytes() == whole.read_bytes()

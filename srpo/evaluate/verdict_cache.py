@@ -1,0 +1,132 @@
+"""What has been paid for: replies of judges, kept in a file that is only ever appended to.
+
+One JSON object per line, each written whole by one call, so that two processes may share a file and a killed one leaves
+at most its last line torn. Such a line is passed over: what it held is asked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from srpo.errors import InputError, OutputError
+from srpo.pairs.values import Prompt
+
+log = logging.getLogger("srpo")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One reply.
+
+    Attributes:
+        label: the verdict as the judge said it; empty where it gave none that can be read.
+        reason: why there is none.
+        reply: all that it said.
+        model: what the server says answered.
+        tokens_in, tokens_out: as the server counts them; None where it does not.
+    """
+
+    label: str
+    reason: str = ""
+    reply: str = ""
+    model: str = ""
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
+class VerdictCache:
+    """Replies by key.
+
+    Args:
+        path: the file, made when the first reply is kept; None keeps them in memory alone.
+
+    Raises:
+        InputError: the file cannot be read.
+
+    Example:
+        >>> cache = VerdictCache(None)
+        >>> cache.add("k", Kept("A"))
+        >>> cache.get("k").label, len(cache)
+        ('A', 1)
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = Path(path) if path else None
+        self.passed_over = 0  # lines that could not be read
+        self._kept: dict[str, Kept] = {}
+        self._file: int | None = None
+        self._lock = threading.Lock()
+        if self.path:
+            self._load(self.path)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: str) -> Kept | None:
+        """The reply; None if there is none."""
+        return self._kept.get(key)
+
+    def add(self, key: str, kept: Kept) -> None:
+        """Keeps a reply; when this returns, killing the process does not lose it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        line = json.dumps({"key": key, **asdict(kept)}, ensure_ascii=True) + "\n"
+        with self._lock:
+            self._kept[key] = kept
+            if self.path:
+                self._write(self.path, line.encode())
+
+    def _write(self, path: Path, line: bytes) -> None:
+        try:
+            if self._file is None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+                size = os.fstat(self._file).st_size
+                if size and os.pread(self._file, 1, size - 1) != b"\n":
+                    line = b"\n" + line  # ends the torn line rather than going on in it
+            written = os.write(self._file, line)
+            if written != len(line):
+                os.write(self._file, line[written:])
+        except OSError as error:
+            fix = "replies kept so far stay; free some space, or name another file"
+            raise OutputError(f"cannot be written: {error.strerror}", where=str(path), fix=fix) from None
+
+    def _load(self, path: Path) -> None:
+        try:
+            with path.open("rb") as lines:
+                for line in lines:
+                    self._take(line)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        if self.passed_over:
+            log.warning("srpo: %s: %d lines that cannot be read are passed over", path, self.passed_over)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            row: dict[str, Any] = json.loads(line)
+            key = str(row.pop("key"))
+            self._kept[key] = Kept(**row)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self.passed_over += bool(line.strip())
+
+
+def key_of(identity: str, template: str, prompt: Prompt, shown_first: str, shown_second: str) -> str:
+    """What a reply depends on: who was asked, in which words, about what, and which answer was shown first.
+
+    Example:
+        >>> len(key_of("m", "t", "p", "a", "b")), key_of("m", "t", "p", "a", "b") == key_of("m", "t", "p", "b", "a")
+        (64, False)
+    """
+    parts = json.dumps([identity, template, prompt, shown_first, shown_second], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()

@@ -1,0 +1,144 @@
+"""What a run's numbers depend on, key by key, so that resuming under other conditions is found out.
+
+Everything is compared by content: a file that moved is the same file, and one that was edited is not. Of the settings
+those are left out that change where and how much is written, and nothing that is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from srpo.errors import ConfigError, did_you_mean
+from srpo.versions import versions
+
+# Settings that no trained number depends on; every other one is part of the identity, those of later versions too.
+FREE_PREFIXES = ("logging_", "save_", "eval_", "hub_", "trackio_", "report_", "log_", "include_", "accept_")
+FREE = {
+    *(
+        "output_dir",
+        "per_device_eval_batch_size",
+        "prediction_loss_only",
+        "batch_eval_metrics",
+        "enable_jit_checkpoint",
+    ),
+    *("disable_tqdm", "run_name", "project", "push_to_hub", "do_train", "do_eval", "do_predict", "debug", "use_cpu"),
+    *("resume_from_checkpoint", "restore_callback_states_from_checkpoint", "skip_memory_metrics", "local_rank"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_in_order"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataset_num_proc", "ddp_timeout"),
+    *("torch_empty_cache_steps", "trust_remote_code", "remove_unused_columns", "label_names", "bad_rows"),
+    *("revision_template", "model_init_kwargs"),  # said better by the contents: rows, template, weights
+}
+LIBRARIES = ("srpo", "torch", "transformers", "accelerate", "peft")
+
+
+def identity_of(trainer: Any) -> dict[str, Any]:
+    """Key → value of everything that a trainer's numbers depend on."""
+    renderer = trainer.renderer
+    args = trainer.args
+    found: dict[str, Any] = {
+        "data": getattr(trainer.train_dataset, "content", "not known"),
+        "template": f"{renderer.template.name} {_hash(renderer.template.identity())}",
+        "chat_template": _hash(renderer.tokenizer.chat_template),
+        "tokenizer": renderer.tokenizer_hash,
+        "reference": trainer.reference_hash(),
+        "adapter": _adapter(trainer.model),
+        "processes": args.world_size,
+        "threads": torch.get_num_threads(),
+        "device": _device(args.device),
+        **{name: version for name, version in versions().items() if name in LIBRARIES},
+    }
+    for each in fields(args):
+        if each.init and each.name not in FREE and not each.name.startswith(FREE_PREFIXES):
+            found[each.name] = _plain(getattr(args, each.name))
+    return found
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Key, old and new value of what differs; None where one has no such key."""
+    return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def accepted(
+    old: Mapping[str, Any], new: Mapping[str, Any], accept: Iterable[str], *, step: int, where: str
+) -> list[dict[str, Any]]:
+    """The changes that are let pass, as they are recorded.
+
+    Args:
+        accept: keys whose change is wanted.
+        step: optimiser steps taken before the change.
+        where: the checkpoint.
+
+    Raises:
+        ConfigError: something else changed, or a key is none.
+    """
+    accept = list(accept)
+    for key in accept:
+        if key not in {**old, **new}:
+            fix = did_you_mean(key, {**old, **new}) or "a refused resume lists the keys"
+            raise ConfigError(f"no {key!r} that could change", where="accept_change", fix=fix)
+    found = changes(old, new)
+    if refused := [each for each in found if each[0] not in accept]:
+        listed = "".join(f"\n  {key}: {_shown(was)} → {_shown(now)}" for key, was, now in refused)
+        keys = " ".join(key for key, _, _ in refused)
+        what = f"the run would go on under other conditions than it began with:{listed}\n"
+        fix = f"restore them, or add `--accept_change {keys}`, which is recorded"
+        raise ConfigError(what, where=where, fix=fix)
+    return [{"step": step, "key": key, "old": was, "new": now} for key, was, now in found]
+
+
+def frozen_hash(*models: torch.nn.Module) -> str:
+    """sha256 of all weights that are not trained."""
+    frozen = {
+        id(p): (name, p.detach()) for model in models for name, p in model.named_parameters() if not p.requires_grad
+    }
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor() as threads:
+        for (name, p), each in zip(frozen.values(), threads.map(_bytes_hash, frozen.values()), strict=True):
+            digest.update(f"{name} {p.dtype} {tuple(p.shape)} {each}\n".encode())
+    return digest.hexdigest()
+
+
+def _bytes_hash(named: tuple[str, torch.Tensor]) -> str:
+    flat = named[1].cpu().contiguous().flatten()
+    data: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _adapter(model: Any) -> dict[str, Any] | None:
+    """What kind of adapter is trained; where its base was read from says the hash of the weights."""
+    if not hasattr(model, "peft_config"):
+        return None
+    settings = model.peft_config[model.active_adapters[0]].to_dict()
+    left_out = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping")
+    return {key: _plain(value) for key, value in sorted(settings.items()) if key not in left_out}
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: what is read must equal what was written."""
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)
+    return json.loads(json.dumps(value, default=str, sort_keys=True))
+
+
+def _hash(value: Any) -> str | None:
+    return None if value is None else hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _shown(value: Any) -> str:
+    """A value on one line; of a hash as much as tells it from another."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    words = [word[:12] if len(word) == 64 else word for word in text.split(" ")]
+    return " ".join(words)

@@ -1,0 +1,86 @@
+"""A run of judging that is killed: nothing that was answered is lost, and nothing that was kept is asked again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo.evaluate.verdict_cache import VerdictCache
+from tests.evaluate.judge_child import judge, pairs
+from tests.evaluate.judge_server import Seen, honest, judging, showings
+from tests.scripted_server import Say, serve
+
+ROOT = Path(__file__).parents[2]
+COUNT = 6
+RIGHT = [1.0 if n % 3 else 0.0 for n in range(COUNT)]
+
+
+def killed_at(request: int, concurrency: int, cache: Path, moment: str) -> tuple[int, int, Counter[Any]]:
+    """Kills a run when that request has come, before or after its answer, and runs it again to its end.
+
+    Returns:
+        replies kept at the kill, requests that had come by then, and how often each showing was asked in all.
+    """
+    child: list[subprocess.Popen[str]] = []
+    came: list[Seen] = []
+
+    def fails(seen: Seen, before: int) -> Say | None:
+        came.append(seen)
+        due = len(came) == request + (moment == "after")
+        if due and child:
+            os.kill(child[0].pid, signal.SIGKILL)
+        return None
+
+    with serve(judging(honest, fails=fails)) as server:
+        words = [server.url, str(cache), str(COUNT), str(concurrency)]
+        child.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.evaluate.judge_child", *words],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        child[0].communicate()
+        kept, asked = len(VerdictCache(cache)), len(server.bodies)
+        child.clear()
+        again = judge(server.url, str(cache), concurrency)
+        scores = [verdict.score for verdict in again.compare(pairs(COUNT))]
+        again.endpoint.close()
+        assert scores == RIGHT
+        assert again.spent.calls == 2 * COUNT - kept
+        return kept, asked, Counter(showings(server))
+
+
+@pytest.mark.parametrize("request_", [1, 4, 9])
+def test_a_killed_run_one_call_at_a_time_asks_at_most_the_call_under_way_again(request_: int, tmp_path: Path) -> None:
+    kept, asked, times = killed_at(request_, 1, tmp_path / "kept.jsonl", "before")
+    # Every call before the one that was under way had been kept.
+    assert (kept, asked) == (request_ - 1, request_)
+    assert sum(times.values()) == 2 * COUNT + 1
+    assert max(times.values()) == 2
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("request_", range(1, 2 * COUNT + 1))
+def test_killed_at_every_call(request_: int, concurrency: int, moment: str, tmp_path: Path) -> None:
+    kept, asked, times = killed_at(request_, concurrency, tmp_path / "kept.jsonl", moment)
+    assert asked - kept <= concurrency
+    assert sum(times.values()) - 2 * COUNT <= concurrency
+    assert max(times.values()) <= 2
+
+
+def test_with_nothing_kept_all_is_paid_for_twice(tmp_path: Path) -> None:
+    """The negative control: the same kill, and the file lost."""
+    kept, asked, times = killed_at(9, 1, Path(os.devnull), "before")
+    assert (kept, asked) == (0, 9)
+    assert sum(times.values()) == 2 * COUNT + 9
