@@ -30,8 +30,10 @@ from torch import Tensor
 
 from srpo.errors import ConfigError
 from srpo.maths.objective import SixLogps
+from srpo.model.backends import TOLERANCE
 from srpo.model.forest import Forest
-from srpo.model.forward import LAYOUT, TOLERANCE, six_logps
+from srpo.model.forward import six_logps
+from srpo.model.layouts import LAYOUT_VERSION
 from srpo.model.reference import Reference, kind_of, reference_fingerprint
 from srpo.model.reference_store import DIGEST, LogpStore
 from srpo.pairs.tree import PrefixTree
@@ -70,7 +72,7 @@ class CachedReference:
             "device": device,
             "precision": precision,
             "matmul": torch.get_float32_matmul_precision(),
-            "layout": LAYOUT,
+            "layout": LAYOUT_VERSION,
             "byteorder": sys.byteorder,
             **{library: version(library) for library in LIBRARIES},
         }

@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 
 from srpo.errors import ConfigError, did_you_mean, redacted
 from srpo.maths.objective import OBJECTIVES
-from srpo.model.forward import BACKENDS
+from srpo.model.backends import BACKENDS
 from srpo.pairs.fit import TRUNCATE
 from srpo.pairs.kept import cache_folder
 
@@ -98,7 +98,7 @@ class SRPOConfig(TrainingArguments):
         default=None, metadata={"help": "Processes that tokenise; unset: one per core, eight at most."}
     )
     bad_rows: str = field(default="error", metadata={"help": "error, or skip: leave unusable rows out and count them."})
-    backend: str = field(default="auto", metadata={"help": "auto, path or flat: how the six log-probs are computed."})
+    backend: str = field(default="auto", metadata={"help": "auto, path, flex or flat: how log-probs are computed."})
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={"help": "Most tokens computed at once, packed; a larger batch goes in pieces to the same gradient."},

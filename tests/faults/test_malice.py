@@ -285,17 +285,6 @@ def test_a_name_outside_the_folder_is_refused(name: str, place: Path) -> None:
         inside(place, name, where="manifest.json")
 
 
-def test_a_symlink_is_refused_where_links_are_not_expected(place: Path) -> None:
-    (place / "secret").write_text("secret", "utf-8")
-    (place / "model" / "link").symlink_to(place / "secret")
-    (place / "model" / "folder").symlink_to(place)
-    for name in ("link", "folder/secret"):
-        with pytest.raises(InputError, match="which is a symlink"):
-            inside(place / "model", name, where="manifest.json")
-        assert inside(place / "model", name, where="index.json", links=True).read_text("utf-8") == "secret"
-    assert inside(place, "secret", where="manifest.json") == place / "secret"
-
-
 @pytest.mark.parametrize("verb", ["train", "revise"])
 def test_an_index_of_weights_cannot_lead_outside(verb: str, place: Path) -> None:
     weights, outside = place / "model" / "model.safetensors", place / "outside.safetensors"
