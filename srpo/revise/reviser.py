@@ -77,6 +77,8 @@ class Reviser:
             weight is loaded here unless a reference is passed.
         scorer: where confidence comes from; None takes model and reference in process.
         equation: of the confidence, eq9 or eq14.
+        renderer: what makes contexts of prompts and drafts; None takes tokenizer and template. A `MessageRenderer` for
+            an engine that asks by chat.
         trust_remote_code: run code that comes with a model or tokenizer given by its path.
 
     Raises:
@@ -105,13 +107,16 @@ class Reviser:
         scorer: Scorer | None = None,
         equation: str = "eq9",
         trust_remote_code: bool = False,
+        renderer: Any = None,
     ) -> None:
         path = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
-        tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=trust_remote_code)
-        if not isinstance(template, RevisionTemplate):
-            template = template_for(path, template) or RevisionTemplate.load(path)
-        self.renderer = Renderer(tokenizer, template)
-        saved = _saved(path)
+        if renderer is None:
+            tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=trust_remote_code)
+            if not isinstance(template, RevisionTemplate):
+                template = template_for(path, template) or RevisionTemplate.load(path)
+            renderer = Renderer(tokenizer, template)
+        self.renderer = renderer
+        saved = saved_with(path)
         self.model: Any = model
         if isinstance(model, str):
             needed = engine is None or reference is not None
@@ -132,8 +137,11 @@ class Reviser:
             if scorer is not None and self.beta is not None
             else None
         )
-        pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        self.engine: Engine = engine or HFEngine(self.model, pad_id=pad, batch_size=batch_size)
+        if engine is None:
+            tokenizer = self.renderer.tokenizer
+            pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+            engine = HFEngine(self.model, pad_id=pad, batch_size=batch_size)
+        self.engine: Engine = engine
 
     @property
     def has_confidence(self) -> bool:
@@ -296,7 +304,7 @@ def _key(prompt: Prompt, counts: dict[str, int]) -> str:
     return f"{digest}/{counts[digest]}"
 
 
-def _saved(path: str) -> dict[str, Any]:
+def saved_with(path: str) -> dict[str, Any]:
     """What training left beside the model about itself; {} where there is nothing."""
     file = Path(path) / TRAINING_FILE
     if not path or not file.is_file():
