@@ -15,6 +15,7 @@ VERBS = {
     "train": "train on preference pairs, with SRPO, DPO or IPO",
     "precompute": "score pairs under the reference once, for every epoch and run to come",
     "revise": "draft answers to a file of prompts and revise them",
+    "calibrate": "measure on labelled prompts whether revising helps a model, and how far to trust its confidence",
     "sample": "draw drafts and revisions of a model's own, to be labelled",
     "label": "order them by a judge: preference pairs of the model's own answers",
     "evaluate": "score drafts and revisions, with intervals",
