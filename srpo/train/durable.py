@@ -219,6 +219,7 @@ class DurableTrainer(Trainer):
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
+        expect_finite_weights(self.model, step=self.state.global_step)
         target = Path(output_dir) if output_dir else self._folder
         stage = target / STAGING / "final"
         with self._held(target), signals.held_back(), checkpoint.Writing(target):
@@ -260,9 +261,7 @@ class DurableTrainer(Trainer):
         each = checkpoint.size_of(saved[0][1]) if saved else model + state + 10**5
         if self.args.save_strategy == "no":
             each = 0
-        expect_room(
-            self._folder, each + (model if final else 0), "a checkpoint and the model" if final else "a checkpoint"
-        )
+        expect_room(self._folder, each + (model if final else 0), "the run" if final else "a checkpoint")
 
     # ------------------------------------------------------------------ what transformers does not save
 

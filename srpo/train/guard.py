@@ -23,6 +23,7 @@ from srpo.errors import ConfigError, NonFiniteError
 from srpo.maths.objective import LossOutput, SixLogps
 from srpo.output import write_file
 from srpo.pairs.tree import PrefixTree
+from srpo.train.metrics import add_line
 
 NONFINITE_FILE = "nonfinite.json"
 _FIX = "no optimiser step was taken with it; lower the learning rate, or look at these rows with `srpo check`"
@@ -102,6 +103,8 @@ class Guard:
         self._since_step = []
 
     def _stop(self, what: str, scored: list[_Scored], bad: list[list[bool]], step: int, found: dict[str, Any]) -> None:
+        if not self._process:
+            add_line(self._folder, {"step": step, "loss" if torch.is_grad_enabled() else "eval_loss": math.nan})
         if not what:
             raise NonFiniteError("another process met a number that is not finite", where=f"step {step}", fix=_FIX)
         name = NONFINITE_FILE if self._process is None else f"process-{self._process}-{NONFINITE_FILE}"
