@@ -57,12 +57,14 @@ class DurableTrainer(Trainer):
     Attributes:
         start: where the last call of `train` began.
         kept_files: names of files in a model's folder that saving sees as they are: people write in them.
+        at_start: called in the first process once it is settled where a run begins and that something is left to do.
         committed: step of the newest checkpoint that the run stands on; −1 for none.
     """
 
     model: Any
     reference: Any
     start = Start()
+    at_start: Callable[[], None] | None = None
     _measured: dict[str, dict[str, list[float]]]
     _identity: dict[str, Any]
     _stage: Path | None = None
@@ -93,6 +95,8 @@ class DurableTrainer(Trainer):
             if self.start.complete and self.start.manifest:
                 return self._complete(self.start.manifest)
             self._expect_room(final=True)
+            if self.at_start and self.is_world_process_zero():
+                self.at_start()
             self.committed = self.start.manifest.step if self.start.manifest else -1
             with signals.held_back():
                 folder = str(self.start.folder) if self.start.folder else None

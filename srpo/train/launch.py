@@ -132,6 +132,8 @@ def _run(
     from srpo.train.record import data_of, write_record
     from srpo.train.trainer import SRPOTrainer
 
+    folder = Path(str(config.output_dir))
+
     options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
     config.model_init_kwargs = {**options, **config.loading_options()}
     rows = _source(data, str(data.dataset_name), data.dataset_train_split)
@@ -152,10 +154,13 @@ def _run(
         raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
     _say(trainer)
     trainer.command = command
-    if trainer.is_world_process_zero():
+
+    def record() -> None:
         settings = {**config.to_dict(), **asdict(model), **asdict(data), **asdict(run)}
-        write_record(Path(str(config.output_dir)), command=command, settings=settings, data=data_of(trainer))
+        write_record(folder, command=command, settings=settings, data=data_of(trainer))
         _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
+
+    trainer.at_start = record  # not before it is sure that this run is to be: the record of another stays as it is
     result = trainer.train(resume_from_checkpoint=run.resume)
     if trainer.start.complete:
         return {"complete": result.global_step}
