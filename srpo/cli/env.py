@@ -11,6 +11,8 @@ from srpo.cli.parser import Parser
 # Written out, because importing model/ to ask would need a transformers that imports. tests/cli compares the two.
 BACKENDS = {
     "path": "any device; attention that is a plain softmax, windows included",
+    "flex": "CUDA; the same models, one fused kernel",
+    "cache": "any device, scoring alone; recurrent and convolution layers too",
     "flat": "any device, any causal model",
 }
 

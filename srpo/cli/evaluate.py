@@ -1,67 +1,62 @@
-"""`srpo evaluate`: score drafts and revisions against gold answers, with intervals, and compare systems."""
+"""`srpo evaluate`: draw drafts and revisions or read them, score them with intervals, compare systems, report."""
 
 from __future__ import annotations
 
+import argparse
+import logging
 import shlex
-from pathlib import Path
+import sys
+from dataclasses import fields
+from typing import Any
 
-from srpo import __version__
 from srpo.cli.parser import Parser
+
+DESCRIPTION = """Score drafts and revisions, with intervals over prompts, and compare systems: from files of trails, or
+from models and prompts, which are drawn first and kept. Flags win over the settings file."""
 
 
 def main(argv: list[str]) -> int:
-    """Judges the trails, writes tables, figure and report, prints the table and what was found.
+    """Draws or reads the trails, judges them, writes the report, prints the table and what was found.
 
     Raises:
-        SRPOError: a file, a judge or the output folder is wrong, or the systems were not given the same prompts.
+        SRPOError: a file, a model, a judge or the output folder is wrong, or the systems were not given the same
+            prompts.
     """
-    parser = Parser("evaluate", "Score drafts and revisions, with intervals over prompts, and compare systems.")
-    parser.add_argument(
-        "--trails",
-        nargs="+",
-        required=True,
-        metavar="[NAME=]FILE",
-        help="files written by `srpo revise`, one per system; a name that stands twice is a system with two seeds",
-    )
-    parser.add_argument("--output_dir", required=True, help="folder for report, figure and tables")
-    parser.add_argument("--judge", default="exact_match", help="exact_match, per_character or module:function")
-    parser.add_argument("--secondary", nargs="+", default=[], metavar="JUDGE", help="judges to report beside it")
-    parser.add_argument("--highlight", default="", help="the system that the comparisons are about; default: the first")
-    parser.add_argument("--gold_key", default="gold", help="column of the prompts' file that holds the gold answer")
-    parser.add_argument("--split_key", default="split", help="column that holds the name of the split, if any")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling and of the trails shown")
-    args = parser.parse_args(argv)
+    from srpo.evaluate.plan import Plan, read_plan
+
+    parser = Parser("evaluate", DESCRIPTION)
+    parser.add_argument("--config", help="a YAML file of these settings, or a recipe, which has them below `evaluate`")
+    for each in fields(Plan):
+        parser.add_argument(f"--{each.name}", default=argparse.SUPPRESS, **_flag(each))
+    given = vars(parser.parse_args(argv))
+    config = given.pop("config")
+    plan = Plan.of({**(read_plan(config) if config else {}), **given}, where=config or "")
 
     from rich.console import Console
 
-    from srpo.evaluate.cases import sample_cases
-    from srpo.evaluate.inputs import read_systems
+    from srpo.evaluate.command import evaluate
     from srpo.evaluate.judges import load_judge
-    from srpo.evaluate.pooling import Resampling
-    from srpo.evaluate.report import write_evaluation
-    from srpo.evaluate.scores import score
-    from srpo.evaluate.summary import summarise, usual_questions
     from srpo.evaluate.table import print_table
-    from srpo.output import writable_folder
 
-    judges = {name: load_judge(name) for name in (args.judge, *args.secondary)}
-    writable_folder(Path(args.output_dir))
-    trails = read_systems(args.trails, gold_key=args.gold_key, split_key=args.split_key)
-    scored = score(trails, judges, gold_key=args.gold_key)
-    highlight = args.highlight or next(iter(scored)).system
-    results = summarise(
-        scored, usual_questions(scored, highlight), highlight=highlight, resampling=Resampling(seed=args.seed)
-    )
-    report = write_evaluation(
-        args.output_dir,
-        results,
-        title="Drafts and revisions of " + ", ".join(results.values("system")),
-        samples=sample_cases(scored, highlight, seed=args.seed),
-        run={"command": shlex.join(["srpo", "evaluate", *argv]), "judge": list(judges), "srpo": __version__},
-    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    judges = {name: load_judge(name) for name in (plan.judge, *plan.secondary)}
+    results, report = evaluate(plan, judges, shlex.join(["srpo", "evaluate", *argv]))
     console = Console(highlight=False)
     print_table(results, console)
-    for sentence in results.verdict:
+    for sentence in [*results.verdict, *results.advice]:
         console.print(sentence, markup=False)
     console.print(f"The report is {report}", markup=False, soft_wrap=True)
     return 0
+
+
+def _flag(option: Any) -> dict[str, Any]:
+    """How one field of a plan is given on the command line."""
+    help = option.metadata["help"].replace("%", "%%")
+    kinds = {"int": int, "float": float, "list[int]": int, "list[float]": float}
+    kind = kinds.get(option.type.removesuffix(" | None"), str)
+    if option.type == "bool":
+        return {"action": "store_true", "help": help}
+    if option.metadata["many"]:
+        return {"nargs": "+", "type": kind, "help": help, "metavar": option.metadata["metavar"]}
+    default = option.default_factory()
+    return {"type": kind, "help": f"{help} [{default}]" if default not in (None, "") else help}

@@ -14,12 +14,14 @@ ALL = "all"
 log = logging.getLogger("srpo")
 
 
-def read_systems(specs: Sequence[str], *, gold_key: str = "gold", split_key: str = "split") -> dict[Key, list[Trail]]:
+def read_systems(
+    specs: Sequence[str], *, gold_key: str | None = "gold", split_key: str = "split"
+) -> dict[Key, list[Trail]]:
     """Reads the files; which system a file is of is said by its name or before an equals sign.
 
     Args:
         specs: `path` or `name=path`; a name that stands more than once is one system with several seeds, 0, 1, ….
-        gold_key: where in a row's `meta` the gold answer stands.
+        gold_key: where in a row's `meta` the gold answer has to stand; None asks for none.
         split_key: where it says which split the row belongs to; rows without it are one split, "all".
 
     Raises:

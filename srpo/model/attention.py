@@ -23,6 +23,7 @@ from srpo.errors import BackendError
 from srpo.model.forest import Forest
 
 NAME = "srpo_path"
+FLEX = "srpo_flex"
 
 
 def path_attention(
@@ -52,7 +53,7 @@ def path_attention(
     """
     if srpo_forest is None:
         raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
-    _refuse(module, sliding_window, unserved)
+    refuse_unserved(module, sliding_window, unserved)
     rows = [t.squeeze(0).transpose(0, 1) for t in (query, key, value)]  # [S, H, D], as the projections left them
     outputs = []
     for group in srpo_forest.groups:
@@ -60,7 +61,11 @@ def path_attention(
         query_CHQD, key_CHKD, value_CHKD = (_chains(row, place) for row, place in zip(rows, places, strict=True))
         window = sliding_window if sliding_window and sliding_window < group.keys_CK.shape[1] else None
         causal = group.causal and window is None
-        if (repeats := query.shape[1] // key.shape[1]) > 1:
+        # Fused kernels share a key head among its query heads by themselves; on CUDA those that take a mask do not,
+        # and enable_gqa would then fall back to one that holds all the scores.
+        repeats = query.shape[1] // key.shape[1]
+        shares = repeats > 1 and (causal or query.device.type == "cpu")
+        if repeats > 1 and not shares:
             key_CHKD, value_CHKD = (t.repeat_interleave(repeats, 1) for t in (key_CHKD, value_CHKD))
         out_CHQD = F.scaled_dot_product_attention(
             query_CHQD,
@@ -70,6 +75,7 @@ def path_attention(
             is_causal=causal,
             dropout_p=dropout,
             scale=scaling,
+            enable_gqa=shares,
         )
         outputs.append(out_CHQD.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, srpo_forest.place_S)[None], None
@@ -80,7 +86,8 @@ def _chains(rows_SHD: Tensor, places: Tensor) -> Tensor:
     return rows_SHD.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
-def _refuse(module: Any, window: int | None, unserved: dict[str, Any]) -> None:
+def refuse_unserved(module: Any, window: int | None, unserved: dict[str, Any]) -> None:
+    """Raises BackendError for what an attention layer asks for beyond queries, keys, values and a window."""
     for name in ("softcap", "s_aux", "position_bias"):
         if unserved.get(name) is not None:
             raise BackendError(f"attention with {name} has no exact path form", where=type(module).__name__)
@@ -113,7 +120,7 @@ def why_not_path(model: nn.Module) -> str:
 
 
 @contextmanager
-def following_paths(model: nn.Module) -> Iterator[None]:
+def following_paths(model: nn.Module, name: str = NAME) -> Iterator[None]:
     """The model attends over forests inside, and as before outside.
 
     Activation checkpointing runs the layers again during the backward pass, so that pass belongs inside, too.
@@ -122,12 +129,51 @@ def following_paths(model: nn.Module) -> Iterator[None]:
     configs = {id(config): config for config in found if hasattr(config, "to_dict")}
     before = {key: config._attn_implementation for key, config in configs.items()}
     for config in configs.values():
-        config._attn_implementation = NAME
+        config._attn_implementation = name
     try:
         yield
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]
+
+
+_FOLLOWS = {"path": NAME, "flex": FLEX}
+_held: set[int] = set()
+
+
+@contextmanager
+def serving(model: nn.Module, backend: str) -> Iterator[None]:
+    """Holds the model's attention in place over a forward *and* its backward, as activation checkpointing needs."""
+    if backend in _FOLLOWS:
+        with following_paths(model, _FOLLOWS[backend]):
+            _held.add(id(model))
+            try:
+                yield
+            finally:
+                _held.discard(id(model))
+    else:
+        yield
+
+
+@contextmanager
+def attending(model: nn.Module, backend: str) -> Iterator[None]:
+    """The model follows paths inside; for a forward alone.
+
+    Raises:
+        BackendError: layers would be run again after it, in a plain row, silently wrong.
+    """
+    if id(model) in _held:
+        yield
+        return
+    checkpointing = any(getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules())
+    if checkpointing and torch.is_grad_enabled():
+        held = f"with srpo.model.attention.serving(model, {backend!r})"
+        fix = f"wrap forward and backward in `{held}`, as SRPOTrainer does"
+        raise BackendError(
+            "activation checkpointing recomputes layers after path attention has been taken down", fix=fix
+        )
+    with following_paths(model, _FOLLOWS[backend]):
+        yield
 
 
 def core(model: nn.Module) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from srpo.errors import ConfigError, InputError
 from srpo.model.load import read_pickled
-from srpo.model.untrusted import inside, pickled
+from srpo.model.untrusted import pickled
 from srpo.output import writable_folder, write_file
 
 # A pickle's name → what loads look for.
@@ -44,7 +44,7 @@ def convert(source: str, target: str) -> list[str]:
         raise InputError("no pickled weights", where=source, expected=expected)
     weights = {}
     for name in files:  # all of them before anything is written
-        state = _tensors(read_pickled(inside(folder, name, where=source, links=True)), f"{source}/{name}")
+        state = _tensors(read_pickled(folder / name), f"{source}/{name}")
         weights[_new_name(name)] = {key: value.detach().contiguous().clone() for key, value in state.items()}
     writable_folder(out)
     for name, state in weights.items():

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +73,7 @@ class Forest:
         row_T: which of the parents each answer token is scored at.
         token_T: the answer token's id.
         owner_T: the (tree, sequence) it belongs to, as tree · sequences + sequence.
+        block_masks: FlexAttention's, by window, as they have been made.
     """
 
     trees: tuple[PrefixTree, ...]
@@ -82,6 +85,16 @@ class Forest:
     row_T: Tensor
     token_T: Tensor
     owner_T: Tensor
+    block_masks: dict[int | None, Any] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def ends_S(self) -> Tensor:
+        """[S] one past the last descendant of each token, as packed."""
+        ends: list[int] = []
+        for tree in self.trees:
+            offset = len(ends)
+            ends += [offset + end for end in tree.subtree_end]
+        return torch.tensor(ends, device=self.ids_1S.device)
 
     @classmethod
     def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:

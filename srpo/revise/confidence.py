@@ -18,8 +18,9 @@ from torch import Tensor
 
 from srpo.errors import ConfigError, did_you_mean
 from srpo.maths.confidence import preference_eq9, preference_eq14
+from srpo.model.backends import settle_backend
 from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps, settle_backend
+from srpo.model.forward import sequence_logps
 from srpo.model.load import load_model
 from srpo.pairs.read import PromptRow
 from srpo.pairs.render import Renderer, options_of

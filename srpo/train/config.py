@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 
 from srpo.errors import ConfigError, did_you_mean, redacted
 from srpo.maths.objective import OBJECTIVES
-from srpo.model.forward import BACKENDS
+from srpo.model.backends import BACKENDS
 from srpo.pairs.fit import TRUNCATE
 
 REDUCTIONS = ("sum", "mean")
@@ -96,7 +96,7 @@ class SRPOConfig(TrainingArguments):
         default=None, metadata={"help": "Processes that tokenise; unset: one per core, eight at most."}
     )
     bad_rows: str = field(default="error", metadata={"help": "error, or skip: leave unusable rows out and count them."})
-    backend: str = field(default="auto", metadata={"help": "auto, path or flat: how the six log-probs are computed."})
+    backend: str = field(default="auto", metadata={"help": "auto, path, flex or flat: how log-probs are computed."})
     disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options for loading the model when it is given by name."}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,9 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from srpo.errors import CheckpointError, SRPOError
+from srpo.errors import CheckpointError, InputError, SRPOError
+from srpo.model.load import read_pickled
+from srpo.model.untrusted import pickled
 from srpo.output import expect_room, held, writable_folder, writing
 from srpo.train import checkpoint
 from srpo.train.checkpoint import STAGING, Invalid, Manifest
@@ -100,7 +103,10 @@ class DurableTrainer(Trainer):
             self.committed = self.start.manifest.step if self.start.manifest else -1
             with signals.held_back():
                 folder = str(self.start.folder) if self.start.folder else None
-                result: TrainOutput = super().train(folder, trial, ignore_keys_for_eval)
+                try:
+                    result: TrainOutput = super().train(folder, trial, ignore_keys_for_eval)
+                except pickle.UnpicklingError:
+                    raise _would_run(self.start.folder or self._folder) from None
             return result
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
@@ -347,6 +353,18 @@ class DurableTrainer(Trainer):
         if isinstance(box[0], SRPOError):
             raise box[0]
         return box[0]
+
+
+def _would_run(folder: Path) -> CheckpointError:
+    """A pickle of a checkpoint held more than tensors and numbers, and was not read: which one."""
+    what = "a pickle in it would run code when unpickled, and was not"
+    for name in pickled(folder):
+        try:
+            read_pickled(folder / name)
+        except InputError as error:
+            what = f"{name} {error.what}"
+            break
+    return CheckpointError(what, where=str(folder), fix="go on from checkpoints of your own runs only")
 
 
 def _believed(folder: Path) -> Manifest:

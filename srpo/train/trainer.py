@@ -21,9 +21,11 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from srpo.errors import ConfigError
 from srpo.maths.objective import OBJECTIVES, LossOutput, Objective, SixLogps, length_averaged
+from srpo.model.attention import serving
+from srpo.model.backends import settle_backend
 from srpo.model.card import CARD_FILE, read_card, write_card
 from srpo.model.forest import Forest
-from srpo.model.forward import serving, settle_backend, six_logps
+from srpo.model.forward import six_logps
 from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer, model_context
 from srpo.model.reference import Reference
 from srpo.pairs.kept import cache_folder

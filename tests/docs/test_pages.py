@@ -42,7 +42,7 @@ from tests.house.test_trl_contract import ABSENT, OTHER_DEFAULT
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-LINKED = [*PAGES, "../README.md", "../CONTRIBUTING.md"]
+LINKED = [*PAGES, "../README.md", "../CONTRIBUTING.md", "../SECURITY.md"]
 BLOCK = re.compile(
     r"^(?:<!-- (?P<note>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )

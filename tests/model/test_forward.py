@@ -12,10 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from srpo.errors import BackendError, DataError
 from srpo.maths.objective import SixLogps
-from srpo.model import forward
-from srpo.model.attention import NAME, following_paths
+from srpo.model import backends, layouts
+from srpo.model.attention import NAME, following_paths, serving
+from srpo.model.backends import settle_backend
 from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps, serving, settle_backend, six_logps
+from srpo.model.forward import sequence_logps, six_logps
 from srpo.pairs.tree import PrefixTree
 from tests.model.zoo import REFUSED, TINY, build, forest_of, plain_logps, random_six
 
@@ -137,9 +138,9 @@ def test_what_path_cannot_serve(name: str, caplog: pytest.LogCaptureFixture) -> 
     assert NAME not in attention(model)
 
 
-@pytest.mark.parametrize("backend", ["flex", "Path", ""])
+@pytest.mark.parametrize("backend", ["flash", "Path", ""])
 def test_unknown_back_ends(backend: str) -> None:
-    with pytest.raises(BackendError, match=f"no back-end '{backend}'; expected one of auto, path, flat"):
+    with pytest.raises(BackendError, match=f"no back-end '{backend}'; expected one of auto, path, flex, cache, flat"):
         six_logps(build("llama"), forest_of(), backend)
 
 
@@ -216,30 +217,30 @@ def test_control_the_fakes_are_served_when_they_do_nothing_wrong() -> None:
     assert settle_backend(model, forest_of(), "path") == "path"
 
 
-def test_a_model_that_keeps_all_logits_is_refused() -> None:
+def test_a_model_that_knows_no_logits_to_keep_is_served() -> None:
+    model, trees = llama_like(KeepsAllLogits), forest_of()
     for backend in ("auto", "flat", "path"):
-        with pytest.raises(BackendError, match="heed"):
-            six_logps(llama_like(KeepsAllLogits), forest_of(), backend)
+        assert (sequence_logps(model, trees, backend) - plain_logps(model, trees)).abs().max() < 1e-4
 
 
 def test_the_self_check_draws_no_dropout_and_keeps_every_mode() -> None:
     model = build("llama", attention_dropout=0.5).train()
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
-    off, allowed = forward.self_check(model, forest_of())
+    off, allowed = backends.self_check(model, forest_of())
     assert off < allowed
     assert [module.training for module in model.modules()] == modes
 
 
 def test_the_self_check_looks_at_the_longest_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[PrefixTree]] = []
-    flat = forward._flat_logps
+    flat = backends.flat_logps
     monkeypatch.setattr(
-        forward, "_flat_logps", lambda model, forest: (seen.append(forest.trees), flat(model, forest))[1]
+        backends, "flat_logps", lambda model, forest: (seen.append(forest.trees), flat(model, forest))[1]
     )
     trees = [PrefixTree.pack(random_six(seed, prompt=3 + seed)) for seed in range(7)]
-    forward.self_check(build("llama"), trees)
-    assert sorted(map(len, seen[0])) == sorted(map(len, trees))[-forward.CHECKED_TREES :]
+    backends.self_check(build("llama"), trees)
+    assert sorted(map(len, seen[0])) == sorted(map(len, trees))[-backends.CHECKED_TREES :]
 
 
 def test_prompt_tuning_is_refused() -> None:
@@ -323,7 +324,7 @@ def test_checkpointing_inside_serving_is_exact(checkpointing: Any) -> None:
 
 def test_control_without_the_guard_the_gradient_is_wrong(checkpointing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, expected, reentrant = checkpointing
-    monkeypatch.setattr(forward, "_refuse_unheld_checkpointing", lambda model: None)
+    monkeypatch.setattr(layouts, "attending", lambda model, backend: following_paths(model))
     logps = sequence_logps(model, forest_of(), "path")
     if reentrant:
         logps.sum().backward()  # without a word

@@ -12,7 +12,8 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, VeraConfig, get_p
 from torch import Tensor, nn
 
 from srpo.errors import ConfigError
-from srpo.model.forward import sequence_logps, serving
+from srpo.model.attention import serving
+from srpo.model.forward import sequence_logps
 from srpo.model.reference import REFERENCE_ADAPTER, Reference
 from tests.model.zoo import build, forest_of, plain_logps
 

@@ -1,0 +1,108 @@
+"""Pairs of given lengths and the model that speed and memory are measured on.
+
+Lengths stand as (prompt, chosen, rejected) in tokens. Token ids are random; how far the six sequences of a pair share
+their beginnings is what each template makes of real text:
+
+    turn         the draft stands as a turn of its own, the instruction after it: everything before is shared
+    quote        the draft is quoted in the user turn, after the prompt: the prompt is shared, the draft repeated
+    paper-tldr   the first sentence of the prompt differs: nothing but its first tokens is shared
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from srpo.pairs.tree import PrefixTree
+
+TEMPLATES = ("turn", "quote", "paper-tldr")
+TLDR_SHARED = 13  # "Below is a reddit POST and the corresponding SUBREDDIT and TITLE" is what both sentences begin with
+_PIECE = re.compile(r"\s?\w{1,6}|\S")
+
+Lengths = tuple[int, int, int]
+Six = list[tuple[list[int], list[int]]]
+
+
+def six_of(lengths: Lengths, template: str, *, instruction: int, vocabulary: int, seed: int = 0) -> Six:
+    """The six (context, answer) of one made-up pair, in the order of `SixLogps`."""
+    source = random.Random(seed)
+
+    def tokens(n: int) -> list[int]:
+        return [source.randrange(3, vocabulary) for _ in range(n)]
+
+    x, *answers = map(tokens, lengths)
+    said = tokens(instruction)
+    shared = {"turn": len(x), "quote": len(x), "paper-tldr": TLDR_SHARED}[template]
+    before = x[:shared] + (said if template == "quote" else tokens(len(x) - shared))
+    after = {"turn": said, "quote": [], "paper-tldr": tokens(4)}[template]
+    drafts = [(x, answer) for answer in answers]
+    return drafts + [(before + draft + after, answer) for draft in answers for answer in answers]
+
+
+def trees_of(lengths: Sequence[Lengths], template: str, *, instruction: int, vocabulary: int) -> list[PrefixTree]:
+    """A tree per pair."""
+    return [
+        PrefixTree.pack(six_of(each, template, instruction=instruction, vocabulary=vocabulary, seed=seed))
+        for seed, each in enumerate(lengths)
+    ]
+
+
+def lengths_in(file: str, rows: int, seed: int = 0) -> list[Lengths]:
+    """Lengths of `rows` random pairs of a JSONL file, in pieces of at most six letters, which is about a token."""
+
+    def pieces(text: Any) -> int:
+        words = text if isinstance(text, str) else " ".join(message["content"] for message in text)
+        return max(1, len(_PIECE.findall(words)))
+
+    lines = Path(file).read_text("utf-8").splitlines()
+    chosen = random.Random(seed).sample(lines, rows)
+    found = [json.loads(line) for line in chosen]
+    return [(pieces(row["prompt"]), pieces(row["chosen"]), pieces(row["rejected"])) for row in found]
+
+
+def llama(*, vocabulary: int = 8192, hidden: int = 512, layers: int = 6, lora: bool = False, **settings: Any) -> Any:
+    """A seeded random Llama, float32; 25.5M weights as it stands. With `lora`, rank 16 on every linear layer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=int(hidden * 8 / 3) // 64 * 64,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=8192,
+        pad_token_id=0,
+        **settings,
+    )
+    model: nn.Module = LlamaForCausalLM(config).train()
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    return model
+
+
+def padded_logps(model: nn.Module, trees: Sequence[PrefixTree]) -> torch.Tensor:
+    """[B, 6] the plain way: six rows a pair, padded to the longest, the head on scored positions alone."""
+    rows = [sequence for tree in trees for sequence in tree.unpack()]
+    length = max(len(context) + len(answer) for context, answer in rows)
+    ids_NL, mask_NL = torch.zeros(2, len(rows), length, dtype=torch.long)
+    for n, (context, answer) in enumerate(rows):
+        ids_NL[n, : len(context) + len(answer)] = torch.tensor([*context, *answer])
+        mask_NL[n, : len(context) + len(answer)] = 1
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden_NLD = inner.model(input_ids=ids_NL, attention_mask=mask_NL, use_cache=False).last_hidden_state
+    logps = []
+    for hidden_LD, (context, answer) in zip(hidden_NLD, rows, strict=True):
+        logits_TV = inner.lm_head(hidden_LD[len(context) - 1 : len(context) + len(answer) - 1])
+        logps.append(-nn.functional.cross_entropy(logits_TV, torch.tensor(answer), reduction="sum"))
+    return torch.stack(logps).view(len(trees), 6)

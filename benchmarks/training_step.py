@@ -1,0 +1,228 @@
+"""What a training step costs: packed, flat, six padded rows, and TRL's DPO step on the same pairs.
+
+    python -m benchmarks.training_step                                   every shape and template, a long run
+    python -m benchmarks.training_step --shapes 350,40 --templates turn --parts step --modes full
+
+Ways run interleaved in one process on one thread; times are processor time, ratios are of medians. Two parts:
+
+    logps   forward and backward of the six log-probs of `--logps_batch` pairs: packed, flat, padded
+    step    a whole optimiser step of `--batch` pairs, reference live, clipping and AdamW included: packed, flat, and
+            `trl`, DPOTrainer's step, which scores two sequences a pair where SRPO scores six
+
+A line of JSON per case goes to standard output, and to `--out` as it is known. Memory is counted in a pass of its own:
+bytes that autograd saves for the backward pass, weights left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.shapes import TEMPLATES, Lengths, lengths_in, llama, padded_logps, trees_of
+from srpo.model.forest import Forest
+from srpo.model.forward import sequence_logps
+from srpo.pairs.tree import PrefixTree
+
+SHAPES = ("256,64", "1024,128", "64,256", "350,40")
+VOCABULARY = 8192
+# A sum in which every log-prob has a weight of its own, signs mixed as an objective's are.
+WEIGHTS = torch.tensor([1.0, -0.9, 0.8, -0.7, 0.6, -0.5], dtype=torch.float64)
+
+Ways = dict[str, Callable[[], Any]]
+
+
+def main() -> None:
+    """Measures every case asked for."""
+    torch.set_num_threads(1)
+    args = _arguments()
+    for shape, lengths in _shapes(args):
+        for template in args.templates.split(","):
+            for mode in args.modes.split(","):
+                for part in args.parts.split(","):
+                    case = {"part": part, "shape": shape, "template": template, "mode": mode}
+                    row = case | _measured(part, shape, lengths, template, mode == "lora", args)
+                    line = json.dumps(row)
+                    print(line, flush=True)
+                    if args.out:
+                        with Path(args.out).open("a", encoding="utf-8") as file:
+                            file.write(line + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default=" ".join(SHAPES), help="prompt,answer in tokens; several by spaces")
+    parser.add_argument("--pairs", help="a JSONL file of pairs: lengths are drawn from it as well")
+    parser.add_argument("--templates", default=",".join(TEMPLATES))
+    parser.add_argument("--modes", default="full,lora")
+    parser.add_argument("--parts", default="logps,step")
+    parser.add_argument("--ways", default="packed,flat,padded,trl")
+    parser.add_argument("--batch", type=int, default=8, help="pairs of a step")
+    parser.add_argument("--logps_batch", type=int, default=1, help="pairs of a forward and backward")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--out", help="a file that lines are appended to")
+    return parser.parse_args()
+
+
+def _shapes(args: argparse.Namespace) -> Iterator[tuple[str, list[Lengths]]]:
+    pairs = max(args.batch, args.logps_batch)
+    for shape in args.shapes.split():
+        x, y = map(int, shape.split(","))
+        yield shape, [(x, y, y)] * pairs
+    if args.pairs:
+        yield Path(args.pairs).stem, lengths_in(args.pairs, pairs)
+
+
+def _measured(
+    part: str, shape: str, lengths: list[Lengths], template: str, lora: bool, args: argparse.Namespace
+) -> dict[str, Any]:
+    pairs = lengths[: args.batch if part == "step" else args.logps_batch]
+    instruction = 16 if max(x + y for x, y, _ in pairs) < 1000 and min(y for _, y, _ in pairs) < 200 else 32
+    trees = trees_of(pairs, template, instruction=instruction, vocabulary=VOCABULARY)
+    wanted = args.ways.split(",")
+    ways = _steps(trees, lora, wanted) if part == "step" else _logps(trees, lora, wanted)
+    seconds = interleaved(ways, args.repeat)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    packed = medians["packed"]
+    return {
+        "pairs": len(pairs),
+        "tokens": {
+            "packed": sum(map(len, trees)),
+            "flat": sum(tree.flat_tokens for tree in trees),
+            "dpo": sum(2 * x + w + l for x, w, l in pairs),
+        },
+        "seconds": {name: round(value, 3) for name, value in medians.items()},
+        "spread": {name: [round(min(times), 3), round(max(times), 3)] for name, times in seconds.items()},
+        "packed_to": {name: round(packed / value, 3) for name, value in medians.items() if name != "packed"},
+        "times_faster": {name: round(value / packed, 2) for name, value in medians.items() if name != "packed"},
+        "saved_MiB": {name: round(saved_bytes(way) / 2**20) for name, way in ways.items()},
+    }
+
+
+def interleaved(ways: Ways, repeat: int) -> dict[str, list[float]]:
+    """Processor seconds of each way, taken in turns after one round of warming up."""
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeat):
+        for name, way in ways.items():
+            start = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def saved_bytes(way: Callable[[], Any]) -> int:
+    """Bytes of the distinct storages that autograd keeps for the backward pass; weights are not among them."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        way()
+    return sum(kept.values())
+
+
+# ---------------------------------------------------------------------- the ways
+
+
+def _logps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str]) -> Ways:
+    model = llama(vocabulary=VOCABULARY, lora=lora)
+
+    def way(logps: Callable[[], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            model.zero_grad(set_to_none=True)
+            ((logps().double() * WEIGHTS).sum() / 64).backward()
+
+        return run
+
+    known: dict[str, Callable[[], Tensor]] = {
+        "packed": lambda: sequence_logps(model, Forest.plant(trees), "path"),
+        "flat": lambda: sequence_logps(model, Forest.plant(trees), "flat"),
+        "padded": lambda: padded_logps(model, trees),
+    }
+    return {name: way(logps) for name, logps in known.items() if name in wanted}
+
+
+def _steps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str]) -> Ways:
+    known: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+        "packed": lambda: _srpo(trees, lora, "path"),
+        "flat": lambda: _srpo(trees, lora, "flat"),
+        "trl": lambda: _trl(trees, lora),
+    }
+    return {name: _optimiser_step(*make()) for name, make in known.items() if name in wanted}
+
+
+def _optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
+    """Forward, backward, clipping and AdamW, as transformers' loop has them."""
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    optimizer = trainer.accelerator.prepare(trainer.optimizer)
+
+    def run() -> None:
+        trainer.training_step(trainer.model, dict(inputs))
+        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        optimizer.step()
+        trainer.model.zero_grad()
+
+    return run
+
+
+def _settings() -> dict[str, Any]:
+    folder = tempfile.mkdtemp(prefix="srpo-step-")
+    return {"output_dir": folder, "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+
+
+def _srpo(trees: Sequence[PrefixTree], lora: bool, backend: str) -> tuple[Any, dict[str, Any]]:
+    from srpo.tasks.carry import carry_tokenizer
+    from srpo.train.config import SRPOConfig
+    from srpo.train.trainer import SRPOTrainer
+
+    args = SRPOConfig(**_settings(), backend=backend, revision_template="plain")
+    model = llama(vocabulary=VOCABULARY, lora=lora)
+    trainer = SRPOTrainer(model, args=args, processing_class=carry_tokenizer())
+    return trainer, {"trees": list(trees), "where": [f"pair {n}" for n in range(len(trees))]}
+
+
+def _trl(trees: Sequence[PrefixTree], lora: bool) -> tuple[Any, dict[str, Any]]:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    from srpo.tasks.carry import carry_tokenizer
+
+    rows = Dataset.from_list([{"prompt": "1+2=", "chosen": "03", "rejected": "13"}])  # it wants some; not stepped on
+    model = llama(vocabulary=VOCABULARY, lora=False)
+    peft_config = None
+    if lora:
+        from peft import LoraConfig
+
+        peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    reference = None if lora else llama(vocabulary=VOCABULARY)
+    trainer = DPOTrainer(
+        model,
+        reference,
+        DPOConfig(**_settings(), max_length=None),
+        train_dataset=rows,
+        processing_class=carry_tokenizer(),
+        peft_config=peft_config,
+    )
+    collate = DataCollatorForPreference(pad_token_id=0)
+    drafts = [tree.unpack()[:2] for tree in trees]
+    return trainer, collate([{"prompt_ids": w[0], "chosen_ids": w[1], "rejected_ids": l[1]} for w, l in drafts])
+
+
+if __name__ == "__main__":
+    main()

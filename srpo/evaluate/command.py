@@ -1,0 +1,106 @@
+"""A plan in, a report out: what `srpo evaluate` does between its flags and what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from srpo import __version__
+from srpo.errors import ConfigError, did_you_mean
+from srpo.evaluate.cases import sample_cases
+from srpo.evaluate.inputs import read_systems
+from srpo.evaluate.plan import Plan
+from srpo.evaluate.pooling import RESAMPLINGS
+from srpo.evaluate.report import write_evaluation
+from srpo.evaluate.results import Results
+from srpo.evaluate.scores import Judges, Key, compares, score, tallies
+from srpo.evaluate.summary import summarise, usual_questions
+from srpo.output import writable_folder
+from srpo.revise.trail import Trail
+
+
+def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Path]:
+    """Draws what is to be drawn, judges, averages, and writes the report.
+
+    Args:
+        judges: by name, the primary one first.
+        command: to be shown in the report.
+
+    Returns:
+        What was found, and where the report is.
+
+    Raises:
+        SRPOError: any mistake in plan, files or models, found before a model is asked wherever that is possible.
+    """
+    if not plan.output_dir:
+        raise ConfigError("no output_dir", fix="add `--output_dir FOLDER`")
+    if plan.resampling not in RESAMPLINGS:
+        fix = did_you_mean(plan.resampling, RESAMPLINGS)
+        raise ConfigError(f"{plan.resampling!r}", where="resampling", expected=", ".join(RESAMPLINGS), fix=fix)
+    folder = writable_folder(Path(plan.output_dir))
+    trails, labels = _trails(plan, next(iter(judges.values())))
+    highlight = plan.highlight or next(iter(trails))[1]
+    systems = list(dict.fromkeys(key[1] for key in trails))
+    if highlight not in systems:
+        fix = did_you_mean(highlight, systems)
+        raise ConfigError(f"no system {highlight!r}", where="highlight", expected=" or ".join(systems), fix=fix)
+    scored = score(
+        trails,
+        judges,
+        gold_key=plan.gold_key,
+        revisions=plan.revisions if plan.models else None,
+        against=plan.against,
+        versus=plan.versus,
+        highlight=highlight,
+    )
+    results = summarise(
+        scored,
+        usual_questions(scored, highlight),
+        highlight=highlight,
+        labels=labels,
+        resampling=RESAMPLINGS[plan.resampling]._replace(seed=plan.seed),
+        judging=tallies(scored, judges, plan.against),
+    )
+    report = write_evaluation(
+        folder,
+        results,
+        title="Drafts and revisions of " + ", ".join(name for name in results.values("system") if name not in labels),
+        samples=sample_cases(scored, highlight, seed=plan.seed),
+        run={"command": command, "judge": _told(judges), "settings": _shown(plan), "srpo": __version__},
+    )
+    return results, report
+
+
+def _trails(plan: Plan, judge: Any) -> tuple[dict[Key, list[Trail]], dict[str, str]]:
+    """What stands in files, read before any model is, and what is drawn, which comes first."""
+    needs_gold = plan.against == "gold" or not compares(judge)
+    heats: list[float | None] = [*plan.temperature] if plan.models else [None]
+    if plan.models and plan.trails and len(heats) > 1:
+        raise ConfigError("several, and trails that do not say theirs", where="temperature", expected="one")
+    given: dict[Key, list[Trail]] = {}
+    if plan.trails:
+        gold_key = plan.gold_key if needs_gold else None
+        read = read_systems(plan.trails, gold_key=gold_key, split_key=plan.split_key)
+        given = {(seed, system, split, heats[0]): rows for (seed, system, split, _), rows in read.items()}
+    if not plan.models:
+        return given, {}
+    from srpo.evaluate.drawing import draw_all
+
+    owner = plan.highlight if plan.highlight in plan.models else next(iter(plan.models))
+    drawn = draw_all(plan, judge, owner)
+    return drawn.trails | given, drawn.labels
+
+
+def _told(judges: Judges) -> dict[str, Any]:
+    """What was asked of which judge, as far as each can say."""
+    return {name: judge.record() if hasattr(judge, "record") else "" for name, judge in judges.items()}
+
+
+def _shown(plan: Plan) -> Mapping[str, Any]:
+    """Settings worth printing: those that are set, and those of the drawing where anything is drawn."""
+    nowhere = ("trails", "output_dir", "cache_dir", "judge", "secondary")
+    return {
+        name: value for name, value in asdict(plan).items() if name not in nowhere and value not in (None, [], {}, "")
+    }

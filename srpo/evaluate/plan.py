@@ -1,0 +1,217 @@
+"""What an evaluation is to do: a value, from a YAML file, flags, or both.
+
+A file may be a recipe, whose settings of training stand beside one key `evaluate` with all of this below it.
+"""
+
+# ruff: noqa: RUF009  `_option` makes a field
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from srpo.errors import ConfigError, InputError, did_you_mean
+
+SECTION = "evaluate"
+CONTROLS = {
+    "draft_only": "its drafts, whatever k",
+    "best_of": "best of k+1 drafts",
+    "oracle": "oracle: best of k+1 drafts, picked by the judge",
+    "reference": "reference asked to revise",
+    "gold": "the gold answers",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A system that is drawn.
+
+    Attributes:
+        model: folder or hub name; `{seed}` in it stands for the seed, for models trained with several.
+        reference: what it was before training, for its own confidence and the control best_of; `{seed}` likewise.
+        revision_template: preset or file; what was saved with the model, if None.
+        policy: as in `srpo.revise.reviser.Settings`.
+        revisions: fewer than the others have, if it is to stop earlier; None for as many.
+        controls: of this system, beside those of the highlighted one.
+    """
+
+    model: str
+    reference: str | None = None
+    revision_template: str | None = None
+    policy: str = "always"
+    revisions: int | None = None
+    controls: tuple[str, ...] = ()
+
+
+def _option(help: str, default: Any = None, *, many: bool = False, metavar: str = "") -> Any:
+    metadata = {"help": help, "many": many, "metavar": metavar}
+    return field(default_factory=lambda: type(default)(default) if many else default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One evaluation. What its fields mean is said where they are flags.
+
+    Raises:
+        ConfigError: a control that does not exist, or models without prompts.
+    """
+
+    trails: list[str] = _option(
+        "files written by `srpo revise`, one per system; a name that stands twice is a system with two seeds",
+        [],
+        many=True,
+        metavar="[NAME=]FILE",
+    )
+    models: dict[str, Model] = _option(
+        "models to draw from; {seed} in a path stands for each seed", {}, many=True, metavar="[NAME=]PATH"
+    )
+    prompts: dict[str, str] = _option(
+        "file or name of the prompts, one per split", {}, many=True, metavar="[SPLIT=]FILE"
+    )
+    prompts_split: str = _option("split of what `datasets` loads", "test")
+    prompts_config: str | None = _option("configuration of what `datasets` loads")
+    map: str | None = _option("columns of other names, ours=theirs: prompt=post,gold=summary")
+    limit: int | None = _option("take the first so many prompts of each split")
+    references: str | None = _option("what the models were before training, for confidence and best_of")
+    revision_template: str | None = _option("preset or file, for models that were saved without one")
+    controls: list[str] = _option(
+        "what to hold the highlighted model against: " + ", ".join(CONTROLS), [], many=True, metavar="CONTROL"
+    )
+    revisions: int = _option("revisions at most", 5)
+    policy: str = _option("always, or if_preferred: keep what the model prefers", "always")
+    temperature: list[float] = _option("0 is greedy; several are reported apart", [1.0], many=True, metavar="T")
+    max_new_tokens: int = _option("tokens per answer", 256)
+    batch_size: int = _option("prompts generated together", 32)
+    seeds: list[int] = _option("seeds to draw with; each is reported alone and pooled", [0], many=True, metavar="SEED")
+    judge: str = _option("exact_match, per_character or module:function; none costs money", "exact_match")
+    secondary: list[str] = _option("judges to report beside it", [], many=True, metavar="JUDGE")
+    against: str = _option("what a judge of two answers holds them against: gold or draft", "gold")
+    versus: list[str] = _option(
+        "whom else to hold them against: draft, rivals, everyone", ["draft"], many=True, metavar="WHOM"
+    )
+    highlight: str = _option("the system that the comparisons are about; default: the first", "")
+    resampling: str = _option("prompts: 10,000 draws of all of them, or paper: 20 of 512", "prompts")
+    gold_key: str = _option("column of the prompts that holds the gold answer", "gold")
+    split_key: str = _option("column of trails that holds the name of the split, if any", "split")
+    seed: int = _option("of the resampling and of the trails shown", 0)
+    output_dir: str | None = _option("folder for report, figure, tables and what is drawn")
+    cache_dir: str | None = _option("folder for what is drawn, if several evaluations share it")
+    trust_remote_code: bool = _option("run code that comes with a model", False)
+
+    def __post_init__(self) -> None:
+        for where, names in (("controls", self.controls), *((n, m.controls) for n, m in self.models.items())):
+            for name in names:
+                if name not in CONTROLS:
+                    fix = did_you_mean(name, CONTROLS)
+                    raise ConfigError(f"no control {name!r}", where=where, expected=", ".join(CONTROLS), fix=fix)
+        if self.models and not self.prompts:
+            raise ConfigError("models but no prompts", where="prompts", fix="add `--prompts FILE`, or give --trails")
+        if not self.models and not self.trails:
+            raise ConfigError("nothing to evaluate", expected="--trails FILE, or --models PATH with --prompts FILE")
+        for name in ("seeds", "temperature"):
+            if not getattr(self, name):
+                raise ConfigError("none", where=name, expected="at least one")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], where: str = "") -> Plan:
+        """The plan that these settings make; what is named in several ways is brought into one.
+
+        Args:
+            settings: by field; prompts and models as a path, a list of `[NAME=]PATH`, or a mapping of names to paths,
+                a model's value a path or a mapping of `Model`'s fields.
+
+        Raises:
+            ConfigError: an unknown key, or a value of the wrong kind.
+
+        Example:
+            >>> plan = Plan.of({"models": "runs/srpo", "prompts": "test.jsonl", "seeds": [0, 1]})
+            >>> plan.models["srpo"].model, plan.prompts
+            ('runs/srpo', {'all': 'test.jsonl'})
+        """
+        _expect_known(settings, [each.name for each in fields(cls)], where)
+        found = dict(settings)
+        for each in fields(cls):
+            value = found.get(each.name)
+            if each.metadata["many"] and isinstance(value, str | int | float):
+                found[each.name] = [value]
+            elif each.name not in ("models", "prompts") and each.metadata["many"] and value is not None:
+                if not isinstance(value, list | tuple):
+                    raise ConfigError(f"{value!r}", where=each.name, expected="a list")
+                found[each.name] = list(value)
+        models = named(found.pop("models", {}), "models", "")
+        shared = {
+            "reference": found.get("references"),
+            "revision_template": found.get("revision_template"),
+            "policy": found.get("policy", "always"),
+        }
+        found["models"] = {name: _model(name, value, shared) for name, value in models.items()}
+        found["prompts"] = named(found.pop("prompts", {}), "prompts", "all")
+        return cls(**found)
+
+
+def read_plan(path: str) -> dict[str, Any]:
+    """The settings in a YAML file, or below `evaluate` in a recipe.
+
+    Raises:
+        InputError: no such file.
+        ConfigError: it is no mapping.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    except FileNotFoundError:
+        raise InputError("no such file", where=path, expected="a YAML file of settings") from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path, expected="a YAML file of settings") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
+    if isinstance(settings, dict):
+        settings = settings.get(SECTION, settings)
+    if not isinstance(settings, dict):
+        raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
+    _expect_known(settings, [each.name for each in fields(Plan)], path)
+    return settings
+
+
+def named(given: Any, where: str, alone: str) -> dict[str, Any]:
+    """Paths by name.
+
+    Args:
+        given: a mapping, or a list of `[NAME=]PATH`.
+        alone: what a path without a name is called; its last part, if empty.
+
+    Raises:
+        ConfigError: a name twice, or without a path.
+    """
+    if isinstance(given, Mapping):
+        return {str(name): value for name, value in given.items()}
+    found: dict[str, Any] = {}
+    for spec in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
+        if not isinstance(spec, str):
+            raise ConfigError(f"{spec!r}", where=where, expected="path or name=path")
+        name, equals, path = spec.partition("=")
+        # An equals sign behind a slash belongs to the path.
+        if not equals or "/" in name:
+            name, path = alone or Path(spec).name, spec
+        if not name or not path or name in found:
+            problem = "stands twice" if name in found else "names nothing"
+            raise ConfigError(f"{spec!r} {problem}", where=where, expected="path or name=path, each name once")
+        found[name] = path
+    return found
+
+
+def _model(name: str, value: Any, shared: Mapping[str, Any]) -> Model:
+    own = {"model": value} if isinstance(value, str) else value
+    if not isinstance(own, Mapping) or "model" not in own:
+        raise ConfigError(f"{value!r}", where=f"models: {name}", expected="a path, or a mapping with `model`")
+    _expect_known(own, [each.name for each in fields(Model)], f"models: {name}")
+    return Model(**{**shared, **own, "controls": tuple(own.get("controls", ()))})
+
+
+def _expect_known(settings: Iterable[str], known: list[str], where: str) -> None:
+    for key in settings:
+        if key not in known:
+            fix = did_you_mean(str(key), known) or "`srpo evaluate --help` lists the keys"
+            raise ConfigError(f"unknown key {key!r}", where=where, fix=fix)

@@ -1,0 +1,72 @@
+"""Plans from files and flags: what is named in several ways is one thing, and mistakes are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo.errors import ConfigError, InputError
+from srpo.evaluate.plan import Model, Plan, read_plan
+
+
+def test_three_ways_to_name_models_and_prompts() -> None:
+    wanted = {"srpo": "runs/srpo", "dpo": "runs/dpo"}
+    for models in (wanted, ["runs/srpo", "dpo=runs/dpo"], {"srpo": {"model": "runs/srpo"}, "dpo": "runs/dpo"}):
+        plan = Plan.of({"models": models, "prompts": ["in=a.jsonl", "out=b.jsonl"]})
+        assert {name: model.model for name, model in plan.models.items()} == wanted
+        assert plan.prompts == {"in": "a.jsonl", "out": "b.jsonl"}
+
+
+def test_what_is_said_once_holds_for_all_models() -> None:
+    models = {"a": "x", "b": {"model": "y", "policy": "if_preferred", "controls": ["best_of"]}}
+    plan = Plan.of({"models": models, "prompts": "p", "references": "base", "revision_template": "quote"})
+    assert plan.models == {
+        "a": Model("x", "base", "quote"),
+        "b": Model("y", "base", "quote", "if_preferred", None, ("best_of",)),
+    }
+
+
+def test_a_recipe_has_it_below_evaluate(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("beta: 0.1\nevaluate:\n  seeds: 3\n  trails: [a.jsonl]\n")
+    assert read_plan(str(tmp_path / "recipe.yaml")) == {"seeds": 3, "trails": ["a.jsonl"]}
+    (tmp_path / "plain.yaml").write_text("trails: a.jsonl\ntemperature: 0\n")
+    plan = Plan.of(read_plan(str(tmp_path / "plain.yaml")))
+    assert (plan.trails, plan.temperature) == (["a.jsonl"], [0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"trials": "a"}, "unknown key 'trials'; did you mean 'trails'"),
+        ({}, "nothing to evaluate"),
+        ({"models": "m"}, "models but no prompts"),
+        ({"models": "m", "prompts": "p", "controls": ["best-of"]}, "did you mean 'best_of'"),
+        ({"models": {"a": {"model": "m", "polcy": "x"}}, "prompts": "p"}, "models: a: unknown key 'polcy'"),
+        ({"models": {"a": {"policy": "x"}}, "prompts": "p"}, "a mapping with `model`"),
+        ({"models": ["x/a", "y/a"], "prompts": "p"}, "'y/a' stands twice"),
+        ({"models": ["=x"], "prompts": "p"}, "names nothing"),
+        ({"trails": {"a": "b"}}, "expected a list"),
+        ({"trails": "a", "seeds": []}, "seeds: none"),
+    ],
+)
+def test_mistakes_are_told(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Plan.of(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        (None, InputError, "no such file"),
+        ("- a\n", ConfigError, "not a mapping"),
+        ("a: [", ConfigError, "not YAML"),
+        ("evaluate:\n  sed: 1\n", ConfigError, "did you mean 'seed'"),
+    ],
+)
+def test_files_that_are_no_plan(text: str | None, kind: type[Exception], said: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(kind, match=said):
+        read_plan(str(tmp_path / "plan.yaml"))
