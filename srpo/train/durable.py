@@ -30,6 +30,7 @@ from srpo.train.checkpoint import STAGING, Invalid, Manifest
 from srpo.train.guard import expect_finite_weights
 from srpo.train.identity import accepted, identity_of
 from srpo.train.interrupt import signals
+from srpo.train.metrics import Measured
 from srpo.train.randomness import left_as_found
 
 REFERENCE_FILE = "reference.safetensors"
@@ -66,7 +67,7 @@ class DurableTrainer(Trainer):
     model: Any
     reference: Any
     start = Start()
-    _measured: dict[str, dict[str, list[float]]]
+    _measured: Measured
     _identity: dict[str, Any]
     _stage: Path | None = None
     committed = -1
@@ -277,20 +278,18 @@ class DurableTrainer(Trainer):
         return {
             "loss": self._tr_loss.item(),
             "last_logged": self._globalstep_last_logged,
-            "measured": {name: list(values) for name, values in self._measured.get("train", {}).items()},
+            "measured": self._measured.state("train"),
         }
 
     def take_position(self, position: dict[str, Any]) -> None:
         """Goes back to them."""
         self._tr_loss.fill_(position["loss"])
         self._globalstep_last_logged = position["last_logged"]
-        self._measured.pop("train", None)
-        for name, values in position["measured"].items():
-            self._measured.setdefault("train", {})[name] = list(values)
+        self._measured.restore("train", position["measured"])
 
     def _save_besides(self, folder: Path) -> None:
         (folder / self._position_file).write_text(json.dumps(self.position()), "utf-8")
-        state = self.reference.state_dict() if hasattr(self.reference, "state_dict") else {}
+        state = self.reference.state_dict()
         if state and self.args.should_save:
             from safetensors.torch import save_file
 
