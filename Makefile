@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test check format bandit search faults sweep vllm
+.PHONY: help demo test check format bandit search faults sweep vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,17 @@ bandit: .venv/core ## the paper's Figure 2 from the library's own loss; results 
 
 search: .venv/core ## the settings of the carry task, searched on validation prompts
 	$(OFFLINE) $(BIN)/python -m benchmarks.carry_search
+
+# alpaca_eval stumbles over its own cache under pandas 3; its environment is apart from ours, and so is its pandas.
+alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and verdicts; its environment is downloaded
+	rm -rf runs/alpaca
+	$(OFFLINE) $(BIN)/python -m tests.evaluate.alpaca_files runs/alpaca
+	$(OFFLINE) OPENAI_API_KEY=none .venv/alpaca/bin/python tests/evaluate/alpaca_accepts.py runs/alpaca
+
+.venv/alpaca/done: .venv/core
+	$(PYTHON) -m venv .venv/alpaca
+	.venv/alpaca/bin/pip install -q 'alpaca_eval==0.6.6' 'pandas<3'
+	@touch $@
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
