@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from srpo.cli.judge_flags import add_judge_flags, judge_settings
+from srpo.cli.judging import add_judge_flags, judge_of
 from srpo.cli.parser import Parser
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
             f"{args.output}: {len(chosen)} comparisons; vote first, second or tie, then `--judge votes:{args.output}`"
         )
         return 0
-    account = label_file(args.trails, args.output, judge_settings(args).load(), settings)
+    account = label_file(args.trails, args.output, judge_of(args).load(), settings)
     print("\n".join(account.lines()))
     print(f"{args.output}: {sum(account.pairs.values())} pairs")
     return 0

@@ -10,7 +10,6 @@ from srpo.errors import ConfigError
 from srpo.evaluate.asking import Asking
 from srpo.evaluate.judges import JUDGES, REWARD, Judge, judged, load_judge, resolved
 from srpo.evaluate.verdicts import TIE, Comparison, Order, PairJudge, Verdict, combined
-from srpo.evaluate.votes import VOTES, Votes
 
 LLM = "llm"
 
@@ -71,8 +70,7 @@ def load_pair_judge(
     """The judge of that name.
 
     Args:
-        name: `llm`, a model behind an OpenAI-compatible server; `reward:` and a path or hub name; `votes:` and a
-            file of people's votes; a key of `JUDGES`; or
+        name: `llm`, a model behind an OpenAI-compatible server; `reward:` and a path or hub name; a key of `JUDGES`; or
             `module:name` of a function that scores single answers, or of an object with `identity` and `compare`.
         asking: for `llm`, which model and how.
         base_url: for `llm`, where; there is no default, because any would cost somebody money.
@@ -102,8 +100,6 @@ def load_pair_judge(
         return LLMJudge(endpoint, load_prompt(prompt), asking, VerdictCache(verdicts))
     if base_url or asking is not None:
         raise ConfigError(f"{name} asks no server", where="judge", fix=f"name the judge {LLM!r}, or no model")
-    if name.startswith(VOTES):
-        return Votes(name.removeprefix(VOTES))
     found: Any = load_judge(name) if name in JUDGES or name.startswith(REWARD) else resolved(name)
     if not isinstance(found, type) and hasattr(found, "compare") and hasattr(found, "identity"):
         compares: PairJudge = found

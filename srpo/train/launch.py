@@ -135,10 +135,13 @@ def _run(
     trainer, rows, test_rows = _trainer(config, model, data)
     _say(trainer)
     trainer.command = command
-    if trainer.is_world_process_zero():
+
+    def record() -> None:
         settings = {**config.to_dict(), **asdict(model), **asdict(data), **asdict(run)}
         write_record(Path(str(config.output_dir)), command=command, settings=settings, data=data_of(trainer))
         _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
+
+    trainer.at_start = record  # not before it is sure that this run is to be: the record of another stays as it is
     result = trainer.train(resume_from_checkpoint=run.resume)
     if trainer.start.complete:
         return {"complete": result.global_step}
