@@ -30,6 +30,7 @@ EVERY_OTHER = {
     "eval_steps": 2,
     "save_strategy": "steps",
     "save_steps": 2,
+    "disable_dropout": False,
 }
 
 
