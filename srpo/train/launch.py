@@ -69,13 +69,16 @@ class RunArguments:
 GROUPS: tuple[Any, ...] = (SRPOConfig, ModelArguments, DataArguments, RunArguments)
 
 
-def known_settings() -> list[str]:
+def known_settings(more: Iterable[Any] = ()) -> list[str]:
     """Every key a settings file may hold."""
-    return [f.name for group in GROUPS for f in fields(group) if f.init]
+    return [f.name for group in (*GROUPS, *more) for f in fields(group) if f.init]
 
 
-def read_settings(path: str) -> dict[str, Any]:
+def read_settings(path: str, more: Iterable[Any] = ()) -> dict[str, Any]:
     """A flat YAML file of settings.
+
+    Args:
+        more: groups of settings that it may hold beside those of a training.
 
     Raises:
         InputError: no such file.
@@ -94,12 +97,12 @@ def read_settings(path: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
     redacted(settings)  # remembers what stands under a secret's name, before any message can repeat it
-    _expect_known(settings, path)
+    _expect_known(settings, path, more)
     return settings
 
 
-def _expect_known(settings: Iterable[str], where: str) -> None:
-    known = known_settings()
+def _expect_known(settings: Iterable[str], where: str, more: Iterable[Any] = ()) -> None:
+    known = known_settings(more)
     for key in settings:
         if key not in known:
             fix = did_you_mean(str(key), known) or "`srpo train --help` lists the keys"
@@ -132,10 +135,13 @@ def _run(
     trainer, rows, test_rows = _trainer(config, model, data)
     _say(trainer)
     trainer.command = command
-    if trainer.is_world_process_zero():
+
+    def record() -> None:
         settings = {**config.to_dict(), **asdict(model), **asdict(data), **asdict(run)}
         write_record(Path(str(config.output_dir)), command=command, settings=settings, data=data_of(trainer))
         _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
+
+    trainer.at_start = record  # not before it is sure that this run is to be: the record of another stays as it is
     result = trainer.train(resume_from_checkpoint=run.resume)
     if trainer.start.complete:
         return {"complete": result.global_step}
