@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from srpo.cli.judge_flags import add_judge_flags, judge_maker
+from srpo.cli.judging import add_judge_flags, judge_of
 from srpo.cli.parser import Parser
 from srpo.errors import UsageError, did_you_mean
 
@@ -55,7 +55,8 @@ def check(argv: list[str]) -> int:
     from srpo.output import write_file
     from srpo.pairs.read import Source, columns_of, read_pairs
 
-    make = judge_maker(args)
+    make = judge_of(args).load
+    make(0)  # a mistake in it is told before the pairs are read
     pairs = sample(read_pairs(Source(args.pairs, columns_of(args.map), split=args.split)), args.limit, args.seed)
     checked = check_judge(make, pairs, runs=args.runs, gold_key=args.gold_key, seed=args.seed)
     print_checked(checked)

@@ -13,10 +13,12 @@ from srpo.errors import Interrupted, OutputError, SRPOError, UsageError, did_you
 VERBS = {
     "demo": "the whole story on a generated task: base, pairs, training, revision, report; offline, minutes on a CPU",
     "train": "train on preference pairs, with SRPO, DPO or IPO",
+    "precompute": "score pairs under the reference once, for every epoch and run to come",
     "revise": "draft answers to a file of prompts and revise them",
     "calibrate": "measure on labelled prompts whether revising helps a model, and how far to trust its confidence",
     "sample": "draw drafts and revisions of a model's own, to be labelled",
     "label": "order them by a judge: preference pairs of the model's own answers",
+    "rounds": "offline training, then rounds of sample, label and train",
     "evaluate": "score drafts and revisions, with intervals",
     "judge": "check a judge on labelled pairs, compare two files of answers, compare two judges",
     "exchange": "answers to and from the files of AlpacaEval and Arena-Hard",

@@ -30,6 +30,7 @@ from srpo.train.checkpoint import STAGING, Invalid, Manifest
 from srpo.train.guard import expect_finite_weights
 from srpo.train.identity import accepted, identity_of
 from srpo.train.interrupt import signals
+from srpo.train.metrics import Measured
 from srpo.train.randomness import left_as_found
 
 REFERENCE_FILE = "reference.safetensors"
@@ -60,13 +61,15 @@ class DurableTrainer(Trainer):
     Attributes:
         start: where the last call of `train` began.
         kept_files: names of files in a model's folder that saving sees as they are: people write in them.
+        at_start: called in the first process once it is settled where a run begins and that something is left to do.
         committed: step of the newest checkpoint that the run stands on; −1 for none.
     """
 
     model: Any
     reference: Any
     start = Start()
-    _measured: dict[str, dict[str, list[float]]]
+    at_start: Callable[[], None] | None = None
+    _measured: Measured
     _identity: dict[str, Any]
     _stage: Path | None = None
     committed = -1
@@ -96,6 +99,8 @@ class DurableTrainer(Trainer):
             if self.start.complete and self.start.manifest:
                 return self._complete(self.start.manifest)
             self._expect_room(final=True)
+            if self.at_start and self.is_world_process_zero():
+                self.at_start()
             self.committed = self.start.manifest.step if self.start.manifest else -1
             with signals.held_back():
                 folder = str(self.start.folder) if self.start.folder else None
@@ -225,6 +230,7 @@ class DurableTrainer(Trainer):
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
+        expect_finite_weights(self.model, step=self.state.global_step)
         target = Path(output_dir) if output_dir else self._folder
         stage = target / STAGING / "final"
         with self._held(target), signals.held_back(), checkpoint.Writing(target):
@@ -266,9 +272,7 @@ class DurableTrainer(Trainer):
         each = checkpoint.size_of(saved[0][1]) if saved else model + state + 10**5
         if self.args.save_strategy == "no":
             each = 0
-        expect_room(
-            self._folder, each + (model if final else 0), "a checkpoint and the model" if final else "a checkpoint"
-        )
+        expect_room(self._folder, each + (model if final else 0), "the run" if final else "a checkpoint")
 
     # ------------------------------------------------------------------ what transformers does not save
 
@@ -277,20 +281,18 @@ class DurableTrainer(Trainer):
         return {
             "loss": self._tr_loss.item(),
             "last_logged": self._globalstep_last_logged,
-            "measured": {name: list(values) for name, values in self._measured.get("train", {}).items()},
+            "measured": self._measured.state("train"),
         }
 
     def take_position(self, position: dict[str, Any]) -> None:
         """Goes back to them."""
         self._tr_loss.fill_(position["loss"])
         self._globalstep_last_logged = position["last_logged"]
-        self._measured.pop("train", None)
-        for name, values in position["measured"].items():
-            self._measured.setdefault("train", {})[name] = list(values)
+        self._measured.restore("train", position["measured"])
 
     def _save_besides(self, folder: Path) -> None:
         (folder / self._position_file).write_text(json.dumps(self.position()), "utf-8")
-        state = self.reference.state_dict() if hasattr(self.reference, "state_dict") else {}
+        state = self.reference.state_dict()
         if state and self.args.should_save:
             from safetensors.torch import save_file
 
