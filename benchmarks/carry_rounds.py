@@ -168,7 +168,6 @@ def rounds(job: Job, out: Path) -> list[tuple[Path, int, int]]:
         sample_revisions=2 if job.method == "srpo" else 0,
         sample_max_new_tokens=NEW_TOKENS,
         sample_batch_size=1000,
-        judge="digits",
         ask=ASKED[job.method],
         labels_per_round=job.labels,
         round_steps=STEPS,

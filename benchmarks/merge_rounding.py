@@ -1,6 +1,6 @@
-"""How far a sound merge moves logits, by dtype: what the limits in srpo/model/merge.py have to leave room for.
+"""How far a sound merge moves logits, by dtype: what `rounding` in srpo/model/merge.py has to leave room for.
 
-    python -m benchmarks.merge_rounding
+    OMP_NUM_THREADS=1 python -m benchmarks.merge_rounding
 
 Prints, for each dtype and depth, the largest difference over random models with random adapters as a share of the range
 of a position's logits, beside the limit and beside what the adapter itself does.
@@ -19,7 +19,7 @@ from srpo.model.load import load_model
 from srpo.model.merge import Comparison, merge
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
-SEEDS = range(5)
+SEEDS = range(2)
 DEPTHS = (2, 8, 24)
 
 
@@ -45,6 +45,7 @@ def once(seed: int, layers: int, dtype: str) -> Comparison:
 
 def main() -> None:
     hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     print(f"{'dtype':10}{'layers':>7}{'largest':>10}{'limit':>8}{'adapter':>9}  tokens otherwise, ties, of")
     for dtype in ("float32", "float16", "bfloat16"):
         for layers in DEPTHS:

@@ -18,16 +18,19 @@ LOCK_FILE = ".lock"
 log = logging.getLogger("srpo")
 
 
-def writable_folder(folder: Path) -> Path:
+def writable_folder(folder: Path, flag: str = "--output_dir") -> Path:
     """Makes the folder; a mistake in its name should not cost the user the wait for the numbers.
+
+    Args:
+        flag: what names it.
 
     Raises:
         OutputError: it cannot be made or written to.
     """
-    with writing(folder):
+    with writing(folder, flag):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError("no permission to write here", where=str(folder), fix="name another --output_dir")
+        raise OutputError("no permission to write here", where=str(folder), fix=f"name another {flag}")
     return folder
 
 
@@ -62,13 +65,13 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system refuses inside ends as an `OutputError` that names the path."""
+def writing(path: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """What the system refuses inside ends as an `OutputError` that names the path, and the flag that chose it."""
     try:
         yield
     except OSError as error:
         what = f"cannot be written ({error.strerror})"
-        fix = "name another --output_dir"
+        fix = f"name another {flag}"
         raise OutputError(what, where=str(path), expected="a folder that can be written", fix=fix) from None
 
 

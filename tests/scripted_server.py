@@ -49,8 +49,12 @@ class Asked:
 
 
 @contextmanager
-def serve(script: Callable[[JSON, int], Say]) -> Iterator[Asked]:
-    """Serves until the block is left; `script(body, before)` is what to answer."""
+def serve(script: Callable[[JSON, int], Say], models: list[JSON] | None = None) -> Iterator[Asked]:
+    """Serves until the block is left; `script(body, before)` is what to answer to a POST.
+
+    Args:
+        models: the answer to `GET /v1/models`; None knows no such path.
+    """
     lock, over = threading.Lock(), threading.Event()
     under_way = 0
 
@@ -85,6 +89,14 @@ def serve(script: Callable[[JSON, int], Say]) -> Iterator[Asked]:
             self.end_headers()
             self.wfile.write(content[: said.cut])
             self.close_connection = said.cut is not None
+
+        def do_GET(self) -> None:
+            known = models is not None and self.path == "/v1/models"
+            content = json.dumps({"data": models}).encode() if known else b"not found"
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
             pass

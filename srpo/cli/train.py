@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
+from typing import Any
 
-from srpo.cli.parser import Mistakes
-from srpo.errors import Interrupted, UsageError
+from srpo.cli.settings import settings_of
+from srpo.errors import Interrupted
 
 DESCRIPTION = """Train a model to draft and to revise from preference pairs.
 
@@ -16,31 +15,15 @@ srpo train --config settings.yaml --beta 0.1
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb; flags win over the settings file, the file over a preset."""
-    from transformers import HfArgumentParser
-    from transformers.utils import logging as hf_logging
+    """Runs the verb."""
+    config, model, data, run = settings_of("train", DESCRIPTION, argv)
 
     from srpo.train.interrupt import signals
-    from srpo.train.launch import GROUPS, read_settings, settings_of_preset, train
+    from srpo.train.launch import train
 
-    class Parser(Mistakes, HfArgumentParser):
-        """transformers' argument parser with our errors."""
-
-    hf_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    parser = Parser(GROUPS, prog="srpo train", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--config", help="A flat YAML file of settings; its keys are the flags below.")
-    file = _value_of("--config", argv)
-    settings = read_settings(file) if file else {}
-    parser.set_defaults(**settings_of_preset(_value_of("--preset", argv) or settings.get("preset")))
-    parser.set_defaults(**parser.converted(settings, where=str(file)))
-    parsed = parser.parse_args(argv)
-    vars(parsed).pop("config")
-    config, model, data, run = parser.parse_dict(vars(parsed))
     try:
         with signals.heard():
-            final = train(config, model, data, run, command=["srpo", "train", *argv])
+            final = train(config, model, data, run, command=["srpo", "train", *argv], watch=_watch)
     except KeyboardInterrupt:
         what = f"interrupted; checkpoints so far are in {config.output_dir}"
         raise Interrupted(what, fix="the same command with --resume goes on from the newest") from None
@@ -51,13 +34,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _value_of(flag: str, argv: list[str]) -> str | None:
-    """A flag's value before the parser runs: it decides the parser's own defaults."""
-    for i, word in enumerate(argv):
-        if word == flag:
-            if i + 1 == len(argv):
-                raise UsageError(f"{flag} needs a value", where="srpo train")
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.removeprefix(flag + "=")
-    return None
+def _watch(trainer: Any, source: Any, run: Any) -> Any:
+    """What draws and judges at every evaluation."""
+    from srpo.evaluate.command import judge_named
+    from srpo.evaluate.during import RevisionEvaluation, Watch
+
+    watch = Watch(run.eval_revisions, run.eval_prompts, run.eval_temperature, run.eval_max_new_tokens)
+    return RevisionEvaluation(trainer, source, judge_named(run.eval_judge), watch)

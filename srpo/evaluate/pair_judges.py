@@ -94,8 +94,8 @@ def load_pair_judge(
         from srpo.generate.http import Endpoint
 
         if not base_url or asking is None:
-            expected = "a server's URL and a model's name"
-            raise ConfigError("a model as judge, and none is named", where="judge llm", expected=expected)
+            expected = "a server's URL and a model's name; there is no default, since any would cost somebody money"
+            raise ConfigError("no model is named", where="judge llm", expected=expected)
         endpoint = Endpoint(base_url, api_key_env=api_key_env, timeout=timeout, tries=tries, concurrency=concurrency)
         return LLMJudge(endpoint, load_prompt(prompt), asking, VerdictCache(verdicts))
     if base_url or asking is not None:

@@ -11,11 +11,13 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from srpo.errors import InputError, OutputError
+from srpo.evaluate.verdicts import Comparison, PairJudge, Verdict
 from srpo.pairs.values import Prompt
 
 log = logging.getLogger("srpo")
@@ -130,3 +132,40 @@ def key_of(identity: str, template: str, prompt: Prompt, shown_first: str, shown
     """
     parts = json.dumps([identity, template, prompt, shown_first, shown_second], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()
+
+
+class Remembering:
+    """A judge whose verdicts are kept as they come, so that a run that is killed asks for none of them again.
+
+    Only verdicts are: what was unscored is asked again, for a server may have failed.
+
+    Args:
+        judge: who is asked.
+        path: the file; see `VerdictCache`.
+    """
+
+    def __init__(self, judge: PairJudge, path: str | Path) -> None:
+        self.judge, self.cache = judge, VerdictCache(path)
+
+    @property
+    def identity(self) -> str:
+        """The judge's own."""
+        return self.judge.identity
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+        """Verdicts in order, the remembered ones without asking."""
+        asked = list(comparisons)
+        known = [self.cache.get(self._key(each)) for each in asked]
+        fresh = iter(self.judge.compare([each for each, kept in zip(asked, known, strict=True) if kept is None]))
+        for each, kept in zip(asked, known, strict=True):
+            if kept is not None:
+                yield Verdict(float(kept.label), reason=kept.reason)
+                continue
+            verdict = next(fresh)
+            if verdict.score is not None:
+                self.cache.add(self._key(each), Kept(str(verdict.score), verdict.reason))
+            yield verdict
+
+    def _key(self, comparison: Comparison) -> str:
+        said = comparison
+        return key_of(self.identity, json.dumps(said.gold, sort_keys=True), said.prompt, said.first, said.second)

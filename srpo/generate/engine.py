@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,3 +74,8 @@ class Engine(Protocol):
             ConfigError: a negative temperature.
         """
         ...
+
+
+def seed_of(seed: int, key: str) -> int:
+    """The seed of one request, for engines that draw numbers of their own; below 2³¹, for some take no larger one."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:4], "big") >> 1

@@ -1,15 +1,10 @@
-"""Completions in process, by transformers' own `generate`.
-
-Sampling draws one uniform number per token, keyed by (seed, row key, token position), and inverts the distribution
-with it. A completion then depends on its prompt and key alone: not on the batch it shares, the rows before it, or
-whether the run was interrupted and resumed.
+"""Completions in process by transformers' own `generate`, token by token: the plain way beside live.py.
 
 Axes: N rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from srpo.errors import ConfigError
 from srpo.generate.engine import Completion
+from srpo.generate.sampling import choose, uniforms
 from srpo.model.load import model_context
 
 # Options that would shape the distribution, or cut answers short. A model may bring some along as its defaults, and
@@ -94,7 +90,7 @@ class HFEngine:
             chosen = by_length[at : at + self.batch_size]
             noise = None
             if temperature > 0:
-                noise = torch.stack([_uniforms(seed, keys[i], max_new_tokens) for i in chosen])
+                noise = torch.stack([uniforms(seed, keys[i], max_new_tokens) for i in chosen])
             rows = self._batch([contexts[i] for i in chosen], noise, temperature, max_new_tokens, tuple(stop_ids))
             done.update(zip(chosen, rows, strict=True))
         return [done[i] for i in range(len(contexts))]
@@ -141,25 +137,8 @@ class _InverseSampling(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_width
-        chosen_N = inverse_sample((scores / self.temperature).double().softmax(-1), self.noise_NT[:, step])
+        chosen_N = choose(scores, self.noise_NT[:, step], self.temperature)
         return torch.full_like(scores, float("-inf")).scatter(1, chosen_N[:, None], 0.0)
-
-
-def inverse_sample(probabilities_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """[N] the token at which the cumulative distribution passes the uniform number; never one of probability zero."""
-    cumulative_NV = probabilities_NV.cumsum(-1)
-    total_N1 = cumulative_NV[:, -1:]
-    # Rounding leaves the last sum a little off 1: scale the number to it, and stay below, rather than fall off the end.
-    reach_N1 = uniform_N[:, None].to(cumulative_NV) * total_N1
-    reach_N1 = reach_N1.minimum(total_N1.nextafter(torch.zeros_like(total_N1)))
-    return torch.searchsorted(cumulative_NV, reach_N1, right=True)[:, 0].clamp(max=probabilities_NV.shape[1] - 1)
-
-
-def _uniforms(seed: int, key: str, count: int) -> Tensor:
-    """[count] numbers in [0, 1) that depend on (seed, key) alone."""
-    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def _cut(ids: list[int], stop_ids: tuple[int, ...], seconds: float) -> Completion:

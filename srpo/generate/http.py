@@ -29,6 +29,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from srpo.errors import ConfigError, InputError, SRPOError
 
 T = TypeVar("T")
+Body = Mapping[str, Any] | None  # of a POST request; None makes it a GET
 
 WORTH_ANOTHER_TRY = {408, 425, 429, *range(500, 600)}
 WRONG_FOR_ALL = {401, 403, 404, 405, *range(300, 400)}  # no other request would fare better
@@ -50,8 +51,8 @@ class UnusableAnswer(_TryAgain):
     """Raised by a `read`: the JSON came whole, but what is needed does not stand in it. The request is tried again."""
 
 
-class _Refused(Exception):
-    """This request cannot be served, however often it is sent."""
+class Refused(Exception):
+    """This request cannot be served, however often it is sent. A `read` may raise it, too."""
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,16 @@ class Endpoint:
         read: Callable[[Any], T],
         keep: Callable[[Mapping[str, Any], T], None] | None = None,
     ) -> Iterator[Reply[T]]:
-        """The replies to one POST request per body, in the order of the bodies, each as soon as those before it ended.
+        """The replies to one request per body, in the order of the bodies, each as soon as those before it ended.
 
         Args:
             path: appended to the base URL: `completions`, say.
-            bodies: a JSON object each; taken as they are needed.
+            bodies: a JSON object each, sent by POST; taken as they are needed.
             read: the parsed answer → what is wanted of it. It runs on other threads. Where the answer lacks what is
                 needed it raises `UnusableAnswer`, or the KeyError, IndexError or TypeError of looking for it.
-            keep: told of each body and what was read of its answer, on the same thread and as soon as it came: an
-                answer that was paid for should not be lost while it waits for the ones before it.
+            keep: told of each body and what was read of its answer, on the same thread as soon as it came and before
+                another request takes its turn: an answer that was paid for should not be lost to a kill while it
+                waits for the ones before it.
 
         Raises:
             ConfigError: the server refuses the key, or knows no such path or model.
@@ -151,7 +153,8 @@ class Endpoint:
         try:
             while True:
                 for body in itertools.islice(source, WINDOW * self.concurrency - len(jobs)):
-                    jobs.append(_Job(functools.partial(self._item, path, body, read, keep, stop)))
+                    kept = functools.partial(_kept, body, read, keep)
+                    jobs.append(_Job(functools.partial(self._item, path, body, kept, stop)))
                 if not jobs:
                     return
                 reply = jobs.popleft().result()
@@ -163,20 +166,17 @@ class Endpoint:
         finally:
             stop.set()  # what still waits for its turn is not sent
 
+    def get(self, path: str, read: Callable[[Any], T]) -> Reply[T]:
+        """The reply to a GET request. A path that the server does not know is a failed reply, and no error."""
+        return self._item(path, None, read, threading.Event())
+
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
 
     # ------------------------------------------------------------------ one item
 
-    def _item(
-        self,
-        path: str,
-        body: Mapping[str, Any],
-        read: Callable[[Any], T],
-        keep: Callable[[Mapping[str, Any], T], None] | None,
-        stop: threading.Event,
-    ) -> Reply[T]:
+    def _item(self, path: str, body: Body, read: Callable[[Any], T], stop: threading.Event) -> Reply[T]:
         """Tries until the item ends."""
         began = time.monotonic()
         problem = _TryAgain("not sent", after=0.0)
@@ -184,11 +184,8 @@ class Endpoint:
             if stop.wait(self._pause(attempt, problem)):
                 return Reply(None, "not sent", attempt - 1)
             try:
-                value = self._try(path, body, read)
-                if keep:
-                    keep(body, value)
-                return Reply(value, "", attempt, time.monotonic() - began)
-            except _Refused as error:
+                return Reply(self._try(path, body, read), "", attempt, time.monotonic() - began)
+            except Refused as error:
                 return Reply(None, str(error), attempt, time.monotonic() - began)
             except _TryAgain as error:
                 problem = error
@@ -203,14 +200,23 @@ class Endpoint:
             pause = min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 2)) * random.uniform(0.5, 1.0)
         return max(pause, self._quiet_until - time.monotonic())
 
-    def _try(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
-        """One request."""
-        status, retry_after, content = self._send(path, body)
+    def _try(self, path: str, body: Body, read: Callable[[Any], T]) -> T:
+        """One request, and what is made of its answer."""
+        with self._slots:
+            status, retry_after, content = self._send(path, body)
+            return self._made(path, body, read, status, retry_after, content)
+
+    def _made(
+        self, path: str, body: Body, read: Callable[[Any], T], status: int, retry_after: float | None, content: bytes
+    ) -> T:
+        """What `read` makes of an answer, or why there is nothing to read."""
         if 200 <= status < 300:
             try:
                 return read(json.loads(content))
             except UnusableAnswer as error:
                 raise _TryAgain(self._clean(str(error))) from None
+            except Refused as error:
+                raise Refused(self._clean(str(error))) from None
             except (KeyError, IndexError, TypeError) as error:
                 raise _TryAgain(self._clean(f"JSON of another shape: {error!r}")) from None
             except (ValueError, RecursionError):
@@ -220,28 +226,30 @@ class Endpoint:
             if retry_after is not None:
                 self._quiet_until = max(self._quiet_until, time.monotonic() + retry_after)
             raise _TryAgain(said, after=retry_after)
-        if status in WRONG_FOR_ALL:
+        if status in WRONG_FOR_ALL and (body is not None or status in (401, 403)):
             fix = "name the variable that holds the key" if status in (401, 403) else "mend the URL or the model's name"
             raise ConfigError(said, where=f"{self.url}/{path}", fix=fix)
-        raise _Refused(said)
+        raise Refused(said)
 
-    def _send(self, path: str, body: Mapping[str, Any]) -> tuple[int, float | None, bytes]:
+    def _send(self, path: str, body: Body) -> tuple[int, float | None, bytes]:
         """(status, seconds of Retry-After, content) of one request; the body is read here, so that the timeout is one
         for the whole rather than for each piece of it."""
         import httpx
 
         content = bytearray()
-        request = {"content": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}}
+        sent: dict[str, Any] = {"method": "GET"}
+        if body is not None:
+            headers = {"Content-Type": "application/json"}
+            sent = {"method": "POST", "content": json.dumps(body).encode(), "headers": headers}
         try:
-            with self._slots:
-                until = time.monotonic() + self.timeout
-                with self._client.stream("POST", f"{self.url}/{path}{self._query}", **request) as response:
-                    for piece in response.iter_bytes():
-                        content += piece
-                        if len(content) > LARGEST:
-                            raise _Refused(f"an answer of more than {LARGEST} bytes")
-                        if time.monotonic() > until:
-                            raise httpx.ReadTimeout("dribbling")
+            until = time.monotonic() + self.timeout
+            with self._client.stream(url=f"{self.url}/{path}{self._query}", **sent) as response:
+                for piece in response.iter_bytes():
+                    content += piece
+                    if len(content) > LARGEST:
+                        raise Refused(f"an answer of more than {LARGEST} bytes")
+                    if time.monotonic() > until:
+                        raise httpx.ReadTimeout("dribbling")
         except httpx.ConnectError as error:
             raise _TryAgain(self._clean(str(error)), unreachable=True) from None
         except httpx.TimeoutException:
@@ -279,6 +287,15 @@ class _Job(Generic[T]):
             raise self._ended
         assert self._ended is not None  # the thread's own traceback has been printed
         return self._ended
+
+
+def _kept(
+    body: Mapping[str, Any], read: Callable[[Any], T], keep: Callable[[Mapping[str, Any], T], None] | None, answer: Any
+) -> T:
+    value = read(answer)
+    if keep is not None:
+        keep(body, value)
+    return value
 
 
 # ---------------------------------------------------------------------- what is in a URL, a header, an error

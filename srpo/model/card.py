@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import redacted_command
+from srpo.errors import redacted, redacted_command
 from srpo.versions import versions
 
 CARD_FILE = "README.md"
@@ -35,6 +35,7 @@ SHOWN = (
     "truncate",
     "seed",
 )
+_PATH = re.compile(r"(?<![\w.:/~-])~?(?:/[\w.@+-]+){2,}")  # absolute, and not a part of a URL
 CITATION = """@inproceedings{choi2025srpo,
   title     = {Self-Improving Robust Preference Optimization},
   author    = {Choi, Eugene and Ahmadian, Arash and Geist, Matthieu and Pietquin, Olivier and
@@ -92,7 +93,7 @@ class Card:
             "## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in versions().items() if version),
             "## Citation\n\n```bibtex\n" + CITATION + "\n```",
         ]
-        return "\n\n".join(parts) + "\n"
+        return str(redacted("\n\n".join(parts) + "\n"))
 
 
 def write_card(folder: Path, card: Card, theirs: bytes | None) -> None:
@@ -139,6 +140,7 @@ def portable_command(words: Sequence[str]) -> str:
     for word in redacted_command(words):
         flag, equals, value = word.partition("=")
         word = flag + equals + portable(value) if equals and flag.startswith("-") else portable(word)
+        word = _PATH.sub(lambda path: portable(path[0]), word)  # inside of JSON, say
         shown.append(word if re.fullmatch(r"[\w@%+=:,./*-]+", word) else json.dumps(word, ensure_ascii=False))
     return " ".join(shown)
 

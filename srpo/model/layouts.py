@@ -28,6 +28,8 @@ from srpo.model.flex import flex_path_attention
 from srpo.model.forest import Forest
 from srpo.model.head import Scored, answer_logps
 
+LAYOUT_VERSION = 1  # goes up when any of them may round otherwise than before: log-probs kept on disk are then not read
+
 AttentionInterface.register(FLEX, flex_path_attention)
 
 

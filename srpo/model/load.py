@@ -64,7 +64,7 @@ def load_model(
     if unsafe := {"use_safetensors", "weights_only"} & options.keys():
         raise ConfigError(f"{min(unsafe)} is not for choosing", where="model_init_kwargs", fix=CONVERT)
     _expect_folder(path)
-    adapter = _adapter_base(path)
+    adapter = adapter_base(path)
     for folder in filter(None, (path, adapter)):
         expect_safe(Path(folder), trust_remote_code=trust_remote_code)
     try:
@@ -156,7 +156,7 @@ def model_context(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _adapter_base(path: str) -> str | None:
+def adapter_base(path: str) -> str | None:
     """The base model an adapter folder names; None when `path` is not one."""
     file = Path(path) / ADAPTER_FILE
     if not file.is_file():

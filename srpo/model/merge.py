@@ -30,9 +30,6 @@ from srpo.pairs.read import read_prompts
 from srpo.pairs.render import Renderer, options_of, template_for
 
 MERGE_FILE = "srpo_merge.json"
-# Rounding alone, as a share of the range of a position's logits. Of weights and activations in 16 bits every one is off
-# by up to 2^-11 (float16) or 2^-8 (bfloat16); `docs/export.md` shows how far from these a sound merge stays.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 PROMPTS, PROMPT_TOKENS = 4, 16  # where none are given
 
 
@@ -153,7 +150,7 @@ def compare(
         context_lengths: how many of the ids were given.
     """
     dtype = next(after.parameters()).dtype
-    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
+    tolerance = rounding(dtype, after.config.get_text_config().num_hidden_layers)
     generated = other = ties = positions = 0
     difference = effect = 0.0
     for (ids, was_SV), base_SV, given in zip(before, base, context_lengths, strict=True):
@@ -171,6 +168,19 @@ def compare(
         positions += len(ids)
     name = str(dtype).removeprefix("torch.")
     return Comparison(len(before), positions, generated, other, ties, difference, tolerance, effect, name)
+
+
+def rounding(dtype: torch.dtype, layers: int) -> float:
+    """The difference of logits, as a share of their range, that rounding weights and activations to a dtype explains.
+
+    Each layer adds its own; twice what sound merges of random models show (docs/lab-book.md, "How far rounding moves a
+    merged model"). In float32 the order of sums adds more than rounding a number does, hence the floor.
+
+    Example:
+        >>> rounding(torch.float32, 24), round(rounding(torch.bfloat16, 24), 3)
+        (0.0001, 0.077)
+    """
+    return max(1e-4, 2 * torch.finfo(dtype).eps * max(layers, 4) ** 0.5)
 
 
 def _largest(so_far: float, values_S: Tensor) -> float:

@@ -11,14 +11,15 @@ policy go through the same layout and back-end, so that every log-ratio is exact
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from srpo.errors import ConfigError
+from srpo.errors import ConfigError, InputError
 from srpo.maths.objective import SixLogps
+from srpo.model.fingerprint import fingerprint
 from srpo.model.forest import Forest
 from srpo.model.forward import six_logps
 from srpo.pairs.tree import PrefixTree
@@ -35,6 +36,7 @@ class Reference:
 
     Attributes:
         kind: "given", "frozen copy", "adapter off" or "frozen adapter".
+        fingerprint: sha256 of all that its numbers come from.
         model: what is scored; the policy itself where an adapter is switched.
 
     Raises:
@@ -42,18 +44,14 @@ class Reference:
     """
 
     def __init__(self, policy: Any, frozen: Any = None) -> None:
-        if frozen is policy:
-            fix = "leave it out for the policy as it is now"
-            raise ConfigError("the policy itself, which freezing would stop from learning", where="ref_model", fix=fix)
-        if frozen is not None:
-            self.kind, self.model = "given", _freeze(frozen)
-        elif not hasattr(policy, "disable_adapter"):  # a PEFT model; transformers' own adapters have no such switch
-            self.kind, self.model = "frozen copy", _freeze(copy.deepcopy(policy))
-        else:
-            _refuse_open_base(policy)
-            self.kind, self.model = "adapter off" if _is_fresh(policy) else "frozen adapter", policy
-            if self.kind == "frozen adapter":
-                self._adapter = _copy_adapter(policy)
+        self.kind, self.model = kind_of(policy, frozen), policy
+        self.fingerprint = reference_fingerprint(self.kind, policy if frozen is None else frozen)
+        if self.kind == "given":
+            self.model = _freeze(frozen)
+        elif self.kind == "frozen copy":
+            self.model = _freeze(copy.deepcopy(policy))
+        elif self.kind == "frozen adapter":
+            self._adapter = _copy_adapter(policy)
 
     @torch.no_grad()
     def six_logps(self, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> SixLogps:
@@ -75,8 +73,87 @@ class Reference:
 
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
         """Lets a trainer place the reference on its devices; a switched adapter is where the policy is."""
-        if self.kind in ("given", "frozen copy"):
+        if self.kind not in ("adapter off", "frozen adapter"):
             self.model = wrap(self.model)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint has to hold for the reference to go on from it: nothing, where the reference stays what
+        the policy was when training began. Tensors are those in use, not copies."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Takes up what `state_dict` gave.
+
+        Raises:
+            InputError: it is of another reference.
+        """
+
+
+class MovingReference(Reference):
+    """A reference that follows the policy from time to time (TR-DPO, arXiv 2404.09656).
+
+    Its weights, and with them the log-probs, depend on the way the policy has come: they cannot be had again from the
+    policy as training began, so they belong into checkpoints, and into no cache.
+
+    Args:
+        policy: the model to be trained.
+        frozen: where the reference starts from, if not from the policy; it is moved itself.
+
+    Raises:
+        ConfigError: there is nothing that could be moved, or it has other weights than the policy.
+    """
+
+    def __init__(self, policy: Any, frozen: Any = None) -> None:
+        if hasattr(policy, "disable_adapter"):
+            # A mean of two adapters' factors is not the factor of a mean: the reference would move off the line
+            # between the two, which is all that the method says.
+            fix = "leave sync_ref_model out, or train all weights"
+            raise ConfigError("the reference of an adapter cannot move", where="sync_ref_model", fix=fix)
+        super().__init__(policy, frozen)
+        self.kind = "moving"
+        self._ours, self._theirs = dict(self.model.named_parameters()), dict(policy.named_parameters())
+        if {n: p.shape for n, p in self._ours.items()} != {n: p.shape for n, p in self._theirs.items()}:
+            raise ConfigError("has other weights than the policy, which it is to follow", where="ref_model")
+
+    @torch.no_grad()
+    def follow(self, share: float) -> None:
+        """Moves to (1 − share) · itself + share · policy, weight by weight."""
+        for name, ours in self._ours.items():
+            ours.lerp_(self._theirs[name].to(ours), share)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach() for name, p in self._ours.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        if {n: p.shape for n, p in state.items()} != {n: p.shape for n, p in self._ours.items()}:
+            raise InputError("a reference with other weights", where="checkpoint", expected="those of this model")
+        for name, ours in self._ours.items():
+            ours.copy_(state[name])
+
+
+def kind_of(policy: Any, frozen: Any = None) -> str:
+    """What the reference of this policy is: `Reference.kind`.
+
+    Raises:
+        ConfigError: as for `Reference`.
+    """
+    if frozen is policy:
+        fix = "leave it out for the policy as it is now"
+        raise ConfigError("the policy itself, which freezing would stop from learning", where="ref_model", fix=fix)
+    if frozen is not None:
+        return "given"
+    if not hasattr(policy, "disable_adapter"):  # a PEFT model; transformers' own adapters have no such switch
+        return "frozen copy"
+    _refuse_open_base(policy)
+    return "adapter off" if _is_fresh(policy) else "frozen adapter"
+
+
+def reference_fingerprint(kind: str, model: Any) -> str:
+    """sha256 of the reference that this model is now. A frozen adapter's is taken before it is copied: the copy puts
+    weights of another name into the model."""
+    adapter = model.peft_config[model.active_adapter] if kind == "frozen adapter" else None
+    return fingerprint(model, without_trained=kind == "adapter off", adapter=adapter)
 
 
 def _freeze(model: Any) -> Any:

@@ -17,6 +17,7 @@ sequences has at most six chains, and a token's ancestors are a few contiguous s
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,6 +132,19 @@ class PrefixTree:
         return tuple(ends)
 
     @property
+    def marks(self) -> array[int]:
+        """All but the ids, in numbers: how many chains, their four each, then two for each answer."""
+        numbers = array("i", [len(self.chains)])
+        for part in (*self.chains, *self.answers):
+            numbers.extend(part)
+        return numbers
+
+    @property
+    def content(self) -> bytes:
+        """What tells this tree, and with it its sequences and what of them is scored, from every other."""
+        return content_of(array("i", self.ids), self.marks)
+
+    @property
     def flat_tokens(self) -> int:
         """Tokens the sequences would take unshared."""
         return sum(self._depth_of(answer.leaf) + 1 for answer in self.answers)
@@ -146,6 +160,11 @@ class PrefixTree:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def content_of(ids: array[int], marks: array[int]) -> bytes:
+    """`PrefixTree.content` from its two parts. The count keeps an id from being taken for a mark."""
+    return len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes()
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,16 +16,18 @@ from typing import Any
 
 from torch import Tensor
 
-from srpo.errors import ConfigError, InputError, LengthError, did_you_mean
+from srpo.errors import ConfigError, InputError, LengthError
 from srpo.generate.engine import Engine
-from srpo.generate.hf import HFEngine
+from srpo.generate.live import LiveEngine
 from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
 from srpo.pairs.render import Renderer, RevisionTemplate, options_of, template_for
+from srpo.revise.calibration import Calibration
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
+from srpo.revise.policy import AUTO, Policy
 from srpo.revise.trail import FAILED, Answer, Trail
 
-POLICIES = ("always", "if_preferred")
+log = logging.getLogger("srpo")
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,19 @@ class Settings:
         seed: with a prompt's text it decides every number drawn, whatever batch the prompt is in; equal prompts are
             told apart by how often they came before.
         max_new_tokens: per answer, the terminator included.
-        policy: "always" goes on from each revision; "if_preferred" goes on from it only if the model itself prefers it
-            (its confidence above ½) and keeps the answer before it otherwise.
+        policy: which revisions are kept and when to stop: a name of policy.py, or "auto": what `srpo calibrate` stored
+            with the model, otherwise if_preferred where its confidence can be had and always where not.
     """
 
     revisions: int = 5
     temperature: float = 1.0
     seed: int = 0
     max_new_tokens: int = 256
-    policy: str = "always"
+    policy: str = AUTO
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            fix = did_you_mean(self.policy, POLICIES)
-            raise ConfigError(f"{self.policy!r}", where="policy", expected="one of " + ", ".join(POLICIES), fix=fix)
+        if self.policy != AUTO:
+            Policy.named(self.policy)
         for name, least in (("revisions", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{getattr(self, name)}", where=name, expected=f"{least} or more")
@@ -77,6 +79,8 @@ class Reviser:
             weight is loaded here unless a reference is passed.
         scorer: where confidence comes from; None takes model and reference in process.
         equation: of the confidence, eq9 or eq14.
+        renderer: what makes contexts of prompts and drafts; None takes tokenizer and template. A `MessageRenderer` for
+            an engine that asks by chat.
         trust_remote_code: run code that comes with a model or tokenizer given by its path.
 
     Raises:
@@ -105,13 +109,17 @@ class Reviser:
         scorer: Scorer | None = None,
         equation: str = "eq9",
         trust_remote_code: bool = False,
+        renderer: Any = None,
     ) -> None:
         path = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
-        tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=trust_remote_code)
-        if not isinstance(template, RevisionTemplate):
-            template = template_for(path, template) or RevisionTemplate.load(path)
-        self.renderer = Renderer(tokenizer, template)
-        saved = _saved(path)
+        if renderer is None:
+            tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=trust_remote_code)
+            if not isinstance(template, RevisionTemplate):
+                template = template_for(path, template) or RevisionTemplate.load(path)
+            renderer = Renderer(tokenizer, template)
+        self.renderer = renderer
+        saved = saved_with(path)
+        self.calibration = Calibration.load(path)
         self.model: Any = model
         if isinstance(model, str):
             needed = engine is None or reference is not None
@@ -132,13 +140,38 @@ class Reviser:
             if scorer is not None and self.beta is not None
             else None
         )
-        pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        self.engine: Engine = engine or HFEngine(self.model, pad_id=pad, batch_size=batch_size)
+        if engine is None:
+            tokenizer = self.renderer.tokenizer
+            pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+            engine = LiveEngine(self.model, pad_id=pad, batch_size=batch_size)
+        self.engine: Engine = engine
 
     @property
     def has_confidence(self) -> bool:
         """Whether a reference is at hand."""
         return self.confidence is not None
+
+    def policy(self, settings: Settings) -> tuple[Policy, int]:
+        """The policy that settings come to with this model, and how many revisions at most; what `auto` comes to is
+        said.
+
+        Raises:
+            ConfigError: the policy needs a confidence that cannot be had.
+        """
+        revisions = settings.revisions
+        if settings.policy != AUTO:
+            policy = Policy.named(settings.policy)
+        elif self.calibration is not None:
+            choice = self.calibration.choice
+            policy, revisions = Policy.named(choice.policy), min(revisions, choice.revisions)
+            log.info("srpo: as calibrated: %s", choice.sentence())
+        else:
+            policy = Policy.named("if_preferred" if self.has_confidence else "always")
+            log.info("srpo: policy %s; `srpo calibrate` measures whether revising helps this model", policy.name)
+        if policy.weighs and not self.has_confidence:
+            fix = "pass the model it was trained from as the reference"
+            raise ConfigError(f"{policy.name} needs the model's own confidence", where="policy", fix=fix)
+        return policy, policy.limit(revisions)
 
     def revise(self, prompts: Iterable[Any], revisions: int = 5, **settings: Any) -> list[Trail]:
         """A trail per prompt, in order.
@@ -150,7 +183,7 @@ class Reviser:
             settings: the other fields of `Settings`: temperature, seed, max_new_tokens, policy.
 
         Raises:
-            ConfigError: a setting out of range, or "if_preferred" without a reference.
+            ConfigError: a setting out of range, or a policy that needs a reference without one.
             DataError: a row's tools or options would not be shown to the model.
             LengthError: a context leaves no room in the model's window.
         """
@@ -167,9 +200,7 @@ class Reviser:
                 first of the others is in is drawn whole, so that they stay the same to the last bit.
             only: leaves out all but the rows at these places.
         """
-        if settings.policy == "if_preferred" and not self.has_confidence:
-            fix = "pass the model it was trained from as the reference"
-            raise ConfigError("if_preferred needs the model's own confidence", where="policy", fix=fix)
+        policy, revisions = self.policy(settings)
         for row in rows:
             self.renderer.expect_shown(row)
         counts: dict[str, int] = {}
@@ -181,9 +212,9 @@ class Reviser:
         for at in range(first, len(items), size):
             batch = items[at : at + size]
             self._draft(batch, settings)
-            for revision in range(1, settings.revisions + 1):
-                if open_items := [item for item in batch if not item.fixed and not item.failed]:
-                    self._revise(open_items, revision, settings)
+            for revision in range(1, revisions + 1):
+                if open_items := [item for item in batch if not item.stopped and not item.failed]:
+                    self._revise(open_items, revision, settings, policy)
             yield from (item.trail() for item in batch[max(0, skip - at) :])
 
     # ------------------------------------------------------------------ one step
@@ -194,7 +225,7 @@ class Reviser:
             item.answers.append(answer)
             item.in_hand = answer
 
-    def _revise(self, items: list[_Item], revision: int, settings: Settings) -> None:
+    def _revise(self, items: list[_Item], revision: int, settings: Settings, policy: Policy) -> None:
         old = [item.in_hand.text for item in items]
         contexts = self.renderer.revisions([i.row.prompt for i in items], old, [options_of(i.row) for i in items])
         written = self._complete(items, contexts, self.renderer.answers(old), revision, settings)
@@ -207,12 +238,13 @@ class Reviser:
                 item.failed = "no confidence: the server could not score the revision"
                 continue
             same = answer.text == item.in_hand.text
-            kept = settings.policy == "always" or same or (preferred is not None and preferred > 0.5)
+            kept, item.stopped = policy.decide(preferred=preferred, unchanged=same)
             tokens = answer.forward_tokens + scored
             answer = replace(answer, preferred=preferred, kept=kept, forward_tokens=tokens)
             item.answers.append(answer)
             # Greedy decoding is a function of the context: what comes back unchanged, or is refused, comes again.
-            item.fixed = settings.temperature == 0 and (same or not kept)
+            if not item.stopped and settings.temperature == 0 and (same or not kept):
+                item.stopped = "fixed point"
             if kept:
                 item.in_hand = answer
 
@@ -281,11 +313,11 @@ class _Item:
     key: str
     answers: list[Answer] = field(default_factory=list)
     in_hand: Answer = field(default_factory=lambda: Answer("", 0))
-    fixed: bool = False
+    stopped: str = ""
     failed: str = ""
 
     def trail(self) -> Trail:
-        stopped = f"{FAILED}{self.failed}" if self.failed else "fixed point" if self.fixed else "revisions"
+        stopped = f"{FAILED}{self.failed}" if self.failed else self.stopped or "revisions"
         return Trail(self.row.prompt, tuple(self.answers), stopped, self.row.meta)
 
 
@@ -296,7 +328,7 @@ def _key(prompt: Prompt, counts: dict[str, int]) -> str:
     return f"{digest}/{counts[digest]}"
 
 
-def _saved(path: str) -> dict[str, Any]:
+def saved_with(path: str) -> dict[str, Any]:
     """What training left beside the model about itself; {} where there is nothing."""
     file = Path(path) / TRAINING_FILE
     if not path or not file.is_file():

@@ -43,9 +43,10 @@ class Trail:
     Attributes:
         prompt: what was asked: text, or a list of messages.
         answers: the draft first, then one entry per revision actually generated.
-        stopped: why there are no more: "revisions" (as many as asked for) or "fixed point" (greedy decoding repeated
-            an answer, so every later revision is identical), or "failed: …" with a reason (a server could not answer;
-            the answers before that stand, and there may be none).
+        stopped: why there are no more: "revisions" (as many as asked for), "fixed point" (greedy decoding repeated an
+            answer, so every later revision is identical), what the policy stops at, "worse" (a revision that the model
+            does not prefer) or "unchanged" (one that repeats its draft), or "failed: …" with a reason (a server could
+            not answer; the answers before that stand, and there may be none).
         meta: whatever else stood in the input row; carried through untouched.
     """
 

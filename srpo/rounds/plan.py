@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from srpo.errors import ConfigError, UsageError, did_you_mean
+from srpo.errors import ConfigError, did_you_mean
 from srpo.rounds.candidates import CHOICES, KINDS, kinds_of
 
 REFERENCES = ("fixed", "moving")
@@ -32,7 +32,6 @@ class RoundsArguments:
     sample_temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling, above 0."})
     sample_max_new_tokens: int = field(default=256, metadata={"help": "Tokens per answer."})
     sample_batch_size: int = field(default=32, metadata={"help": "Prompts generated together."})
-    judge: str | None = field(default=None, metadata={"help": "Who orders two answers; none is taken unasked."})
     gold_key: str = field(default="gold", metadata={"help": "Column with the gold answer, for judges that need one."})
     ask: str = field(default=",".join(KINDS), metadata={"help": "Which two answers are compared."})
     choose: str = field(default="random", metadata={"help": "Which comparisons get a label: random or uncertain."})
@@ -88,16 +87,6 @@ class RoundsArguments:
             raise ConfigError(
                 "revisions are compared and none is drawn", where="sample_revisions", expected="1 or more"
             )
-
-    def expect_judge(self) -> str:
-        """The judge's name.
-
-        Raises:
-            UsageError: none is named.
-        """
-        if not self.judge:
-            raise UsageError("no judge", fix="add `--judge …` or put it in the settings file")
-        return self.judge
 
     def training(self, settings: dict[str, Any]) -> dict[str, Any]:
         """What a round's training has otherwise than the offline one."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from srpo.errors import ConfigError
 from srpo.evaluate.inputs import read_trails
+from srpo.evaluate.verdict_cache import Remembering
 from srpo.evaluate.verdicts import Comparison, PairJudge
 from srpo.output import writable_folder, write_file
 from srpo.pairs.read import Pair, read_pairs
@@ -33,6 +34,7 @@ from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 from srpo.rounds import label as labelling
 from srpo.rounds.plan import RoundsArguments
+from srpo.rounds.sample import sample_file
 
 ROUNDS_FILE, SETTINGS_FILE, VERDICTS_FILE = "rounds.json", "rounds.settings.json", "verdicts.jsonl"
 MAY_CHANGE = ("rounds", "patience")  # a run may go on for longer than it was begun for
@@ -93,6 +95,7 @@ def run_rounds(
         SRPOError: what a stage raises.
     """
     folder = writable_folder(Path(output_dir))
+    judge = Remembering(judge, folder / VERDICTS_FILE)
     _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": judge.identity})
     prompts = plan.sample_prompts or str(settings["dataset_name"])
     done: list[Round] = []
@@ -148,13 +151,13 @@ def _sample(here: Path, model: str, prompts: str, plan: RoundsArguments, number:
     target = here / "trails.jsonl"
 
     def draw() -> None:
-        revise_file(
+        sample_file(
             lambda: Reviser(model, batch_size=plan.sample_batch_size),
             prompts,
             str(target),
             settings,
-            made_with={"model": model, "samples": str(plan.samples_per_prompt)},
             samples=plan.samples_per_prompt,
+            made_with={"model": model},
         )
 
     _timed(here, account, "sample", draw)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from srpo.errors import ConfigError, did_you_mean, redacted
 from srpo.maths.objective import OBJECTIVES
 from srpo.model.backends import BACKENDS
 from srpo.pairs.fit import TRUNCATE
+from srpo.pairs.kept import cache_folder
 
 REDUCTIONS = ("sum", "mean")
 
@@ -97,6 +99,25 @@ class SRPOConfig(TrainingArguments):
     )
     bad_rows: str = field(default="error", metadata={"help": "error, or skip: leave unusable rows out and count them."})
     backend: str = field(default="auto", metadata={"help": "auto, path, flex or flat: how log-probs are computed."})
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens computed at once, packed; a larger batch goes in pieces to the same gradient."},
+    )
+    reference_cache: str | None = field(
+        default=None, metadata={"help": "Folder that keeps reference log-probs; unset: they are computed every time."}
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False,
+        metadata={"help": "Have all reference log-probs before training, from reference_cache or by computing them."},
+    )
+    precompute_ref_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs scored at once for that; unset: per_device_train_batch_size."}
+    )
+    sync_ref_model: bool = field(default=False, metadata={"help": "Let the reference follow the policy (TR-DPO)."})
+    ref_model_mixup_alpha: float = field(
+        default=0.6, metadata={"help": "Share of the policy in the reference when it follows (arXiv 2404.09656)."}
+    )
+    ref_model_sync_steps: int = field(default=512, metadata={"help": "Optimiser steps after which it follows."})
     disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options for loading the model when it is given by name."}
@@ -150,6 +171,21 @@ class SRPOConfig(TrainingArguments):
         redacted(options)  # remembers a token among them
         return options
 
+    def reference_folder(self) -> Path | None:
+        """Where reference log-probs are kept; None where they are not."""
+        return self.kept_in() if self.reference_cache or self.precompute_ref_log_probs else None
+
+    def kept_in(self) -> Path:
+        """Where they would be kept: beside the tokenised rows, unless another folder is named."""
+        return Path(self.reference_cache) if self.reference_cache else cache_folder() / "reference"
+
+    def expect_still_reference(self) -> None:
+        """A reference that moves and log-probs that are kept exclude each other."""
+        if self.sync_ref_model and self.reference_folder():
+            what = "a reference that moves has no log-probs that could be kept"
+            fix = "leave reference_cache and precompute_ref_log_probs out, or sync_ref_model"
+            raise ConfigError(what, where="sync_ref_model", fix=fix)
+
     def to_dict(self) -> dict[str, Any]:
         """As transformers', which loggers write down, without a secret inside `model_init_kwargs` either."""
         shown: dict[str, Any] = redacted({**super().to_dict(), "model_init_kwargs": self.loading_options() or None})
@@ -191,8 +227,14 @@ class SRPOConfig(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{getattr(self, name)}", where=name, expected="at least 1")
-        if self.dataset_num_proc is not None and not (type(self.dataset_num_proc) is int and self.dataset_num_proc > 0):
-            raise ConfigError(f"{self.dataset_num_proc!r}", where="dataset_num_proc", expected="a whole number above 0")
+        for name in ("dataset_num_proc", "max_tokens_per_batch", "precompute_ref_batch_size", "ref_model_sync_steps"):
+            value = getattr(self, name)
+            if not (value is None and name != "ref_model_sync_steps") and not (type(value) is int and value > 0):
+                raise ConfigError(f"{value!r}", where=name, expected="a whole number above 0")
+        if not (_is_number(self.ref_model_mixup_alpha) and 0 < self.ref_model_mixup_alpha <= 1):
+            expected = "a number above 0 and at most 1"
+            raise ConfigError(f"{self.ref_model_mixup_alpha!r}", where="ref_model_mixup_alpha", expected=expected)
+        self.expect_still_reference()
         if self.max_length is not None and not (type(self.max_length) is int and self.max_length >= 2):
             raise ConfigError(
                 f"{self.max_length!r}", where="max_length", expected="a whole number of tokens, at least 2"

@@ -118,6 +118,14 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
     def __getitem__(self, index: int) -> tuple[int, str, PrefixTree]:
         return index, self.where[index], self.trees[index]
 
+    def row_content(self, index: int) -> bytes:
+        """What tells the tree of a row from every other."""
+        return self.trees.content(index) if isinstance(self.trees, TreeStore) else self.trees[index].content
+
+    def size(self, index: int) -> int:
+        """Packed tokens of a row."""
+        return self.trees.size(index) if isinstance(self.trees, TreeStore) else len(self.trees[index])
+
     @property
     def largest_id(self) -> int:
         """The largest token id of all trees."""

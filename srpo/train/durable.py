@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,13 +21,16 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from srpo.errors import CheckpointError, SRPOError
+from srpo.errors import CheckpointError, InputError, SRPOError
+from srpo.model.load import read_pickled
+from srpo.model.untrusted import pickled
 from srpo.output import expect_room, held, writable_folder, writing
 from srpo.train import checkpoint
 from srpo.train.checkpoint import STAGING, Invalid, Manifest
 from srpo.train.guard import expect_finite_weights
 from srpo.train.identity import accepted, identity_of
 from srpo.train.interrupt import signals
+from srpo.train.metrics import Measured
 from srpo.train.randomness import left_as_found
 
 REFERENCE_FILE = "reference.safetensors"
@@ -57,13 +61,15 @@ class DurableTrainer(Trainer):
     Attributes:
         start: where the last call of `train` began.
         kept_files: names of files in a model's folder that saving sees as they are: people write in them.
+        at_start: called in the first process once it is settled where a run begins and that something is left to do.
         committed: step of the newest checkpoint that the run stands on; −1 for none.
     """
 
     model: Any
     reference: Any
     start = Start()
-    _measured: dict[str, dict[str, list[float]]]
+    at_start: Callable[[], None] | None = None
+    _measured: Measured
     _identity: dict[str, Any]
     _stage: Path | None = None
     committed = -1
@@ -93,10 +99,15 @@ class DurableTrainer(Trainer):
             if self.start.complete and self.start.manifest:
                 return self._complete(self.start.manifest)
             self._expect_room(final=True)
+            if self.at_start and self.is_world_process_zero():
+                self.at_start()
             self.committed = self.start.manifest.step if self.start.manifest else -1
             with signals.held_back():
                 folder = str(self.start.folder) if self.start.folder else None
-                result: TrainOutput = super().train(folder, trial, ignore_keys_for_eval)
+                try:
+                    result: TrainOutput = super().train(folder, trial, ignore_keys_for_eval)
+                except pickle.UnpicklingError:
+                    raise _would_run(self.start.folder or self._folder) from None
             return result
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
@@ -219,6 +230,7 @@ class DurableTrainer(Trainer):
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
+        expect_finite_weights(self.model, step=self.state.global_step)
         target = Path(output_dir) if output_dir else self._folder
         stage = target / STAGING / "final"
         with self._held(target), signals.held_back(), checkpoint.Writing(target):
@@ -260,9 +272,7 @@ class DurableTrainer(Trainer):
         each = checkpoint.size_of(saved[0][1]) if saved else model + state + 10**5
         if self.args.save_strategy == "no":
             each = 0
-        expect_room(
-            self._folder, each + (model if final else 0), "a checkpoint and the model" if final else "a checkpoint"
-        )
+        expect_room(self._folder, each + (model if final else 0), "the run" if final else "a checkpoint")
 
     # ------------------------------------------------------------------ what transformers does not save
 
@@ -271,20 +281,18 @@ class DurableTrainer(Trainer):
         return {
             "loss": self._tr_loss.item(),
             "last_logged": self._globalstep_last_logged,
-            "measured": {name: list(values) for name, values in self._measured.get("train", {}).items()},
+            "measured": self._measured.state("train"),
         }
 
     def take_position(self, position: dict[str, Any]) -> None:
         """Goes back to them."""
         self._tr_loss.fill_(position["loss"])
         self._globalstep_last_logged = position["last_logged"]
-        self._measured.pop("train", None)
-        for name, values in position["measured"].items():
-            self._measured.setdefault("train", {})[name] = list(values)
+        self._measured.restore("train", position["measured"])
 
     def _save_besides(self, folder: Path) -> None:
         (folder / self._position_file).write_text(json.dumps(self.position()), "utf-8")
-        state = self.reference.state_dict() if hasattr(self.reference, "state_dict") else {}
+        state = self.reference.state_dict()
         if state and self.args.should_save:
             from safetensors.torch import save_file
 
@@ -344,6 +352,18 @@ class DurableTrainer(Trainer):
         if isinstance(box[0], SRPOError):
             raise box[0]
         return box[0]
+
+
+def _would_run(folder: Path) -> CheckpointError:
+    """A pickle of a checkpoint held more than tensors and numbers, and was not read: which one."""
+    what = "a pickle in it would run code when unpickled, and was not"
+    for name in pickled(folder):
+        try:
+            read_pickled(folder / name)
+        except InputError as error:
+            what = f"{name} {error.what}"
+            break
+    return CheckpointError(what, where=str(folder), fix="go on from checkpoints of your own runs only")
 
 
 def _believed(folder: Path) -> Manifest:

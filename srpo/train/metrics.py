@@ -1,14 +1,16 @@
 """What training measures of a batch, and the file it is logged to.
 
-Axes: B pairs.
+Axes: B pairs, M metrics.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -45,6 +47,42 @@ def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: 
         said = said.replace("given_w", "given_chosen").replace("given_l", "given_rejected")
         columns[f"revision/margins/{said}"] = beta * ratio_B
     return columns
+
+
+class Measured:
+    """What was measured since it was last asked for, apart for training and for evaluation."""
+
+    def __init__(self) -> None:
+        self._waiting: list[dict[str, Tensor]] = []
+        self._values: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, columns: dict[str, Tensor]) -> None:
+        """[B] values of a piece of a batch, which stay where they are until all of it has been measured: processes
+        may have cut theirs into unlike numbers of pieces, and gathering waits for all."""
+        self._waiting.append(columns)
+
+    def gather(self, accelerator: Any, mode: str) -> None:
+        """Takes up a whole batch, from all processes."""
+        waiting, self._waiting = self._waiting, []
+        # gather_for_metrics cuts a padded last batch, and with it, in training, every micro-batch fetched together
+        # with the last one; what pads a training batch is trained on, so there it counts.
+        gather = accelerator.gather if mode == "train" else accelerator.gather_for_metrics
+        values_BM = gather(torch.cat([torch.stack(list(columns.values()), 1) for columns in waiting]).detach())
+        into = self._values.setdefault(mode, defaultdict(list))
+        for name, values_B in zip(waiting[0], values_BM.T.tolist(), strict=True):
+            into[name] += values_B
+
+    def means(self, mode: str, prefix: str = "") -> dict[str, float]:
+        """Means over rows of what was measured since the last call."""
+        return {prefix + name: sum(values) / len(values) for name, values in self._values.pop(mode, {}).items()}
+
+    def state(self, mode: str) -> dict[str, list[float]]:
+        """What has not been asked for yet, as it can be written down."""
+        return {name: list(values) for name, values in self._values.get(mode, {}).items()}
+
+    def restore(self, mode: str, state: dict[str, list[float]]) -> None:
+        """Goes back to what `state` told."""
+        self._values[mode] = defaultdict(list, {name: list(values) for name, values in state.items()})
 
 
 class MetricsFile(TrainerCallback):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
-from srpo.pairs.tree import Answer, Chain, PrefixTree
+from srpo.pairs.tree import Answer, Chain, PrefixTree, content_of
 
 COLUMNS = {"ids": "i", "id_ends": "q", "marks": "i", "mark_ends": "q"}  # 4 bytes, and 8 where 4 may not do
 
@@ -41,9 +41,7 @@ class TreeStore(Sequence[PrefixTree]):
         store = cls()
         for tree in trees:
             store.ids.extend(tree.ids)
-            store.marks.append(len(tree.chains))
-            for numbers in (*tree.chains, *tree.answers):
-                store.marks.extend(numbers)
+            store.marks.extend(tree.marks)
             store.id_ends.append(len(store.ids))
             store.mark_ends.append(len(store.marks))
         return store
@@ -65,6 +63,14 @@ class TreeStore(Sequence[PrefixTree]):
     def flat_tokens(self) -> int:
         """Tokens that their sequences would take unshared."""
         return sum(tree.flat_tokens for tree in self)
+
+    def content(self, index: int) -> bytes:
+        """`PrefixTree.content` of one of them, without making the tree."""
+        return content_of(*self._parts(index))
+
+    def size(self, index: int) -> int:
+        """Tokens of one of them."""
+        return self.id_ends[index] - (self.id_ends[index - 1] if index else 0)
 
     def digest(self) -> str:
         """sha256 of the trees, in their order."""
@@ -122,12 +128,15 @@ class TreeStore(Sequence[PrefixTree]):
     def __getitem__(self, index: int | slice) -> PrefixTree | list[PrefixTree]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        at = range(len(self))[index]
-        ids = self.ids[self.id_ends[at - 1] if at else 0 : self.id_ends[at]].tolist()
-        count, *numbers = self.marks[self.mark_ends[at - 1] if at else 0 : self.mark_ends[at]].tolist()
+        ids, marks = self._parts(range(len(self))[index])
+        count, *numbers = marks.tolist()
         chains = tuple(Chain(*numbers[i : i + 4]) for i in range(0, 4 * count, 4))
         answers = tuple(Answer(*numbers[i : i + 2]) for i in range(4 * count, len(numbers), 2))
         return PrefixTree(tuple(ids), chains, answers)
+
+    def _parts(self, at: int) -> tuple[array[int], array[int]]:
+        ids = self.ids[self.id_ends[at - 1] if at else 0 : self.id_ends[at]]
+        return ids, self.marks[self.mark_ends[at - 1] if at else 0 : self.mark_ends[at]]
 
     def __iter__(self) -> Iterator[PrefixTree]:
         return (self[i] for i in range(len(self)))

@@ -3,14 +3,14 @@
 Keyword order is that of TRL's DPOTrainer. Everything about devices, accumulation, logging, saving and schedules is
 transformers'; what is ours is `compute_loss` and what it is handed.
 
-Axes: B pairs, M metrics.
+Axes: B pairs, K sequences.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from srpo.errors import ConfigError
-from srpo.maths.objective import OBJECTIVES, LossOutput, Objective, SixLogps, length_averaged
+from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_averaged
 from srpo.model.attention import serving
 from srpo.model.backends import settle_backend
 from srpo.model.card import CARD_FILE, read_card, write_card
 from srpo.model.forest import Forest
 from srpo.model.forward import six_logps
 from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer, model_context
-from srpo.model.reference import Reference
+from srpo.model.reference import MovingReference
 from srpo.pairs.kept import cache_folder
 from srpo.pairs.read import Source
 from srpo.pairs.render import Renderer, template_for
@@ -38,8 +38,10 @@ from srpo.train.durable import DurableTrainer
 from srpo.train.guard import Guard, expect_vocabulary
 from srpo.train.identity import frozen_hash
 from srpo.train.interrupt import StopsAndResumes
-from srpo.train.metrics import MetricsFile, metrics
+from srpo.train.metrics import Measured, MetricsFile, metrics
+from srpo.train.pieces import SHARE, pieces, share_out
 from srpo.train.record import card_of
+from srpo.train.reference import Following, make_ready, make_reference
 
 Rows = str | Source | Iterable[Mapping[str, Any]]
 
@@ -109,9 +111,10 @@ class SRPOTrainer(DurableTrainer):
         args.data_seed = args.seed if args.data_seed is None else args.data_seed  # not whatever was seeded last
         args.logging_nan_inf_filter = False  # it would log the mean of the other steps in the place of a nan
         policy = _policy(model, args, quantization_config, peft_config)
-        self.reference = Reference(policy, ref_model)
-        self._measured: dict[str, dict[str, list[float]]] = {}
+        self.reference = make_reference(policy, ref_model, args)
+        self._measured = Measured()
         self._backend: str | None = None
+        following = [Following(self.reference)] if isinstance(self.reference, MovingReference) else []
         self.source = train_dataset.name if isinstance(train_dataset, Source) else train_dataset
         self.command: Sequence[str] = ()
         context = model_context(policy)
@@ -128,14 +131,14 @@ class SRPOTrainer(DurableTrainer):
             ),
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=[*(callbacks or []), MetricsFile(), StopsAndResumes(self)],
+            callbacks=[*(callbacks or []), *following, MetricsFile(), StopsAndResumes(self)],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
-        self.reference.prepare(lambda frozen: self.accelerator.prepare_model(frozen, evaluation_mode=True))
         for trees in filter(None, (self.train_dataset, self.eval_dataset)):
             for each in trees.values() if isinstance(trees, dict) else [trees]:
-                expect_vocabulary(policy, self.reference.model, each.largest_id)
+                expect_vocabulary(policy, ref_model or policy, each.largest_id)
+        make_ready(self)
         process = args.process_index if args.world_size > 1 else None
         self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere)
 
@@ -151,22 +154,40 @@ class SRPOTrainer(DurableTrainer):
         reference = self._reduced(self.reference.six_logps(forest, backend), inputs["trees"])
         output = self.objective.loss(policy, reference, beta=self.args.beta, alpha=self.args.alpha)
         self.guard.expect_finite(inputs, policy, reference, output, step=self.state.global_step + 1)
-        self._measure(policy.detach(), reference, output, "train" if model.training else "eval")
-        loss = output.loss.float()
+        self._measured.add(metrics(policy.detach(), reference, output, beta=self.args.beta))
+        loss = output.loss.float() * inputs.get(SHARE, 1.0)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward, with the model's attention held in place over both."""
-        with serving(model, self._settled(model, inputs["trees"])):
-            return super().training_step(model, inputs, num_items_in_batch)
+        """Forward and backward, piece by piece, with the model's attention held in place over both."""
+        backend = self._settled(model, inputs["trees"])
+        *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
+        loss = torch.zeros((), device=self.args.device)
+        with serving(model, backend):
+            with self.accelerator.no_sync(model) if others else nullcontext():
+                for piece in others:
+                    loss += super().training_step(model, piece, num_items_in_batch)
+            loss += super().training_step(model, last, num_items_in_batch)
+        self._measured.gather(self.accelerator, "train")
+        return loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The batches of one optimiser step, of whatever size, with the share each has in it."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        share_out(batches, self.accelerator)
+        return batches, items
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """The loss of an evaluation batch; metrics are measured on the way."""
         inputs = self._prepare_inputs(inputs)
+        backend = self._settled(model, inputs["trees"])
         with torch.no_grad():
-            return self.compute_loss(model, inputs).detach(), None, None
+            parts = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
+            loss = torch.stack([self.compute_loss(model, piece).detach() for piece in parts]).sum()
+        self._measured.gather(self.accelerator, "eval")
+        return loss, None, None
 
     def _settled(self, model: nn.Module, trees: list[PrefixTree]) -> str:
         """One back-end for policy and reference alike; two layouts would leave log-ratios that are not zero."""
@@ -183,15 +204,17 @@ class SRPOTrainer(DurableTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradients' norm, looked at before the optimiser steps; float16 has overflows that its scaler skips."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        step = self.state.global_step + 1
         if self.accelerator.scaler is None:
-            self.guard.expect_finite_gradients(model, norm, step=self.state.global_step + 1)
+            self.guard.expect_finite_gradients(model, norm, step=step)
         else:
-            self.guard.forget()
+            self.guard.forget(step=step)
         return norm
 
     def reference_hash(self) -> str:
         """sha256 of the weights that stay as they are: the reference's, and of the policy those that are frozen."""
-        return frozen_hash(self.reference.model, self.model)
+        found = self.reference.fingerprint  # but for a reference of its own it has all that the policy began with
+        return f"{found} {frozen_hash(self.model)}" if self.reference.kind in ("given", "moving") else found
 
     # ------------------------------------------------------------------ data
 
@@ -212,31 +235,18 @@ class SRPOTrainer(DurableTrainer):
 
     # ------------------------------------------------------------------ metrics
 
-    def _measure(self, policy: SixLogps, reference: SixLogps, output: LossOutput, mode: str) -> None:
-        columns = metrics(policy, reference, output, beta=self.args.beta)
-        # gather_for_metrics cuts a padded last batch, and with it, in training, every micro-batch fetched together
-        # with the last one; what pads a training batch is trained on, so there it counts.
-        gather = self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics
-        values_BM = gather(torch.stack(list(columns.values()), 1).detach())
-        into = self._measured.setdefault(mode, defaultdict(list))
-        for name, values_B in zip(columns, values_BM.T.tolist(), strict=True):
-            into[name] += values_B
-
-    def _means(self, mode: str, prefix: str = "") -> dict[str, float]:
-        """Means over rows of what was measured since the last call."""
-        return {prefix + name: sum(values) / len(values) for name, values in self._measured.pop(mode, {}).items()}
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Adds the means over the data set to its metrics, under the data set's own prefix."""
-        self._measured.pop("eval", None)
+        self._measured.means("eval")  # what a prediction before this left behind
         output: Any = super().evaluation_loop(*args, **kwargs)
-        output.metrics.update(self._means("eval", f"{kwargs.get('metric_key_prefix', 'eval')}_"))
+        self.guard.settle(step=self.state.global_step)
+        output.metrics.update(self._measured.means("eval", f"{kwargs.get('metric_key_prefix', 'eval')}_"))
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means of what was trained on since the last log."""
         if not any(key.startswith("eval_") for key in logs):
-            logs |= self._means("train")
+            logs |= self._measured.means("train")
         super().log(logs, start_time)
 
     # ------------------------------------------------------------------ saving

@@ -40,7 +40,7 @@ def test_help_lists_every_verb() -> None:
 
 def test_every_verb_has_a_file_and_every_file_a_verb() -> None:
     folder = Path(command.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "main", "parser"}
+    files = {path.stem for path in folder.glob("*.py") if "def main(argv" in path.read_text("utf-8")}
     assert files == set(command.VERBS)
 
 

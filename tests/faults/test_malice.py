@@ -297,3 +297,78 @@ def test_an_index_of_weights_cannot_lead_outside(verb: str, place: Path) -> None
     rewrite(index, weight_map=dict.fromkeys(names, "../outside.safetensors"))
     (place / "out-revise").unlink(missing_ok=True)
     assert "names '../outside.safetensors', which is not inside" in refusal(words(verb, place))
+
+
+# ---------------------------------------------------------------------- checkpoints that somebody else made
+
+
+@pytest.fixture(scope="module")
+def begun(clean: Path) -> Path:
+    """A run of two steps that has a checkpoint after the first."""
+    place = clean / "begun"
+    place.mkdir()
+    words = ["train", "--model_name_or_path", str(clean / "model"), "--dataset_name", str(clean / "pairs.jsonl")]
+    words += ["--output_dir", str(place / "run"), "--max_steps", "2", "--report_to", "none", "--use_cpu", "true"]
+    assert run([*words, "--save_steps", "1", "--per_device_train_batch_size", "1"]) == 0
+    shutil.rmtree(place / "run" / "checkpoint-2")
+    (place / "run" / "manifest.json").unlink()
+    return place / "run"
+
+
+def resume(clean: Path, out: Path) -> list[str]:
+    words = ["train", "--model_name_or_path", str(clean / "model"), "--dataset_name", str(clean / "pairs.jsonl")]
+    words += ["--output_dir", str(out), "--max_steps", "2", "--report_to", "none", "--use_cpu", "true"]
+    return [*words, "--save_steps", "1", "--per_device_train_batch_size", "1", "--resume"]
+
+
+def sealed_again(folder: Path, **names: str) -> None:
+    """Writes a manifest that is right in every sum, as an attacker can; `names` renames files in it."""
+    from srpo.train.checkpoint import MANIFEST, Manifest, seal
+
+    body = json.loads((folder / MANIFEST).read_text("utf-8"))
+    kept = {key: body[key] for key in ("step", "of", "identity", "accepted", "resumable")}
+    (folder / MANIFEST).unlink()
+    made = seal(folder, Manifest(**kept))
+    files = {names.get(Path(name).stem, name): value for name, value in made.files.items()}
+    (folder / MANIFEST).write_bytes(Manifest(**{**vars(made), "files": files}).sealed())
+
+
+def test_control_sealed_again_it_goes_on(clean: Path, begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path / "run")
+    sealed_again(tmp_path / "run" / "checkpoint-1")
+    assert run(resume(clean, tmp_path / "run")) == 0
+
+
+@pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "a/../../secret.json"])
+def test_a_manifest_cannot_lead_outside(name: str, clean: Path, begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path / "run")
+    (tmp_path / "run" / "secret.json").write_text("{}", "utf-8")
+    sealed_again(tmp_path / "run" / "checkpoint-1", trainer_state=name)
+    with pytest.raises(SRPOError, match="no valid checkpoint: checkpoint-1: ") as caught:
+        run(resume(clean, tmp_path / "run"))
+    assert caught.value.exit_code == 74
+
+
+def test_a_checkpoint_holds_no_symlink(clean: Path, begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path / "run")
+    state = tmp_path / "run" / "checkpoint-1" / "trainer_state.json"
+    state.rename(tmp_path / "elsewhere.json")
+    state.symlink_to(tmp_path / "elsewhere.json")
+    sealed_again(tmp_path / "run" / "checkpoint-1")
+    with pytest.raises(SRPOError, match=r"no valid checkpoint: checkpoint-1: trainer_state\.json is a link"):
+        run(resume(clean, tmp_path / "run"))
+
+
+def test_a_pickle_in_a_checkpoint_does_not_run(clean: Path, begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    pickles = [path for path in checkpoint.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
+    assert pickles
+    for path in pickles:
+        torch.save(Canary(tmp_path / SUNG), path)
+    torch.save(Canary(tmp_path / SUNG), checkpoint / "training_args.bin")
+    sealed_again(checkpoint)
+    with pytest.raises(SRPOError, match=r"checkpoint-1: optimizer\.pt would run code when unpickled") as caught:
+        run(resume(clean, tmp_path / "run"))
+    assert caught.value.exit_code == 74
+    assert not (tmp_path / SUNG).exists()

@@ -10,7 +10,8 @@ import torch
 
 from srpo.errors import ConfigError
 from srpo.generate.engine import Completion
-from srpo.generate.hf import HFEngine, _uniforms, inverse_sample
+from srpo.generate.hf import HFEngine
+from srpo.generate.sampling import inverse_sample, uniforms
 from tests.conftest import EOS, PAD, make_tiny_llama
 
 CONTEXTS = [
@@ -49,7 +50,7 @@ def next_logits(model: Any, context: list[int]) -> torch.Tensor:
 def by_hand(model: Any, context: list[int], key: str, *, temperature: float, seed: int, tokens: int) -> list[int]:
     """One row, one token at a time, without a cache: walk down the distribution until the number is used up."""
     written: list[int] = []
-    for uniform in _uniforms(seed, key, tokens).tolist():
+    for uniform in uniforms(seed, key, tokens).tolist():
         logits = next_logits(model, context + written)
         if temperature == 0:
             token = int(logits.argmax())
@@ -103,10 +104,10 @@ def test_inverse_sample_never_takes_what_has_no_probability(uniform: float, tota
 
 
 def test_numbers_depend_on_seed_and_key_alone() -> None:
-    assert torch.equal(_uniforms(3, "a", 5), _uniforms(3, "a", 9)[:5])
-    different = {tuple(_uniforms(seed, key, 5).tolist()) for seed in (0, 1) for key in ("a", "b", "a/0")}
+    assert torch.equal(uniforms(3, "a", 5), uniforms(3, "a", 9)[:5])
+    different = {tuple(uniforms(seed, key, 5).tolist()) for seed in (0, 1) for key in ("a", "b", "a/0")}
     assert len(different) == 6
-    numbers = _uniforms(0, "many", 20_000)
+    numbers = uniforms(0, "many", 20_000)
     assert 0 <= numbers.min() < 0.001
     assert 0.999 < numbers.max() < 1
     assert abs(numbers.mean().item() - 0.5) < 0.01

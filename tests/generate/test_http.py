@@ -203,7 +203,7 @@ def test_a_user_in_the_url_is_sent_and_never_shown() -> None:
         with pytest.raises(ConfigError) as caught:
             list(endpoint(url).each("numbers", [{"n": 1}], number))
         assert server.paths == ["/v1/numbers?token=t0ken"]
-    assert str(caught.value).startswith(f"{server.url}/numbers: HTTP 403: *** ***:*** *** /v1/numbers?token=***;")
+    assert str(caught.value).startswith(f"{server.url}/numbers: HTTP 403: *** ***:*** *** /v1/numbers?token=***")
     assert repr(endpoint(url)) == f"Endpoint({server.url!r})"
 
 

@@ -35,12 +35,7 @@ ABSENT = {
     "f_alpha_divergence_coef": "a variant of DPO",
     "use_weighting": "a variant of DPO",
     "discopop_tau": "a variant of DPO",
-    "sync_ref_model": "the reference is what the policy was when training began",
-    "ref_model_mixup_alpha": "the same",
-    "ref_model_sync_steps": "the same",
     "router_aux_loss_coef": "not offered",
-    "precompute_ref_log_probs": "not offered",
-    "precompute_ref_batch_size": "not offered",
     "activation_offloading": "not offered",
 }
 

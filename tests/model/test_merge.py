@@ -224,6 +224,10 @@ def test_our_own_card_is_written_anew(tmp_path: Path) -> None:
 def test_nothing_of_the_machine_is_told(tmp_path: Path) -> None:
     words = ["srpo", "train", "--output_dir", "/home/me/run", "--dataset_name=/data/x.jsonl", "--map", "a b"]
     assert portable_command(words) == 'srpo train --output_dir run --dataset_name=x.jsonl --map "a b"'
+    words = ["--model_init_kwargs", '{"cache_dir": "/home/me/cache"}', "org/name", "https://a.b/c/d", "runs/a/b"]
+    told = '--model_init_kwargs "{\\"cache_dir\\": \\"cache\\"}" org/name https://a.b/c/d runs/a/b'
+    assert portable_command(words) == told
+    assert "planted" not in Card("", False, {}, {"data": "https://me:planted@host/pairs.jsonl"}).text()
     paths = {"~/a": "a", "../a/b": "b", "org/name": "org/name", "C:\\x\\y": "y", "/a/b/": "b", "": ""}
     assert {path: portable(path) for path in paths} == paths
     assert licence_of(str(tmp_path)) == licence_of("org/name") == "unknown"

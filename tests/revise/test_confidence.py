@@ -33,14 +33,14 @@ def eq14(model: Any, reference: Any, prompt: str, old: str, new: str, beta: floa
 def test_eq_14_by_hand() -> None:
     model, reference = carry_llama(0), carry_llama(1)
     subject = reviser(model, reference=reference, beta=0.3, equation="eq14")
-    trails = subject.revise(PROMPTS, 2, max_new_tokens=4)
+    trails = subject.revise(PROMPTS, 2, max_new_tokens=4, policy="always")
     for trail in trails:
         for old, new in zip(trail.answers, trail.answers[1:], strict=False):
             plain = eq14(model, reference, trail.prompt, old.text, new.text, 0.3)
             assert new.preferred == pytest.approx(plain, abs=1e-4)
             # It is antisymmetric, which Eq. 9 is not.
             assert plain + eq14(model, reference, trail.prompt, new.text, old.text, 0.3) == pytest.approx(1, abs=1e-5)
-    ninth = reviser(model, reference=reference, beta=0.3).revise(PROMPTS, 2, max_new_tokens=4)
+    ninth = reviser(model, reference=reference, beta=0.3).revise(PROMPTS, 2, max_new_tokens=4, policy="always")
     pairs = zip(trails, ninth, strict=True)
     assert any(abs(a.answers[1].preferred - b.answers[1].preferred) > 0.1 for a, b in pairs)  # type: ignore[operator]
     assert trails[0].answers[1].forward_tokens > ninth[0].answers[1].forward_tokens

@@ -124,7 +124,7 @@ def test_a_refused_greedy_revision_stops_too() -> None:
         assert len(trail.answers) == answers
         assert trail.after(4).text == "4"
     # Control: taken always, it is a fixed point one revision later.
-    (trail,) = subject.revise(["2+2="], 4, temperature=0.0, max_new_tokens=4)
+    (trail,) = subject.revise(["2+2="], 4, temperature=0.0, max_new_tokens=4, policy="always")
     assert texts([trail]) == [["4", "9", "9"]]
 
 
@@ -331,7 +331,8 @@ def test_a_context_without_room_is_named() -> None:
     [
         (
             {"policy": "if_prefered"},
-            "policy: 'if_prefered'; expected one of always, if_preferred; did you mean 'if_preferred'?",
+            "policy: 'if_prefered'; expected one of always, if_preferred, until_worse, until_unchanged, fixed:K, "
+            "drafts, auto; did you mean 'if_preferred'?",
         ),
         ({"revisions": -1}, "revisions: -1; expected 0 or more"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0; expected 1 or more"),
@@ -366,7 +367,8 @@ def test_a_saved_model_brings_tokenizer_template_beta_and_reduction(saved: Path)
     subject = Reviser(str(saved), reference=carry_llama(1))
     assert subject.renderer.template == TEMPLATE
     assert (subject.beta, subject.logps_reduction) == (0.3, "mean")
-    assert texts(subject.revise(PROMPTS, 2, max_new_tokens=4)) == texts(reviser().revise(PROMPTS, 2, max_new_tokens=4))
+    always: dict[str, Any] = {"max_new_tokens": 4, "policy": "always"}
+    assert texts(subject.revise(PROMPTS, 2, **always)) == texts(reviser().revise(PROMPTS, 2, **always))
     # What is passed wins, and a reference may be a path.
     other = Reviser(str(saved), template="plain", reference=str(saved), beta=2.0, logps_reduction="sum")
     assert (other.renderer.template.name, other.beta, other.logps_reduction) == ("plain", 2.0, "sum")

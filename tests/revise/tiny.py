@@ -7,7 +7,7 @@ from typing import Any
 
 from srpo import Reviser
 from srpo.generate.engine import Completion
-from srpo.generate.hf import HFEngine
+from srpo.generate.live import LiveEngine
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_tiny_llama
 
@@ -37,7 +37,7 @@ def ids_of(text: str) -> list[int]:
     return [vocab[character] for character in text]
 
 
-class Recording(HFEngine):
+class Recording(LiveEngine):
     """The real engine, keeping the contexts it was given."""
 
     contexts: list[list[int]]
@@ -45,7 +45,7 @@ class Recording(HFEngine):
     @classmethod
     def put_into(cls, subject: Reviser) -> Recording:
         """Takes the place of a reviser's engine."""
-        assert isinstance(subject.engine, HFEngine)
+        assert isinstance(subject.engine, LiveEngine)
         engine = cls(subject.model, pad_id=subject.engine.pad_id, batch_size=subject.engine.batch_size)
         engine.contexts = []
         subject.engine = engine

@@ -1,0 +1,52 @@
+"""`srpo sample`: several drafts of each prompt, each revised, to be labelled."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from srpo.cli.parser import Parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb."""
+    parser = Parser("sample", "Draw drafts and revisions of a model's own, for a judge to order (`srpo label`).")
+    parser.add_argument("--model_name_or_path", required=True, help="folder of a trained model or adapter")
+    parser.add_argument("--input", required=True, help="a file with a `prompt` per row, in any layout")
+    parser.add_argument("--output", required=True, help="JSONL of trails; rows already in it are not done again")
+    parser.add_argument("--samples", type=int, default=2, help="drafts per prompt, each revised")
+    parser.add_argument("--revisions", type=int, default=2, help="revisions of each draft")
+    parser.add_argument("--temperature", type=float, default=1.0, help="above 0: greedy drafts are all the same")
+    parser.add_argument("--seed", type=int, default=0, help="with a prompt's text it decides every draw")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens per answer")
+    parser.add_argument("--batch_size", type=int, default=32, help="prompts generated together")
+    parser.add_argument("--reference", help="what the model was before training, for `srpo label --choose uncertain`")
+    parser.add_argument("--revision_template", help="preset or file; default: the one saved with the model")
+    parser.add_argument("--bad_rows", choices=["error", "skip"], default="error", help="what to do with unusable rows")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    args = parser.parse_args(argv)
+
+    from transformers.utils import logging as hf_logging
+
+    from srpo.revise.reviser import Reviser, Settings
+    from srpo.rounds.sample import sample_file
+
+    hf_logging.set_verbosity_error()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+    def reviser() -> Reviser:
+        return Reviser(
+            args.model_name_or_path,
+            template=args.revision_template,
+            reference=args.reference,
+            batch_size=args.batch_size,
+            trust_remote_code=args.trust_remote_code,
+        )
+
+    settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens)
+    made_with = {"model": args.model_name_or_path, "revision_template": args.revision_template or "saved"}
+    done, skipped = sample_file(
+        reviser, args.input, args.output, settings, samples=args.samples, bad_rows=args.bad_rows, made_with=made_with
+    )
+    print(f"{args.output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
+    return 0

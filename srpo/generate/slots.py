@@ -1,0 +1,129 @@
+"""A KV cache in which a token's slot is its position, row by row: rolling back costs nothing and rows may differ.
+
+Row n keeps the token at position p in slot p + 1. What stands beyond a row's last token is left over from guesses that
+were refused; no query sees it, and the next token at that position overwrites it. So cropping is forgetting a number,
+and rows of one batch may advance by different amounts without gaps or padding between their tokens. Slot 0 takes
+whatever a row that has less to read than others is padded with.
+
+Axes: N rows, H key-value heads, W slots, D head size, Q queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+GROWTH = 1.25  # a wider buffer is a copy of the old one
+
+
+class _Where:
+    """Where the tokens of the forward under way go; all layers share it."""
+
+    def __init__(self) -> None:
+        self.slots_NQ = torch.zeros(0, 0, dtype=torch.long)
+        self.rows_N1 = torch.zeros(0, 1, dtype=torch.long)
+        self.width, self.start = 0, -1
+
+    def set(self, slots: Sequence[Sequence[int]], device: Any) -> None:
+        first = slots[0]
+        together = all(row == first for row in slots) and first[0] > 0  # then a slice will do instead of a scatter
+        self.start = first[0] if together else -1
+        self.width = max(row[-1] for row in slots) + 1
+        self.slots_NQ = torch.tensor(slots if not together else [first], device=device)
+        self.rows_N1 = torch.arange(len(slots), device=device)[:, None]
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """[N, 1, Q, W] what is added to attention scores; N is 1 where all rows stand alike.
+
+        Additive, as every attention takes it: under eager attention a boolean mask would be added as ones and zeros.
+        """
+        slots_NQ1 = self.slots_NQ[:, :, None]
+        at_W = torch.arange(self.width, device=slots_NQ1.device)
+        seen_NQW = (at_W <= slots_NQ1) & ((at_W > 0) | (slots_NQ1 == 0))
+        blank = torch.zeros((), dtype=dtype, device=at_W.device)
+        return torch.where(seen_NQW, blank, blank - torch.inf)[:, None]
+
+
+class SlotLayer(DynamicLayer):
+    """One layer's keys and values."""
+
+    def __init__(self, where: _Where) -> None:
+        super().__init__()
+        self.where = where
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes the block into its slots; all that a query may see comes back."""
+        self.keys, self.values = self._written(self.keys, key_states), self._written(self.values, value_states)
+        self.is_initialized = True
+        return self.keys[:, :, : self.where.width], self.values[:, :, : self.where.width]
+
+    def _written(self, buffer_NHWD: Tensor | None, block_NHQD: Tensor) -> Tensor:
+        where = self.where
+        if buffer_NHWD is None:
+            n, heads, _, size = block_NHQD.shape
+            buffer_NHWD = block_NHQD.new_zeros(n, heads, 0, size)
+        if buffer_NHWD.shape[2] < where.width:
+            buffer_NHWD = widened(buffer_NHWD, int(GROWTH * where.width) + 8)
+        if where.start >= 0:
+            buffer_NHWD[:, :, where.start : where.start + block_NHQD.shape[2]] = block_NHQD
+        else:
+            buffer_NHWD[where.rows_N1, :, where.slots_NQ] = block_NHQD.transpose(1, 2)
+        return buffer_NHWD
+
+
+def widened(buffer_NHWD: Tensor, width: int) -> Tensor:
+    """The buffer with more slots: zeros, since even what no query sees must be finite."""
+    n, heads, old, size = buffer_NHWD.shape
+    wide_NHWD = buffer_NHWD.new_zeros(n, heads, width, size)
+    wide_NHWD[:, :, :old] = buffer_NHWD
+    return wide_NHWD
+
+
+class SlotCache(Cache):
+    """The cache of a batch.
+
+    Args:
+        layers: of the model.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.where = _Where()
+        self.kv = [SlotLayer(self.where) for _ in range(layers)]
+        super().__init__(layers=list(self.kv))
+
+    def place(self, slots: Sequence[Sequence[int]], device: Any, dtype: torch.dtype) -> Tensor:
+        """Says where the next forward's tokens go; returns its attention mask."""
+        self.where.set(slots, device)
+        return self.where.mask(dtype)
+
+    def select(self, rows: Sequence[int]) -> SlotCache:
+        """A copy of some rows, in that order."""
+        part = SlotCache(len(self.kv))
+        for mine, theirs in zip(self.kv, part.kv, strict=True):
+            if mine.keys is not None and mine.values is not None:
+                index_N = torch.tensor(list(rows), device=mine.keys.device)
+                theirs.keys, theirs.values = mine.keys.index_select(0, index_N), mine.values.index_select(0, index_N)
+                theirs.is_initialized = True
+        return part
+
+    def put_back(self, rows: Sequence[int], part: SlotCache) -> None:
+        """Takes over rows that went on by themselves."""
+        for mine, theirs in zip(self.kv, part.kv, strict=True):
+            mine.keys, mine.values = (
+                _replaced(mine.keys, theirs.keys, rows),
+                _replaced(mine.values, theirs.values, rows),
+            )
+
+
+def _replaced(whole_NHWD: Tensor | None, part_NHWD: Tensor | None, rows: Sequence[int]) -> Tensor:
+    assert whole_NHWD is not None  # a part is taken of what has been read
+    assert part_NHWD is not None
+    width = part_NHWD.shape[2]
+    if whole_NHWD.shape[2] < width:
+        whole_NHWD = widened(whole_NHWD, width)
+    whole_NHWD[:, :, :width].index_copy_(0, torch.tensor(list(rows), device=whole_NHWD.device), part_NHWD)
+    return whole_NHWD

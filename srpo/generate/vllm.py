@@ -1,0 +1,208 @@
+"""Completions and log-probs from vLLM in this process: a full model, or an adapter on its base.
+
+Contexts go in as the token ids of training. Prefixes that contexts share, the prompt of a draft and of its revisions
+above all, are computed once; guesses come from the context itself, in which the draft stands, so a revision that copies
+its draft is checked many tokens at a time. Greedy answers are those of the in-process engine up to rounding. Sampling
+draws from the same distribution with numbers of vLLM's own: equal (seed, key) repeat a draw on the same installation,
+and never make that of another engine.
+
+vLLM's processes start like Python's own: a script that makes a `VLLMEngine` has to do so under
+`if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from srpo.errors import BackendError, ConfigError, did_you_mean
+from srpo.generate.engine import Completion, seed_of
+from srpo.generate.ratios import Scored
+from srpo.model.load import ADAPTER_FILE, adapter_base
+
+log = logging.getLogger("srpo")
+
+SPECULATIONS = ("auto", "suffix", "ngram", "none")
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be told of an adapter's rank
+GUESSED = 16  # tokens checked at once, at most
+# Read when vllm is imported. No statistics leave the machine, and what it says while it starts is not for users.
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+class VLLMEngine:
+    """Completes with vLLM.
+
+    Args:
+        model: folder or hub name of a model or of an adapter; safetensors only.
+        batch_size: prompts handed over together; vLLM makes batches of its own.
+        speculation: suffix, ngram, none, or auto: suffix where `arctic_inference` is installed, else ngram.
+        dtype: as in `load_model`.
+        options: passed on to `vllm.LLM`: `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`, ….
+
+    Attributes:
+        speculation: the one in use.
+
+    Raises:
+        ConfigError: vLLM is not installed, or there is no such speculation.
+        InputError: no model there.
+        BackendError: vLLM cannot serve this adapter.
+    """
+
+    same_batch_same_bits = False
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch_size: int = 256,
+        speculation: str = "auto",
+        dtype: str = "float32",
+        **options: Any,
+    ) -> None:
+        if speculation not in SPECULATIONS:
+            fix = did_you_mean(speculation, SPECULATIONS)
+            raise ConfigError(f"{speculation!r}", where="speculation", expected=f"one of {SPECULATIONS}", fix=fix)
+        vllm = _imported()
+        self.batch_size, self.model = batch_size, model
+        self.speculation = _settled(speculation)
+        base = adapter_base(model)
+        self._adapter: Any = None
+        if base is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._adapter = LoRARequest("adapter", 1, str(Path(model).resolve()))
+            options = {"enable_lora": True, "max_loras": 1, **_of_adapter(model), **options}
+        if self.speculation != "none":
+            method = {"method": self.speculation, "num_speculative_tokens": GUESSED}
+            lookup = {"prompt_lookup_min": 2, "prompt_lookup_max": 4} if self.speculation == "ngram" else {}
+            # Beside an adapter vLLM wants room for the guesses of every row at once.
+            room = {"max_num_seqs": batch_size, "max_num_batched_tokens": max(8192, batch_size * (GUESSED + 1))}
+            options = {"speculative_config": {**method, **lookup}, **room, **options}
+        self._sampling = vllm.SamplingParams
+        self._llm = vllm.LLM(
+            base or model,
+            dtype=dtype,
+            load_format="safetensors",
+            generation_config="vllm",  # the model's own may shape the distribution
+            skip_tokenizer_init=True,  # ids in, ids out
+            enable_prefix_caching=True,
+            **options,
+        )
+        log.info("srpo: vLLM %s, speculation %s", vllm.__version__, self.speculation)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of context and answer that fit."""
+        return int(self._llm.llm_engine.model_config.max_model_len)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether there is an adapter to switch off."""
+        return self._adapter is not None
+
+    def close(self) -> None:
+        """Ends vLLM's processes and gives its memory back."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def complete(
+        self,
+        contexts: Sequence[Sequence[int]],
+        keys: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        temperature: float = 1.0,
+        seed: int = 0,
+        guesses: Sequence[Sequence[int]] | None = None,
+    ) -> list[Completion]:
+        """As `Engine` says."""
+        if not temperature >= 0:
+            raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
+        settings = [
+            self._sampling(
+                temperature=temperature,
+                max_tokens=max_new_tokens,
+                seed=seed_of(seed, key) if temperature > 0 else None,
+                ignore_eos=True,  # the model's files may call other tokens an end than training did
+                stop_token_ids=list(stop_ids),
+                detokenize=False,
+            )
+            for key in keys
+        ]
+        began = time.perf_counter()
+        outputs = self._generate(contexts, settings, adapter=True)
+        seconds = (time.perf_counter() - began) / max(1, len(contexts))
+        return [
+            Completion(tuple(each.outputs[0].token_ids), each.outputs[0].finish_reason == "stop", seconds)
+            for each in outputs
+        ]
+
+    def logps(self, pairs: Sequence[Scored]) -> list[float]:
+        """log π of each answer after its context, nats, summed over the answer's tokens."""
+        return self._logps(pairs, adapter=True)
+
+    def base_logps(self, pairs: Sequence[Scored]) -> list[float]:
+        """The same with the adapter switched off: what the model was before training.
+
+        Raises:
+            ConfigError: there is no adapter to switch off.
+        """
+        if self._adapter is None:
+            fix = "give an engine of what it was before training"
+            raise ConfigError("a full model is no reference for itself", where="reference", fix=fix)
+        return self._logps(pairs, adapter=False)
+
+    def _logps(self, pairs: Sequence[Scored], *, adapter: bool) -> list[float]:
+        settings = self._sampling(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        outputs = self._generate([[*context, *answer] for context, answer in pairs], settings, adapter=adapter)
+        sums = []
+        for (context, answer), output in zip(pairs, outputs, strict=True):
+            rows = output.prompt_logprobs[len(context) :]
+            sums.append(sum(float(row[id_].logprob) for row, id_ in zip(rows, answer, strict=True)))
+        return sums
+
+    def _generate(self, contexts: Sequence[Sequence[int]], settings: Any, *, adapter: bool) -> list[Any]:
+        prompts = [{"prompt_token_ids": list(context)} for context in contexts]
+        outputs: list[Any] = self._llm.generate(
+            prompts, settings, lora_request=self._adapter if adapter else None, use_tqdm=False
+        )
+        return outputs
+
+
+def _imported() -> Any:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm
+    except ImportError as error:
+        fix = "install vLLM for this machine, or ask a server of it: --engine openai"
+        raise ConfigError(f"vLLM cannot be imported: {error}", where="engine", fix=fix) from None
+    return vllm
+
+
+def _settled(speculation: str) -> str:
+    """The speculation that auto stands for."""
+    has_suffix = importlib.util.find_spec("arctic_inference") is not None
+    if speculation == "suffix" and not has_suffix:
+        fix = "pip install arctic-inference, or take ngram"
+        raise ConfigError("suffix speculation needs arctic_inference", where="speculation", fix=fix)
+    return speculation if speculation != "auto" else "suffix" if has_suffix else "ngram"
+
+
+def _of_adapter(folder: str) -> dict[str, Any]:
+    """What vLLM has to be told of the adapter in that folder: the least rank it knows that is enough, and where the
+    adapter stands. Not told where, it puts one on the head as well, and fails over log-probs of several prompts."""
+    row = json.loads((Path(folder) / ADAPTER_FILE).read_text("utf-8"))
+    largest = max([row.get("r", 0), *(row.get("rank_pattern") or {}).values()])
+    fitting = [rank for rank in RANKS if rank >= largest]
+    if row.get("peft_type") != "LORA" or not fitting:
+        problem = f"vLLM serves LoRA adapters of rank {RANKS[-1]} at most"
+        raise BackendError(problem, where=folder, fix="merge it into its base: srpo merge")
+    where = row.get("target_modules")
+    return {"max_lora_rank": fitting[0], **({"lora_target_modules": where} if isinstance(where, list) else {})}

@@ -1,0 +1,37 @@
+"""Prompts → drafts and revisions of the model's own, several of each, in a file of trails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from srpo.errors import ConfigError
+from srpo.revise.files import revise_file
+from srpo.revise.reviser import Reviser, Settings
+
+
+def sample_file(
+    make_reviser: Callable[[], Reviser],
+    source: str,
+    target: str,
+    settings: Settings,
+    *,
+    samples: int,
+    bad_rows: str = "error",
+    made_with: Mapping[str, str] | None = None,
+) -> tuple[int, int]:
+    """Writes `samples` trails per prompt, one after the other; resumable line by line, like `revise_file`.
+
+    Returns:
+        Trails in the target, and how many of them were there before.
+
+    Raises:
+        ConfigError: no sample, or several greedy ones, which would all be the same.
+        SRPOError: as `revise_file`.
+    """
+    if samples < 1:
+        raise ConfigError(f"{samples}", where="samples", expected="at least 1")
+    if samples > 1 and settings.temperature == 0:
+        fix = "sample at a temperature above 0, or one draft per prompt"
+        raise ConfigError("greedy drafts of one prompt are all the same", where="temperature", fix=fix)
+    made = {**(made_with or {}), "samples": str(samples)}
+    return revise_file(make_reviser, source, target, settings, bad_rows=bad_rows, made_with=made, samples=samples)

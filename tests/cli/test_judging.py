@@ -1,0 +1,39 @@
+"""The flags of a judge are the settings of a judge."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+
+import pytest
+
+from srpo.cli.judging import FLAGS, NUMBERS, add_judge_flags, judge_of
+from srpo.errors import ConfigError, UsageError
+from srpo.evaluate.judge_arguments import JudgeArguments
+
+
+def parsed(*words: str) -> JudgeArguments:
+    parser = argparse.ArgumentParser()
+    add_judge_flags(parser)
+    return judge_of(parser.parse_args(words))
+
+
+def test_every_setting_has_a_flag_of_its_kind() -> None:
+    assert list(FLAGS) == [field.name for field in fields(JudgeArguments)]
+    numbers = {field.name: str(field.type).split(" ")[0] for field in fields(JudgeArguments)}
+    assert {name: kind.__name__ for name, kind in NUMBERS.items()} == {
+        name: kind for name, kind in numbers.items() if kind != "str"
+    }
+
+
+def test_what_is_not_given_is_as_the_settings_have_it() -> None:
+    assert parsed() == JudgeArguments()
+    assert parsed("--judge", "llm", "--max_cost", "2").max_cost == 2.0
+
+
+def test_a_judge_has_to_be_named_and_a_model_behind_one_too() -> None:
+    with pytest.raises(UsageError, match="no judge"):
+        parsed().load()
+    with pytest.raises(ConfigError, match="judge_model"):
+        parsed("--judge", "llm", "--judge_base_url", "http://127.0.0.1:1").load()
+    assert parsed("--judge", "numeric").load().identity == "numeric"
