@@ -1,4 +1,4 @@
-"""`srpo rounds` killed at ten moments of a run: it ends with the weights of one left alone, and no label is asked twice.
+"""`srpo rounds` killed at ten moments of a run: it ends with the weights of one left alone; no label is asked twice.
 
 The judge writes down what it is asked. It kills its own process at a call that is told to it; at the other moments the
 process is killed from outside as soon as a file of the run is there.
