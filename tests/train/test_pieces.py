@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +146,22 @@ def test_evaluation_goes_in_pieces_to_the_same_numbers(tmp_path: Path) -> None:
         found.append({k: v for k, v in run.evaluate().items() if "/" in k or k == "eval_loss"})
     assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-6)
     assert found[2] == pytest.approx(found[0], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.sweep
+def test_processes_with_unlike_pieces_train_as_one(tmp_path: Path) -> None:
+    found = []
+    for processes, pairs in ((1, 8), (2, 4)):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
+        words = [sys.executable, *launcher, "-m", "tests.train.two_processes", str(folder), str(pairs)]
+        subprocess.run(words, check=True, capture_output=True, cwd=Path(__file__).parents[2])
+        said = json.loads((folder / "logged.json").read_text())
+        found.append((torch.load(folder / "weights.pt"), said, len(list(folder.glob("kept/*/*.logps")))))
+    (one, one_said, _), (two, two_said, segments) = found
+    assert segments == 2  # each scored its part of the reference
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-6)
+    assert two_said["loss"] == pytest.approx(one_said["loss"], rel=1e-5)
+    assert two_said["logps/chosen"] == pytest.approx(one_said["logps/chosen"], rel=1e-6)
