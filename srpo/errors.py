@@ -76,7 +76,7 @@ class LengthError(DataError):
 
 
 class InputError(SRPOError):
-    """A file, folder or model is missing or unreadable."""
+    """A file, folder or model is missing or unreadable, or a server does not answer."""
 
     exit_code = 66
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
-from srpo.cli.judge_flags import add_judge_flags, judge_maker
-from srpo.cli.parser import Parser
+from srpo.cli.judging import add_judge_flags, judge_of
+from srpo.cli.parser import Parser, show_progress
 from srpo.errors import UsageError, did_you_mean
 
 ACTS = ("check", "compare", "agree")
@@ -25,8 +23,7 @@ def main(argv: list[str]) -> int:
     if argv[0] not in ACTS:
         expected, fix = "one of " + ", ".join(ACTS), did_you_mean(argv[0], ACTS)
         raise UsageError(f"unknown act {argv[0]!r}", where="srpo judge", expected=expected, fix=fix)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    show_progress()
     if argv[0] == "check":
         return check(argv[1:])
     from srpo.cli import judge_files
@@ -55,7 +52,8 @@ def check(argv: list[str]) -> int:
     from srpo.output import write_file
     from srpo.pairs.read import Source, columns_of, read_pairs
 
-    make = judge_maker(args)
+    make = judge_of(args).load
+    make(0)  # a mistake in it is told before the pairs are read
     pairs = sample(read_pairs(Source(args.pairs, columns_of(args.map), split=args.split)), args.limit, args.seed)
     checked = check_judge(make, pairs, runs=args.runs, gold_key=args.gold_key, seed=args.seed)
     print_checked(checked)

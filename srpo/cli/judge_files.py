@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srpo.cli.judge_flags import add_judge_flags, judge_maker
+from srpo.cli.judging import add_judge_flags, judge_of
 from srpo.cli.parser import Parser
 
 
@@ -27,7 +27,7 @@ def compare(argv: list[str]) -> int:
 
     one, other = read_answers(args.first), read_answers(args.second)
     comparisons = pair_up(one, other, revisions=args.revisions, gold_key=args.gold_key)
-    judge = judge_maker(args)(0)
+    judge = judge_of(args).load()
     found = compare(judge, comparisons, seed=args.seed)
     names = (Path(args.first).stem, Path(args.second).stem)
     text = alpaca_annotations(found.comparisons, found.verdicts, names, judge.identity)

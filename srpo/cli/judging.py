@@ -15,6 +15,8 @@ NUMBERS = {
     "price_in": float,
     "price_out": float,
     "max_cost": float,
+    "judge_concurrency": int,
+    "judge_timeout": float,
 }
 FLAGS = {
     "judge": "exact_match, reward:PATH, module:function, votes:FILE, llm, …; see docs/judges.md",
@@ -28,7 +30,10 @@ FLAGS = {
     "price_in": "of llm: price of a million tokens read",
     "price_out": "of llm: price of a million tokens written",
     "max_cost": "of llm: no call that could take the cost above it",
-    "verdicts": "of llm: file where replies are kept for next time",
+    "judge_body": "of llm: JSON with other fields of a request; null leaves one out",
+    "judge_concurrency": "of llm: calls under way at the same time [16]",
+    "judge_timeout": "of llm: seconds that one call may take [120]",
+    "verdicts": "of llm: file where replies are kept, so that nothing is asked twice [verdicts.jsonl]",
 }
 
 
@@ -43,4 +48,6 @@ def judge_of(args: argparse.Namespace) -> JudgeArguments:
     """What they say."""
     from srpo.evaluate.judge_arguments import JudgeArguments
 
-    return JudgeArguments(**{name: value for name, value in vars(args).items() if name in FLAGS})
+    found = JudgeArguments(**{name: value for name, value in vars(args).items() if name in FLAGS})
+    found.expect_used()
+    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
-from srpo.errors import UsageError
+from srpo.errors import ConfigError, UsageError
 from srpo.evaluate.asking import Asking
 from srpo.evaluate.pair_judges import LLM, load_pair_judge
 from srpo.evaluate.verdicts import PairJudge
@@ -29,10 +31,16 @@ class JudgeArguments:
     price_in: float | None = field(default=None, metadata={"help": "Of llm: price of a million tokens read."})
     price_out: float | None = field(default=None, metadata={"help": "Of llm: price of a million tokens written."})
     max_cost: float | None = field(default=None, metadata={"help": "Of llm: no call that could take it above this."})
-    verdicts: str | None = field(default=None, metadata={"help": "Of llm: file where replies are kept for next time."})
+    judge_body: str = field(default="{}", metadata={"help": "Of llm: JSON, other fields of a request; null: none."})
+    judge_concurrency: int = field(default=16, metadata={"help": "Of llm: calls under way at the same time."})
+    judge_timeout: float = field(default=120.0, metadata={"help": "Of llm: seconds that one call may take."})
+    verdicts: str = field(default="verdicts.jsonl", metadata={"help": "Of llm: file where replies are kept."})
 
-    def load(self) -> PairJudge:
+    def load(self, run: int = 0) -> PairJudge:
         """The judge they name.
+
+        Args:
+            run: of llm: another number asks everything anew.
 
         Raises:
             UsageError: none is named.
@@ -48,6 +56,9 @@ class JudgeArguments:
             return Votes(self.judge.removeprefix(VOTES))
         if self.judge != LLM:
             return load_pair_judge(self.judge)
+        if not self.judge_model or not self.judge_base_url:
+            fix = "name judge_model and judge_base_url; there is no default, since any would cost somebody money"
+            raise ConfigError("no model is named", where="judge llm", fix=fix)
         asking = Asking(
             self.judge_model,
             temperature=self.judge_temperature,
@@ -56,6 +67,8 @@ class JudgeArguments:
             price_in=self.price_in,
             price_out=self.price_out,
             max_cost=self.max_cost,
+            run=run,
+            body=self._body(),
         )
         return load_pair_judge(
             self.judge,
@@ -64,4 +77,25 @@ class JudgeArguments:
             api_key_env=self.judge_api_key_env,
             prompt=self.judge_prompt,
             verdicts=self.verdicts,
+            concurrency=self.judge_concurrency,
+            timeout=self.judge_timeout,
         )
+
+    def expect_used(self) -> None:
+        """For one judge alone: a limit or a server that nobody looks at would be a false comfort.
+
+        Raises:
+            ConfigError: one is given, and the judge asks no server.
+        """
+        for name in ("judge_model", "judge_base_url", "max_cost"):
+            if self.judge and self.judge != LLM and getattr(self, name):
+                raise ConfigError(f"{self.judge} asks no server", where=name, fix="name the judge llm, or leave it out")
+
+    def _body(self) -> dict[str, Any]:
+        try:
+            body = json.loads(self.judge_body)
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise ConfigError("not a JSON object", where="judge_body", expected='{"seed": 1}, say')
+        return body

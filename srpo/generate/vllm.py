@@ -106,6 +106,10 @@ class VLLMEngine:
         """Whether there is an adapter to switch off."""
         return self._adapter is not None
 
+    def close(self) -> None:
+        """Ends vLLM's processes and gives its memory back."""
+        self._llm.llm_engine.engine_core.shutdown()
+
     def complete(
         self,
         contexts: Sequence[Sequence[int]],

@@ -123,7 +123,7 @@ def read(folder: Path, *, step: int | None = None, alone: bool = True) -> Manife
     """
     manifest = _manifest(folder / MANIFEST)
     if step is not None and manifest.step != step:
-        raise Invalid(f"its manifest is of step {manifest.step}")
+        raise Invalid(f"its {MANIFEST} is of step {manifest.step}")
     for name in manifest.files:
         path = folder / name
         if path.is_symlink() or not path.resolve().is_relative_to(folder.resolve()):
@@ -258,13 +258,16 @@ class Writing:
 
 
 def _manifest(path: Path) -> Manifest:
+    if path.is_symlink():
+        raise Invalid(f"{MANIFEST} is a link")
     try:
-        body = json.loads(path.read_text("utf-8"))
-        said = body.pop("seal")
+        text = path.read_bytes()
+        body = json.loads(text)
+        body.pop("seal")
         if body.pop("format") != FORMAT:
             raise Invalid(f"its {MANIFEST} is of another format")
         manifest = Manifest(**body)
-        whole = said == _seal({"format": FORMAT, **body}) and all(map(_is_inside, manifest.files))
+        whole = text == manifest.sealed() and all(map(_is_inside, manifest.files))
     except FileNotFoundError:
         raise Invalid(f"it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

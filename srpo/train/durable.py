@@ -61,12 +61,14 @@ class DurableTrainer(Trainer):
     Attributes:
         start: where the last call of `train` began.
         kept_files: names of files in a model's folder that saving sees as they are: people write in them.
+        at_start: called in the first process once it is settled where a run begins and that something is left to do.
         committed: step of the newest checkpoint that the run stands on; −1 for none.
     """
 
     model: Any
     reference: Any
     start = Start()
+    at_start: Callable[[], None] | None = None
     _measured: Measured
     _identity: dict[str, Any]
     _stage: Path | None = None
@@ -97,6 +99,8 @@ class DurableTrainer(Trainer):
             if self.start.complete and self.start.manifest:
                 return self._complete(self.start.manifest)
             self._expect_room(final=True)
+            if self.at_start and self.is_world_process_zero():
+                self.at_start()
             self.committed = self.start.manifest.step if self.start.manifest else -1
             with signals.held_back():
                 folder = str(self.start.folder) if self.start.folder else None
@@ -226,6 +230,7 @@ class DurableTrainer(Trainer):
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
+        expect_finite_weights(self.model, step=self.state.global_step)
         target = Path(output_dir) if output_dir else self._folder
         stage = target / STAGING / "final"
         with self._held(target), signals.held_back(), checkpoint.Writing(target):
@@ -267,9 +272,7 @@ class DurableTrainer(Trainer):
         each = checkpoint.size_of(saved[0][1]) if saved else model + state + 10**5
         if self.args.save_strategy == "no":
             each = 0
-        expect_room(
-            self._folder, each + (model if final else 0), "a checkpoint and the model" if final else "a checkpoint"
-        )
+        expect_room(self._folder, each + (model if final else 0), "the run" if final else "a checkpoint")
 
     # ------------------------------------------------------------------ what transformers does not save
 

@@ -2,7 +2,8 @@
 
 Left alone, one such number turns every weight into nan in one step, and a log that leaves nan out of its mean shows a
 loss of 0.0 from then on. Here it is looked for where it can first be seen: in the log-probs and the loss of every
-micro-batch before its backward pass, and in the gradients before every step. All processes stop together.
+micro-batch before its backward pass, and in the gradients before every step. Several processes may have cut their
+micro-batches into unlike numbers of pieces, so they ask each other once a step, and stop together.
 
 Axes: B pairs.
 """
@@ -23,6 +24,7 @@ from srpo.errors import ConfigError, NonFiniteError
 from srpo.maths.objective import LossOutput, SixLogps
 from srpo.output import write_file
 from srpo.pairs.tree import PrefixTree
+from srpo.train.metrics import add_line
 
 NONFINITE_FILE = "nonfinite.json"
 _FIX = "no optimiser step was taken with it; lower the learning rate, or look at these rows with `srpo check`"
@@ -56,6 +58,7 @@ class Guard:
     def __init__(self, folder: Path, process: int | None, anywhere: Callable[[bool], bool]) -> None:
         self._folder, self._process, self._anywhere = folder, process, anywhere
         self._since_step: list[_Scored] = []
+        self._found: tuple[str, _Scored, list[bool]] | None = None
 
     def expect_finite(
         self, inputs: dict[str, Any], policy: SixLogps, reference: SixLogps, output: LossOutput, *, step: int
@@ -72,12 +75,24 @@ class Guard:
         scored = _Scored(inputs["row"].tolist(), inputs["where"], inputs["trees"], policy.detach(), reference, output)
         if torch.is_grad_enabled():
             self._since_step.append(scored)
-        bad_B = ~_finite(scored)
-        if not self._anywhere(bool(bad_B.any())):
-            return
-        bad = bad_B.tolist()
-        what = f"the loss is {output.loss.item()} for {_listed(scored.where, bad)}" if any(bad) else ""
-        self._stop(what, [scored], [bad], step, {"loss": _plain(output.loss.item())})
+        bad = (~_finite(scored)).tolist()
+        if any(bad) and self._found is None:
+            what = f"the loss is {output.loss.item()} for {_listed(scored.where, bad)}"
+            self._found = (what, scored, bad)
+        if self._process is None:
+            self.settle(step=step)
+
+    def settle(self, *, step: int) -> None:
+        """Stops if any process has found something; all of them come here equally often.
+
+        Raises:
+            NonFiniteError: one has.
+        """
+        found, self._found = self._found, None
+        if self._anywhere(found is not None):
+            what, scored, bad = found or ("", None, [])
+            lost = {"loss": _plain(scored.output.loss.item())} if scored else {}
+            self._stop(what, [scored] if scored else [], [bad], step, lost)
 
     def expect_finite_gradients(self, model: nn.Module, norm: float | Tensor | None, *, step: int) -> None:
         """Looks at the gradients before the optimiser does; their norm is finite exactly when they are, or too large
@@ -87,6 +102,8 @@ class Guard:
             NonFiniteError: they are not.
         """
         scored, self._since_step = self._since_step, []
+        if self._process is not None:
+            self.settle(step=step)
         size = math.nan if norm is None else float(norm)
         if math.isfinite(size) or norm is None:
             return
@@ -97,11 +114,19 @@ class Guard:
         found = {"gradient_norm": _plain(size), "gradients": names}
         self._stop(what, scored, [[True] * len(batch.rows) for batch in scored], step, found)
 
-    def forget(self) -> None:
-        """Drops what was scored since the last step."""
+    def forget(self, *, step: int) -> None:
+        """In the place of looking at the gradients, where a scaler does.
+
+        Raises:
+            NonFiniteError: a process has found something before.
+        """
         self._since_step = []
+        if self._process is not None:
+            self.settle(step=step)
 
     def _stop(self, what: str, scored: list[_Scored], bad: list[list[bool]], step: int, found: dict[str, Any]) -> None:
+        if not self._process:
+            add_line(self._folder, {"step": step, "loss" if torch.is_grad_enabled() else "eval_loss": math.nan})
         if not what:
             raise NonFiniteError("another process met a number that is not finite", where=f"step {step}", fix=_FIX)
         name = NONFINITE_FILE if self._process is None else f"process-{self._process}-{NONFINITE_FILE}"

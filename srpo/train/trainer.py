@@ -204,10 +204,11 @@ class SRPOTrainer(DurableTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradients' norm, looked at before the optimiser steps; float16 has overflows that its scaler skips."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        step = self.state.global_step + 1
         if self.accelerator.scaler is None:
-            self.guard.expect_finite_gradients(model, norm, step=self.state.global_step + 1)
+            self.guard.expect_finite_gradients(model, norm, step=step)
         else:
-            self.guard.forget()
+            self.guard.forget(step=step)
         return norm
 
     def reference_hash(self) -> str:
@@ -238,6 +239,7 @@ class SRPOTrainer(DurableTrainer):
         """Adds the means over the data set to its metrics, under the data set's own prefix."""
         self._measured.means("eval")  # what a prediction before this left behind
         output: Any = super().evaluation_loop(*args, **kwargs)
+        self.guard.settle(step=self.state.global_step)
         output.metrics.update(self._measured.means("eval", f"{kwargs.get('metric_key_prefix', 'eval')}_"))
         return output
 

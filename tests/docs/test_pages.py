@@ -48,7 +48,12 @@ BLOCK = re.compile(
 )
 
 # What a page may take for granted, beside a model and files of pairs and prompts.
-GIVEN = {"revise.md": ["my-srpo-model"], "evaluate.md": ["my-srpo-model", "my-dpo-model"]}
+GIVEN = {
+    "rounds.md": ["my-srpo-model"],
+    "server.md": ["my-srpo-model"],
+    "revise.md": ["my-srpo-model"],
+    "evaluate.md": ["my-srpo-model", "my-dpo-model"],
+}
 CHAT = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"

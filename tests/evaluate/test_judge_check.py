@@ -118,7 +118,18 @@ def test_the_command_prints_what_it_found(
     monkeypatch.chdir(tmp_path)
     with judge_server(js.position_biased) as server:
         words = ["judge", "check", "--judge", "llm", "--judge_base_url", server.url, "--judge_model", "m"]
-        words += ["--pairs", str(pairs_file), "--judge_price", "1", "2", "--max_cost", "1", "--output", "found.json"]
+        words += [
+            "--pairs",
+            str(pairs_file),
+            "--price_in",
+            "1",
+            "--price_out",
+            "2",
+            "--max_cost",
+            "1",
+            "--output",
+            "found.json",
+        ]
         assert run([*words, "--limit", "20"]) == 0
         asked = len(server.bodies)
         assert run([*words, "--limit", "20"]) == 0
@@ -135,7 +146,7 @@ def test_the_command_prints_what_it_found(
     ("words", "kind", "said"),
     [
         (["--judge", "llm"], ConfigError, "no default, since any would cost somebody money"),
-        (["--judge", "numeric", "--judge_model", "m"], ConfigError, "add --judge llm"),
+        (["--judge", "numeric", "--judge_model", "m"], ConfigError, "numeric asks no server"),
         (["--judge", "numerik"], ConfigError, "did you mean 'numeric'"),
         (["--judge", "exact_match"], DataError, "exact_match, row 1: the gold answer is NoneType"),
         (
@@ -143,7 +154,7 @@ def test_the_command_prints_what_it_found(
             ConfigError,
             "not a JSON object",
         ),
-        ([], UsageError, "--judge"),
+        ([], UsageError, "no judge"),
     ],
 )
 def test_mistakes_are_named(pairs_file: Path, words: list[str], kind: type[SRPOError], said: str) -> None:

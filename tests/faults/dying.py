@@ -52,9 +52,11 @@ def make_trainer(base: Path, folder: Path, kind: str = "full", **changes: Any) -
         from peft import LoraConfig
 
         adapter = LoraConfig(r=2, lora_alpha=4, lora_dropout=0.1, task_type="CAUSAL_LM", target_modules=["q_proj"])
-    callbacks = changes.pop("callbacks", None)
+    callbacks, eval_rows = changes.pop("callbacks", None), changes.pop("eval_rows", None)
     args = settings(folder, **{**SETTINGS, **changes})
-    return SRPOTrainer(str(base), args=args, train_dataset=ROWS, peft_config=adapter, callbacks=callbacks)
+    return SRPOTrainer(
+        str(base), args=args, train_dataset=ROWS, eval_dataset=eval_rows, peft_config=adapter, callbacks=callbacks
+    )
 
 
 def train(base: Path, folder: Path, kind: str = "full", *, resume: bool = False, **changes: Any) -> str:

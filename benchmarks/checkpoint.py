@@ -1,0 +1,137 @@
+"""What being safe costs: manifest and fsync beside a stock save, the guard beside a step.
+
+    python -m benchmarks.checkpoint [--saves N] [--steps N] [--folder DIR]
+
+A model of 25.5M weights in float32 with its optimiser's two moments: 0.3 GB a save. Both kinds of save go to the same
+disk in turn, so that what else the machine does meets both; each part is timed by itself, and medians are told with
+their quartiles. One thread computes; hashing has threads of its own, as it has in a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LENGTHS = (350, 40)  # tokens of prompt and answer, as TL;DR's
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--saves", type=int, default=9, help="saves of each kind")
+    parser.add_argument("--steps", type=int, default=6, help="optimiser steps under the guard")
+    parser.add_argument("--folder", type=Path, default=None, help="where to save; default: the temporary folder")
+    words = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=words.folder) as folder:
+        measure(Path(folder), words.saves, words.steps)
+
+
+def measure(folder: Path, saves: int, steps: int) -> None:
+    import torch
+    from transformers import PrinterCallback, Trainer
+
+    from srpo.train import checkpoint, durable
+
+    torch.set_num_threads(1)
+    trainer = make_trainer(folder / "run", steps)
+    trainer.remove_callback(PrinterCallback)
+    guard = Timed(trainer.guard, "expect_finite", "expect_finite_gradients")
+    started = time.process_time()
+    trainer.train()
+    step = (time.process_time() - started) / steps
+    watched = sum(guard.seconds) / steps
+    print(f"guard: {1e3 * watched:.2f} ms of a step's {1e3 * step:.0f} ms of computing: {100 * watched / step:.2f} %")
+
+    parts = Timed(checkpoint, "seal", "commit", clock=time.perf_counter)
+    finite = Timed(durable, "expect_finite_weights", clock=time.perf_counter)
+    stock, added = [], []
+    for i in range(1, saves + 1):
+        trainer.state.global_step = 1000 + i
+        stock.append(seconds(lambda: Trainer._save_checkpoint(trainer, trainer.model, None)))
+        shutil.rmtree(folder / "run" / f"checkpoint-{1000 + i}")
+        parts.seconds.clear()
+        finite.seconds.clear()
+        trainer._save_checkpoint(trainer.model, None)
+        added.append(sum(parts.seconds) + sum(finite.seconds))
+        size = checkpoint.size_of(folder / "run" / f"checkpoint-{1000 + i}")
+        shutil.rmtree(folder / "run" / f"checkpoint-{1000 + i}")
+    shares = [100 * mine / theirs for mine, theirs in zip(added, stock, strict=True)]
+    print(f"stock save of {size / 1e9:.2f} GB: {told(stock)} s")
+    print(f"manifest, fsync, rename, look for nan: {told(added)} s; {told(shares, 0)} % of the stock save beside it")
+
+
+class Timed:
+    """Functions of an object that note how long they take."""
+
+    def __init__(self, owner: Any, *names: str, clock: Callable[[], float] = time.process_time) -> None:
+        self.seconds: list[float] = []
+        for name in names:
+            setattr(owner, name, self._around(getattr(owner, name), clock))
+
+    def _around(self, work: Callable[..., Any], clock: Callable[[], float]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            before = clock()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self.seconds.append(clock() - before)
+
+        return timed
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    before = time.perf_counter()
+    work()
+    return time.perf_counter() - before
+
+
+def told(values: list[float], digits: int = 2) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def make_trainer(folder: Path, steps: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from srpo import SRPOConfig, SRPOTrainer
+    from srpo.tasks.carry import carry_tokenizer
+
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+    )
+    prompt, answer = LENGTHS
+    rows = [
+        {
+            "prompt": ("0123456789" * prompt)[: prompt + i],
+            "chosen": "12" * (answer // 2),
+            "rejected": "34" * (answer // 2),
+        }
+        for i in range(8)
+    ]
+    args = SRPOConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_steps=1,
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        revision_template="plain",
+    )
+    return SRPOTrainer(LlamaForCausalLM(config), args=args, train_dataset=rows, processing_class=carry_tokenizer())
+
+
+if __name__ == "__main__":
+    main()

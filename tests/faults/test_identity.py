@@ -1,0 +1,138 @@
+"""Fault 7: a run does not go on under other conditions than it began with, unless that is asked for and recorded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo.errors import ConfigError
+from srpo.train.checkpoint import newest
+from srpo.train.identity import accepted, changes
+from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.faults.dying import End, forked, make_base, make_trainer, train
+from tests.train.plain import ROWS
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    make_base(folder / "base")
+    end = forked(lambda: train(folder / "base", folder / "whole", max_steps=STEPS))
+    assert end.code == 0, end.error
+    shutil.copytree(folder / "whole" / "checkpoint-2", folder / "begun" / "checkpoint-2")
+    return folder
+
+
+def resumed(place: Path, run: Path, **changed: Any) -> End:
+    """Resumes the run that was stopped at step 2, with something changed."""
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(place / "begun", run)
+    base, rows, threads = changed.pop("base", place / "base"), changed.pop("rows", ROWS), changed.pop("threads", 1)
+
+    def work() -> None:
+        import torch
+
+        import tests.faults.dying as dying
+
+        dying.ROWS = rows
+        torch.set_num_threads(threads)
+        train(base, run, resume=True, **{"max_steps": STEPS, **changed})
+
+    return forked(work)
+
+
+def test_control_unchanged_it_goes_on(place: Path, tmp_path: Path) -> None:
+    assert resumed(place, tmp_path / "run").code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"beta": 0.2}, "beta: 0.1 → 0.2"),
+        ({"alpha": 0.4}, "alpha: 0.3 → 0.4"),
+        ({"per_device_train_batch_size": 2}, "per_device_train_batch_size: 1 → 2"),
+        ({"learning_rate": 0.02}, "learning_rate: 0.01 → 0.02"),
+        ({"seed": 3}, "seed: 42 → 3"),
+        ({"max_steps": 5}, "max_steps: 4 → 5"),
+        ({"objective": "dpo"}, "objective: srpo → dpo"),
+        ({"rows": ROWS[::-1]}, "data: "),
+        ({"rows": [*ROWS[:-1], {**ROWS[-1], "chosen": "4 6"}]}, "data: "),
+        ({"threads": 2}, "threads: 1 → 2"),
+        ({"kind": "lora"}, "adapter: null → "),
+        ({"disable_dropout": True}, "disable_dropout: false → true"),
+    ],
+)
+def test_a_changed_condition_is_78(change: dict[str, Any], said: str, place: Path, tmp_path: Path) -> None:
+    end = resumed(place, tmp_path / "run", **change)
+    assert end.code == 78, end
+    assert f"\n  {said}" in end.error
+    assert "--accept_change" in end.error
+    found = newest(tmp_path / "run")
+    assert found is not None
+    assert found[1].step == 2  # nothing was lost by asking
+
+
+@pytest.mark.parametrize("change", [{"logging_steps": 2}, {"save_steps": 3}, {"per_device_eval_batch_size": 1}])
+def test_what_no_number_depends_on_may_change(change: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    assert resumed(place, tmp_path / "run", **change).code == 0
+
+
+def test_another_model_another_tokenizer_another_template(place: Path, tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    other = make_tiny_llama(seed=1, initializer_range=0.15, attention_dropout=0.1, num_key_value_heads=1, **small)
+    other.save_pretrained(tmp_path / "other")
+    make_byte_tokenizer().save_pretrained(tmp_path / "other")
+    end = resumed(place, tmp_path / "run", base=tmp_path / "other")
+    assert end.code == 78
+    assert "\n  reference: " in end.error
+    shutil.copytree(place / "base", tmp_path / "said")
+    make_byte_tokenizer(bos=False).save_pretrained(tmp_path / "said")
+    end = resumed(place, tmp_path / "run", base=tmp_path / "said")
+    assert end.code == 78
+    assert "\n  tokenizer: " in end.error
+    template = tmp_path / "mine.json"
+    template.write_text(
+        '{"name": "mine", "form": "text", "draft": "{{ prompt }}", "revision": "{{ prompt }}{{ draft }}?"}'
+    )
+    end = resumed(place, tmp_path / "run", revision_template=str(template))
+    assert end.code == 78
+    assert "\n  template: plain " in end.error
+    shutil.copytree(place / "base", tmp_path / "moved")
+    assert resumed(place, tmp_path / "run", base=tmp_path / "moved").code == 0
+
+
+def test_one_change_can_be_accepted_and_is_recorded(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    end = resumed(place, run, beta=0.2, alpha=0.4, accept_change=["beta"])
+    assert end.code == 78
+    assert "alpha: 0.3 → 0.4" in end.error
+    assert "beta:" not in end.error
+    assert resumed(place, run, beta=0.2, accept_change=["beta"]).code == 0
+    found = newest(run)
+    assert found is not None
+    assert found[1].accepted == [{"step": 2, "key": "beta", "old": 0.1, "new": 0.2}]
+    assert found[1].identity["beta"] == 0.2
+    again = forked(lambda: train(place / "base", run, resume=True, max_steps=STEPS, beta=0.2))  # needs no flag any more
+    assert again.code == 0, again.error
+
+
+def test_a_key_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'beta'"):
+        accepted({"beta": 1}, {"beta": 2}, ["beat"], step=1, where="x")
+
+
+def test_keys_that_come_and_go_are_changes() -> None:
+    assert changes({"a": 1, "b": 2}, {"a": 1, "c": 3}) == [("b", 2, None), ("c", None, 3)]
+
+
+def test_control_the_identity_tells_two_references_apart(place: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(place / "base", tmp_path)
+    before = trainer.reference_hash()
+    assert before == make_trainer(place / "base", tmp_path / "other").reference_hash()
+    next(trainer.reference.model.parameters()).data.view(-1)[0] += 1e-6
+    assert trainer.reference_hash() != before

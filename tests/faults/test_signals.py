@@ -1,0 +1,127 @@
+"""Fault 14: a signal in any phase ends a run with 75, what there was committed and nothing named final."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo.train.checkpoint import checkpoints, read
+from tests.faults.dying import forked, make_base, make_trainer, steps_logged, train
+
+STEPS = 4
+PHASES = ("train_begin", "step_begin", "substep_end", "step_end", "log", "prediction_step", "evaluate", "epoch_end")
+SHORT = ("train_begin", "substep_end", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    make_base(folder / "base")
+    end = forked(lambda: train(folder / "base", folder / "run", **settings()))
+    assert end.code == 0, end.error
+    (folder / "straight").write_text(end.value)
+    return folder
+
+
+def settings() -> dict[str, Any]:
+    from tests.train.plain import ROWS
+
+    return {"max_steps": STEPS, "save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2, "eval_rows": ROWS[:2]}
+
+
+def hit(phase: str, step: int, number: int, times: int = 1) -> Any:
+    """Sends this process a signal when training is there."""
+    from transformers import TrainerCallback
+
+    class Hit(TrainerCallback):
+        def __init__(self) -> None:
+            self.left = times
+
+    def there(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= step and self.left:
+            while self.left:
+                self.left -= 1
+                os.kill(os.getpid(), number)
+
+    setattr(Hit, f"on_{phase}", there)
+    return Hit()
+
+
+@pytest.mark.parametrize(
+    "phase", [pytest.param(name, marks=[pytest.mark.faults] * (name not in SHORT)) for name in PHASES]
+)
+def test_in_any_phase(phase: str, place: Path, tmp_path: Path) -> None:
+    number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[PHASES.index(phase) % 3]
+    begun = phase != "train_begin"
+    end = forked(lambda: train(place / "base", tmp_path, callbacks=[hit(phase, 2 * begun, number)], **settings()))
+    assert end.code == 75, end.error
+    assert signal.Signals(number).name in end.error
+    if begun:
+        ((step, saved),) = checkpoints(tmp_path)
+        assert read(saved).step == step <= STEPS
+        assert f"stopped after step {step} of {STEPS}, which checkpoint-{step} holds" in end.error
+        assert "--resume" in end.error
+    assert not (tmp_path / "model.safetensors").exists()
+    again = forked(lambda: train(place / "base", tmp_path, resume=True, **settings()))
+    assert (again.code, again.error) == (0, "")
+    assert again.value == (place / "straight").read_text()
+    assert steps_logged(tmp_path) == list(range(1, STEPS + 1))
+
+
+def test_control_half_a_step_that_is_not_dropped_changes_the_rest(place: Path, tmp_path: Path) -> None:
+    def run() -> str:
+        from srpo.train import interrupt
+
+        interrupt.set_generators = lambda found: None
+        return train(place / "base", tmp_path, callbacks=[hit("substep_end", 2, signal.SIGTERM)], **settings())
+
+    assert forked(run).code == 75
+    again = forked(lambda: train(place / "base", tmp_path, resume=True, **settings()))
+    assert again.code == 0
+    assert again.value != (place / "straight").read_text()
+
+
+def test_in_the_last_step_nothing_is_named_final_either(place: Path, tmp_path: Path) -> None:
+    hits = [hit("step_end", STEPS, signal.SIGTERM)]
+    assert forked(lambda: train(place / "base", tmp_path, callbacks=hits, **settings())).code == 75
+    assert not (tmp_path / "model.safetensors").exists()
+    again = forked(lambda: train(place / "base", tmp_path, resume=True, **settings()))
+    assert again.value == (place / "straight").read_text()
+
+
+def test_a_second_signal_exits_at_once(place: Path, tmp_path: Path) -> None:
+    hits = [hit("substep_end", 2, signal.SIGTERM, times=2)]
+    end = forked(lambda: train(place / "base", tmp_path, callbacks=hits, **settings()))
+    assert (end.code, end.error) == (75, "")  # nothing was raised and nothing waited for
+    assert checkpoints(tmp_path) == []
+
+
+def test_handlers_are_put_back(place: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    make_trainer(place / "base", tmp_path, max_steps=1, save_strategy="no").train()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.faults
+def test_a_command_that_has_not_begun_to_train(place: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "import srpo.train.trainer\n"
+        "from srpo.cli.main import main\n"
+        "srpo.train.trainer.SRPOTrainer.__init__ = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "main()\n"
+    )
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "utf-8")
+    words = ["train", "--model_name_or_path", str(place / "base"), "--dataset_name", str(pairs), "--output_dir"]
+    command = [sys.executable, "-c", code, *words, str(tmp_path / "run"), "--use_cpu", "true", "--report_to", "none"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
+    assert "srpo: error: interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
