@@ -118,7 +118,7 @@ def test_what_is_logged_is_the_model_s_own(base: Path, tmp_path: Path) -> None:
     assert line["step"] == 2
     prompts = list(dict.fromkeys(row["prompt"] for row in ROWS[:4]))[:3]
     reviser = Reviser(trainer.model, trainer.processing_class, trainer.renderer.template, beta=0.1)
-    trails = reviser.revise(prompts, 1, max_new_tokens=3)
+    trails = reviser.revise(prompts, 1, max_new_tokens=3, policy="always")
     for trail in trails:
         trail.meta["gold"] = next(row["chosen"] for row in ROWS if row["prompt"] == trail.prompt)
     wanted = numbers(trails, per_character)
