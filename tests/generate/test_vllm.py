@@ -69,12 +69,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="module", params=["adapter", "merged"])
+@pytest.fixture(scope="module", params=[("adapter", "auto"), ("merged", "ngram")], ids=lambda each: each[0])
 def served(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Iterator[tuple[Path, VLLMEngine]]:
     """A folder and vLLM on it."""
-    folder = folders[request.param]
-    engine = VLLMEngine(str(folder), enforce_eager=True)
-    assert engine.speculation != "none"
+    name, speculation = request.param
+    folder = folders[name]
+    engine = VLLMEngine(str(folder), speculation=speculation, enforce_eager=True)
+    assert engine.speculation in ("suffix", "ngram")
     yield folder, engine
     engine.close()
 
