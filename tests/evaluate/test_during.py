@@ -72,7 +72,7 @@ def test_training_does_not_notice(base: Path, bare: Any, tmp_path: Path) -> None
     class Nosy(TrainerCallback):
         """Control: what draws a number from the global generator is noticed."""
 
-        def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             torch.rand(1)
 
     nosy = make(base, tmp_path / "nosy", None)
@@ -104,9 +104,10 @@ def test_parts_at_rest_stay_at_rest(base: Path, tmp_path: Path) -> None:
     model = trainer.model
     model.train()
     model.base_model.model.lm_head.eval()
-    modes = [module.training for module in model.modules()]
+    modes, state = [module.training for module in model.modules()], torch.get_rng_state()
     trainer.callback_handler.callbacks[-1].draw()
     assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
     assert False in modes
 
 
