@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="independent runs, each from its own base")
     parser.add_argument("--first_seed", type=int, default=0, help="seed of the first run; the others count on from it")
     parser.add_argument("--prompts", type=int, default=2000, help="sums per split in the evaluation")
+    parser.add_argument("--prepare", action="store_true", help="stop at base, pairs and prompts: recipes/carry.yaml")
     args = parser.parse_args(argv)
 
     import time
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     from srpo.evaluate.cases import sample_cases
     from srpo.evaluate.report import write_evaluation
     from srpo.evaluate.table import print_table
-    from srpo.tasks.carry_run import CarryConfig, Say
+    from srpo.tasks.carry_run import CarryConfig, Say, start_run
     from srpo.tasks.demo import run_demo, settings_shown, verdict
 
     hf_logging.set_verbosity_error()
@@ -43,6 +44,10 @@ def main(argv: list[str]) -> int:
         if step % 100 == 0:
             print(f"  base model: step {step} of {steps}, loss {loss:.3f}", file=sys.stderr)
 
+    if args.prepare:
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            start_run(Path(args.output_dir) / f"seed{seed}", config, seed, Say(stage, progress))
+        return 0
     began = time.perf_counter()
     scored = run_demo(
         args.output_dir, seeds=args.seeds, first_seed=args.first_seed, config=config, say=Say(stage, progress)

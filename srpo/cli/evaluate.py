@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
-import sys
 from dataclasses import fields
 from typing import Any
 
-from srpo.cli.parser import Parser
+from srpo.cli.judging import FLAGS, add_judge_flags
+from srpo.cli.parser import Parser, show_progress
 
 DESCRIPTION = """Score drafts and revisions, with intervals over prompts, and compare systems: from files of trails, or
 from models and prompts, which are drawn first and kept. Flags win over the settings file."""
@@ -27,19 +26,20 @@ def main(argv: list[str]) -> int:
     parser = Parser("evaluate", DESCRIPTION)
     parser.add_argument("--config", help="a YAML file of these settings, or a recipe, which has them below `evaluate`")
     for each in fields(Plan):
-        parser.add_argument(f"--{each.name}", default=argparse.SUPPRESS, **_flag(each))
+        if each.name not in (*FLAGS, "asked"):
+            parser.add_argument(f"--{each.name}", default=argparse.SUPPRESS, **_flag(each))
+    add_judge_flags(parser)
     given = vars(parser.parse_args(argv))
     config = given.pop("config")
     plan = Plan.of({**(read_plan(config) if config else {}), **given}, where=config or "")
 
     from rich.console import Console
 
-    from srpo.evaluate.command import evaluate
-    from srpo.evaluate.judges import load_judge
+    from srpo.evaluate.command import evaluate, judge_named
     from srpo.evaluate.table import print_table
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    judges = {name: load_judge(name) for name in (plan.judge, *plan.secondary)}
+    show_progress()
+    judges = {name: judge_named(name, plan.asking()) for name in (plan.judge, *plan.secondary)}
     results, report = evaluate(plan, judges, shlex.join(["srpo", "evaluate", *argv]))
     console = Console(highlight=False)
     print_table(results, console)

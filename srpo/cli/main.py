@@ -18,6 +18,7 @@ VERBS = {
     "calibrate": "measure on labelled prompts whether revising helps a model, and how far to trust its confidence",
     "sample": "draw drafts and revisions of a model's own, to be labelled",
     "label": "order them by a judge: preference pairs of the model's own answers",
+    "rounds": "offline training, then rounds of sample, label and train",
     "evaluate": "score drafts and revisions, with intervals",
     "judge": "check a judge on labelled pairs, compare two files of answers, compare two judges",
     "exchange": "answers to and from the files of AlpacaEval and Arena-Hard",

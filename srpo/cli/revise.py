@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
 from srpo.cli.engine import add_engine_flags, serving
-from srpo.cli.parser import Parser
+from srpo.cli.parser import Parser, show_progress
 
 
 def main(argv: list[str]) -> int:
@@ -21,11 +19,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="with a prompt's text it decides every draw")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens per answer")
     parser.add_argument("--batch_size", type=int, default=32, help="prompts generated together")
-    parser.add_argument("--policy", default="always", help="always, or if_preferred: keep what the model prefers")
+    parser.add_argument("--policy", default="auto", help="auto, always, if_preferred, until_worse, fixed:K, …")
     parser.add_argument("--reference", help="what the model was before training, for its own confidence")
     parser.add_argument("--revision_template", help="preset or file; default: the one saved with the model")
     parser.add_argument("--bad_rows", choices=["error", "skip"], default="error", help="what to do with unusable rows")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    parser.add_argument("--diff", action="store_true", help="print every trail, what changed in it marked")
+    parser.add_argument("--html", metavar="FILE", help="write a page of the trails")
     add_engine_flags(parser)
     args = parser.parse_args(argv)
     if not args.model_name_or_path and args.engine != "chat":
@@ -33,11 +33,12 @@ def main(argv: list[str]) -> int:
 
     from transformers.utils import logging as hf_logging
 
+    from srpo.revise.calibration import decided
     from srpo.revise.files import revise_file
     from srpo.revise.reviser import Reviser, Settings
 
     hf_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_progress()
     settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens, args.policy)
 
     engine, asked = serving(args), Path(f"{args.output}.answers.jsonl")
@@ -56,9 +57,19 @@ def main(argv: list[str]) -> int:
         "model": args.model_name_or_path,
         "revision_template": args.revision_template or "saved",
         "reference": args.reference or "",
+        "calibrated": decided(args.model_name_or_path) if args.policy == "auto" else "",
         **engine.made_with(),
     }
     done, skipped = revise_file(reviser, args.input, args.output, settings, bad_rows=args.bad_rows, made_with=made_with)
     asked.unlink(missing_ok=True)  # what it holds stands in the trails by now
     print(f"{args.output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
+    if args.diff or args.html:
+        from rich.console import Console
+
+        from srpo.revise.show import as_text, read, write_page
+
+        if args.html:
+            write_page(args.html, read(args.output), f"Drafts and revisions of {args.model_name_or_path}")
+        for trail in read(args.output) if args.diff else ():
+            Console(highlight=False).print(as_text(trail))
     return 0

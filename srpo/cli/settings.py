@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-import sys
+from dataclasses import fields
 from typing import Any
 
-from srpo.cli.parser import Mistakes
+from srpo.cli.parser import Mistakes, show_progress
 from srpo.errors import UsageError
 
 
 def settings_of(verb: str, description: str, argv: list[str]) -> tuple[Any, ...]:
     """The groups of settings in their order; flags win over the settings file, the file over a preset."""
+    parser, found = _found(verb, description, argv, ())
+    return parser.parse_dict(found)
+
+
+def settings_beside(
+    verb: str, description: str, argv: list[str], more: tuple[Any, ...]
+) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """The settings of a training by name, and further groups that the file and the flags may hold beside them."""
+    from transformers import HfArgumentParser
+
+    _, found = _found(verb, description, argv, more)
+    names = {each.name for group in more for each in fields(group)}
+    apart = HfArgumentParser(more).parse_dict({name: found.pop(name) for name in names})
+    return found, apart
+
+
+def _found(verb: str, description: str, argv: list[str], more: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+    """A parser of all groups, and what was given or is default."""
     from transformers import HfArgumentParser
     from transformers.utils import logging as hf_logging
 
@@ -21,17 +38,16 @@ def settings_of(verb: str, description: str, argv: list[str]) -> tuple[Any, ...]
         """transformers' argument parser with our errors."""
 
     hf_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    parser = Parser(GROUPS, prog=f"srpo {verb}", description=description, allow_abbrev=False)
+    show_progress()
+    parser = Parser((*GROUPS, *more), prog=f"srpo {verb}", description=description, allow_abbrev=False)
     parser.add_argument("--config", help="A flat YAML file of settings; its keys are the flags below.")
     file = _value_of("--config", argv, verb)
-    settings = read_settings(file) if file else {}
+    settings = read_settings(file, more) if file else {}
     parser.set_defaults(**settings_of_preset(_value_of("--preset", argv, verb) or settings.get("preset")))
     parser.set_defaults(**parser.converted(settings, where=str(file)))
-    parsed = parser.parse_args(argv)
-    vars(parsed).pop("config")
-    return parser.parse_dict(vars(parsed))
+    found = vars(parser.parse_args(argv))
+    found.pop("config")
+    return parser, found
 
 
 def _value_of(flag: str, argv: list[str], verb: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from srpo.cli.settings import settings_of
 from srpo.errors import Interrupted
 
@@ -21,7 +23,7 @@ def main(argv: list[str]) -> int:
 
     try:
         with signals.heard():
-            final = train(config, model, data, run, command=["srpo", "train", *argv])
+            final = train(config, model, data, run, command=["srpo", "train", *argv], watch=_watch)
     except KeyboardInterrupt:
         what = f"interrupted; checkpoints so far are in {config.output_dir}"
         raise Interrupted(what, fix="the same command with --resume goes on from the newest") from None
@@ -30,3 +32,12 @@ def main(argv: list[str]) -> int:
         return 0
     print(f"saved {config.output_dir} (train loss {final['train_loss']:.4f})")
     return 0
+
+
+def _watch(trainer: Any, source: Any, run: Any) -> Any:
+    """What draws and judges at every evaluation."""
+    from srpo.evaluate.command import judge_named
+    from srpo.evaluate.during import RevisionEvaluation, Watch
+
+    watch = Watch(run.eval_revisions, run.eval_prompts, run.eval_temperature, run.eval_max_new_tokens)
+    return RevisionEvaluation(trainer, source, judge_named(run.eval_judge), watch)

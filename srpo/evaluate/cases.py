@@ -7,12 +7,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from srpo.evaluate.results import Results, capital, heat, percent
 from srpo.evaluate.scores import Cell, Scored
 from srpo.revise.trail import Trail
 
-Outcome = Literal["mended", "broken"]
+Outcome = Literal["mended", "broken", "best", "worst"]
+SAID: Mapping[Outcome, str] = {
+    "mended": "score higher after revision than their draft",
+    "broken": "score lower after revision than their draft",
+    "best": "have the highest score that any answer in hand has at the end",
+    "worst": "have the lowest score that any answer in hand has at the end",
+}
 
 
 class Segment(NamedTuple):
@@ -50,7 +57,8 @@ class Sample:
     """Trails of one system, on one split at one temperature, that ended alike.
 
     Attributes:
-        outcome: "mended" where the last answer scores higher than the draft, "broken" where it scores lower.
+        outcome: "mended" where the last answer scores higher than the draft, "broken" where it scores lower; "best" and
+            "worst" where its score is the highest and the lowest there.
         system, split, temperature: where they are from, all seeds together.
         count: how many trails ended so.
         total: of how many.
@@ -66,31 +74,46 @@ class Sample:
     cases: tuple[Case, ...]
 
 
-def sample_cases(scored: Mapping[Cell, Scored], system: str, *, count: int = 3, seed: int = 0) -> list[Sample]:
-    """Mended and broken trails of a system for every split and temperature, drawn at random rather than picked.
+def sample_cases(
+    scored: Mapping[Cell, Scored], system: str, *, others: bool = False, count: int = 3, seed: int = 0
+) -> list[Sample]:
+    """Trails of a system for every split and temperature, drawn at random among those that ended alike.
 
     Args:
         scored: cells from `score`.
         system: one of theirs.
+        others: the other systems' trails as well, after this one's.
         count: how many of each at most.
         seed: of the drawing.
     """
     samples = []
-    ours = [cell for cell in scored if cell.system == system]
-    for split, temperature in dict.fromkeys((cell.split, cell.temperature) for cell in ours):
-        cells = [cell for cell in ours if (cell.split, cell.temperature) == (split, temperature)]
-        total = sum(len(scored[cell].keys) for cell in cells)
-        for outcome, sign in (("mended", 1), ("broken", -1)):
-            ended = [
-                (cell, row)
-                for cell in cells
-                for row, (draft, *_, last) in enumerate(scored[cell].primary_NR[:, [0, 0, -1]].tolist())
-                if sign * (last - draft) > 0
-            ]
-            drawn = random.Random(f"{seed} {split} {temperature} {outcome}").sample(ended, min(count, len(ended)))
-            cases = tuple(_case(cell, scored[cell], row) for cell, row in sorted(drawn))
-            samples.append(Sample(outcome, system, split, temperature, len(ended), total, cases))  # type: ignore[arg-type]
+    systems = [system, *dict.fromkeys(cell.system for cell in scored if others and cell.system != system)]
+    for name in systems:
+        ours = [cell for cell in scored if cell.system == name]
+        for split, temperature in dict.fromkeys((cell.split, cell.temperature) for cell in ours):
+            cells = [cell for cell in ours if (cell.split, cell.temperature) == (split, temperature)]
+            total = sum(len(scored[cell].keys) for cell in cells)
+            for outcome in SAID:
+                ended = _ended(scored, cells, outcome)
+                drawn = random.Random(f"{seed} {split} {temperature} {outcome}").sample(ended, min(count, len(ended)))
+                cases = tuple(_case(cell, scored[cell], row) for cell, row in sorted(drawn))
+                samples.append(Sample(outcome, name, split, temperature, len(ended), total, cases))
     return samples
+
+
+def _ended(scored: Mapping[Cell, Scored], cells: list[Cell], outcome: Outcome) -> list[tuple[Cell, int]]:
+    """The trails that ended so; one whose last answer is unscored ended in no way."""
+    both = [
+        (cell, row, draft, last)
+        for cell in cells
+        for row, (draft, *_, last) in enumerate(scored[cell].primary_NR[:, [0, 0, -1]].tolist())
+        if last == last
+    ]
+    if outcome in ("mended", "broken"):
+        sign = 1 if outcome == "mended" else -1
+        return [(cell, row) for cell, row, draft, last in both if sign * (last - draft) > 0]
+    extreme = (max if outcome == "best" else min)((last for *_, last in both), default=0.0)
+    return [(cell, row) for cell, row, _, last in both if last == extreme]
 
 
 def marked(text: str, before: str | None, gold: str) -> tuple[Segment, ...]:
@@ -153,3 +176,43 @@ def prompt_text(trail: Trail) -> str:
     if isinstance(trail.prompt, str):
         return trail.prompt
     return "\n".join(f"{message['role']}: {message['content']}" for message in trail.prompt)
+
+
+def show_sample(results: Results, sample: Sample, at: dict[str, str], system: int) -> dict[str, Any]:
+    """A sample as the page shows it.
+
+    Args:
+        at: what the page's script compares with the chosen split and temperature.
+        system: the number of the system among those with samples.
+    """
+    share = percent(sample.count / sample.total)
+    places = [results.label(sample.system)] if len(results.values("system")) > 1 else []
+    places += [results.label(sample.split)] if len(results.values("split")) > 1 else []
+    places += [heat(sample.temperature)] if len(results.values("temperature")) > 1 else []
+    return {
+        "at": {**at, "outcome": sample.outcome, "system": str(system)},
+        "head": capital(sample.outcome),
+        "text": f"{sample.count:,} of {sample.total:,} ({share}) {SAID[sample.outcome]}.",
+        "place": ", ".join(places),
+        "outcome": sample.outcome,
+        "cases": [
+            {
+                "prompt": case.prompt,
+                "gold": case.gold,
+                "seed": case.seed,
+                "steps": [_shown(step) for step in case.steps],
+            }
+            for case in sample.cases
+        ],
+    }
+
+
+def _shown(step: Step) -> dict[str, Any]:
+    begin = "draft" if step.first == 0 else str(step.first)
+    said = "unscored" if step.score != step.score else f"{100 * step.score:.0f} %"
+    return {
+        "name": begin if step.first == step.last else f"{begin}–{step.last}",
+        "segments": step.segments,
+        "right": step.score == 1,
+        "score": "" if step.score in (0, 1) else said,
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from srpo import __version__
 from srpo.errors import ConfigError, did_you_mean
 from srpo.evaluate.cases import sample_cases
 from srpo.evaluate.inputs import read_systems
+from srpo.evaluate.judge_arguments import JudgeArguments
+from srpo.evaluate.judges import JUDGES, load_judge, resolved
 from srpo.evaluate.plan import Plan
 from srpo.evaluate.pooling import RESAMPLINGS
 from srpo.evaluate.report import write_evaluation
@@ -67,7 +69,7 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
         folder,
         results,
         title="Drafts and revisions of " + ", ".join(name for name in results.values("system") if name not in labels),
-        samples=sample_cases(scored, highlight, seed=plan.seed),
+        samples=sample_cases(scored, highlight, others=True, seed=plan.seed),
         run={"command": command, "judge": _told(judges), "settings": _shown(plan), "srpo": __version__},
     )
     return results, report
@@ -91,6 +93,25 @@ def _trails(plan: Plan, judge: Any) -> tuple[dict[Key, list[Trail]], dict[str, s
     owner = plan.highlight if plan.highlight in plan.models else next(iter(plan.models))
     drawn = draw_all(plan, judge, owner)
     return drawn.trails | given, drawn.labels
+
+
+def judge_named(name: str, arguments: JudgeArguments | None = None) -> Any:
+    """A judge of single answers where the name is one's, else a judge of two.
+
+    Args:
+        arguments: how a model behind a server is asked.
+
+    Raises:
+        ConfigError, InputError: it cannot be had.
+
+    Example:
+        >>> judge_named("exact_match")("2+2=", "4", "4")
+        1.0
+    """
+    own = ":" in name and name.partition(":")[0] not in ("reward", "votes")
+    if name in JUDGES or (own and not compares(resolved(name))):
+        return load_judge(name)
+    return replace(arguments or JudgeArguments(), judge=name).load()
 
 
 def _told(judges: Judges) -> dict[str, Any]:

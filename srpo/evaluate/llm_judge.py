@@ -21,6 +21,7 @@ from srpo.evaluate.verdicts import TIE, Comparison, Order, Verdict, combined
 from srpo.generate.http import Endpoint, UnusableAnswer
 
 log = logging.getLogger("srpo")
+PROGRESS = 500  # calls between two lines about them
 
 
 class _Body(dict[str, Any]):
@@ -195,6 +196,9 @@ class LLMJudge:
                         self._reserved -= sent[number].most
                         self.spent.failed += 1
                     failures[sent[number].showing.key] = reply.failed
+                done = at + number + 1
+                if done % PROGRESS == 0 or done == len(missing):
+                    log.info("srpo: %d of %d calls, %d failed", done, len(missing), self.spent.failed)
                 yield
             if not sent:
                 raise Interrupted(

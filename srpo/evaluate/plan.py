@@ -14,6 +14,23 @@ from typing import Any
 from srpo.errors import ConfigError, InputError, did_you_mean
 
 SECTION = "evaluate"
+# Fields of JudgeArguments, which is not imported here: this file is read for `--help`.
+ASKED = (
+    "judge_model",
+    "judge_base_url",
+    "judge_api_key_env",
+    "judge_prompt",
+    "judge_temperature",
+    "judge_max_tokens",
+    "judge_orders",
+    "judge_body",
+    "judge_concurrency",
+    "judge_timeout",
+    "price_in",
+    "price_out",
+    "max_cost",
+    "verdicts",
+)
 CONTROLS = {
     "draft_only": "its drafts, whatever k",
     "best_of": "best of k+1 drafts",
@@ -84,7 +101,7 @@ class Plan:
     max_new_tokens: int = _option("tokens per answer", 256)
     batch_size: int = _option("prompts generated together", 32)
     seeds: list[int] = _option("seeds to draw with; each is reported alone and pooled", [0], many=True, metavar="SEED")
-    judge: str = _option("exact_match, per_character or module:function; none costs money", "exact_match")
+    judge: str = _option("who scores: a judge of single answers or of two; this one costs nothing", "exact_match")
     secondary: list[str] = _option("judges to report beside it", [], many=True, metavar="JUDGE")
     against: str = _option("what a judge of two answers holds them against: gold or draft", "gold")
     versus: list[str] = _option(
@@ -98,6 +115,19 @@ class Plan:
     output_dir: str | None = _option("folder for report, figure, tables and what is drawn")
     cache_dir: str | None = _option("folder for what is drawn, if several evaluations share it")
     trust_remote_code: bool = _option("run code that comes with a model", False)
+
+    asked: dict[str, Any] = _option("how a model behind a server is asked, as the flags of the judge are", {})
+
+    def asking(self) -> Any:
+        """How a model behind a server is asked; prices and limits with it.
+
+        Raises:
+            ConfigError: a setting that no judge has.
+        """
+        from srpo.evaluate.judge_arguments import JudgeArguments
+
+        _expect_known(self.asked, [each.name for each in fields(JudgeArguments)], "judge")
+        return JudgeArguments(**self.asked)
 
     def __post_init__(self) -> None:
         for where, names in (("controls", self.controls), *((n, m.controls) for n, m in self.models.items())):
@@ -129,7 +159,7 @@ class Plan:
             >>> plan.models["srpo"].model, plan.prompts
             ('runs/srpo', {'all': 'test.jsonl'})
         """
-        _expect_known(settings, [each.name for each in fields(cls)], where)
+        _expect_known(settings, KNOWN, where)
         found = dict(settings)
         for each in fields(cls):
             value = found.get(each.name)
@@ -146,8 +176,12 @@ class Plan:
             "policy": found.get("policy", "always"),
         }
         found["models"] = {name: _model(name, value, shared) for name, value in models.items()}
+        found["asked"] = {name: found.pop(name) for name in [*found] if name in ASKED}
         found["prompts"] = named(found.pop("prompts", {}), "prompts", "all")
         return cls(**found)
+
+
+KNOWN = [*(each.name for each in fields(Plan) if each.name != "asked"), *ASKED]
 
 
 def read_plan(path: str) -> dict[str, Any]:
@@ -171,7 +205,7 @@ def read_plan(path: str) -> dict[str, Any]:
         settings = settings.get(SECTION, settings)
     if not isinstance(settings, dict):
         raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
-    _expect_known(settings, [each.name for each in fields(Plan)], path)
+    _expect_known(settings, KNOWN, path)
     return settings
 
 

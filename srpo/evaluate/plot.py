@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from srpo.evaluate.results import POOL, Results, Row, capital, heat
@@ -71,18 +72,28 @@ def draw(
 
 def panel_svg(results: Results, split: str, temperature: float | None, seed: int | str = POOL) -> str:
     """One split as an `<svg>` to stand inside a page: no ids to clash, colours and fonts from the page's variables."""
+    with page_figure(f"srpo {split} {temperature} {seed}", width=5, height=3.7) as (figure, axis):
+        _panel(axis, results, split, temperature, seed)
+        _name_lines(figure, [axis])
+        return on_page(figure, f"{capital(results.label(split))}, {heat(temperature)}")
+
+
+@contextmanager
+def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """A figure of one axis, transparent, with text as text; `salt` keeps its ids apart from the page's other figures.
+
+    Args:
+        width, height: in inches of 72 units.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    salt = f"srpo {split} {temperature} {seed}"
     style: Any = {**_STYLE, "svg.hashsalt": salt, "svg.fonttype": "none"}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5, 3.7), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
         axis = figure.subplots()
         axis.set_facecolor("none")
-        _panel(axis, results, split, temperature, seed)
-        _name_lines(figure, [axis])
-        return _for_page(_saved(figure, "svg").decode(), f"{capital(results.label(split))}, {heat(temperature)}")
+        yield figure, axis
 
 
 def colours(results: Results) -> dict[str, str]:
@@ -196,7 +207,9 @@ def _saved(figure: Any, kind: str) -> bytes:
     return picture.getvalue()
 
 
-def _for_page(svg: str, title: str) -> str:
+def on_page(figure: Any, title: str) -> str:
+    """The figure as an `<svg>` to stand inside a page: no ids to clash, colours and fonts from the page's variables."""
+    svg = _saved(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     # figure_1, patch_7 …: the same in every figure and never referred to, unlike the salted ids of clips and markers.

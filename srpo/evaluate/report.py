@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srpo.evaluate.cases import Sample
+from srpo.evaluate.cases import Sample, show_sample
+from srpo.evaluate.figures import FIGURES, Figure, figure_svg
+from srpo.evaluate.measures import measure_names, tables
 from srpo.evaluate.plot import PAGE, colours, draw, panel_svg
 from srpo.evaluate.results import (
     POOL,
@@ -20,10 +22,8 @@ from srpo.evaluate.results import (
     Results,
     Row,
     capital,
-    counted,
     heat,
     percent,
-    points,
 )
 from srpo.evaluate.stored import as_csv, as_json
 from srpo.evaluate.table import as_markdown
@@ -40,7 +40,7 @@ def write_evaluation(
     samples: Sequence[Sample] = (),
     run: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes results.json, results.csv, table.md, curve.png, curve.svg and report.html.
+    """Writes results.json, results.csv, wins.csv, table.md, curve.png, curve.svg and report.html.
 
     Args:
         output_dir: folder for the files; made when missing.
@@ -58,6 +58,7 @@ def write_evaluation(
     folder = writable_folder(Path(output_dir))
     write_file(folder / "results.json", as_json(results).encode())
     write_file(folder / "results.csv", as_csv(results.rows).encode())
+    write_file(folder / "wins.csv", as_csv(results.wins).encode())
     write_file(folder / "table.md", as_markdown(results).encode())
     write_file(folder / "curve.png", draw(results, "png"))
     write_file(folder / "curve.svg", draw(results, "svg"))
@@ -79,12 +80,17 @@ def render(
         lstrip_blocks=True,
     )
     scale = _scale(results)
-    names = [name for name, _, _ in _measures(results)]
+    names = measure_names(results)
     # One seed is its own pool: shown once.
     seeds = [POOL, *(results.seeds if len(results.seeds) > 1 else [])]
     places = [(split, at, seed) for split, at in _places(results) for seed in seeds]
-    tables = [table for place in places if _curves(results, *place) for table in _tables(results, *place)]
-    used = dict.fromkeys(table["at"]["measure"] for table in tables)
+    shown = [
+        table
+        for place in places
+        if _curves(results, *place)
+        for table in tables(results, *place, _keys(results, *place), _caption(results, *place))
+    ]
+    used = sorted({int(table["at"]["measure"]) for table in shown})
     return environment.get_template(TEMPLATE).render(
         title=title,
         results=results,
@@ -93,9 +99,12 @@ def render(
         ticks=_ticks(scale),
         filters=_filters(results),
         panels=[_panel(results, *place) for place in places if _curves(results, *place)],
-        tables=tables,
-        measures=[(number, names[int(number)]) for number in used],
-        samples=[_sample(results, sample) for sample in samples],
+        tables=shown,
+        measures=[(number, names[number]) for number in used],
+        figures=[_figure(results, *place, what) for place in _places(results) for what in FIGURES],
+        legend=[(results.label(name), PAGE[colour]) for name, colour in colours(results).items()],
+        judging=[_judged(results, each) for each in results.judging],
+        **_shown_cases(results, samples),
         run=list(_flat(run or {})),
     )
 
@@ -191,6 +200,27 @@ def _filters(results: Results) -> list[dict[str, Any]]:
     ]
 
 
+def _figure(results: Results, split: str, temperature: float | None, what: Figure) -> dict[str, Any]:
+    """One of the smaller figures, of all seeds together; its drawing is empty where there is nothing to draw."""
+    where = _heading(results, split, temperature)
+    return {
+        "at": _keys(results, split, temperature),
+        "caption": what.title + (f", {where[:1].lower()}{where[1:]}" if where else ""),
+        "svg": figure_svg(results, split, temperature, what),
+    }
+
+
+def _judged(results: Results, tally: Mapping[str, Any]) -> list[str]:
+    """One line of the table of what judges were asked."""
+
+    def share(of: float | None) -> str:
+        return "" if of is None else percent(of)
+
+    against = "own draft" if tally["against"] == "draft" else results.label(tally["against"])
+    counts = [f"{tally[name]:,}" for name in ("comparisons", "identical", "unscored")]
+    return [tally["judge"], against, *counts, *(share(tally[name]) for name in ("ties", "flips", "agreement"))]
+
+
 def _keys(results: Results, split: str, temperature: float | None, seed: int | str = "") -> dict[str, str]:
     """What the page's script compares with the chosen filters; numbers, so that no name needs quoting."""
     keys = {
@@ -215,116 +245,21 @@ def _panel(results: Results, split: str, temperature: float | None, seed: int | 
     }
 
 
-def _tables(results: Results, split: str, temperature: float | None, seed: int | str) -> list[dict[str, Any]]:
-    """One table per measure."""
-    curves = _curves(results, split, temperature, seed)
-    colour = colours(results)
-    last = max(row["revision"] for rows in curves.values() for row in rows)
-    tables = []
-    for number, (name, note, cell) in enumerate(_measures(results)):
-        lines: list[dict[str, Any]] = [
-            {
-                "system": results.label(system),
-                "colour": PAGE[colour[system]],
-                "main": system == results.highlight,
-                "cells": _best([cell(row) for row in rows]),
-            }
-            for system, rows in curves.items()
-        ]
-        if any(each["text"] for line in lines for each in line["cells"]):
-            caption = _caption(results, split, temperature, seed)
-            n = counted(curves.values())
-            at = {**_keys(results, split, temperature, seed), "measure": str(number)}
-            tables.append(
-                {"at": at, "measure": name, "note": note, "caption": caption, "n": n, "last": last, "lines": lines}
-            )
-    return tables
+# ---------------------------------------------------------------------- the run
 
 
-def _best(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Marks the largest mean of a row, the earliest of equals, unless all of them are."""
-    means = [cell.get("mean", 0.0) for cell in cells]
-    best = means.index(max(means)) if max(means) > min(means) else None
-    return [{**cell, "best": place == best} for place, cell in enumerate(cells)]
-
-
-def _measures(results: Results) -> list[tuple[str, str, Any]]:
-    """(name, what it is, row → cell) of each table."""
-    interval = f"{100 * results.level:g} % interval"
-
-    def share(mean: float, low: float, high: float) -> dict[str, Any]:
-        return {"mean": mean, "text": f"{100 * mean:.1f}", "small": f"{100 * low:.1f}–{100 * high:.1f}"}
-
-    def secondary(name: str) -> Any:
-        return lambda row: share(*row["secondary"][name])
-
-    def gain(row: Row) -> dict[str, str]:
-        small = f"{points(row['gain_low'])} to {points(row['gain_high'])}"
-        return {"text": points(row["gain"]), "small": small} if row["revision"] else {"text": "", "small": ""}
-
-    def turned(row: Row) -> dict[str, str]:
-        small = f"{100 * row['broken']:.1f}"
-        return {"text": f"{100 * row['mended']:.1f}", "small": small} if row["revision"] else {"text": "", "small": ""}
-
-    def changed(row: Row) -> dict[str, str]:
-        return {"text": "" if row["changed"] is None else f"{100 * row['changed']:.1f}", "small": ""}
-
-    def tokens(row: Row) -> dict[str, str]:
-        return {"text": "" if row["tokens"] is None else f"{row['tokens']:,.0f}", "small": ""}
-
-    primary = results.label(results.settings.get("judge", "score"))
-    return [
-        (primary, f"in %, below it the {interval}", lambda row: share(row["mean"], row["low"], row["high"])),
-        *(
-            (results.label(name), f"in %, below it the {interval}", secondary(name))
-            for name in results.settings.get("secondary", ())
-        ),
-        ("gain over the draft", f"in points, paired by prompt, below it the {interval}", gain),
-        ("mended and broken", "% of prompts that score higher than their draft, below it % that score lower", turned),
-        ("changed", "% of answers that differ from the one a revision earlier", changed),
-        ("forward tokens", "mean tokens that forward passes have read per prompt, up to here", tokens),
-    ]
-
-
-# ---------------------------------------------------------------------- trails and the run
-
-
-def _sample(results: Results, sample: Sample) -> dict[str, Any]:
-    worded = {
-        "mended": ("Mended", "score higher after revision than their draft"),
-        "broken": ("Broken", "score lower after revision than their draft"),
-    }
-    head, what = worded[sample.outcome]
-    share = percent(sample.count / sample.total)
+def _shown_cases(results: Results, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The cases, and the choices above them."""
+    outcomes = list(dict.fromkeys(sample.outcome for sample in samples))
+    systems = list(dict.fromkeys(sample.system for sample in samples))
     return {
-        "at": _keys(results, sample.split, sample.temperature),
-        "head": head,
-        "text": f"{sample.count:,} of {sample.total:,} ({share}) {what}.",
-        "place": _heading(results, sample.split, sample.temperature, lead=str),
-        "outcome": sample.outcome,
-        "cases": [
-            {
-                "prompt": case.prompt,
-                "gold": case.gold,
-                "seed": case.seed,
-                "steps": [
-                    {
-                        "name": _step_name(step.first, step.last),
-                        "segments": step.segments,
-                        "right": step.score == 1,
-                        "score": "" if step.score in (0, 1) else f"{100 * step.score:.0f} %",
-                    }
-                    for step in case.steps
-                ],
-            }
-            for case in sample.cases
+        "samples": [
+            show_sample(results, sample, _keys(results, sample.split, sample.temperature), systems.index(sample.system))
+            for sample in samples
         ],
+        "outcomes": [(name, capital(name)) for name in outcomes],
+        "systems": [(str(place), results.label(name)) for place, name in enumerate(systems)],
     }
-
-
-def _step_name(first: int, last: int) -> str:
-    begin = "draft" if first == 0 else str(first)
-    return begin if first == last else f"{begin}–{last}"
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

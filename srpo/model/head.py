@@ -191,9 +191,11 @@ class _TiledLogps(torch.autograd.Function):
         logp_T = hidden_PD.new_empty(len(row_T), dtype=torch.float64)
         for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
             logits_RV = after(F.linear(hidden_PD[rows], weight_VD, bias_V).to(full))
-            norm_P[rows] = logits_RV.logsumexp(-1)
             scored_A = logits_RV[row_T[answers] - rows.start, token_T[answers]]
+            most_R1 = logits_RV.amax(1, keepdim=True)  # logsumexp by hand, for torch's needs two tiles more
+            norm_P[rows] = most_R1[:, 0] + logits_RV.sub_(most_R1).exp_().sum(1).log()
             logp_T[answers] = scored_A.double() - norm_P[row_T[answers]].double()
+            del logits_RV  # before the next tile is there
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P)
         ctx.after = after
         return logp_T
@@ -225,11 +227,12 @@ class _TiledLogps(torch.autograd.Function):
             if dhidden_PD is not None:
                 torch.mm(dlogits_RV, weight_VD, out=dhidden_PD[rows])
             if dweight_VD is None:
-                continue
-            if full == weight_VD.dtype:
+                pass
+            elif full == weight_VD.dtype:
                 dweight_VD.addmm_(dlogits_RV.T, hidden_PD[rows])
             else:  # tiles are summed in float32, which no product of half-precision matrices adds into
                 dweight_VD += dlogits_RV.T @ hidden_PD[rows]
+            del dlogits_RV
         dweights = (None if d is None else d.to(weight_VD.dtype) for d in (dweight_VD, dbias_V))
         return dhidden_PD, *dweights, None, None, None
 

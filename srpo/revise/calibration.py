@@ -123,3 +123,9 @@ class Calibration:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             fix = "`srpo calibrate` writes it anew; or name a policy"
             raise InputError(f"not a calibration: {error}", where=str(path), fix=fix) from None
+
+
+def decided(folder: str) -> str:
+    """What was decided for a model, in a word: half of a file of trails must not follow another decision."""
+    found = Calibration.load(folder)
+    return f"{found.choice.policy}, {found.choice.revisions}" if found is not None else ""

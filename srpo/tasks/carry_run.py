@@ -269,7 +269,7 @@ class Say:
 
 
 def start_run(folder: Path, config: CarryConfig, seed: int, say: Say) -> CarryConfig:
-    """Base and pairs of a seed; returns the configuration with the base's seed in it."""
+    """Base, pairs and prompts of a seed; returns the configuration with the base's seed in it."""
     config = replace(config, base=replace(config.base, seed=seed))
     base, pairs = folder / "base", folder / "pairs"
     took = run_stage(base, _settings(config, seed, "base"), lambda into: make_base(into, config.base, say.progress))
@@ -278,4 +278,12 @@ def start_run(folder: Path, config: CarryConfig, seed: int, say: Say) -> CarryCo
         pairs, _settings(config, seed, "base", "sampled"), lambda into: make_pairs(into, base, config, seed)
     )
     say.stage(f"seed {seed}: pairs", took)
+    prompts = folder / "prompts"
+    run_stage(prompts, {"seed": seed, "prompts": config.prompts}, lambda into: write_prompts(into, config, seed))
     return config
+
+
+def write_prompts(folder: Path, config: CarryConfig, seed: int) -> None:
+    """The sums of the evaluation as files, one per split, for whoever evaluates by other means."""
+    for split, rows in evaluation_rows(config, seed).items():
+        write_rows(folder / f"{split}.jsonl", rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -64,18 +64,32 @@ class RunArguments:
 
     preset: str | None = field(default=None, metadata={"help": "A published configuration: " + ", ".join(PRESETS)})
     resume: bool = field(default=False, metadata={"help": "Go on from the newest checkpoint in output_dir."})
+    eval_revisions: int | None = field(
+        default=None, metadata={"help": "Draw and revise this often at every evaluation, and log the scores."}
+    )
+    eval_judge: str | None = field(
+        default=None, metadata={"help": "Who scores them: exact_match, rouge_l, module:function, …; none costs money."}
+    )
+    eval_prompts: int = field(default=64, metadata={"help": "Prompts that are answered then."})
+    eval_temperature: float = field(default=1.0, metadata={"help": "At which; 0 is greedy."})
+    eval_max_new_tokens: int = field(default=128, metadata={"help": "Tokens of each answer then."})
 
 
+# (trainer, what it evaluates on, settings of the run) → a callback: evaluation is handed in, training knows none.
+Watcher = Callable[[Any, Source, RunArguments], Any]
 GROUPS: tuple[Any, ...] = (SRPOConfig, ModelArguments, DataArguments, RunArguments)
 
 
-def known_settings() -> list[str]:
+def known_settings(more: Iterable[Any] = ()) -> list[str]:
     """Every key a settings file may hold."""
-    return [f.name for group in GROUPS for f in fields(group) if f.init]
+    return [f.name for group in (*GROUPS, *more) for f in fields(group) if f.init]
 
 
-def read_settings(path: str) -> dict[str, Any]:
+def read_settings(path: str, more: Iterable[Any] = ()) -> dict[str, Any]:
     """A flat YAML file of settings.
+
+    Args:
+        more: groups of settings that it may hold beside those of a training.
 
     Raises:
         InputError: no such file.
@@ -93,13 +107,15 @@ def read_settings(path: str) -> dict[str, Any]:
         raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
     if not isinstance(settings, dict):
         raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
+    # A recipe says below this key what `srpo evaluate` is to do with the model that comes out.
+    settings = {key: value for key, value in settings.items() if key != "evaluate"}
     redacted(settings)  # remembers what stands under a secret's name, before any message can repeat it
-    _expect_known(settings, path)
+    _expect_known(settings, path, more)
     return settings
 
 
-def _expect_known(settings: Iterable[str], where: str) -> None:
-    known = known_settings()
+def _expect_known(settings: Iterable[str], where: str, more: Iterable[Any] = ()) -> None:
+    known = known_settings(more)
     for key in settings:
         if key not in known:
             fix = did_you_mean(str(key), known) or "`srpo train --help` lists the keys"
@@ -107,13 +123,20 @@ def _expect_known(settings: Iterable[str], where: str) -> None:
 
 
 def train(
-    config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments, *, command: Sequence[str] = ()
+    config: SRPOConfig,
+    model: ModelArguments,
+    data: DataArguments,
+    run: RunArguments,
+    *,
+    command: Sequence[str] = (),
+    watch: Watcher | None = None,
 ) -> Mapping[str, float]:
     """Trains and saves to `config.output_dir`; returns the final metrics, or how many steps a run that was complete
     already had taken, as `complete`.
 
     Args:
         command: the words of the command line, for the record of the run and the model card.
+        watch: makes what draws and judges at every evaluation, where `eval_revisions` asks for it.
 
     Raises:
         SRPOError: any mistake in settings, data or model, before a step is taken wherever that is possible.
@@ -121,17 +144,25 @@ def train(
     _expect_named(model, data)
     folder = writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after training
     with held(folder) if config.process_index == 0 else nullcontext():
-        return _run(config, model, data, run, command)
+        return _run(config, model, data, run, command, watch)
 
 
 def _run(
-    config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments, command: Sequence[str]
+    config: SRPOConfig,
+    model: ModelArguments,
+    data: DataArguments,
+    run: RunArguments,
+    command: Sequence[str],
+    watch: Watcher | None,
 ) -> Mapping[str, float]:
     from srpo.train.record import data_of, write_record
 
+    _expect_watchable(config, run, watch)
     trainer, rows, test_rows = _trainer(config, model, data)
     _say(trainer)
     trainer.command = command
+    if run.eval_revisions is not None and watch is not None and test_rows is not None:
+        trainer.add_callback(watch(trainer, test_rows, run))
 
     def record() -> None:
         settings = {**config.to_dict(), **asdict(model), **asdict(data), **asdict(run)}
@@ -203,6 +234,19 @@ def _trainer(config: SRPOConfig, model: ModelArguments, data: DataArguments) -> 
     except (ValueError, ImportError) as error:  # transformers' word for a setting it cannot serve, or a missing library
         raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
     return trainer, rows, test_rows
+
+
+def _expect_watchable(config: SRPOConfig, run: RunArguments, watch: Watcher | None) -> None:
+    if run.eval_revisions is None:
+        return
+    if not run.eval_judge or watch is None:
+        raise ConfigError("nobody to judge them", where="eval_revisions", fix="add `--eval_judge …`")
+    if config.eval_strategy == "no":
+        fix = "add `--eval_strategy steps --eval_steps …`"
+        raise ConfigError("never evaluated", where="eval_revisions", fix=fix)
+    for name, least in (("eval_revisions", 0), ("eval_prompts", 1), ("eval_max_new_tokens", 1)):
+        if getattr(run, name) < least:
+            raise ConfigError(f"{getattr(run, name)}", where=name, expected=f"{least} or more")
 
 
 def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:

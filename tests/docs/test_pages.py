@@ -49,6 +49,7 @@ BLOCK = re.compile(
 
 # What a page may take for granted, beside a model and files of pairs and prompts.
 GIVEN = {
+    "rounds.md": ["my-srpo-model"],
     "server.md": ["my-srpo-model"],
     "revise.md": ["my-srpo-model"],
     "evaluate.md": ["my-srpo-model", "my-dpo-model"],

@@ -52,3 +52,6 @@ def mute(comparison: Comparison, shown: str, other: str) -> None:
 def often_mute(comparison: Comparison, shown: str, other: str) -> float | None:
     """Honest, but without a word on prompts that end in an even digit."""
     return None if comparison.prompt[-2] in "02468" else honest(comparison, shown, other)
+
+
+LONGEST = Scripted(longest)  # to be named on a command line

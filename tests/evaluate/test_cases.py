@@ -11,6 +11,7 @@ from srpo.evaluate.judges import JUDGES
 from srpo.evaluate.scores import score
 from srpo.revise.trail import Answer, Trail
 from tests.evaluate import samples
+from tests.evaluate.pair_judges import Scripted, often_mute
 
 WORDS = st.text("ab1 \n", max_size=12)
 
@@ -54,7 +55,13 @@ def test_marks_keep_every_character(text: str, before: str | None, gold: str) ->
 
 def test_samples_count_all_and_show_some() -> None:
     cells = samples.cells(prompts=150)
-    for sample in sample_cases(score(cells, JUDGES), "SRPO", count=4):
+    found = sample_cases(score(cells, JUDGES), "SRPO", count=4)
+    assert [sample.outcome for sample in found] == ["mended", "broken", "best", "worst"] * 2
+    for sample in found:
+        if sample.outcome in ("best", "worst"):
+            lasts = {case.steps[-1].score for case in sample.cases}
+            assert lasts == {1.0 if sample.outcome == "best" else 0.0}
+            continue
         sign = 1 if sample.outcome == "mended" else -1
         ended = {
             (seed, trail.prompt)
@@ -81,7 +88,15 @@ def test_the_drawing_depends_on_the_seed_alone() -> None:
 
 def test_a_system_that_never_revises_has_none() -> None:
     for sample in sample_cases(samples.scored(prompts=20), "base"):
-        assert (sample.count, sample.cases) == (0, ())
+        if sample.outcome in ("mended", "broken"):
+            assert (sample.count, sample.cases) == (0, ())
+
+
+def test_unscored_answers_ended_in_no_way() -> None:
+    scored = score(samples.cells(prompts=60, seeds=1), {"pairs": Scripted(often_mute)})
+    for sample in sample_cases(scored, "SRPO", others=True, count=60):
+        for case in sample.cases:
+            assert case.prompt[-2] not in "02468" or case.steps[-1].score == 0.5  # identical to gold: unasked
 
 
 def test_messages_read_as_a_dialogue() -> None:

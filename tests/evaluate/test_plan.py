@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from srpo.errors import ConfigError, InputError
-from srpo.evaluate.plan import Model, Plan, read_plan
+from srpo.evaluate.judge_arguments import JudgeArguments
+from srpo.evaluate.plan import ASKED, Model, Plan, read_plan
 
 
 def test_three_ways_to_name_models_and_prompts() -> None:
@@ -70,3 +72,9 @@ def test_files_that_are_no_plan(text: str | None, kind: type[Exception], said: s
         (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(kind, match=said):
         read_plan(str(tmp_path / "plan.yaml"))
+
+
+def test_how_a_judge_is_asked_has_the_names_of_its_settings() -> None:
+    assert {*ASKED} | {"judge"} == {each.name for each in fields(JudgeArguments)}
+    plan = Plan.of({"trails": "a", "judge": "llm", "judge_model": "m", "max_cost": 2.5})
+    assert plan.asking() == JudgeArguments(judge_model="m", max_cost=2.5)

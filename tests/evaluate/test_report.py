@@ -105,15 +105,16 @@ def test_control_what_would_be_loaded_is_seen(line: str) -> None:
 
 
 def test_it_shows_every_split_temperature_and_seed(page: Page) -> None:
-    # 2 splits × 2 temperatures × (2 seeds and the pool); 5 measures, since nobody counted tokens
-    assert page.count("figure") == 12
+    # 2 splits × 2 temperatures × (2 seeds and the pool), and of each place win rate against the draft and length;
+    # 7 measures, since nobody counted tokens or seconds, and for the pool the win rate against the draft
+    assert page.count("figure") == 12 + 8
     for seed in ("0", "1", "pool"):
         for split in ("0", "1"):
             for at in ("0", "1"):
                 assert page.count("figure", split=split, heat=at, seed=seed) == 1
-                assert page.count("section", split=split, heat=at, seed=seed) == 5
+                assert page.count("section", split=split, heat=at, seed=seed) == 7 + (seed == "pool")
     for name in ("split", "heat", "seed", "measure"):
-        assert page.count("input", name=name) == {"split": 3, "heat": 2, "seed": 3, "measure": 5}[name]
+        assert page.count("input", name=name) == {"split": 3, "heat": 2, "seed": 3, "measure": 8}[name]
 
 
 def test_it_shows_every_sentence_and_number(page: Page) -> None:
@@ -154,8 +155,8 @@ def test_every_text_is_escaped() -> None:
 def test_one_seed_and_one_split_leave_no_choice() -> None:
     results, cases = hostile_results()
     page = Page(render(results, title="t", samples=cases))
-    assert {attrs["name"] for tag, attrs in page.tags if tag == "input"} == {"measure"}
-    assert page.count("figure") == 1
+    assert {attrs["name"] for tag, attrs in page.tags if tag == "input"} == {"measure", "outcome", "words"}
+    assert page.count("figure") == 3
     assert page.count("figure", seed="pool") == 1
 
 
@@ -168,7 +169,7 @@ def test_the_folder(tmp_path: Path) -> None:
     results = samples.results(prompts=10)
     report = write_evaluation(tmp_path / "a" / "b", results, title="t")
     assert report == tmp_path / "a" / "b" / "report.html"
-    names = {"report.html", "results.json", "results.csv", "table.md", "curve.png", "curve.svg"}
+    names = {"report.html", "results.json", "results.csv", "wins.csv", "table.md", "curve.png", "curve.svg"}
     assert {path.name for path in report.parent.iterdir()} == names
     assert report.read_text("utf-8") == render(results, title="t")
     assert (report.parent / "results.json").read_text("utf-8") == as_json(results)

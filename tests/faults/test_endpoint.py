@@ -140,9 +140,15 @@ def test_control_a_server_that_behaves_fails_nobody(model: Path, prompts: Path) 
         assert max(Counter(map(spoken, server.bodies)).values()) == 1
 
 
-@pytest.mark.parametrize("killed_after", [1, 4, 10])
-def test_a_killed_client_asks_for_nothing_twice(killed_after: int, model: Path, prompts: Path) -> None:
-    """SIGKILL while a request is under way: that one is lost, and no other."""
+@pytest.mark.parametrize(
+    ("sent", "killed_after"),
+    [(signal.SIGKILL, 1), (signal.SIGINT, 4), (signal.SIGKILL, 10)],
+    ids=lambda each: int(each),
+)
+def test_a_killed_client_asks_for_nothing_twice(
+    sent: signal.Signals, killed_after: int, model: Path, prompts: Path
+) -> None:
+    """Killed, or stopped by Ctrl-C, while a request is under way: that one is lost, and no other."""
     reached = threading.Event()
     held = threading.Event()
 
@@ -157,7 +163,8 @@ def test_a_killed_client_asks_for_nothing_twice(killed_after: int, model: Path, 
         with subprocess.Popen([sys.executable, "-m", "srpo", *words], stderr=subprocess.PIPE) as client:
             while not reached.wait(0.05):
                 assert client.poll() is None, client.stderr
-            os.kill(client.pid, signal.SIGKILL)
+            os.kill(client.pid, sent)
+            assert client.wait() == (75 if sent == signal.SIGINT else -sent)  # though the server still says nothing
         held.set()
         answered = [spoken(body) for body in server.bodies[:killed_after]]
         assert run(words) == 0

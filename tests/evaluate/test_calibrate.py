@@ -1,0 +1,151 @@
+"""Calibration: revising is chosen only where it is shown to help, and the numbers are those of plain counting."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srpo import Reviser
+from srpo.cli.main import run
+from srpo.errors import ConfigError, DataError
+from srpo.evaluate.calibrate import calibrate, choose, first_revisions
+from srpo.evaluate.judges import exact_match
+from srpo.maths.calibration import auc, brier
+from srpo.pairs.read import PromptRow, read_prompts
+from srpo.revise.calibration import CALIBRATION_FILE, Calibration
+from srpo.revise.confidence import Sequences
+from srpo.revise.reviser import Settings
+from srpo.tasks.carry import TEMPLATE, carry_tokenizer
+from tests.revise.tiny import Scripted, carry_llama
+
+SETTINGS = Settings(revisions=2, max_new_tokens=4, seed=1)
+SUMS = [f"{a}+{b}=" for a in range(30) for b in range(4)]
+
+
+class FirstDigit:
+    """A scorer that likes an answer as many nats as its first digit says."""
+
+    def log_ratios(self, sequences: Sequences) -> torch.Tensor:
+        return torch.tensor([[float(answer[0]) for _, answer in each] for each in sequences])
+
+
+def subject(revision: Any, **keywords: Any) -> Reviser:
+    """Drafts 5 and revises to what a function of the prompt says."""
+    made = Reviser(carry_llama(), carry_tokenizer(), TEMPLATE, **keywords)
+    Scripted(made, lambda context: revision(context.split("=")[0]) if context.endswith("?") else "5")
+    return made
+
+
+def labelled(share_right: float, seed: int = 0) -> list[PromptRow]:
+    """Sums whose gold answer is the draft's 5 so often, and the revision's 9 otherwise."""
+    rng = random.Random(seed)
+    golds = ["5" if rng.random() < share_right else "9" for _ in SUMS]
+    return read_prompts([{"prompt": p, "gold": gold} for p, gold in zip(SUMS, golds, strict=True)])
+
+
+def test_revising_that_helps_is_chosen_and_revising_that_harms_is_not() -> None:
+    helps = calibrate(subject(lambda p: "9"), labelled(0.2), exact_match, SETTINGS)
+    assert (helps.choice.policy, helps.choice.revisions) == ("always", 1)
+    assert helps.choice.low > 0.3
+    assert helps.auc is None  # without a reference there is nothing to weigh
+    harms = calibrate(subject(lambda p: "9"), labelled(0.8), exact_match, SETTINGS)
+    assert (harms.choice.policy, harms.choice.revisions) == ("drafts", 0)
+    assert harms.choice.high < 0
+    assert "drafts only; always, k = 1: final answers −" in harms.choice.sentence()
+    nothing = calibrate(subject(lambda p: "5"), labelled(0.5), exact_match, SETTINGS)
+    assert (nothing.choice.policy, nothing.choice.gain) == ("drafts", 0.0)
+
+
+def test_what_confidence_tells_apart_is_kept_if_preferred() -> None:
+    # Half of the revisions are 9 and right, half are 1 and wrong; the scorer prefers the larger.
+    rows = labelled(0.5)
+    gold = {row.prompt: row.meta["gold"] for row in rows}
+    made = subject(lambda p: "9" if gold[p + "="] == "9" else "1", scorer=FirstDigit(), beta=0.1)
+    found = calibrate(made, rows, exact_match, SETTINGS)
+    assert (found.choice.policy, found.choice.revisions) == ("if_preferred", 1)
+    assert (found.auc, found.pairs) == (1.0, len(rows))
+    right = sum(value == "9" for value in gold.values())
+    expected = (right * 0.1**2 + (len(rows) - right) * 0.1**2) / len(rows)  # p is .5 ± .1 × 4, off by .1 each
+    assert found.brier == pytest.approx(expected, abs=1e-6)
+    assert found.linked_brier is not None
+    assert found.linked_brier < found.brier
+
+
+def test_the_choice_is_made_on_one_half_and_told_on_the_other() -> None:
+    rng = random.Random(3)
+    prompts = [f"prompt {i}" for i in range(200)]
+    # Revising changes nothing on average: whatever looks best on the half that chooses is luck.
+    luck = {way: [[0.5, *(0.5 + rng.choice([-0.5, 0.5]) for _ in range(5))] for _ in prompts] for way in ("a", "b")}
+    found = choose(prompts, luck, Settings(revisions=5))
+    assert found.policy == "drafts"
+    assert found.low < 0 < found.high
+    better = {"a": [[0.0, 1.0, 1.0] for _ in prompts], "b": [[0.0, 0.0, 1.0] for _ in prompts]}
+    assert choose(prompts, better, Settings(revisions=2)).rival == "a, k = 1"  # of equal gains the earliest
+
+
+def test_first_revisions_by_hand() -> None:
+    rows = labelled(0.5)[:40]
+    made = subject(lambda p: "9" if len(p) % 2 else "5", scorer=FirstDigit(), beta=0.1)
+    trails = list(made.trails(rows, Settings(1, max_new_tokens=4, policy="always")))
+    scores = [[float(a.text == t.meta["gold"]) for a in t.answers] for t in trails]
+    preferred, better = first_revisions(trails, scores)
+    counted = [t for t in trails if t.answers[1].text == "9"]  # the others repeat their draft
+    assert better == [int(t.meta["gold"] == "9") for t in counted]
+    assert preferred == pytest.approx([0.9] * len(counted))
+    assert auc(preferred, better) == 0.5
+    assert brier(preferred, better) == pytest.approx(sum((0.9 - y) ** 2 for y in better) / len(better), abs=1e-6)
+
+
+def test_what_cannot_be_calibrated_says_so() -> None:
+    made = subject(lambda p: "9")
+    with pytest.raises(DataError, match="20 labelled prompts; expected at least 40"):
+        calibrate(made, labelled(0.5)[:20], exact_match, SETTINGS)
+    with pytest.raises(DataError, match="row 1: no 'gold'"):
+        calibrate(made, read_prompts([{"prompt": p} for p in SUMS]), exact_match, SETTINGS)
+    with pytest.raises(ConfigError, match="revisions: 0; expected at least 1"):
+        calibrate(made, labelled(0.5), exact_match, Settings(revisions=0))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    folder, source = tmp_path / "model", tmp_path / "labelled.jsonl"
+    for each in (carry_llama(), carry_tokenizer()):
+        each.save_pretrained(folder)
+    carry_llama(1).save_pretrained(tmp_path / "base")
+    TEMPLATE.save(folder)
+    (folder / "srpo_training.json").write_text('{"beta": 0.3}')
+    rows = [{"prompt": prompt, "gold": str(i % 7)} for i, prompt in enumerate(SUMS[:40])]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["calibrate", "--model_name_or_path", str(folder), "--input", str(source), "--judge", "per_character"]
+    sizes = ["--max_new_tokens", "3", "--revisions", "1", "--reference", str(tmp_path / "base")]
+    assert run([*command, *sizes]) == 0
+    said = capsys.readouterr().out
+    found = Calibration.load(folder)
+    assert found is not None
+    assert found.choice.sentence() in said
+    assert f"written to {folder / CALIBRATION_FILE}" in said
+    assert "AUC" in said
+    # It is what `srpo revise` goes by, said aloud, and a page and a listing of the trails are made.
+    revise = ["revise", "--model_name_or_path", str(folder), "--input", str(source), "--max_new_tokens", "3"]
+    page = tmp_path / "page.html"
+    rest = [
+        "--reference",
+        str(tmp_path / "base"),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+        "--diff",
+        "--html",
+        str(page),
+    ]
+    assert run([*revise, *rest]) == 0
+    assert "stopped: revisions" in capsys.readouterr().out
+    assert page.read_text("utf-8").count("<article>") == 40
+    (folder / CALIBRATION_FILE).unlink()
+    if found.choice.policy != "if_preferred":
+        with pytest.raises(ConfigError, match="was begun with other settings: calibrated"):
+            run([*revise, *rest])

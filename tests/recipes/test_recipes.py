@@ -1,0 +1,100 @@
+"""Every recipe, as its own two commands would run it: a tiny model in the place of the big one, ten rows of the same
+columns in the place of each data set, one step, one revision. Nothing else in the file is changed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from srpo.cli.main import run
+from srpo.evaluate.stored import read_results
+from tests.conftest import make_byte_tokenizer, make_tiny_llama
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAMES = ["arena-hard", "carry", "tldr", "ultrafeedback", "xsum"]
+CHAT = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+# name in a recipe → a row of it, the row's number in the place of {i}; "chat" and "plain" are models
+POST = "SUBREDDIT: r/advice\n\nTITLE: Cats\n\nPOST: {i} of them.\n\nTL;DR:"
+SAID = [{"role": "user", "content": "How many {i}?"}, {"role": "assistant", "content": "Some {i}."}]
+STANDS_FOR: dict[str, Any] = {
+    "trl-lib/tldr-preference": {"prompt": POST, "chosen": " {i} cats.", "rejected": " Dogs {i}."},
+    "trl-lib/tldr": {"prompt": POST, "completion": " {i} cats."},
+    "EdinburghNLP/xsum": {"document": "It rained {i} days.", "summary": "Rain {i}.", "id": "{i}"},
+    "trl-lib/ultrafeedback_binarized": {
+        "chosen": SAID,
+        "rejected": [SAID[0], {"role": "assistant", "content": "No {i}."}],
+        "score_chosen": 8.0,
+        "score_rejected": 2.5,
+    },
+    "arena-hard-v2.0/question.jsonl": {"uid": "{i}", "category": "hard", "subcategory": "code", "prompt": "Sort {i}."},
+    "runs/carry/seed0/pairs/pairs.jsonl": {"prompt": "{i}+1=", "chosen": "0{i}", "rejected": "1{i}"},
+    "runs/carry/seed0/prompts/in.jsonl": {"prompt": "{i}+2=", "gold": "2{i}"},
+    "runs/carry/seed0/prompts/out.jsonl": {"prompt": "{i}9+2=", "gold": "3{i}"},
+    "runs/carry/seed0/base": "plain",
+    "runs/tldr-sft": "plain",
+    "runs/chat-sft": "chat",
+    "meta-llama/Llama-3.1-8B-Instruct": "chat",
+}
+QUICK = ["--max_steps", "1", "--use_cpu", "true", "--report_to", "none", "--per_device_train_batch_size", "2"]
+QUICK += ["--gradient_accumulation_steps", "1", "--disable_tqdm", "true", "--revision_template"]
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Name in a recipe → what stands in its place."""
+    folder, found = tmp_path_factory.mktemp("stand_ins"), {}
+    for kind, template in (("plain", None), ("chat", CHAT)):
+        make_tiny_llama(num_hidden_layers=1, max_position_embeddings=1024).save_pretrained(folder / kind)
+        make_byte_tokenizer(chat_template=template).save_pretrained(folder / kind)
+    for number, (name, what) in enumerate(STANDS_FOR.items()):
+        path = folder / (what if isinstance(what, str) else f"{number}.jsonl")
+        if not isinstance(what, str):
+            path.write_text("".join(json.dumps(what).replace("{i}", str(i)) + "\n" for i in range(10)))
+        found[name] = str(path)
+    return found
+
+
+def test_these_are_all() -> None:
+    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_says_its_commands_and_costs_nothing_by_itself(name: str) -> None:
+    text = (RECIPES / f"{name}.yaml").read_text("utf-8")
+    assert ("srpo demo --prepare" if name == "carry" else "trl sft ") in text
+    for verb in ("train", "evaluate"):
+        assert f"#   srpo {verb} --config recipes/{name}.yaml" in text
+    recipe = yaml.safe_load(text)
+    assert recipe["evaluate"].get("judge") in (None, "exact_match", "rouge_l")
+    assert recipe["evaluate"]["output_dir"].startswith("runs/")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_commands_run(
+    name: str, stand_ins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (RECIPES / f"{name}.yaml").read_text("utf-8")
+    names = sorted(stand_ins, key=len, reverse=True)
+    replaced = re.sub("|".join(map(re.escape, names)), lambda found: stand_ins[found[0]], text)
+    (tmp_path / "recipe.yaml").write_text(replaced, "utf-8")
+    recipe = yaml.safe_load(replaced)
+    template = recipe.get("revision_template", "plain")
+    assert run(["train", "--config", "recipe.yaml", *QUICK, template]) == 0
+    assert (tmp_path / recipe["output_dir"] / "run.json").is_file()
+    against_draft = recipe["evaluate"].get("against") == "draft"
+    judge = "tests.evaluate.pair_judges:LONGEST" if against_draft else "exact_match"
+    small = ["--revisions", "1", "--max_new_tokens", "3", "--limit", "4", "--batch_size", "4"]
+    assert run(["evaluate", "--config", "recipe.yaml", *small, "--judge", judge]) == 0
+    results = read_results(tmp_path / recipe["evaluate"]["output_dir"] / "results.json")
+    wanted = [*recipe["evaluate"]["models"], *(f"srpo/{control}" for control in recipe["evaluate"]["controls"])]
+    assert sorted(results.values("system")) == sorted(wanted)
+    assert {row["n"] for row in results.rows if row["seed"] == 0} == {4}
