@@ -191,8 +191,8 @@ class SRPOTrainer(DurableTrainer):
 
     def _settled(self, model: nn.Module, trees: list[PrefixTree]) -> str:
         """One back-end for policy and reference alike; two layouts would leave log-ratios that are not zero."""
-        if self._backend is None:
-            self._backend = settle_backend(model, trees, self.args.backend)
+        # Asked anew for the wrapper that a model may have got since: it would else be tried while attention is held.
+        self._backend = settle_backend(model, trees, self._backend or self.args.backend)
         return self._backend
 
     def _reduced(self, six: SixLogps, trees: list[PrefixTree]) -> SixLogps:
