@@ -29,9 +29,6 @@ ASKED = (
     "price_in",
     "price_out",
     "max_cost",
-    "judge_body",
-    "judge_concurrency",
-    "judge_timeout",
     "verdicts",
 )
 CONTROLS = {
