@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
 
         if args.html:
             write_page(args.html, read(args.output), f"Drafts and revisions of {args.model_name_or_path}")
+        console = Console(highlight=False)
         for trail in read(args.output) if args.diff else ():
-            Console(highlight=False).print(as_text(trail))
+            console.print(as_text(trail, marks=not console.is_terminal))
     return 0

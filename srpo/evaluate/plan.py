@@ -29,6 +29,9 @@ ASKED = (
     "price_in",
     "price_out",
     "max_cost",
+    "judge_body",
+    "judge_concurrency",
+    "judge_timeout",
     "verdicts",
 )
 CONTROLS = {
