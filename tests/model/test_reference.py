@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from srpo.errors import ConfigError
 from srpo.model.attention import serving
+from srpo.model.cached_reference import CachedReference
 from srpo.model.forward import sequence_logps, six_logps
 from srpo.model.reference import REFERENCE_ADAPTER, Reference
 from tests.model.zoo import SERVED, build, forest_of, plain_logps
@@ -315,3 +316,12 @@ def test_every_log_ratio_is_exactly_zero_at_the_start(dtype: torch.dtype, backen
     other = {"path": "flat", "flat": "path"}[backend]
     apart = six_logps(policy, forest_of(), backend).minus(reference.six_logps(forest_of(), other))
     assert any(ratio.any() for ratio in apart)
+
+
+def test_weights_that_are_not_here_have_no_fingerprint_and_no_cache(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = build("llama")
+    assert Reference(build("llama"), model).fingerprint == "not known"
+    with pytest.raises(ConfigError, match=r"reference_cache: the weight .* is not here to be hashed"):
+        CachedReference(build("llama"), tmp_path, model, device="cpu")
+    assert len(Reference(build("llama")).fingerprint) == 64
