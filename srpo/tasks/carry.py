@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srpo.errors import ConfigError
-from srpo.evaluate.judges import per_character
+from srpo.evaluate.judges import Judge, per_character
 from srpo.pairs.render import RevisionTemplate
 
 TEMPLATE = RevisionTemplate("carry", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}?")
@@ -211,11 +211,13 @@ def _both_roles(config: BaseConfig, tokenizer: Any, generator: torch.Generator) 
 # ---------------------------------------------------------------------- pairs
 
 
-def label(rows: list[dict[str, str]], first: list[str], second: list[str]) -> list[dict[str, str]]:
-    """Ordinary preference rows from two answers to each sum; those with as many right digits are dropped."""
+def label(
+    rows: list[dict[str, str]], first: list[str], second: list[str], judge: Judge = per_character
+) -> list[dict[str, str]]:
+    """Ordinary preference rows from two answers to each prompt; those that the judge scores alike are dropped."""
     pairs = []
     for row, one, other in zip(rows, first, second, strict=True):
-        score, rival = (per_character(row["prompt"], answer, row["gold"]) for answer in (one, other))
+        score, rival = (judge(row["prompt"], answer, row["gold"]) for answer in (one, other))
         if score != rival and one and other:
             chosen, rejected = (one, other) if score > rival else (other, one)
             pairs.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "gold": row["gold"]})
