@@ -162,10 +162,10 @@ def _steps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str]) -> Wa
         "flat": lambda: _srpo(trees, lora, "flat"),
         "trl": lambda: _trl(trees, lora),
     }
-    return {name: _optimiser_step(*make()) for name, make in known.items() if name in wanted}
+    return {name: optimiser_step(*make()) for name, make in known.items() if name in wanted}
 
 
-def _optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
+def optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
     """Forward, backward, clipping and AdamW, as transformers' loop has them."""
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
@@ -180,7 +180,7 @@ def _optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
     return run
 
 
-def _settings() -> dict[str, Any]:
+def quiet_settings() -> dict[str, Any]:
     folder = tempfile.mkdtemp(prefix="srpo-step-")
     return {"output_dir": folder, "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
 
@@ -190,10 +190,15 @@ def _srpo(trees: Sequence[PrefixTree], lora: bool, backend: str) -> tuple[Any, d
     from srpo.train.config import SRPOConfig
     from srpo.train.trainer import SRPOTrainer
 
-    args = SRPOConfig(**_settings(), backend=backend, revision_template="plain")
+    args = SRPOConfig(**quiet_settings(), backend=backend, revision_template="plain")
     model = llama(vocabulary=VOCABULARY, lora=lora)
     trainer = SRPOTrainer(model, args=args, processing_class=carry_tokenizer())
-    return trainer, {"trees": list(trees), "where": [f"pair {n}" for n in range(len(trees))]}
+    return trainer, batch_of(trees)
+
+
+def batch_of(trees: Sequence[PrefixTree]) -> dict[str, Any]:
+    """The trees as the trainer's collation hands them on."""
+    return {"row": torch.arange(len(trees)), "trees": list(trees), "where": [f"pair {n}" for n in range(len(trees))]}
 
 
 def _trl(trees: Sequence[PrefixTree], lora: bool) -> tuple[Any, dict[str, Any]]:
@@ -214,7 +219,7 @@ def _trl(trees: Sequence[PrefixTree], lora: bool) -> tuple[Any, dict[str, Any]]:
     trainer = DPOTrainer(
         model,
         reference,
-        DPOConfig(**_settings(), max_length=None),
+        DPOConfig(**quiet_settings(), max_length=None),
         train_dataset=rows,
         processing_class=carry_tokenizer(),
         peft_config=peft_config,

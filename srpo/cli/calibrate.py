@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
-from srpo.cli.parser import Parser
+from srpo.cli.parser import Parser, show_progress
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +33,7 @@ def main(argv: list[str]) -> int:
     from srpo.revise.reviser import Reviser, Settings
 
     hf_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_progress()
     settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens)
     judge, rows = load_judge(args.judge), read_prompts(args.input)
     reviser = Reviser(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
-import sys
 from dataclasses import fields
 from typing import Any
 
 from srpo.cli.judging import FLAGS, add_judge_flags
-from srpo.cli.parser import Parser
+from srpo.cli.parser import Parser, show_progress
+from srpo.errors import redacted_command
 
 DESCRIPTION = """Score drafts and revisions, with intervals over prompts, and compare systems: from files of trails, or
 from models and prompts, which are drawn first and kept. Flags win over the settings file."""
@@ -40,9 +39,9 @@ def main(argv: list[str]) -> int:
     from srpo.evaluate.command import evaluate, judge_named
     from srpo.evaluate.table import print_table
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_progress()
     judges = {name: judge_named(name, plan.asking()) for name in (plan.judge, *plan.secondary)}
-    results, report = evaluate(plan, judges, shlex.join(["srpo", "evaluate", *argv]))
+    results, report = evaluate(plan, judges, shlex.join(redacted_command(["srpo", "evaluate", *argv])))
     console = Console(highlight=False)
     print_table(results, console)
     for sentence in [*results.verdict, *results.advice]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
 from srpo.cli.judging import add_judge_flags, judge_of
-from srpo.cli.parser import Parser
+from srpo.cli.parser import Parser, show_progress
 from srpo.errors import UsageError, did_you_mean
 
 ACTS = ("check", "compare", "agree")
@@ -25,8 +23,7 @@ def main(argv: list[str]) -> int:
     if argv[0] not in ACTS:
         expected, fix = "one of " + ", ".join(ACTS), did_you_mean(argv[0], ACTS)
         raise UsageError(f"unknown act {argv[0]!r}", where="srpo judge", expected=expected, fix=fix)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    show_progress()
     if argv[0] == "check":
         return check(argv[1:])
     from srpo.cli import judge_files

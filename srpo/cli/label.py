@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
 from srpo.cli.judging import add_judge_flags, judge_of
-from srpo.cli.parser import Parser
+from srpo.cli.parser import Parser, show_progress
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +29,7 @@ def main(argv: list[str]) -> int:
     from srpo.rounds.candidates import choose, find, kinds_of
     from srpo.rounds.label import Settings, label_file
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_progress()
     settings = Settings(kinds_of(args.ask), args.choose, args.labels, args.seed, args.gold_key)
     if args.to_vote:
         found = find(read_trails(args.trails, gold_key=None), settings.ask)

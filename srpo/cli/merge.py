@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
-from srpo.cli.parser import Parser
+from srpo.cli.parser import Parser, show_progress
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +21,7 @@ def main(argv: list[str]) -> int:
     from srpo.model.merge import merge
 
     hf_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_progress()
     compared = merge(
         args.model_name_or_path,
         args.output_dir,

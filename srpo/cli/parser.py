@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -49,3 +51,9 @@ class Parser(Mistakes):
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
+
+
+def show_progress() -> None:
+    """Progress goes to standard error, a line each; what a library says of every single request does not."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)

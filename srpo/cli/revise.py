@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
 from srpo.cli.engine import add_engine_flags, serving
-from srpo.cli.parser import Parser
+from srpo.cli.parser import Parser, show_progress
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +38,7 @@ def main(argv: list[str]) -> int:
     from srpo.revise.reviser import Reviser, Settings
 
     hf_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_progress()
     settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens, args.policy)
 
     engine, asked = serving(args), Path(f"{args.output}.answers.jsonl")
@@ -72,6 +70,7 @@ def main(argv: list[str]) -> int:
 
         if args.html:
             write_page(args.html, read(args.output), f"Drafts and revisions of {args.model_name_or_path}")
+        console = Console(highlight=False)
         for trail in read(args.output) if args.diff else ():
-            Console(highlight=False).print(as_text(trail))
+            console.print(as_text(trail, marks=not console.is_terminal))
     return 0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
-from srpo.cli.parser import Parser
+from srpo.cli.parser import Parser, show_progress
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +29,7 @@ def main(argv: list[str]) -> int:
     from srpo.rounds.sample import sample_file
 
     hf_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    show_progress()
 
     def reviser() -> Reviser:
         return Reviser(

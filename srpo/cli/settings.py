@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from dataclasses import fields
 from typing import Any
 
-from srpo.cli.parser import Mistakes
+from srpo.cli.parser import Mistakes, show_progress
 from srpo.errors import UsageError
 
 
@@ -40,8 +38,7 @@ def _found(verb: str, description: str, argv: list[str], more: tuple[Any, ...]) 
         """transformers' argument parser with our errors."""
 
     hf_logging.set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    show_progress()
     parser = Parser((*GROUPS, *more), prog=f"srpo {verb}", description=description, allow_abbrev=False)
     parser.add_argument("--config", help="A flat YAML file of settings; its keys are the flags below.")
     file = _value_of("--config", argv, verb)

@@ -200,19 +200,21 @@ def show_sample(results: Results, sample: Sample, at: dict[str, str], system: in
                 "prompt": case.prompt,
                 "gold": case.gold,
                 "seed": case.seed,
-                "steps": [_shown(step) for step in case.steps],
+                "steps": [_shown(step, bool(results.judging)) for step in case.steps],
             }
             for case in sample.cases
         ],
     }
 
 
-def _shown(step: Step) -> dict[str, Any]:
+def _shown(step: Step, compared: bool) -> dict[str, Any]:
+    """A step; a judge of two answers, which `compared`, says who won rather than what is right."""
     begin = "draft" if step.first == 0 else str(step.first)
     said = "unscored" if step.score != step.score else f"{100 * step.score:.0f} %"
     return {
         "name": begin if step.first == step.last else f"{begin}–{step.last}",
         "segments": step.segments,
         "right": step.score == 1,
+        "word": ("wins" if step.score else "loses") if compared else ("right" if step.score else "wrong"),
         "score": "" if step.score in (0, 1) else said,
     }

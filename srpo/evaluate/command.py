@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo import __version__
-from srpo.errors import ConfigError, did_you_mean
+from srpo.errors import ConfigError, did_you_mean, redacted
 from srpo.evaluate.cases import sample_cases
 from srpo.evaluate.inputs import read_systems
 from srpo.evaluate.judge_arguments import JudgeArguments
@@ -70,7 +70,7 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
         results,
         title="Drafts and revisions of " + ", ".join(name for name in results.values("system") if name not in labels),
         samples=sample_cases(scored, highlight, others=True, seed=plan.seed),
-        run={"command": command, "judge": _told(judges), "settings": _shown(plan), "srpo": __version__},
+        run=redacted({"command": command, "judge": _told(judges), "settings": _shown(plan), "srpo": __version__}),
     )
     return results, report
 

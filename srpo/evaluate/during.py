@@ -74,7 +74,7 @@ class RevisionEvaluation(TrainerCallback):
             raise ConfigError("weights are split over processes", where="eval_revisions", fix=fix)
         self.trainer, self.judge, self.watch = trainer, judge, watch
         self.rows = _rows(source, watch.prompts)
-        self.settings = Settings(watch.revisions, watch.temperature, watch.seed, watch.max_new_tokens)
+        self.settings = Settings(watch.revisions, watch.temperature, watch.seed, watch.max_new_tokens, "always")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Draws, judges and logs, on the main process."""

@@ -14,6 +14,7 @@ import base64
 import functools
 import itertools
 import json
+import logging
 import os
 import random
 import re
@@ -351,6 +352,8 @@ def _client(key: str, userinfo: str, timeout: float, concurrency: int) -> Any:
         import httpx
     except ImportError:
         raise ConfigError("httpx is not installed", where="base_url", fix="pip install 'srpo[server]'") from None
+    # It logs every request with its whole URL, and what stands in a query may be a secret.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     user, _, password = userinfo.partition(":")
     return httpx.Client(
         auth=(unquote(user), unquote(password)) if userinfo else None,

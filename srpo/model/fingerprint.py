@@ -48,6 +48,15 @@ def fingerprint(model: Any, *, without_trained: bool = False, adapter: Any = Non
     return digest.hexdigest()
 
 
+def is_whole(model: Any) -> bool:
+    """Whether all weights are in this process, as numbers; not under ZeRO-3 or FSDP, and not on the meta device."""
+    return all(_is_here(p) for p in model.parameters())
+
+
+def _is_here(tensor: Tensor) -> bool:
+    return not (tensor.is_meta or hasattr(tensor, "ds_id") or hasattr(tensor, "_local_tensor"))
+
+
 def _tensors(model: Any, without_trained: bool) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and every buffer, those too that are not saved; quantised weights with their scales."""
     trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
@@ -62,11 +71,11 @@ def _tensors(model: Any, without_trained: bool) -> Iterator[tuple[str, Tensor]]:
         seen.add(place)
         for wrap in WRAPPED:
             name = name.replace(wrap, "")
-        yield name, tensor.detach()
+        yield name, tensor if hasattr(tensor, "ds_id") else tensor.detach()
 
 
 def _bytes_of(name: str, tensor: Tensor) -> str:
-    if tensor.is_meta or hasattr(tensor, "ds_id") or hasattr(tensor, "_local_tensor"):
+    if not _is_here(tensor):
         fix = "leave reference_cache and precompute_ref_log_probs out where weights are spread over devices"
         raise ConfigError(f"the weight {name} is not here to be hashed", where="reference_cache", fix=fix)
     flat = tensor.cpu().contiguous().flatten()

@@ -19,7 +19,7 @@ import torch
 
 from srpo.errors import ConfigError, InputError
 from srpo.maths.objective import SixLogps
-from srpo.model.fingerprint import fingerprint
+from srpo.model.fingerprint import fingerprint, is_whole
 from srpo.model.forest import Forest
 from srpo.model.forward import six_logps
 from srpo.pairs.tree import PrefixTree
@@ -36,7 +36,7 @@ class Reference:
 
     Attributes:
         kind: "given", "frozen copy", "adapter off" or "frozen adapter".
-        fingerprint: sha256 of all that its numbers come from.
+        fingerprint: sha256 of all that its numbers come from; "not known" of weights spread over processes.
         model: what is scored; the policy itself where an adapter is switched.
 
     Raises:
@@ -45,7 +45,8 @@ class Reference:
 
     def __init__(self, policy: Any, frozen: Any = None) -> None:
         self.kind, self.model = kind_of(policy, frozen), policy
-        self.fingerprint = reference_fingerprint(self.kind, policy if frozen is None else frozen)
+        start = policy if frozen is None else frozen
+        self.fingerprint = reference_fingerprint(self.kind, start) if is_whole(start) else "not known"
         if self.kind == "given":
             self.model = _freeze(frozen)
         elif self.kind == "frozen copy":

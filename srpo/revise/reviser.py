@@ -165,6 +165,10 @@ class Reviser:
             choice = self.calibration.choice
             policy, revisions = Policy.named(choice.policy), min(revisions, choice.revisions)
             log.info("srpo: as calibrated: %s", choice.sentence())
+            measured = self.calibration.made_with.get("temperature", settings.temperature)
+            if measured != settings.temperature:
+                asked = settings.temperature
+                log.warning("srpo: that was at temperature %g; at %g drafts are others", measured, asked)
         else:
             policy = Policy.named("if_preferred" if self.has_confidence else "always")
             log.info("srpo: policy %s; `srpo calibrate` measures whether revising helps this model", policy.name)

@@ -69,10 +69,15 @@ def asked(trail: Trail) -> str:
 # ---------------------------------------------------------------------- terminal
 
 _STYLES = {"same": "", "gone": "red strike", "new": "bold green"}
+_MARKS = {"same": "{}", "gone": "[-{}-]", "new": "{{+{}+}}"}
 
 
-def as_text(trail: Trail) -> Text:
-    """A trail for a terminal: what left struck through in red, what came in bold green."""
+def as_text(trail: Trail, *, marks: bool = False) -> Text:
+    """A trail for a terminal: what left struck through in red, what came in bold green.
+
+    Args:
+        marks: puts what left in [-…-] and what came in {+…+}, where nothing can be coloured.
+    """
     from rich.text import Text
 
     text = Text()
@@ -80,7 +85,8 @@ def as_text(trail: Trail) -> Text:
     for name, answer, pieces in steps(trail):
         text.append(f"  {name:<12}", style="cyan")
         for piece in pieces or [Piece("(empty)", "same")]:
-            text.append(piece.text.replace("\n", "\n" + " " * 14), style=_STYLES[piece.change])
+            said = _MARKS[piece.change].format(piece.text) if marks else piece.text
+            text.append(said.replace("\n", "\n" + " " * 14), style=_STYLES[piece.change])
         text.append(f"   {about(answer)}\n", style="dim")
     text.append(f"  stopped: {trail.stopped}\n", style="dim")
     return text

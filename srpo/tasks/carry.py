@@ -17,7 +17,7 @@ Axes: N sums, D digits of an operand, A = D + 1 digits of an answer, L tokens of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from srpo.pairs.render import RevisionTemplate
 TEMPLATE = RevisionTemplate("carry", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}?")
 SPLITS = ("in", "out")
 ALPHABET = "0123456789+=?"
+Right = Callable[[Tensor, Tensor], Tensor]  # two [N, D] of operands' digits → [N, A] digits of the answer
 NINES = 0.7  # share of columns that pass a carry on, out of distribution
 
 
@@ -159,14 +160,18 @@ def untrained_base(config: BaseConfig) -> Any:
     )
 
 
-def train_base(config: BaseConfig) -> Iterator[tuple[int, float, Any]]:
-    """Trains the base from scratch; yields (step, loss, model) after each step, so that the caller can show it."""
+def train_base(config: BaseConfig, right: Right | None = None) -> Iterator[tuple[int, float, Any]]:
+    """Trains the base from scratch; yields (step, loss, model) after each step, so that the caller can show it.
+
+    Args:
+        right: the right answers to two operands, for a task other than sums; `answers` if None.
+    """
     model, tokenizer = untrained_base(config), carry_tokenizer()
     generator = torch.Generator().manual_seed(config.seed)
     optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
     for step in range(config.steps):
-        ids_NL, right_NL, mistaken_NL = _both_roles(config, tokenizer, generator)
+        ids_NL, right_NL, mistaken_NL = _both_roles(config, tokenizer, generator, right or answers)
         logits_RV = model(input_ids=ids_NL, use_cache=False).logits.flatten(0, 1)
         loss = (1 - config.mistakes) * _nll(logits_RV, right_NL) + config.mistakes * _nll(logits_RV, mistaken_NL)
         optimiser.zero_grad()
@@ -181,7 +186,9 @@ def _nll(logits_RV: Tensor, labels_NL: Tensor) -> Tensor:
     return F.cross_entropy(logits_RV, labels_NL.flatten(), ignore_index=-100)
 
 
-def _both_roles(config: BaseConfig, tokenizer: Any, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _both_roles(
+    config: BaseConfig, tokenizer: Any, generator: torch.Generator, right: Right
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows `<bos>a+b=draft?revision`, what each token is to predict, and what it predicts if it makes a mistake.
 
     The last digit of the draft predicts the end of the draft although a revision mark follows it, so that one row
@@ -193,7 +200,7 @@ def _both_roles(config: BaseConfig, tokenizer: Any, generator: torch.Generator) 
     plus, equals, revise = tokenizer.convert_tokens_to_ids(["+", "=", "?"])
     n = config.batch
     a_ND, b_ND = operands(n, config.digits, "in", generator)
-    right_NA = answers(a_ND, b_ND)
+    right_NA = right(a_ND, b_ND)
     mistaken_NA = with_mistakes(right_NA, a_ND, b_ND, 1.0, generator)
     draft_NA, fresh_NA = (with_mistakes(right_NA, a_ND, b_ND, config.mistakes, generator) for _ in range(2))
     copies_N1 = torch.rand(n, 1, generator=generator) < 0.5

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import Any
 
@@ -91,24 +90,6 @@ def accepted(
         fix = f"restore them, or add `--accept_change {keys}`, which is recorded"
         raise ConfigError(what, where=where, fix=fix)
     return [{"step": step, "key": key, "old": was, "new": now} for key, was, now in found]
-
-
-def frozen_hash(*models: torch.nn.Module) -> str:
-    """sha256 of all weights that are not trained."""
-    frozen = {
-        id(p): (name, p.detach()) for model in models for name, p in model.named_parameters() if not p.requires_grad
-    }
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor() as threads:
-        for (name, p), each in zip(frozen.values(), threads.map(_bytes_hash, frozen.values()), strict=True):
-            digest.update(f"{name} {p.dtype} {tuple(p.shape)} {each}\n".encode())
-    return digest.hexdigest()
-
-
-def _bytes_hash(named: tuple[str, torch.Tensor]) -> str:
-    flat = named[1].cpu().contiguous().flatten()
-    data: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
-    return hashlib.sha256(data).hexdigest()
 
 
 def _adapter(model: Any) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_average
 from srpo.model.attention import serving
 from srpo.model.backends import settle_backend
 from srpo.model.card import CARD_FILE, read_card, write_card
+from srpo.model.fingerprint import fingerprint
 from srpo.model.forest import Forest
 from srpo.model.forward import six_logps
 from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer, model_context
@@ -36,7 +37,6 @@ from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate
 from srpo.train.durable import DurableTrainer
 from srpo.train.guard import Guard, expect_vocabulary
-from srpo.train.identity import frozen_hash
 from srpo.train.interrupt import StopsAndResumes
 from srpo.train.metrics import Measured, MetricsFile, metrics
 from srpo.train.pieces import SHARE, pieces, share_out
@@ -191,8 +191,8 @@ class SRPOTrainer(DurableTrainer):
 
     def _settled(self, model: nn.Module, trees: list[PrefixTree]) -> str:
         """One back-end for policy and reference alike; two layouts would leave log-ratios that are not zero."""
-        if self._backend is None:
-            self._backend = settle_backend(model, trees, self.args.backend)
+        # Asked anew for the wrapper that a model may have got since: it would else be tried while attention is held.
+        self._backend = settle_backend(model, trees, self._backend or self.args.backend)
         return self._backend
 
     def _reduced(self, six: SixLogps, trees: list[PrefixTree]) -> SixLogps:
@@ -214,7 +214,11 @@ class SRPOTrainer(DurableTrainer):
     def reference_hash(self) -> str:
         """sha256 of the weights that stay as they are: the reference's, and of the policy those that are frozen."""
         found = self.reference.fingerprint  # but for a reference of its own it has all that the policy began with
-        return f"{found} {frozen_hash(self.model)}" if self.reference.kind in ("given", "moving") else found
+        return (
+            f"{found} {fingerprint(self.model, without_trained=True)}"
+            if self.reference.kind in ("given", "moving")
+            else found
+        )
 
     # ------------------------------------------------------------------ data
 

@@ -167,7 +167,7 @@ def test_revise_goes_on_to_the_same_file(
         ({"revisions": 3}, "revisions 2 → 3"),
         ({"seed": 1, "temperature": 0.5}, "temperature 1.0 → 0.5, seed 0 → 1"),
         ({"revision_template": "plain"}, "revision_template 'saved' → 'plain'"),
-        ({"policy": "if_preferred"}, "policy 'always' → 'if_preferred'"),
+        ({"policy": "if_preferred"}, "policy 'auto' → 'if_preferred'"),
     ],
 )
 def test_a_file_begun_otherwise_is_refused(

@@ -72,7 +72,7 @@ def test_training_does_not_notice(base: Path, bare: Any, tmp_path: Path) -> None
     class Nosy(TrainerCallback):
         """Control: what draws a number from the global generator is noticed."""
 
-        def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             torch.rand(1)
 
     nosy = make(base, tmp_path / "nosy", None)
@@ -104,9 +104,10 @@ def test_parts_at_rest_stay_at_rest(base: Path, tmp_path: Path) -> None:
     model = trainer.model
     model.train()
     model.base_model.model.lm_head.eval()
-    modes = [module.training for module in model.modules()]
+    modes, state = [module.training for module in model.modules()], torch.get_rng_state()
     trainer.callback_handler.callbacks[-1].draw()
     assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
     assert False in modes
 
 
@@ -118,7 +119,7 @@ def test_what_is_logged_is_the_model_s_own(base: Path, tmp_path: Path) -> None:
     assert line["step"] == 2
     prompts = list(dict.fromkeys(row["prompt"] for row in ROWS[:4]))[:3]
     reviser = Reviser(trainer.model, trainer.processing_class, trainer.renderer.template, beta=0.1)
-    trails = reviser.revise(prompts, 1, max_new_tokens=3)
+    trails = reviser.revise(prompts, 1, max_new_tokens=3, policy="always")
     for trail in trails:
         trail.meta["gold"] = next(row["chosen"] for row in ROWS if row["prompt"] == trail.prompt)
     wanted = numbers(trails, per_character)

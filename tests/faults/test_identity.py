@@ -131,8 +131,12 @@ def test_keys_that_come_and_go_are_changes() -> None:
 
 
 def test_control_the_identity_tells_two_references_apart(place: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(place / "base", tmp_path)
-    before = trainer.reference_hash()
-    assert before == make_trainer(place / "base", tmp_path / "other").reference_hash()
-    next(trainer.reference.model.parameters()).data.view(-1)[0] += 1e-6
-    assert trainer.reference_hash() != before
+    from srpo.model.load import load_model
+
+    before = make_trainer(place / "base", tmp_path).reference_hash()
+    assert before == make_trainer(place / "base", tmp_path / "again").reference_hash()
+    shutil.copytree(place / "base", tmp_path / "other")
+    other = load_model(str(place / "base"))
+    next(other.parameters()).data.view(-1)[0] += 1e-6
+    other.save_pretrained(tmp_path / "other")
+    assert make_trainer(tmp_path / "other", tmp_path / "run").reference_hash() != before

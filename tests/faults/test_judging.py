@@ -132,6 +132,25 @@ def test_hostile_answers_and_broken_judges_through_the_command(
     assert told in capsys.readouterr().out
 
 
+def test_a_password_in_the_url_of_a_judge_stands_in_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [Trail(f"question {n}", (Answer("bad", 1), Answer("good", 1)), meta={"gold": "good good"}) for n in range(4)]
+    (tmp_path / "a.jsonl").write_text("".join(row.to_json() + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    with serve(judging(honest)) as server:
+        url = server.url.replace("http://", "http://me:planted-s3cret@")
+        words = ["evaluate", "--trails", "a.jsonl", "--output_dir", "out", "--judge", "llm", "--judge_model", "m"]
+        assert run([*words, "--judge_base_url", url]) == 0
+        assert server.headers[0]["authorization"].startswith("Basic ")
+    printed = "".join(capfd.readouterr())
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"verdicts.jsonl", "report.html", "results.json"}
+    for text in (printed, *(path.read_bytes().decode("utf-8", "replace") for path in files)):
+        assert "planted-s3cret" not in text
+    assert "/v1" in (tmp_path / "out" / "report.html").read_text("utf-8")  # the place itself is told
+
+
 def test_with_nothing_kept_all_is_paid_for_twice(tmp_path: Path) -> None:
     """The negative control: the same kill, and the file lost."""
     kept, asked, times = killed_at(9, 1, Path(os.devnull), "before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import threading
 from typing import Any
 
@@ -191,6 +192,13 @@ def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         client._secrets = []
         (reply,) = client.each("numbers", [{"n": 1}], number)
         assert SECRET in reply.failed
+
+
+def test_nothing_of_a_request_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with serve(good) as server, caplog.at_level(logging.DEBUG):
+        (reply,) = endpoint(f"{server.url}?token=t0ken").each("numbers", [{"n": 1}], number)
+    assert reply.value == 10
+    assert "t0ken" not in caplog.text
 
 
 def test_a_user_in_the_url_is_sent_and_never_shown() -> None:

@@ -187,10 +187,21 @@ def test_vllm_serve_answers_like_the_engine_in_process(folders: dict[str, Path],
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = ["--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
+    flags = [
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--served-model-name",
+        "base",
+    ]
     lora = ["--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"adapter={folders['adapter']}"]
     targets = ["--lora-target-modules", "q_proj", "v_proj", "down_proj"]
-    vllm = [str(Path(sys.executable).with_name("vllm")), "serve", str(folders["base"]), "--served-model-name", "base"]
+    # What `vllm serve` starts; that command itself looks for a distribution named vllm, and the CPU build has another.
+    vllm = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folders["base"])]
     log = (tmp_path / "server.log").open("wb")
     with subprocess.Popen([*vllm, *flags, *lora, *targets], stdout=log, stderr=log) as server:
         try:

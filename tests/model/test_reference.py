@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from srpo.errors import ConfigError
 from srpo.model.attention import serving
-from srpo.model.forward import sequence_logps
+from srpo.model.cached_reference import CachedReference
+from srpo.model.forward import sequence_logps, six_logps
 from srpo.model.reference import REFERENCE_ADAPTER, Reference
-from tests.model.zoo import build, forest_of, plain_logps
+from tests.model.zoo import SERVED, build, forest_of, plain_logps
 
 TREES = forest_of()
 EVERYWHERE = ["q_proj", "v_proj", "down_proj"]
@@ -300,3 +301,27 @@ def test_an_adapter_by_another_name() -> None:
     trained_on(model)
     assert torch.equal(scored(reference), before)
     assert model.active_adapter == "second"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["path", "flat"])
+def test_every_log_ratio_is_exactly_zero_at_the_start(dtype: torch.dtype, backend: str) -> None:
+    for name in ("llama", "gemma3, mixed windows"):
+        model_type, settings = SERVED[name]
+        policy = build(model_type, **settings).to(dtype)
+        reference = Reference(policy)
+        ratios = six_logps(policy, forest_of(), backend).minus(reference.six_logps(forest_of(), backend))
+        assert all(torch.equal(ratio, torch.zeros_like(ratio)) for ratio in ratios)
+    # The control: two layouts of the same weights differ, and most in half precision.
+    other = {"path": "flat", "flat": "path"}[backend]
+    apart = six_logps(policy, forest_of(), backend).minus(reference.six_logps(forest_of(), other))
+    assert any(ratio.any() for ratio in apart)
+
+
+def test_weights_that_are_not_here_have_no_fingerprint_and_no_cache(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = build("llama")
+    assert Reference(build("llama"), model).fingerprint == "not known"
+    with pytest.raises(ConfigError, match=r"reference_cache: the weight .* is not here to be hashed"):
+        CachedReference(build("llama"), tmp_path, model, device="cpu")
+    assert len(Reference(build("llama")).fingerprint) == 64

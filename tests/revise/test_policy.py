@@ -117,6 +117,16 @@ def test_auto_is_what_was_calibrated_and_says_so(caplog: pytest.LogCaptureFixtur
     assert reviser().policy(made_settings())[0].name == "always"  # without a confidence
 
 
+def test_a_calibration_at_another_temperature_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    made = subject()
+    made.calibration = replace(calibration("always", 1), made_with={"temperature": 1.0})
+    with caplog.at_level(logging.WARNING, "srpo"):
+        made.revise(["1+2="], 1, max_new_tokens=4)
+        assert not caplog.records
+        made.revise(["1+2="], 1, max_new_tokens=4, temperature=0.0)
+    assert [record.message for record in caplog.records] == ["srpo: that was at temperature 1; at 0 drafts are others"]
+
+
 def made_settings() -> Any:
     from srpo.revise.reviser import Settings
 

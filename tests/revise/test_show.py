@@ -51,6 +51,7 @@ def test_in_a_terminal() -> None:
     assert "\x1b[1;32m4" in said  # bold, green
     assert "p 0.21, not kept, 4 tokens" in said
     assert "stopped: worse" in said
+    assert "It is [-5-]{+4+}." in as_text(TRAIL, marks=True).plain
 
 
 def test_a_page(tmp_path: Path) -> None:
