@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srpo.errors import ConfigError
-from srpo.evaluate.judges import per_character
+from srpo.evaluate.judges import Judge, per_character
 from srpo.pairs.render import RevisionTemplate
+from srpo.tasks.pretraining import Outcomes, fit, small_llama
 
 TEMPLATE = RevisionTemplate("carry", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}?")
 SPLITS = ("in", "out")
@@ -141,23 +142,8 @@ def carry_tokenizer() -> Any:
 
 def untrained_base(config: BaseConfig) -> Any:
     """A Llama of the configured shape with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = carry_tokenizer()
-    torch.manual_seed(config.seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden,
-            intermediate_size=3 * config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            max_position_embeddings=64,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    shape = {"hidden": config.hidden, "layers": config.layers, "heads": config.heads}
+    return small_llama(carry_tokenizer(), window=64, seed=config.seed, **shape)
 
 
 def train_base(config: BaseConfig, right: Right | None = None) -> Iterator[tuple[int, float, Any]]:
@@ -166,35 +152,23 @@ def train_base(config: BaseConfig, right: Right | None = None) -> Iterator[tuple
     Args:
         right: the right answers to two operands, for a task other than sums; `answers` if None.
     """
-    model, tokenizer = untrained_base(config), carry_tokenizer()
-    generator = torch.Generator().manual_seed(config.seed)
-    optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=config.steps)
-    for step in range(config.steps):
-        ids_NL, right_NL, mistaken_NL = _both_roles(config, tokenizer, generator, right or answers)
-        logits_RV = model(input_ids=ids_NL, use_cache=False).logits.flatten(0, 1)
-        loss = (1 - config.mistakes) * _nll(logits_RV, right_NL) + config.mistakes * _nll(logits_RV, mistaken_NL)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        yield step + 1, loss.item(), model
+    tokenizer, generator = carry_tokenizer(), torch.Generator().manual_seed(config.seed)
+    batches = (_both_roles(config, tokenizer, generator, right or answers) for _ in range(config.steps))
+    yield from fit(
+        untrained_base(config),
+        batches,
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        mistakes=config.mistakes,
+    )
 
 
-def _nll(logits_RV: Tensor, labels_NL: Tensor) -> Tensor:
-    return F.cross_entropy(logits_RV, labels_NL.flatten(), ignore_index=-100)
-
-
-def _both_roles(
-    config: BaseConfig, tokenizer: Any, generator: torch.Generator, right: Right
-) -> tuple[Tensor, Tensor, Tensor]:
+def _both_roles(config: BaseConfig, tokenizer: Any, generator: torch.Generator, right: Right) -> Outcomes:
     """Rows `<bos>a+b=draft?revision`, what each token is to predict, and what it predicts if it makes a mistake.
 
     The last digit of the draft predicts the end of the draft although a revision mark follows it, so that one row
-    teaches both roles. What comes before a digit is drawn with mistakes; the digit itself is not: the loss weighs its
-    two outcomes instead, which is the same in expectation and spares the model the noise of drawing. A revision that
-    copies its draft has one outcome.
+    teaches both roles. What comes before a digit is drawn with mistakes; the digit itself is not, `fit` weighs its two
+    outcomes. A revision that copies its draft has one outcome.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     plus, equals, revise = tokenizer.convert_tokens_to_ids(["+", "=", "?"])
@@ -212,17 +186,19 @@ def _both_roles(
         torch.cat([unscored_NL, digit_NA, column[4], torch.where(copies_N1, draft_NA, digit_NA), column[4]], 1)
         for digit_NA in (right_NA, mistaken_NA)
     )
-    return ids_NL, right_NL, mistaken_NL
+    return Outcomes(ids_NL, right_NL, mistaken_NL)
 
 
 # ---------------------------------------------------------------------- pairs
 
 
-def label(rows: list[dict[str, str]], first: list[str], second: list[str]) -> list[dict[str, str]]:
-    """Ordinary preference rows from two answers to each sum; those with as many right digits are dropped."""
+def label(
+    rows: list[dict[str, str]], first: list[str], second: list[str], judge: Judge = per_character
+) -> list[dict[str, str]]:
+    """Ordinary preference rows from two answers to each prompt; those that the judge scores alike are dropped."""
     pairs = []
     for row, one, other in zip(rows, first, second, strict=True):
-        score, rival = (per_character(row["prompt"], answer, row["gold"]) for answer in (one, other))
+        score, rival = (judge(row["prompt"], answer, row["gold"]) for answer in (one, other))
         if score != rival and one and other:
             chosen, rejected = (one, other) if score > rival else (other, one)
             pairs.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "gold": row["gold"]})

@@ -1,0 +1,222 @@
+"""The repair task, where a draft can be right in one pass: whether revising harms, and what a calibration makes of it.
+
+    python -m benchmarks.second_task --seeds 0 1 --output_dir runs/repair
+
+Base, offline SRPO and rounds of each seed (srpo/tasks/repair.py). β, α and learning rates are those of the carry task
+(carry_run.CHOSEN, benchmarks/carry_rounds.py), with fewer steps for the smaller model; nothing was chosen on what is
+reported. Evaluated at T = 1 on fresh sentences of both splits: every revision kept, those kept that the model itself
+prefers, and the best of as many drafts. A calibration on labelled sentences in distribution decides for each model
+whether to revise, and is followed on both splits. Prints Markdown tables; everything is in `results.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as hf_logging
+
+from srpo.evaluate.best_of import best_of
+from srpo.evaluate.calibrate import calibrate, first_revisions
+from srpo.evaluate.judges import Judge, exact_match
+from srpo.evaluate.pair_judges import ByScore
+from srpo.maths.calibration import auc
+from srpo.maths.winrate import bootstrap
+from srpo.pairs.read import read_prompts
+from srpo.revise.calibration import Calibration
+from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.trail import Trail
+from srpo.rounds.plan import RoundsArguments
+from srpo.rounds.run import run_rounds
+from srpo.tasks.carry import label, write_rows
+from srpo.tasks.carry_run import CHOSEN
+from srpo.tasks.repair import LONGEST, SHAPES, TEMPLATE, RepairConfig, per_word, repair_tokenizer, sentences, train_base
+from srpo.tasks.stages import run_stage
+from srpo.train.launch import train_with
+
+SAMPLED, STEPS, BATCH = 8_000, 200, 32
+ROUNDS, ROUND_STEPS, ROUND_LEARNING_RATE, ROUND_PROMPTS = 2, 100, 1e-4, 1_500
+LABELLED, REVISIONS, NEW_TOKENS, DRAWN_TOGETHER = 500, 5, LONGEST + 1, 500
+# Seeds of sentences that nothing else draws; a run's seed is added to each.
+PAIRS, EVALUATION, CALIBRATION, SAMPLING = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+SYSTEMS = {"always": "every revision kept", "if_preferred": "kept if preferred", "best_of": "best of k+1 drafts"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="runs/repair")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--prompts", type=int, default=800, help="sentences per split in the evaluation")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("srpo").setLevel(logging.ERROR)
+    results: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        began = time.process_time()
+        results += run_seed(Path(args.output_dir) / f"seed{seed}", seed, args.prompts)
+        print(f"seed {seed}: {time.process_time() - began:.0f} s of a core", flush=True)
+        (Path(args.output_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    tell(results)
+
+
+# ---------------------------------------------------------------------- a seed
+
+
+def run_seed(run: Path, seed: int, prompts: int) -> list[dict[str, Any]]:
+    """Trains what is not there yet, and measures each model."""
+    base, pairs = run / "base", run / "pairs"
+    config = RepairConfig(seed=seed)
+    run_stage(base, asdict(config), lambda folder: make_base(folder, config))
+    run_stage(pairs, {**asdict(config), "sampled": SAMPLED}, lambda folder: make_pairs(folder, base, seed))
+    write_rows(run / "prompts.jsonl", sentences(ROUND_PROMPTS, "in", seed=SAMPLING + seed))
+    chosen = CHOSEN["srpo"]
+    settings = {
+        "model_name_or_path": str(base),
+        "dataset_name": str(pairs / "pairs.jsonl"),
+        "beta": chosen.beta,
+        "alpha": chosen.alpha,
+        "learning_rate": chosen.learning_rate,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": BATCH,
+        "seed": seed + 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    plan = RoundsArguments(
+        rounds=ROUNDS,
+        sample_prompts=str(run / "prompts.jsonl"),
+        sample_max_new_tokens=NEW_TOKENS,
+        sample_batch_size=DRAWN_TOGETHER,
+        labels_per_round=ROUND_STEPS * BATCH,
+        round_steps=ROUND_STEPS,
+        round_learning_rate=ROUND_LEARNING_RATE,
+    )
+    done = run_rounds(str(run / "rounds"), settings, plan, ByScore("repair: right words", per_word), train_with)
+    labels = 0
+    results = []
+    for account in done:
+        labels += account.labels
+        model = run / "rounds" / f"round{account.round}" / "model"
+        drawn = run / f"drawn{account.round}"
+        run_stage(
+            drawn, {"model": str(model), "prompts": prompts}, lambda into, m=model: draw(into, m, base, seed, prompts)
+        )
+        told = {"seed": seed, "round": account.round, "labels": labels, "informative": account.informative}
+        results.append({**told, **measure(drawn)})
+        print(json.dumps(results[-1]), flush=True)
+    return results
+
+
+def make_base(folder: Path, config: RepairConfig) -> None:
+    """The base, its tokenizer and its template."""
+    *_, (_, _, model) = train_base(config)
+    for part in (model, repair_tokenizer()):
+        part.save_pretrained(folder)
+    TEMPLATE.save(folder)
+
+
+def make_pairs(folder: Path, base: Path, seed: int) -> None:
+    """Two drafts of the base for each sentence, the one with more right words preferred."""
+    rows, reviser = sentences(SAMPLED, "in", seed=PAIRS + seed), Reviser(str(base), batch_size=1000)
+    first, second = (
+        [t.after(0).text for t in reviser.revise(rows, 0, seed=draw, max_new_tokens=NEW_TOKENS)] for draw in (1, 2)
+    )
+    write_rows(folder / "pairs.jsonl", label(rows, first, second, per_word))
+
+
+def draw(folder: Path, model: Path, base: Path, seed: int, prompts: int) -> None:
+    """A calibration of the model, and trails of each system on both splits."""
+    reviser = Reviser(str(model), reference=str(base), batch_size=DRAWN_TOGETHER)
+    settings = Settings(REVISIONS, 1.0, seed, NEW_TOKENS)
+    labelled = read_prompts(sentences(LABELLED, "in", seed=CALIBRATION + seed))
+    calibrate(reviser, labelled, exact_match, settings).save(folder)
+    for split in SHAPES:
+        rows = sentences(prompts, split, seed=EVALUATION + seed)
+        for system in SYSTEMS:
+            if system == "best_of":
+                trails = best_of(reviser, rows, settings)
+            else:
+                trails = list(reviser.trails(read_prompts(rows), replace(settings, policy=system)))
+            (folder / f"{system}.{split}.jsonl").write_text("".join(t.to_json() + "\n" for t in trails), "utf-8")
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Exact answers after 0, 1, … revisions or further drafts, the decision and what following it gives, confidence."""
+    calibration = Calibration.load(folder)
+    assert calibration is not None
+    choice = calibration.choice
+    found: dict[str, Any] = {"decision": choice.sentence(), "calibration_auc": calibration.auc}
+    for split in SHAPES:
+        trails = {
+            system: [Trail.from_json(line) for line in (folder / f"{system}.{split}.jsonl").open(encoding="utf-8")]
+            for system in SYSTEMS
+        }
+        right = {system: torch.tensor([graded(t, exact_match) for t in trails[system]]) for system in SYSTEMS}
+        preferred, better = first_revisions(trails["always"], [graded(t, per_word)[:2] for t in trails["always"]])
+        ways = {"followed": (choice.policy, choice.revisions), "uncalibrated": ("if_preferred", REVISIONS)}
+        found[split] = {
+            "exact": {system: right[system].double().mean(0).tolist() for system in SYSTEMS},
+            "auc": auc(preferred, better) if 0 < sum(better) < len(better) else None,
+            "judged_right": sum((p > 0.5) == bool(b) for p, b in zip(preferred, better, strict=True)) / len(better),
+            "changed": len(better),
+            "better": sum(better) / len(better),
+            **{name: gain(right, policy, revisions) for name, (policy, revisions) in ways.items()},
+        }
+    return found
+
+
+def graded(trail: Trail, judge: Judge) -> list[float]:
+    """Score of the answer in hand after 0, 1, … revisions."""
+    return [judge(trail.prompt, trail.after(k).text, trail.meta["gold"]) for k in range(REVISIONS + 1)]
+
+
+def gain(right: dict[str, torch.Tensor], policy: str, revisions: int) -> list[float]:
+    """Final answers less drafts of the same prompts: mean, and its 95 % interval."""
+    if policy == "drafts":
+        return [0.0, 0.0, 0.0]
+    found = bootstrap((right[policy][:, revisions] - right[policy][:, 0]).double()[:, None])
+    return [float(each[0]) for each in (found.mean, found.low, found.high)]
+
+
+# ---------------------------------------------------------------------- what is told
+
+
+def tell(results: list[dict[str, Any]]) -> None:
+    """Markdown tables, a line per model."""
+    for split in reversed(SHAPES):
+        print(f"\n{split} of distribution, exact answers in % after 0, 1, … {REVISIONS} revisions or further drafts:\n")
+        print("| seed | round | labels | " + " | ".join(SYSTEMS.values()) + " |")
+        print("| ---: | ---: | ---: |" + " --- |" * len(SYSTEMS))
+        for row in results:
+            curves = [" ".join(f"{100 * value:.1f}" for value in row[split]["exact"][system]) for system in SYSTEMS]
+            print(f"| {row['seed']} | {row['round']} | {row['labels']} | " + " | ".join(curves) + " |")
+    print("\nThe decision from labelled prompts in distribution, and final answers less drafts in points:\n")
+    print("| seed | round | decision | split | followed | if preferred, k = 5 | AUC | judged right | better |")
+    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for row in results:
+        for split in SHAPES:
+            part = row[split]
+            area = "" if part["auc"] is None else f"{part['auc']:.3f}"
+            shares = f"{100 * part['judged_right']:.0f} % of {part['changed']} | {100 * part['better']:.0f} %"
+            gains = f"{points(part['followed'])} | {points(part['uncalibrated'])}"
+            print(f"| {row['seed']} | {row['round']} | {row['decision']} | {split} | {gains} | {area} | {shares} |")
+
+
+def points(interval: list[float]) -> str:
+    """Mean and 95 % interval in points."""
+    mean, low, high = (f"{100 * each:+.1f}".replace("-", "−") for each in interval)
+    return f"{mean} ({low} to {high})"
+
+
+if __name__ == "__main__":
+    main()
