@@ -139,6 +139,7 @@ def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, met
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
+        reference_cache=str(base.parent / "reference"),  # methods on the same pairs in the same order score them once
     )
     trainer = SRPOTrainer(str(base), args=args, train_dataset=str(pairs))
     trainer.remove_callback(PrinterCallback)  # its metrics are in metrics.jsonl

@@ -90,7 +90,8 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, say: Say) -> list[Job
     """One seed from nothing to trails: base and pairs here, then the methods side by side."""
     config = start_run(folder, config, seed, say)
     jobs = [Job(str(folder), method, systems, config, seed) for method, systems in SYSTEMS_OF.items()]
-    for seconds in side_by_side(work, jobs):
+    # The second of two methods that score the same sequences starts when the first has, and finds them scored.
+    for seconds in side_by_side(work, sorted(jobs, key=lambda job: job.method.endswith(("_always", "_best_of")))):
         for stage, took in seconds.items():
             say.stage(f"seed {seed}: {stage}", took)
     return jobs

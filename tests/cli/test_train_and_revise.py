@@ -204,7 +204,7 @@ def test_trails_of_other_prompts_are_refused(place: Path, model: Path, trails: P
         (["train", "--beta"], "argument --beta: expected one argument"),
         (["train", "--beta", "much"], "argument --beta: invalid float value: 'much'"),
         (["train", "--config"], "srpo train: --config needs a value"),
-        (["revise", "--modle", "x"], "the following arguments are required: --model_name_or_path, --input, --output"),
+        (["revise", "--modle", "x"], "the following arguments are required: --input, --output"),
         (["revise", "--temprature", "0"], "the following arguments are required"),
     ],
 )
