@@ -4,8 +4,8 @@
 
 Base, offline SRPO and rounds of each seed (srpo/tasks/repair.py). β, α and learning rates are those of the carry task
 (carry_run.CHOSEN, benchmarks/carry_rounds.py), with fewer steps for the smaller model; nothing was chosen on what is
-reported. Evaluated at T = 1 on fresh sentences of both splits: every revision kept, those kept that the model itself
-prefers, and the best of as many drafts. A calibration on labelled sentences in distribution decides for each model
+reported. Evaluated on fresh sentences of both splits: every revision kept, those kept that the model itself prefers,
+and (above T = 0) the best of as many drafts. A calibration on labelled sentences in distribution decides for each model
 whether to revise, and is followed on both splits. Prints Markdown tables; everything is in `results.json`.
 """
 
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--output_dir", default="runs/repair")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--prompts", type=int, default=800, help="sentences per split in the evaluation")
+    parser.add_argument("--temperature", nargs="+", type=float, default=[1.0, 0.0])
     args = parser.parse_args()
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
@@ -61,16 +62,17 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for seed in args.seeds:
         began = time.process_time()
-        results += run_seed(Path(args.output_dir) / f"seed{seed}", seed, args.prompts)
+        results += run_seed(Path(args.output_dir) / f"seed{seed}", seed, args.prompts, args.temperature)
         print(f"seed {seed}: {time.process_time() - began:.0f} s of a core", flush=True)
         (Path(args.output_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    tell(results)
+    for heat in args.temperature:
+        tell([row for row in results if row["temperature"] == heat], heat)
 
 
 # ---------------------------------------------------------------------- a seed
 
 
-def run_seed(run: Path, seed: int, prompts: int) -> list[dict[str, Any]]:
+def run_seed(run: Path, seed: int, prompts: int, heats: list[float]) -> list[dict[str, Any]]:
     """Trains what is not there yet, and measures each model."""
     base, pairs = run / "base", run / "pairs"
     config = RepairConfig(seed=seed)
@@ -107,13 +109,16 @@ def run_seed(run: Path, seed: int, prompts: int) -> list[dict[str, Any]]:
     for account in done:
         labels += account.labels
         model = run / "rounds" / f"round{account.round}" / "model"
-        drawn = run / f"drawn{account.round}"
-        run_stage(
-            drawn, {"model": str(model), "prompts": prompts}, lambda into, m=model: draw(into, m, base, seed, prompts)
-        )
-        told = {"seed": seed, "round": account.round, "labels": labels, "informative": account.informative}
-        results.append({**told, **measure(drawn)})
-        print(json.dumps(results[-1]), flush=True)
+        for heat in heats:
+            drawn = run / f"drawn{account.round}.T{heat:g}"
+            run_stage(
+                drawn,
+                {"model": str(model), "prompts": prompts},
+                lambda into, m=model, t=heat: draw(into, m, base, seed, prompts, t),
+            )
+            told = {"seed": seed, "round": account.round, "labels": labels, "temperature": heat}
+            results.append({**told, "informative": account.informative, **measure(drawn)})
+            print(json.dumps(results[-1]), flush=True)
     return results
 
 
@@ -134,15 +139,17 @@ def make_pairs(folder: Path, base: Path, seed: int) -> None:
     write_rows(folder / "pairs.jsonl", label(rows, first, second, per_word))
 
 
-def draw(folder: Path, model: Path, base: Path, seed: int, prompts: int) -> None:
+def draw(folder: Path, model: Path, base: Path, seed: int, prompts: int, heat: float) -> None:
     """A calibration of the model, and trails of each system on both splits."""
     reviser = Reviser(str(model), reference=str(base), batch_size=DRAWN_TOGETHER)
-    settings = Settings(REVISIONS, 1.0, seed, NEW_TOKENS)
+    settings = Settings(REVISIONS, heat, seed, NEW_TOKENS)
     labelled = read_prompts(sentences(LABELLED, "in", seed=CALIBRATION + seed))
     calibrate(reviser, labelled, exact_match, settings).save(folder)
     for split in SHAPES:
         rows = sentences(prompts, split, seed=EVALUATION + seed)
         for system in SYSTEMS:
+            if system == "best_of" and not heat:
+                continue  # greedy drafts are all the same
             if system == "best_of":
                 trails = best_of(reviser, rows, settings)
             else:
@@ -160,16 +167,17 @@ def measure(folder: Path) -> dict[str, Any]:
         trails = {
             system: [Trail.from_json(line) for line in (folder / f"{system}.{split}.jsonl").open(encoding="utf-8")]
             for system in SYSTEMS
+            if (folder / f"{system}.{split}.jsonl").exists()
         }
-        right = {system: torch.tensor([graded(t, exact_match) for t in trails[system]]) for system in SYSTEMS}
+        right = {system: torch.tensor([graded(t, exact_match) for t in each]) for system, each in trails.items()}
         preferred, better = first_revisions(trails["always"], [graded(t, per_word)[:2] for t in trails["always"]])
         ways = {"followed": (choice.policy, choice.revisions), "uncalibrated": ("if_preferred", REVISIONS)}
         found[split] = {
-            "exact": {system: right[system].double().mean(0).tolist() for system in SYSTEMS},
+            "exact": {system: right[system].double().mean(0).tolist() for system in right},
             "auc": auc(preferred, better) if 0 < sum(better) < len(better) else None,
-            "judged_right": sum((p > 0.5) == bool(b) for p, b in zip(preferred, better, strict=True)) / len(better),
+            "judged_right": sum((p > 0.5) == bool(b) for p, b in zip(preferred, better, strict=True)),
             "changed": len(better),
-            "better": sum(better) / len(better),
+            "better": sum(better),
             **{name: gain(right, policy, revisions) for name, (policy, revisions) in ways.items()},
         }
     return found
@@ -191,23 +199,26 @@ def gain(right: dict[str, torch.Tensor], policy: str, revisions: int) -> list[fl
 # ---------------------------------------------------------------------- what is told
 
 
-def tell(results: list[dict[str, Any]]) -> None:
-    """Markdown tables, a line per model."""
+def tell(results: list[dict[str, Any]], heat: float) -> None:
+    """Markdown tables of a temperature, a line per model."""
     for split in reversed(SHAPES):
-        print(f"\n{split} of distribution, exact answers in % after 0, 1, … {REVISIONS} revisions or further drafts:\n")
+        print(f"\nT = {heat:g}, {split} of distribution, exact answers in % after 0, 1, … revisions or drafts:\n")
         print("| seed | round | labels | " + " | ".join(SYSTEMS.values()) + " |")
         print("| ---: | ---: | ---: |" + " --- |" * len(SYSTEMS))
         for row in results:
-            curves = [" ".join(f"{100 * value:.1f}" for value in row[split]["exact"][system]) for system in SYSTEMS]
+            exact = row[split]["exact"]
+            curves = [" ".join(f"{100 * value:.1f}" for value in exact.get(system, [])) for system in SYSTEMS]
             print(f"| {row['seed']} | {row['round']} | {row['labels']} | " + " | ".join(curves) + " |")
-    print("\nThe decision from labelled prompts in distribution, and final answers less drafts in points:\n")
-    print("| seed | round | decision | split | followed | if preferred, k = 5 | AUC | judged right | better |")
-    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    print(f"\nT = {heat:g}, decision from labelled prompts in distribution; final answers less drafts in points:\n")
+    print(
+        "| seed | round | decision | split | followed | if preferred, k = 5 | AUC | changed | judged right | better |"
+    )
+    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in results:
         for split in SHAPES:
             part = row[split]
             area = "" if part["auc"] is None else f"{part['auc']:.3f}"
-            shares = f"{100 * part['judged_right']:.0f} % of {part['changed']} | {100 * part['better']:.0f} %"
+            shares = f"{part['changed']} | {part['judged_right']} | {part['better']}"
             gains = f"{points(part['followed'])} | {points(part['uncalibrated'])}"
             print(f"| {row['seed']} | {row['round']} | {row['decision']} | {split} | {gains} | {area} | {shares} |")
 

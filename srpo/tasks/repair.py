@@ -183,7 +183,9 @@ def _both_roles(config: RepairConfig, tokenizer: Any, source: random.Random) -> 
     teaches both roles. A revision that copies its draft has one outcome.
     """
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
-    rows, right, mistaken = [], [], []
+    rows: list[list[Any]] = []
+    right: list[list[Any]] = []
+    mistaken: list[list[Any]] = []
     for _ in range(config.batch):
         words = sentence("in", source)
         noisy, draft, fresh = (with_mistakes(words, rate, source) for rate in (0.5, config.mistakes, config.mistakes))
