@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# A shell starts what it puts in the background with SIGINT ignored, and children inherit that: tests of Ctrl-C would
+# wait for ever for one that nobody hears.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any import of torch or huggingface_hub, which read these once. Subprocesses inherit them. One thread: sums over
 # these tiny shapes come out the same everywhere, and threads would only wait for each other.

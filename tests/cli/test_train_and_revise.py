@@ -29,18 +29,11 @@ def srpo(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True)
 
 
-def _hears_ctrl_c() -> None:
-    """A shell starts what it puts in the background with SIGINT ignored, tests included, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def interrupted(words: list[str], *, stream: str, after: str) -> tuple[int, str, str]:
     """Runs a command and sends it SIGINT once it has said that word; exit code, output and error output."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "srpo", *words]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_hears_ctrl_c
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     seen = ""
     for line in process.stdout if stream == "stdout" else process.stderr:  # type: ignore[union-attr]
         seen += line
