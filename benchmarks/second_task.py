@@ -219,8 +219,9 @@ def tell(results: list[dict[str, Any]], heat: float) -> None:
             curves = [" ".join(f"{100 * value:.1f}" for value in exact.get(system, [])) for system in SYSTEMS]
             print(f"| {row['seed']} | {row['round']} | {row['labels']} | " + " | ".join(curves) + " |")
     print(
-        f"\nT = {heat:g}, decision from labelled prompts in distribution; final answers less drafts in points,\nat {REVISIONS} revisions unless decided otherwise:\n"
+        f"\nT = {heat:g}, decision from labelled prompts in distribution; final answers less drafts in points, followed"
     )
+    print(f"and at {REVISIONS} revisions without it; first revisions that matter:\n")
     print(
         "| seed | round | decision | split | followed | if preferred | always | AUC | changed | judged right | better |"
     )
