@@ -162,7 +162,17 @@ def measure(folder: Path) -> dict[str, Any]:
     calibration = Calibration.load(folder)
     assert calibration is not None
     choice = calibration.choice
-    found: dict[str, Any] = {"decision": choice.sentence(), "calibration_auc": calibration.auc}
+    # Without a calibration `auto` weighs revisions where there is a reference, and keeps every one where there is none.
+    ways = {
+        "followed": (choice.policy, choice.revisions),
+        "if_preferred": ("if_preferred", REVISIONS),
+        "always": ("always", REVISIONS),
+    }
+    found: dict[str, Any] = {
+        "decided": f"{choice.policy}, {choice.revisions}",
+        "decision": choice.sentence(),
+        "calibration_auc": calibration.auc,
+    }
     for split in SHAPES:
         trails = {
             system: [Trail.from_json(line) for line in (folder / f"{system}.{split}.jsonl").open(encoding="utf-8")]
@@ -171,14 +181,13 @@ def measure(folder: Path) -> dict[str, Any]:
         }
         right = {system: torch.tensor([graded(t, exact_match) for t in each]) for system, each in trails.items()}
         preferred, better = first_revisions(trails["always"], [graded(t, per_word)[:2] for t in trails["always"]])
-        ways = {"followed": (choice.policy, choice.revisions), "uncalibrated": ("if_preferred", REVISIONS)}
         found[split] = {
             "exact": {system: right[system].double().mean(0).tolist() for system in right},
             "auc": auc(preferred, better) if 0 < sum(better) < len(better) else None,
             "judged_right": sum((p > 0.5) == bool(b) for p, b in zip(preferred, better, strict=True)),
             "changed": len(better),
             "better": sum(better),
-            **{name: gain(right, policy, revisions) for name, (policy, revisions) in ways.items()},
+            "gains": {name: gain(right, policy, revisions) for name, (policy, revisions) in ways.items()},
         }
     return found
 
@@ -209,18 +218,21 @@ def tell(results: list[dict[str, Any]], heat: float) -> None:
             exact = row[split]["exact"]
             curves = [" ".join(f"{100 * value:.1f}" for value in exact.get(system, [])) for system in SYSTEMS]
             print(f"| {row['seed']} | {row['round']} | {row['labels']} | " + " | ".join(curves) + " |")
-    print(f"\nT = {heat:g}, decision from labelled prompts in distribution; final answers less drafts in points:\n")
     print(
-        "| seed | round | decision | split | followed | if preferred, k = 5 | AUC | changed | judged right | better |"
+        f"\nT = {heat:g}, decision from labelled prompts in distribution; final answers less drafts in points, followed"
     )
-    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(f"and at {REVISIONS} revisions without it; first revisions that matter:\n")
+    print(
+        "| seed | round | decision | split | followed | if preferred | always | AUC | changed | judged right | better |"
+    )
+    print("| ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for row in results:
         for split in SHAPES:
             part = row[split]
             area = "" if part["auc"] is None else f"{part['auc']:.3f}"
             shares = f"{part['changed']} | {part['judged_right']} | {part['better']}"
-            gains = f"{points(part['followed'])} | {points(part['uncalibrated'])}"
-            print(f"| {row['seed']} | {row['round']} | {row['decision']} | {split} | {gains} | {area} | {shares} |")
+            gains = " | ".join(points(interval) for interval in part["gains"].values())
+            print(f"| {row['seed']} | {row['round']} | {row['decided']} | {split} | {gains} | {area} | {shares} |")
 
 
 def points(interval: list[float]) -> str:
