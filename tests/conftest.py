@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-# A shell starts what it puts in the background with SIGINT ignored, and children inherit that: tests of Ctrl-C would
-# wait for ever for one that nobody hears.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # Before any import of torch or huggingface_hub, which read these once. Subprocesses inherit them. One thread: sums over
 # these tiny shapes come out the same everywhere, and threads would only wait for each other.
 os.environ.update(
@@ -25,6 +21,10 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+# A shell starts what it puts in the background with SIGINT ignored, and children inherit that: tests of Ctrl-C would
+# wait for ever for one that nobody hears.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadlines: a slow machine is not a failing test. The same examples every time: a red run can be run again.
 hypothesis.settings.register_profile("srpo", deadline=None, derandomize=True)
