@@ -19,14 +19,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from srpo.evaluate.best_of import best_of
 from srpo.evaluate.judges import exact_match, per_character
 from srpo.evaluate.verdicts import Verdict
+from srpo.maths.winrate import paired_difference
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 from srpo.rounds.plan import RoundsArguments
@@ -42,6 +46,7 @@ ASKED = {"srpo": "draft-revision,revision-revision,draft-draft", "dpo": "draft-d
 OFFLINE = {"srpo": CHOSEN["srpo_always"], "dpo": CHOSEN["dpo"], "ipo": CHOSEN["ipo"]}
 SAMPLING, VALIDATION = 4_000_000, 5_000_000  # seeds of sums that nothing else draws
 NEW_TOKENS = 7
+LAST = 5  # revisions, or further drafts, at the end
 
 
 class RightDigits:
@@ -97,11 +102,12 @@ def main() -> None:
         print(f"seed {job.seed}, {job.name}: done", flush=True)
         (Path(args.output_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     show(results)
+    compare(Path(args.output_dir), range(args.first_seed, args.first_seed + args.seeds))
+    plot(results, Path(args.output_dir) / "rounds.png")
 
 
 def work(job: Job) -> list[dict[str, Any]]:
     """Trains and evaluates; what is there already is not done again."""
-    import torch
     from transformers.utils import logging as hf_logging
 
     torch.set_num_threads(1)
@@ -116,11 +122,6 @@ def work(job: Job) -> list[dict[str, Any]]:
         run_stage(drawn, {"model": str(model), "prompts": job.prompts}, lambda folder, m=model: draw(folder, m, job))
         for system in ("revised", "best_of"):
             for split in SPLITS:
-                trails = [Trail.from_json(line) for line in (drawn / f"{system}.{split}.jsonl").open(encoding="utf-8")]
-                right = [
-                    [exact_match(t.prompt, t.after(k).text, t.meta["gold"]) for k in range(len(t.answers))]
-                    for t in trails
-                ]
                 rows.append(
                     {
                         "seed": job.seed,
@@ -130,7 +131,7 @@ def work(job: Job) -> list[dict[str, Any]]:
                         "steps": steps,
                         "system": system,
                         "split": split,
-                        "exact": [sum(column) / len(column) for column in zip(*right, strict=True)],
+                        "exact": rights(drawn / f"{system}.{split}.jsonl").mean(0).tolist(),
                     }
                 )
     return rows
@@ -209,6 +210,79 @@ def draw(folder: Path, model: Path, job: Job) -> None:
             ("best_of", best_of(reviser, rows[split], settings)),
         ):
             (folder / f"{system}.{split}.jsonl").write_text("".join(t.to_json() + "\n" for t in trails), "utf-8")
+
+
+def rights(file: Path) -> Tensor:
+    """[N, K] whether the answer in hand after k is exactly right."""
+    trails = [Trail.from_json(line) for line in file.open(encoding="utf-8")]
+    ks = range(len(trails[0].answers))
+    return torch.tensor([[exact_match(t.prompt, t.after(k).text, t.meta["gold"]) for k in ks] for t in trails])
+
+
+def compare(folder: Path, seeds: Sequence[int]) -> None:
+    """What the last round brings, paired over prompts: against what it began from, and against as much of all else."""
+    ours = ("srpo", ROUNDS, "revised", LAST)
+    rivals = {
+        "round 0, its best k": ("srpo", 0, "revised", None),
+        "its own best k": (*ours[:3], None),
+        "best of six of its own drafts": ("srpo", ROUNDS, "best_of", LAST),
+        "as many steps and labels offline, its best k": ("offline", 0, "revised", None),
+        "best of six of those": ("offline", 0, "best_of", LAST),
+        "IPO after its rounds, draft": ("ipo", ROUNDS, "revised", 0),
+        "best of six of those drafts": ("ipo", ROUNDS, "best_of", LAST),
+        "DPO after its rounds, draft": ("dpo", ROUNDS, "revised", 0),
+        "best of six DPO drafts": ("dpo", ROUNDS, "best_of", LAST),
+    }
+    for split in reversed(SPLITS):
+
+        def column(seed: int, method: str, number: int, system: str, k: int | None, split: str = split) -> Tensor:
+            right_NK = rights(folder / f"seed{seed}" / method / f"evaluated{number}" / f"{system}.{split}.jsonl")
+            return right_NK[:, int(right_NK.mean(0).argmax()) if k is None else k]
+
+        print(f"\n{split} of distribution, SRPO after {ROUNDS} rounds at k = {LAST} minus, points:\n")
+        print(
+            "| | pooled | "
+            + " | ".join(f"seed {seed}" for seed in seeds)
+            + " |\n| --- |"
+            + " ---: |" * (1 + len(seeds))
+        )
+        for said, rival in rivals.items():
+            a, b = ([column(seed, *each) for seed in seeds] for each in (ours, rival))
+            pooled = paired_difference(torch.cat(a), torch.cat(b), strata=[len(each) for each in a])
+            alone = " | ".join(f"{100 * float((x - y).mean()):+.1f}" for x, y in zip(a, b, strict=True))
+            print(
+                f"| {said} | {100 * pooled.mean:+.1f} ({100 * pooled.low:.1f} to {100 * pooled.high:.1f}) | {alone} |"
+            )
+
+
+def plot(results: list[dict[str, Any]], file: Path) -> None:
+    """Exact answers over revisions: each round of SRPO, and its opponents at the end."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    curves = [(("srpo", n, "revised"), f"SRPO, round {n}", f"C0,{0.35 + 0.2 * n}") for n in range(ROUNDS + 1)]
+    curves += [
+        (("offline", 0, "revised"), "SRPO offline, as many steps", "C1,1"),
+        (("srpo", ROUNDS, "best_of"), f"best of k+1 SRPO drafts, round {ROUNDS}", "C2,1"),
+        (("dpo", ROUNDS, "best_of"), f"best of k+1 DPO drafts, round {ROUNDS}", "C3,1"),
+        (("ipo", ROUNDS, "revised"), f"IPO asked to revise, round {ROUNDS}", "C7,1"),
+    ]
+    for axis, split, title in zip(axes, SPLITS, ("In distribution", "Out of distribution"), strict=True):
+        for (method, number, system), label, look in curves:
+            rows = [
+                row["exact"]
+                for row in results
+                if (row["method"], row["round"], row["system"], row["split"]) == (method, number, system, split)
+            ]
+            colour, alpha = look.split(",")
+            mean = [100 * sum(values) / len(rows) for values in zip(*rows, strict=True)]
+            style = "-" if system == "revised" else "--"
+            axis.plot(mean, style, marker="o", ms=3, color=colour, alpha=float(alpha), label=label)
+        axis.set(title=title, xlabel="revisions k (0 is the draft)", ylabel="exact match, %")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3)
+    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(file, dpi=150)
 
 
 def show(results: list[dict[str, Any]]) -> None:

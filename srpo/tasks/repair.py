@@ -118,7 +118,7 @@ def sentences(n: int, split: str, *, seed: int = 0) -> list[dict[str, str]]:
 
     Example:
         >>> sentences(1, "in", seed=1)[0]["gold"]
-        'two horses with many farmers chase many dogs'
+        'a farmer with many kings likes this cat'
     """
     source = random.Random(seed)
     rows = []

@@ -251,7 +251,7 @@ def test_a_prompt_longer_than_the_context(place: Place) -> None:
         ({"alpha": 1}, "alpha: 1; Eq. 16, the only term that trains drafting"),
         ({"max_length": 0}, "max_length: 0; expected a whole number of tokens"),
         ({"objective": "spro"}, "objective: 'spro'; expected one of srpo, dpo, ipo; did you mean 'srpo'?"),
-        ({"backend": "fast"}, "backend: 'fast'; expected one of auto, path, flat"),
+        ({"backend": "fast"}, "backend: 'fast'; expected one of auto, path, flex, cache, flat"),
         ({"preset": "paper-tldrr"}, "preset: 'paper-tldrr'"),
     ],
 )
@@ -295,7 +295,11 @@ def test_settings_files(text: str | None, code: int, said: str, place: Place, tm
         ({"temperature": -1}, "temperature: -1.0; expected 0 (greedy) or more"),
         ({"temperature": "nan"}, "temperature: nan; expected 0 (greedy) or more"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0; expected 1 or more"),
-        ({"policy": "if_prefered"}, "policy: 'if_prefered'; expected one of always, if_preferred; did you mean"),
+        (
+            {"policy": "if_prefered"},
+            "policy: 'if_prefered'; expected one of always, if_preferred, until_worse, until_unchanged, "
+            "fixed:K, drafts, auto; did you mean",
+        ),
     ],
 )
 def test_bad_settings_of_revise_are_found_before_weights(changes: dict[str, Any], said: str, place: Place) -> None:
