@@ -122,6 +122,14 @@ def test_train_leaves_a_model_that_learnt_and_what_revising_needs(model: Path) -
     assert json.loads((model / "srpo_training.json").read_text("utf-8"))["beta"] == 0.5
 
 
+def test_revise_reads_standard_input(place: Path, model: Path, trails: Path) -> None:
+    settings = revise_settings(place, model, place / "piped.jsonl", input="-")
+    prompts = (place / "prompts.jsonl").read_text("utf-8")
+    done = srpo(*words_of("revise", settings), input=prompts)
+    assert done.returncode == 0, done.stderr
+    assert rows(place / "piped.jsonl") == rows(trails)
+
+
 def test_revise_draws_with_the_saved_template_and_confidence(place: Path, model: Path, trails: Path) -> None:
     found = rows(trails)
     assert [row["prompt"] for row in found] == [row["prompt"] for row in sums(10, "in", seed=2)]
