@@ -24,9 +24,9 @@ def words_of(verb: str, settings: dict[str, Any]) -> list[str]:
     return [verb, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
 
 
-def srpo(*words: str) -> subprocess.CompletedProcess[str]:
+def srpo(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """`srpo WORDS…` in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True, **more)
 
 
 def interrupted(words: list[str], *, stream: str, after: str) -> tuple[int, str, str]:
