@@ -125,6 +125,7 @@ class Run:
 
 def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, seed: int, count: Count) -> Any:
     """(processor, wall) seconds for all revisions of all rows."""
+    subject.turn_to(rows, 0)
     engine, processor, wall = way.engine(subject, len(rows)), 0.0, 0.0
     under_way = list(enumerate(rows))
     for revision in range(0 if way.drafts else 1, REVISIONS + 1):
