@@ -165,8 +165,7 @@ def attending(model: nn.Module, backend: str) -> Iterator[None]:
     if id(model) in _held:
         yield
         return
-    checkpointing = any(getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules())
-    if checkpointing and torch.is_grad_enabled():
+    if checkpoints_activations(model) and torch.is_grad_enabled():
         held = f"with srpo.model.attention.serving(model, {backend!r})"
         fix = f"wrap forward and backward in `{held}`, as SRPOTrainer does"
         raise BackendError(
@@ -174,6 +173,11 @@ def attending(model: nn.Module, backend: str) -> Iterator[None]:
         )
     with following_paths(model, _FOLLOWS[backend]):
         yield
+
+
+def checkpoints_activations(model: nn.Module) -> bool:
+    """Some layer would be run again in a backward pass; such a layer also drops the cache it is given."""
+    return any(getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules())
 
 
 def core(model: nn.Module) -> Any:
