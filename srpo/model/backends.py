@@ -42,7 +42,7 @@ def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str =
     _refuse_for_all(model)
     if backend != "flat" and (why := _why_not_here(model, backend)):
         raise _unserved(backend, why)
-    known = _settled.setdefault(model, {})
+    known = _settled.setdefault(core(model), {})
     if backend not in known:
         known[backend] = "flat" if backend == "flat" else _packed_or_flat(model, trees, backend)
         known[known[backend]] = known[backend]  # what auto settled on needs no second check under its own name
