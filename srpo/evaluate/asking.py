@@ -99,11 +99,16 @@ class Estimate(NamedTuple):
     tokens_out: int
     cost: tuple[float, float] | None
 
+    @property
+    def price(self) -> str:
+        """The cost in words."""
+        return "cost unknown, no prices given" if self.cost is None else "cost {:.2f} to {:.2f}".format(*self.cost)
+
     def __str__(self) -> str:
-        cost = "cost unknown, no prices given" if self.cost is None else "cost {:.2f} to {:.2f}".format(*self.cost)
         return (
             f"{self.comparisons} comparisons, {self.identical} of identical texts: {self.calls} calls, {self.kept} "
-            f"already answered; about {self.tokens_in:,} tokens to read, {self.tokens_out:,} at most to write; {cost}"
+            f"already answered; about {self.tokens_in:,} tokens to read, {self.tokens_out:,} at most to write; "
+            f"{self.price}"
         )
 
 

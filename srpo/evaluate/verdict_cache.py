@@ -146,13 +146,29 @@ class Remembering:
         path: the file; see `VerdictCache`.
     """
 
-    def __init__(self, judge: PairJudge, path: str | Path) -> None:
+    def __init__(self, judge: PairJudge, path: str | Path | None) -> None:
         self.judge, self.cache = judge, VerdictCache(path)
 
     @property
     def identity(self) -> str:
         """The judge's own."""
         return self.judge.identity
+
+    def forecast(self, comparisons: Iterable[Comparison]) -> str:
+        """How many of them would be asked about, and at what cost where the judge knows it; nothing is asked.
+
+        Example:
+            >>> from srpo.evaluate.pair_judges import load_pair_judge
+            >>> judge = Remembering(load_pair_judge("numeric"), None)
+            >>> judge.forecast([Comparison("1+1=", "2", "3"), Comparison("1+1=", "2", "2")])
+            '2 comparisons, of which 1 is to be asked about'
+        """
+        asked = list(comparisons)
+        fresh = {self._key(each): each for each in asked if not each.identical}
+        fresh = {key: each for key, each in fresh.items() if self.cache.get(key) is None}
+        said = f"{len(asked)} comparisons, of which {len(fresh)} {'is' if len(fresh) == 1 else 'are'} to be asked about"
+        estimate = getattr(self.judge, "estimate", None)
+        return f"{said}; {estimate(fresh.values()).price}" if estimate is not None else said
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
         """Verdicts in order, the remembered ones without asking."""
