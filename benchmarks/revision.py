@@ -116,11 +116,13 @@ class Run:
         seconds: of each way, a number per chain.
         counts: of each way, what it wrote otherwise than plain decoding.
         edits: of each revision of each row, as a share of its draft's tokens.
+        temperature: 0 is greedy.
     """
 
     seconds: dict[str, list[float]]
     counts: dict[str, Count]
     edits: list[list[float]]
+    temperature: float
 
 
 def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, seed: int, count: Count) -> Any:
@@ -154,7 +156,7 @@ def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, se
 
 def measure(subject: Subject, case: str, size: int, ways: Sequence[str], args: Any, temperature: float) -> Run:
     """Every chain by every way in turns."""
-    run = Run({way: [] for way in ways}, {way: Count() for way in ways}, [])
+    run = Run({way: [] for way in ways}, {way: Count() for way in ways}, [], temperature)
     walled = any(WAYS[way].served for way in ways)
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         rows = subject.chains(case, size, seed, temperature)
@@ -179,8 +181,9 @@ def told(run: Run) -> list[str]:
         for other in ("generate", "lookup"):
             if other in run.seconds and other != way:
                 line += f"; ×{spread(ratios(run.seconds[other], seconds), '.2f')} over {other}"
-        if run.counts[way].gaps:
-            line += f"; {run.counts[way].sentence()}"
+        if (count := run.counts[way]).gaps:
+            drawn = f"{count.differing} of {count.tokens} tokens drawn differ"  # a draw has nothing to do with a gap
+            line += f"; {count.sentence() if run.temperature == 0 else drawn}"
         lines.append(line)
     return lines
 
