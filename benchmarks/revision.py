@@ -242,7 +242,9 @@ def main() -> int:
                 for case in args.case if name == "scripted" else [""]:
                     ways = ways_of(name, size, temperature, args.ways)
                     run = measure(subject, case, size, ways, args, temperature)
-                    print(f"{name} {case}, batch {size}, temperature {temperature:g}, {args.seeds} chains")
+                    print(
+                        f"{name} {case}".strip() + f", batch {size}, temperature {temperature:g}, {args.seeds} chains"
+                    )
                     print("\n".join(told(run)), flush=True)
                     mistakes += sum(count.mistakes for count in run.counts.values()) if temperature == 0 else 0
                     if args.out:
