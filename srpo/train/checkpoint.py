@@ -265,7 +265,7 @@ class Writing:
     Not an `except`: the libraries that write know no common kind of error, and one of them raises a bare Exception.
     """
 
-    SAYS_SO = ("os error", "inline_container", "PytorchStreamWriter", "file write failed")
+    SAYS_SO = ("os error", "inline_container", "PytorchStreamWriter", "iostream error", "file write failed")
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
