@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.rounds_plots import plot
 from srpo.evaluate.best_of import best_of
 from srpo.evaluate.judges import exact_match, per_character
 from srpo.evaluate.verdicts import Verdict
@@ -103,7 +104,7 @@ def main() -> None:
         (Path(args.output_dir) / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     show(results)
     compare(Path(args.output_dir), range(args.first_seed, args.first_seed + args.seeds))
-    plot(results, Path(args.output_dir) / "rounds.png")
+    plot(results, Path(args.output_dir))
 
 
 def work(job: Job) -> list[dict[str, Any]]:
@@ -157,23 +158,28 @@ def settings_of(job: Job, method: str) -> dict[str, Any]:
     }
 
 
+def plan_of(job: Job, file: Path, prompts: int, **changed: Any) -> RoundsArguments:
+    """How a method's rounds are run; the sums they sample from are written to the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(file, sums(prompts, "in", seed=SAMPLING + job.seed))
+    settings: dict[str, Any] = {
+        "rounds": ROUNDS,
+        "sample_prompts": str(file),
+        "samples_per_prompt": 2 if job.method == "srpo" else 4,
+        "sample_revisions": 2 if job.method == "srpo" else 0,
+        "sample_max_new_tokens": NEW_TOKENS,
+        "sample_batch_size": 1000,
+        "ask": ASKED[job.method],
+        "labels_per_round": job.labels,
+        "round_steps": STEPS,
+        "round_learning_rate": LEARNING_RATE,
+    }
+    return RoundsArguments(**{**settings, **changed})
+
+
 def rounds(job: Job, out: Path) -> list[tuple[Path, int, int]]:
     """(model, labels so far, steps so far) after the offline training and each round."""
-    prompts = out.with_suffix(".prompts.jsonl")
-    prompts.parent.mkdir(parents=True, exist_ok=True)
-    write_rows(prompts, sums(PROMPTS, "in", seed=SAMPLING + job.seed))
-    plan = RoundsArguments(
-        rounds=ROUNDS,
-        sample_prompts=str(prompts),
-        samples_per_prompt=2 if job.method == "srpo" else 4,
-        sample_revisions=2 if job.method == "srpo" else 0,
-        sample_max_new_tokens=NEW_TOKENS,
-        sample_batch_size=1000,
-        ask=ASKED[job.method],
-        labels_per_round=job.labels,
-        round_steps=STEPS,
-        round_learning_rate=LEARNING_RATE,
-    )
+    plan = plan_of(job, out.with_suffix(".prompts.jsonl"), PROMPTS)
     done = run_rounds(str(out), settings_of(job, job.method), plan, RightDigits(), train_with)
     labels = [sum(each.labels for each in done[: n + 1]) for n in range(len(done))]
     steps = [CarryConfig().steps + n * STEPS for n in range(len(done))]
@@ -253,36 +259,6 @@ def compare(folder: Path, seeds: Sequence[int]) -> None:
             print(
                 f"| {said} | {100 * pooled.mean:+.1f} ({100 * pooled.low:.1f} to {100 * pooled.high:.1f}) | {alone} |"
             )
-
-
-def plot(results: list[dict[str, Any]], file: Path) -> None:
-    """Exact answers over revisions: each round of SRPO, and its opponents at the end."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    curves = [(("srpo", n, "revised"), f"SRPO, round {n}", f"C0,{0.35 + 0.2 * n}") for n in range(ROUNDS + 1)]
-    curves += [
-        (("offline", 0, "revised"), "SRPO offline, as many steps", "C1,1"),
-        (("srpo", ROUNDS, "best_of"), f"best of k+1 SRPO drafts, round {ROUNDS}", "C2,1"),
-        (("dpo", ROUNDS, "best_of"), f"best of k+1 DPO drafts, round {ROUNDS}", "C3,1"),
-        (("ipo", ROUNDS, "revised"), f"IPO asked to revise, round {ROUNDS}", "C7,1"),
-    ]
-    for axis, split, title in zip(axes, SPLITS, ("In distribution", "Out of distribution"), strict=True):
-        for (method, number, system), label, look in curves:
-            rows = [
-                row["exact"]
-                for row in results
-                if (row["method"], row["round"], row["system"], row["split"]) == (method, number, system, split)
-            ]
-            colour, alpha = look.split(",")
-            mean = [100 * sum(values) / len(rows) for values in zip(*rows, strict=True)]
-            style = "-" if system == "revised" else "--"
-            axis.plot(mean, style, marker="o", ms=3, color=colour, alpha=float(alpha), label=label)
-        axis.set(title=title, xlabel="revisions k (0 is the draft)", ylabel="exact match, %")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", alpha=0.3)
-    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(file, dpi=150)
 
 
 def show(results: list[dict[str, Any]]) -> None:

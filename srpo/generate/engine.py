@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from srpo.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -74,6 +76,16 @@ class Engine(Protocol):
             ConfigError: a negative temperature.
         """
         ...
+
+
+def expect_temperature(temperature: float) -> None:
+    """What every engine asks of a temperature; written so that nan is none either.
+
+    Raises:
+        ConfigError: it is negative or nan.
+    """
+    if not temperature >= 0:
+        raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
 
 
 def seed_of(seed: int, key: str) -> int:

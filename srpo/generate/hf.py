@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from srpo.errors import ConfigError
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, expect_temperature
 from srpo.generate.sampling import choose, uniforms
 from srpo.model.load import model_context
 
@@ -82,8 +82,7 @@ class HFEngine:
         guesses: Sequence[Sequence[int]] | None = None,
     ) -> list[Completion]:
         """As `Engine` says; equal (seed, key) draw equal numbers."""
-        if not temperature >= 0:
-            raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
+        expect_temperature(temperature)
         done: dict[int, Completion] = {}
         by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))  # less padding
         for at in range(0, len(by_length), self.batch_size):

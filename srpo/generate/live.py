@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from srpo.errors import ConfigError
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, expect_temperature
 from srpo.generate.guess import Cost, Follower, guess_length
 from srpo.generate.hf import HFEngine
 from srpo.generate.sampling import choose, uniforms
@@ -114,8 +114,7 @@ class LiveEngine:
         Without guesses the cache begins empty: a batch then does not depend on the one before it, not even in its last
         bits.
         """
-        if not temperature >= 0:
-            raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
+        expect_temperature(temperature)
         if not contexts or not self._settle(contexts[0]):
             return self.plain.complete(
                 contexts, keys, max_new_tokens=max_new_tokens, stop_ids=stop_ids, temperature=temperature, seed=seed

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from srpo.errors import BackendError, ConfigError, InputError, did_you_mean
-from srpo.generate.engine import Completion, seed_of
+from srpo.generate.engine import Completion, expect_temperature, seed_of
 from srpo.generate.http import Endpoint, Refused, Reply, UnusableAnswer
 from srpo.generate.journal import Journal
 from srpo.generate.ratios import Scored
@@ -85,8 +85,7 @@ class CompletionsEngine:
         Raises:
             BackendError: the server read other tokens than it was sent.
         """
-        if not temperature >= 0:
-            raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
+        expect_temperature(temperature)
         bodies = []
         for context, key in zip(contexts, keys, strict=True):
             body = {"model": self.model, "max_tokens": max_new_tokens, "temperature": temperature}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import BackendError, ConfigError, did_you_mean
-from srpo.generate.engine import Completion, seed_of
+from srpo.generate.engine import Completion, expect_temperature, seed_of
 from srpo.generate.ratios import Scored
 from srpo.model.load import ADAPTER_FILE, adapter_base
 
@@ -122,8 +122,7 @@ class VLLMEngine:
         guesses: Sequence[Sequence[int]] | None = None,
     ) -> list[Completion]:
         """As `Engine` says."""
-        if not temperature >= 0:
-            raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
+        expect_temperature(temperature)
         settings = [
             self._sampling(
                 temperature=temperature,

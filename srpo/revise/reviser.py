@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from srpo.errors import ConfigError, InputError, LengthError
-from srpo.generate.engine import Engine
+from srpo.generate.engine import Engine, expect_temperature
 from srpo.generate.live import LiveEngine
 from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
@@ -57,8 +57,7 @@ class Settings:
         for name, least in (("revisions", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{getattr(self, name)}", where=name, expected=f"{least} or more")
-        if not self.temperature >= 0:
-            raise ConfigError(f"{self.temperature}", where="temperature", expected="0 (greedy) or more")
+        expect_temperature(self.temperature)
 
 
 class Reviser:

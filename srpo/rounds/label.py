@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from srpo.errors import DataError
 from srpo.evaluate.inputs import read_trails
-from srpo.evaluate.verdicts import PairJudge, Verdict
+from srpo.evaluate.verdicts import Comparison, PairJudge, Verdict
 from srpo.output import write_file
 from srpo.revise.trail import Trail
 from srpo.rounds.candidates import KINDS, Candidate, choose, find
@@ -96,8 +96,17 @@ class Account:
         return said
 
 
-def label(trails: Iterable[Trail], judge: PairJudge, settings: Settings) -> tuple[list[dict[str, Any]], Account]:
+# Given all comparisons that are about to be asked for.
+Announce = Callable[[Sequence[Comparison]], object]
+
+
+def label(
+    trails: Iterable[Trail], judge: PairJudge, settings: Settings, *, announce: Announce | None = None
+) -> tuple[list[dict[str, Any]], Account]:
     """Asks the judge and makes rows of what it orders.
+
+    Args:
+        announce: told what is about to be asked, before it is.
 
     Raises:
         ConfigError: a setting that names nothing.
@@ -118,7 +127,10 @@ def label(trails: Iterable[Trail], judge: PairJudge, settings: Settings) -> tupl
     chosen = choose(found.candidates, settings.labels, by=settings.choose, seed=settings.seed)
     counts = {name: Counter[str]() for name in ("unscored", "pairs", "later_better")}
     rows, ties = [], 0
-    verdicts = judge.compare([each.comparison for each in chosen])
+    asked = [each.comparison for each in chosen]
+    if announce is not None:
+        announce(asked)
+    verdicts = judge.compare(asked)
     for candidate, verdict in zip(chosen, verdicts, strict=True):
         if verdict.score is None:
             counts["unscored"][verdict.reason] += 1
@@ -139,14 +151,16 @@ def label(trails: Iterable[Trail], judge: PairJudge, settings: Settings) -> tupl
     )
 
 
-def label_file(source: str, target: str, judge: PairJudge, settings: Settings) -> Account:
+def label_file(
+    source: str, target: str, judge: PairJudge, settings: Settings, *, announce: Announce | None = None
+) -> Account:
     """Labels a file of trails into a file of pairs, and leaves the account beside it.
 
     Raises:
         InputError, DataError: the trails cannot be read, or nothing in them can be ordered.
         OutputError: the pairs cannot be written.
     """
-    rows, account = label(read_trails(source, gold_key=None), judge, settings)
+    rows, account = label(read_trails(source, gold_key=None), judge, settings, announce=announce)
     beside = Path(target + BESIDE)
     write_file(beside, (json.dumps(asdict(account), indent=2) + "\n").encode())
     if not rows:

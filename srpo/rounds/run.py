@@ -15,10 +15,11 @@ and so is the whole: run it again and it goes on where it was.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,17 @@ def run_rounds(
         SRPOError: what a stage raises.
     """
     folder = writable_folder(Path(output_dir))
-    judge = Remembering(judge, folder / VERDICTS_FILE)
-    _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": judge.identity})
-    prompts = plan.sample_prompts or str(settings["dataset_name"])
+    asked = Remembering(judge, folder / VERDICTS_FILE)
+    _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": asked.identity})
     done: list[Round] = []
     for number in range(plan.rounds + 1):
         here = writable_folder(folder / f"round{number}")
         account = _begun(here, number)
-        before = str(folder / f"round{number - 1}" / "model") if number else str(settings["model_name_or_path"])
+        before = _model_after(folder, settings, number - 1)
         changed: dict[str, Any] = {"output_dir": str(here / "model")}
         if number:
-            _sample(here, before, prompts, plan, number, account)
-            _label(here, judge, plan, number, account)
+            _sample(here, settings, plan, number, account)
+            _label(here, asked, plan, number, account)
             changed |= {
                 **plan.training(dict(settings)),
                 **changed,
@@ -119,7 +119,7 @@ def run_rounds(
                 changed["ref_model_name_or_path"] = str(settings["model_name_or_path"])
         _timed(here, account, "train", lambda changed=changed: train({**settings, **changed}))  # type: ignore[misc]
         if plan.validation_prompts:
-            _validate(folder, here, plan, judge, account)
+            _validate(folder, here, plan, asked, account)
         done.append(account)
         write_file(folder / ROUNDS_FILE, (json.dumps([asdict(each) for each in done], indent=2) + "\n").encode())
         log.info("srpo: %s", line_of(account))
@@ -146,25 +146,40 @@ def line_of(account: Round) -> str:
 # ---------------------------------------------------------------------- stages
 
 
-def _sample(here: Path, model: str, prompts: str, plan: RoundsArguments, number: int, account: Round) -> None:
-    settings = Settings(plan.sample_revisions, plan.sample_temperature, number, plan.sample_max_new_tokens)
-    target = here / "trails.jsonl"
+def _model_after(folder: Path, settings: Mapping[str, Any], number: int) -> str:
+    """The model that a round leaves; before the offline training there is the one that it begins from."""
+    return str(settings["model_name_or_path"]) if number < 0 else str(folder / f"round{number}" / "model")
+
+
+def _sample(here: Path, settings: Mapping[str, Any], plan: RoundsArguments, number: int, account: Round) -> None:
+    model, target = _model_after(here.parent, settings, number - 1), here / "trails.jsonl"
+    reference = None  # its forward passes are as many as the model's own, so it is read only where a choice needs it
+    if plan.choose == "uncertain":
+        begun = number - 2 if plan.round_reference == "moving" else -1
+        reference = _model_after(here.parent, settings, begun)
+    how = Settings(plan.sample_revisions, plan.sample_temperature, number, plan.sample_max_new_tokens, policy="always")
 
     def draw() -> None:
         sample_file(
-            lambda: Reviser(model, batch_size=plan.sample_batch_size),
-            prompts,
+            lambda: Reviser(model, reference=reference, batch_size=plan.sample_batch_size),
+            plan.sample_prompts or str(settings["dataset_name"]),
             str(target),
-            settings,
+            how,
             samples=plan.samples_per_prompt,
-            made_with={"model": model},
+            made_with={"model": model, **({"reference": reference} if reference else {})},
         )
 
     _timed(here, account, "sample", draw)
     account.tokens += _tokens(read_trails(target, gold_key=None))
 
 
-def _label(here: Path, judge: PairJudge, plan: RoundsArguments, number: int, account: Round) -> None:
+def _announce(account: Round, what: str, judge: Remembering, asked: Iterable[Comparison]) -> None:
+    """What it has cost and what it will, while a judge that takes money has not been asked."""
+    so_far = f"{account.tokens} tokens and {sum(account.seconds.values()):.0f} s so far"
+    log.info("srpo: round %d: %s; for %s %s", account.round, so_far, what, judge.forecast(asked))
+
+
+def _label(here: Path, judge: Remembering, plan: RoundsArguments, number: int, account: Round) -> None:
     target = here / "pairs.jsonl"
     settings = labelling.Settings(plan.asked, plan.choose, plan.labels_per_round, number, plan.gold_key)
     if not target.exists():
@@ -172,7 +187,13 @@ def _label(here: Path, judge: PairJudge, plan: RoundsArguments, number: int, acc
             here,
             account,
             "label",
-            lambda: labelling.label_file(str(here / "trails.jsonl"), str(target), judge, settings),
+            lambda: labelling.label_file(
+                str(here / "trails.jsonl"),
+                str(target),
+                judge,
+                settings,
+                announce=lambda asked: _announce(account, "its pairs", judge, asked),
+            ),
         )
     told = labelling.account_of(target)
     account.labels, account.pairs, account.informative = told.labels, sum(told.pairs.values()), told.informative
@@ -192,7 +213,7 @@ def _mixed(here: Path, settings: Mapping[str, Any], plan: RoundsArguments, numbe
     return mixed
 
 
-def _validate(folder: Path, here: Path, plan: RoundsArguments, judge: PairJudge, account: Round) -> None:
+def _validate(folder: Path, here: Path, plan: RoundsArguments, judge: Remembering, account: Round) -> None:
     """Win rate by revision against the drafts of round 0: one opponent for all rounds."""
     target = here / "validation.jsonl"
     settings = Settings(plan.validation_revisions, plan.sample_temperature, VALIDATION_SEED, plan.sample_max_new_tokens)
@@ -209,20 +230,24 @@ def _validate(folder: Path, here: Path, plan: RoundsArguments, judge: PairJudge,
         trails = read_trails(target, gold_key=None)
         rivals = read_trails(folder / "round0" / "validation.jsonl", gold_key=None)
         account.tokens += _tokens(trails)
-        account.validation = [
-            _win_rate(judge, trails, rivals, k, plan.gold_key) for k in range(plan.validation_revisions + 1)
-        ]
+        asked = [_duels(trails, rivals, k, plan.gold_key) for k in range(plan.validation_revisions + 1)]
+        _announce(account, "validation", judge, itertools.chain(*asked))
+        account.validation = [_win_rate(judge, duels) for duels in asked]
         account.best_k = account.validation.index(max(account.validation))
 
     _timed(here, account, "validate", draw)
 
 
-def _win_rate(judge: PairJudge, trails: list[Trail], rivals: list[Trail], k: int, gold_key: str) -> float:
-    asked = [
+def _duels(trails: list[Trail], rivals: list[Trail], k: int, gold_key: str) -> list[Comparison]:
+    """Each answer in hand after k revisions against the other's draft."""
+    return [
         Comparison(trail.prompt, trail.after(k).text, rival.answers[0].text, trail.meta.get(gold_key))
         for trail, rival in zip(trails, rivals, strict=True)
     ]
-    scores = [verdict.score for verdict in judge.compare(asked) if verdict.score is not None]
+
+
+def _win_rate(judge: PairJudge, duels: list[Comparison]) -> float:
+    scores = [verdict.score for verdict in judge.compare(duels) if verdict.score is not None]
     return sum(scores) / len(scores) if scores else 0.5
 
 

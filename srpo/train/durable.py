@@ -24,6 +24,7 @@ from transformers.trainer_utils import TrainOutput
 
 from srpo.errors import CheckpointError, InputError, SRPOError
 from srpo.model.load import read_pickled
+from srpo.model.randomness import left_as_found
 from srpo.model.untrusted import pickled
 from srpo.output import expect_room, held, writable_folder, writing
 from srpo.train import checkpoint
@@ -33,7 +34,6 @@ from srpo.train.guard import expect_finite_weights
 from srpo.train.identity import accepted, identity_of
 from srpo.train.interrupt import signals
 from srpo.train.metrics import Measured
-from srpo.train.randomness import left_as_found
 
 REFERENCE_FILE = "reference.safetensors"
 log = logging.getLogger("srpo")

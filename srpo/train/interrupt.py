@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from srpo.errors import Interrupted
-from srpo.train.randomness import generators, set_generators
+from srpo.model.randomness import generators, set_generators
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # the last is what clusters send before a job's time is up
 

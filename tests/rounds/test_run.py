@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from srpo.errors import ConfigError
 from srpo.evaluate.inputs import read_trails
 from srpo.evaluate.judges import per_character
 from srpo.evaluate.verdicts import Comparison, Verdict
+from srpo.rounds.candidates import Candidate, find
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.run import Round, line_of, run_rounds
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
@@ -171,6 +175,55 @@ def test_offline_pairs_are_mixed_in_at_their_share(files: Path) -> None:
     )
     assert done[1].offline == done[1].pairs
     assert len(read_pairs(out / "round1" / "mixed.jsonl")) == 2 * done[1].pairs
+
+
+def test_the_least_sure_comparisons_are_asked_about(files: Path) -> None:
+    out = files / "uncertain"
+    wanted = plan(files, choose="uncertain", ask="draft-revision", labels_per_round=10, validation_prompts=None)
+    run_rounds(str(out), settings(files), wanted, RightDigits(), train_with)
+    for number in (1, 2):
+        found = find(read_trails(out / f"round{number}" / "trails.jsonl"), ["draft-revision"]).candidates
+        doubt = {(each.comparison.first, each.comparison.second): _doubt(each) for each in found}
+        asked = sorted(doubt, key=doubt.__getitem__)[:10]
+        rows = [(pair.chosen, pair.rejected) for pair in read_pairs(out / f"round{number}" / "pairs.jsonl")]
+        assert rows
+        assert max(doubt.values()) > doubt[asked[-1]]
+        assert all(row in asked or row[::-1] in asked for row in rows)
+
+
+def _doubt(candidate: Candidate) -> float:
+    assert candidate.preferred is not None  # asked for by the choice
+    return abs(candidate.preferred - 0.5)
+
+
+def test_what_a_round_will_ask_is_said_before_it_is_asked(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Priced(RightDigits):
+        """Remembers what had been said by the time it was asked."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.said: list[str] = []
+
+        def estimate(self, comparisons: Iterable[Comparison]) -> Any:
+            return SimpleNamespace(price=f"cost {len(list(comparisons))}.00")
+
+        def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+            self.said.append(caplog.messages[-1])
+            return super().compare(comparisons)
+
+    judge = Priced()
+    caplog.set_level(logging.INFO, "srpo")
+    run_rounds(str(files / "told"), settings(files), plan(files, rounds=1), judge, train_with)
+    of_pairs, *_ = [line for line in judge.said if "for its pairs" in line]
+    assert re.fullmatch(
+        r"srpo: round 1: \d+ tokens and \d+ s so far; for its pairs 30 comparisons, of which 30 are to be asked about; "
+        r"cost 30\.00",
+        of_pairs,
+    )
+    assert "round 0: 0 tokens" not in of_pairs
+    of_validation = [line for line in judge.said if "for validation" in line]
+    assert len(of_validation) == 4  # 2 rounds, each asking once for a draft and once for a revision
+    assert "20 comparisons, of which" in of_validation[-1]
 
 
 def test_it_stops_when_validation_no_longer_improves(files: Path) -> None:

@@ -1,0 +1,102 @@
+"""Where two engines' greedy answers to one context part, and how sure the model was there.
+
+Two ways to compute the same logits differ by rounding. Where the two likeliest tokens are nearer to each other than
+that, either may be written, and all that follows may differ; anywhere else a difference is a mistake.
+
+Axes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+TIE = 1e-3  # nats between the two likeliest tokens, up to which two float32 engines may write either
+
+
+@dataclass(frozen=True)
+class Parting:
+    """What is different about two answers to one context.
+
+    Attributes:
+        at: tokens they have in common before the first difference.
+        tokens: places from there on at which they say different things, one of them nothing perhaps.
+        gap: nats between the model's two likeliest tokens at the first difference.
+    """
+
+    at: int
+    tokens: int
+    gap: float
+
+
+@torch.no_grad()
+def parting(model: Any, context: Sequence[int], plain: Sequence[int], other: Sequence[int]) -> Parting | None:
+    """How an answer differs from the plain one; None if it does not.
+
+    The gap comes from one plain forward over context and common tokens, without a cache, whatever wrote the answers.
+
+    Args:
+        context: token ids that both answers go on from.
+        plain, other: token ids of the answers, the terminator included.
+
+    Example:
+        >>> from srpo.tasks.carry import BaseConfig, untrained_base
+        >>> found = parting(untrained_base(BaseConfig(hidden=24)), [14, 3], [5, 6, 7], [5, 9, 7, 8])
+        >>> found.at, found.tokens
+        (1, 2)
+    """
+    if list(plain) == list(other):
+        return None
+    shorter = min(len(plain), len(other))
+    differ = [i for i in range(shorter) if plain[i] != other[i]]
+    at = differ[0] if differ else shorter
+    ids = torch.tensor([[*context, *plain[:at]]], device=next(model.parameters()).device)
+    logits_V = model(input_ids=ids).logits[0, -1].double()
+    best = logits_V.topk(2).values
+    return Parting(at, len(differ) + abs(len(plain) - len(other)), float(best[0] - best[1]))
+
+
+@dataclass
+class Count:
+    """Partings over many answers.
+
+    Attributes:
+        answers, tokens: of the plain way.
+        differing: tokens that differ.
+        gaps: of the answers that differ, nats.
+    """
+
+    answers: int = 0
+    tokens: int = 0
+    differing: int = 0
+    gaps: list[float] = field(default_factory=list)
+
+    def see(
+        self, model: Any, contexts: Iterable[Sequence[int]], plain: Iterable[Sequence[int]], others: Iterable[Any]
+    ) -> None:
+        """Adds the answers of both to the same contexts."""
+        for context, one, other in zip(contexts, plain, others, strict=True):
+            self.answers, self.tokens = self.answers + 1, self.tokens + len(one)
+            if (found := parting(model, context, one, other)) is not None:
+                self.differing += found.tokens
+                self.gaps.append(found.gap)
+
+    @property
+    def largest(self) -> float:
+        """The largest gap at which an answer parted; 0 if none did."""
+        return max(self.gaps, default=0.0)
+
+    @property
+    def mistakes(self) -> int:
+        """Answers that parted where there was no tie."""
+        return sum(not gap <= TIE for gap in self.gaps)
+
+    def sentence(self) -> str:
+        """The count in words."""
+        said = f"{self.differing} of {self.tokens} tokens differ from plain decoding"
+        if self.gaps:
+            said += f", in {len(self.gaps)} of {self.answers} answers; top-two gap there at most {self.largest:.1e}"
+        return said
