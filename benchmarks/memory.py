@@ -124,7 +124,7 @@ def _head(vocabulary: str, way: str, head: str) -> dict[str, Any]:
             return ChunkedLogProbFunction.apply(
                 hidden_PD, weight_VD, None, token_P, 1.0, 32768, None, 1.0, ("log_probs",)
             )[0]
-        return answer_logps(model, lambda **_: model(hidden_PD[None]), Scored(place_P, place_P, token_P))
+        return answer_logps(model, lambda **_: model(hidden_PD[None]), Scored(place_P, place_P, token_P, POSITIONS))
 
     _warm_up(way)
     peak, seconds = peak_of(lambda: (logps().double() * signs_P).sum().div(64).backward())

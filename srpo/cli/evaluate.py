@@ -36,12 +36,11 @@ def main(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from srpo.evaluate.command import evaluate, judge_named
+    from srpo.evaluate.command import evaluate, judges_of
     from srpo.evaluate.table import print_table
 
     show_progress()
-    judges = {name: judge_named(name, plan.asking()) for name in (plan.judge, *plan.secondary)}
-    results, report = evaluate(plan, judges, shlex.join(redacted_command(["srpo", "evaluate", *argv])))
+    results, report = evaluate(plan, judges_of(plan), shlex.join(redacted_command(["srpo", "evaluate", *argv])))
     console = Console(highlight=False)
     print_table(results, console)
     for sentence in [*results.verdict, *results.advice]:

@@ -24,6 +24,7 @@ class Asking:
         orders: "both" shows each pair both ways round; "one" shows `first` first, at half the price, and leaves the
             judge's liking for a position in the verdict.
         run: another number asks everything again, to see how far the judge agrees with itself.
+        runs: how often everything is asked, under this number and those after it; the first is the verdict.
         price_in, price_out: of a million tokens, in whatever currency; None where it is not known.
         max_cost: no call is made that could take the cost of this judge's calls above it; None for no limit. A call
             that failed at our end and was paid for all the same is not known to us.
@@ -39,6 +40,7 @@ class Asking:
     max_tokens: int = 1024
     orders: Literal["both", "one"] = "both"
     run: int = 0
+    runs: int = 1
     price_in: float | None = None
     price_out: float | None = None
     max_cost: float | None = None
@@ -51,8 +53,9 @@ class Asking:
             raise ConfigError(f"{self.orders!r}", where="orders", expected="both or one")
         if not self.temperature >= 0:
             raise ConfigError(f"{self.temperature}", where="temperature", expected="0 or more")
-        if self.max_tokens < 1:
-            raise ConfigError(f"{self.max_tokens}", where="max_tokens", expected="1 or more")
+        for name in ("max_tokens", "runs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)}", where=name, expected="1 or more")
         for name in {*self.body} & {"model", "messages", "stream", "n"}:
             raise ConfigError(f"{name!r} is not yours to set", where="body", expected="other fields of a request")
         for name in ("price_in", "price_out", "max_cost"):

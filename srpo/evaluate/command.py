@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from srpo.evaluate.cases import sample_cases
 from srpo.evaluate.inputs import read_systems
 from srpo.evaluate.judge_arguments import JudgeArguments
 from srpo.evaluate.judges import JUDGES, load_judge, resolved
-from srpo.evaluate.plan import Plan
+from srpo.evaluate.pair_judges import LLM
+from srpo.evaluate.plan import CONTROLS, Plan
 from srpo.evaluate.pooling import RESAMPLINGS
 from srpo.evaluate.report import write_evaluation
 from srpo.evaluate.results import Results
@@ -21,6 +22,8 @@ from srpo.evaluate.scores import Judges, Key, compares, score, tallies
 from srpo.evaluate.summary import summarise, usual_questions
 from srpo.output import writable_folder
 from srpo.revise.trail import Trail
+
+TITLED = 4  # systems that a title names, at most
 
 
 def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Path]:
@@ -44,10 +47,10 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
     folder = writable_folder(Path(plan.output_dir))
     trails, labels = _trails(plan, next(iter(judges.values())))
     highlight = plan.highlight or next(iter(trails))[1]
-    systems = list(dict.fromkeys(key[1] for key in trails))
-    if highlight not in systems:
-        fix = did_you_mean(highlight, systems)
-        raise ConfigError(f"no system {highlight!r}", where="highlight", expected=" or ".join(systems), fix=fix)
+    own = list(dict.fromkeys(key[1] for key in trails if key[1] not in labels))
+    labels |= plan.labels
+    controls = {f"{name}/{control}" for name in plan.models for control in CONTROLS}  # drawn in this run or not
+    _expect_labelled(plan.labels, {name for key in trails for name in key[1:3]} | {*judges} | controls)
     scored = score(
         trails,
         judges,
@@ -62,13 +65,14 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
         usual_questions(scored, highlight),
         highlight=highlight,
         labels=labels,
+        curves=plan.curves,
         resampling=RESAMPLINGS[plan.resampling]._replace(seed=plan.seed),
         judging=tallies(scored, judges, plan.against),
     )
     report = write_evaluation(
         folder,
         results,
-        title="Drafts and revisions of " + ", ".join(name for name in results.values("system") if name not in labels),
+        title=_title([labels.get(name, name) for name in [highlight, *(each for each in own if each != highlight)]]),
         samples=sample_cases(scored, highlight, others=True, seed=plan.seed),
         run=redacted({"command": command, "judge": _told(judges), "settings": _shown(plan), "srpo": __version__}),
     )
@@ -86,20 +90,47 @@ def _trails(plan: Plan, judge: Any) -> tuple[dict[Key, list[Trail]], dict[str, s
         gold_key = plan.gold_key if needs_gold else None
         read = read_systems(plan.trails, gold_key=gold_key, split_key=plan.split_key)
         given = {(seed, system, split, heats[0]): rows for (seed, system, split, _), rows in read.items()}
+    plan.expect_systems(key[1] for key in given)
     if not plan.models:
         return given, {}
     from srpo.evaluate.drawing import draw_all
 
-    owner = plan.highlight if plan.highlight in plan.models else next(iter(plan.models))
-    drawn = draw_all(plan, judge, owner)
+    drawn = draw_all(plan, judge)
     return drawn.trails | given, drawn.labels
 
 
-def judge_named(name: str, arguments: JudgeArguments | None = None) -> Any:
+def _title(names: list[str]) -> str:
+    shown = ", ".join(names) if len(names) <= TITLED else f"{names[0]} and {len(names) - 1} other systems"
+    return f"Drafts and revisions of {shown}"
+
+
+def _expect_labelled(labels: Iterable[str], known: Collection[str]) -> None:
+    for name in labels:
+        if name not in known:
+            raise ConfigError(f"nothing is named {name!r}", where="labels", fix=did_you_mean(name, known))
+
+
+def judges_of(plan: Plan) -> dict[str, Any]:
+    """A plan's judges by name, the primary one first.
+
+    Raises:
+        ConfigError: one cannot be had, or settings of a judge that asks a server without one.
+    """
+    arguments, names = plan.asking(), (plan.judge, *plan.secondary)
+    if LLM not in names:
+        replace(arguments, judge=plan.judge).expect_used()
+        if plan.judge_runs != 1:
+            fix = "leave it out: asked again, it would say the same"
+            raise ConfigError(f"{plan.judge} asks no server", where="judge_runs", fix=fix)
+    return {name: judge_named(name, arguments, plan.judge_runs) for name in names}
+
+
+def judge_named(name: str, arguments: JudgeArguments | None = None, runs: int = 1) -> Any:
     """A judge of single answers where the name is one's, else a judge of two.
 
     Args:
         arguments: how a model behind a server is asked.
+        runs: how often.
 
     Raises:
         ConfigError, InputError: it cannot be had.
@@ -111,7 +142,7 @@ def judge_named(name: str, arguments: JudgeArguments | None = None) -> Any:
     own = ":" in name and name.partition(":")[0] not in ("reward", "votes")
     if name in JUDGES or (own and not compares(resolved(name))):
         return load_judge(name)
-    return replace(arguments or JudgeArguments(), judge=name).load()
+    return replace(arguments or JudgeArguments(), judge=name).load(runs=runs)
 
 
 def _told(judges: Judges) -> dict[str, Any]:

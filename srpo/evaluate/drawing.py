@@ -16,16 +16,17 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import ConfigError
+from srpo.errors import ConfigError, InputError, did_you_mean
 from srpo.evaluate.best_of import several_drafts, weighed
 from srpo.evaluate.controls import draft_only, gold_answers, oracle
-from srpo.evaluate.plan import CONTROLS, Model, Plan
+from srpo.evaluate.plan import BEST_OF, CONTROLS, Model, Plan
 from srpo.evaluate.scores import Key
 from srpo.output import writable_folder
 from srpo.pairs.presets import RevisionTemplate, template_for
 from srpo.pairs.read import PromptRow, read_prompts
 from srpo.pairs.source import Source, columns_of
 from srpo.revise.files import write_trails
+from srpo.revise.policy import AUTO, NAMES, Policy
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
@@ -44,50 +45,42 @@ class Drawn:
     labels: dict[str, str]
 
 
-def draw_all(plan: Plan, judge: Any, highlight: str) -> Drawn:
+def draw_all(plan: Plan, judge: Any) -> Drawn:
     """Draws every model and control of a plan, seed by seed.
 
     Args:
         judge: for the oracle.
-        highlight: the model that the plan's controls belong to.
 
     Raises:
         SRPOError: a model, reference or file of prompts is missing or wrong, or the cache cannot be written.
     """
     folder = Path(plan.cache_dir or Path(str(plan.output_dir)) / FOLDER)
     writable_folder(folder)
+    for name, model in plan.models.items():
+        for seed in plan.seeds:
+            _expect_there(name, _at(model, seed))
     trails: dict[Key, list[Trail]] = {}
     labels: dict[str, str] = {}
     for seed in plan.seeds:
         rows = _prompts(plan, seed)
         for name, model in plan.models.items():
-            at_seed = _at(model, seed)
-            studio = Studio(plan, at_seed, folder, seed)
-            wanted = dict.fromkeys([*model.controls, *(plan.controls if name == highlight else ())])
+            studio = Studio(plan, _at(model, seed), folder, seed)
             for split, prompts in rows.items():
                 for heat in plan.temperature:
-                    drawn = _systems(studio, name, wanted, split, prompts, heat, judge, plan.gold_key)
-                    for system, found in drawn.items():
+                    for system, found in _systems(studio, name, split, prompts, heat, judge).items():
                         trails[seed, system, split, heat] = found
-                        control = system.removeprefix(f"{name}/")
-                        if control != system:
+                        if control := system.removeprefix(name).lstrip("/"):
                             alone = len(plan.models) == 1 or control == "gold"
-                            labels[system] = CONTROLS[control] + ("" if alone else f", {name}")
+                            labels[system] = CONTROLS[control] + ("" if alone else f", {plan.labels.get(name, name)}")
     return Drawn(trails, labels)
 
 
 def _systems(
-    studio: Studio,
-    name: str,
-    wanted: Collection[str],
-    split: str,
-    rows: list[PromptRow],
-    heat: float,
-    judge: Any,
-    gold_key: str,
+    studio: Studio, name: str, split: str, rows: list[PromptRow], heat: float, judge: Any
 ) -> dict[str, list[Trail]]:
     """One model and its controls on one split at one temperature."""
-    found = {name: studio.revised(name, split, rows, heat)}
+    wanted, gold_key = studio.plan.controls_of(name), studio.plan.gold_key
+    found = {name: studio.answers(name, split, rows, heat)}
     if "draft_only" in wanted:
         found[f"{name}/draft_only"] = draft_only(found[name])
     if heat:  # greedy drafts are all the same, so none is the best of them
@@ -109,6 +102,11 @@ class Studio:
         self.plan, self.model, self.folder, self.seed = plan, model, folder, seed
         # One at a time: a model with its reference beside it is two in memory.
         self.reviser = lru_cache(maxsize=1)(self._load)
+
+    def answers(self, name: str, split: str, rows: list[PromptRow], heat: float) -> list[Trail]:
+        """What the model answers under its policy."""
+        drawn = self.best_of if self.model.policy == BEST_OF else self.revised
+        return drawn(name, split, rows, heat)
 
     def revised(self, name: str, split: str, rows: list[PromptRow], heat: float) -> list[Trail]:
         """Drafts and revisions."""
@@ -228,6 +226,20 @@ def _commit(name: str) -> str:
 def _at(model: Model, seed: int) -> Model:
     reference = model.reference.format(seed=seed) if model.reference else None
     return replace(model, model=model.model.format(seed=seed), reference=reference)
+
+
+def _expect_there(name: str, model: Model) -> None:
+    """Of all models, before the first is asked: the last may be hours away."""
+    known = [*NAMES, AUTO, BEST_OF]
+    try:
+        Policy.named("always" if model.policy in known else model.policy)
+    except ConfigError:
+        fix, expected = did_you_mean(model.policy, known), "one of " + ", ".join(known)
+        raise ConfigError(f"{model.policy!r}", where=f"models: {name}: policy", expected=expected, fix=fix) from None
+    for path in filter(None, (model.model, model.reference)):
+        if path.count("/") > 1 and not Path(path).is_dir():  # a hub name has one slash at most
+            fix = f"make it first, or leave the model out by `--without {name}`"
+            raise InputError("no such folder", where=f"models: {name}: {path}", expected="a saved model", fix=fix)
 
 
 def _text_of(template: str) -> str:

@@ -45,12 +45,14 @@ class Duel:
         wins_NR: [N, R] 1, ½ or 0; nan where unscored.
         longer_NR: [N, R] length of ours minus theirs.
         flipped_NR: [N, R] 1 where the two orders disagree, 0 where they agree; nan where they were not both read.
+        contradicted_NR: [N, R] share of the pairs of runs whose verdicts differ; nan where fewer than two were read.
         same_NR: [N, R] true where the texts are identical, so that nobody was asked.
     """
 
     wins_NR: Tensor
     longer_NR: Tensor
     flipped_NR: Tensor
+    contradicted_NR: Tensor
     same_NR: Tensor
 
     @property
@@ -92,15 +94,18 @@ def fight(judge: PairJudge, rounds: Sequence[Round]) -> dict[tuple[Any, str], li
 
 def duel(verdicts: Sequence[Sequence[Verdict]], same_NR: Tensor, longer_NR: Tensor) -> Duel:
     """The verdicts of one round as tensors."""
-    wins = [[NAN if verdict.score is None else verdict.score for verdict in row] for row in verdicts]
-    flips = [[NAN if verdict.flipped is None else float(verdict.flipped) for verdict in row] for row in verdicts]
-    return Duel(_table(wins), longer_NR, _table(flips), same_NR)
+    wins_NR, flipped_NR, contradicted_NR = (
+        _table([[getattr(verdict, part) for verdict in row] for row in verdicts])
+        for part in ("score", "flipped", "contradicted")
+    )
+    return Duel(wins_NR, longer_NR, flipped_NR, contradicted_NR, same_NR)
 
 
 def scored_duel(ours_NR: Tensor, theirs_NR: Tensor, same_NR: Tensor, longer_NR: Tensor) -> Duel:
     """The same from the scores of a judge of single answers: the higher score wins; nan where either has none."""
     wins_NR = 0.5 + 0.5 * torch.sign(ours_NR - theirs_NR)
-    return Duel(wins_NR, longer_NR, torch.full_like(wins_NR, NAN), same_NR)
+    never_NR = torch.full_like(wins_NR, NAN)
+    return Duel(wins_NR, longer_NR, never_NR, never_NR, same_NR)
 
 
 def texts_of(golds: Iterable[Any], where: str) -> list[str]:
@@ -135,6 +140,8 @@ class Tally(NamedTuple):
         unscored: how many of the others got no verdict that could be read.
         ties: share of ties among the verdicts that were read.
         flips: share of comparisons asked both ways round whose orders disagree; None where none was.
+        disagreement: of comparisons asked several times, the mean share of pairs of runs whose verdicts differ; None
+            where none was.
         agreement: share of the same comparisons on which the first judge says the same, for the other judges; those
             with identical texts left out.
     """
@@ -146,6 +153,7 @@ class Tally(NamedTuple):
     unscored: int
     ties: float | None
     flips: float | None
+    disagreement: float | None
     agreement: float | None
 
 
@@ -156,10 +164,11 @@ def tally(judge: str, against: str, duels: Sequence[Duel], first: Sequence[Duel]
         first: the same rounds as the first judge saw them.
     """
     asked = torch.cat([(~each.same_NR).flatten() for each in duels])
-    wins, flips = (
-        torch.cat([getattr(each, part).flatten() for each in duels])[asked] for part in ("wins_NR", "flipped_NR")
+    wins, flips, contradicted = (
+        torch.cat([getattr(each, part).flatten() for each in duels])[asked]
+        for part in ("wins_NR", "flipped_NR", "contradicted_NR")
     )
-    read, both = ~wins.isnan(), ~flips.isnan()
+    read = ~wins.isnan()
     agreement = None
     if first is not None:
         theirs = torch.cat([each.wins_NR.flatten() for each in first])[asked]
@@ -171,7 +180,8 @@ def tally(judge: str, against: str, duels: Sequence[Duel], first: Sequence[Duel]
         identical=int((~asked).sum()),
         unscored=int((~read).sum()),
         ties=_share(wins == 0.5, read),
-        flips=_share(flips == 1, both),
+        flips=_share(flips, ~flips.isnan()),
+        disagreement=_share(contradicted, ~contradicted.isnan()),
         agreement=agreement,
     )
 
@@ -180,8 +190,8 @@ def _share(of: Tensor, among: Tensor) -> float | None:
     return float(of[among].double().mean()) if bool(among.any()) else None
 
 
-def _table(rows: list[list[float]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
+def _table(rows: list[list[float | None]]) -> Tensor:
+    return torch.tensor([[NAN if each is None else float(each) for each in row] for row in rows], dtype=torch.float64)
 
 
 def _expect_some(each: Round, verdicts: list[list[Verdict]]) -> None:

@@ -7,14 +7,11 @@ same weights, to the last bit, as one without.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
-import torch
 from transformers import TrainerCallback
 
 from srpo.errors import ConfigError, DataError
@@ -22,6 +19,7 @@ from srpo.evaluate.pooling import Resampling
 from srpo.evaluate.results import POOL, Results
 from srpo.evaluate.scores import score
 from srpo.evaluate.summary import summarise
+from srpo.model.randomness import left_as_found
 from srpo.pairs.read import PromptRow, Source, read
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
@@ -121,16 +119,10 @@ def numbers(trails: list[Trail], judge: Any) -> dict[str, float]:
 def undisturbed(model: Any) -> Iterator[None]:
     """Puts every generator back to its state, and every part of the model into its mode."""
     training = [module for module in model.modules() if module.training]
-    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
-        yield
+        with left_as_found():
+            yield
     finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
         for module in training:  # not `train()`, which would wake the parts that had been put to rest
             module.training = True
 

@@ -40,7 +40,7 @@ class Line(NamedTuple):
 
 def figure_svg(results: Results, split: str, temperature: float | None, what: Figure) -> str:
     """The figure as an `<svg>` for the page; "" where no system has anything to draw in it."""
-    lines = [line for name in results.values("system") if (line := _line(results, name, split, temperature, what.kind))]
+    lines = [line for name in results.drawn if (line := _line(results, name, split, temperature, what.kind))]
     if not lines:
         return ""
     with page_figure(f"srpo {what.kind} {split} {temperature}", width=4.6, height=3.1) as (figure, axis):

@@ -10,7 +10,6 @@ from srpo.errors import ConfigError, UsageError
 from srpo.evaluate.asking import Asking
 from srpo.evaluate.pair_judges import LLM, load_pair_judge
 from srpo.evaluate.verdicts import PairJudge
-from srpo.evaluate.votes import VOTES, Votes
 
 
 @dataclass
@@ -36,11 +35,12 @@ class JudgeArguments:
     judge_timeout: float = field(default=120.0, metadata={"help": "Of llm: seconds that one call may take."})
     verdicts: str = field(default="verdicts.jsonl", metadata={"help": "Of llm: file where replies are kept."})
 
-    def load(self, run: int = 0) -> PairJudge:
+    def load(self, run: int = 0, runs: int = 1) -> PairJudge:
         """The judge they name.
 
         Args:
             run: of llm: another number asks everything anew.
+            runs: of llm: how often everything is asked, to see how far the judge agrees with itself.
 
         Raises:
             UsageError: none is named.
@@ -52,8 +52,6 @@ class JudgeArguments:
         """
         if not self.judge:
             raise UsageError("no judge", fix="add `--judge …` or put it in the settings file")
-        if self.judge.startswith(VOTES):
-            return Votes(self.judge.removeprefix(VOTES))
         if self.judge != LLM:
             return load_pair_judge(self.judge)
         if not self.judge_model or not self.judge_base_url:
@@ -68,6 +66,7 @@ class JudgeArguments:
             price_out=self.price_out,
             max_cost=self.max_cost,
             run=run,
+            runs=runs,
             body=self._body(),
         )
         return load_pair_judge(

@@ -10,7 +10,7 @@ import functools
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -136,16 +136,19 @@ def load_judge(name: str) -> Judge:
     return found
 
 
-def resolved(name: str) -> Any:
+def resolved(name: str, others: Sequence[str] = ()) -> Any:
     """What `module:name` names.
+
+    Args:
+        others: further kinds of judges that would do, for the message.
 
     Raises:
         ConfigError: no such module or name.
     """
-    expected = ", ".join(JUDGES) + ", reward:PATH or module:function"
+    expected = ", ".join([*JUDGES, REWARD + "PATH", *others]) + " or module:function"
     module, _, function = name.partition(":")
     if not module or not function:
-        raise ConfigError(f"unknown judge {name!r}", expected=expected, fix=did_you_mean(name, JUDGES))
+        raise ConfigError(f"unknown judge {name!r}", expected=expected, fix=did_you_mean(name, [*JUDGES, *others]))
     # A console script has its own folder first on the path, not the user's; last, so that it shadows nothing.
     if "" not in sys.path:
         sys.path.append("")

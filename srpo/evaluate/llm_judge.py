@@ -10,7 +10,8 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from srpo.errors import ConfigError, Interrupted
@@ -128,34 +129,39 @@ class LLMJudge:
             if item.identical:
                 yield TIE
                 continue
-            showings = self._showings(item)
-            while not all(self.cache.get(each.key) or each.key in failures for each in showings):
+            runs = [self._showings(item, run) for run in self._runs]
+            while not all(self.cache.get(each.key) or each.key in failures for each in chain.from_iterable(runs)):
                 next(replies)
-            yield combined([self._order(each, failures) for each in showings])
+            first, *others = (combined([self._order(each, failures) for each in showings]) for showings in runs)
+            yield replace(first, again=tuple(other.score for other in others))
         for _ in replies:
             pass
 
     # ------------------------------------------------------------------ what to ask
 
-    def _showings(self, item: Comparison) -> list[_Showing]:
+    @property
+    def _runs(self) -> range:
+        return range(self.asking.run, self.asking.run + self.asking.runs)
+
+    def _showings(self, item: Comparison, run: int) -> list[_Showing]:
         """The pair as it stands, and turned round; the key of one is the other's of the pair turned round."""
         shown = [(item.first, item.second), (item.second, item.first)][: 2 if self.asking.orders == "both" else 1]
         # Neither the orders asked nor the prices change a reply: half a run's replies serve the other half.
         asking = self.asking
-        who = json.dumps([self.endpoint.url, asking.model, self._sampling, asking.run], sort_keys=True)
+        who = json.dumps([self.endpoint.url, asking.model, self._sampling, run], sort_keys=True)
         return [_Showing(key_of(who, self.prompt.digest, item.prompt, *pair), item, pair) for pair in shown]
 
     def _missing(self, items: Sequence[Comparison]) -> list[_Showing]:
         found: dict[str, _Showing] = {}
         for item in items:
-            for showing in [] if item.identical else self._showings(item):
+            for showing in [] if item.identical else chain.from_iterable(self._showings(item, n) for n in self._runs):
                 if self.cache.get(showing.key) is None:
                     found.setdefault(showing.key, showing)
         return list(found.values())
 
     def _estimate(self, items: Sequence[Comparison], missing: Sequence[_Showing]) -> Estimate:
         identical = sum(item.identical for item in items)
-        showings = (len(items) - identical) * (2 if self.asking.orders == "both" else 1)
+        showings = (len(items) - identical) * (2 if self.asking.orders == "both" else 1) * self.asking.runs
         tokens_in = sum(self._tokens_in(each) for each in missing)
         tokens_out = len(missing) * self.asking.longest
         least, most = self.asking.cost(tokens_in, 0), self.asking.cost(tokens_in, tokens_out)

@@ -10,8 +10,10 @@ from srpo.errors import ConfigError
 from srpo.evaluate.asking import Asking
 from srpo.evaluate.judges import JUDGES, REWARD, Judge, judged, load_judge, resolved
 from srpo.evaluate.verdicts import TIE, Comparison, Order, PairJudge, Verdict, combined
+from srpo.evaluate.votes import VOTES, Votes
 
 LLM = "llm"
+OTHERS = (VOTES + "FILE", LLM)  # judges of two answers that no name of a judge of single ones stands for
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,9 @@ def load_pair_judge(
     """The judge of that name.
 
     Args:
-        name: `llm`, a model behind an OpenAI-compatible server; `reward:` and a path or hub name; a key of `JUDGES`; or
-            `module:name` of a function that scores single answers, or of an object with `identity` and `compare`.
+        name: `llm`, a model behind an OpenAI-compatible server; `votes:` and a file; `reward:` and a path or hub name;
+            a key of `JUDGES`; or `module:name` of a function that scores single answers, or of an object with
+            `identity` and `compare`.
         asking: for `llm`, which model and how.
         base_url: for `llm`, where; there is no default, because any would cost somebody money.
         api_key_env: for `llm`, the name of the variable of the environment that holds the key, if one is needed.
@@ -100,7 +103,9 @@ def load_pair_judge(
         return LLMJudge(endpoint, load_prompt(prompt), asking, VerdictCache(verdicts))
     if base_url or asking is not None:
         raise ConfigError(f"{name} asks no server", where="judge", fix=f"name the judge {LLM!r}, or no model")
-    found: Any = load_judge(name) if name in JUDGES or name.startswith(REWARD) else resolved(name)
+    if name.startswith(VOTES):
+        return Votes(name.removeprefix(VOTES))
+    found: Any = load_judge(name) if name in JUDGES or name.startswith(REWARD) else resolved(name, OTHERS)
     if not isinstance(found, type) and hasattr(found, "compare") and hasattr(found, "identity"):
         compares: PairJudge = found
         return compares

@@ -31,6 +31,7 @@ ASKED = (
     "max_cost",
     "verdicts",
 )
+BEST_OF = "best_of"  # a policy of this file's models beside those of srpo.revise.policy
 CONTROLS = {
     "draft_only": "its drafts, whatever k",
     "best_of": "best of k+1 drafts",
@@ -48,7 +49,8 @@ class Model:
         model: folder or hub name; `{seed}` in it stands for the seed, for models trained with several.
         reference: what it was before training, for its own confidence and the control best_of; `{seed}` likewise.
         revision_template: preset or file; what was saved with the model, if None.
-        policy: as in `srpo.revise.reviser.Settings`.
+        policy: as in `srpo.revise.reviser.Settings`; or "best_of", which revises nothing and answers with the best of
+            k + 1 drafts by implied reward.
         revisions: fewer than the others have, if it is to stop earlier; None for as many.
         controls: of this system, beside those of the highlighted one.
     """
@@ -95,19 +97,27 @@ class Plan:
     controls: list[str] = _option(
         "what to hold the highlighted model against: " + ", ".join(CONTROLS), [], many=True, metavar="CONTROL"
     )
+    without: list[str] = _option("models of the settings file to leave out", [], many=True, metavar="NAME")
     revisions: int = _option("revisions at most", 5)
-    policy: str = _option("always, or if_preferred: keep what the model prefers", "always")
+    policy: str = _option("always, if_preferred: keep what the model prefers, best_of: of k+1 drafts, …", "always")
     temperature: list[float] = _option("0 is greedy; several are reported apart", [1.0], many=True, metavar="T")
     max_new_tokens: int = _option("tokens per answer", 256)
     batch_size: int = _option("prompts generated together", 32)
     seeds: list[int] = _option("seeds to draw with; each is reported alone and pooled", [0], many=True, metavar="SEED")
     judge: str = _option("who scores: a judge of single answers or of two; this one costs nothing", "exact_match")
+    judge_runs: int = _option("of llm: how often everything is asked, to see how far the judge agrees with itself", 1)
     secondary: list[str] = _option("judges to report beside it", [], many=True, metavar="JUDGE")
     against: str = _option("what a judge of two answers holds them against: gold or draft", "gold")
     versus: list[str] = _option(
         "whom else to hold them against: draft, rivals, everyone", ["draft"], many=True, metavar="WHOM"
     )
     highlight: str = _option("the system that the comparisons are about; default: the first", "")
+    curves: list[str] = _option(
+        "systems in the figures, in this order; the tables have all of them", [], many=True, metavar="SYSTEM"
+    )
+    labels: dict[str, str] = _option(
+        "what systems, splits and judges are called in print", {}, many=True, metavar="NAME=TEXT"
+    )
     resampling: str = _option("prompts: 10,000 draws of all of them, or paper: 20 of 512", "prompts")
     gold_key: str = _option("column of the prompts that holds the gold answer", "gold")
     split_key: str = _option("column of trails that holds the name of the split, if any", "split")
@@ -139,9 +149,38 @@ class Plan:
             raise ConfigError("models but no prompts", where="prompts", fix="add `--prompts FILE`, or give --trails")
         if not self.models and not self.trails:
             raise ConfigError("nothing to evaluate", expected="--trails FILE, or --models PATH with --prompts FILE")
+        greedy = [name for name, model in self.models.items() if model.policy == BEST_OF and 0 in self.temperature]
+        if greedy:
+            fix = "a temperature above 0 for them"
+            raise ConfigError("greedy drafts are all the same", where=f"models: {greedy[0]}: policy best_of", fix=fix)
         for name in ("seeds", "temperature"):
             if not getattr(self, name):
                 raise ConfigError("none", where=name, expected="at least one")
+
+    @property
+    def owner(self) -> str:
+        """The model that `controls` belong to."""
+        return self.highlight if self.highlight in self.models else next(iter(self.models), "")
+
+    def controls_of(self, name: str) -> list[str]:
+        """Of a model, its own first."""
+        return list(dict.fromkeys([*self.models[name].controls, *(self.controls if name == self.owner else ())]))
+
+    def expect_systems(self, given: Iterable[str]) -> None:
+        """Before anything is drawn: what is highlighted or shown in figures is there.
+
+        Args:
+            given: systems whose trails are in files.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        drawn = [each for name in self.models for each in (name, *(f"{name}/{c}" for c in self.controls_of(name)))]
+        known = list(dict.fromkeys([*drawn, *given]))
+        for where, name in (("highlight", self.highlight), *(("curves", each) for each in self.curves)):
+            if name and name not in known:
+                fix = did_you_mean(name, known)
+                raise ConfigError(f"no system {name!r}", where=where, expected=" or ".join(known), fix=fix)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], where: str = "") -> Plan:
@@ -165,11 +204,13 @@ class Plan:
             value = found.get(each.name)
             if each.metadata["many"] and isinstance(value, str | int | float):
                 found[each.name] = [value]
-            elif each.name not in ("models", "prompts") and each.metadata["many"] and value is not None:
+            elif each.name not in NAMED and each.metadata["many"] and value is not None:
                 if not isinstance(value, list | tuple):
                     raise ConfigError(f"{value!r}", where=each.name, expected="a list")
                 found[each.name] = list(value)
         models = named(found.pop("models", {}), "models", "")
+        found["labels"] = _labels(found.get("labels") or {})
+        _leave_out(found, models)
         shared = {
             "reference": found.get("references"),
             "revision_template": found.get("revision_template"),
@@ -181,6 +222,8 @@ class Plan:
         return cls(**found)
 
 
+NAMED = ("models", "prompts", "labels")  # by name, in a mapping or as NAME=…
+LISTED = ("curves", "labels")  # that name systems
 KNOWN = [*(each.name for each in fields(Plan) if each.name != "asked"), *ASKED]
 
 
@@ -233,6 +276,26 @@ def named(given: Any, where: str, alone: str) -> dict[str, Any]:
             problem = "stands twice" if name in found else "names nothing"
             raise ConfigError(f"{spec!r} {problem}", where=where, expected="path or name=path, each name once")
         found[name] = path
+    return found
+
+
+def _leave_out(found: dict[str, Any], models: dict[str, Any]) -> None:
+    """Takes the models that are named under `without` out of the others, out of figures and out of labels."""
+    out = found.get("without") or []
+    for name in out:
+        if models.pop(name, None) is None:
+            fix = did_you_mean(name, models)
+            raise ConfigError(f"no model {name!r}", where="without", expected=" or ".join(models), fix=fix)
+    stay = {where: [name for name in found.get(where) or [] if name.partition("/")[0] not in out] for where in LISTED}
+    found |= {"curves": stay["curves"], "labels": {name: found["labels"][name] for name in stay["labels"]}}
+
+
+def _labels(given: Any) -> dict[str, str]:
+    """Text by name, from a mapping or a list of `NAME=TEXT`."""
+    pairs = given.items() if isinstance(given, Mapping) else [str(each).partition("=")[::2] for each in given]
+    found = {str(name): str(text) for name, text in pairs}
+    if not all(map(str.strip, [*found, *found.values()])):
+        raise ConfigError("a name or a text is missing", where="labels", expected="NAME=TEXT")
     return found
 
 

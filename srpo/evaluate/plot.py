@@ -25,7 +25,7 @@ LEAST_SPAN = 0.04  # of the y axis: noise should not fill a panel
 NAME_WIDTH = 16  # letters of a system's name per line
 
 _STYLE: dict[str, Any] = {
-    "font.size": 9.5,
+    "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -65,7 +65,7 @@ def draw(
         for axis, split in zip(axes, splits, strict=True):
             _panel(axis, results, split, at, seed)
             axis.set_title(capital(results.label(split)), loc="left", weight="bold", fontsize=10.5)
-        figure.supxlabel(_small_print(results, at, seed), x=0.01, ha="left", fontsize=8)
+        figure.supxlabel(_small_print(results, at, seed), x=0.01, ha="left", fontsize=8.5)
         _name_lines(figure, axes)
         return _saved(figure, kind)
 
@@ -97,8 +97,9 @@ def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Any
 
 
 def colours(results: Results) -> dict[str, str]:
-    """System → its colour."""
-    others = [system for system in results.values("system") if system != results.highlight]
+    """System → its colour, those in the figures first."""
+    ordered = dict.fromkeys([*results.drawn, *results.values("system")])
+    others = [system for system in ordered if system != results.highlight]
     return {results.highlight: HIGHLIGHT} | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
 
 
@@ -107,6 +108,8 @@ def _small_print(results: Results, temperature: float | None, seed: int | str) -
     parts.append(f"bands are {100 * results.level:g} % intervals over prompts")
     if seed != POOL:
         parts.append(f"seed {seed}")
+    elif len(results.seeds) > 1 and results.highlight not in results.drawn:
+        parts.append(f"{len(results.seeds)} seeds pooled")
     elif len(results.seeds) > 1:
         parts.append(
             f"{len(results.seeds)} seeds pooled; thin lines are the seeds of {results.label(results.highlight)}"
@@ -115,7 +118,7 @@ def _small_print(results: Results, temperature: float | None, seed: int | str) -
 
 
 def _panel(axis: Any, results: Results, split: str, temperature: float | None, seed: int | str) -> None:
-    curves = {system: results.curve(system, split, temperature, seed) for system in results.values("system")}
+    curves = {system: results.curve(system, split, temperature, seed) for system in results.drawn}
     shown = {system: rows for system, rows in curves.items() if rows}
     colour = colours(results)
     order = sorted(shown, key=lambda system: system == results.highlight)
@@ -167,7 +170,9 @@ def _name_lines(figure: Any, axes: Sequence[Any]) -> None:
         names = sorted(axis.texts, key=lambda text: text.xy[1])
         ends = [axis.transData.transform(text.xy)[1] * scale for text in names]
         heights = [1.15 * text.get_window_extent().height * scale for text in names]
-        for text, end, place in zip(names, ends, spread(ends, heights), strict=True):
+        box = axis.get_window_extent()
+        places = spread(ends, heights, box.y0 * scale, box.y1 * scale)
+        for text, end, place in zip(names, ends, places, strict=True):
             text.set_position((13, place - end))
             if abs(place - end) > 2:
                 axis.annotate(
@@ -180,8 +185,13 @@ def _name_lines(figure: Any, axes: Sequence[Any]) -> None:
                 )
 
 
-def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
+def spread(
+    places: Sequence[float], heights: Sequence[float], bottom: float = float("-inf"), top: float = float("inf")
+) -> list[float]:
     """Ascending places moved as little as possible, in squares, until things of these heights do not overlap.
+
+    Args:
+        bottom, top: what they stay between; where they are too many for that, they stand over the top.
 
     Example:
         >>> spread([0.0, 10.0, 11.0, 12.0], [4.0, 4.0, 4.0, 4.0])
@@ -196,7 +206,9 @@ def spread(places: Sequence[float], heights: Sequence[float]) -> list[float]:
             before, more = groups.pop()
             total, count = total + before, count + more
         groups.append((total, count))
-    ground = [total / count for total, count in groups for _ in range(count)]
+    # Bounds on all places are bounds on the level of each group: clipping keeps the least squares.
+    levels = [(max(bottom, min(total / count, top - sum(heights))), count) for total, count in groups]
+    ground = [level for level, count in levels for _ in range(count)]
     return [below + level for below, level in zip(stack, ground, strict=True)]
 
 

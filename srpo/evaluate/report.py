@@ -102,7 +102,7 @@ def render(
         tables=shown,
         measures=[(number, names[number]) for number in used],
         figures=[_figure(results, *place, what) for place in _places(results) for what in FIGURES],
-        legend=[(results.label(name), PAGE[colour]) for name, colour in colours(results).items()],
+        legend=[(results.label(name), PAGE[colours(results)[name]]) for name in results.drawn],
         judging=[_judged(results, each) for each in results.judging],
         **_shown_cases(results, samples),
         run=list(_flat(run or {})),
@@ -218,7 +218,12 @@ def _judged(results: Results, tally: Mapping[str, Any]) -> list[str]:
 
     against = "own draft" if tally["against"] == "draft" else results.label(tally["against"])
     counts = [f"{tally[name]:,}" for name in ("comparisons", "identical", "unscored")]
-    return [tally["judge"], against, *counts, *(share(tally[name]) for name in ("ties", "flips", "agreement"))]
+    return [
+        tally["judge"],
+        against,
+        *counts,
+        *(share(tally[name]) for name in ("ties", "flips", "disagreement", "agreement")),
+    ]
 
 
 def _keys(results: Results, split: str, temperature: float | None, seed: int | str = "") -> dict[str, str]:

@@ -229,6 +229,11 @@ class Results:
         return list(dict.fromkeys(row[key] for row in self.rows))
 
     @property
+    def drawn(self) -> list[str]:
+        """The systems in the figures, in their order."""
+        return list(self.settings.get("curves") or self.values("system"))
+
+    @property
     def seeds(self) -> list[int | str]:
         """The seeds, the pool left out."""
         return [seed for seed in self.values("seed") if seed != POOL]

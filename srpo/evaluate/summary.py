@@ -7,7 +7,7 @@ Axes: N prompts, R = revisions + 1.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -51,6 +51,7 @@ def summarise(
     *,
     highlight: str = "",
     labels: Mapping[str, str] | None = None,
+    curves: Sequence[str] = (),
     resampling: Resampling = USUAL,
     judging: Iterable[Tally] = (),
 ) -> Results:
@@ -61,6 +62,7 @@ def summarise(
         questions: comparisons to make; `usual_questions` has some.
         highlight: the system the evaluation is about; the first one, if not named.
         labels: how systems and splits are called in print.
+        curves: the systems in the figures, in this order; all of them, if none is named.
         resampling: draws, seed and level of the intervals.
         judging: what judges were asked, from `tallies`.
 
@@ -97,6 +99,7 @@ def summarise(
         "secondary": list(some.scores)[1:],
         "unit": some.unit,
         **resampling._asdict(),
+        "curves": [*curves],
         "pooling": "; ".join(sorted({pooling_of(scored, *place) for place in places})),
         "srpo": __version__,
     }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import InputError, OutputError
-from srpo.evaluate.verdicts import Comparison, PairJudge, Verdict
+from srpo.evaluate.verdicts import Comparison, Order, PairJudge, Verdict
 from srpo.pairs.values import Prompt
 
 log = logging.getLogger("srpo")
@@ -33,6 +33,7 @@ class Kept:
         reply: all that it said.
         model: what the server says answered.
         tokens_in, tokens_out: as the server counts them; None where it does not.
+        orders: of a whole verdict, what each order said; see `Verdict`.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Kept:
     model: str = ""
     tokens_in: int | None = None
     tokens_out: int | None = None
+    orders: tuple[Order, ...] = ()
 
 
 class VerdictCache:
@@ -117,8 +119,8 @@ class VerdictCache:
     def _take(self, line: bytes) -> None:
         try:
             row: dict[str, Any] = json.loads(line)
-            key = str(row.pop("key"))
-            self._kept[key] = Kept(**row)
+            key, orders = str(row.pop("key")), row.pop("orders", ())
+            self._kept[key] = Kept(**row, orders=tuple(Order(*each) for each in orders))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.passed_over += bool(line.strip())
 
@@ -175,11 +177,11 @@ class Remembering:
         fresh = iter(self.judge.compare([each for each, kept in zip(asked, known, strict=True) if kept is None]))
         for each, kept in zip(asked, known, strict=True):
             if kept is not None:
-                yield Verdict(float(kept.label), reason=kept.reason)
+                yield Verdict(float(kept.label), kept.orders, kept.reason)
                 continue
             verdict = next(fresh)
             if verdict.score is not None:
-                self.cache.add(self._key(each), Kept(str(verdict.score), verdict.reason))
+                self.cache.add(self._key(each), Kept(str(verdict.score), verdict.reason, orders=verdict.orders))
             yield verdict
 
     def _key(self, comparison: Comparison) -> str:

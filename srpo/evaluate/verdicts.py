@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple, Protocol
 
 from srpo.pairs.values import Prompt
@@ -54,17 +55,31 @@ class Verdict:
         score: 1 first better, ½ tie, 0 second better, None unscored.
         orders: what each order said: `first` shown first, then `second` shown first; fewer where one was not asked.
         reason: why it is unscored, or what made it a tie without the judge having said so; otherwise empty.
+        again: scores of the same comparison asked again, in orders as before; empty where it was asked once.
     """
 
     score: float | None
     orders: tuple[Order, ...] = ()
     reason: str = ""
+    again: tuple[float | None, ...] = ()
 
     @property
     def flipped(self) -> bool | None:
         """Whether the two orders disagree; None where they were not both asked and scored."""
         scores = [order.score for order in self.orders]
         return None if len(scores) != 2 or None in scores else scores[0] != scores[1]
+
+    @property
+    def contradicted(self) -> float | None:
+        """Share of the pairs of runs that differ in their verdict; None where fewer than two could be read.
+
+        Example:
+            >>> Verdict(1.0, again=(1.0, 0.5)).contradicted, Verdict(1.0, again=(None,)).contradicted
+            (0.6666666666666666, None)
+        """
+        read = [score for score in (self.score, *self.again) if score is not None]
+        pairs = list(combinations(read, 2))
+        return sum(a != b for a, b in pairs) / len(pairs) if pairs else None
 
 
 class PairJudge(Protocol):

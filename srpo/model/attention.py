@@ -146,11 +146,11 @@ def serving(model: nn.Module, backend: str) -> Iterator[None]:
     """Holds the model's attention in place over a forward *and* its backward, as activation checkpointing needs."""
     if backend in _FOLLOWS:
         with following_paths(model, _FOLLOWS[backend]):
-            _held.add(id(model))
+            _held.add(id(core(model)))
             try:
                 yield
             finally:
-                _held.discard(id(model))
+                _held.discard(id(core(model)))
     else:
         yield
 
@@ -162,11 +162,10 @@ def attending(model: nn.Module, backend: str) -> Iterator[None]:
     Raises:
         BackendError: layers would be run again after it, in a plain row, silently wrong.
     """
-    if id(model) in _held:
+    if id(core(model)) in _held:
         yield
         return
-    checkpointing = any(getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules())
-    if checkpointing and torch.is_grad_enabled():
+    if checkpoints_activations(model) and torch.is_grad_enabled():
         held = f"with srpo.model.attention.serving(model, {backend!r})"
         fix = f"wrap forward and backward in `{held}`, as SRPOTrainer does"
         raise BackendError(
@@ -176,7 +175,14 @@ def attending(model: nn.Module, backend: str) -> Iterator[None]:
         yield
 
 
+def checkpoints_activations(model: nn.Module) -> bool:
+    """Some layer would be run again in a backward pass; such a layer also drops the cache it is given."""
+    return any(getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules())
+
+
 def core(model: nn.Module) -> Any:
-    """The transformers model inside wrappers (DDP, an adapter)."""
-    inner: Any = getattr(model, "module", model)
+    """The transformers model inside wrappers (DDP, torch.compile, an adapter)."""
+    inner: Any = model
+    while wrapped := next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None):
+        inner = wrapped
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from srpo.errors import BackendError
-from srpo.model.attention import core, why_not_path
+from srpo.model.attention import checkpoints_activations, core, why_not_path
 from srpo.model.cache_tree import why_not_cache
 from srpo.model.forest import Forest
 from srpo.model.layouts import LAYOUTS, flat_logps
@@ -42,7 +42,7 @@ def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str =
     _refuse_for_all(model)
     if backend != "flat" and (why := _why_not_here(model, backend)):
         raise _unserved(backend, why)
-    known = _settled.setdefault(model, {})
+    known = _settled.setdefault(core(model), {})
     if backend not in known:
         known[backend] = "flat" if backend == "flat" else _packed_or_flat(model, trees, backend)
         known[known[backend]] = known[backend]  # what auto settled on needs no second check under its own name
@@ -69,6 +69,8 @@ def _why_not_here(model: nn.Module, backend: str) -> str:
     """What speaks against a back-end now, whatever the model: it may score here and yet not train."""
     if backend == "cache" and torch.is_grad_enabled():
         return "it has no backward pass, and serves scoring alone"
+    if backend == "cache" and checkpoints_activations(model):
+        return "under activation checkpointing, layers in training mode drop their cache; score in eval mode"
     if backend == "flex" and torch.is_grad_enabled() and next(model.parameters()).device.type == "cpu":
         return "it has no backward pass on a CPU"
     return ""

@@ -72,7 +72,12 @@ def _score(model: nn.Module, forest: Forest, nodes: slice, cache: Any, logp_T: T
     inside_P = (forest.parents_P >= nodes.start) & (forest.parents_P < nodes.stop)
     answers = inside_P[forest.row_T].nonzero()[:, 0]
     rank_P = inside_P.cumsum(0) - 1
-    scored = Scored(forest.parents_P[inside_P] - nodes.start, rank_P[forest.row_T[answers]], forest.token_T[answers])
+    scored = Scored(
+        place_P=forest.parents_P[inside_P] - nodes.start,
+        row_T=rank_P[forest.row_T[answers]],
+        token_T=forest.token_T[answers],
+        length=nodes.stop - nodes.start,
+    )
 
     def run(**options: Any) -> Any:
         ids_1S, positions_1S = forest.ids_1S[:, nodes], forest.positions_1S[:, nodes]

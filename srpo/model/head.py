@@ -44,11 +44,13 @@ class Scored(NamedTuple):
         place_P: the positions, counted through the rows of the batch one after the other.
         row_T: which of them each answer token is scored at.
         token_T: the answer token's id.
+        length: L, tokens of a row of the batch.
     """
 
     place_P: Tensor
     row_T: Tensor
     token_T: Tensor
+    length: int
 
 
 def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor:
@@ -61,7 +63,7 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
         BackendError: the model's logits are not one row for each position that its head was given.
     """
     if _is_compiled(model):  # its head is traced into its graph, where no hook reaches it
-        return _whole(run(logits_to_keep=scored.place_P).logits.flatten(0, -2), scored)
+        return _whole(_kept(run, scored), scored)
     after = _afterwards(model, scored)
     if after is not None:
         with _through(model, scored.place_P, only_first=True) as seen:
@@ -78,6 +80,15 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
 
 def _is_compiled(model: nn.Module) -> bool:
     return any(getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules())
+
+
+def _kept(run: Callable[..., Any], scored: Scored) -> Tensor:
+    """[P, V] by the model's own choice of logits, which is one of columns: every row keeps those that any row needs."""
+    column_C, rank_P = (scored.place_P % scored.length).unique(return_inverse=True)
+    logits_NCV = run(logits_to_keep=column_C).logits
+    if logits_NCV.shape[1] == scored.length != len(column_C):  # it kept all of them
+        rank_P = scored.place_P % scored.length
+    return logits_NCV[scored.place_P // scored.length, rank_P]
 
 
 def _whole(logits_PV: Tensor, scored: Scored) -> Tensor:

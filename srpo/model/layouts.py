@@ -41,7 +41,9 @@ def packed_logps(model: nn.Module, forest: Forest, *, backend: str) -> Tensor:
         return model(**inputs, use_cache=False, **options)
 
     with attending(model, backend):
-        logp_T = answer_logps(model, run, Scored(forest.parents_P, forest.row_T, forest.token_T))
+        logp_T = answer_logps(
+            model, run, Scored(forest.parents_P, forest.row_T, forest.token_T, forest.ids_1S.shape[1])
+        )
     return _summed(logp_T, forest)
 
 
@@ -79,7 +81,7 @@ def _row_logps(model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[in
         owner += [n] * len(answer)
     ids_NL = ids_NL.to(device)
     place_T, owner_T = torch.tensor([place, owner], device=device)
-    scored = Scored(place_T, torch.arange(len(place_T), device=device), ids_NL.flatten()[place_T + 1])
+    scored = Scored(place_T, torch.arange(len(place_T), device=device), ids_NL.flatten()[place_T + 1], length)
     run = partial(model, input_ids=ids_NL, attention_mask=mask_NL.to(device), use_cache=False)
     logp_T = answer_logps(model, run, scored)
     return logp_T.new_zeros(len(rows)).index_add(0, owner_T, logp_T)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from srpo.evaluate.asking import Asking
@@ -105,6 +105,20 @@ def echoing(seen: Seen) -> str:
     """Quotes both answers before its verdict and again behind it."""
     quotes = f"Answer A says:\n{seen.a}\nAnswer B says:\n{seen.b}\n"
     return f"{quotes}\n{seen.verdict(seen.better)}\n\n{quotes}"
+
+
+def fickle(of: Callable[[Seen], bool]) -> Judge:
+    """Honest when asked first, and the other way round when asked again, about what `of` picks."""
+    came: set[Seen] = set()
+
+    def says(seen: Seen) -> str:
+        asked = replace(seen, nonce="", outside="")
+        again = asked in came
+        came.add(asked)
+        turned = {"A": "B", "B": "A", "tie": "tie"}[seen.better]
+        return seen.verdict(turned if again and of(seen) else seen.better)
+
+    return says
 
 
 def judging(judge: Judge, fails: Callable[[Seen, int], Say | None] = lambda seen, before: None) -> Any:

@@ -14,7 +14,9 @@ from srpo.cli.evaluate import main
 from srpo.errors import ConfigError, DataError, InputError, OutputError, SRPOError, UsageError
 from srpo.evaluate.stored import read_results
 from srpo.revise.trail import Answer, Trail
+from tests.evaluate import judge_server as js
 from tests.evaluate import samples
+from tests.scripted_server import serve
 
 
 @pytest.fixture
@@ -76,6 +78,47 @@ def test_another_system_can_be_highlighted(files: Path) -> None:
     results = read_results(files / "out" / "results.json")
     assert results.highlight == "dpo"
     assert {each.a.system for each in results.comparisons} == {"dpo"}
+
+
+def test_figures_may_show_some_systems_and_everything_has_its_name(files: Path) -> None:
+    words = ["--trails", f"SRPO={files}/srpo.jsonl", f"{files}/dpo.jsonl", "--output_dir", str(files / "out")]
+    main([*words, "--curves", "dpo", "--labels", "SRPO=ours & mine", "in=known sums", "exact_match=right"])
+    results = read_results(files / "out" / "results.json")
+    assert (results.drawn, results.values("system")) == (["dpo"], ["SRPO", "dpo"])
+    page = (files / "out" / "report.html").read_text("utf-8")
+    assert all(label in page for label in ("ours &amp; mine", "Known sums", "Right"))
+    with pytest.raises(ConfigError, match="labels: nothing is named 'inn'; did you mean 'in'"):
+        main([*words, "--labels", "inn=x"])
+    with pytest.raises(ConfigError, match="curves: no system 'dpp'; expected SRPO or dpo; did you mean 'dpo'"):
+        main([*words, "--curves", "dpp"])
+
+
+@pytest.mark.parametrize(("judge", "share"), [(js.fickle(lambda seen: seen.prompt[-1] in "13"), 0.5), (js.honest, 0.0)])
+def test_a_judge_may_be_asked_again(
+    judge: js.Judge, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Trail(f"question {n}", (Answer("bad", 1), Answer("good", 1)), meta={"gold": "good good"}) for n in range(4)]
+    (tmp_path / "a.jsonl").write_text("".join(row.to_json() + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    words = ["--trails", "a.jsonl", "--output_dir", "out", "--judge_runs", "2"]
+    with serve(js.judging(judge)) as server:
+        model = ["--judge", "llm", "--judge_model", "m", "--judge_base_url", server.url]
+        assert main([*words[:-2], *model]) == 0  # the first run before the second, which is all that is asked below
+        (once,) = {row["disagreement"] for row in read_results(tmp_path / "out" / "results.json").judging}
+        assert (once, len(server.bodies)) == (None, 4 * 3 * 2)  # draft and revision with gold, and with each other
+        assert main([*words, *model]) == 0
+        assert len(server.bodies) == 2 * 4 * 3 * 2
+    told = {row["against"]: row for row in read_results(tmp_path / "out" / "results.json").judging}
+    assert {against: (row["disagreement"], row["flips"]) for against, row in told.items()} == {
+        "gold": (share, 0.0),
+        "draft": (share, 0.0),
+    }
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert page.count(f"<td>0.0 %</td><td>{100 * share:.1f} %</td>") == 2  # flips and, beside them, disagreement
+    with pytest.raises(ConfigError, match="judge_runs: exact_match asks no server"):
+        main(words)
+    with pytest.raises(ConfigError, match="max_cost: exact_match asks no server"):
+        main([*words[:-2], "--max_cost", "2"])
 
 
 def test_a_bom_and_blank_lines_are_no_trails(files: Path) -> None:

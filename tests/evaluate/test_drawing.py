@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from srpo.cli.evaluate import main
-from srpo.errors import ConfigError, Interrupted
+from srpo.errors import ConfigError, InputError, Interrupted
 from srpo.evaluate import drawing
 from srpo.evaluate.controls import oracle
 from srpo.evaluate.drawing import contents, draw_all
@@ -45,12 +45,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan(models: Path, out: Path, **settings: Any) -> Plan:
+def plan(place: Path, out: Path, **settings: Any) -> Plan:
     return Plan.of(
         {
-            "models": {"srpo": f"{models}/srpo{{seed}}"},
-            "prompts": f"{models}/prompts.jsonl",
-            "references": f"{models}/base",
+            "models": {"srpo": f"{place}/srpo{{seed}}"},
+            "prompts": f"{place}/prompts.jsonl",
+            "references": f"{place}/base",
             "controls": list(CONTROLS),
             "revisions": 2,
             "max_new_tokens": 4,
@@ -81,16 +81,16 @@ def test_every_control_from_one_command(models: Path, tmp_path: Path, capsys: py
 
 
 def test_nothing_is_drawn_twice(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = draw_all(plan(models, tmp_path), exact_match, "srpo")
+    first = draw_all(plan(models, tmp_path), exact_match)
     monkeypatch.setattr(drawing, "Reviser", None)  # whatever would draw now fails
-    assert draw_all(plan(models, tmp_path), exact_match, "srpo") == first
+    assert draw_all(plan(models, tmp_path), exact_match) == first
     # Fewer controls, another judge and another name ask for nothing new.
-    draw_all(plan(models, tmp_path, controls=["oracle"]), per_character, "srpo")
+    draw_all(plan(models, tmp_path, controls=["oracle"]), per_character)
     with pytest.raises(TypeError):  # control: another seed does
-        draw_all(plan(models, tmp_path, seeds=[1]), exact_match, "srpo")
+        draw_all(plan(models, tmp_path, seeds=[1]), exact_match)
     for change in ({"temperature": 0.7}, {"revisions": 1}, {"max_new_tokens": 3}):
         with pytest.raises(TypeError):
-            draw_all(plan(models, tmp_path, **change), exact_match, "srpo")
+            draw_all(plan(models, tmp_path, **change), exact_match)
 
 
 def test_a_changed_model_draws_anew_and_a_moved_one_does_not(models: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_changed_model_draws_anew_and_a_moved_one_does_not(models: Path, tmp_p
 
 
 def test_a_killed_run_goes_on(models: Path, tmp_path: Path) -> None:
-    whole = draw_all(plan(models, tmp_path / "whole", batch_size=2), exact_match, "srpo")
+    whole = draw_all(plan(models, tmp_path / "whole", batch_size=2), exact_match)
 
     class Killed(Reviser):
         """Is interrupted at the third batch."""
@@ -120,10 +120,10 @@ def test_a_killed_run_goes_on(models: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "Reviser", Killed)
         with pytest.raises(Interrupted):
-            draw_all(plan(models, tmp_path / "killed", batch_size=2), exact_match, "srpo")
+            draw_all(plan(models, tmp_path / "killed", batch_size=2), exact_match)
     (file,) = (tmp_path / "killed" / "drawn").glob("srpo.in.*.jsonl")
     assert file.read_text().count("\n") == 4
-    again = draw_all(plan(models, tmp_path / "killed", batch_size=2), exact_match, "srpo")
+    again = draw_all(plan(models, tmp_path / "killed", batch_size=2), exact_match)
 
     def texts(drawn: Any) -> Any:
         return {key: [[a.text for a in trail.answers] for trail in rows] for key, rows in drawn.trails.items()}
@@ -138,9 +138,33 @@ def test_the_oracle_picks_with_the_key_in_hand() -> None:
         assert [best.after(k).text for k in range(3)] == ["30", "42", "42"]
 
 
+def test_the_best_of_drafts_is_a_policy_too(models: Path, tmp_path: Path) -> None:
+    both = {"srpo": {"model": f"{models}/srpo0", "controls": ["best_of", "draft_only"]}}
+    both |= {"chosen": {"model": f"{models}/srpo0", "policy": "best_of", "controls": ["draft_only"]}}
+    drawn = draw_all(plan(models, tmp_path, models=both, controls=[]), exact_match).trails
+
+    def in_hand(system: str, split: str) -> list[list[str]]:
+        return [[trail.after(k).text for k in range(3)] for trail in drawn[0, system, split, 1.0]]
+
+    for split in ("in", "out"):
+        assert in_hand("chosen", split) == in_hand("srpo/best_of", split) != in_hand("srpo", split)
+        assert in_hand("chosen/draft_only", split) == in_hand("srpo/draft_only", split)
+
+
 def test_what_cannot_be_drawn_is_told(models: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no reference to ask"):
-        draw_all(plan(models, tmp_path, references=None, controls=["reference"]), exact_match, "srpo")
+        draw_all(plan(models, tmp_path, references=None, controls=["reference"]), exact_match)
+    for model, kind, said in (
+        ("a/b/missing", InputError, "a/b/missing: no such folder.*`--without srpo`"),
+        (
+            {"model": f"{models}/srpo0", "policy": "bestof"},
+            ConfigError,
+            "srpo: policy: 'bestof'.*did you mean 'best_of'",
+        ),
+    ):
+        with pytest.raises(kind, match=said):
+            draw_all(plan(models, tmp_path / "none", models={"first": f"{models}/srpo0", "srpo": model}), exact_match)
+        assert not [*(tmp_path / "none").rglob("*.jsonl")]  # told before the first model draws
     with pytest.raises(ConfigError, match="did you mean 'prompts'"):
         main(["--trails", "x.jsonl", "--output_dir", str(tmp_path), "--resampling", "prompt"])
     with pytest.raises(ConfigError, match="no output_dir"):

@@ -276,6 +276,7 @@ def test_a_limit_stops_before_it_is_passed_and_more_money_goes_on(tmp_path: Path
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"runs": 0}, "runs"),
         ({"orders": "two"}, "both or one"),
         ({"max_cost": 1.0}, "a limit without prices"),
         ({"price_in": 1.0}, "one price of two"),
@@ -299,6 +300,48 @@ def test_other_fields_of_a_request_take_the_place_of_ours() -> None:
         "max_completion_tokens",
         "seed",
     }
+
+
+# ---------------------------------------------------------------------- asked again
+
+
+def odd(seen: js.Seen) -> bool:
+    return seen.prompt[-1] in "13579"
+
+
+def test_how_far_a_judge_agrees_with_itself(tmp_path: Path) -> None:
+    with judge_server(js.fickle(odd)) as server:
+        once = llm_judge(server, tmp_path / "k")
+        assert [verdict.again for verdict in once.compare(ASKED)] == [()] * 12
+        twice = llm_judge(server, tmp_path / "k", runs=2)  # the first run has come first, and is there
+        told = twice.estimate(ASKED)
+        assert (told.comparisons, told.kept, told.calls) == (12, 24, 24)
+        verdicts = list(twice.compare([*ASKED, Comparison("q", "a", "a")]))
+        assert [verdict.score for verdict in verdicts] == [*RIGHT, 0.5]  # the first run's
+        assert [verdict.again for verdict in verdicts[:2]] == [(1.0,), (1.0,)]
+        again = [None if each == TIE else float(n % 2) for n, each in enumerate(verdicts)]
+        assert [verdict.contradicted for verdict in verdicts] == again
+        assert not any(verdict.flipped for verdict in verdicts)
+        # Kept per run: both are there, and a third is asked anew.
+        assert list(llm_judge(server, tmp_path / "k", runs=2).compare(ASKED)) == verdicts[:12]
+        assert len(server.bodies) == 48
+        thrice = list(llm_judge(server, tmp_path / "k", runs=3).compare(ASKED))
+        assert len(server.bodies) == 72
+        assert [verdict.contradicted for verdict in thrice] == [2 / 3 * (n % 2) for n in range(12)]
+
+
+def test_runs_without_a_verdict_contradict_nothing() -> None:
+    assert {verdict.contradicted for verdict in ask(js.honest, runs=2)} == {0.0}
+    assert {verdict.contradicted for verdict in ask(js.refusing, runs=2)} == {None}
+    assert {verdict.contradicted for verdict in ask(js.honest)} == {None}
+
+
+def test_a_limit_is_on_all_runs_together() -> None:
+    price = {"price_in": 0.0, "price_out": 1e5, "max_tokens": 20}  # a reply costs 1 and may cost 2
+    with judge_server(js.honest) as server:
+        with pytest.raises(Interrupted):
+            list(llm_judge(server, runs=2, max_cost=30.0, **price).compare(ASKED))  # type: ignore[arg-type]
+        assert 24 < len(server.bodies) <= 30
 
 
 # ---------------------------------------------------------------------- the file

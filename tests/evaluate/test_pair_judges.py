@@ -58,6 +58,13 @@ def test_ones_own_judge_scores_or_compares(tmp_path: Path, monkeypatch: pytest.M
     assert [v.score for v in load_pair_judge("my_pair_judge:first").compare([item])] == [1.0]
 
 
+def test_an_unknown_judge_is_told_all_kinds() -> None:
+    with pytest.raises(ConfigError, match="votes:FILE, llm or module:function; did you mean 'llm'"):
+        load_pair_judge("lm")
+    with pytest.raises(ConfigError, match="reward:PATH or module:function"):  # one of single answers can be neither
+        load_judge("lm")
+
+
 def test_there_is_no_server_by_default() -> None:
     for options in ({}, {"base_url": "http://localhost:1/v1"}, {"asking": Asking("m")}):
         with pytest.raises(ConfigError, match="expected a server's URL and a model's name"):

@@ -30,6 +30,25 @@ def test_what_is_said_once_holds_for_all_models() -> None:
     }
 
 
+def test_a_model_that_is_left_out_is_out_of_the_figures() -> None:
+    models = {"a": "x", "b": {"model": "y", "controls": ["best_of"]}}
+    settings = {"models": models, "prompts": "p", "controls": ["gold"], "curves": ["b/best_of", "a", "a/gold"]}
+    whole, part = Plan.of(settings), Plan.of({**settings, "without": "b"})
+    assert (list(part.models), part.curves) == (["a"], ["a", "a/gold"])
+    for plan in (whole, part):
+        plan.expect_systems([])
+    assert (whole.controls_of("a"), whole.controls_of("b")) == (["gold"], ["best_of"])
+    for wrong in ({"curves": ["b/gold"]}, {"highlight": "c"}):
+        with pytest.raises(ConfigError, match="no system"):
+            Plan.of({**settings, **wrong}).expect_systems(["file"])
+    Plan.of({**settings, "curves": ["file"], "highlight": "file"}).expect_systems(["file"])
+
+
+def test_labels_are_named_in_two_ways() -> None:
+    assert Plan.of({"trails": "a", "labels": {"a/gold": "Gold", "in": "In"}}).labels == {"a/gold": "Gold", "in": "In"}
+    assert Plan.of({"trails": "a", "labels": ["a/gold=A=B"]}).labels == {"a/gold": "A=B"}
+
+
 def test_a_recipe_has_it_below_evaluate(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("beta: 0.1\nevaluate:\n  seeds: 3\n  trails: [a.jsonl]\n")
     assert read_plan(str(tmp_path / "recipe.yaml")) == {"seeds": 3, "trails": ["a.jsonl"]}
@@ -51,6 +70,9 @@ def test_a_recipe_has_it_below_evaluate(tmp_path: Path) -> None:
         ({"models": ["=x"], "prompts": "p"}, "names nothing"),
         ({"trails": {"a": "b"}}, "expected a list"),
         ({"trails": "a", "seeds": []}, "seeds: none"),
+        ({"models": "m", "prompts": "p", "without": "n"}, "without: no model 'n'"),
+        ({"models": "m", "prompts": "p", "policy": "best_of", "temperature": 0}, "greedy drafts are all the same"),
+        ({"trails": "a", "labels": ["a="]}, "labels: a name or a text is missing"),
     ],
 )
 def test_mistakes_are_told(settings: dict[str, Any], said: str) -> None:

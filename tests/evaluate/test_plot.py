@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import replace
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -90,6 +91,19 @@ def test_a_label_cannot_leave_its_text() -> None:
 def test_every_system_has_a_colour_of_its_own(results: Results) -> None:
     assert list(colours(results)) == ["SRPO", "DPO", "base"]
     assert len(set(colours(results).values())) == 3
+
+
+def test_a_figure_may_show_some_systems(results: Results) -> None:
+    some = replace(results, settings={**results.settings, "curves": ["base", "SRPO"]})
+    panel = panel_svg(some, "in", 0.0)
+    assert [system in panel for system in samples.SYSTEMS] == [True, False, True]
+    assert list(colours(some)) == ["SRPO", "base", "DPO"]  # a table still has a colour for every system
+
+
+def test_names_stay_beside_their_figure() -> None:
+    assert spread([9.0, 10.0], [4.0, 4.0], 0.0, 10.0) == [4.0, 8.0]
+    assert spread([0.0, 10.0], [4.0, 4.0], 0.0, 10.0) == [2.0, 8.0]
+    assert spread([5.0, 5.0], [8.0, 8.0], 0.0, 10.0) == [4.0, 12.0]  # too many: over the top
 
 
 def test_scores_that_never_move_are_drawn(results: Results) -> None:

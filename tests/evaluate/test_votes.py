@@ -13,6 +13,7 @@ from srpo.errors import DataError, InputError
 from srpo.evaluate.verdict_cache import Remembering
 from srpo.evaluate.verdicts import Comparison, Verdict
 from srpo.evaluate.votes import Votes, write_questions
+from tests.evaluate.pair_judges import Scripted, first_shown
 
 
 def votes(path: Path, *rows: dict[str, Any]) -> Votes:
@@ -87,6 +88,21 @@ def test_a_verdict_is_asked_for_once_and_an_unscored_one_again(tmp_path: Path) -
     forgetful = Counting()  # without the file, everything is asked again
     list(Remembering(forgetful, tmp_path / "other").compare(asked))
     assert forgetful.asked == ["a", "?", "b", "c"]
+
+
+def test_what_each_order_said_is_remembered(tmp_path: Path) -> None:
+    asked = [Comparison("1", "a", "b"), Comparison("2", "b", "a"), Comparison("3", "a", "a")]
+    said = list(Remembering(Scripted(first_shown), tmp_path / "v").compare(asked))
+    again = Remembering(Counting(), tmp_path / "v")
+    again.judge.identity = "scripted"
+    assert list(again.compare(asked)) == said
+    assert [verdict.flipped for verdict in said] == [True, True, None]
+    # A file from before orders were kept still serves, and says that it does not know.
+    lines = [json.loads(line) for line in (tmp_path / "v").read_text().splitlines()]
+    bare = [{name: value for name, value in line.items() if name != "orders"} for line in lines]
+    (tmp_path / "v").write_text("".join(json.dumps(line) + "\n" for line in bare))
+    old = Remembering(again.judge, tmp_path / "v").compare(asked)
+    assert [(verdict.score, verdict.flipped) for verdict in old] == [(0.5, None)] * 3
 
 
 def test_another_judge_or_another_gold_answer_is_another_question(tmp_path: Path) -> None:

@@ -108,6 +108,34 @@ def test_inside_wrappers(backend: str) -> None:
     assert torch.equal(sequence_logps(Wrapped(model), trees, backend), sequence_logps(model, trees, backend))
 
 
+@pytest.mark.parametrize("backend", ["path", "flat"])
+def test_compiled(backend: str) -> None:
+    # Traced by torch.compile, then run as it was traced: no compiler, whose kernels take half a minute to make.
+    torch._dynamo.reset()
+    model = build("llama")
+    compiled: Any = torch.compile(model, backend="eager")
+    for seed in (0, 10):  # the second forest has other shapes, and is traced with sizes left open
+        trees = [PrefixTree.pack(random_six(seed + n, prompt=9 + seed + n, w=4 + n, l=6 - n)) for n in range(3)]
+        both = [sequence_logps(each, trees, backend) for each in (model, compiled)]
+        assert (both[1] - both[0]).abs().max() < 1e-5
+        weights = torch.linspace(-1, 1, 6)
+        for logps in both:
+            (weights * logps).sum().backward()
+            if logps is both[0]:
+                expected = gradient(model)
+                model.zero_grad()
+        assert (gradient(model) - expected).norm() < 1e-5 * expected.norm()
+        model.zero_grad()
+
+
+def test_compiled_where_all_logits_are_kept() -> None:
+    torch._dynamo.reset()
+    model, trees = llama_like(KeepsAllLogits), forest_of()
+    assert (
+        sequence_logps(torch.compile(model, backend="eager"), trees, "flat") - plain_logps(model, trees)
+    ).abs().max() < 1e-4
+
+
 # ---------------------------------------------------------------------- which back-end
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 import yaml
 
 from srpo.cli.main import run
+from srpo.evaluate.plan import CONTROLS
 from srpo.evaluate.stored import read_results
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ["arena-hard", "carry", "tldr", "ultrafeedback", "xsum"]
+WHOLE = "carry-evaluation"  # trains nothing: evaluates what `srpo demo` and the rounds have trained
 CHAT = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -39,6 +42,8 @@ STANDS_FOR: dict[str, Any] = {
     "runs/carry/seed0/prompts/in.jsonl": {"prompt": "{i}+2=", "gold": "2{i}"},
     "runs/carry/seed0/prompts/out.jsonl": {"prompt": "{i}9+2=", "gold": "3{i}"},
     "runs/carry/seed0/base": "plain",
+    "runs/demo3/seed{seed}/prompts/in.jsonl": {"prompt": "{i}+2=", "gold": "2{i}"},
+    "runs/demo3/seed{seed}/prompts/out.jsonl": {"prompt": "{i}9+2=", "gold": "3{i}"},
     "runs/tldr-sft": "plain",
     "runs/chat-sft": "chat",
     "meta-llama/Llama-3.1-8B-Instruct": "chat",
@@ -63,7 +68,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_these_are_all() -> None:
-    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == NAMES
+    assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == sorted([*NAMES, WHOLE])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,3 +103,42 @@ def test_both_commands_run(
     wanted = [*recipe["evaluate"]["models"], *(f"srpo/{control}" for control in recipe["evaluate"]["controls"])]
     assert sorted(results.values("system")) == sorted(wanted)
     assert {row["n"] for row in results.rows if row["seed"] == 0} == {4}
+
+
+def test_the_whole_evaluation_of_the_carry_task(
+    stand_ins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (RECIPES / f"{WHOLE}.yaml").read_text("utf-8")
+    for command in ("srpo demo --seeds 3", "python -m benchmarks.carry_rounds", "srpo evaluate --config"):
+        assert f"#   {command}" in text
+    for name in (name for name in stand_ins if name.startswith("runs/demo3/")):
+        text = text.replace(name, stand_ins[name])
+    text = re.sub(r"runs/(demo3|rounds)/seed\{seed\}[\w/]*", "trained", text)
+    shutil.copytree(stand_ins["runs/carry/seed0/base"], "trained")
+    record = {"format": 1, "objective": "srpo", "beta": 0.3, "alpha": 0.5, "logps_reduction": "sum"}
+    Path("trained/srpo_training.json").write_text(json.dumps(record))
+    (tmp_path / "recipe.yaml").write_text(text, "utf-8")
+    recipe = yaml.safe_load(text)
+    rounds = [name for name in recipe["models"] if "rounds" in name]
+    assert f"--without {rounds[0]}\n# {rounds[1]}" in text
+    small = [
+        "--revisions",
+        "1",
+        "--max_new_tokens",
+        "3",
+        "--limit",
+        "4",
+        "--seeds",
+        "3",
+        "--revision_template",
+        "plain",
+    ]
+    systems = {}
+    for out, without in (("whole", []), ("part", ["--without", *rounds])):
+        assert run(["evaluate", "--config", "recipe.yaml", *small, *without, "--output_dir", out]) == 0
+        results = read_results(tmp_path / out / "results.json")
+        systems[out] = {*results.values("system")}
+        assert {*results.drawn} <= systems[out] <= {*recipe["labels"]} | {f"srpo/{each}" for each in CONTROLS}
+    assert {f"srpo/{each}" for each in CONTROLS} | {*recipe["models"]} <= systems["whole"]
+    assert systems["whole"] - systems["part"] == {*rounds, "srpo_rounds/best_of"}

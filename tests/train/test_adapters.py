@@ -144,3 +144,18 @@ def test_activation_checkpointing_changes_nothing_under_an_adapter(base: Path, t
         run.train()
     assert logged(runs[0], "loss") == pytest.approx(logged(runs[1], "loss"), rel=1e-5)
     assert logged(runs[0], "grad_norm") == pytest.approx(logged(runs[1], "grad_norm"), rel=1e-4)
+
+
+def test_a_compiled_adapter_has_its_base_for_a_reference(base: Path, tmp_path: Path) -> None:
+    # The trainer is then given another object than the reference: a wrapper round the model both score with.
+    torch._dynamo.reset()
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    runs = [
+        adapter_run(base, tmp_path / str(n), peft_config=lora(), args={"max_steps": 2, **args})
+        for n, args in enumerate(({}, compiled))
+    ]
+    for run in runs:
+        run.train()
+    assert {run._backend for run in runs} == {"path"}
+    assert logged(runs[1], "loss") == [pytest.approx(loss, rel=1e-5) for loss in logged(runs[0], "loss")]
+    assert logged(runs[1], "rewards/chosen")[0] == 0.0  # the log-ratio at step 0
