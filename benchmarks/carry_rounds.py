@@ -72,6 +72,7 @@ class Job:
     seed: int
     labels: int
     prompts: int
+    sampled: int = PROMPTS
 
     @property
     def name(self) -> str:
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=2000, help="sums per split in the evaluation")
+    parser.add_argument("--sampled", type=int, default=PROMPTS, help="sums that a round draws answers to")
     parser.add_argument("--labels", type=int, nargs="*", default=[2000], help="smaller label budgets a round, for SRPO")
     args = parser.parse_args()
     logging.getLogger("srpo").setLevel(logging.ERROR)
@@ -95,8 +97,8 @@ def main() -> None:
         start_run(run, CarryConfig(), seed, say)
         out = str(Path(args.output_dir) / f"seed{seed}")
         for method in ("srpo", "offline", "ipo", "dpo"):
-            jobs.append(Job(str(run), out, method, seed, BATCH * STEPS, args.prompts))
-        jobs += [Job(str(run), out, "srpo", seed, labels, args.prompts) for labels in args.labels]
+            jobs.append(Job(str(run), out, method, seed, BATCH * STEPS, args.prompts, args.sampled))
+        jobs += [Job(str(run), out, "srpo", seed, labels, args.prompts, args.sampled) for labels in args.labels]
     jobs.sort(key=lambda job: job.seed)
     results = []
     for job, found in zip(jobs, side_by_side(work, jobs), strict=True):
@@ -180,7 +182,7 @@ def plan_of(job: Job, file: Path, prompts: int, **changed: Any) -> RoundsArgumen
 
 def rounds(job: Job, out: Path) -> list[tuple[Path, int, int]]:
     """(model, labels so far, steps so far) after the offline training and each round."""
-    plan = plan_of(job, out.with_suffix(".prompts.jsonl"), PROMPTS)
+    plan = plan_of(job, out.with_suffix(".prompts.jsonl"), job.sampled)
     done = run_rounds(str(out), settings_of(job, job.method), plan, RightDigits(), train_with)
     labels = [sum(each.labels for each in done[: n + 1]) for n in range(len(done))]
     steps = [CarryConfig().steps + n * STEPS for n in range(len(done))]

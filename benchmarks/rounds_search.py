@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.rounds_search --ways before prompts-20k --output_dir runs/rounds_search
 
-Each way is three rounds (or `--rounds`) from one offline SRPO training, in which one thing differs: how many prompts are
+Each way is three rounds (or `--rounds`) from one offline SRPO training, in which one thing differs: how many sums are
 sampled, how a round trains, whose pairs it trains on, which comparisons are asked about. A way's score is the share of
 exact answers after five revisions, T = 1, averaged over both splits and all bases: the last round's, whichever revision
 or round did best. What is there already is not run again. Prints a Markdown table.
