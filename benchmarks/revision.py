@@ -1,144 +1,46 @@
-"""How fast a chain of revisions is decoded: transformers' `generate` for each, its prompt lookup, and ours.
+"""How fast a chain of revisions is decoded: transformers' `generate` for each, its prompt lookup, ours, and vLLM.
 
-    python -m benchmarks.revision [--case converging ...] [--batch 1 8 32] [--seeds 3]
+    python -m benchmarks.revision --case converging "steady 5%" "steady 30%" --seeds 7
+    python -m benchmarks.revision --case mixed --batch 8 32
+    python -m benchmarks.revision --subject carry text --batch 1 8 32 --temperature 0 1
+    .venv-vllm/bin/python -m benchmarks.revision --subject carry text --ways generate live vllm "vllm, plain"
 
-A model of 25.5M random weights (hidden 512, 6 layers, 8 heads, 4 key-value heads, vocabulary 8,192), prompts of 256
-tokens, answers of 128, an instruction of 16. What it answers is scripted: at each position one token gets 10,000 nats
-more, so that each revision differs from its draft by exactly the edits asked for, a third of them deletions,
-replacements and insertions each, while every forward costs what it costs. Each answer is compared with the script.
-Process time, one thread; the ways take turns within one process, so that noise falls on all alike.
+Subjects: a scripted model of 25.5M weights whose edits are chosen (chains.py), and two trained ones whose edits are
+their own (trained.py). A chain is a draft and five revisions, and the revisions are timed. Each way decodes every
+chain of a case, in an order that changes from chain to chain, within one process on one thread, so that noise falls on
+all alike; every chain has a seed of its own. Told is the median over chains and, in brackets, the least and the
+largest; a gain is a ratio within one chain. The clock is processor time, or wall time as soon as vLLM is among the
+ways, which computes in a process of its own.
+
+Every way is asked for each revision of plain decoding's chain. Where it writes something else, tokens are counted, and
+the gap between the model's two likeliest tokens where the answers part; a gap above 1e-3 nats under greedy decoding is
+no rounding, and ends the run with exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
+import os
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as hf_logging
 
-from srpo.generate.engine import Engine
+from benchmarks.chains import CASES, REVISIONS, Chain, Scripted, Subject
+from srpo.generate.engine import Completion, Engine
 from srpo.generate.hf import HFEngine
 from srpo.generate.live import LiveEngine
-
-PROMPT, ANSWER, INSTRUCTION, VOCABULARY, EOS = 256, 128, 16, 8192, 2
-ROOM = PROMPT + 3 * ANSWER + INSTRUCTION
-
-# Edit rates of the five revisions of a row; with several rows, row n takes schedule n, over and over.
-CASES: dict[str, Sequence[Sequence[float]]] = {
-    "converging": [(0.10, 0.05, 0.02, 0, 0)],
-    "mixed": [
-        (0.10, 0.05, 0.02, 0, 0),
-        (0.05,) * 5,
-        (0.20, 0.10, 0.05, 0.02, 0),
-        (0.02, 0, 0, 0, 0),
-        (0.30, 0.10, 0.05, 0.02, 0.02),
-        (0.02,) * 5,
-        (0.05, 0.02, 0, 0, 0),
-        (0.10,) * 5,
-    ],
-    **{f"steady {rate:.0%}": [(rate,) * 5] for rate in (0.0, 0.02, 0.05, 0.10, 0.20, 0.30, 0.50)},
-}
-
-
-class ScriptedLlama(LlamaForCausalLM):
-    """A Llama that is made to say what a script says: after token t at position p comes `script[p, t]`."""
-
-    script: Tensor
-
-    def forward(self, input_ids: Any = None, position_ids: Any = None, logits_to_keep: Any = 0, **rest: Any) -> Any:
-        out = super().forward(input_ids, position_ids=position_ids, logits_to_keep=logits_to_keep, **rest)
-        kept = out.logits.shape[1]
-        if position_ids is None:
-            past = rest["past_key_values"].get_seq_length() if rest.get("past_key_values") is not None else None
-            start = 0 if past is None else past - input_ids.shape[1]
-            position_ids = start + torch.arange(input_ids.shape[1])[None]
-        said_NK1 = self.script[position_ids[:, -kept:], input_ids[:, -kept:]][..., None]
-        out.logits.scatter_add_(-1, said_NK1, torch.full(said_NK1.shape, 1e4))
-        return out
-
-
-def model() -> ScriptedLlama:
-    """Random weights."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=512,
-        intermediate_size=1344,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=4096,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=EOS,
-    )
-    return ScriptedLlama(config).eval()
-
-
-# ---------------------------------------------------------------------- chains
-
-
-@dataclass
-class Chain:
-    """A row: what precedes its answers, the answers in turn, and what follows them in the context of a revision."""
-
-    prompt: list[int]
-    answers: list[list[int]]
-    instruction: list[int]
-
-    def context(self, revision: int) -> list[int]:
-        return self.prompt + self.answers[revision - 1] + self.instruction
-
-
-def chains(schedules: Sequence[Sequence[float]], rows: int, seed: int) -> list[Chain]:
-    """Rows whose tokens come from vocabularies of their own, so that one script serves a whole batch."""
-    rng, share = random.Random(seed), (VOCABULARY - 3) // rows
-    made = []
-    for row in range(rows):
-        own = range(3 + row * share, 3 + (row + 1) * share)
-        texts = [[rng.choice(own) for _ in range(n)] for n in (PROMPT, ANSWER, INSTRUCTION)]
-        answers = [texts[1]]
-        for rate in schedules[row % len(schedules)]:
-            answers.append(edited(answers[-1], rate, own, rng))
-        made.append(Chain(texts[0], answers, texts[2]))
-    return made
-
-
-def edited(draft: Sequence[int], rate: float, vocabulary: Sequence[int], rng: random.Random) -> list[int]:
-    """Each token left out, replaced or preceded by another, with a third of the rate each."""
-    out: list[int] = []
-    for token in draft:
-        kind = rng.random()
-        if kind < rate / 3:
-            continue
-        if kind < rate:
-            out.append(rng.choice(vocabulary))
-        if kind >= 2 * rate / 3:
-            out.append(token)
-    return out
-
-
-def script(rows: Sequence[Chain], revision: int) -> Tensor:
-    """[positions, V] what each row says after each of its own tokens in that revision."""
-    table = torch.full((ROOM, VOCABULARY), EOS)
-    for row in rows:
-        start, answer = row.context(revision), [*row.answers[revision], EOS]
-        ids = [*start[-1:], *answer]
-        for at, (token, following) in enumerate(pairwise(ids), len(start) - 1):
-            table[at, token] = following
-    return table
-
-
-# ---------------------------------------------------------------------- ways
+from srpo.generate.parting import Count
+from srpo.maths.edits import edit_distance
 
 
 class LookupEngine(HFEngine):
@@ -155,8 +57,6 @@ class LookupEngine(HFEngine):
             eos_token_id=list(stop_ids),
             pad_token_id=0,
         )
-        from srpo.generate.engine import Completion
-
         return [Completion(tuple(out[0, ids.shape[1] :].tolist()), True, 0.0)]
 
 
@@ -165,78 +65,191 @@ class Way:
     """A way to decode a chain.
 
     Attributes:
-        engine: made anew for each chain.
-        stops: whether a row that repeats its draft is left alone from then on, as `Reviser` does.
+        engine: makes one for so many rows.
+        stops: whether a row that repeats its draft is left alone from then on, as `Reviser` does under greedy decoding.
+        drafts: whether the engine has written the draft as well, as in use; otherwise the first revision finds nothing
+            read, which is how `generate` finds every one.
         rows: rows at most.
+        samples: draws what plain decoding draws at a temperature.
+        served: needs the model in a folder.
     """
 
-    engine: Callable[[Any, int], Engine]
+    engine: Callable[[Subject, int], Engine]
     stops: bool = False
+    drafts: bool = False
     rows: int = 10**6
+    samples: bool = True
+    served: bool = False
+
+
+def _live(subject: Subject, rows: int) -> Engine:
+    engine = LiveEngine(subject.model, pad_id=subject.pad_id, batch_size=rows)
+    engine._settle([1])  # the model is tried once a process, and not once a chain
+    return engine
+
+
+@cache
+def _vllm(folder: str, speculation: str) -> Engine:
+    from srpo.generate.vllm import VLLMEngine
+
+    return VLLMEngine(folder, speculation=speculation, batch_size=32, enforce_eager=True)
 
 
 WAYS = {
-    "generate": Way(lambda model, rows: HFEngine(model, pad_id=0, batch_size=rows)),
-    "lookup": Way(lambda model, rows: LookupEngine(model, pad_id=0, batch_size=rows), rows=1),
-    "generate, stopping": Way(lambda model, rows: HFEngine(model, pad_id=0, batch_size=rows), stops=True),
-    "live": Way(lambda model, rows: LiveEngine(model, pad_id=0, batch_size=rows), stops=True),
+    "generate": Way(lambda subject, rows: HFEngine(subject.model, pad_id=subject.pad_id, batch_size=rows)),
+    "lookup": Way(lambda subject, rows: LookupEngine(subject.model, pad_id=0), rows=1, samples=False),
+    "generate, stopping": Way(
+        lambda subject, rows: HFEngine(subject.model, pad_id=subject.pad_id, batch_size=rows), stops=True
+    ),
+    "live": Way(_live, stops=True),
+    "live, drafted": Way(_live, stops=True, drafts=True),
+    "vllm, plain": Way(lambda subject, rows: _vllm(subject.folder, "none"), stops=True, samples=False, served=True),
+    "vllm": Way(lambda subject, rows: _vllm(subject.folder, "auto"), stops=True, samples=False, served=True),
 }
 
 
-def decode(way: Way, model: Any, rows: list[Chain], scripts: Sequence[Tensor]) -> float:
-    """Seconds of process time for all revisions of all rows."""
-    engine, seconds, under_way = way.engine(model, len(rows)), 0.0, list(rows)
-    for revision in range(1, len(rows[0].answers)):
-        model.script = scripts[revision - 1]
-        contexts = [row.context(revision) for row in under_way]
-        began = time.process_time()
+@dataclass
+class Run:
+    """All chains of one case by all ways.
+
+    Attributes:
+        seconds: of each way, a number per chain.
+        counts: of each way, what it wrote otherwise than plain decoding.
+        edits: of each revision of each row, as a share of its draft's tokens.
+    """
+
+    seconds: dict[str, list[float]]
+    counts: dict[str, Count]
+    edits: list[list[float]]
+
+
+def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, seed: int, count: Count) -> Any:
+    """(processor, wall) seconds for all revisions of all rows."""
+    subject.turn_to(rows, 0)
+    engine, processor, wall = way.engine(subject, len(rows)), 0.0, 0.0
+    under_way = list(enumerate(rows))
+    for revision in range(0 if way.drafts else 1, REVISIONS + 1):
+        some = [row for _, row in under_way]
+        subject.turn_to(some, revision)
+        contexts, answers = [row.contexts[revision] for row in some], [row.answers[revision] for row in some]
+        before, clock = time.process_time(), time.perf_counter()
         done = engine.complete(
             contexts,
-            ["" for _ in under_way],
-            max_new_tokens=2 * ANSWER,
-            stop_ids=[EOS],
-            temperature=0,
-            guesses=[[*row.answers[revision - 1], EOS] for row in under_way],
+            [f"{place}/{revision}" for place, _ in under_way],
+            max_new_tokens=subject.max_new_tokens,
+            stop_ids=subject.stop_ids,
+            temperature=temperature,
+            seed=seed,
+            guesses=[row.answers[revision - 1] for row in some] if revision else None,
         )
-        seconds += time.process_time() - began
-        for row, answer in zip(under_way, done, strict=True):
-            assert list(answer.ids) == [*row.answers[revision], EOS], "not what the script says"
-        if way.stops:
-            under_way = [row for row in under_way if row.answers[revision] != row.answers[revision - 1]]
+        if revision:
+            processor, wall = processor + time.process_time() - before, wall + time.perf_counter() - clock
+            count.see(subject.model, contexts, answers, [each.ids for each in done])
+        if way.stops and revision and temperature == 0:
+            under_way = [(n, row) for n, row in under_way if row.answers[revision] != row.answers[revision - 1]]
         if not under_way:
             break
-    return seconds
+    return processor, wall
 
 
-def main() -> None:
+def measure(subject: Subject, case: str, size: int, ways: Sequence[str], args: Any, temperature: float) -> Run:
+    """Every chain by every way in turns."""
+    run = Run({way: [] for way in ways}, {way: Count() for way in ways}, [])
+    walled = any(WAYS[way].served for way in ways)
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        rows = subject.chains(case, size, seed, temperature)
+        for row in rows:
+            pairs = zip(row.answers, row.answers[1:], strict=False)
+            run.edits.append([edit_distance(old, new) / max(1, len(old) - 1) for old, new in pairs])
+        for name in random.Random(seed).sample(list(ways), len(ways)):
+            spent = decode(WAYS[name], subject, rows, temperature, seed, run.counts[name])
+            run.seconds[name].append(spent[walled])
+    return run
+
+
+# ---------------------------------------------------------------------- what is told
+
+
+def told(run: Run) -> list[str]:
+    """A line per way."""
+    edits = ", ".join(f"{100 * statistics.mean(each):.1f}" for each in zip(*run.edits, strict=True))
+    lines = [f"    edits per revision, mean, %: {edits}"]
+    for way, seconds in run.seconds.items():
+        line = f"    {way:<19}{spread(seconds, '.3f')} s"
+        for other in ("generate", "lookup"):
+            if other in run.seconds and other != way:
+                line += f"; ×{spread(ratios(run.seconds[other], seconds), '.2f')} over {other}"
+        if run.counts[way].gaps:
+            line += f"; {run.counts[way].sentence()}"
+        lines.append(line)
+    return lines
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Chain by chain."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, least and largest."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def subject_of(name: str, args: Any) -> Subject:
+    """The subject of that name; a trained one is made if it is not there."""
+    if name == "scripted":
+        return Scripted()
+    from benchmarks import trained
+
+    output_dir = Path(args.output_dir)
+    return trained.carry(args.carry, output_dir) if name == "carry" else trained.text(output_dir)
+
+
+def ways_of(name: str, size: int, temperature: float, wanted: Sequence[str]) -> list[str]:
+    """Those of the wanted ways that can serve it."""
+    can = {way for way in wanted if size <= WAYS[way].rows and (temperature == 0 or WAYS[way].samples)}
+    if name == "scripted" or importlib.util.find_spec("vllm") is None:
+        can -= {way for way in can if WAYS[way].served}
+    return [way for way in wanted if way in can]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--subject", nargs="+", default=["scripted"], choices=["scripted", "carry", "text"])
+    parser.add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES), help="of the scripted subject")
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
+    parser.add_argument("--temperature", nargs="+", type=float, default=[0.0], help="of the trained subjects")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--seeds", type=int, default=3, help="chains per case")
+    parser.add_argument("--seeds", type=int, default=5, help="chains per case")
+    parser.add_argument("--first_seed", type=int, default=0)
+    parser.add_argument("--carry", default="", help="a seed's folder of `srpo demo`: runs/demo/seed0")
+    parser.add_argument("--output_dir", default="runs/revision", help="where trained subjects are kept")
+    parser.add_argument("--out", help="a file that a line of JSON per case is appended to")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "0")  # one thread for vLLM as well
     hf_logging.set_verbosity_error()
-    subject = model()
-    for size in args.batch:
-        for name in args.case:
-            seconds: dict[str, list[float]] = {}
-            for seed in range(args.seeds):
-                rows = chains(CASES[name], size, seed)
-                scripts = [script(rows, revision) for revision in range(1, 6)]
-                for way in args.ways:
-                    if size <= WAYS[way].rows:
-                        seconds.setdefault(way, []).append(decode(WAYS[way], subject, rows, scripts))
-            print(f"batch {size}, {name}: " + ", ".join(_against(seconds, way) for way in seconds), flush=True)
-
-
-def _against(seconds: dict[str, list[float]], way: str) -> str:
-    mean = statistics.mean(seconds[way])
-    if "generate" not in seconds or way == "generate":
-        return f"{way} {mean:.2f} s"
-    gains = [plain / mine for plain, mine in zip(seconds["generate"], seconds[way], strict=True)]
-    return f"{way} {mean:.2f} s ×{statistics.median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f})"
+    if importlib.util.find_spec("vllm") is None and any(WAYS[way].served for way in args.ways):
+        print("vLLM is not installed here and left out; `make vllm` makes an environment that has it")
+    mistakes = 0
+    for name in args.subject:
+        subject = subject_of(name, args)
+        for size in args.batch:
+            for temperature in args.temperature if name != "scripted" else [0.0]:
+                for case in args.case if name == "scripted" else [""]:
+                    ways = ways_of(name, size, temperature, args.ways)
+                    run = measure(subject, case, size, ways, args, temperature)
+                    print(f"{name} {case}, batch {size}, temperature {temperature:g}, {args.seeds} chains")
+                    print("\n".join(told(run)), flush=True)
+                    mistakes += sum(count.mistakes for count in run.counts.values()) if temperature == 0 else 0
+                    if args.out:
+                        row = {"subject": name, "case": case, "batch": size, "temperature": temperature}
+                        with Path(args.out).open("a", encoding="utf-8") as file:
+                            file.write(json.dumps({**row, "seconds": run.seconds, "edits": run.edits}) + "\n")
+    if mistakes:
+        print(f"{mistakes} answers differ from plain decoding where the model was not undecided")
+    return int(mistakes > 0)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -53,7 +53,18 @@ class Parser(Mistakes):
         )
 
 
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to what standard error is at the time: while a bar is shown, to what writes above the bar."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # StreamHandler's own would settle on a stream
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
 def show_progress() -> None:
     """Progress goes to standard error, a line each; what a library says of every single request does not."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_StandardError()])
     logging.getLogger("httpx").setLevel(logging.WARNING)

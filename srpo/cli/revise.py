@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     parser = Parser("revise", "Draft an answer to each prompt and revise it.")
     parser.add_argument("--model_name_or_path", default="", help="folder of a trained model or adapter")
-    parser.add_argument("--input", required=True, help="a file with a `prompt` per row, in any layout")
+    parser.add_argument("--input", required=True, help="a file with a `prompt` per row, in any layout; -: stdin")
     parser.add_argument("--output", required=True, help="JSONL of trails; rows already in it are not done again")
     parser.add_argument("--revisions", type=int, default=5, help="revisions at most")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     show_progress()
     settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens, args.policy)
 
+    source = "/dev/stdin" if args.input == "-" else args.input
     engine, asked = serving(args), Path(f"{args.output}.answers.jsonl")
 
     def reviser() -> Reviser:
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
         "calibrated": decided(args.model_name_or_path) if args.policy == "auto" else "",
         **engine.made_with(),
     }
-    done, skipped = revise_file(reviser, args.input, args.output, settings, bad_rows=args.bad_rows, made_with=made_with)
+    done, skipped = revise_file(reviser, source, args.output, settings, bad_rows=args.bad_rows, made_with=made_with)
     asked.unlink(missing_ok=True)  # what it holds stands in the trails by now
     print(f"{args.output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
     if args.diff or args.html:

@@ -15,6 +15,7 @@ from typing import Any
 from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError, redacted
 from srpo.pairs.read import PromptRow, Reject, read_prompts, reasons
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
+from srpo.progress import Progress
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
@@ -94,14 +95,11 @@ def write_trails(
     try:
         _expect_same(redacted(dict(made_with)), path)
         present, failed = _present(path, rows)
-        with path.open("a", encoding="utf-8") as file:
-            done = present
+        with path.open("a", encoding="utf-8") as file, Progress("prompts", len(rows), present) as progress:
             for trail in draw(present, None) if present < len(rows) else ():
                 file.write(trail.to_json() + "\n")
                 file.flush()
-                done += 1
-                if done % 100 == 0 or done == len(rows):
-                    log.info("srpo: %d of %d prompts", done, len(rows))
+                progress.step()
         if failed:
             _ask_again(draw, path, failed)
     except OSError as error:
@@ -123,8 +121,10 @@ def _ask_again(draw: Draw, path: Path, failed: list[int]) -> None:
     lines = path.read_bytes().split(b"\n")
     places = iter(failed)
     try:
-        for trail in draw(0, failed):
-            lines[next(places)] = trail.to_json().encode()
+        with Progress("prompts asked again", len(failed)) as progress:
+            for trail in draw(0, failed):
+                lines[next(places)] = trail.to_json().encode()
+                progress.step()
     finally:  # what came before an interruption counts, too
         beside = path.with_name(path.name + ".new")
         beside.write_bytes(b"\n".join(lines))

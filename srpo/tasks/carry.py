@@ -29,7 +29,7 @@ from torch import Tensor
 from srpo.errors import ConfigError
 from srpo.evaluate.judges import Judge, per_character
 from srpo.pairs.render import RevisionTemplate
-from srpo.tasks.pretraining import Outcomes, fit, small_llama
+from srpo.tasks.pretraining import Outcomes, character_tokenizer, fit, small_llama
 
 TEMPLATE = RevisionTemplate("carry", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}?")
 SPLITS = ("in", "out")
@@ -127,17 +127,7 @@ def sums(n: int, split: str, *, digits: int = 5, seed: int = 0) -> list[dict[str
 
 def carry_tokenizer() -> Any:
     """A tokenizer with one token per character of a sum."""
-    from tokenizers import Tokenizer, decoders, models, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {character: i for i, character in enumerate(ALPHABET)}
-    vocab |= {token: len(vocab) + i for i, token in enumerate(("<pad>", "<bos>", "<eos>"))}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.decoder = decoders.Fuse()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", vocab["<bos>"])]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    return character_tokenizer(ALPHABET)
 
 
 def untrained_base(config: BaseConfig) -> Any:

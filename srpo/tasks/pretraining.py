@@ -27,6 +27,21 @@ class Outcomes(NamedTuple):
     mistaken_NL: Tensor
 
 
+def character_tokenizer(alphabet: str) -> Any:
+    """A tokenizer with one token per character of that alphabet."""
+    from tokenizers import Tokenizer, decoders, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {character: i for i, character in enumerate(alphabet)}
+    vocab |= {token: len(vocab) + i for i, token in enumerate(("<pad>", "<bos>", "<eos>"))}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.decoder = decoders.Fuse()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocab["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
 def small_llama(tokenizer: Any, *, hidden: int, layers: int, heads: int, window: int, seed: int) -> Any:
     """A Llama of that shape with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -24,9 +24,9 @@ def words_of(verb: str, settings: dict[str, Any]) -> list[str]:
     return [verb, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
 
 
-def srpo(*words: str) -> subprocess.CompletedProcess[str]:
+def srpo(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     """`srpo WORDS…` in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True, **more)
 
 
 def interrupted(words: list[str], *, stream: str, after: str) -> tuple[int, str, str]:
@@ -120,6 +120,14 @@ def test_train_leaves_a_model_that_learnt_and_what_revising_needs(model: Path) -
     assert losses[7] < 0.9 * losses[0]
     assert json.loads((model / "revision_template.json").read_text("utf-8"))["name"] == "carry"
     assert json.loads((model / "srpo_training.json").read_text("utf-8"))["beta"] == 0.5
+
+
+def test_revise_reads_standard_input(place: Path, model: Path, trails: Path) -> None:
+    settings = revise_settings(place, model, place / "piped.jsonl", input="-")
+    prompts = (place / "prompts.jsonl").read_text("utf-8")
+    done = srpo(*words_of("revise", settings), input=prompts)
+    assert done.returncode == 0, done.stderr
+    assert rows(place / "piped.jsonl") == rows(trails)
 
 
 def test_revise_draws_with_the_saved_template_and_confidence(place: Path, model: Path, trails: Path) -> None:

@@ -25,6 +25,7 @@ import torch
 from srpo import Reviser
 from srpo.generate.http import Endpoint
 from srpo.generate.openai import CompletionsEngine
+from srpo.generate.parting import Count
 from srpo.generate.ratios import RatioScorer
 from srpo.generate.vllm import VLLMEngine
 from srpo.model.load import load_model
@@ -38,7 +39,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` runs it"),
 ]
 PROMPTS = [f"{a}+{b}=" for a in range(10, 34) for b in (7, 95)]
-GAP = 1e-3  # nats between the two likeliest tokens, below which two float32 engines may differ
 NATS = 1e-4  # between log-ratios of two float32 engines
 SETTINGS: dict[str, Any] = {"revisions": 4, "temperature": 0, "max_new_tokens": 8}
 
@@ -80,20 +80,20 @@ def served(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Iterator
     engine.close()
 
 
-def apart(subject: Reviser, ours: list[Trail], theirs: list[Trail]) -> tuple[int, float]:
-    """How many trails part where the two likeliest tokens are near, and the largest gap at which one parts."""
-    parted, largest = 0, 0.0
+def apart(subject: Reviser, ours: list[Trail], theirs: list[Trail]) -> Count:
+    """How the answers of two engines part, of each trail up to the first that does: later ones have other contexts."""
+    count, end = Count(), carry_tokenizer().eos_token_id
     for one, other in zip(ours, theirs, strict=True):
         in_hand = None
         for a, b in zip(one.answers, other.answers, strict=False):
-            if a.text != b.text or a.finished != b.finished:
-                render = subject.renderer
-                context = render.draft(one.prompt) if in_hand is None else render.revision(one.prompt, in_hand)
-                largest = max(largest, gap(subject.model, context, ids_of(a.text), ids_of(b.text)))
-                parted += 1
+            render = subject.renderer
+            context = render.draft(one.prompt) if in_hand is None else render.revision(one.prompt, in_hand)
+            mine, its = (ids_of(answer.text) + [end] * answer.finished for answer in (a, b))
+            count.see(subject.model, [context], [mine], [its])
+            if mine != its:
                 break
-            in_hand = a.text
-    return parted, largest
+            in_hand = a.text if a.kept else in_hand
+    return count
 
 
 def unlike(ours: list[Trail], theirs: list[Trail]) -> float:
@@ -104,14 +104,6 @@ def unlike(ours: list[Trail], theirs: list[Trail]) -> float:
         for (before, a), (before_too, b) in zip(pairwise(one.answers), pairwise(other.answers), strict=False)
         if (before.text, a.text) == (before_too.text, b.text) and a.preferred is not None and b.preferred is not None
     )
-
-
-@torch.no_grad()
-def gap(model: Any, context: list[int], one: list[int], other: list[int]) -> float:
-    """Nats between the two likeliest tokens where two answers part."""
-    shared = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    best = model(torch.tensor([[*context, *one[:shared]]])).logits[0, -1].log_softmax(-1).topk(2).values
-    return float(best[0] - best[1])
 
 
 def test_greedy_trails_and_confidences_are_those_in_process(
@@ -126,15 +118,15 @@ def test_greedy_trails_and_confidences_are_those_in_process(
         scorer = RatioScorer(engine.logps, lambda pairs: logps_in_process(base.model, pairs))
     far = Reviser(str(folder), engine=engine, scorer=scorer)
     ours, theirs = near.revise(PROMPTS, **SETTINGS), far.revise(PROMPTS, **SETTINGS)
-    parted, largest = apart(near, ours, theirs)
+    count = apart(near, ours, theirs)
     with capsys.disabled():
-        print(f"\n{folder.name}, {engine.speculation}: {parted} of {len(PROMPTS)} trails part, gaps to {largest:.1e}")
-    assert largest <= GAP
-    assert parted <= len(PROMPTS) // 10
+        print(f"\n{folder.name}, {engine.speculation}: {count.sentence()}")
+    assert count.mistakes == 0
+    assert len(count.gaps) <= len(PROMPTS) // 10
     assert unlike(ours, theirs) <= 0.1 * NATS * 2  # β times two log-ratios
     # The control: the base in process says something else.
     other = Reviser(str(folders["base"])).revise(PROMPTS, **SETTINGS)
-    assert apart(near, ours, other)[1] > GAP
+    assert apart(near, ours, other).mistakes > 0
 
 
 @torch.no_grad()
@@ -213,9 +205,9 @@ def test_vllm_serve_answers_like_the_engine_in_process(folders: dict[str, Path],
             far = Reviser(str(folders["adapter"]), engine=policy, scorer=RatioScorer(policy.logps, base.logps))
             ours, theirs = near.revise(PROMPTS, **SETTINGS), far.revise(PROMPTS, **SETTINGS)
             assert not [trail.failed for trail in theirs if trail.failed]
-            parted, largest = apart(near, ours, theirs)
-            assert largest <= GAP
-            assert parted <= len(PROMPTS) // 10
+            count = apart(near, ours, theirs)
+            assert count.mistakes == 0, count.sentence()
+            assert len(count.gaps) <= len(PROMPTS) // 10
             assert unlike(ours, theirs) <= 0.1 * NATS * 2
         finally:
             server.terminate()

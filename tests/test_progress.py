@@ -1,0 +1,88 @@
+"""A bar on a terminal, lines elsewhere, nothing where nobody asked; messages stand above the bar, whole."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from srpo import progress
+from srpo.cli.parser import show_progress
+from srpo.output import Redacting
+from srpo.progress import Progress
+
+
+class Terminal(io.StringIO):
+    """Says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def terminal() -> Iterator[Terminal]:
+    """Standard error of the command line on a terminal, the log with it."""
+    stream, root = Terminal(), logging.getLogger()
+    with pytest.MonkeyPatch.context() as patch:  # in the test itself: pytest has handlers and streams of its own
+        patch.setattr(sys, "stderr", Redacting(stream))
+        patch.setenv("TERM", "xterm")
+        patch.setattr(root, "handlers", [])
+        patch.setattr(root, "level", root.level)
+        show_progress()
+        yield stream
+
+
+def test_a_bar_on_a_terminal_and_messages_above_it() -> None:
+    with terminal() as stream, Progress("prompts", 4, done=1) as under_way:
+        under_way.step()
+        logging.getLogger("srpo").warning("srpo: something about a prompt")
+        under_way.step()
+        under_way.step()
+    shown = stream.getvalue()
+    assert "prompts" in shown
+    assert "4/4" in shown
+    assert "\nsrpo: something about a prompt\n" in shown.replace("\r", "\n").replace("\x1b[2K", "")
+    assert "srpo: 4 of 4" not in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is back
+
+
+def interrupted() -> None:
+    with Progress("prompts", 4) as under_way:
+        under_way.step()
+        raise KeyboardInterrupt
+
+
+def test_a_bar_is_taken_away_by_ctrl_c() -> None:
+    with terminal() as stream, pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert stream.getvalue().count("\x1b[?25h") == 1
+
+
+def test_lines_elsewhere(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    with caplog.at_level(logging.INFO, "srpo"), Progress("prompts", 250, done=40) as under_way:
+        for _ in range(210):
+            under_way.step()
+    assert caplog.messages == [f"srpo: {done} of 250 prompts" for done in (100, 200, 250)]
+    assert capsys.readouterr().err == ""
+
+
+def test_slow_work_is_heard_of_as_well(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SECONDS", -1.0)  # as if each had taken that long
+    with caplog.at_level(logging.INFO, "srpo"), Progress("prompts", 9) as under_way:
+        under_way.step()
+    assert caplog.messages == ["srpo: 1 of 9 prompts"]
+
+
+@pytest.mark.parametrize("done", [0, 3])
+def test_nobody_asked_or_nothing_is_left(done: int) -> None:
+    with terminal() as stream:
+        if done == 0:
+            logging.getLogger().setLevel(logging.WARNING)
+        with Progress("prompts", 3, done) as under_way:
+            if done == 0:
+                under_way.step()
+        assert stream.getvalue() == ""
