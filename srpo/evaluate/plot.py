@@ -97,9 +97,8 @@ def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Any
 
 
 def colours(results: Results) -> dict[str, str]:
-    """System → its colour, those in the figures first."""
-    ordered = dict.fromkeys([*results.drawn, *results.values("system")])
-    others = [system for system in ordered if system != results.highlight]
+    """System in the figures → its colour; the highlighted one has its own."""
+    others = [system for system in results.drawn if system != results.highlight]
     return {results.highlight: HIGHLIGHT} | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
 
 
