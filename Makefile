@@ -16,7 +16,7 @@ test: .venv/core ## every test but the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not sweep and not faults'
 
 faults: .venv/core ## a run killed at every write of its saves, and other ways to die
-	$(OFFLINE) $(BIN)/python -m pytest -q -m faults
+	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not sweep' tests/faults
 
 sweep: .venv/core ## the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -m sweep

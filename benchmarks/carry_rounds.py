@@ -10,8 +10,9 @@ base, with as many optimiser steps and labels a round:
     offline     SRPO without rounds: the steps and labels of all rounds go into more offline pairs
 
 Each stands at its offline settings of the two-base search (lab book, entry 5); learning rate and steps of a round are
-those of one earlier run on another base (1e-4, 150 steps of 64 pairs). Evaluated on fresh sums, T = 1, every revision
-kept, and the best of k+1 drafts by implied reward. Prints Markdown tables; everything is in `results.json`.
+those of one earlier run on another base (1e-4, 150 steps of 64 pairs), how many sums it samples was chosen by
+benchmarks/rounds_search.py. Evaluated on fresh sums, T = 1, every revision kept, and the best of k+1 drafts by implied
+reward. Prints Markdown tables; everything is in `results.json`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from srpo.tasks.stages import run_stage, side_by_side
 from srpo.train.launch import train_with
 
 ROUNDS, STEPS, BATCH, LEARNING_RATE = 3, 150, 64, 1e-4
-PROMPTS = 5_000  # sampled from in each round
+PROMPTS = 20_000  # sampled from in each round
 ASKED = {"srpo": "draft-revision,revision-revision,draft-draft", "dpo": "draft-draft", "ipo": "draft-draft"}
 OFFLINE = {"srpo": CHOSEN["srpo_always"], "dpo": CHOSEN["dpo"], "ipo": CHOSEN["ipo"]}
 SAMPLING, VALIDATION = 4_000_000, 5_000_000  # seeds of sums that nothing else draws
@@ -71,6 +72,7 @@ class Job:
     seed: int
     labels: int
     prompts: int
+    sampled: int = PROMPTS
 
     @property
     def name(self) -> str:
@@ -84,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=2000, help="sums per split in the evaluation")
+    parser.add_argument("--sampled", type=int, default=PROMPTS, help="sums that a round draws answers to")
     parser.add_argument("--labels", type=int, nargs="*", default=[2000], help="smaller label budgets a round, for SRPO")
     args = parser.parse_args()
     logging.getLogger("srpo").setLevel(logging.ERROR)
@@ -94,8 +97,8 @@ def main() -> None:
         start_run(run, CarryConfig(), seed, say)
         out = str(Path(args.output_dir) / f"seed{seed}")
         for method in ("srpo", "offline", "ipo", "dpo"):
-            jobs.append(Job(str(run), out, method, seed, BATCH * STEPS, args.prompts))
-        jobs += [Job(str(run), out, "srpo", seed, labels, args.prompts) for labels in args.labels]
+            jobs.append(Job(str(run), out, method, seed, BATCH * STEPS, args.prompts, args.sampled))
+        jobs += [Job(str(run), out, "srpo", seed, labels, args.prompts, args.sampled) for labels in args.labels]
     jobs.sort(key=lambda job: job.seed)
     results = []
     for job, found in zip(jobs, side_by_side(work, jobs), strict=True):
@@ -179,7 +182,7 @@ def plan_of(job: Job, file: Path, prompts: int, **changed: Any) -> RoundsArgumen
 
 def rounds(job: Job, out: Path) -> list[tuple[Path, int, int]]:
     """(model, labels so far, steps so far) after the offline training and each round."""
-    plan = plan_of(job, out.with_suffix(".prompts.jsonl"), PROMPTS)
+    plan = plan_of(job, out.with_suffix(".prompts.jsonl"), job.sampled)
     done = run_rounds(str(out), settings_of(job, job.method), plan, RightDigits(), train_with)
     labels = [sum(each.labels for each in done[: n + 1]) for n in range(len(done))]
     steps = [CarryConfig().steps + n * STEPS for n in range(len(done))]
@@ -266,7 +269,7 @@ def show(results: list[dict[str, Any]]) -> None:
     for split in reversed(SPLITS):
         for system, said in (("revised", "revisions"), ("best_of", "further drafts")):
             print(f"\n{split} of distribution, exact answers in % after 0, 1, … {said}:\n")
-            print("| method | round | labels | steps | pooled | by seed, last |")
+            print("| method | round | labels, mean | steps | pooled | by seed, last |")
             print("| --- | ---: | ---: | ---: | --- | --- |")
             cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
             for row in results:
@@ -276,8 +279,8 @@ def show(results: list[dict[str, Any]]) -> None:
                 pooled = [sum(values) / len(rows) for values in zip(*(row["exact"] for row in rows), strict=True)]
                 curve = " ".join(f"{100 * value:.0f}" for value in pooled)
                 last = " ".join(f"{100 * row['exact'][-1]:.1f}" for row in rows)
-                labels, steps = rows[0]["labels"], rows[0]["steps"]
-                print(f"| {method} | {number} | {labels} | {steps} | {curve} | {last} |")
+                labels, steps = sum(row["labels"] for row in rows) / len(rows), rows[0]["steps"]
+                print(f"| {method} | {number} | {labels:.0f} | {steps} | {curve} | {last} |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What being safe costs: manifest and fsync beside a stock save, the guard beside a step.
+"""What being safe costs: a save that can be killed beside a stock save, the guard beside a step.
 
     python -m benchmarks.checkpoint [--saves N] [--steps N] [--folder DIR]
 
 A model of 25.5M weights in float32 with its optimiser's two moments: 0.3 GB a save. Both kinds of save go to the same
-disk in turn, so that what else the machine does meets both; each part is timed by itself, and medians are told with
-their quartiles. One thread computes; hashing has threads of its own, as it has in a run.
+disk in turn, each first every other time, so that what else the machine does meets both. Told are the time for which
+training waits, the time until a power cut could undo nothing any more, which goes on behind the next steps, and what a
+step takes with that behind it and without. Medians with their quartiles; one thread computes, and what is done behind
+it has threads of its own.
 """
 
 from __future__ import annotations
@@ -35,8 +37,6 @@ def measure(folder: Path, saves: int, steps: int) -> None:
     import torch
     from transformers import PrinterCallback, Trainer
 
-    from srpo.train import checkpoint, durable
-
     torch.set_num_threads(1)
     trainer = make_trainer(folder / "run", steps)
     trainer.remove_callback(PrinterCallback)
@@ -47,22 +47,54 @@ def measure(folder: Path, saves: int, steps: int) -> None:
     watched = sum(guard.seconds) / steps
     print(f"guard: {1e3 * watched:.2f} ms of a step's {1e3 * step:.0f} ms of computing: {100 * watched / step:.2f} %")
 
-    parts = Timed(checkpoint, "seal", "commit", clock=time.perf_counter)
-    finite = Timed(durable, "expect_finite_weights", clock=time.perf_counter)
-    stock, added = [], []
-    for i in range(1, saves + 1):
-        trainer.state.global_step = 1000 + i
-        stock.append(seconds(lambda: Trainer._save_checkpoint(trainer, trainer.model, None)))
-        shutil.rmtree(folder / "run" / f"checkpoint-{1000 + i}")
-        parts.seconds.clear()
-        finite.seconds.clear()
-        trainer._save_checkpoint(trainer.model, None)
-        added.append(sum(parts.seconds) + sum(finite.seconds))
-        size = checkpoint.size_of(folder / "run" / f"checkpoint-{1000 + i}")
-        shutil.rmtree(folder / "run" / f"checkpoint-{1000 + i}")
-    shares = [100 * mine / theirs for mine, theirs in zip(added, stock, strict=True)]
+    inner = Timed(Trainer, "_save_checkpoint", clock=time.perf_counter)
+    found = [save_both(trainer, inner, 1000 + i, ours_first=i % 2 == 0) for i in range(saves)]
+    stock, waits, added, whole, behind, alone = (list(column) for column in zip(*found, strict=True))
+    size = 12 * sum(p.numel() for p in trainer.model.parameters())
     print(f"stock save of {size / 1e9:.2f} GB: {told(stock)} s")
-    print(f"manifest, fsync, rename, look for nan: {told(added)} s; {told(shares, 0)} % of the stock save beside it")
+    print(f"ours, training waits: {told(waits)} s; {told(shares(waits, stock), 0)} % of the stock save beside it")
+    print(f"of it besides transformers' own saving: {told(added, 3)} s; {told(shares(added, stock), 1)} %")
+    print(f"until it is on the disk: {told(whole)} s; {told(shares(whole, stock), 0)} %")
+    print(f"a step with that behind it: {told(behind)} s, without: {told(alone)} s")
+
+
+def save_both(trainer: Any, inner: Timed, step: int, *, ours_first: bool) -> tuple[float, ...]:
+    """Seconds of a stock save, of the wait for ours, of what that adds to transformers' own part of it, until ours is
+    on the disk, and of a step with the rest of ours behind it and of one without."""
+    from transformers import Trainer
+
+    run = Path(str(trainer.args.output_dir))
+    trainer.state.global_step = step
+    found: dict[str, float] = {}
+
+    def stock() -> None:
+        found["stock"] = seconds(lambda: Trainer._save_checkpoint(trainer, trainer.model, None))
+        shutil.rmtree(run / f"checkpoint-{step}")
+
+    def ours() -> None:
+        found["waits"] = seconds(lambda: trainer._save_checkpoint(trainer.model, None))
+        found["added"] = found["waits"] - inner.seconds[-1]
+        found["whole"] = found["waits"] + seconds(trainer.behind.settle)
+        shutil.rmtree(run / f"checkpoint-{step}")
+
+    for save in (ours, stock) if ours_first else (stock, ours):
+        save()
+    trainer._save_checkpoint(trainer.model, None)
+    found["behind"] = seconds(lambda: one_step(trainer))
+    trainer.behind.settle()
+    found["alone"] = seconds(lambda: one_step(trainer))
+    shutil.rmtree(run / f"checkpoint-{step}")
+    return tuple(found[name] for name in ("stock", "waits", "added", "whole", "behind", "alone"))
+
+
+def one_step(trainer: Any) -> None:
+    """Forward and backward of one pair."""
+    trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
+    trainer.model.zero_grad()
+
+
+def shares(values: list[float], of: list[float]) -> list[float]:
+    return [100 * value / whole for value, whole in zip(values, of, strict=True)]
 
 
 class Timed:

@@ -167,7 +167,7 @@ def _step(args: argparse.Namespace) -> dict[str, Any]:
     # Settling on path attention compares it with flat rows, which no later step does.
     from srpo.model.backends import settle_backend
 
-    with torch.no_grad(), serving(model, backend):
+    with torch.no_grad():
         settle_backend(model, trees_of([(8, 4, 4)], "turn", instruction=4, vocabulary=STEP_VOCABULARY), backend)
     peak, seconds = peak_of(run)
     return {

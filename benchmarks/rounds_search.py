@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.rounds_search --ways before prompts-20k --output_dir runs/rounds_search
 
-Each way is three rounds from one offline SRPO training, in which one thing differs: how many prompts are sampled, how a
-round trains, whose pairs it trains on, which comparisons are asked about. A way's score is the share of exact answers
-after five revisions, T = 1, averaged over both splits and all bases: the last round's, whichever revision or round did
-best. What is there already is not run again. Prints a Markdown table.
+Each way is three rounds (or `--rounds`) from one offline SRPO training, in which one thing differs: how many sums are
+sampled, how a round trains, whose pairs it trains on, which comparisons are asked about. A way's score is the share of
+exact answers after five revisions, T = 1, averaged over both splits and all bases: the last round's, whichever revision
+or round did best. What is there already is not run again. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.carry_rounds import BATCH, NEW_TOKENS, STEPS, Job, RightDigits, plan_of, rights, settings_of
+from benchmarks.carry_rounds import BATCH, NEW_TOKENS, ROUNDS, STEPS, Job, RightDigits, plan_of, rights, settings_of
 from srpo.revise.reviser import Reviser
 from srpo.rounds.run import run_rounds
 from srpo.tasks.carry import SPLITS, BaseConfig
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000])
     parser.add_argument("--threads", type=int, default=1, help="of a base's training; another number is another base")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--prompts", type=int, default=1000, help="validation sums per split")
     args = parser.parse_args()
     quiet()
@@ -86,7 +87,7 @@ def main() -> None:
         start_run(run, replace(CarryConfig(), base=BaseConfig(threads=args.threads)), seed, say)
         for name in args.ways:
             out = Path(args.output_dir) / f"seed{seed}" / name.replace(" ", "_")
-            rows = measured(Job(str(run), str(out), "srpo", seed, BATCH * STEPS, args.prompts), name)
+            rows = measured(Job(str(run), str(out), "srpo", seed, BATCH * STEPS, args.prompts), name, args.rounds)
             show(rows[-1:])
             found += rows
     print()
@@ -102,13 +103,13 @@ def quiet() -> None:
     logging.getLogger("srpo").setLevel(logging.ERROR)
 
 
-def measured(job: Job, name: str) -> list[dict[str, Any]]:
+def measured(job: Job, name: str, rounds: int) -> list[dict[str, Any]]:
     """Trains one way on one base and draws its answers to the validation sums: a row for each round."""
     way, out = WAYS[name], Path(job.out)
     begun = out.parent / "round0"  # the same in all ways
     if begun.exists() and way.train != "kept" and not (out / "round0").exists():
         shutil.copytree(begun, out / "round0")
-    plan = plan_of(job, out.with_suffix(".prompts.jsonl"), way.prompts, **way.plan)
+    plan = plan_of(job, out.with_suffix(".prompts.jsonl"), way.prompts, rounds=rounds, **way.plan)
     train = {"afresh": train_with, "kept": Keeping(), "all": train_on_all}[way.train]
     done = run_rounds(str(out), settings_of(job, job.method), plan, RightDigits(), train)
     if not begun.exists():

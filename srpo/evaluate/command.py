@@ -23,6 +23,8 @@ from srpo.evaluate.summary import summarise, usual_questions
 from srpo.output import writable_folder
 from srpo.revise.trail import Trail
 
+TITLED = 4  # systems that a title names, at most
+
 
 def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Path]:
     """Draws what is to be drawn, judges, averages, and writes the report.
@@ -70,7 +72,7 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
     report = write_evaluation(
         folder,
         results,
-        title="Drafts and revisions of " + ", ".join(labels.get(name, name) for name in own),
+        title=_title([labels.get(name, name) for name in [highlight, *(each for each in own if each != highlight)]]),
         samples=sample_cases(scored, highlight, others=True, seed=plan.seed),
         run=redacted({"command": command, "judge": _told(judges), "settings": _shown(plan), "srpo": __version__}),
     )
@@ -95,6 +97,11 @@ def _trails(plan: Plan, judge: Any) -> tuple[dict[Key, list[Trail]], dict[str, s
 
     drawn = draw_all(plan, judge)
     return drawn.trails | given, drawn.labels
+
+
+def _title(names: list[str]) -> str:
+    shown = ", ".join(names) if len(names) <= TITLED else f"{names[0]} and {len(names) - 1} other systems"
+    return f"Drafts and revisions of {shown}"
 
 
 def _expect_labelled(labels: Iterable[str], known: Collection[str]) -> None:

@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import ConfigError, InputError
+from srpo.errors import ConfigError, InputError, did_you_mean
 from srpo.evaluate.best_of import several_drafts, weighed
 from srpo.evaluate.controls import draft_only, gold_answers, oracle
 from srpo.evaluate.plan import BEST_OF, CONTROLS, Model, Plan
@@ -26,6 +26,7 @@ from srpo.pairs.presets import RevisionTemplate, template_for
 from srpo.pairs.read import PromptRow, read_prompts
 from srpo.pairs.source import Source, columns_of
 from srpo.revise.files import write_trails
+from srpo.revise.policy import AUTO, NAMES, Policy
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
@@ -229,6 +230,12 @@ def _at(model: Model, seed: int) -> Model:
 
 def _expect_there(name: str, model: Model) -> None:
     """Of all models, before the first is asked: the last may be hours away."""
+    known = [*NAMES, AUTO, BEST_OF]
+    try:
+        Policy.named("always" if model.policy in known else model.policy)
+    except ConfigError:
+        fix, expected = did_you_mean(model.policy, known), "one of " + ", ".join(known)
+        raise ConfigError(f"{model.policy!r}", where=f"models: {name}: policy", expected=expected, fix=fix) from None
     for path in filter(None, (model.model, model.reference)):
         if path.count("/") > 1 and not Path(path).is_dir():  # a hub name has one slash at most
             fix = f"make it first, or leave the model out by `--without {name}`"

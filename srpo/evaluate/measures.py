@@ -69,7 +69,7 @@ def _all(results: Results, split: str, temperature: float | None, seed: int | st
 def _line(results: Results, system: str, cells: list[Cell]) -> dict[str, Any]:
     return {
         "system": results.label(system),
-        "colour": PAGE[colours(results)[system]],
+        "colour": PAGE.get(colours(results).get(system, ""), "rule"),  # faint where no figure shows it
         "main": system == results.highlight,
         "cells": _best(cells),
     }

@@ -99,7 +99,7 @@ class Plan:
     )
     without: list[str] = _option("models of the settings file to leave out", [], many=True, metavar="NAME")
     revisions: int = _option("revisions at most", 5)
-    policy: str = _option("always, or if_preferred: keep what the model prefers", "always")
+    policy: str = _option("always, if_preferred: keep what the model prefers, best_of: of k+1 drafts, …", "always")
     temperature: list[float] = _option("0 is greedy; several are reported apart", [1.0], many=True, metavar="T")
     max_new_tokens: int = _option("tokens per answer", 256)
     batch_size: int = _option("prompts generated together", 32)
@@ -209,13 +209,8 @@ class Plan:
                     raise ConfigError(f"{value!r}", where=each.name, expected="a list")
                 found[each.name] = list(value)
         models = named(found.pop("models", {}), "models", "")
-        for name in (left_out := found.get("without") or []):
-            if models.pop(name, None) is None:
-                fix = did_you_mean(name, models)
-                raise ConfigError(f"no model {name!r}", where="without", expected=" or ".join(models), fix=fix)
-        found["curves"] = [each for each in found.get("curves") or [] if each.partition("/")[0] not in left_out]
-        labels = _labels(found.get("labels") or {})
-        found["labels"] = {name: text for name, text in labels.items() if name.partition("/")[0] not in left_out}
+        found["labels"] = _labels(found.get("labels") or {})
+        _leave_out(found, models)
         shared = {
             "reference": found.get("references"),
             "revision_template": found.get("revision_template"),
@@ -227,7 +222,8 @@ class Plan:
         return cls(**found)
 
 
-NAMED = ("models", "prompts", "labels")
+NAMED = ("models", "prompts", "labels")  # by name, in a mapping or as NAME=…
+LISTED = ("curves", "labels")  # that name systems
 KNOWN = [*(each.name for each in fields(Plan) if each.name != "asked"), *ASKED]
 
 
@@ -281,6 +277,17 @@ def named(given: Any, where: str, alone: str) -> dict[str, Any]:
             raise ConfigError(f"{spec!r} {problem}", where=where, expected="path or name=path, each name once")
         found[name] = path
     return found
+
+
+def _leave_out(found: dict[str, Any], models: dict[str, Any]) -> None:
+    """Takes the models that are named under `without` out of the others, out of figures and out of labels."""
+    out = found.get("without") or []
+    for name in out:
+        if models.pop(name, None) is None:
+            fix = did_you_mean(name, models)
+            raise ConfigError(f"no model {name!r}", where="without", expected=" or ".join(models), fix=fix)
+    stay = {where: [name for name in found.get(where) or [] if name.partition("/")[0] not in out] for where in LISTED}
+    found |= {"curves": stay["curves"], "labels": {name: found["labels"][name] for name in stay["labels"]}}
 
 
 def _labels(given: Any) -> dict[str, str]:

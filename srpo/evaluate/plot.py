@@ -25,7 +25,7 @@ LEAST_SPAN = 0.04  # of the y axis: noise should not fill a panel
 NAME_WIDTH = 16  # letters of a system's name per line
 
 _STYLE: dict[str, Any] = {
-    "font.size": 9.5,
+    "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -65,7 +65,7 @@ def draw(
         for axis, split in zip(axes, splits, strict=True):
             _panel(axis, results, split, at, seed)
             axis.set_title(capital(results.label(split)), loc="left", weight="bold", fontsize=10.5)
-        figure.supxlabel(_small_print(results, at, seed), x=0.01, ha="left", fontsize=8)
+        figure.supxlabel(_small_print(results, at, seed), x=0.01, ha="left", fontsize=8.5)
         _name_lines(figure, axes)
         return _saved(figure, kind)
 
@@ -97,9 +97,8 @@ def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Any
 
 
 def colours(results: Results) -> dict[str, str]:
-    """System → its colour, those in the figures first."""
-    ordered = dict.fromkeys([*results.drawn, *results.values("system")])
-    others = [system for system in ordered if system != results.highlight]
+    """System in the figures → its colour; the highlighted one has its own."""
+    others = [system for system in results.drawn if system != results.highlight]
     return {results.highlight: HIGHLIGHT} | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
 
 

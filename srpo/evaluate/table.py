@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BEST = "*"
+NAME_WIDTH = 14  # letters of a system's name per line, at least
+
+GAP = 3  # columns between two cells
 
 
 def print_table(results: Results, console: Console | None = None, *, seed: int | str = POOL) -> None:
@@ -27,13 +30,18 @@ def print_table(results: Results, console: Console | None = None, *, seed: int |
 
     console = console or Console(highlight=False)
     for title, curves in _tables(results, seed):
+        # In a narrow terminal an interval goes below its number, rather than a name or a column out of sight.
+        widths = (max(len(cell) for cell in column) for column in zip(*map(_cells, curves), strict=False))
+        roomy = NAME_WIDTH + sum(GAP + width for width in widths) < console.width
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in _heading(curves):
             table.add_column(heading, justify="right", no_wrap=True)
-        table.columns[0].justify, table.columns[0].no_wrap = "left", False
+        names = table.columns[0]
+        names.justify, names.no_wrap, names.min_width = "left", False, NAME_WIDTH
         for rows in curves:
             main = rows[0]["system"] == results.highlight
-            table.add_row(results.label(rows[0]["system"]), *_cells(rows), style="bold" if main else "")
+            cells = _cells(rows) if roomy else [cell.replace(" ", "\n") for cell in _cells(rows)]
+            table.add_row(results.label(rows[0]["system"]), *cells, style="bold" if main else "")
         console.print(title, style="bold")  # as the table's own title it would wrap at the table's width
         console.print(table)
     console.print(_note(results), style="dim")

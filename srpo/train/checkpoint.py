@@ -4,8 +4,9 @@ A save is written into a staging folder, sealed with a manifest, put on the disk
 
     stage → manifest → fsync of files and folder → rename → fsync of the parent → rotation
 
-so that at every instant what carries the name of a checkpoint is a whole one. Whoever reads believes nothing that the
-manifest does not vouch for: each file by its size and sha256, and the manifest by a hash of its own.
+so that at every instant what carries the name of a checkpoint is a whole one. All but the first of these needs nothing
+of the run any more, and goes on behind its next steps. Whoever reads believes nothing that the manifest does not vouch
+for: each file by its size and sha256, and the manifest by a hash of its own.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from srpo.errors import CheckpointError, OutputError, SRPOError
-from srpo.output import sync
+from srpo.output import sync, writing
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"  # saves that are not finished; anything in it is worth nothing
 REPLACED = ".replaced"  # a checkpoint on its way out
 FORMAT = 1
+WEIGHTS_ALONE = "it holds the weights alone (save_only_model)"
 log = logging.getLogger("srpo")
 
 
@@ -69,11 +71,14 @@ class Invalid(Exception):
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Writes the manifest of everything in the folder and puts all of it on the disk."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=_size, reverse=True)
     with ThreadPoolExecutor(4) as threads:  # hashing and waiting for the disk both leave the interpreter to others
-        found = list(threads.map(_synced_sum, files))
-    names = [path.relative_to(folder).as_posix() for path in files]
-    sealed = Manifest(**{**vars(manifest), "files": dict(zip(names, found, strict=True))})
+        synced, sums = threads.map(sync, files), threads.map(_sum, files)
+        found = [
+            (path.relative_to(folder).as_posix(), {"bytes": _size(path), "sha256": each})
+            for path, each, _ in zip(files, sums, synced, strict=True)
+        ]
+    sealed = Manifest(**{**vars(manifest), "files": dict(sorted(found))})
     with (folder / MANIFEST).open("wb") as file:
         file.write(sealed.sealed())
         file.flush()
@@ -103,6 +108,16 @@ def commit_files(stage: Path, target: Path) -> None:
         path.replace(place)
     sync(target)
     stage.rmdir()
+
+
+def finish(run: Path, name: str, manifest: Manifest, *, keep: int | None, spare: str | None) -> None:
+    """Makes a checkpoint of what is staged under that name, then deletes those that are too many (see `rotate`)."""
+    with Writing(run):
+        seal(run / STAGING / name, manifest)
+        commit(run / STAGING / name, run / name)
+        clear(run)
+    with writing(run):
+        rotate(run, keep, spare=spare)
 
 
 def retract(folder: Path) -> None:
@@ -135,7 +150,7 @@ def read(folder: Path, *, step: int | None = None, alone: bool = True) -> Manife
         if others := sorted(there - {*manifest.files, MANIFEST}):
             raise Invalid(f"{others[0]} is not in its manifest")
     for name, wanted in manifest.files.items():
-        size = (folder / name).stat().st_size
+        size = _size(folder / name)
         if size != wanted["bytes"]:
             raise Invalid(f"{name} has {size} bytes and not {wanted['bytes']}")
     with ThreadPoolExecutor(4) as threads:
@@ -166,7 +181,7 @@ def newest(folder: Path) -> tuple[Path, Manifest] | None:
         try:
             manifest = read(path, step=step)
             if not manifest.resumable:
-                raise Invalid("it holds the weights alone (save_only_model)")
+                raise Invalid(WEIGHTS_ALONE)
         except Invalid as error:
             reasons.append(f"{path.name}: {error}")
             continue
@@ -177,6 +192,21 @@ def newest(folder: Path) -> tuple[Path, Manifest] | None:
         return None
     fix = "start afresh without --resume, in another folder to keep what is left of these"
     raise CheckpointError(f"no valid checkpoint: {'; '.join(reasons)}", where=str(folder), fix=fix)
+
+
+def believed(folder: Path) -> Manifest:
+    """The manifest of a checkpoint that was named.
+
+    Raises:
+        CheckpointError: it cannot be believed.
+    """
+    try:
+        manifest = read(folder)
+        if not manifest.resumable:
+            raise Invalid(WEIGHTS_ALONE)
+    except Invalid as reason:
+        raise CheckpointError(str(reason), where=str(folder), expected="a checkpoint of srpo") from None
+    return manifest
 
 
 def set_aside(folder: Path) -> None:
@@ -218,7 +248,7 @@ def clear(folder: Path) -> None:
 
 def size_of(folder: Path) -> int:
     """Bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(_size(path) for path in folder.rglob("*") if path.is_file())
 
 
 def _discard(path: Path) -> None:
@@ -235,7 +265,7 @@ class Writing:
     Not an `except`: the libraries that write know no common kind of error, and one of them raises a bare Exception.
     """
 
-    SAYS_SO = ("os error", "inline_container", "PytorchStreamWriter", "file write failed")
+    SAYS_SO = ("os error", "inline_container", "PytorchStreamWriter", "iostream error", "file write failed")
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -293,6 +323,5 @@ def _sum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _synced_sum(path: Path) -> dict[str, Any]:
-    sync(path)
-    return {"bytes": path.stat().st_size, "sha256": _sum(path)}
+def _size(path: Path) -> int:
+    return path.stat().st_size

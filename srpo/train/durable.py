@@ -1,8 +1,8 @@
 """A transformers Trainer that can be killed at any instant and goes on to the very same weights.
 
 What is saved, when and in which files is transformers' own affair. Here its hooks are led into a staging folder, what
-came out is committed (checkpoint.py), and what a resumed run needs besides is added: sums that are not logged yet,
-the position of a moving reference, and a run that is what it was (identity.py).
+came out is committed behind the next steps (checkpoint.py), and what a resumed run needs besides is added: sums that
+are not logged yet, the position of a moving reference, and a run that is what it was (identity.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from srpo.errors import CheckpointError, InputError, SRPOError
@@ -27,6 +28,7 @@ from srpo.model.randomness import left_as_found
 from srpo.model.untrusted import pickled
 from srpo.output import expect_room, held, writable_folder, writing
 from srpo.train import checkpoint
+from srpo.train.behind import Behind
 from srpo.train.checkpoint import STAGING, Invalid, Manifest
 from srpo.train.guard import expect_finite_weights
 from srpo.train.identity import accepted, identity_of
@@ -62,7 +64,7 @@ class DurableTrainer(Trainer):
         start: where the last call of `train` began.
         kept_files: names of files in a model's folder that saving sees as they are: people write in them.
         at_start: called in the first process once it is settled where a run begins and that something is left to do.
-        committed: step of the newest checkpoint that the run stands on; −1 for none.
+        saved: step of the newest checkpoint of the run, which may not be settled yet; −1 for none.
     """
 
     model: Any
@@ -72,7 +74,7 @@ class DurableTrainer(Trainer):
     _measured: Measured
     _identity: dict[str, Any]
     _stage: Path | None = None
-    committed = -1
+    saved = -1
     kept_files: tuple[str, ...] = ()
 
     # ------------------------------------------------------------------ training
@@ -101,13 +103,15 @@ class DurableTrainer(Trainer):
             self._expect_room(final=True)
             if self.at_start and self.is_world_process_zero():
                 self.at_start()
-            self.committed = self.start.manifest.step if self.start.manifest else -1
+            self.saved = self.start.manifest.step if self.start.manifest else -1
             with signals.held_back():
                 folder = str(self.start.folder) if self.start.folder else None
                 try:
                     result: TrainOutput = super().train(folder, trial, ignore_keys_for_eval)
                 except pickle.UnpicklingError:
                     raise _would_run(self.start.folder or self._folder) from None
+                finally:  # whatever ended it, what was saved is made a checkpoint while the folder is held
+                    self.behind.settle()
             return result
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
@@ -116,6 +120,8 @@ class DurableTrainer(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**kwargs)
+        if self.control.should_training_stop:
+            self.settle()  # the best checkpoint may be loaded now, and what is called final comes after the last one
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As transformers', drawing nothing from the generators that training draws from."""
@@ -146,7 +152,7 @@ class DurableTrainer(Trainer):
         with writing(self._folder):
             checkpoint.clear(self._folder)
             if isinstance(resume, str | Path):
-                return Start(Path(resume), _believed(Path(resume)))
+                return Start(Path(resume), checkpoint.believed(Path(resume)))
             if resume:
                 newest = checkpoint.newest(self._folder)
                 final = self._final()
@@ -183,13 +189,24 @@ class DurableTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._stage) if self._stage else super()._get_output_dir(trial)
 
+    @cached_property
+    def behind(self) -> Behind:
+        """What is left to do of the last save."""
+        return Behind()
+
+    def settle(self) -> None:
+        """Returns, in every process, once what was saved is a checkpoint."""
+        self.behind.settle()
+        self._meet()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """transformers' own save, into a staging folder that becomes a checkpoint in one instant."""
+        """transformers' own save, into a staging folder; behind the next steps it becomes a checkpoint."""
         run = Path(super()._get_output_dir(trial))
         step = self.state.global_step
         name = f"checkpoint-{step}"
         stage = run / STAGING
         expect_finite_weights(self.model, step=step)
+        self.behind.settle()
         with checkpoint.Writing(run):
             if self.args.should_save:
                 checkpoint.clear(run)
@@ -205,15 +222,18 @@ class DurableTrainer(Trainer):
             self._meet()
             if self.args.should_save:
                 self._name_best(run, stage / name)
-                checkpoint.seal(stage / name, self._manifest())
-                checkpoint.commit(stage / name, run / name)
-                checkpoint.clear(run)
-        self.committed = step
-        self._meet()
-        if self.args.should_save:
-            checkpoint.rotate(run, self.args.save_total_limit, spare=self.state.best_model_checkpoint)
+                keep, spare = self.args.save_total_limit, self.state.best_model_checkpoint
+                self.behind.begin(name, partial(checkpoint.finish, run, name, self._manifest(), keep=keep, spare=spare))
+        self.saved = step
+        if self._is_looked_at():
+            self.behind.settle()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(run / name))
+
+    def _is_looked_at(self) -> bool:
+        """Somebody will be told of a save, and finds the checkpoint there."""
+        told = (getattr(each.on_save, "__func__", None) for each in self.callback_handler.callbacks)
+        return self.args.push_to_hub or any(each is not TrainerCallback.on_save for each in told)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Not yet: only what is committed leaves the machine."""
@@ -231,6 +251,7 @@ class DurableTrainer(Trainer):
             super().save_model(output_dir, _internal_call=True)
             return
         expect_finite_weights(self.model, step=self.state.global_step)
+        self.behind.settle()
         target = Path(output_dir) if output_dir else self._folder
         stage = target / STAGING / "final"
         with self._held(target), signals.held_back(), checkpoint.Writing(target):
@@ -364,13 +385,3 @@ def _would_run(folder: Path) -> CheckpointError:
             what = f"{name} {error.what}"
             break
     return CheckpointError(what, where=str(folder), fix="go on from checkpoints of your own runs only")
-
-
-def _believed(folder: Path) -> Manifest:
-    try:
-        manifest = checkpoint.read(folder)
-        if not manifest.resumable:
-            raise Invalid("it holds the weights alone (save_only_model)")
-    except Invalid as reason:
-        raise CheckpointError(str(reason), where=str(folder), expected="a checkpoint of srpo") from None
-    return manifest

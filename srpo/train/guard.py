@@ -144,7 +144,8 @@ def expect_finite_weights(model: nn.Module, *, step: int) -> None:
         NonFiniteError: a weight is not a number.
     """
     for name, p in model.named_parameters():
-        if p.requires_grad and not bool(torch.isfinite(p.detach()).all()):
+        # A sum is finite only if all are, and is had in one pass; one that is not may have overflowed.
+        if p.requires_grad and not (p.detach().sum().isfinite() or p.detach().isfinite().all()):
             fix = "nothing was saved; resume from the checkpoint before with a lower learning rate"
             raise NonFiniteError(f"the weight {name} is not finite", where=f"step {step}", fix=fix)
 

@@ -94,6 +94,7 @@ class StopsAndResumes(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stop_if_asked()
+        self._trainer.behind.settle(wait=False)  # a disk that was full is told now, not at the next save
         if args.gradient_accumulation_steps > 1:
             trainer = self._trainer
             self._before = (generators(), trainer.position(), trainer.current_flos, state.num_input_tokens_seen)
@@ -118,7 +119,8 @@ class StopsAndResumes(TrainerCallback):
         said = signals.asked or "another process was stopped"
         if step == 0:
             raise Interrupted(f"{said}: stopped before the first step was taken", fix="run the same command again")
-        if trainer.committed != step:
+        if trainer.saved != step:
             trainer._save_checkpoint(trainer.model_wrapped, None)
+        trainer.settle()
         what = f"{said}: stopped after step {step} of {of}, which checkpoint-{step} holds"
         raise Interrupted(what, where=str(trainer.args.output_dir), fix="go on with the same command and --resume")

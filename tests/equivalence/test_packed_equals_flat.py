@@ -19,7 +19,7 @@ from srpo.model import forest as forest_module
 from srpo.model.forest import Forest
 from srpo.model.forward import sequence_logps
 from srpo.pairs.tree import PrefixTree
-from tests.model.zoo import SERVED, WINDOW, build, exact_norms, forest_of, plain_logps, random_six
+from tests.model.zoo import SERVED, WINDOW, build, exact_casts, forest_of, plain_logps, random_six
 
 SHAPES = ["turn", "quote", "paper"]
 WINDOWED = ["mistral, window", "gemma3, mixed windows"]
@@ -44,7 +44,7 @@ def apart(ours: list[Tensor], theirs: list[Tensor]) -> float:
 @pytest.mark.parametrize("name", SERVED)
 def test_float64(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(name).double()
-    exact_norms(model, monkeypatch)
+    exact_casts(model, monkeypatch)
     for shape in SHAPES:
         trees = forest_of(shape)
         assert max(map(len, trees)) > 2 * WINDOW

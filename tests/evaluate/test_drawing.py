@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from srpo.cli.evaluate import main
-from srpo.errors import ConfigError, Interrupted
+from srpo.errors import ConfigError, InputError, Interrupted
 from srpo.evaluate import drawing
 from srpo.evaluate.controls import oracle
 from srpo.evaluate.drawing import contents, draw_all
@@ -45,12 +45,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan(models: Path, out: Path, **settings: Any) -> Plan:
+def plan(place: Path, out: Path, **settings: Any) -> Plan:
     return Plan.of(
         {
-            "models": {"srpo": f"{models}/srpo{{seed}}"},
-            "prompts": f"{models}/prompts.jsonl",
-            "references": f"{models}/base",
+            "models": {"srpo": f"{place}/srpo{{seed}}"},
+            "prompts": f"{place}/prompts.jsonl",
+            "references": f"{place}/base",
             "controls": list(CONTROLS),
             "revisions": 2,
             "max_new_tokens": 4,
@@ -138,9 +138,33 @@ def test_the_oracle_picks_with_the_key_in_hand() -> None:
         assert [best.after(k).text for k in range(3)] == ["30", "42", "42"]
 
 
+def test_the_best_of_drafts_is_a_policy_too(models: Path, tmp_path: Path) -> None:
+    both = {"srpo": {"model": f"{models}/srpo0", "controls": ["best_of", "draft_only"]}}
+    both |= {"chosen": {"model": f"{models}/srpo0", "policy": "best_of", "controls": ["draft_only"]}}
+    drawn = draw_all(plan(models, tmp_path, models=both, controls=[]), exact_match).trails
+
+    def in_hand(system: str, split: str) -> list[list[str]]:
+        return [[trail.after(k).text for k in range(3)] for trail in drawn[0, system, split, 1.0]]
+
+    for split in ("in", "out"):
+        assert in_hand("chosen", split) == in_hand("srpo/best_of", split) != in_hand("srpo", split)
+        assert in_hand("chosen/draft_only", split) == in_hand("srpo/draft_only", split)
+
+
 def test_what_cannot_be_drawn_is_told(models: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no reference to ask"):
         draw_all(plan(models, tmp_path, references=None, controls=["reference"]), exact_match)
+    for model, kind, said in (
+        ("a/b/missing", InputError, "a/b/missing: no such folder.*`--without srpo`"),
+        (
+            {"model": f"{models}/srpo0", "policy": "bestof"},
+            ConfigError,
+            "srpo: policy: 'bestof'.*did you mean 'best_of'",
+        ),
+    ):
+        with pytest.raises(kind, match=said):
+            draw_all(plan(models, tmp_path / "none", models={"first": f"{models}/srpo0", "srpo": model}), exact_match)
+        assert not [*(tmp_path / "none").rglob("*.jsonl")]  # told before the first model draws
     with pytest.raises(ConfigError, match="did you mean 'prompts'"):
         main(["--trails", "x.jsonl", "--output_dir", str(tmp_path), "--resampling", "prompt"])
     with pytest.raises(ConfigError, match="no output_dir"):

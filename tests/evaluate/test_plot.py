@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srpo.evaluate.measures import tables
 from srpo.evaluate.plot import PAGE, colours, draw, panel_svg, spread
 from srpo.evaluate.results import POOL, Results
 from tests.evaluate import samples
@@ -97,7 +98,9 @@ def test_a_figure_may_show_some_systems(results: Results) -> None:
     some = replace(results, settings={**results.settings, "curves": ["base", "SRPO"]})
     panel = panel_svg(some, "in", 0.0)
     assert [system in panel for system in samples.SYSTEMS] == [True, False, True]
-    assert list(colours(some)) == ["SRPO", "base", "DPO"]  # a table still has a colour for every system
+    assert list(colours(some)) == ["SRPO", "base"]
+    lines = tables(some, "in", 0.0, POOL, {}, "")[0]["lines"]
+    assert {line["system"]: line["colour"] for line in lines} == {"SRPO": "s0", "base": "s1", "DPO": "rule"}
 
 
 def test_names_stay_beside_their_figure() -> None:

@@ -199,6 +199,18 @@ def test_the_table_fits_100_columns_and_stars_the_best() -> None:
             assert re.search(r" +".join(map(re.escape, [system, *cells_shown])), text)
 
 
+def test_a_narrow_terminal_still_shows_names_and_every_column() -> None:
+    results = samples.results(revisions=5)
+    results.labels["base"] = "a base with a name of several words"
+    for width in (75, 80):
+        console = Console(width=width, record=True, file=io.StringIO())
+        print_table(results, console)
+        words = console.export_text().split()
+        assert {"several", "words"} <= {*words}
+        for row in results.rows:
+            assert row["seed"] != "pool" or f"{100 * row['mean']:.1f}" in " ".join(words).replace("*", "").split()
+
+
 def by_base(cells: Any) -> list[Any]:
     return [((seed, split, at), rows) for (seed, system, split, at), rows in cells.items() if system == "base"]
 

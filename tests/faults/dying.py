@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,11 +152,14 @@ class Disk:
 
     Attributes:
         names: what was done, in order.
+        behind: how the name of a thread begins that counts all the time; the main thread can pause.
     """
 
     def __init__(self, at: int | None = None, then: str = "die") -> None:
         self.names: list[str] = []
+        self.behind = "checkpoint-"
         self._at, self._then, self._live = at, then, False
+        self._one_by_one = threading.Lock()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -185,8 +189,12 @@ class Disk:
     def go_on(self) -> None:
         self._live = True
 
+    def _counts(self) -> bool:
+        thread = threading.current_thread()
+        return self._live if thread is threading.main_thread() else thread.name.startswith(self.behind)
+
     def _heard(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self._live:
+        if not self._counts():
             return
         if event == "open" and isinstance(args[0], str | bytes | os.PathLike):
             path, mode, flags = os.fsdecode(args[0]), args[1], args[2]
@@ -195,6 +203,8 @@ class Disk:
             )
             if writes and "/dev/" not in path:
                 self._happens(f"open {os.path.basename(path)}")
+        elif event == "os.mkdir" and os.path.isdir(args[0]):
+            pass  # makedirs asks for it again, and nothing happens
         elif event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir"):
             self._happens(f"{event} {os.path.basename(os.fsdecode(args[0]))}")
 
@@ -212,25 +222,32 @@ class Disk:
         return saved
 
     def _happens(self, name: str) -> None:
-        if not self._live:
+        if not self._counts():
             return
-        self.names.append(name)
-        if len(self.names) == self._at:
-            if self._then == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with self._one_by_one:
+            self.names.append(name)
+            if len(self.names) == self._at:
+                if self._then == "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def during_save(disk: Disk, step: int) -> Any:
-    """A callback that has the disk watched from the end of that step to the end of its save, rotation included."""
+    """A callback that has the disk watched while that step's checkpoint is made, rotation included: what the run does
+    from the end of the step to the next step, and all that is done behind it."""
     from transformers import TrainerCallback
 
-    class Watching(TrainerCallback):
+    disk.behind = f"checkpoint-{step}_"
+
+    class Watching(TrainerCallback):  # has no on_save: for one that had, the run would wait
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == step:
                 disk.go_on()
 
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            disk.pause()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             disk.pause()
 
     return Watching()

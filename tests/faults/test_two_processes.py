@@ -157,7 +157,7 @@ def test_through_torchrun(place: Path, tmp_path: Path) -> None:
     ]
 
     def command(run: Path, *more: str, at: str = "") -> subprocess.CompletedProcess[str]:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         launch += ["-m", "tests.faults.die", at or "-", *map(str, words), str(run), *more]
         return subprocess.run(launch, capture_output=True, text=True)
 

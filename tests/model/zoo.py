@@ -44,6 +44,15 @@ SERVED: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {}),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),  # its second layer has no positions
     "phi3": ("phi3", {"partial_rotary_factor": 1.0}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "experts_implementation": "eager",  # the grouped kernel takes no float64
+        },
+    ),
 }
 # … and of models it must refuse, with a word of the reason
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -82,8 +91,8 @@ def build(model_type: str, seed: int = 0, **settings: Any) -> Any:
     return model
 
 
-def exact_norms(model: nn.Module, patch: pytest.MonkeyPatch) -> None:
-    """Lets every RMS norm of the model compute in the dtype it is given; the families cast to float32 inside."""
+def exact_casts(model: nn.Module, patch: pytest.MonkeyPatch) -> None:
+    """Lets RMS norms and the softmax of routers compute in the dtype they are given; families cast to float32 there."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
@@ -92,6 +101,7 @@ def exact_norms(model: nn.Module, patch: pytest.MonkeyPatch) -> None:
 
     for kind in {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}:
         patch.setattr(kind, "forward", forward)
+    patch.setattr(nn.functional, "softmax", lambda x, dim, dtype=None: torch.softmax(x, dim))
 
 
 Sequences = list[tuple[list[int], list[int]]]

@@ -107,3 +107,58 @@ def test_a_torn_last_line_of_the_metrics_is_dropped(base: Path, tmp_path: Path) 
     file.write_text(file.read_text("utf-8") + '{"step": 3, "lo', "utf-8")
     make(base, tmp_path).train(resume_from_checkpoint=True)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
+
+
+# ---------------------------------------------------------------------- the scaler of float16
+
+# accelerate makes one on accelerators only; on a CPU it is put where accelerate would have put it. It grows until the
+# gradients' norm overflows, so that which steps it skips, and with them the weights, depend on its state.
+SCALER: dict[str, Any] = {
+    "init_scale": 2.0**40,
+    "growth_factor": 2.0**40,
+    "backoff_factor": 2.0**-50,
+    "growth_interval": 3,  # and so in the fourth step, which the resumed run takes
+}
+SCALED = {"save_steps": 3, "max_grad_norm": 0.0}
+
+
+def make_scaled(base: Path, folder: Path, **keywords: Any) -> SRPOTrainer:
+    run = make(base, folder, **keywords)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", **SCALER)
+    return run
+
+
+def scaled_run(base: Path, folder: Path, *, forget: bool = False) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A run killed after its third step and resumed: the scaler's state and the weights that it ends with."""
+    from transformers import TrainerCallback
+
+    class Killer(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise Stop
+
+    with pytest.raises(Stop):
+        make_scaled(base, folder, args=SCALED, callbacks=[Killer()]).train()
+    assert (folder / "checkpoint-3" / "scaler.pt").is_file()
+    again = make_scaled(base, folder, args=SCALED)
+    if forget:
+        again._load_scaler = lambda checkpoint: None
+    again.train(resume_from_checkpoint=True)
+    return again.accelerator.scaler.state_dict(), weights_of(again.model)
+
+
+def test_the_scaler_goes_on_where_it_was(base: Path, tmp_path: Path) -> None:
+    whole = make_scaled(base, tmp_path / "whole", args=SCALED)
+    whole.train()
+    state, weights = scaled_run(base, tmp_path / "killed")
+    assert state == whole.accelerator.scaler.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in weights_of(whole.model).items())
+    assert len({entry for entry in map(str, logged(whole, "grad_norm")) if entry in ("inf", "nan")}) > 0  # it skipped
+
+
+def test_control_a_scaler_that_begins_anew_ends_elsewhere(base: Path, tmp_path: Path) -> None:
+    whole = make_scaled(base, tmp_path / "whole", args=SCALED)
+    whole.train()
+    state, weights = scaled_run(base, tmp_path / "killed", forget=True)
+    assert state != whole.accelerator.scaler.state_dict()
+    assert not all(torch.equal(weight, weights[name]) for name, weight in weights_of(whole.model).items())
