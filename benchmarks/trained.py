@@ -2,7 +2,7 @@
 
     carry   the carry task's SRPO model (0.4M weights, a token per digit), asked for sums with long carry chains; a run
             folder of `srpo demo`, or else a smaller run of its own: base 800 steps, SRPO 100, under two minutes
-    text    a character-level model of sentences (0.6M weights), trained by this file in a few minutes: two sentences
+    text    a character-level model of sentences (0.6M weights), trained by this file in some minutes: two sentences
             whose nouns and verbs lost their number are to be put right (srpo/tasks/repair.py), about 90 characters;
             a revision mends every other mistake of its draft
 
@@ -101,7 +101,7 @@ class TextConfig:
     hidden: int = 128
     layers: int = 3
     heads: int = 4
-    steps: int = 700
+    steps: int = 300
     batch: int = 16
     learning_rate: float = 3e-3
     mistakes: float = 0.25
