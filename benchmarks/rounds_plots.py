@@ -45,6 +45,7 @@ def over_revisions(results: Rows, file: Path) -> None:
         (("offline", 0, "revised"), "SRPO offline, as many steps", "C1,1"),
         (("srpo", last, "best_of"), f"best of k+1 SRPO drafts, round {last}", "C2,1"),
         (("dpo", last, "best_of"), f"best of k+1 DPO drafts, round {last}", "C3,1"),
+        (("ipo", last, "best_of"), f"best of k+1 IPO drafts, round {last}", "C7,1"),
         (("ipo", last, "revised"), f"IPO asked to revise, round {last}", "C7,1"),
     ]
     for axis, split in zip(axes, SPLITS, strict=True):
