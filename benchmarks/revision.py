@@ -26,9 +26,10 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,13 @@ class Run:
         seconds: of each way, a number per chain.
         counts: of each way, what it wrote otherwise than plain decoding.
         edits: of each revision of each row, as a share of its draft's tokens.
+        temperature: 0 is greedy.
     """
 
     seconds: dict[str, list[float]]
     counts: dict[str, Count]
     edits: list[list[float]]
+    temperature: float
 
 
 def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, seed: int, count: Count) -> Any:
@@ -154,7 +157,7 @@ def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, se
 
 def measure(subject: Subject, case: str, size: int, ways: Sequence[str], args: Any, temperature: float) -> Run:
     """Every chain by every way in turns."""
-    run = Run({way: [] for way in ways}, {way: Count() for way in ways}, [])
+    run = Run({way: [] for way in ways}, {way: Count() for way in ways}, [], temperature)
     walled = any(WAYS[way].served for way in ways)
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         rows = subject.chains(case, size, seed, temperature)
@@ -179,8 +182,9 @@ def told(run: Run) -> list[str]:
         for other in ("generate", "lookup"):
             if other in run.seconds and other != way:
                 line += f"; ×{spread(ratios(run.seconds[other], seconds), '.2f')} over {other}"
-        if run.counts[way].gaps:
-            line += f"; {run.counts[way].sentence()}"
+        if (count := run.counts[way]).gaps:
+            drawn = f"{count.differing} of {count.tokens} tokens drawn differ"  # a draw has nothing to do with a gap
+            line += f"; {count.sentence() if run.temperature == 0 else drawn}"
         lines.append(line)
     return lines
 
@@ -213,6 +217,13 @@ def ways_of(name: str, size: int, temperature: float, wanted: Sequence[str]) -> 
     return [way for way in wanted if way in can]
 
 
+def asked(args: Any) -> Iterator[tuple[str, int, float, str]]:
+    """(subject, rows, temperature, case) of everything to be measured."""
+    for name in args.subject:
+        heats, cases = (args.temperature, [""]) if name != "scripted" else ([0.0], args.case)
+        yield from ((name, *rest) for rest in product(args.batch, heats, cases))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subject", nargs="+", default=["scripted"], choices=["scripted", "carry", "text"])
@@ -231,21 +242,17 @@ def main() -> int:
     hf_logging.set_verbosity_error()
     if importlib.util.find_spec("vllm") is None and any(WAYS[way].served for way in args.ways):
         print("vLLM is not installed here and left out; `make vllm` makes an environment that has it")
-    mistakes = 0
-    for name in args.subject:
-        subject = subject_of(name, args)
-        for size in args.batch:
-            for temperature in args.temperature if name != "scripted" else [0.0]:
-                for case in args.case if name == "scripted" else [""]:
-                    ways = ways_of(name, size, temperature, args.ways)
-                    run = measure(subject, case, size, ways, args, temperature)
-                    print(f"{name} {case}, batch {size}, temperature {temperature:g}, {args.seeds} chains")
-                    print("\n".join(told(run)), flush=True)
-                    mistakes += sum(count.mistakes for count in run.counts.values()) if temperature == 0 else 0
-                    if args.out:
-                        row = {"subject": name, "case": case, "batch": size, "temperature": temperature}
-                        with Path(args.out).open("a", encoding="utf-8") as file:
-                            file.write(json.dumps({**row, "seconds": run.seconds, "edits": run.edits}) + "\n")
+    mistakes, subject = 0, cache(lambda name: subject_of(name, args))
+    for name, size, temperature, case in asked(args):
+        run = measure(subject(name), case, size, ways_of(name, size, temperature, args.ways), args, temperature)
+        what = f"{name} {case}".strip()
+        print(f"{what}, batch {size}, temperature {temperature:g}, {args.seeds} chains")
+        print("\n".join(told(run)), flush=True)
+        mistakes += sum(count.mistakes for count in run.counts.values()) if temperature == 0 else 0
+        if args.out:
+            row = {"subject": name, "case": case, "batch": size, "temperature": temperature}
+            with Path(args.out).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**row, "seconds": run.seconds, "edits": run.edits}) + "\n")
     if mistakes:
         print(f"{mistakes} answers differ from plain decoding where the model was not undecided")
     return int(mistakes > 0)

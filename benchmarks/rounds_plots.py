@@ -38,7 +38,7 @@ def over_revisions(results: Rows, file: Path) -> None:
     """Exact answers over revisions: each round of SRPO, and its opponents at the end."""
     import matplotlib.pyplot as plt
 
-    last = max(row["round"] for row in results)
+    last, seeds = max(row["round"] for row in results), {row["seed"] for row in results}
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     curves = [(("srpo", n, "revised"), f"SRPO, round {n}", f"C0,{0.3 + 0.7 * n / last}") for n in range(last + 1)]
     curves += [
@@ -47,18 +47,20 @@ def over_revisions(results: Rows, file: Path) -> None:
         (("dpo", last, "best_of"), f"best of k+1 DPO drafts, round {last}", "C3,1"),
         (("ipo", last, "revised"), f"IPO asked to revise, round {last}", "C7,1"),
     ]
-    for axis, split, title in zip(axes, SPLITS, ("In distribution", "Out of distribution"), strict=True):
+    for axis, split in zip(axes, SPLITS, strict=True):
         for (method, number, system), label, look in curves:
             rows = [
                 row["exact"]
                 for row in results
                 if (row["method"], row["round"], row["system"], row["split"]) == (method, number, system, split)
             ]
+            if len(rows) < len(seeds):
+                continue  # a mean of other seeds than its neighbours' would be no curve beside them
             colour, alpha = look.split(",")
             mean = [100 * sum(values) / len(rows) for values in zip(*rows, strict=True)]
             style = "-" if system == "revised" else "--"
             axis.plot(mean, style, marker="o", ms=3, color=colour, alpha=float(alpha), label=label)
-        axis.set(title=title, xlabel="revisions k (0 is the draft)", ylabel="exact match, %")
+        axis.set(title=TITLES[split], xlabel="revisions k (0 is the draft)", ylabel="exact match, %")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -98,12 +100,14 @@ def over_costs(results: Rows, file: Path) -> None:
 def costs(results: Rows, method: str, system: str, split: str, cost: str, k: int) -> list[tuple[float, float]]:
     """(what was used by the end of a round, exact answers in %), means of the seeds, round by round."""
     found: dict[int, list[tuple[float, float]]] = {}
+    seeds = {row["seed"] for row in results}
     for row in results:
         if (row["method"], row["system"], row["split"]) == (method, system, split):
             found.setdefault(row["round"], []).append((row[cost], 100 * row["exact"][k]))
     return [
         (sum(used for used, _ in points) / len(points), sum(exact for _, exact in points) / len(points))
         for _, points in sorted(found.items())
+        if len(points) == len(seeds)  # see above
     ]
 
 

@@ -2,9 +2,9 @@
 
     carry   the carry task's SRPO model (0.4M weights, a token per digit), asked for sums with long carry chains; a run
             folder of `srpo demo`, or else a smaller run of its own: base 800 steps, SRPO 100, under two minutes
-    text    a character-level model of sentences (0.6M weights), trained by this file in a few minutes: two sentences
-            whose nouns and verbs lost their number are to be put right (srpo/tasks/repair.py), about 90 characters;
-            a revision mends every other mistake of its draft
+    text    a character-level model of sentences (0.6M weights), trained by this file in some minutes: a sentence whose
+            nouns and verb lost their number is to be put right (srpo/tasks/repair.py), about 45 characters; a revision
+            mends every other mistake of its draft
 
 Both stay in `--output_dir` and are used again.
 """
@@ -84,7 +84,7 @@ def carry(folder: str, output_dir: Path) -> Trained:
 # ---------------------------------------------------------------------- characters
 
 
-ALPHABET = "abcdefghijklmnopqrstuvwxyz .=?"
+ALPHABET = "abcdefghijklmnopqrstuvwxyz =?"
 TEMPLATE = RevisionTemplate("text", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}?")
 
 
@@ -101,7 +101,7 @@ class TextConfig:
     hidden: int = 128
     layers: int = 3
     heads: int = 4
-    steps: int = 700
+    steps: int = 900
     batch: int = 16
     learning_rate: float = 3e-3
     mistakes: float = 0.25
@@ -111,7 +111,7 @@ def text(output_dir: Path) -> Trained:
     """The character-level model, trained unless it is there."""
     config = TextConfig()
     run_stage(output_dir / "text", asdict(config), lambda into: train_text(into, config))
-    return Trained(output_dir / "text", lambda rows, seed: asked(rows, PROMPT_SEED + seed), 160)
+    return Trained(output_dir / "text", lambda rows, seed: asked(rows, PROMPT_SEED + seed), 100)
 
 
 def train_text(folder: Path, config: TextConfig) -> None:
@@ -130,9 +130,9 @@ def train_text(folder: Path, config: TextConfig) -> None:
 
 
 def asked(rows: int, seed: int) -> list[str]:
-    """Prompts: two sentences each, numbers as often wrong as right."""
+    """Prompts: a sentence each, numbers as often wrong as right."""
     source = random.Random(seed)
-    return [_text(repair.with_mistakes(_sentences(source), 0.5, source)) + "=" for _ in range(rows)]
+    return [_text(repair.with_mistakes(repair.sentence("in", source), 0.5, source)) + "=" for _ in range(rows)]
 
 
 def _rows(config: TextConfig, tokenizer: Any) -> Iterator[Outcomes]:
@@ -143,7 +143,7 @@ def _rows(config: TextConfig, tokenizer: Any) -> Iterator[Outcomes]:
         ids: list[list[int]] = []
         labels: list[list[int]] = []
         for _ in range(config.batch):
-            words = _sentences(source)
+            words = repair.sentence("in", source)
             draft = repair.with_mistakes(words, config.mistakes, source)
             revision = [
                 word.right if source.random() < (0.5 if said != word.right else 0.97) else said
@@ -159,10 +159,6 @@ def _rows(config: TextConfig, tokenizer: Any) -> Iterator[Outcomes]:
         ids_NL = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in ids])
         labels_NL = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])
         yield Outcomes(ids_NL, labels_NL, labels_NL)
-
-
-def _sentences(source: random.Random) -> list[repair.Word]:
-    return [*repair.sentence("in", source), repair.Word(".", "."), *repair.sentence("in", source)]
 
 
 def _text(words: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BEST = "*"
-NAME_WIDTH = 14  # letters of a system's name per line, at least
+NAME_WIDTH = 14  # of the terminal's columns, for the names of systems: at least
 
 GAP = 3  # columns between two cells
 
@@ -36,8 +36,7 @@ def print_table(results: Results, console: Console | None = None, *, seed: int |
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in _heading(curves):
             table.add_column(heading, justify="right", no_wrap=True)
-        names = table.columns[0]
-        names.justify, names.no_wrap, names.min_width = "left", False, NAME_WIDTH
+        table.columns[0].justify, table.columns[0].no_wrap = "left", False
         for rows in curves:
             main = rows[0]["system"] == results.highlight
             cells = _cells(rows) if roomy else [cell.replace(" ", "\n") for cell in _cells(rows)]

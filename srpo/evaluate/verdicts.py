@@ -108,7 +108,7 @@ def combined(orders: Sequence[Order]) -> Verdict:
         (1.0, 0.5)
         >>> combined([Order(1.0, "A"), Order(None, reason="no verdict")])
         Verdict(score=None, orders=(Order(score=1.0, label='A', reason=''), \
-Order(score=None, label='', reason='no verdict')), reason='no verdict')
+Order(score=None, label='', reason='no verdict')), reason='no verdict', again=())
     """
     kept = tuple(orders)
     unscored = [order.reason or "unscored" for order in kept if order.score is None]

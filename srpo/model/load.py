@@ -105,7 +105,7 @@ def load_reward_model(path: str, *, dtype: str = "float32", trust_remote_code: b
     try:
         model = _whole(AutoModelForSequenceClassification, path, **options)
     except _unreadable() as error:
-        raise _refusal("reward model", path, error) from None
+        raise _refusal("reward model", path, error, path) from None
     if model.config.num_labels != 1:
         raise ConfigError(f"{model.config.num_labels} outputs", where=path, expected="a reward model, which has one")
     return model.eval()

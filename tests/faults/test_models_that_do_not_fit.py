@@ -86,7 +86,7 @@ def test_answers_of_one_and_of_two_thousand_tokens_together(tmp_path: Path) -> N
     letters = "".join(chr(ord("a") + i * i % 26) for i in range(2000))
     rows = [
         {"prompt": "Q", "chosen": "y", "rejected": letters},
-        {"prompt": "Say no: ", "chosen": letters[::-1], "rejected": "n"},
+        {"prompt": "Say no: ", "chosen": "n", "rejected": "y"},
     ]
     small: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 5000}
     both = trainer(tmp_path, rows, model=sharp_llama(**small), ref_model=sharp_llama(1, **small))

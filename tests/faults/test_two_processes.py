@@ -1,6 +1,7 @@
 """Faults 8, 11 and 12 with two processes under gloo: killed at any write of the first, or in the second.
 
-The processes are forks with the environment that `torchrun` gives; a few points go through torchrun itself.
+The processes are forks with the environment that `torchrun` gives; one point goes through torchrun itself. The short
+version is one write of the first; everything else carries the marker `faults`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import pytest
 from srpo.train.checkpoint import newest
 from tests.faults.dying import Disk, End, during_save, ended, make_base, make_trainer, started, steps_logged, train
 
-pytestmark = pytest.mark.faults
 STEPS = 5
 SAVES = {"first": 1, "later": 2, "rotating": 3}
 SETTINGS: dict[str, Any] = {"max_steps": STEPS, "save_steps": 1, "ddp_backend": "gloo"}
@@ -90,6 +90,12 @@ def expect_whole(place: Path, run: Path) -> None:
     assert steps_logged(run) == list(range(1, STEPS + 1))
 
 
+def test_the_first_killed_at_a_write(place: Path, tmp_path: Path) -> None:
+    assert killed(place, tmp_path / "run", "later", 20)[0].code == -signal.SIGKILL
+    expect_whole(place, tmp_path / "run")
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("save", SAVES)
 def test_the_first_killed_at_every_write(
     save: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -102,6 +108,7 @@ def test_the_first_killed_at_every_write(
         print(f"\ntwo processes, {save} save: {len(names)} of {len(names)} points end bit-identical")
 
 
+@pytest.mark.faults
 def test_the_second_killed(place: Path, tmp_path: Path) -> None:
     names = killed(place, tmp_path / "run", "later", None, rank=1)[1].value
     assert any("rng_state_1" in name for name in names)
@@ -110,6 +117,7 @@ def test_the_second_killed(place: Path, tmp_path: Path) -> None:
         expect_whole(place, tmp_path / "run")
 
 
+@pytest.mark.faults
 def test_a_nan_in_one_stops_both(place: Path, tmp_path: Path) -> None:
     from tests.faults.test_nonfinite import Poison
 
@@ -128,6 +136,7 @@ def test_a_nan_in_one_stops_both(place: Path, tmp_path: Path) -> None:
     assert found[1].step == 1
 
 
+@pytest.mark.faults
 def test_a_signal_to_one_stops_both_where_they_can_go_on(place: Path, tmp_path: Path) -> None:
     from tests.faults.test_signals import hit
 
@@ -140,6 +149,7 @@ def test_a_signal_to_one_stops_both_where_they_can_go_on(place: Path, tmp_path: 
     expect_whole(place, tmp_path / "run")
 
 
+@pytest.mark.faults
 def test_through_torchrun(place: Path, tmp_path: Path) -> None:
     """The first killed at its rename, in a command; the same command with --resume goes on."""
     pairs = tmp_path / "pairs.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import wait
 from pathlib import Path
@@ -93,6 +94,35 @@ def test_what_was_saved_before_an_error_is_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(LookupError):
         trainer(tmp_path, args=SAVING, callbacks=[Failing()]).train()
     assert [read(path).step for _, path in checkpoints(tmp_path)] == [2]
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no kill of a process can show: the system outlives it, and a power cut does not spare what it holds back."""
+    stage = tmp_path / ".staging" / "checkpoint-2"
+    (stage / "inner").mkdir(parents=True)
+    for path in (stage / "a", stage / "inner" / "b", tmp_path / "checkpoint-1"):
+        path.mkdir() if path.name.startswith("checkpoint") else path.write_text("x")
+    done: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(handle: int) -> None:
+        done.append(("fsync", Path(f"/proc/self/fd/{handle}").readlink().relative_to(tmp_path).as_posix()))
+        fsync(handle)
+
+    def renamed(old: Any, new: Any) -> None:
+        done.append(("rename", Path(old).name))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    manifest = checkpoint.Manifest(step=2, of=2, identity={})
+    checkpoint.finish(tmp_path, "checkpoint-2", manifest, keep=1, spare=None)
+    named = done.index(("rename", "checkpoint-2"))
+    folder = ".staging/checkpoint-2"
+    assert {name for _, name in done[:named]} == {
+        *(folder, f"{folder}/a", f"{folder}/inner", f"{folder}/inner/b", f"{folder}/manifest.json")
+    }
+    assert done[named + 1 :] == [("fsync", "."), ("rename", "checkpoint-1")]
 
 
 @pytest.mark.parametrize("keep", [None, 1])
