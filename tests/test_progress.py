@@ -62,7 +62,10 @@ def test_a_bar_is_taken_away_by_ctrl_c() -> None:
     assert stream.getvalue().count("\x1b[?25h") == 1
 
 
-def test_lines_elsewhere(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_elsewhere(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])  # not those that other tests have left
     with caplog.at_level(logging.INFO, "srpo"), Progress("prompts", 250, done=40) as under_way:
         for _ in range(210):
             under_way.step()
