@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -103,6 +104,17 @@ class End:
 def forked(work: Callable[[], Any], *, say: Path | None = None) -> End:
     """Does the work in a fork; its output goes to the file `say` or nowhere."""
     return ended(*started(work, say=say))
+
+
+def whole_and_begun(folder: Path, steps: int) -> Path:
+    """Makes in a folder: `base`; `whole`, a whole run; `straight`, the hash of what it ends with; and `begun`, the same
+    run stopped after its save of step 2."""
+    make_base(folder / "base")
+    end = forked(lambda: train(folder / "base", folder / "whole", max_steps=steps))
+    assert end.code == 0, end.error
+    (folder / "straight").write_text(end.value)
+    shutil.copytree(folder / "whole" / "checkpoint-2", folder / "begun" / "checkpoint-2")
+    return folder
 
 
 def started(work: Callable[[], Any], *, say: Path | None = None) -> tuple[int, int]:

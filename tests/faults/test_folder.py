@@ -17,7 +17,16 @@ import pytest
 from srpo.errors import LockedError, OutputError
 from srpo.output import LOCK_FILE, expect_room, held
 from srpo.train.checkpoint import checkpoints, newest, read
-from tests.faults.dying import Disk, during_save, ended, forked, make_base, make_trainer, started, train
+from tests.faults.dying import (
+    Disk,
+    during_save,
+    ended,
+    forked,
+    make_trainer,
+    started,
+    train,
+    whole_and_begun,
+)
 
 STEPS = 4
 
@@ -25,13 +34,7 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, the weights that a whole run ends with, and a run stopped after its first save."""
-    folder = tmp_path_factory.mktemp("place")
-    make_base(folder / "base")
-    end = forked(lambda: train(folder / "base", folder / "whole", max_steps=STEPS))
-    assert end.code == 0, end.error
-    (folder / "straight").write_text(end.value)
-    shutil.copytree(folder / "whole" / "checkpoint-2", folder / "begun" / "checkpoint-2")
-    return folder
+    return whole_and_begun(tmp_path_factory.mktemp("place"), STEPS)
 
 
 # ---------------------------------------------------------------------- a full disk

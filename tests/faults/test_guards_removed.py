@@ -20,7 +20,16 @@ from srpo.output import LOCK_FILE, held
 from srpo.train import checkpoint, durable, metrics
 from srpo.train.config import SRPOConfig
 from srpo.train.durable import DurableTrainer
-from tests.faults.dying import Disk, End, during_save, forked, make_base, make_trainer, steps_logged, train
+from tests.faults.dying import (
+    Disk,
+    End,
+    during_save,
+    forked,
+    make_trainer,
+    steps_logged,
+    train,
+    whole_and_begun,
+)
 from tests.faults.test_damage import flip
 
 STEPS = 4
@@ -29,12 +38,7 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, a whole run, and the same one stopped after its first save and one step more."""
-    folder = tmp_path_factory.mktemp("place")
-    make_base(folder / "base")
-    end = forked(lambda: train(folder / "base", folder / "whole", max_steps=STEPS))
-    assert end.code == 0, end.error
-    (folder / "straight").write_text(end.value)
-    shutil.copytree(folder / "whole" / "checkpoint-2", folder / "begun" / "checkpoint-2")
+    folder = whole_and_begun(tmp_path_factory.mktemp("place"), STEPS)
     lines = (folder / "whole" / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
     (folder / "begun" / "metrics.jsonl").write_text("".join(lines[:3]), "utf-8")
     return folder

@@ -12,7 +12,7 @@ from srpo.errors import ConfigError
 from srpo.train.checkpoint import newest
 from srpo.train.identity import accepted, changes
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
-from tests.faults.dying import End, forked, make_base, make_trainer, train
+from tests.faults.dying import End, forked, make_trainer, train, whole_and_begun
 from tests.train.plain import ROWS
 
 STEPS = 4
@@ -20,12 +20,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    make_base(folder / "base")
-    end = forked(lambda: train(folder / "base", folder / "whole", max_steps=STEPS))
-    assert end.code == 0, end.error
-    shutil.copytree(folder / "whole" / "checkpoint-2", folder / "begun" / "checkpoint-2")
-    return folder
+    return whole_and_begun(tmp_path_factory.mktemp("place"), STEPS)
 
 
 def resumed(place: Path, run: Path, **changed: Any) -> End:
