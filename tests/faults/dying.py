@@ -215,8 +215,8 @@ class Disk:
             )
             if writes and "/dev/" not in path:
                 self._happens(f"open {os.path.basename(path)}")
-        elif event == "os.mkdir" and os.path.isdir(args[0]):
-            pass  # makedirs asks for it again, and nothing happens
+        elif event == "os.mkdir" and self._then != "die" and os.path.isdir(args[0]):
+            pass  # it is there, and takes no room; a process that dies may die here, whoever made it first
         elif event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir"):
             self._happens(f"{event} {os.path.basename(os.fsdecode(args[0]))}")
 
