@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test check format bandit search faults sweep vllm alpaca
+.PHONY: help demo test check format bandit search faults sweep gpu vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -20,6 +20,9 @@ faults: .venv/core ## a run killed at every write of its saves, and other ways t
 
 sweep: .venv/core ## the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -m sweep
+
+gpu: .venv/core ## the tests that need a GPU, which skip without one
+	$(OFFLINE) SRPO_TEST_GPU=1 $(BIN)/python -m pytest -q tests/gpu
 
 vllm: .venv-vllm/ready ## the engine and the endpoint on vLLM's build for CPUs, in an environment of its own
 	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -q -m vllm tests/generate

@@ -85,32 +85,36 @@ class ScriptedLlama(LlamaForCausalLM):
         if position_ids is None:
             past = rest["past_key_values"].get_seq_length() if rest.get("past_key_values") is not None else None
             start = 0 if past is None else past - input_ids.shape[1]
-            position_ids = start + torch.arange(input_ids.shape[1])[None]
+            position_ids = start + torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         said_NK1 = self.script[position_ids[:, -kept:], input_ids[:, -kept:]][..., None]
-        out.logits.scatter_add_(-1, said_NK1, torch.full(said_NK1.shape, 1e4))
+        out.logits.scatter_add_(-1, said_NK1, out.logits.new_full(said_NK1.shape, 1e4))
         return out
 
 
 class Scripted:
-    """The subject; see the top of the file."""
+    """The subject; see the top of the file.
+
+    Args:
+        settings: fields of LlamaConfig that differ.
+    """
 
     pad_id, stop_ids, max_new_tokens, folder = 0, (EOS,), 2 * ANSWER, ""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         torch.manual_seed(0)
-        config = LlamaConfig(
-            hidden_size=512,
-            intermediate_size=1344,
-            num_hidden_layers=6,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            vocab_size=VOCABULARY,
-            max_position_embeddings=4096,
-            pad_token_id=self.pad_id,
-            bos_token_id=1,
-            eos_token_id=EOS,
-        )
-        self.model = ScriptedLlama(config).eval()
+        shape = {
+            "hidden_size": 512,
+            "intermediate_size": 1344,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 4096,
+            "pad_token_id": self.pad_id,
+            "bos_token_id": 1,
+            "eos_token_id": EOS,
+        }
+        self.model = ScriptedLlama(LlamaConfig(**(shape | settings))).eval()
 
     def chains(self, case: str, rows: int, seed: int, temperature: float) -> list[Chain]:
         """Rows whose tokens come from vocabularies of their own, so that one script serves a whole batch."""
@@ -134,7 +138,7 @@ class Scripted:
             context, answer = row.contexts[revision], row.answers[revision]
             for at, (token, following) in enumerate(pairwise([*context[-1:], *answer]), len(context) - 1):
                 table[at, token] = following
-        self.model.script = table
+        self.model.script = table.to(self.model.device)
 
 
 def edited(draft: Sequence[int], rate: float, vocabulary: Sequence[int], rng: random.Random) -> list[int]:

@@ -10,7 +10,7 @@ their own (trained.py). A chain is a draft and five revisions, and the revisions
 chain of a case, in an order that changes from chain to chain, within one process on one thread, so that noise falls on
 all alike; every chain has a seed of its own. Told is the median over chains and, in brackets, the least and the
 largest; a gain is a ratio within one chain. The clock is processor time, or wall time as soon as vLLM is among the
-ways, which computes in a process of its own.
+ways, which computes in a process of its own, or the model stands on an accelerator.
 
 Every way is asked for each revision of plain decoding's chain. Where it writes something else, tokens are counted, and
 the gap between the model's two likeliest tokens where the answers part; a gap above 1e-3 nats under greedy decoding is
@@ -48,7 +48,7 @@ class LookupEngine(HFEngine):
     """transformers' prompt lookup: the answer's last tokens are looked up in the context; one row at a time."""
 
     def complete(self, contexts: Any, keys: Any, *, max_new_tokens: int, stop_ids: Any, **rest: Any) -> Any:
-        ids = torch.tensor([list(contexts[0])])
+        ids = torch.tensor([list(contexts[0])], device=self.model.device)
         out = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -158,7 +158,7 @@ def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, se
 def measure(subject: Subject, case: str, size: int, ways: Sequence[str], args: Any, temperature: float) -> Run:
     """Every chain by every way in turns."""
     run = Run({way: [] for way in ways}, {way: Count() for way in ways}, [], temperature)
-    walled = any(WAYS[way].served for way in ways)
+    walled = any(WAYS[way].served for way in ways) or subject.model.device.type != "cpu"
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         rows = subject.chains(case, size, seed, temperature)
         for row in rows:

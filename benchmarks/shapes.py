@@ -72,17 +72,14 @@ def llama(*, vocabulary: int = 8192, hidden: int = 512, layers: int = 6, lora: b
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=int(hidden * 8 / 3) // 64 * 64,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=8192,
-        pad_token_id=0,
-        **settings,
-    )
+    shape = {
+        "intermediate_size": int(hidden * 8 / 3) // 64 * 64,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 8192,
+        "pad_token_id": 0,
+    }
+    config = LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, **(shape | settings))
     model: nn.Module = LlamaForCausalLM(config).train()
     if lora:
         from peft import LoraConfig, get_peft_model

@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,11 @@ def _logps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str]) -> Wa
 
 
 def _steps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str]) -> Ways:
+    new = partial(llama, vocabulary=VOCABULARY)
     known: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
-        "packed": lambda: _srpo(trees, lora, "path"),
-        "flat": lambda: _srpo(trees, lora, "flat"),
-        "trl": lambda: _trl(trees, lora),
+        "packed": lambda: srpo(trees, new(lora=lora), "path"),
+        "flat": lambda: srpo(trees, new(lora=lora), "flat"),
+        "trl": lambda: trl(trees, new, lora),
     }
     return {name: optimiser_step(*make()) for name, make in known.items() if name in wanted}
 
@@ -169,6 +171,7 @@ def optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
     """Forward, backward, clipping and AdamW, as transformers' loop has them."""
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
+    trainer.accelerator.prepare_model(trainer.model)  # in place: where precision is mixed, its forward is from now on
     optimizer = trainer.accelerator.prepare(trainer.optimizer)
 
     def run() -> None:
@@ -180,20 +183,21 @@ def optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
     return run
 
 
-def quiet_settings() -> dict[str, Any]:
+def quiet_settings(**changes: Any) -> dict[str, Any]:
+    """Of a trainer on the CPU, in float32, that reports and saves nothing."""
     folder = tempfile.mkdtemp(prefix="srpo-step-")
-    return {"output_dir": folder, "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    quiet = {"output_dir": folder, "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    return quiet | changes
 
 
-def _srpo(trees: Sequence[PrefixTree], lora: bool, backend: str) -> tuple[Any, dict[str, Any]]:
+def srpo(trees: Sequence[PrefixTree], model: Any, backend: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """SRPO's trainer, with a copy of the model for its reference, and the trees as it is handed them."""
     from srpo.tasks.carry import carry_tokenizer
     from srpo.train.config import SRPOConfig
     from srpo.train.trainer import SRPOTrainer
 
-    args = SRPOConfig(**quiet_settings(), backend=backend, revision_template="plain")
-    model = llama(vocabulary=VOCABULARY, lora=lora)
-    trainer = SRPOTrainer(model, args=args, processing_class=carry_tokenizer())
-    return trainer, batch_of(trees)
+    args = SRPOConfig(**quiet_settings(**changes), backend=backend, revision_template="plain")
+    return SRPOTrainer(model, args=args, processing_class=carry_tokenizer()), batch_of(trees)
 
 
 def batch_of(trees: Sequence[PrefixTree]) -> dict[str, Any]:
@@ -201,7 +205,8 @@ def batch_of(trees: Sequence[PrefixTree]) -> dict[str, Any]:
     return {"row": torch.arange(len(trees)), "trees": list(trees), "where": [f"pair {n}" for n in range(len(trees))]}
 
 
-def _trl(trees: Sequence[PrefixTree], lora: bool) -> tuple[Any, dict[str, Any]]:
+def trl(trees: Sequence[PrefixTree], new: Callable[..., Any], lora: bool, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """TRL's DPO trainer and the drafts of the same pairs, collated by TRL; `new` makes policy and reference."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -209,17 +214,15 @@ def _trl(trees: Sequence[PrefixTree], lora: bool) -> tuple[Any, dict[str, Any]]:
     from srpo.tasks.carry import carry_tokenizer
 
     rows = Dataset.from_list([{"prompt": "1+2=", "chosen": "03", "rejected": "13"}])  # it wants some; not stepped on
-    model = llama(vocabulary=VOCABULARY, lora=False)
     peft_config = None
     if lora:
         from peft import LoraConfig
 
         peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    reference = None if lora else llama(vocabulary=VOCABULARY)
     trainer = DPOTrainer(
-        model,
-        reference,
-        DPOConfig(**quiet_settings(), max_length=None),
+        new(),
+        None if lora else new(),
+        DPOConfig(**quiet_settings(**changes), max_length=None),
         train_dataset=rows,
         processing_class=carry_tokenizer(),
         peft_config=peft_config,

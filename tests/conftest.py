@@ -16,6 +16,10 @@ os.environ.update(
     MPLBACKEND="Agg",
 )
 
+# The tests are of a CPU, whatever the machine has besides; those in tests/gpu alone look at a card: `make gpu`.
+if "SRPO_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 from collections.abc import Callable
 from typing import Any
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from srpo.cli.engine import add_device_flags
 from srpo.cli.parser import Parser, show_progress
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--equation", default="eq9", help="of the confidence: eq9, or eq14 at twice the cost")
     parser.add_argument("--revision_template", help="preset or file; default: the one saved with the model")
     parser.add_argument("--output_dir", help="where the verdict goes; default: beside the model")
+    add_device_flags(parser.add_argument)
     args = parser.parse_args(argv)
 
     from rich.console import Console
@@ -42,6 +44,8 @@ def main(argv: list[str]) -> int:
         reference=args.reference,
         batch_size=args.batch_size,
         equation=args.equation,
+        device=args.device,
+        dtype=args.dtype,
     )
     found = calibrate(reviser, rows, judge, settings, gold_key=args.gold_key)
     path = found.save(args.output_dir or args.model_name_or_path)

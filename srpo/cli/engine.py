@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from srpo.revise.serving import Serving
@@ -22,8 +23,14 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, default=120.0, help="seconds that one request may take")
     add("--tries", type=int, default=6, help="requests for one answer, at most")
     add("--backoff", type=float, default=0.5, help="seconds before the second of them; doubled for each further one")
-    add("--dtype", default="float32", help="of vLLM's weights: float32, bfloat16, float16 or auto")
+    add_device_flags(add)
     add("--speculation", default="auto", help="of vLLM: suffix, ngram, none or auto")
+
+
+def add_device_flags(add: Callable[..., Any]) -> None:
+    """The flags that say where and in what precision a model works in this process."""
+    add("--dtype", default="float32", help="of the weights: float32, bfloat16, float16, or auto, as they are stored")
+    add("--device", default="", help="cpu, cuda, cuda:1, …; unset: a GPU if there is one")
 
 
 def serving(args: argparse.Namespace) -> Serving:

@@ -165,6 +165,8 @@ class Studio:
             reference=model.reference,
             batch_size=self.plan.batch_size,
             trust_remote_code=self.plan.trust_remote_code,
+            device=self.plan.device,
+            dtype=self.plan.dtype,
         )
 
     def _made_with(self, model: Model, settings: Settings) -> dict[str, Any]:
@@ -174,6 +176,7 @@ class Studio:
             "model": contents(model.model),
             "reference": contents(model.reference) if model.reference else "",
             "template": _text_of(named) if named else "saved",
+            **({} if self.plan.dtype == "float32" else {"dtype": self.plan.dtype}),
         }
 
     def _kept(

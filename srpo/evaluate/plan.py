@@ -124,6 +124,8 @@ class Plan:
     seed: int = _option("of the resampling and of the trails shown", 0)
     output_dir: str | None = _option("folder for report, figure, tables and what is drawn")
     cache_dir: str | None = _option("folder for what is drawn, if several evaluations share it")
+    dtype: str = _option("of the models' weights: float32, bfloat16, float16, or auto, as they are stored", "float32")
+    device: str = _option("where they work: cpu, cuda, cuda:1, …; unset: a GPU if there is one", "")
     trust_remote_code: bool = _option("run code that comes with a model", False)
 
     asked: dict[str, Any] = _option("how a model behind a server is asked, as the flags of the judge are", {})

@@ -8,7 +8,7 @@ from typing import Any
 
 from srpo.errors import LengthError, NonFiniteError
 from srpo.evaluate.verdicts import TIE, Comparison, Order, Verdict, combined
-from srpo.model.load import load_reward_model, load_tokenizer, model_context
+from srpo.model.load import inference_device, load_reward_model, load_tokenizer, model_context
 from srpo.pairs.values import Prompt
 
 
@@ -25,16 +25,13 @@ class RewardModel:
 
     Raises:
         InputError: no reward model there.
-        ConfigError: it has more than one output.
+        ConfigError: it has more than one output, or there is no such device.
     """
 
     def __init__(self, path: str, *, batch_size: int = 16, device: str = "") -> None:
-        import torch
-
         self.path, self.batch_size = path, batch_size
         self.tokenizer = load_tokenizer(path)
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load_reward_model(path).to(place)
+        self.model = load_reward_model(path).to(inference_device(device))
         # A classifier finds the last token of each row by the padding behind it.
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.tokenizer.padding_side = "right"

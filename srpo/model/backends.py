@@ -16,6 +16,7 @@ from torch import nn
 from srpo.errors import BackendError
 from srpo.model.attention import checkpoints_activations, core, why_not_path
 from srpo.model.cache_tree import why_not_cache
+from srpo.model.flex import why_not_flex
 from srpo.model.forest import Forest
 from srpo.model.layouts import LAYOUTS, flat_logps
 from srpo.pairs.tree import PrefixTree
@@ -62,7 +63,7 @@ def _refuse_for_all(model: nn.Module) -> None:
 
 
 _CALLED = {"path": "path attention", "flex": "FlexAttention", "cache": "the cache tree"}
-_SERVES = {"path": why_not_path, "flex": why_not_path, "cache": why_not_cache}
+_SERVES = {"path": why_not_path, "flex": why_not_flex, "cache": why_not_cache}
 
 
 def _why_not_here(model: nn.Module, backend: str) -> str:

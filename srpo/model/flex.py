@@ -8,6 +8,7 @@ Axes: S packed tokens, Q query blocks, K key blocks.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,21 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from srpo.errors import BackendError
-from srpo.model.attention import refuse_unserved
+from srpo.model.attention import core, refuse_unserved, why_not_path
 from srpo.model.forest import Forest
 
 BLOCK = 128  # what FlexAttention's kernels are tuned for
+SMALLEST_HEAD = 16  # of a compiled kernel
 _compiled: list[Any] = []
+
+
+def why_not_flex(model: nn.Module) -> str:
+    """As `why_not_path`, and what FlexAttention asks for beyond it."""
+    config = core(model).config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size < SMALLEST_HEAD and next(model.parameters()).device.type != "cpu":
+        return f"its heads are of size {size}, and FlexAttention's kernels take {SMALLEST_HEAD} or more"
+    return why_not_path(model)
 
 
 def tree_block_mask(forest: Forest, window: int | None) -> BlockMask:
@@ -109,5 +120,8 @@ def _kernel(query: Tensor) -> Any:
     if query.device.type == "cpu":
         return flex_attention
     if not _compiled:
-        _compiled.append(torch.compile(flex_attention, dynamic=True))
+        # fullgraph: rather an error than the uncompiled form, which holds all S×S scores. TRITON: below 128 tokens the
+        # automatic choice is a kernel for decoding, which does not take these masks.
+        compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+        _compiled.append(partial(compiled, kernel_options={"BACKEND": "TRITON"}))
     return _compiled[0]

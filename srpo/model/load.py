@@ -151,6 +151,22 @@ def read_pickled(file: Path) -> Any:
         raise InputError(what, where=str(file), fix=fix) from None
 
 
+def inference_device(name: str = "") -> Any:
+    """Where a model is put that is not trained: the device of that name, or else a GPU if there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"{name!r}: {_first_line(error)}", where="device", expected="cpu, cuda, cuda:1, …") from None
+    return device
+
+
 def model_context(model: Any) -> int | None:
     """Longest sequence the model was built for, in tokens; None when its configuration does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

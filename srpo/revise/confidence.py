@@ -21,7 +21,6 @@ from srpo.maths.confidence import preference_eq9, preference_eq14
 from srpo.model.backends import settle_backend
 from srpo.model.forest import Forest
 from srpo.model.forward import sequence_logps
-from srpo.model.load import load_model
 from srpo.pairs.read import PromptRow
 from srpo.pairs.render import Renderer, options_of
 from srpo.pairs.tree import PrefixTree
@@ -70,14 +69,14 @@ class ModelScorer:
         """A scorer, or None where there is no reference.
 
         Args:
-            reference: a model, the path of one, or None.
+            reference: a model, or None.
             trained_from: the kind of the reference in training, where it is known: under an adapter that was trained
                 on from another one, the base is not what it was trained from.
         """
         switched = hasattr(model, "disable_adapter") and trained_from in (None, "adapter off")
         if reference is None and not switched:
             return None
-        return cls(model, load_model(reference) if isinstance(reference, str) else reference, backend=backend)
+        return cls(model, reference, backend=backend)
 
     @torch.no_grad()
     def log_ratios(self, sequences: Sequences) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from srpo.errors import ConfigError, InputError, LengthError
 from srpo.generate.engine import Engine, expect_temperature
 from srpo.generate.live import LiveEngine
-from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer
+from srpo.model.load import TRAINING_FILE, inference_device, load_model, load_tokenizer
 from srpo.pairs.read import Prompt, PromptRow, read_prompts
 from srpo.pairs.render import Renderer, RevisionTemplate, options_of, template_for
 from srpo.revise.calibration import Calibration
@@ -81,10 +81,12 @@ class Reviser:
         renderer: what makes contexts of prompts and drafts; None takes tokenizer and template. A `MessageRenderer` for
             an engine that asks by chat.
         trust_remote_code: run code that comes with a model or tokenizer given by its path.
+        device: where models given by their paths are put: cpu, cuda, cuda:1; "" for a GPU if there is one.
+        dtype: of their weights: float32, bfloat16, float16, or auto: what they are stored in.
 
     Raises:
         InputError: no model, tokenizer or template there, or a record of training that is none.
-        ConfigError: a reference without a β, or a number or name out of range.
+        ConfigError: a reference without a β, no such device, or a number or name out of range.
 
     Example:
         >>> from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
@@ -109,6 +111,8 @@ class Reviser:
         equation: str = "eq9",
         trust_remote_code: bool = False,
         renderer: Any = None,
+        device: str = "",
+        dtype: str = "float32",
     ) -> None:
         path = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
         if renderer is None:
@@ -120,11 +124,16 @@ class Reviser:
         saved = saved_with(path)
         self.calibration = Calibration.load(path)
         self.model: Any = model
+
+        def load(path: str) -> Any:
+            loaded = load_model(path, dtype=dtype, trust_remote_code=trust_remote_code)
+            return loaded.to(inference_device(device))
+
         if isinstance(model, str):
             needed = engine is None or reference is not None
-            self.model = load_model(model, trust_remote_code=trust_remote_code) if needed else None
+            self.model = load(model) if needed else None
         if isinstance(reference, str):
-            reference = load_model(reference, trust_remote_code=trust_remote_code)
+            reference = load(reference)
         if self.model is not None:
             self.model.eval()
         if scorer is None and self.model is not None:

@@ -16,7 +16,8 @@ from srpo.pairs.presets import template_for
 from srpo.revise.reviser import Reviser, saved_with
 
 ENGINES = ("hf", "vllm", "openai", "chat")
-_OF_VLLM = {"dtype", "speculation"}
+# The engines to which a setting means something, where those are not the ones that ask a server.
+_ENGINES_OF = {"dtype": ("hf", "vllm"), "device": ("hf",), "speculation": ("vllm",)}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Serving:
         timeout: seconds that one request may take.
         tries: requests for one answer, at most.
         backoff: seconds before the second of them; twice as many before each further one.
-        dtype: of vLLM's weights.
+        dtype: of the weights in this process, vLLM's or ours.
+        device: of engine hf, as `Reviser` takes it.
         speculation: of vLLM.
 
     Raises:
@@ -55,6 +57,7 @@ class Serving:
     tries: int = 6
     backoff: float = 0.5
     dtype: str = "float32"
+    device: str = ""
     speculation: str = "auto"
 
     def __post_init__(self) -> None:
@@ -63,8 +66,10 @@ class Serving:
             raise ConfigError(f"{self.engine!r}", where="engine", expected="one of " + ", ".join(ENGINES), fix=fix)
         served = self.engine in ("openai", "chat")
         for each in fields(self)[1:]:
-            idle = self.engine != "vllm" if each.name in _OF_VLLM else not served
-            if idle and getattr(self, each.name) != each.default:
+            if (
+                self.engine not in _ENGINES_OF.get(each.name, ("openai", "chat"))
+                and getattr(self, each.name) != each.default
+            ):
                 raise ConfigError(f"means nothing to engine {self.engine}", where=each.name, fix="name its engine")
         if served and not self.base_url:
             raise ConfigError(f"engine {self.engine} asks a server", where="base_url", fix="say which: http://…/v1")
@@ -74,7 +79,8 @@ class Serving:
     def made_with(self) -> dict[str, str]:
         """What of it decides the answers: where a server stands does not."""
         named = {"engine": self.engine, "served_model": self.served_model, "served_reference": self.served_reference}
-        return {} if self.engine == "hf" else {name: value for name, value in named.items() if value}
+        decides = {} if self.engine == "hf" else {name: value for name, value in named.items() if value}
+        return decides if self.dtype == "float32" else {**decides, "dtype": self.dtype}
 
     def reviser(
         self,
@@ -99,7 +105,15 @@ class Serving:
             ConfigError: a reference in this process beside a model on a server.
         """
         if self.engine == "hf":
-            return Reviser(model, template=template, reference=reference, batch_size=batch_size, **keywords)
+            return Reviser(
+                model,
+                template=template,
+                reference=reference,
+                batch_size=batch_size,
+                device=self.device,
+                dtype=self.dtype,
+                **keywords,
+            )
         if self.engine == "vllm":
             return Reviser(model, template=template, **self._vllm(model, reference, batch_size), **keywords)
         if reference is not None:

@@ -119,7 +119,7 @@ def run_rounds(
                 changed["ref_model_name_or_path"] = str(settings["model_name_or_path"])
         _timed(here, account, "train", lambda changed=changed: train({**settings, **changed}))  # type: ignore[misc]
         if plan.validation_prompts:
-            _validate(folder, here, plan, asked, account)
+            _validate(folder, here, settings, plan, asked, account)
         done.append(account)
         write_file(folder / ROUNDS_FILE, (json.dumps([asdict(each) for each in done], indent=2) + "\n").encode())
         log.info("srpo: %s", line_of(account))
@@ -161,7 +161,7 @@ def _sample(here: Path, settings: Mapping[str, Any], plan: RoundsArguments, numb
 
     def draw() -> None:
         sample_file(
-            lambda: Reviser(model, reference=reference, batch_size=plan.sample_batch_size),
+            lambda: _reviser(settings, plan, model, reference),
             plan.sample_prompts or str(settings["dataset_name"]),
             str(target),
             how,
@@ -171,6 +171,12 @@ def _sample(here: Path, settings: Mapping[str, Any], plan: RoundsArguments, numb
 
     _timed(here, account, "sample", draw)
     account.tokens += _tokens(read_trails(target, gold_key=None))
+
+
+def _reviser(settings: Mapping[str, Any], plan: RoundsArguments, model: str, reference: str | None = None) -> Reviser:
+    """Where training runs, too."""
+    device = "cpu" if str(settings.get("use_cpu", False)).lower() == "true" else ""
+    return Reviser(model, reference=reference, batch_size=plan.sample_batch_size, device=device)
 
 
 def _announce(account: Round, what: str, judge: Remembering, asked: Iterable[Comparison]) -> None:
@@ -213,18 +219,20 @@ def _mixed(here: Path, settings: Mapping[str, Any], plan: RoundsArguments, numbe
     return mixed
 
 
-def _validate(folder: Path, here: Path, plan: RoundsArguments, judge: Remembering, account: Round) -> None:
+def _validate(
+    folder: Path, here: Path, settings: Mapping[str, Any], plan: RoundsArguments, judge: Remembering, account: Round
+) -> None:
     """Win rate by revision against the drafts of round 0: one opponent for all rounds."""
     target = here / "validation.jsonl"
-    settings = Settings(plan.validation_revisions, plan.sample_temperature, VALIDATION_SEED, plan.sample_max_new_tokens)
+    how = Settings(plan.validation_revisions, plan.sample_temperature, VALIDATION_SEED, plan.sample_max_new_tokens)
     model = str(here / "model")
 
     def draw() -> None:
         revise_file(
-            lambda: Reviser(model, batch_size=plan.sample_batch_size),
+            lambda: _reviser(settings, plan, model),
             str(plan.validation_prompts),
             str(target),
-            settings,
+            how,
             made_with={"model": model},
         )
         trails = read_trails(target, gold_key=None)

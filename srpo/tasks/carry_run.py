@@ -110,7 +110,7 @@ def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int) -> None
     from srpo.revise.reviser import Reviser
 
     rows = sums(config.sampled, "in", digits=config.base.digits, seed=_PAIRS + seed)
-    reviser = Reviser(str(base), batch_size=_DRAW_BATCH)
+    reviser = Reviser(str(base), batch_size=_DRAW_BATCH, device="cpu")
     tokens = config.base.digits + 1 + _NEW_TOKENS
     first, second = (
         [t.after(0).text for t in reviser.revise(rows, 0, seed=draw, max_new_tokens=tokens)] for draw in (1, 2)
@@ -154,7 +154,8 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
 
     way = way_of(system)
     weighs = way != "always"  # to go on from whatever comes needs no log-ratios, which cost as much again
-    reviser = Reviser(str(model), reference=str(base) if weighs else None, batch_size=_DRAW_BATCH)
+    reference = str(base) if weighs else None
+    reviser = Reviser(str(model), reference=reference, batch_size=_DRAW_BATCH, device="cpu")
     for split, temperature in cells(config, system):
         settings = Settings(
             revisions=config.revisions,

@@ -144,6 +144,12 @@ class SRPOConfig(TrainingArguments):
         except ValueError as error:  # what TrainingArguments has to say about its own settings
             raise ConfigError(str(error).strip().split("\n")[0]) from None
 
+    @property
+    def device(self) -> torch.device:
+        """As transformers has it; a processor has no number, for torch restores nothing to `cpu:0`."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
     @classmethod
     def preset(cls, name: str, **settings: Any) -> SRPOConfig:
         """A published configuration, with whatever is set beside it winning.

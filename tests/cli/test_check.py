@@ -53,7 +53,7 @@ def test_the_command_tells_them(place: Path, capsys: pytest.CaptureFixture[str])
     assert "3 pairs usable of 5 rows; 2 unusable; 1 duplicates" in said
     assert "strings: prompt, chosen and rejected are text" in said
     assert "1 × no 'chosen'; this row has 'prompt'" in said
-    assert "pairs.jsonl:5)" in said
+    assert "pairs.jsonl:5)" in said.replace(" ", "")  # a long path runs on in the next line
     assert "<bos>12+34=056?046<eos>" in said
 
 

@@ -1,0 +1,186 @@
+"""The same questions on one GPU: what a training step costs, what it holds, and how fast revisions are decoded.
+
+    python -m benchmarks.card step                    packed both ways, flat, and TRL's DPO step, bfloat16
+    python -m benchmarks.card step --modes lora --shapes "350,40"
+    python -m benchmarks.card decode                  transformers' `generate`, its prompt lookup, and ours
+
+`step` is an optimiser step of `--batch` pairs in mixed precision, the reference scored live, clipping and AdamW
+included, on a random Llama of 1.2B weights (hidden size 2,048, 16 layers, 32 heads, 8 of keys and values, vocabulary
+128,256). Every way has the card to itself, `--rounds` times in turns; told are the median of all its steps after two of
+warming up in each round, the least and the largest, and the highest memory in use above weights, reference and moments.
+
+`decode` is benchmarks/revision.py's scripted subject with 1.0B weights in bfloat16. Clocks are wall clocks around work
+that the card has been waited for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from transformers.utils import logging as hf_logging
+
+from benchmarks import training_step
+from benchmarks.chains import Scripted
+from benchmarks.revision import measure, told
+from benchmarks.shapes import llama, trees_of
+from srpo.model.forest import Forest
+from srpo.pairs.tree import PrefixTree
+
+SHAPE = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+VOCABULARY = 128_256
+WAYS = ("path", "flex", "flat", "trl")
+WARMING_UP = 2
+
+
+def main() -> None:
+    """Measures every case asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("step", "decode"))
+    parser.add_argument("--shapes", default="350,40 1024,128 64,256", help="prompt,answer in tokens; several by spaces")
+    parser.add_argument("--templates", default="turn,quote")
+    parser.add_argument("--modes", default="full")
+    parser.add_argument(
+        "--ways", default="", help="path,flex,flat,trl; of `decode`, ways of benchmarks/revision.py by semicolons"
+    )
+    parser.add_argument("--batch", default="", help="pairs of a step, 8; rows of a chain, 1; several by commas")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=5, help="steps timed in a round")
+    parser.add_argument("--cases", default="converging,steady 5%,steady 30%")
+    parser.add_argument("--seeds", type=int, default=3, help="chains")
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args()
+    hf_logging.set_verbosity_error()
+    if args.device == "cuda":
+        card = torch.cuda.get_device_properties(0)
+        print(f"{card.name}, torch {torch.__version__}", flush=True)
+    (_step if args.what == "step" else _decode)(args)
+
+
+# ---------------------------------------------------------------------- training
+
+
+def _step(args: Namespace) -> None:
+    for shape in args.shapes.split():
+        x, y = map(int, shape.split(","))
+        for template in args.templates.split(","):
+            for batch in map(int, (args.batch or "8").split(",")):
+                instruction = 16 if x < 1000 and y < 200 else 32
+                trees = trees_of([(x, y, y)] * batch, template, instruction=instruction, vocabulary=VOCABULARY)
+                for mode in args.modes.split(","):
+                    case = {"shape": shape, "template": template, "mode": mode, "pairs": batch}
+                    print(json.dumps(case | _measured(trees, mode == "lora", args)), flush=True)
+
+
+def _measured(trees: Sequence[PrefixTree], lora: bool, args: Namespace) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {}
+    held: dict[str, float] = {}
+    for _ in range(args.rounds):
+        for way in (args.ways or ",".join(WAYS)).split(","):
+            try:
+                times, above = _timed(_made(way, trees, lora, args), args)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                print(json.dumps({"way": way, "failed": f"{type(error).__name__}: {str(error)[:300]}"}), flush=True)
+                continue
+            seconds.setdefault(way, []).extend(times)
+            held[way] = max(above, held.get(way, 0.0))
+    medians = {way: statistics.median(times) for way, times in seconds.items()}
+    row: dict[str, Any] = {
+        "seconds": {way: round(value, 4) for way, value in medians.items()},
+        "spread": {way: [round(min(times), 4), round(max(times), 4)] for way, times in seconds.items()},
+        "GiB": {way: round(value, 2) for way, value in held.items()},
+        "planting": round(_planting(trees, args.device), 4),
+    }
+    if "trl" in medians:
+        row["to_trl"] = {way: round(value / medians["trl"], 3) for way, value in medians.items() if way != "trl"}
+    return row
+
+
+def _made(way: str, trees: Sequence[PrefixTree], lora: bool, args: Namespace) -> tuple[Any, dict[str, Any]]:
+    on_card = {"use_cpu": args.device == "cpu", "bf16": args.device != "cpu"}
+
+    def new(lora: bool = False) -> Any:
+        shape = SHAPE | {"num_hidden_layers": args.layers}
+        hidden, layers = shape.pop("hidden_size"), shape.pop("num_hidden_layers")
+        with torch.device(args.device):
+            return llama(
+                vocabulary=VOCABULARY, hidden=hidden, layers=layers, lora=lora, tie_word_embeddings=True, **shape
+            )
+
+    if way == "trl":
+        return training_step.trl(trees, new, lora, **on_card)
+    return training_step.srpo(trees, new(lora), way, **on_card)
+
+
+def _timed(made: tuple[Any, dict[str, Any]], args: Namespace) -> tuple[list[float], float]:
+    """Seconds of each step, and GiB at most above what stands between steps; lets go of the trainer."""
+    run = training_step.optimiser_step(*made)
+    del made
+    wait = torch.cuda.synchronize if args.device == "cuda" else (lambda: None)
+    try:
+        for _ in range(WARMING_UP):
+            run()
+        wait()
+        standing = _memory(torch.cuda.memory_allocated, args)
+        if args.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        times = []
+        for _ in range(args.repeat):
+            start = time.perf_counter()
+            run()
+            wait()
+            times.append(time.perf_counter() - start)
+        return times, _memory(torch.cuda.max_memory_allocated, args) - standing
+    finally:
+        del run
+        gc.collect()
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _memory(asked: Callable[[], int], args: Namespace) -> float:
+    return asked() / 2**30 if args.device == "cuda" else 0.0
+
+
+def _planting(trees: Sequence[PrefixTree], device: str) -> float:
+    """Seconds to make the plan of a batch, which is Python on the host."""
+    start = time.perf_counter()
+    for _ in range(5):
+        Forest.plant(trees, device)
+    return (time.perf_counter() - start) / 5
+
+
+# ---------------------------------------------------------------------- decoding
+
+
+def _decode(args: Namespace) -> None:
+    args.first_seed = 0
+    with torch.device(args.device):
+        made = partial(Scripted, **(SHAPE | {"num_hidden_layers": args.layers}))()
+    made.model.to(torch.bfloat16 if args.device == "cuda" else torch.float32)
+    ways = args.ways.split(";") if args.ways else ["generate", "lookup", "live", "live, drafted"]
+    measure(made, "steady 0%", 1, ["live"], Namespace(first_seed=99, seeds=1), 0.0)  # the card's first kernels are slow
+    for rows in map(int, (args.batch or "1").split(",")):
+        for case in args.cases.split(","):
+            asked = [way for way in ways if way != "lookup" or rows == 1]
+            print(f"scripted {case}, batch {rows}, {args.seeds} chains")
+            print("\n".join(told(measure(made, case, rows, asked, args, 0.0))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Which settings an engine takes, what of them decides the answers, and where a model in this process is put."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srpo.cli.main import run
+from srpo.errors import ConfigError
+from srpo.evaluate.drawing import Studio
+from srpo.evaluate.plan import Model, Plan
+from srpo.revise.serving import Serving
+from srpo.tasks.carry import TEMPLATE, carry_tokenizer
+from tests.revise.tiny import PROMPTS, carry_llama
+
+SERVER = {"base_url": "http://localhost:1/v1"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    carry_llama().save_pretrained(folder)
+    carry_tokenizer().save_pretrained(folder)
+    TEMPLATE.save(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "hff"}, "engine: 'hff'; expected one of hf, vllm, openai, chat; did you mean 'hf'?"),
+        ({"engine": "openai"}, "base_url: engine openai asks a server"),
+        (SERVER, "base_url: means nothing to engine hf"),
+        ({"timeout": 3.0}, "timeout: means nothing to engine hf"),
+        ({"speculation": "none"}, "speculation: means nothing to engine hf"),
+        ({"engine": "vllm", "device": "cpu"}, "device: means nothing to engine vllm"),
+        ({"engine": "chat", "dtype": "auto", **SERVER}, "dtype: means nothing to engine chat"),
+        ({"engine": "openai", "device": "cpu", **SERVER}, "device: means nothing to engine openai"),
+        ({"engine": "chat", "served_reference": "base", **SERVER}, "served_reference: chat tells no log-probs"),
+    ],
+)
+def test_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Serving(**settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "decides"),
+    [
+        ({}, {}),
+        ({"device": "cpu"}, {}),
+        ({"dtype": "bfloat16"}, {"dtype": "bfloat16"}),
+        ({"engine": "vllm", "dtype": "auto"}, {"engine": "vllm", "dtype": "auto"}),
+        ({"engine": "openai", "timeout": 3.0, **SERVER}, {"engine": "openai"}),
+    ],
+)
+def test_what_decides_the_answers(settings: dict[str, Any], decides: dict[str, str]) -> None:
+    assert Serving(**settings).made_with() == decides
+
+
+def test_weights_of_the_asked_dtype_on_the_asked_device(saved: str) -> None:
+    reviser = Serving(dtype="bfloat16", device="meta").reviser(saved, reference=saved, beta=0.1)
+    assert reviser.confidence is not None
+    scorer: Any = reviser.confidence.scorer
+    with scorer._reference() as reference:
+        for model in (reviser.model, reference):
+            assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.bfloat16, "meta")}
+
+
+def test_an_evaluation_s_models_likewise(saved: str, tmp_path: Path) -> None:
+    keys = []
+    for dtype in ("float32", "float16"):
+        plan = Plan(models={"a": Model(saved)}, prompts={"all": "p"}, dtype=dtype, device="cpu")
+        studio = Studio(plan, Model(saved), tmp_path, 0)
+        assert studio.reviser(Model(saved)).model.dtype == getattr(torch, dtype)
+        keys.append(studio._made_with(Model(saved), studio._settings(1.0, "always")))
+    assert keys[0] != keys[1]  # what was drawn in one precision does not stand for the other
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_no_such_device(device: str, saved: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPTS[0]}) + "\n", "utf-8")
+    words = ["revise", "--model_name_or_path", saved, "--input", str(tmp_path / "in.jsonl"), "--device", device]
+    with pytest.raises(ConfigError, match=f"device: '{device}'") as caught:
+        run([*words, "--output", str(tmp_path / "out.jsonl")])
+    assert "expected cpu, cuda, cuda:1, …" in str(caught.value)
