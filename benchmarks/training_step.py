@@ -3,9 +3,10 @@
     python -m benchmarks.training_step                                   every shape and template, a long run
     python -m benchmarks.training_step --shapes 350,40 --templates turn --parts step --modes full
 
-Ways run interleaved in one process on one thread; times are processor time, ratios are of medians. Two parts:
+Ways run interleaved in one process on one thread; times are processor time, ratios are of medians. Three parts:
 
     logps   forward and backward of the six log-probs of `--logps_batch` pairs: packed, flat, padded
+    plan    making the plan of `--batch` pairs alone, which on a GPU is time that the card may wait for
     step    a whole optimiser step of `--batch` pairs, reference live, clipping and AdamW included: packed, flat, and
             `trl`, DPOTrainer's step, which scores two sequences a pair where SRPO scores six
 
@@ -85,11 +86,14 @@ def _shapes(args: argparse.Namespace) -> Iterator[tuple[str, list[Lengths]]]:
 def _measured(
     part: str, shape: str, lengths: list[Lengths], template: str, lora: bool, args: argparse.Namespace
 ) -> dict[str, Any]:
-    pairs = lengths[: args.batch if part == "step" else args.logps_batch]
+    pairs = lengths[: args.logps_batch if part == "logps" else args.batch]
     instruction = 16 if max(x + y for x, y, _ in pairs) < 1000 and min(y for _, y, _ in pairs) < 200 else 32
     trees = trees_of(pairs, template, instruction=instruction, vocabulary=VOCABULARY)
     wanted = args.ways.split(",")
-    ways = _steps(trees, lora, wanted) if part == "step" else _logps(trees, lora, wanted)
+    if part == "plan":
+        ways: Ways = {"packed": lambda: Forest.plant(trees)}
+    else:
+        ways = _steps(trees, lora, wanted) if part == "step" else _logps(trees, lora, wanted)
     seconds = interleaved(ways, args.repeat)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     packed = medians["packed"]
@@ -100,8 +104,8 @@ def _measured(
             "flat": sum(tree.flat_tokens for tree in trees),
             "dpo": sum(2 * x + w + l for x, w, l in pairs),
         },
-        "seconds": {name: round(value, 3) for name, value in medians.items()},
-        "spread": {name: [round(min(times), 3), round(max(times), 3)] for name, times in seconds.items()},
+        "seconds": {name: round(value, 4) for name, value in medians.items()},
+        "spread": {name: [round(min(times), 4), round(max(times), 4)] for name, times in seconds.items()},
         "packed_to": {name: round(packed / value, 3) for name, value in medians.items() if name != "packed"},
         "times_faster": {name: round(value / packed, 2) for name, value in medians.items() if name != "packed"},
         "saved_MiB": {name: round(saved_bytes(way) / 2**20) for name, way in ways.items()},

@@ -20,6 +20,7 @@ import random
 import re
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ class Endpoint:
             raise ConfigError("a key, and a user in the URL", where="base_url", fix="authenticate in one way")
         self._secrets = _spellings(key, userinfo, self._query)
         self._client = _client(key, userinfo, timeout, concurrency)
+        self._closing = weakref.finalize(self, self._client.close)
         self._slots = threading.Semaphore(concurrency)
         self._quiet_until = 0.0  # of the monotonic clock; a server over its limit wants no request at all
 
@@ -172,8 +174,8 @@ class Endpoint:
         return self._item(path, None, read, threading.Event())
 
     def close(self) -> None:
-        """Closes the connections."""
-        self._client.close()
+        """Closes the connections; otherwise they are closed when nobody asks here any more."""
+        self._closing()
 
     # ------------------------------------------------------------------ one item
 

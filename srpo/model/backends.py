@@ -96,7 +96,9 @@ def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -
             raise _unserved(backend, problem.what) from None
         log.warning("srpo: backend flat: path attention cannot serve this model: %s", problem.what)
         return "flat"
-    log.info("srpo: backend %s: packed log-probs within %.1g nats of flat ones on the first batch", backend, off)
+    # The reference follows by name what the policy has settled on; one line will do.
+    level = logging.INFO if asked == "auto" else logging.DEBUG
+    log.log(level, "srpo: backend %s: packed log-probs within %.1g nats of flat ones on the first batch", backend, off)
     return backend
 
 

@@ -8,12 +8,15 @@ Axes: S packed tokens, C chains in a group, Q queries, K keys, P scored parents,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from srpo.errors import DataError
@@ -90,11 +93,9 @@ class Forest:
     @cached_property
     def ends_S(self) -> Tensor:
         """[S] one past the last descendant of each token, as packed."""
-        ends: list[int] = []
-        for tree in self.trees:
-            offset = len(ends)
-            ends += [offset + end for end in tree.subtree_end]
-        return torch.tensor(ends, device=self.ids_1S.device)
+        starts = _starts(self.trees)
+        ends = [np.array(tree.subtree_end) + start for tree, start in zip(self.trees, starts, strict=True)]
+        return torch.from_numpy(np.concatenate(ends)).to(self.ids_1S.device)
 
     @classmethod
     def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:
@@ -106,55 +107,62 @@ class Forest:
         """
         if len({len(tree.answers) for tree in trees}) != 1:
             raise DataError("no trees, or of unlike numbers of sequences", expected="as many of each as of the first")
-        starts: list[int] = []
-        ids: list[int] = []
-        positions: list[int] = []
+        starts = _starts(trees)
+        ids_S = np.concatenate([np.array(tree.ids, np.int64) for tree in trees])
+        scored = _scored(trees, starts, ids_S)
         runs: list[_Run] = []
-        for tree in trees:
-            offset = len(ids)
-            starts.append(offset)
-            ids.extend(tree.ids)
-            positions.extend(tree.depth)
+        for tree, offset in zip(trees, starts, strict=True):
             for chain in tree.chains:
                 path = [(start + offset, stop + offset) for start, stop in tree.slices(chain.stop - 1)]
                 runs.append(_Run(chain.start + offset, chain.stop + offset, chain.depth, path))
         groups = [_group(members) for members in _by_shape(runs)]
-        rows = (ids, positions, _places(groups, len(ids)), *_scored(trees, starts))
-        ids_S, positions_S, *rest = (torch.tensor(values, device=device) for values in rows)
+        positions_S = _counted((run.depth, run.keys) for run in runs)
+        rows = (ids_S, positions_S, _places(groups, len(ids_S)), *scored)
+        ids, positions, *rest = (torch.from_numpy(values).to(device) for values in rows)
         on_device = tuple(group.to(device) for group, _ in groups)
-        return cls(tuple(trees), ids_S[None], positions_S[None], on_device, *rest)
+        return cls(tuple(trees), ids[None], positions[None], on_device, *rest)
 
 
-def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> list[int]:
+def _starts(trees: Sequence[PrefixTree]) -> list[int]:
+    """Where each tree begins in the packed row."""
+    return [0, *accumulate(map(len, trees))][:-1]
+
+
+def _counted(slices: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+    """The numbers of some (start, stop) slices, one slice after the other."""
+    return np.concatenate([np.arange(start, stop) for start, stop in slices])
+
+
+def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> NDArray[np.int64]:
     """Where each packed token's output stands when the padded groups are laid end to end."""
-    place, base = [0] * tokens, 0
+    place_S, base = np.empty(tokens, np.int64), 0
     for group, members in groups:
         width = group.queries_CQ.shape[1]
         for row, run in enumerate(members):
             at = base + row * width
-            place[run.start : run.stop] = range(at, at + run.queries)
+            place_S[run.start : run.stop] = np.arange(at, at + run.queries)
         base += len(members) * width
-    return place
+    return place_S
 
 
-def _scored(trees: Sequence[PrefixTree], starts: Sequence[int]) -> tuple[list[int], ...]:
-    """parents_P, row_T, token_T and owner_T as lists."""
-    rows: dict[int, int] = {}
-    row_T: list[int] = []
-    token_T: list[int] = []
-    owner_T: list[int] = []
-    sequences = len(trees[0].answers)
-    for b, (tree, start) in enumerate(zip(trees, starts, strict=True)):
-        for k, answer in enumerate(tree.answers):
-            path = tree.path(answer.leaf)
+def _scored(
+    trees: Sequence[PrefixTree], starts: Sequence[int], ids_S: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], ...]:
+    """parents_P, in the order in which answers come to them, row_T, token_T and owner_T."""
+    parents: list[NDArray[np.int64]] = []
+    tokens: list[NDArray[np.int64]] = []
+    for tree, start in zip(trees, starts, strict=True):
+        for answer in tree.answers:
+            path = _counted(tree.slices(answer.leaf)) + start if answer.leaf >= 0 else np.empty(0, np.int64)
             if not 0 < answer.context < len(path):
                 problem = "an answer without tokens" if answer.context else "an answer with nothing before it"
                 raise DataError(problem, expected="at least one token before and one in each answer")
-            parents = path[answer.context - 1 : -1]
-            row_T += [rows.setdefault(start + parent, len(rows)) for parent in parents]
-            token_T += [tree.ids[node] for node in path[answer.context :]]
-            owner_T += [b * sequences + k] * len(parents)
-    return list(rows), row_T, token_T, owner_T
+            parents.append(path[answer.context - 1 : -1])
+            tokens.append(ids_S[path[answer.context :]])
+    owner_T = np.repeat(np.arange(len(tokens)), [len(each) for each in tokens])
+    sorted_P, first_P, rank_T = np.unique(np.concatenate(parents), return_index=True, return_inverse=True)
+    order_P = first_P.argsort()
+    return sorted_P[order_P], order_P.argsort()[rank_T], np.concatenate(tokens), owner_T
 
 
 @dataclass(frozen=True)
@@ -196,12 +204,11 @@ def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
 def _group(members: list[_Run]) -> tuple[ChainGroup, list[_Run]]:
     """Index tensors of chains padded to the longest. Padding repeats a real index, so that no row is fully masked."""
     q_width, k_width = max(run.queries for run in members), max(run.keys for run in members)
-    queries, keys, depth = [], [], []
-    for run in members:
-        short = q_width - run.queries
-        queries.append([*range(run.start, run.stop), *[run.stop - 1] * short])
-        depth.append([*range(run.depth, run.keys), *[run.keys - 1] * short])
-        path = [k for start, stop in run.path for k in range(start, stop)]
-        keys.append(path + [run.stop - 1] * (k_width - run.keys))
-    causal = members[0].depth == 0
-    return ChainGroup(torch.tensor(queries), torch.tensor(keys), torch.tensor(depth), causal), members
+    queries_CQ, depth_CQ = np.empty((2, len(members), q_width), np.int64)
+    keys_CK = np.empty((len(members), k_width), np.int64)
+    for query_Q, depth_Q, key_K, run in zip(queries_CQ, depth_CQ, keys_CK, members, strict=True):
+        query_Q[: run.queries], query_Q[run.queries :] = np.arange(run.start, run.stop), run.stop - 1
+        depth_Q[: run.queries], depth_Q[run.queries :] = np.arange(run.depth, run.keys), run.keys - 1
+        key_K[: run.keys], key_K[run.keys :] = _counted(run.path), run.stop - 1
+    queries, keys, depth = (torch.from_numpy(values) for values in (queries_CQ, keys_CK, depth_CQ))
+    return ChainGroup(queries, keys, depth, causal=members[0].depth == 0), members

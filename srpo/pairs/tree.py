@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
+
 
 class TokenPair(NamedTuple):
     """One flat sequence: the ids that are given and the ids that are scored."""
@@ -121,15 +123,12 @@ class PrefixTree:
     @cached_property
     def subtree_end(self) -> tuple[int, ...]:
         """One past the last descendant of each node."""
-        ends = [0] * len(self.ids)
-        open_nodes: list[int] = []
-        for node, depth in enumerate(self.depth):
-            while len(open_nodes) > depth:
-                ends[open_nodes.pop()] = node
-            open_nodes.append(node)
-        for node in open_nodes:
-            ends[node] = len(self.ids)
-        return tuple(ends)
+        ends = np.repeat([chain.stop for chain in self.chains], [chain.stop - chain.start for chain in self.chains])
+        for chain in reversed(self.chains):  # the last ones first: what hangs from a chain is known before it is asked
+            if chain.attach >= 0:
+                above = ends[self.chains[self._chain_of(chain.attach)].start : chain.attach + 1]
+                np.maximum(above, ends[chain.start], out=above)
+        return tuple(ends.tolist())
 
     @property
     def marks(self) -> array[int]:
