@@ -31,6 +31,7 @@ from srpo.generate.guess import Cost, Follower, guess_length
 from srpo.generate.hf import HFEngine
 from srpo.generate.sampling import choose, uniforms
 from srpo.generate.slots import SlotCache
+from srpo.model.head import head_dtypes
 from srpo.model.load import model_context
 
 log = logging.getLogger("srpo")
@@ -302,9 +303,10 @@ class LiveEngine:
             for row, block in zip(pair, blocks, strict=True):
                 row.known += len(block)
         for row, through_slots_V in zip(pair, logits_NKV[:, -1], strict=True):
-            plain_V = self.model(input_ids=torch.tensor([row.context], device=self._weight.device)).logits[0, -1]
+            with head_dtypes(self.model) as dtypes:
+                plain_V = self.model(input_ids=torch.tensor([row.context], device=self._weight.device)).logits[0, -1]
             off, largest = (through_slots_V - plain_V).abs().max().item(), plain_V.abs().max().item()
-            if not off <= _TOLERANCE[plain_V.dtype] * max(1.0, largest):
+            if not off <= _TOLERANCE[dtypes[0]] * max(1.0, largest):
                 return f"its logits with a cache cropped and padded differ from plain ones by {off:.2g}"
         return ""
 

@@ -18,6 +18,7 @@ from srpo.model.attention import checkpoints_activations, core, why_not_path
 from srpo.model.cache_tree import why_not_cache
 from srpo.model.flex import why_not_flex
 from srpo.model.forest import Forest
+from srpo.model.head import head_dtypes
 from srpo.model.layouts import LAYOUTS, flat_logps
 from srpo.pairs.tree import PrefixTree
 
@@ -108,12 +109,10 @@ def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "pa
     longest = Forest.plant(sorted(trees, key=len)[-CHECKED_TREES:], next(model.parameters()).device)
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would draw differently in the two layouts
-    dtypes: list[torch.dtype] = []  # what the head really computes in; under autocast not what its weights are
-    watch = core(model).get_output_embeddings().register_forward_hook(lambda _m, _i, out: dtypes.append(out.dtype))
     try:
-        packed_BK, flat_BK = LAYOUTS[backend](model, longest), flat_logps(model, longest)
+        with head_dtypes(model) as dtypes:
+            packed_BK, flat_BK = LAYOUTS[backend](model, longest), flat_logps(model, longest)
     finally:
-        watch.remove()
         for module, mode in training.items():
             module.training = mode
     tokens = max(len(answer) for tree in longest.trees for _, answer in tree.unpack())

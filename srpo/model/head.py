@@ -134,6 +134,18 @@ def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> 
         hook.remove()
 
 
+@contextmanager
+def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
+    """What the head computed in, call by call: under autocast neither what its weights are nor what comes out."""
+    found: list[torch.dtype] = []
+    head = core(model).get_output_embeddings()
+    watch = head.register_forward_hook(lambda _module, _inputs, out: found.append(out.dtype))
+    try:
+        yield found
+    finally:
+        watch.remove()
+
+
 # ---------------------------------------------------------------------- what happens after the head
 
 

@@ -150,3 +150,16 @@ def test_in_float64_logits_agree_to_many_digits(attention: str) -> None:
     engine = LiveEngine(model, pad_id=PAD)
     assert engine._check(list(range(60, 92))) == ""
     assert why_not_live(make_tiny_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
+
+
+def test_mixed_precision_is_judged_by_what_the_head_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer's model has float32 weights and gives float32 logits, and computes in bfloat16 between."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    model = make_tiny_llama(initializer_range=0.3, hidden_size=64, num_hidden_layers=6)
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
+    context = list(range(60, 92))
+    assert model(input_ids=torch.tensor([context])).logits.dtype == torch.float32
+    assert LiveEngine(model, pad_id=PAD)._check(context) == ""
+    monkeypatch.setitem(live._TOLERANCE, torch.bfloat16, live._TOLERANCE[torch.float32])
+    assert "differ from plain ones by" in LiveEngine(model, pad_id=PAD)._check(context)  # control: it is no float32
