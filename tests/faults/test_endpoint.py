@@ -18,8 +18,8 @@ import pytest
 from srpo.cli.main import run
 from srpo.errors import ConfigError, InputError, SRPOError
 from srpo.revise.trail import Trail
-from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.generate.served import VLLM, completion, spoken
+from tests.revise.tiny import saved
 from tests.scripted_server import JSON, Asked, Say, serve
 
 PROMPTS = ["1+0=", "2+0=", "3+0=", "4+0=", "5+0=", "6+0="]
@@ -30,10 +30,7 @@ KEY = "SRPO_FAULT20_KEY"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a client needs of a model: tokenizer and template; its weights are the server's."""
-    folder = tmp_path_factory.mktemp("model")
-    carry_tokenizer().save_pretrained(folder)
-    TEMPLATE.save(folder)
-    return folder
+    return saved(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -11,41 +11,37 @@ import torch
 from srpo.cli.main import run
 from srpo.errors import ConfigError
 from srpo.revise.reviser import Reviser
-from srpo.tasks.carry import TEMPLATE, carry_tokenizer
-from tests.revise.tiny import PROMPTS, carry_llama
+from tests.revise.tiny import PROMPTS, carry_llama, saved
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    carry_llama().save_pretrained(folder)
-    carry_tokenizer().save_pretrained(folder)
-    TEMPLATE.save(folder)
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = saved(tmp_path_factory.mktemp("model"), carry_llama())
     (folder / "srpo_training.json").write_text(json.dumps({"beta": 0.1}), "utf-8")
     return str(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_on_the_card_unless_told_otherwise(dtype: str, saved: str) -> None:
-    reviser = Reviser(saved, reference=saved, dtype=dtype)
+def test_on_the_card_unless_told_otherwise(dtype: str, model: str) -> None:
+    reviser = Reviser(model, reference=model, dtype=dtype)
     assert {p.device.type for p in reviser.model.parameters()} == {"cuda"}
     assert {str(p.dtype) for p in reviser.model.parameters()} == {f"torch.{dtype}"}
     (trail,) = reviser.revise(["12+34="], revisions=2, max_new_tokens=6, policy="always")
     assert trail.answers[1].preferred == pytest.approx(0.5, abs=1e-3)  # policy and reference are the same
-    assert Reviser(saved, device="cpu").model.device.type == "cpu"
+    assert Reviser(model, device="cpu").model.device.type == "cpu"
     with pytest.raises(ConfigError, match="device: 'cuda:99'"):
-        Reviser(saved, device="cuda:99")
+        Reviser(model, device="cuda:99")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_command_writes_the_same_there(temperature: float, saved: str, tmp_path: Path) -> None:
+def test_a_command_writes_the_same_there(temperature: float, model: str, tmp_path: Path) -> None:
     rows = [{"prompt": text} for text in PROMPTS]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     texts = []
     for device in ("cuda", "cpu"):
-        words = ["revise", "--model_name_or_path", saved, "--input", str(tmp_path / "prompts.jsonl")]
+        words = ["revise", "--model_name_or_path", model, "--input", str(tmp_path / "prompts.jsonl")]
         words += ["--max_new_tokens", "6", "--policy", "always", "--temperature", str(temperature)]
         assert run([*words, "--output", str(tmp_path / device), "--device", device]) == 0
         lines = (tmp_path / device).read_text("utf-8").splitlines()

@@ -11,8 +11,8 @@ import torch
 from srpo import Reviser
 from srpo.errors import ConfigError
 from srpo.revise.confidence import Sequences
-from srpo.tasks.carry import TEMPLATE, carry_tokenizer
-from tests.revise.tiny import PROMPTS, Scripted, carry_llama, ids_of, reviser
+from srpo.tasks.carry import carry_tokenizer
+from tests.revise.tiny import PROMPTS, Scripted, carry_llama, ids_of, reviser, saved
 from tests.train.plain import flat_logp
 
 EOS, BOS = carry_tokenizer().eos_token_id, carry_tokenizer().bos_token_id
@@ -59,8 +59,7 @@ class Longer:
 
 
 def test_a_scorer_and_an_engine_of_ones_own_need_no_weights(tmp_path: Path) -> None:
-    carry_tokenizer().save_pretrained(tmp_path)  # and no model
-    TEMPLATE.save(tmp_path)
+    saved(tmp_path)  # and no model
     first = reviser()
     engine = Scripted(first, lambda context: "4" if context.endswith("=") else "444")
     subject = Reviser(str(tmp_path), engine=engine, scorer=Longer(), beta=0.1)

@@ -17,7 +17,7 @@ from srpo.revise.calibration import CALIBRATION_FILE, Calibration, Choice
 from srpo.revise.confidence import Sequences
 from srpo.revise.policy import Decision, Policy
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
-from tests.revise.tiny import Scripted, carry_llama, ids_of, reviser
+from tests.revise.tiny import Scripted, carry_llama, ids_of, reviser, saved
 
 
 class Digits:
@@ -139,9 +139,7 @@ def test_a_calibration_is_kept_beside_the_model(tmp_path: Path) -> None:
     whole = calibration("if_preferred", 3)
     whole.save(tmp_path)
     assert Calibration.load(tmp_path) == whole
-    carry_llama().save_pretrained(tmp_path)
-    carry_tokenizer().save_pretrained(tmp_path)
-    TEMPLATE.save(tmp_path)
+    saved(tmp_path, carry_llama())
     assert Reviser(str(tmp_path)).calibration == whole
     for text in ("", "{}", "[]", '{"format": 2}', (tmp_path / CALIBRATION_FILE).read_text().replace("if_pref", "pref")):
         (tmp_path / CALIBRATION_FILE).write_text(text)

@@ -17,6 +17,7 @@ from srpo.model.load import TRAINING_FILE
 from srpo.revise.reviser import Settings
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.revise import tiny
 from tests.revise.tiny import PROMPTS, Recording, Scripted, carry_llama, ids_of, reviser
 from tests.train.plain import flat_logp
 
@@ -351,10 +352,7 @@ def test_settings_out_of_range(settings: dict[str, Any], line: str) -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    carry_llama().save_pretrained(tmp_path)
-    carry_tokenizer().save_pretrained(tmp_path)
-    TEMPLATE.save(tmp_path)
-    return tmp_path
+    return tiny.saved(tmp_path, carry_llama())
 
 
 def record(folder: Path, **changes: Any) -> None:
@@ -381,9 +379,7 @@ def test_an_adapter_trained_on_from_another_does_without_its_base(saved: Path, t
 
     folder = tmp_path / "adapter"
     model = AutoModelForCausalLM.from_pretrained(saved)
-    peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM")).save_pretrained(folder)
-    carry_tokenizer().save_pretrained(folder)
-    TEMPLATE.save(folder)
+    tiny.saved(folder, peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM")))
     for kind, has in (("adapter off", True), ("frozen adapter", False), ("given", False)):
         record(folder, reference=kind)
         assert Reviser(str(folder)).has_confidence == has

@@ -14,19 +14,14 @@ from srpo.errors import ConfigError
 from srpo.evaluate.drawing import Studio
 from srpo.evaluate.plan import Model, Plan
 from srpo.revise.serving import Serving
-from srpo.tasks.carry import TEMPLATE, carry_tokenizer
-from tests.revise.tiny import PROMPTS, carry_llama
+from tests.revise.tiny import PROMPTS, carry_llama, saved
 
 SERVER = {"base_url": "http://localhost:1/v1"}
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    carry_llama().save_pretrained(folder)
-    carry_tokenizer().save_pretrained(folder)
-    TEMPLATE.save(folder)
-    return str(folder)
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(saved(tmp_path_factory.mktemp("model"), carry_llama()))
 
 
 @pytest.mark.parametrize(
@@ -63,29 +58,29 @@ def test_what_decides_the_answers(settings: dict[str, Any], decides: dict[str, s
     assert Serving(**settings).made_with() == decides
 
 
-def test_weights_of_the_asked_dtype_on_the_asked_device(saved: str) -> None:
-    reviser = Serving(dtype="bfloat16", device="meta").reviser(saved, reference=saved, beta=0.1)
+def test_weights_of_the_asked_dtype_on_the_asked_device(model: str) -> None:
+    reviser = Serving(dtype="bfloat16", device="meta").reviser(model, reference=model, beta=0.1)
     assert reviser.confidence is not None
     scorer: Any = reviser.confidence.scorer
     with scorer._reference() as reference:
-        for model in (reviser.model, reference):
-            assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.bfloat16, "meta")}
+        for each in (reviser.model, reference):
+            assert {(p.dtype, p.device.type) for p in each.parameters()} == {(torch.bfloat16, "meta")}
 
 
-def test_an_evaluation_s_models_likewise(saved: str, tmp_path: Path) -> None:
+def test_an_evaluation_s_models_likewise(model: str, tmp_path: Path) -> None:
     keys = []
     for dtype in ("float32", "float16"):
-        plan = Plan(models={"a": Model(saved)}, prompts={"all": "p"}, dtype=dtype, device="cpu")
-        studio = Studio(plan, Model(saved), tmp_path, 0)
-        assert studio.reviser(Model(saved)).model.dtype == getattr(torch, dtype)
-        keys.append(studio._made_with(Model(saved), studio._settings(1.0, "always")))
+        plan = Plan(models={"a": Model(model)}, prompts={"all": "p"}, dtype=dtype, device="cpu")
+        studio = Studio(plan, Model(model), tmp_path, 0)
+        assert studio.reviser(Model(model)).model.dtype == getattr(torch, dtype)
+        keys.append(studio._made_with(Model(model), studio._settings(1.0, "always")))
     assert keys[0] != keys[1]  # what was drawn in one precision does not stand for the other
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
-def test_no_such_device(device: str, saved: str, tmp_path: Path) -> None:
+def test_no_such_device(device: str, model: str, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPTS[0]}) + "\n", "utf-8")
-    words = ["revise", "--model_name_or_path", saved, "--input", str(tmp_path / "in.jsonl"), "--device", device]
+    words = ["revise", "--model_name_or_path", model, "--input", str(tmp_path / "in.jsonl"), "--device", device]
     with pytest.raises(ConfigError, match=f"device: '{device}'") as caught:
         run([*words, "--output", str(tmp_path / "out.jsonl")])
     assert "expected cpu, cuda, cuda:1, …" in str(caught.value)

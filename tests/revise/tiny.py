@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from srpo import Reviser
@@ -29,6 +30,15 @@ def carry_llama(seed: int = 0, **changes: Any) -> Any:
 def reviser(model: Any = None, **keywords: Any) -> Reviser:
     """A Reviser of the carry model with the carry task's template."""
     return Reviser(carry_llama() if model is None else model, carry_tokenizer(), TEMPLATE, **keywords)
+
+
+def saved(folder: Path, model: Any = None) -> Path:
+    """A folder with a model, its tokenizer and its template; without one, what a server's client needs of it."""
+    if model is not None:
+        model.save_pretrained(folder)
+    carry_tokenizer().save_pretrained(folder)
+    TEMPLATE.save(folder)
+    return folder
 
 
 def ids_of(text: str) -> list[int]:

@@ -12,8 +12,9 @@ from srpo import read_pairs
 from srpo.cli.main import run
 from srpo.errors import SRPOError
 from srpo.evaluate.inputs import read_trails
-from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
+from srpo.tasks.carry import BaseConfig, untrained_base
 from tests.generate.served import OTHER, completion, spoken
+from tests.revise.tiny import saved
 from tests.scripted_server import JSON, Say, serve
 
 
@@ -27,10 +28,7 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a client needs of a model: tokenizer and template."""
-    folder = tmp_path_factory.mktemp("model")
-    carry_tokenizer().save_pretrained(folder)
-    TEMPLATE.save(folder)
-    return folder
+    return saved(tmp_path_factory.mktemp("model"))
 
 
 def command(model: Path, prompts: Path, *more: str) -> list[str]:
@@ -67,9 +65,7 @@ def test_a_server_writes_every_sample(model: Path, prompts: Path) -> None:
 
 def test_revisions_are_all_kept_whatever_the_model_prefers(tmp_path: Path, prompts: Path) -> None:
     for name, seed in (("base", 0), ("trained", 1)):
-        untrained_base(BaseConfig(hidden=24, layers=1, heads=2, seed=seed)).save_pretrained(tmp_path / name)
-        carry_tokenizer().save_pretrained(tmp_path / name)
-        TEMPLATE.save(tmp_path / name)
+        saved(tmp_path / name, untrained_base(BaseConfig(hidden=24, layers=1, heads=2, seed=seed)))
     (tmp_path / "trained" / "srpo_training.json").write_text(json.dumps({"beta": 0.1, "logps_reduction": "sum"}))
     assert run(command(tmp_path / "trained", prompts, "--reference", str(tmp_path / "base"))) == 0
     answers = [answer for trail in read_trails(prompts.with_name("trails.jsonl")) for answer in trail.answers[1:]]
