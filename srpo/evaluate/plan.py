@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import ConfigError, InputError, did_you_mean
+from srpo.errors import ConfigError, did_you_mean
+from srpo.settings import read_yaml
 
 SECTION = "evaluate"
 # Fields of JudgeArguments, which is not imported here: this file is read for `--help`.
@@ -236,16 +237,7 @@ def read_plan(path: str) -> dict[str, Any]:
         InputError: no such file.
         ConfigError: it is no mapping.
     """
-    import yaml
-
-    try:
-        settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-    except FileNotFoundError:
-        raise InputError("no such file", where=path, expected="a YAML file of settings") from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path, expected="a YAML file of settings") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
+    settings = read_yaml(path)
     if isinstance(settings, dict):
         settings = settings.get(SECTION, settings)
     if not isinstance(settings, dict):

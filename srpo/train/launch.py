@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srpo.errors import ConfigError, InputError, OutputError, UsageError, did_you_mean, redacted
+from srpo.errors import ConfigError, OutputError, UsageError, did_you_mean, redacted
 from srpo.output import held, writable_folder, write_file
 from srpo.pairs.read import Source, columns_of
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
+from srpo.settings import read_yaml
 from srpo.train.config import PRESETS, SRPOConfig
 
 log = logging.getLogger("srpo")
@@ -95,16 +96,7 @@ def read_settings(path: str, more: Iterable[Any] = ()) -> dict[str, Any]:
         InputError: no such file.
         ConfigError: not a flat mapping, or a key that is not a setting.
     """
-    import yaml
-
-    try:
-        settings = yaml.safe_load(Path(path).read_text("utf-8")) or {}
-    except FileNotFoundError:
-        raise InputError("no such file", where=path, expected="a YAML file of settings") from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path, expected="a YAML file of settings") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
     # A recipe says below this key what `srpo evaluate` is to do with the model that comes out.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # Who may import whom: cli → tasks, rounds → train, revise, evaluate → generate → model → pairs, maths → output, errors.
-_LOW = {"errors", "output", "progress", "versions", "maths", "pairs"}
+_LOW = {"errors", "output", "progress", "settings", "versions", "maths", "pairs"}
 _TO_GENERATE = _LOW | {"model", "generate"}
 _TO_WORK = _TO_GENERATE | {"train", "revise", "evaluate"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "versions": set(),
     "progress": set(),
     "output": {"errors"},
+    "settings": {"errors"},
     "maths": {"errors"},
     "pairs": {"errors"},
     "model": _LOW,
