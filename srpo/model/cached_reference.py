@@ -66,6 +66,7 @@ class CachedReference:
         self.folder, self.found, self.scored, self.unkept = folder, 0, 0, ""
         self._policy: Any = policy
         self._begun = False
+        self._wrap: Callable[[Any], Any] = lambda model: model
         self.fingerprint = reference_fingerprint(self.kind, policy if frozen is None else frozen)
         self._about = {
             "reference": self.fingerprint,
@@ -120,9 +121,11 @@ class CachedReference:
         self._begun = True
         if self._live is None and not complete:
             self._live = Reference(self._policy)
+            self._live.prepare(self._wrap)
 
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
-        """As of a `Reference`; nothing where there is no model."""
+        """As of a `Reference`; a copy that is made later is placed as well."""
+        self._wrap = wrap
         if self._live is not None:
             self._live.prepare(wrap)
 

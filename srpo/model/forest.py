@@ -8,7 +8,7 @@ Axes: S packed tokens, C chains in a group, Q queries, K keys, P scored parents,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srpo.errors import DataError
-from srpo.pairs.tree import PrefixTree
+from srpo.pairs.tree import PrefixTree, ranges
 
 # Merging chains of unlike shapes into one call saves a launch and costs padding. One launch with its gathers takes
 # about as long as this many extra query-key products; measured on CPU, and not sensitive within a factor of four.
@@ -94,8 +94,8 @@ class Forest:
     def ends_S(self) -> Tensor:
         """[S] one past the last descendant of each token, as packed."""
         starts = _starts(self.trees)
-        ends = [np.array(tree.subtree_end) + start for tree, start in zip(self.trees, starts, strict=True)]
-        return torch.from_numpy(np.concatenate(ends)).to(self.ids_1S.device)
+        ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(self.trees, starts, strict=True)])
+        return torch.from_numpy(ends_S).to(self.ids_1S.device)
 
     @classmethod
     def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:
@@ -109,28 +109,34 @@ class Forest:
             raise DataError("no trees, or of unlike numbers of sequences", expected="as many of each as of the first")
         starts = _starts(trees)
         ids_S = np.concatenate([np.array(tree.ids, np.int64) for tree in trees])
-        scored = _scored(trees, starts, ids_S)
+        parents_P, row_T, token_T, owner_T = _scored(trees, starts, ids_S)
         runs: list[_Run] = []
         for tree, offset in zip(trees, starts, strict=True):
             for chain in tree.chains:
                 path = [(start + offset, stop + offset) for start, stop in tree.slices(chain.stop - 1)]
                 runs.append(_Run(chain.start + offset, chain.stop + offset, chain.depth, path))
         groups = [_group(members) for members in _by_shape(runs)]
-        positions_S = _counted((run.depth, run.keys) for run in runs)
-        rows = (ids_S, positions_S, _places(groups, len(ids_S)), *scored)
-        ids, positions, *rest = (torch.from_numpy(values).to(device) for values in rows)
-        on_device = tuple(group.to(device) for group, _ in groups)
-        return cls(tuple(trees), ids[None], positions[None], on_device, *rest)
+        positions_S, place_S = np.concatenate([tree.depth for tree in trees]), _places(groups, len(ids_S))
+
+        def placed(values: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
+        return cls(
+            trees=tuple(trees),
+            ids_1S=placed(ids_S)[None],
+            positions_1S=placed(positions_S)[None],
+            groups=tuple(group.to(device) for group, _ in groups),
+            place_S=placed(place_S),
+            parents_P=placed(parents_P),
+            row_T=placed(row_T),
+            token_T=placed(token_T),
+            owner_T=placed(owner_T),
+        )
 
 
 def _starts(trees: Sequence[PrefixTree]) -> list[int]:
     """Where each tree begins in the packed row."""
     return [0, *accumulate(map(len, trees))][:-1]
-
-
-def _counted(slices: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
-    """The numbers of some (start, stop) slices, one slice after the other."""
-    return np.concatenate([np.arange(start, stop) for start, stop in slices])
 
 
 def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> NDArray[np.int64]:
@@ -153,7 +159,7 @@ def _scored(
     tokens: list[NDArray[np.int64]] = []
     for tree, start in zip(trees, starts, strict=True):
         for answer in tree.answers:
-            path = _counted(tree.slices(answer.leaf)) + start if answer.leaf >= 0 else np.empty(0, np.int64)
+            path = ranges(tree.slices(answer.leaf)) + start
             if not 0 < answer.context < len(path):
                 problem = "an answer without tokens" if answer.context else "an answer with nothing before it"
                 raise DataError(problem, expected="at least one token before and one in each answer")
@@ -209,6 +215,6 @@ def _group(members: list[_Run]) -> tuple[ChainGroup, list[_Run]]:
     for query_Q, depth_Q, key_K, run in zip(queries_CQ, depth_CQ, keys_CK, members, strict=True):
         query_Q[: run.queries], query_Q[run.queries :] = np.arange(run.start, run.stop), run.stop - 1
         depth_Q[: run.queries], depth_Q[run.queries :] = np.arange(run.depth, run.keys), run.keys - 1
-        key_K[: run.keys], key_K[run.keys :] = _counted(run.path), run.stop - 1
+        key_K[: run.keys], key_K[run.keys :] = ranges(run.path), run.stop - 1
     queries, keys, depth = (torch.from_numpy(values) for values in (queries_CQ, keys_CK, depth_CQ))
     return ChainGroup(queries, keys, depth, causal=members[0].depth == 0), members

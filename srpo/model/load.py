@@ -38,7 +38,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str 
 def load_model(
     path: str,
     *,
-    dtype: str = "float32",
+    dtype: Any = "float32",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     revision: str = "main",
@@ -49,7 +49,7 @@ def load_model(
 
     Args:
         path: a folder or hub name; one with an `adapter_config.json` is loaded as a PEFT model on the base it names.
-        dtype: float32, bfloat16, float16, or auto: what the weights are stored in.
+        dtype: float32, bfloat16, float16, or auto: what the weights are stored in; or a dtype of torch.
         trainable: leave an adapter's weights open for training.
         trust_remote_code: run the code that a model brings along, with all your rights.
         options: passed on to `from_pretrained`.
@@ -111,9 +111,11 @@ def load_reward_model(path: str, *, dtype: str = "float32", trust_remote_code: b
     return model.eval()
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: Any) -> Any:
     import torch
 
+    if isinstance(name, torch.dtype):
+        return name
     if name not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"no dtype {name!r}", where="dtype", expected="auto, float32, bfloat16 or float16")
     return name if name == "auto" else getattr(torch, name)
@@ -155,16 +157,18 @@ def inference_device(name: str = "") -> Any:
     """Where a model is put that is not trained: the device of that name, or else a GPU if there is one.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: it is neither a CPU nor a GPU by CUDA, or not here.
     """
     import torch
 
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"{name!r}: {_first_line(error)}", where="device", expected="cpu, cuda, cuda:1, …") from None
-    return device
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind, _, number = (name or ("cuda" if cards else "cpu")).partition(":")
+    if kind not in ("cpu", "cuda") or not (number or "0").isdecimal():
+        raise ConfigError(f"{name!r}", where="device", expected="cpu, cuda, or one of several: cuda:1")
+    if kind == "cuda" and int(number or 0) >= cards:
+        seen = f"{cards} GPUs are" if cards != 1 else "1 GPU is"
+        raise ConfigError(f"{name!r}, and {seen} seen by torch", where="device", fix="name one of them, or cpu")
+    return torch.device(kind, int(number)) if number and kind == "cuda" else torch.device(kind)
 
 
 def model_context(model: Any) -> int | None:

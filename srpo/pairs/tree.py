@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class TokenPair(NamedTuple):
@@ -73,7 +74,7 @@ class PrefixTree:
 
     Example:
         >>> tree = PrefixTree.pack([([1, 2], [3]), ([1, 2], [4]), ([1, 2, 3, 9], [4])])
-        >>> tree.ids, tree.depth, tree.subtree_end
+        >>> tree.ids, tuple(tree.depth.tolist()), tuple(tree.subtree_end.tolist())
         ((1, 2, 3, 9, 4, 4), (0, 1, 2, 3, 4, 2), (6, 6, 5, 5, 5, 6))
         >>> tree.unpack()[2]
         TokenPair(context=[1, 2, 3, 9], answer=[4])
@@ -116,19 +117,20 @@ class PrefixTree:
         return [k for start, stop in self.slices(node) for k in range(start, stop)]
 
     @cached_property
-    def depth(self) -> tuple[int, ...]:
+    def depth(self) -> NDArray[np.int64]:
         """Tokens before each node on its path: its position id."""
-        return tuple(chain.depth + i for chain in self.chains for i in range(chain.stop - chain.start))
+        return ranges((chain.depth, chain.depth + chain.stop - chain.start) for chain in self.chains)
 
     @cached_property
-    def subtree_end(self) -> tuple[int, ...]:
+    def subtree_end(self) -> NDArray[np.int64]:
         """One past the last descendant of each node."""
-        ends = np.repeat([chain.stop for chain in self.chains], [chain.stop - chain.start for chain in self.chains])
+        lengths = [chain.stop - chain.start for chain in self.chains]
+        ends = np.repeat(np.array([chain.stop for chain in self.chains], np.int64), lengths)
         for chain in reversed(self.chains):  # the last ones first: what hangs from a chain is known before it is asked
             if chain.attach >= 0:
                 above = ends[self.chains[self._chain_of(chain.attach)].start : chain.attach + 1]
                 np.maximum(above, ends[chain.start], out=above)
-        return tuple(ends.tolist())
+        return ends
 
     @property
     def marks(self) -> array[int]:
@@ -159,6 +161,11 @@ class PrefixTree:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def ranges(slices: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+    """The numbers of (start, stop) slices, one slice after the other."""
+    return np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in slices)])
 
 
 def content_of(ids: array[int], marks: array[int]) -> bytes:

@@ -12,8 +12,9 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from srpo.errors import ConfigError, InputError, LengthError
@@ -81,12 +82,15 @@ class Reviser:
         renderer: what makes contexts of prompts and drafts; None takes tokenizer and template. A `MessageRenderer` for
             an engine that asks by chat.
         trust_remote_code: run code that comes with a model or tokenizer given by its path.
-        device: where models given by their paths are put: cpu, cuda, cuda:1; "" for a GPU if there is one.
-        dtype: of their weights: float32, bfloat16, float16, or auto: what they are stored in.
+        device: where models given by their paths are put: cpu, cuda, cuda:1; "" for a GPU if there is one. A reference
+            given by its path beside a model that is loaded goes where that model is.
+        dtype: of their weights: float32, bfloat16, float16, or auto: what they are stored in. "" for float32, or for
+            that of the model that is loaded.
 
     Raises:
         InputError: no model, tokenizer or template there, or a record of training that is none.
-        ConfigError: a reference without a β, no such device, or a number or name out of range.
+        ConfigError: a reference without a β, no such device, a device or dtype for a model that is loaded, or a number
+            or name out of range.
 
     Example:
         >>> from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
@@ -112,7 +116,7 @@ class Reviser:
         trust_remote_code: bool = False,
         renderer: Any = None,
         device: str = "",
-        dtype: str = "float32",
+        dtype: str = "",
     ) -> None:
         path = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
         if renderer is None:
@@ -123,17 +127,13 @@ class Reviser:
         self.renderer = renderer
         saved = saved_with(path)
         self.calibration = Calibration.load(path)
+        place = _place(model, device, dtype)
         self.model: Any = model
-
-        def load(path: str) -> Any:
-            loaded = load_model(path, dtype=dtype, trust_remote_code=trust_remote_code)
-            return loaded.to(inference_device(device))
-
         if isinstance(model, str):
             needed = engine is None or reference is not None
-            self.model = load(model) if needed else None
+            self.model = _loaded(model, place, trust_remote_code) if needed else None
         if isinstance(reference, str):
-            reference = load(reference)
+            reference = _loaded(reference, place, trust_remote_code)
         if self.model is not None:
             self.model.eval()
         if scorer is None and self.model is not None:
@@ -338,6 +338,27 @@ def _key(prompt: Prompt, counts: dict[str, int]) -> str:
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
     counts[digest] = counts.get(digest, -1) + 1
     return f"{digest}/{counts[digest]}"
+
+
+class _Place(NamedTuple):
+    """Where a model given by its path is put, and in what precision."""
+
+    device: torch.device
+    dtype: torch.dtype | str
+
+
+def _place(model: Any, device: str, dtype: str) -> _Place:
+    if isinstance(model, str):
+        return _Place(inference_device(device), dtype or "float32")
+    for where, asked in (("device", device), ("dtype", dtype)):
+        if asked:
+            fix = "move it yourself, or pass its path"
+            raise ConfigError(f"{asked!r}, and a model that is loaded", where=where, fix=fix)
+    return _Place(model.device, model.dtype)
+
+
+def _loaded(path: str, place: _Place, trust_remote_code: bool) -> Any:
+    return load_model(path, dtype=place.dtype, trust_remote_code=trust_remote_code).to(place.device)
 
 
 def saved_with(path: str) -> dict[str, Any]:

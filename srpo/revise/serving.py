@@ -16,7 +16,8 @@ from srpo.pairs.presets import template_for
 from srpo.revise.reviser import Reviser, saved_with
 
 ENGINES = ("hf", "vllm", "openai", "chat")
-# The engines to which a setting means something, where those are not the ones that ask a server.
+_SERVERS = ("openai", "chat")
+# The engines to which a setting means something; every other setting does to those that ask a server.
 _ENGINES_OF = {"dtype": ("hf", "vllm"), "device": ("hf",), "speculation": ("vllm",)}
 
 
@@ -64,20 +65,19 @@ class Serving:
         if self.engine not in ENGINES:
             fix = did_you_mean(self.engine, ENGINES)
             raise ConfigError(f"{self.engine!r}", where="engine", expected="one of " + ", ".join(ENGINES), fix=fix)
-        served = self.engine in ("openai", "chat")
+        served = self.engine in _SERVERS
         for each in fields(self)[1:]:
-            if (
-                self.engine not in _ENGINES_OF.get(each.name, ("openai", "chat"))
-                and getattr(self, each.name) != each.default
-            ):
-                raise ConfigError(f"means nothing to engine {self.engine}", where=each.name, fix="name its engine")
+            engines = _ENGINES_OF.get(each.name, _SERVERS)
+            if self.engine not in engines and getattr(self, each.name) != each.default:
+                fix = f"leave it out, or take --engine {' or '.join(engines)}"
+                raise ConfigError(f"means nothing to engine {self.engine}", where=each.name, fix=fix)
         if served and not self.base_url:
             raise ConfigError(f"engine {self.engine} asks a server", where="base_url", fix="say which: http://…/v1")
         if self.engine == "chat" and self.served_reference:
             raise ConfigError("chat tells no log-probs", where="served_reference", fix="engine openai does")
 
     def made_with(self) -> dict[str, str]:
-        """What of it decides the answers: where a server stands does not."""
+        """What of it decides the answers: where a server stands, or a model in this process, does not."""
         named = {"engine": self.engine, "served_model": self.served_model, "served_reference": self.served_reference}
         decides = {} if self.engine == "hf" else {name: value for name, value in named.items() if value}
         return decides if self.dtype == "float32" else {**decides, "dtype": self.dtype}

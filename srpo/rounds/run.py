@@ -174,7 +174,7 @@ def _sample(here: Path, settings: Mapping[str, Any], plan: RoundsArguments, numb
 
 
 def _reviser(settings: Mapping[str, Any], plan: RoundsArguments, model: str, reference: str | None = None) -> Reviser:
-    """Where training runs, too."""
+    """What draws with a model, on the device that training runs on."""
     device = "cpu" if str(settings.get("use_cpu", False)).lower() == "true" else ""
     return Reviser(model, reference=reference, batch_size=plan.sample_batch_size, device=device)
 

@@ -41,10 +41,11 @@ def make_ready(trainer: Any) -> None:
             if getattr(args, name):
                 # One process may have to compute what the next one finds, and sharded weights need all at once.
                 raise ConfigError("not with weights that are spread over processes", where=name, fix="leave it out")
+    # First: a model of its own that stayed where it was loaded would be scored there, and kept as scored elsewhere.
+    reference.prepare(lambda frozen: trainer.accelerator.prepare_model(frozen, evaluation_mode=True))
     if isinstance(reference, CachedReference):
         with trainer.accelerator.autocast():
             _fill(trainer, reference)
-    reference.prepare(lambda frozen: trainer.accelerator.prepare_model(frozen, evaluation_mode=True))
 
 
 def _fill(trainer: Any, reference: CachedReference) -> None:

@@ -134,8 +134,8 @@ def test_by_hand() -> None:
     #                    └ 5
     tree = PrefixTree.pack(pair([1, 2], [4], [5], [9]))
     assert tree.ids == (1, 2, 4, 9, 4, 5, 5, 9, 4, 5)
-    assert tree.depth == (0, 1, 2, 3, 4, 4, 2, 3, 4, 4)
-    assert tree.subtree_end == (10, 10, 6, 6, 5, 6, 10, 10, 9, 10)
+    assert tuple(tree.depth) == (0, 1, 2, 3, 4, 4, 2, 3, 4, 4)
+    assert tuple(tree.subtree_end) == (10, 10, 6, 6, 5, 6, 10, 10, 9, 10)
     assert tree.chains == (Chain(0, 5, -1, 0), Chain(5, 6, 3, 4), Chain(6, 9, 1, 2), Chain(9, 10, 7, 4))
     assert tree.answers == tuple(Answer(*each) for each in ((2, 2), (6, 2), (4, 4), (5, 4), (8, 4), (9, 4)))
     assert (len(tree), tree.flat_tokens) == (10, 26)

@@ -13,8 +13,10 @@ from srpo.cli.main import run
 from srpo.errors import ConfigError
 from srpo.evaluate.drawing import Studio
 from srpo.evaluate.plan import Model, Plan
+from srpo.model.load import load_model
+from srpo.revise.reviser import Reviser
 from srpo.revise.serving import Serving
-from tests.revise.tiny import PROMPTS, carry_llama, saved
+from tests.revise.tiny import PROMPTS, carry_llama, reviser, saved
 
 SERVER = {"base_url": "http://localhost:1/v1"}
 
@@ -58,13 +60,30 @@ def test_what_decides_the_answers(settings: dict[str, Any], decides: dict[str, s
     assert Serving(**settings).made_with() == decides
 
 
-def test_weights_of_the_asked_dtype_on_the_asked_device(model: str) -> None:
-    reviser = Serving(dtype="bfloat16", device="meta").reviser(model, reference=model, beta=0.1)
+def places(reviser: Reviser) -> set[tuple[torch.dtype, str]]:
+    """Of the weights of policy and reference."""
     assert reviser.confidence is not None
     scorer: Any = reviser.confidence.scorer
     with scorer._reference() as reference:
-        for each in (reviser.model, reference):
-            assert {(p.dtype, p.device.type) for p in each.parameters()} == {(torch.bfloat16, "meta")}
+        return {(p.dtype, p.device.type) for each in (reviser.model, reference) for p in each.parameters()}
+
+
+def test_weights_of_the_asked_dtype_on_the_asked_device(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srpo.revise.reviser.inference_device", lambda name: torch.device({"": "meta"}.get(name, name)))
+    for serving, place in (
+        (Serving(), (torch.float32, "meta")),
+        (Serving(dtype="bfloat16", device="cpu"), (torch.bfloat16, "cpu")),
+    ):
+        assert places(serving.reviser(model, reference=model, beta=0.1)) == {place}
+
+
+def test_a_reference_by_its_path_goes_where_the_model_is(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srpo.revise.reviser.inference_device", lambda name: torch.device("meta"))
+    loaded = load_model(model, dtype="bfloat16")
+    assert places(reviser(loaded, reference=model, beta=0.1)) == {(torch.bfloat16, "cpu")}
+    for where, asked in (("device", "cpu"), ("dtype", "float32")):
+        with pytest.raises(ConfigError, match=f"{where}: '{asked}', and a model that is loaded"):
+            reviser(loaded, **{where: asked})
 
 
 def test_an_evaluation_s_models_likewise(model: str, tmp_path: Path) -> None:
@@ -77,10 +96,19 @@ def test_an_evaluation_s_models_likewise(model: str, tmp_path: Path) -> None:
     assert keys[0] != keys[1]  # what was drawn in one precision does not stand for the other
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
-def test_no_such_device(device: str, model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:99", "device: 'cuda:99', and 0 GPUs are seen by torch; name one of them, or cpu"),
+        ("gpu", "device: 'gpu'; expected cpu, cuda, or one of several: cuda:1"),
+        ("cuda:one", "device: 'cuda:one'; expected"),
+        ("meta", "device: 'meta'; expected"),
+    ],
+)
+def test_no_such_device(device: str, message: str, tmp_path: Path) -> None:
+    saved(tmp_path)  # without weights: the device is looked at before them
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPTS[0]}) + "\n", "utf-8")
-    words = ["revise", "--model_name_or_path", model, "--input", str(tmp_path / "in.jsonl"), "--device", device]
-    with pytest.raises(ConfigError, match=f"device: '{device}'") as caught:
+    words = ["revise", "--model_name_or_path", str(tmp_path), "--input", str(tmp_path / "in.jsonl"), "--device", device]
+    with pytest.raises(ConfigError) as caught:
         run([*words, "--output", str(tmp_path / "out.jsonl")])
-    assert "expected cpu, cuda, cuda:1, …" in str(caught.value)
+    assert message in str(caught.value)

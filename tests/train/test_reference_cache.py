@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -388,3 +389,21 @@ def test_checkpointed_runs_resume_to_the_same_weights(tmp_path: Path) -> None:
     assert cached(again).scored == 0
     for name, weight in whole.model.named_parameters():
         assert torch.equal(copy.deepcopy(again.model).get_parameter(name), weight)
+
+
+def test_a_reference_of_its_own_is_placed_before_it_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It stands where it was loaded; scored there, its log-probs would be kept as those of the device that trains.
+    given, order, place = sharp_llama(seed=1), [], Accelerator.prepare_model
+
+    def noted(self: Any, model: Any, *args: Any, **keywords: Any) -> Any:
+        if model is given:
+            order.append("placed")
+        return place(self, model, *args, **keywords)
+
+    monkeypatch.setattr(Accelerator, "prepare_model", noted)
+    given.register_forward_pre_hook(lambda *_: order.append("scored"))
+    args = {"reference_cache": str(tmp_path / "kept"), "precompute_ref_log_probs": True}
+    trainer(tmp_path / "run", ref_model=given, args=args)
+    assert order[0] == "placed"
+    assert order.count("placed") == 1
+    assert "scored" in order
