@@ -17,7 +17,7 @@ from typing import Any
 from srpo.errors import DataError
 from srpo.evaluate.inputs import read_trails
 from srpo.evaluate.verdicts import Comparison, PairJudge, Verdict
-from srpo.output import write_file
+from srpo.output import writable_file, write_file
 from srpo.revise.trail import Trail
 from srpo.rounds.candidates import KINDS, Candidate, choose, find
 
@@ -160,13 +160,14 @@ def label_file(
         InputError, DataError: the trails cannot be read, or nothing in them can be ordered.
         OutputError: the pairs cannot be written.
     """
+    writable_file(Path(target))  # before a judge takes money for what goes into it
     rows, account = label(read_trails(source, gold_key=None), judge, settings, announce=announce)
     beside = Path(target + BESIDE)
-    write_file(beside, (json.dumps(asdict(account), indent=2) + "\n").encode())
+    write_file(beside, (json.dumps(asdict(account), indent=2) + "\n").encode(), flag="--output")
     if not rows:
         said = "; ".join(account.lines())
         raise DataError(f"no pair came out: {said}", where=source, fix="sample more, or at a higher temperature")
-    write_file(Path(target), rows_as_lines(rows))
+    write_file(Path(target), rows_as_lines(rows), flag="--output")
     return account
 
 
