@@ -20,6 +20,7 @@ from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
 SETTINGS = ".settings.json"  # how the trails were drawn, beside them
+OTHER = "choose another --output"
 TRAIL = b'{"prompt": '  # how a trail's line begins
 log = logging.getLogger("srpo")
 Draw = Callable[[int, Collection[int] | None], Iterator[Trail]]
@@ -172,15 +173,18 @@ def _found(path: Path, rows: list[PromptRow], made_with: Mapping[str, Any]) -> t
     lines, failed = _lines(content[:end]), []
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
-        trail = Trail.from_json(line, where=where)
+        try:
+            trail = Trail.from_json(line, where=where)
+        except DataError as error:
+            raise DataError(error.what, where=where, expected=error.expected, fix=OTHER) from None
         if number > len(rows) or _asked(trail) != _asked(rows[number - 1]):
-            raise DataError("a trail of another prompt", where=where, fix="choose another --output")
+            raise DataError("a trail of another prompt", where=where, fix=OTHER)
         if trail.failed:
             failed.append(number - 1)
     if end < len(content) and (not (lines or before) or not _is_torn(content[end:])):
         expected = "a line that `srpo revise` was writing"
         where = f"{path}:{len(lines) + 1}"
-        raise DataError("not the beginning of a trail", where=where, expected=expected, fix="choose another --output")
+        raise DataError("not the beginning of a trail", where=where, expected=expected, fix=OTHER)
     return len(lines), failed, end
 
 

@@ -88,7 +88,7 @@ def test_other_prompts_are_refused(source: str, tmp_path: Path) -> None:
             revise_file(never, other, str(out), QUICK)
         assert caught.value.exit_code == 65
     out.write_bytes(b"not a trail\n" + before)
-    with pytest.raises(DataError, match=r"out\.jsonl:1: not a trail"):
+    with pytest.raises(DataError, match=r"out\.jsonl:1: not a trail.*; choose another --output"):
         revise_file(never, source, str(out), QUICK)
     assert out.read_bytes() == b"not a trail\n" + before
 
