@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import DataError
+from srpo.errors import DataError, InputError
 from srpo.evaluate.inputs import read_trails
 from srpo.evaluate.verdicts import Comparison, PairJudge, Verdict
 from srpo.output import writable_file, write_file
@@ -172,8 +172,18 @@ def label_file(
 
 
 def account_of(target: str | Path) -> Account:
-    """The account beside a file of pairs."""
-    return Account(**json.loads(Path(f"{target}{BESIDE}").read_text("utf-8")))
+    """The account beside a file of pairs.
+
+    Raises:
+        InputError: there is none, or something else stands there.
+    """
+    path = Path(f"{target}{BESIDE}")
+    try:
+        return Account(**json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        fix = f"delete {target} to have it labelled again"
+        raise InputError(f"not an account of labels: {what}", where=str(path), fix=fix) from None
 
 
 def rows_as_lines(rows: Sequence[dict[str, Any]]) -> bytes:

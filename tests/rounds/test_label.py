@@ -125,3 +125,12 @@ def test_a_target_that_cannot_be_written_is_told_before_anything_is_asked(tmp_pa
         with pytest.raises(OutputError, match="cannot be written"):
             label_file(str(trails), str(target), judge, Settings())
     assert judge.asked == []
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"votes": 3}'])
+def test_an_account_that_is_missing_or_damaged_is_named(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "pairs.jsonl.labels.json").write_text(content, "utf-8")
+    said = r"pairs\.jsonl\.labels\.json: not an account of labels: .*; delete .*pairs.jsonl"
+    with pytest.raises(InputError, match=said):
+        account_of(tmp_path / "pairs.jsonl")
