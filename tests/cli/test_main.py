@@ -206,7 +206,7 @@ CANNOT = {
     "calibrate --input in --output_dir other": "other: cannot be written",
     "exchange --input in --output folder --form alpaca": "folder: cannot be written: .*name another --output",
     "judge check --pairs in --output in/x --judge numeric": "in/x: cannot be written: in is no folder",
-    "judge compare --first in --second other --output nodir/x --judge numeric": "nodir/x: cannot be written",
+    "judge compare --first in --second other --output nodir/x --judge numeric": "nodir/x: cannot be written: nodir is",
 }
 
 
