@@ -7,12 +7,12 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from srpo.errors import LockedError, OutputError, redacted
+from srpo.errors import ConfigError, LockedError, OutputError, redacted
 
 LOCK_FILE = ".lock"
 log = logging.getLogger("srpo")
@@ -34,17 +34,71 @@ def writable_folder(folder: Path, flag: str = "--output_dir") -> Path:
     return folder
 
 
-def write_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+def expect_writable(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]) -> None:
+    """Each file to be written can be, and is neither read nor written under another name; nothing is touched.
+
+    Args:
+        outputs: what names a file, a flag mostly → the file; None and "" are none.
+        inputs: the same of what is read. A name of something that is no file here does no harm.
+
+    Raises:
+        ConfigError: writing would cost the user an input or another output.
+        OutputError: a folder stands there, or there is none to write in.
+
+    Example:
+        >>> expect_writable({"--output": "pairs.jsonl"}, {"--trails": "./pairs.jsonl"})
+        Traceback (most recent call last):
+        srpo.errors.ConfigError: --output: pairs.jsonl is the file of --trails; name another file
+    """
+    written = {name: path for name, path in outputs.items() if path}
+    others = [(name, path) for name, path in inputs.items() if path]
+    for name, path in written.items():
+        for other, its in others:
+            if _same(path, its):
+                raise ConfigError(f"{path} is the file of {other}", where=name, fix="name another file")
+        others.append((name, path))
+    for name, path in written.items():
+        writable_file(Path(path), name)
+
+
+def writable_file(path: Path, flag: str = "--output") -> None:
+    """A mistake in its name should not cost the user the wait for what goes into it, or what a judge takes for it.
+
+    Args:
+        flag: what names it.
+
+    Raises:
+        OutputError: a folder stands there, or there is none to write in.
+    """
+    fix = f"name another {flag}" if flag.startswith("-") else ""
+    if path.is_dir():
+        raise OutputError("cannot be written: it is a folder", where=str(path), expected="a file", fix=fix)
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot be written: {path.parent} is no folder", where=str(path), fix=fix)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot be written: no permission in {path.parent}", where=str(path), fix=fix)
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    """Whether two names are of one file, which need not be there."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def write_file(path: Path, content: bytes, *, durable: bool = False, flag: str = "--output_dir") -> None:
     """Writes a whole file or none: half a report looks like a finished one.
 
     Args:
+        flag: what names it, or its folder.
         durable: return only when a power cut can no longer undo it.
 
     Raises:
         OutputError: it cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
-    with writing(path):
+    with writing(path, flag):
         with partial.open("wb") as file:
             file.write(content)
             if durable:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 from srpo.cli.engine import add_device_flags
 from srpo.cli.parser import Parser, show_progress
+from srpo.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
@@ -34,6 +38,7 @@ def main(argv: list[str]) -> int:
     from srpo.pairs.read import read_prompts
     from srpo.revise.reviser import Reviser, Settings
 
+    folder = _folder(args)
     hf_logging.set_verbosity_error()
     show_progress()
     settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens)
@@ -48,7 +53,7 @@ def main(argv: list[str]) -> int:
         dtype=args.dtype,
     )
     found = calibrate(reviser, rows, judge, settings, gold_key=args.gold_key)
-    path = found.save(args.output_dir or args.model_name_or_path)
+    path = found.save(folder)
     console = Console(highlight=False)
     if found.table:
         head, *body = lines(found)
@@ -60,3 +65,22 @@ def main(argv: list[str]) -> int:
         console.print(said, markup=False, soft_wrap=True)
     console.print(f"{found.choice.sentence()}\nwritten to {path}", markup=False, soft_wrap=True)
     return 0
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    """Where the verdict goes; found out before anything is drawn for it.
+
+    Raises:
+        ConfigError: writing there would cost the input, or the model is in no folder and none is named.
+        OutputError: it cannot be written to.
+    """
+    from srpo.model.load import load_tokenizer
+    from srpo.output import expect_writable, writable_folder
+    from srpo.revise.calibration import CALIBRATION_FILE
+
+    folder = Path(args.output_dir or args.model_name_or_path)
+    if not args.output_dir and not folder.is_dir():
+        load_tokenizer(args.model_name_or_path)  # says so where there is no such model
+        raise ConfigError("the model is in no folder here", where="output_dir", fix="name a folder for the verdict")
+    expect_writable({"--output_dir": writable_folder(folder) / CALIBRATION_FILE}, {"--input": args.input})
+    return folder

@@ -36,13 +36,15 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from srpo.model.load import load_tokenizer
-    from srpo.output import write_file
+    from srpo.output import expect_writable, write_file
     from srpo.pairs.inspection import inspect
     from srpo.pairs.inspection_print import print_inspection
     from srpo.pairs.kept import cache_folder
     from srpo.pairs.read import Source, columns_of
     from srpo.pairs.render import Renderer, template_for
 
+    read = ("dataset_name", "eval_dataset_name", "revision_template")
+    expect_writable({"--html": args.html}, {f"--{name}": getattr(args, name) for name in read})
     template = template_for(args.model_name_or_path, args.revision_template)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
     renderer = Renderer(tokenizer, template)
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
         cache=cache_folder(),
     )
     if args.html:
-        write_file(Path(args.html), found.to_html().encode())
+        write_file(Path(args.html), found.to_html().encode(), flag="--html")
     print(found.to_json()) if args.json else print_inspection(found)
     return 0
 

@@ -13,6 +13,9 @@ from srpo.cli.parser import show_progress
 if TYPE_CHECKING:
     from srpo.revise.reviser import Reviser
 
+ANSWERS = ".answers.jsonl"
+BESIDE = (".settings.json", ANSWERS, ".rejected.jsonl")  # files that stand beside a file of trails, while it is drawn
+
 
 def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what every command has that writes a file of trails, engines included."""
@@ -69,15 +72,26 @@ class Drawing:
         print(f"{output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
 
 
+def _expect_writable(args: argparse.Namespace) -> None:
+    from srpo.output import expect_writable
+
+    outputs: dict[str, str | None] = {"--output": args.output, "--html": getattr(args, "html", None)}
+    for kind in BESIDE:
+        outputs[f"what is written beside --output ({kind})"] = args.output + kind
+    expect_writable(outputs, {"--input": args.input, "--revision_template": args.revision_template})
+
+
 def drawing(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, Drawing]:
     """Reads the command line.
 
     Raises:
-        ConfigError: settings that mean nothing to the engine.
+        ConfigError: settings that mean nothing to the engine, or an output that is an input or another output.
+        OutputError: what is to be written cannot be.
     """
     args = parser.parse_args(argv)
     if not args.model_name_or_path and args.engine != "chat":
         parser.error("the following arguments are required: --model_name_or_path")
+    _expect_writable(args)
 
     from transformers.utils import logging as hf_logging
 
@@ -86,7 +100,7 @@ def drawing(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.
     hf_logging.set_verbosity_error()
     show_progress()
     engine = Serving(**{each.name: getattr(args, each.name) for each in fields(Serving)})
-    answers = Path(f"{args.output}.answers.jsonl")
+    answers = Path(args.output + ANSWERS)
 
     def reviser() -> Reviser:
         return engine.reviser(

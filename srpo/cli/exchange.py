@@ -21,10 +21,11 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from srpo.evaluate.exchange import read_answers, written_as
-    from srpo.output import write_file
+    from srpo.output import expect_writable, write_file
 
+    expect_writable({"--output": args.output}, {"--input": args.input})
     trails = read_answers(args.input)
     text = written_as(args.form, trails, name=args.name, revisions=args.revisions)
-    write_file(Path(args.output), text.encode())
+    write_file(Path(args.output), text.encode(), flag="--output")
     print(f"{len(trails)} rows in {args.output}")
     return 0

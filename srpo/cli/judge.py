@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srpo.cli.judging import add_judge_flags, judge_of
+from srpo.cli.judging import add_judge_flags, expect_judge_writable, judge_of
 from srpo.cli.parser import Parser, show_progress
 from srpo.errors import UsageError, did_you_mean
 
@@ -46,6 +46,7 @@ def check(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the drawing and the intervals")
     parser.add_argument("--output", help="write the numbers to this JSON file as well")
     args = parser.parse_args(argv)
+    expect_judge_writable(args, {"--output": args.output}, "pairs")
 
     from srpo.evaluate.judge_check import check_judge, sample
     from srpo.evaluate.judge_print import print_checked
@@ -58,5 +59,5 @@ def check(argv: list[str]) -> int:
     checked = check_judge(make, pairs, runs=args.runs, gold_key=args.gold_key, seed=args.seed)
     print_checked(checked)
     if args.output:
-        write_file(Path(args.output), checked.to_json().encode())
+        write_file(Path(args.output), checked.to_json().encode(), flag="--output")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srpo.cli.judging import add_judge_flags, judge_of
+from srpo.cli.judging import add_judge_flags, expect_judge_writable, judge_of
 from srpo.cli.parser import Parser
 
 
@@ -19,6 +19,7 @@ def compare(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the intervals")
     parser.add_argument("--output", required=True, help="AlpacaEval annotations to write")
     args = parser.parse_args(argv)
+    expect_judge_writable(args, {"--output": args.output}, "first", "second")
 
     from srpo.evaluate.exchange import alpaca_annotations, read_answers
     from srpo.evaluate.judge_compare import compare, pair_up
@@ -31,7 +32,7 @@ def compare(argv: list[str]) -> int:
     found = compare(judge, comparisons, seed=args.seed)
     names = (Path(args.first).stem, Path(args.second).stem)
     text = alpaca_annotations(found.comparisons, found.verdicts, names, judge.identity)
-    write_file(Path(args.output), text.encode())
+    write_file(Path(args.output), text.encode(), flag="--output")
     print(f"{names[1]} against {names[0]}, by {judge.identity}")
     print(f"  wins      {percent(found.wins)}, ties as half")
     print(f"  unscored  {percent(found.unscored)}")

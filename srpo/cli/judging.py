@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,6 +44,29 @@ def add_judge_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("who judges").add_argument
     for name, said in FLAGS.items():
         add(f"--{name}", type=NUMBERS.get(name, str), default=argparse.SUPPRESS, help=said)
+
+
+def expect_judge_writable(args: argparse.Namespace, outputs: Mapping[str, str | None], *read: str) -> None:
+    """Before anybody is asked: what is to be written can be, and costs no file that is read, the judge's own included.
+
+    Args:
+        outputs: as `expect_writable` takes them.
+        read: names of the flags of files that are read.
+
+    Raises:
+        ConfigError, OutputError: as `expect_writable`.
+    """
+    from srpo.output import expect_writable
+
+    judge = judge_of(args)
+    inputs: dict[str, str | None] = {f"--{name}": getattr(args, name) for name in read}
+    if judge.judge == "llm":
+        inputs["--verdicts"] = judge.verdicts  # read, and appended to
+        if os.path.isfile(judge.judge_prompt):
+            inputs["--judge_prompt"] = judge.judge_prompt
+    elif judge.judge and judge.judge.startswith("votes:"):
+        inputs["--judge"] = judge.judge.removeprefix("votes:")
+    expect_writable(outputs, inputs)
 
 
 def judge_of(args: argparse.Namespace) -> JudgeArguments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srpo.cli.judging import add_judge_flags, judge_of
+from srpo.cli.judging import add_judge_flags, expect_judge_writable, judge_of
 from srpo.cli.parser import Parser, show_progress
 
 
@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
     )
     add_judge_flags(parser)
     args = parser.parse_args(argv)
+    beside = {"what is written beside --output": f"{args.output}.labels.json"}
+    expect_judge_writable(args, {"--output": args.output, **beside}, "trails")
 
     from srpo.evaluate.inputs import read_trails
     from srpo.evaluate.votes import write_questions

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from srpo import __version__
+from srpo.cli.stopping import stoppable
 from srpo.errors import Interrupted, OutputError, SRPOError, UsageError, did_you_mean
 
 VERBS = {
@@ -68,13 +69,14 @@ def main() -> None:
     stderr: Any = sys.stderr if isinstance(sys.stderr, Redacting) else Redacting(sys.stderr)
     sys.stderr = stderr  # libraries log and warn there as well
     try:
-        code = run(sys.argv[1:])
+        with stoppable():
+            code = run(sys.argv[1:])
         sys.stdout.flush()  # here, where a closed pipe is still an answer and not a traceback at exit
     except SRPOError as error:
         print(f"srpo: error: {error}", file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
-        print("srpo: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as signal:
+        print(f"srpo: interrupted by {signal}" if signal.args else "srpo: interrupted", file=sys.stderr)
         code = Interrupted.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,6 +26,17 @@ from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
 WAYS = ("if_preferred", "always")
+# What somebody's function may raise; ours are typed.
+JUDGE_FAILS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    RuntimeError,
+)
 
 
 def calibrate(
@@ -45,7 +56,8 @@ def calibrate(
 
     Raises:
         DataError: a row without a gold answer, or too few of them.
-        ConfigError: no revision is to be tried.
+        ConfigError: no revision is to be tried, or the judge cannot be asked; it is tried on the first row before
+            anything is drawn.
     """
     if settings.revisions < 1:
         raise ConfigError(f"{settings.revisions}", where="revisions", expected="at least 1, to have something to weigh")
@@ -54,6 +66,7 @@ def calibrate(
     for row in rows:
         if gold_key not in row.meta:
             raise DataError(f"no {gold_key!r}", where=row.where, expected="a gold answer beside each prompt")
+    _asked(judge, rows[0].prompt, str(rows[0].meta[gold_key]), rows[0].meta[gold_key], where=rows[0].where)
     ways = WAYS if reviser.has_confidence else ("always",)
     trails = {way: list(reviser.trails(rows, replace(settings, policy=way))) for way in ways}
     scores = {way: _scores(trails[way], judge, gold_key, settings.revisions) for way in ways}
@@ -136,11 +149,20 @@ def _scores(trails: Sequence[Trail], judge: Judge, gold_key: str, revisions: int
 
         def score(text: str, trail: Trail = trail, known: dict[str, float] = known, at: int = at) -> float:
             if text not in known:
-                known[text] = judged(judge, trail.prompt, text, trail.meta[gold_key], where=f"prompt {at}")
+                known[text] = _asked(judge, trail.prompt, text, trail.meta[gold_key], where=f"prompt {at}")
             return known[text]
 
         found.append([score(trail.after(k).text) for k in range(revisions + 1)])
     return found
+
+
+def _asked(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: str) -> float:
+    try:
+        return judged(judge, prompt, answer, gold, where=where)
+    except JUDGE_FAILS as error:
+        name = getattr(judge, "__name__", type(judge).__name__)
+        what = f"judge {name} fails: {type(error).__name__}: {error}"
+        raise ConfigError(what, where=where, expected="a function (prompt, answer, gold)") from error
 
 
 def lines(found: Calibration) -> list[list[Any]]:

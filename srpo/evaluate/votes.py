@@ -73,7 +73,8 @@ def write_questions(comparisons: Iterable[Comparison], target: str) -> None:
     lines = []
     for said in comparisons:
         lines.append({"prompt": said.prompt, "first": said.first, "second": said.second, "vote": None})
-    write_file(Path(target), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_file(Path(target), written.encode(), flag="--output")
 
 
 def _key(prompt: Any, first: str, second: str) -> tuple[str, str, str]:

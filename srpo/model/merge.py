@@ -100,7 +100,9 @@ def merge(
     folder, out = Path(adapter), Path(target)
     if not (folder / ADAPTER_FILE).is_file():
         raise InputError(f"no {ADAPTER_FILE} here", where=adapter, expected="the folder of a saved adapter")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise ConfigError("is a file", where=target, expected="a folder", fix="name another --output_dir")
+    if out.exists() and any(out.iterdir()):
         raise ConfigError("is not empty", where=target, fix="name another --output_dir")
     if max_new_tokens < 1:
         raise ConfigError(f"{max_new_tokens}", where="max_new_tokens", expected="1 or more")

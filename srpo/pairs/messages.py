@@ -55,10 +55,15 @@ class MessageRenderer:
         """Whether everything that the row holds for the model would reach it.
 
         Raises:
-            DataError: it has tools or options for a chat template, and the template is the server's.
+            DataError: it has tools or options for a chat template, and the template is the server's; or its prompt ends
+                in another turn than the user's.
         """
         if row.tools or row.chat_template_kwargs:
             raise DataError("tools and chat_template_kwargs are not sent by chat", where=row.where)
+        try:
+            self._turns(row.prompt, None)
+        except DataError as error:
+            raise DataError(error.what, where=row.where, expected=error.expected) from None
 
     def _turns(self, prompt: Prompt, draft: str | None) -> list[dict[str, Any]]:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]

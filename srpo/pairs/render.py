@@ -58,9 +58,16 @@ class Renderer:
                 fix=fix,
             )
         self._guard = Guard(tokenizer)
-        self.chat = ChatTemplate(tokenizer, self._guard) if chat else None
+        self.chat = self._chat_template() if chat else None
         self.terminator = self._terminator()
         self._expect_what_was_saved()
+
+    def _chat_template(self) -> ChatTemplate:
+        try:
+            return ChatTemplate(self.tokenizer, self._guard)
+        except TemplateError as error:  # which tokenizer it was, it does not know
+            where = str(self.tokenizer.name_or_path)
+            raise TemplateError(error.what, where=where, expected=error.expected, fix=error.fix) from None
 
     # ------------------------------------------------------------------ contexts and answers
 
@@ -169,22 +176,34 @@ class Renderer:
             return Reject(pair.where, str(error).removeprefix(f"{pair.where}: "))
 
     def expect_shown(self, row: Pair | PromptRow) -> None:
-        """Whether what the row hands to the chat template comes to the model's eyes.
+        """Whether the chat template takes the row, and what the row hands to it comes to the model's eyes.
 
         Raises:
             DataError: there is no chat template, or it shows no tools and the row has some.
             TemplateError: the chat template refuses the prompt.
         """
         options = options_of(row)
-        if not options:
-            return
         if self.chat is None:
-            problem = "tools and chat_template_kwargs need a chat template, and the tokenizer has none"
-            raise DataError(problem, where=row.where)
-        if not row.tools:
+            if options:
+                problem = "tools and chat_template_kwargs need a chat template, and the tokenizer has none"
+                raise DataError(problem, where=row.where)
             return
-        if self._draft_text(row.prompt, options) == self._draft_text(row.prompt, row.chat_template_kwargs):
+        if isinstance(row, Pair) and not row.tools:
+            return  # its contexts are rendered next, and tell
+        shown = self._shown(row, options)
+        if row.tools and shown == self._shown(row, row.chat_template_kwargs):
             raise DataError("the chat template shows no tools, and the row has some", where=row.where)
+
+    def _shown(self, row: Pair | PromptRow, options: Options | None) -> str:
+        """The text a draft is made from; whatever refuses the row names it, and whose template it is."""
+        try:
+            return self._draft_text(row.prompt, options)
+        except (DataError, TemplateError) as error:
+            if error.where:  # the revision template's own fault, not the row's
+                raise
+            whose = self.tokenizer.name_or_path
+            fix = f"change the row or leave it out; the template is that of {whose}" if whose else error.fix
+            raise type(error)(error.what, where=row.where, expected=error.expected, fix=fix) from None
 
     # ------------------------------------------------------------------ identity
 

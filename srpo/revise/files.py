@@ -19,6 +19,9 @@ from srpo.progress import Progress
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 
+SETTINGS = ".settings.json"  # how the trails were drawn, beside them
+OTHER = "choose another --output"
+TRAIL = b'{"prompt": '  # how a trail's line begins
 log = logging.getLogger("srpo")
 Draw = Callable[[int, Collection[int] | None], Iterator[Trail]]
 
@@ -48,7 +51,8 @@ def revise_file(
         Trails in the target, and how many of them were there before.
 
     Raises:
-        DataError: unusable prompts, or a target that holds trails of other prompts.
+        DataError: unusable prompts, or a target that holds trails of other prompts, or no trails, or with damaged
+            settings beside it; it is left as it is.
         ConfigError: a target made with other settings.
         OutputError: the target cannot be written.
         Interrupted: stopped by Ctrl-C; what is written stays.
@@ -59,8 +63,9 @@ def revise_file(
     if rejects:
         log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
     rows = [row for row in rows for _ in range(samples)]  # equal prompts are told apart by how often they came before
-    path = Path(target)
+    path, drawn = Path(target), {**asdict(settings), **(made_with or {})}
     if rejects:
+        _found(path, rows, drawn)  # a target that is refused stays as it is, with nothing beside it
         kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
         try:
             path.with_name(f"{path.name}.{REJECTED_FILE}").write_text(kept, "utf-8")
@@ -71,7 +76,6 @@ def revise_file(
     def draw(skip: int, only: Collection[int] | None) -> Iterator[Trail]:
         return reviser().trails(rows, settings, skip=skip, only=only)
 
-    drawn = {**asdict(settings), **(made_with or {})}
     return len(rows), write_trails(path, rows, draw, drawn, strict=bad_rows != "skip")
 
 
@@ -93,9 +97,9 @@ def write_trails(
         SRPOError: as `revise_file` does.
     """
     try:
-        _expect_same(redacted(dict(made_with)), path)
-        present, failed = _present(path, rows)
+        present, failed, end = _found(path, rows, made_with)
         with path.open("a", encoding="utf-8") as file, Progress("prompts", len(rows), present) as progress:
+            _begin(path, end, made_with)
             for trail in draw(present, None) if present < len(rows) else ():
                 file.write(trail.to_json() + "\n")
                 file.flush()
@@ -148,40 +152,102 @@ def _tell_failed(path: Path, *, strict: bool) -> None:
         log.warning("srpo: %s: %s", path, problem)
 
 
-def _expect_same(settings: dict[str, object], path: Path) -> None:
-    """Two halves of a file drawn differently would look like one. A file without a trail has no first half."""
-    beside = path.with_name(path.name + ".settings.json")
-    if path.exists() and path.stat().st_size and beside.exists():
-        before = json.loads(beside.read_text("utf-8"))
-        changed = [
-            f"{key} {before.get(key)!r} → {value!r}" for key, value in settings.items() if before.get(key) != value
-        ]
-        if changed:
-            fix = "use the same settings, or another --output"
-            raise ConfigError(f"was begun with other settings: {', '.join(changed)}", where=str(path), fix=fix)
-    else:
-        beside.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+def _found(path: Path, rows: list[PromptRow], made_with: Mapping[str, Any]) -> tuple[int, list[int], int]:
+    """Whole trails at the head of the file, the places of those that failed, and where the head ends in bytes.
 
+    Nothing is changed here: what is not a file of these trails is somebody's data.
 
-def _present(path: Path, rows: list[PromptRow]) -> tuple[int, list[int]]:
-    """Whole trails at the head of the file, and the places of those that failed; a torn last line is cut off."""
-    if not path.exists():
-        return 0, []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    failed = []
-    lines = _lines(content[:whole])
+    Raises:
+        ConfigError: they were drawn with other settings; two halves drawn differently would look like one.
+        DataError: it holds something else, or its settings cannot be read.
+        OutputError: it cannot be read.
+    """
+    try:
+        content = path.read_bytes() if path.exists() else b""
+        before = _settings_of(path) if content else None  # a file without a trail has no first half
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    if before is not None:
+        _expect_same(path, before, _settings(made_with))
+    end = content.rfind(b"\n") + 1
+    lines, failed = _lines(content[:end]), []
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
-        trail = Trail.from_json(line, where=where)
+        try:
+            trail = Trail.from_json(line, where=where)
+        except DataError as error:
+            raise DataError(error.what, where=where, expected=error.expected, fix=OTHER) from None
         if number > len(rows) or _asked(trail) != _asked(rows[number - 1]):
-            raise DataError("a trail of another prompt", where=where, fix="choose another --output")
+            raise DataError("a trail of another prompt", where=where, fix=OTHER)
         if trail.failed:
             failed.append(number - 1)
-    return len(lines), failed
+    if end < len(content) and (not (lines or before) or not _is_torn(content[end:])):
+        expected = "a line that `srpo revise` was writing"
+        where = f"{path}:{len(lines) + 1}"
+        raise DataError("not the beginning of a trail", where=where, expected=expected, fix=OTHER)
+    return len(lines), failed, end
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a last line without its end is what `Trail.to_json` had begun to write."""
+    start = line.rstrip(b"\0")[: len(TRAIL)]  # a power cut leaves NUL bytes
+    try:
+        return TRAIL.startswith(start) and "answers" in json.loads(line)
+    except ValueError:
+        return TRAIL.startswith(start)
+
+
+def _begin(path: Path, end: int, made_with: Mapping[str, Any]) -> None:
+    """Cuts off a torn last line and sees to it that the settings stand beside the trails."""
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+    beside = _beside(path)
+    if not end or not beside.exists():
+        beside.write_text(json.dumps(_settings(made_with), indent=2) + "\n", "utf-8")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + SETTINGS)
+
+
+def _settings(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = redacted(dict(made_with))
+    return found
+
+
+def _settings_of(path: Path) -> dict[str, Any] | None:
+    """What stands beside a file of trails; None where nothing does.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    beside = _beside(path)
+    if not beside.exists():
+        return None
+    try:
+        found = json.loads(beside.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        fix = f"choose another --output; or delete it, if {path.name} was drawn as it is to go on"
+        raise DataError("damaged", where=str(beside), expected="the settings that the trails were drawn with", fix=fix)
+    return found
+
+
+def _expect_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Settings at their default may be left out of either, so a key that one side lacks counts too."""
+    changed = [
+        f"{key} {_said(before, key)} → {_said(now, key)}"
+        for key in {**now, **before}
+        if before.get(key, "") != now.get(key, "")
+    ]
+    if changed:
+        fix = "use the same settings, or another --output"
+        raise ConfigError(f"was begun with other settings: {', '.join(changed)}", where=str(path), fix=fix)
+
+
+def _said(settings: Mapping[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "not set"
 
 
 def _lines(content: bytes) -> list[str]:

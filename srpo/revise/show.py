@@ -151,4 +151,4 @@ def write_page(path: str | Path, trails: Iterable[Trail], title: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_file(Path(path), as_page(trails, title).encode())
+    write_file(Path(path), as_page(trails, title).encode(), flag="--html")

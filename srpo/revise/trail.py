@@ -85,12 +85,19 @@ class Trail:
         Raises:
             DataError: the line is not a trail; `where` names it.
         """
+        expected = "a line written by `srpo revise`"
         try:
             row = json.loads(line)
             answers = tuple(Answer(**answer) for answer in row["answers"])
             trail = cls(row["prompt"], answers, row["stopped"], row.get("meta", {}))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"not a trail: {error}", where=where, expected="a line written by `srpo revise`") from None
+            if not all(isinstance(text, str) for text in (trail.stopped, *(answer.text for answer in answers))):
+                raise TypeError("text is expected in stopped and in each answer")
+            if not isinstance(trail.meta, dict):
+                raise TypeError("an object is expected in meta")
+        except KeyError as error:
+            raise DataError(f"not a trail: no {error}", where=where, expected=expected) from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"not a trail: {error}", where=where, expected=expected) from None
         if not answers and not trail.failed:
-            raise DataError("a trail without a draft", where=where, expected="a line written by `srpo revise`")
+            raise DataError("a trail without a draft", where=where, expected=expected)
         return trail

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import DataError
+from srpo.errors import DataError, InputError
 from srpo.evaluate.inputs import read_trails
 from srpo.evaluate.verdicts import Comparison, PairJudge, Verdict
-from srpo.output import write_file
+from srpo.output import writable_file, write_file
 from srpo.revise.trail import Trail
 from srpo.rounds.candidates import KINDS, Candidate, choose, find
 
@@ -160,19 +160,30 @@ def label_file(
         InputError, DataError: the trails cannot be read, or nothing in them can be ordered.
         OutputError: the pairs cannot be written.
     """
+    writable_file(Path(target))  # before a judge takes money for what goes into it
     rows, account = label(read_trails(source, gold_key=None), judge, settings, announce=announce)
     beside = Path(target + BESIDE)
-    write_file(beside, (json.dumps(asdict(account), indent=2) + "\n").encode())
+    write_file(beside, (json.dumps(asdict(account), indent=2) + "\n").encode(), flag="--output")
     if not rows:
         said = "; ".join(account.lines())
         raise DataError(f"no pair came out: {said}", where=source, fix="sample more, or at a higher temperature")
-    write_file(Path(target), rows_as_lines(rows))
+    write_file(Path(target), rows_as_lines(rows), flag="--output")
     return account
 
 
 def account_of(target: str | Path) -> Account:
-    """The account beside a file of pairs."""
-    return Account(**json.loads(Path(f"{target}{BESIDE}").read_text("utf-8")))
+    """The account beside a file of pairs.
+
+    Raises:
+        InputError: there is none, or something else stands there.
+    """
+    path = Path(f"{target}{BESIDE}")
+    try:
+        return Account(**json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        fix = f"delete {target} to have it labelled again"
+        raise InputError(f"not an account of labels: {what}", where=str(path), fix=fix) from None
 
 
 def rows_as_lines(rows: Sequence[dict[str, Any]]) -> bytes:

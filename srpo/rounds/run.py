@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import ConfigError
+from srpo.errors import ConfigError, DataError
 from srpo.evaluate.inputs import read_trails
 from srpo.evaluate.verdict_cache import Remembering
 from srpo.evaluate.verdicts import Comparison, PairJudge
@@ -287,7 +287,7 @@ def _expect_same(file: Path, settings: dict[str, Any]) -> None:
     """Rounds of one run made with different settings would be no run at all."""
     now = json.loads(json.dumps(settings, default=str))
     if file.exists():
-        before = json.loads(file.read_text("utf-8"))
+        before = _settings_in(file)
         changed = [
             f"{key} {before.get(key)!r} → {now.get(key)!r}"
             for key in {**before, **now}
@@ -297,6 +297,22 @@ def _expect_same(file: Path, settings: dict[str, Any]) -> None:
             fix = "use the same settings, or another --output_dir"
             raise ConfigError(f"was begun with other settings: {', '.join(changed)}", where=str(file.parent), fix=fix)
     write_file(file, (json.dumps(now, indent=2) + "\n").encode())
+
+
+def _settings_in(file: Path) -> dict[str, Any]:
+    """What a run was begun with.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        fix = "name another --output_dir; or delete the file, if the settings are those of the rounds that are there"
+        raise DataError("damaged", where=str(file), expected="the settings that the rounds were begun with", fix=fix)
+    return found
 
 
 def _tokens(trails: Sequence[Trail]) -> int:

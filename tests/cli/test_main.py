@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from srpo.cli.parser import Parser
 from srpo.versions import versions
 
 SECRET = "hf_planted_0123456789"
+TRAIL = '{"prompt": "p", "answers": [{"text": "a", "tokens": 1}, {"text": "b", "tokens": 1}], "stopped": "revisions"}\n'
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SRPOError)]
 
 
@@ -169,3 +171,64 @@ def test_env_names_the_back_ends_there_are() -> None:
     from srpo.model.backends import BACKENDS
 
     assert {"auto", *env_verb.BACKENDS} == set(BACKENDS)
+
+
+# ---------------------------------------------------------------------- what is written
+
+# The command, and what is said of which of its flags.
+OVERWRITES = {
+    "revise --input in --output new --html new": "--html: new is the file of --output",
+    "revise --input in --output new --html in": "--html: in is the file of --input",
+    "revise --input in --output in": "--output: in is the file of --input",
+    "revise --input in --output new --html new.settings.json": "beside --output",
+    "sample --input in --output in": "--output: in is the file of --input",
+    "label --trails in --output in --judge numeric": "--output: in is the file of --trails",
+    "label --trails in --output in --to_vote": "--output: in is the file of --trails",
+    "label --trails in --output ./in": "--output: ./in is the file of --trails",
+    "label --trails in --output link": "--output: link is the file of --trails",
+    "label --trails in --output hard": "--output: hard is the file of --trails",
+    "label --trails in --output other --judge votes:other": "--output: other is the file of --judge",
+    "label --trails in --output new --judge llm --verdicts new": "--output: new is the file of --verdicts",
+    "check --dataset_name in --html in": "--html: in is the file of --dataset_name",
+    "check --dataset_name in --eval_dataset_name other --html other": "other is the file of --eval_dataset_name",
+    "calibrate --input srpo_calibration.json --output_dir .": "is the file of --input",
+    "exchange --input in --output in --form alpaca": "--output: in is the file of --input",
+    "judge check --pairs in --output in --judge numeric": "--output: in is the file of --pairs",
+    "judge compare --first in --second other --output other --judge numeric": "--output: other is the file of --second",
+}
+CANNOT = {
+    "revise --input in --output new --html folder": "folder: cannot be written: it is a folder; .*name another --html",
+    "revise --input in --output new --html nodir/x": "nodir/x: cannot be written: nodir is no folder; .*--html",
+    "revise --input in --output folder": "folder: cannot be written: it is a folder",
+    "sample --input in --output nodir/x": "nodir/x: cannot be written: nodir is no folder",
+    "label --trails in --output folder --judge numeric": "folder: cannot be written: .*name another --output",
+    "check --dataset_name in --html folder": "folder: cannot be written: .*name another --html",
+    "calibrate --input in --output_dir other": "other: cannot be written",
+    "exchange --input in --output folder --form alpaca": "folder: cannot be written: .*name another --output",
+    "judge check --pairs in --output in/x --judge numeric": "in/x: cannot be written: in is no folder",
+    "judge compare --first in --second other --output nodir/x --judge numeric": "nodir/x: cannot be written: nodir is",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [(words, errors.ConfigError, re.escape(said)) for words, said in OVERWRITES.items()]
+    + [(words, errors.OutputError, said) for words, said in CANNOT.items()],
+    ids=[*OVERWRITES, *CANNOT],
+)
+def test_a_file_that_must_not_or_cannot_be_written_is_found_out_before_any_work(
+    words: str, kind: type[errors.SRPOError], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("in", "other", "srpo_calibration.json"):
+        Path(name).write_text(TRAIL, "utf-8")
+    Path("link").symlink_to("in")
+    os.link("in", "hard")
+    Path("folder").mkdir()
+    before = {path.name for path in tmp_path.iterdir()}
+    verb, *rest = words.split()
+    models = ["--model_name_or_path", "no-model"] if verb in ("revise", "sample", "calibrate", "check") else []
+    with pytest.raises(kind, match=said):
+        command.run([verb, *rest, *models])
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert {Path(name).read_text("utf-8") for name in ("in", "other", "srpo_calibration.json")} == {TRAIL}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     if found.choice.policy != "if_preferred":
         with pytest.raises(ConfigError, match="was begun with other settings: calibrated"):
             run([*revise, *rest])
+
+
+def test_a_judge_that_cannot_be_asked_is_named_before_anything_is_drawn() -> None:
+    class Never:
+        has_confidence = False
+
+    def fussy(prompt: Any, answer: str, gold: Any) -> float:
+        raise KeyError(answer)
+
+    for judge, said in ((os.getcwd, "judge getcwd fails: TypeError: "), (fussy, "judge fussy fails: KeyError: ")):
+        with pytest.raises(ConfigError, match=said) as caught:
+            calibrate(Never(), labelled(0.5), judge, SETTINGS)  # type: ignore[arg-type]
+        assert (caught.value.exit_code, caught.value.where) == (78, labelled(0.5)[0].where)
+
+
+def test_a_judge_that_fails_later_is_named_with_its_prompt() -> None:
+    def fussy(prompt: Any, answer: str, gold: Any) -> float:
+        return {"5": 0.0, "9": 1.0}[answer] if prompt != SUMS[3] else {}[answer]
+
+    with pytest.raises(ConfigError, match="prompt 4: judge fussy fails: KeyError"):
+        calibrate(subject(lambda p: "9"), labelled(0.5), fussy, SETTINGS)

@@ -125,3 +125,81 @@ def test_a_command_that_has_not_begun_to_train(place: Path, tmp_path: Path) -> N
     assert done.returncode == 75, done.stderr
     assert "srpo: error: interrupted" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------------- verbs that do not train
+
+STOPS = """
+import os, signal, sys, time, types
+from srpo.cli import main as command
+
+def main(argv):
+    number = getattr(signal, argv[0])
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    finally:
+        if argv[1:]:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+verb = types.ModuleType("srpo.cli.stop")
+verb.main = main
+sys.modules[verb.__name__] = verb
+command.VERBS["stop"] = "stops"
+command.main()
+"""
+
+
+def stopped(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_any_verb_ends_with_75(name: str) -> None:
+    done = stopped(STOPS, "stop", name)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "", f"srpo: interrupted by {name}\n")
+    at_once = stopped(STOPS, "stop", name, "twice")
+    assert (at_once.returncode, at_once.stdout, at_once.stderr) == (75, "", "")
+
+
+def test_control_without_the_guard_sigterm_kills() -> None:
+    unguarded = STOPS.replace("command.main()", "from contextlib import nullcontext as n; command.stoppable = n")
+    done = stopped(unguarded + "command.main()\n", "stop", "SIGTERM")
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+
+
+def test_a_forked_worker_ends_as_it_would_have_and_handlers_are_put_back() -> None:
+    from srpo.cli.stopping import stoppable
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    with stoppable():
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+
+
+def test_a_file_of_trails_keeps_what_is_finished(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time\n"
+        "from srpo.cli.main import main\n"
+        "from srpo.revise.serving import Serving\n"
+        "from srpo.revise.trail import Answer, Trail\n"
+        "class Stopped:\n"
+        "    def trails(self, rows, settings, **how):\n"
+        "        yield Trail(rows[0].prompt, (Answer('2', 1),))\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(60)\n"
+        "Serving.reviser = lambda *a, **k: Stopped()\n"
+        "main()\n"
+    )
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n', "utf-8")
+    done = stopped(code, "revise", "--model_name_or_path", "m", "--input", str(prompts), "--output", str(out))
+    assert done.returncode == 75, done.stderr
+    said = f"srpo: error: interrupted; finished trails are in {out}; the same command goes on\n"
+    assert done.stderr.endswith(said)
+    assert out.read_text("utf-8").count("\n") == 1

@@ -126,6 +126,9 @@ def test_what_cannot_be_merged_is_told(place: Path, tmp_path: Path) -> None:
         merge(str(place / "base"), str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="is not empty"):
         merge(str(place / "adapter"), str(place))
+    (tmp_path / "notes").write_text("mine", "utf-8")
+    with pytest.raises(ConfigError, match="notes: is a file; expected a folder; name another --output_dir"):
+        merge(str(place / "adapter"), str(tmp_path / "notes"))
     tuned = get_peft_model(load_model(str(place / "base")), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=2))
     tuned.save_pretrained(tmp_path / "tuned")
     make_byte_tokenizer().save_pretrained(tmp_path / "tuned")

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srpo.errors import DataError, InputError, TemplateError
-from srpo.pairs.read import Pair, Prompt
+from srpo.pairs.messages import MessageRenderer
+from srpo.pairs.read import Pair, Prompt, PromptRow
 from srpo.pairs.render import CHUNK, PRESETS, TEMPLATE_FILE, Renderer, RevisionTemplate, template_for
 from srpo.pairs.tree import PrefixTree
 from srpo.tasks.carry import TEMPLATE as CARRY
@@ -337,9 +338,27 @@ RAISES = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{%
     ],
 )
 def test_chat_templates_that_fail_name_themselves(template: str, why: str) -> None:
-    with pytest.raises(TemplateError, match=why) as error:
-        Renderer(chat_tokenizer(template))
+    tokenizer = chat_tokenizer(template)
+    tokenizer.name_or_path = "my-model"
+    with pytest.raises(TemplateError, match=f"my-model: .*{why}") as error:
+        Renderer(tokenizer)
     assert "the tokenizer's chat template" in str(error.value)
+
+
+def test_a_prompt_that_is_refused_names_its_row_and_the_model() -> None:
+    no_system = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    tokenizer = chat_tokenizer(no_system)
+    tokenizer.name_or_path = "my-model"
+    turns = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}]
+    renderer = Renderer(tokenizer)
+    renderer.expect_shown(PromptRow(turns[1:], "prompts.jsonl:1", {}))
+    refused = r"^prompts.jsonl:2: the tokenizer's chat template refuses.*no system role; .*that of my-model$"
+    with pytest.raises(TemplateError, match=refused):
+        renderer.expect_shown(PromptRow(turns, "prompts.jsonl:2", {}))
+    answered = PromptRow([*turns[1:], {"role": "assistant", "content": "4"}], "prompts.jsonl:3", {})
+    for each in (renderer, MessageRenderer()):
+        with pytest.raises(DataError, match=r"^prompts.jsonl:3: the prompt ends in a assistant message"):
+            each.expect_shown(answered)
 
 
 def test_a_chat_template_that_refuses_later() -> None:

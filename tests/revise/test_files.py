@@ -88,7 +88,7 @@ def test_other_prompts_are_refused(source: str, tmp_path: Path) -> None:
             revise_file(never, other, str(out), QUICK)
         assert caught.value.exit_code == 65
     out.write_bytes(b"not a trail\n" + before)
-    with pytest.raises(DataError, match=r"out\.jsonl:1: not a trail"):
+    with pytest.raises(DataError, match=r"out\.jsonl:1: not a trail.*; choose another --output"):
         revise_file(never, source, str(out), QUICK)
     assert out.read_bytes() == b"not a trail\n" + before
 
@@ -194,3 +194,76 @@ def test_a_target_that_cannot_be_written(where: str, source: str, tmp_path: Path
     with pytest.raises(OutputError, match="cannot be written") as caught:
         revise_file(never, source, str(target), QUICK)
     assert (caught.value.exit_code, caught.value.where) == (74, str(target))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"prompt": "a"}\n{"prompt": "b"}', b'{"prompt": "b"}', b"my notes without newline", b"one\ntwo"],
+    ids=["rows", "a row", "notes", "lines"],
+)
+@pytest.mark.parametrize("bad_rows", ["error", "skip"])
+def test_a_target_that_is_somebodys_data_is_refused_and_stays(content: bytes, bad_rows: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt": "1+1="}\n' + '{"answer": "2"}\n' * (bad_rows == "skip"), "utf-8")
+    out.write_bytes(content)
+    with pytest.raises(DataError, match=r"out\.jsonl:1: not .*trail") as caught:
+        revise_file(never, str(source), str(out), QUICK, bad_rows=bad_rows)
+    assert caught.value.exit_code == 65
+    assert out.read_bytes() == content
+    assert {file.name for file in tmp_path.iterdir()} == {"prompts.jsonl", "out.jsonl"}
+
+
+def test_notes_after_trails_are_not_cut_off(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    revise_file(make, source, str(out), QUICK)
+    for notes in (b"my notes", b'{"prompt": "b"}', b'{"text": "b'):
+        kept = out.read_bytes()[: out.read_bytes().index(b"\n") + 1] + notes
+        out.write_bytes(kept)
+        with pytest.raises(DataError, match=r"out\.jsonl:2: not the beginning of a trail; .*choose another --output"):
+            revise_file(never, source, str(out), QUICK)
+        assert out.read_bytes() == kept
+
+
+def test_a_torn_only_line_is_ours_with_its_settings_alone(source: str, tmp_path: Path) -> None:
+    out, beside = tmp_path / "out.jsonl", tmp_path / "out.jsonl.settings.json"
+    revise_file(make, source, str(out), QUICK)
+    torn = out.read_bytes()[:30]
+    out.write_bytes(torn)
+    settings = beside.read_bytes()
+    beside.unlink()
+    with pytest.raises(DataError, match="not the beginning of a trail"):
+        revise_file(never, source, str(out), QUICK)
+    assert (out.read_bytes(), beside.exists()) == (torn, False)
+    beside.write_bytes(settings)
+    assert revise_file(make, source, str(out), QUICK) == (len(PROMPTS), 0)
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "\xff", "[" * 100_000])
+def test_damaged_settings_name_themselves(damaged: str, source: str, tmp_path: Path) -> None:
+    out, beside = tmp_path / "out.jsonl", tmp_path / "out.jsonl.settings.json"
+    revise_file(make, source, str(out), QUICK)
+    before = out.read_bytes()
+    beside.write_bytes(damaged.encode("latin-1"))
+    said = r"out\.jsonl\.settings\.json: damaged; .*choose another --output; or delete it"
+    with pytest.raises(DataError, match=said):
+        revise_file(never, source, str(out), QUICK)
+    assert (out.read_bytes(), beside.read_bytes()) == (before, damaged.encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [
+        ({"dtype": "bfloat16"}, {}, "dtype 'bfloat16' → not set"),
+        ({}, {"dtype": "bfloat16"}, "dtype not set → 'bfloat16'"),
+        ({"engine": "openai"}, {}, "engine 'openai' → not set"),
+    ],
+)
+def test_a_setting_that_one_side_leaves_out_has_changed(
+    first: dict[str, str], then: dict[str, str], said: str, source: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    revise_file(make, source, str(out), QUICK, made_with=first)
+    with pytest.raises(ConfigError, match=f"was begun with other settings: {said};"):
+        revise_file(never, source, str(out), QUICK, made_with=then)
+    # Nothing named and named as nothing are the same.
+    assert revise_file(never, source, str(out), QUICK, made_with={**first, "calibrated": ""})[1] == len(PROMPTS)

@@ -89,6 +89,11 @@ def changed(**changes: Any) -> str:
         changed(answers=[{"text": "a"}]),
         changed(answers=[{"text": "a", "tokens": 1, "colour": "red"}]),
         changed(answers=[]),
+        changed(answers=[{"text": None, "tokens": 1}]),
+        changed(stopped=7),
+        changed(meta=None),
+        changed(meta=["gold"]),
+        "[" * 100_000,
     ],
 )
 def test_what_is_no_trail_is_a_data_error_that_names_its_line(line: str) -> None:

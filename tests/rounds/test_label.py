@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from srpo import read_pairs
-from srpo.errors import DataError, InputError
+from srpo.errors import DataError, InputError, OutputError
 from srpo.evaluate.verdicts import Comparison, Verdict
 from srpo.revise.trail import Answer, Trail
 from srpo.rounds.label import Account, Settings, account_of, label, label_file
@@ -115,3 +115,22 @@ def test_nothing_to_order_is_an_error_that_says_what_became_of_it(tmp_path: Path
     source.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n", "utf-8")
     with pytest.raises(DataError, match=r"trails\.jsonl:1: not a trail"):
         label_file(str(source), str(tmp_path / "pairs.jsonl"), Digits(), Settings())
+
+
+def test_a_target_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+    trails = tmp_path / "trails.jsonl"
+    trails.write_text("".join(each.to_json() + "\n" for each in TRAILS), "utf-8")
+    judge = Digits()
+    for target in (tmp_path, tmp_path / "nodir" / "pairs.jsonl"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            label_file(str(trails), str(target), judge, Settings())
+    assert judge.asked == []
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"votes": 3}'])
+def test_an_account_that_is_missing_or_damaged_is_named(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "pairs.jsonl.labels.json").write_text(content, "utf-8")
+    said = r"pairs\.jsonl\.labels\.json: not an account of labels: .*; delete .*pairs.jsonl"
+    with pytest.raises(InputError, match=said):
+        account_of(tmp_path / "pairs.jsonl")

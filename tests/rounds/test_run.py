@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from srpo import read_pairs
-from srpo.errors import ConfigError
+from srpo.errors import ConfigError, DataError
 from srpo.evaluate.inputs import read_trails
 from srpo.evaluate.judges import per_character
 from srpo.evaluate.verdicts import Comparison, Verdict
 from srpo.rounds.candidates import Candidate, find
 from srpo.rounds.plan import RoundsArguments
-from srpo.rounds.run import Round, line_of, run_rounds
+from srpo.rounds.run import SETTINGS_FILE, Round, _expect_same, line_of, run_rounds
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
 from srpo.train.launch import train_with
 
@@ -272,3 +272,14 @@ def test_a_round_in_one_line() -> None:
         "round 2: 200 labels, 150 pairs (75 % informative), 900 tokens, 0 s; wins over round 0's drafts after "
         "0, 1, … revisions: 50.0 62.5 %"
     )
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_damaged_settings_of_rounds_name_themselves(content: str, tmp_path: Path) -> None:
+    file = tmp_path / SETTINGS_FILE
+    _expect_same(file, {"beta": 0.1})
+    _expect_same(file, {"beta": 0.1})
+    file.write_text(content, "utf-8")
+    with pytest.raises(DataError, match=rf"{SETTINGS_FILE}: damaged; .*another --output_dir"):
+        _expect_same(file, {"beta": 0.1})
+    assert file.read_text("utf-8") == content
