@@ -14,7 +14,8 @@ from srpo.output import held, writable_folder, write_file
 from srpo.pairs.read import Source, columns_of
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.settings import read_yaml
-from srpo.train.config import PRESETS, SRPOConfig
+from srpo.train.checked import expect_kinds
+from srpo.train.config import PRESETS, SRPOConfig, settings_of_preset
 
 log = logging.getLogger("srpo")
 
@@ -316,16 +317,3 @@ def _lora(model: ModelArguments) -> Any:
         task_type="CAUSAL_LM",
     )
 
-
-def settings_of_preset(name: str | None) -> dict[str, Any]:
-    """Settings of a published configuration; {} for None.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    if name is None:
-        return {}
-    if name not in PRESETS:
-        fix = did_you_mean(str(name), PRESETS)
-        raise ConfigError(f"{name!r}", where="preset", expected="one of " + ", ".join(PRESETS), fix=fix)
-    return PRESETS[name]

@@ -56,6 +56,8 @@ def test_alpha_at_its_ends_is_explained_and_can_be_allowed(alpha: float, why: st
         ("max_length", -5, "max_length: -5; expected a whole number of tokens, at least 2"),
         ("max_length", 8.5, "max_length: 8.5; expected a whole number of tokens, at least 2"),
         ("max_length", "64", "max_length: '64'; expected a whole number of tokens, at least 2"),
+        ("save_total_limit", -1, "save_total_limit: -1; expected a whole number above 0"),
+        ("save_total_limit", 0, "save_total_limit: 0; expected a whole number above 0"),
         ("learning_rate", float("nan"), "learning_rate: nan; expected a number, 0 or more"),
         ("learning_rate", -1e-6, "learning_rate: -1e-06; expected a number, 0 or more"),
         ("per_device_train_batch_size", 0, "per_device_train_batch_size: 0; expected at least 1"),
