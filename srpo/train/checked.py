@@ -10,7 +10,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from enum import Enum
 from numbers import Integral, Real
@@ -22,7 +22,8 @@ from srpo.errors import ConfigError, did_you_mean
 # What the libraries raise at a setting that they cannot serve. Not RuntimeError: too little memory is one.
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError, AssertionError)
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict, os.PathLike, Real)
-_REWRITTEN = ("fsdp",)  # transformers puts a value of another kind in its place, and a copy begins with that one
+# transformers, or its parser of flags, puts a value of another kind in their place, and a copy begins with that one.
+_REWRITTEN = ("fsdp", "debug")
 _OR_FILE = ("accelerator_config", "deepspeed", "fsdp_config")
 _JSON = (*_OR_FILE, "lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimisers that ask for its layers, beginnings of their names
@@ -170,6 +171,11 @@ def _expect_json(name: str, value: Any) -> None:
 # ---------------------------------------------------------------------- what the libraries make of them
 
 
+def settings_in(config: Any) -> list[str]:
+    """Names of all settings of a group."""
+    return [each.name for each in fields(config) if each.init]
+
+
 @contextmanager
 def named(names: Iterable[str]) -> Iterator[None]:
     """What a library refuses inside ends as a `ConfigError` that names the setting, if the library does.
@@ -195,14 +201,14 @@ def expect_served(args: Any) -> None:
     """
     import torch
     from transformers import Trainer, get_scheduler
-    from transformers.integrations import get_reporting_integration_callbacks
-    from transformers.utils import is_liger_kernel_available
+    from transformers.integrations import integration_utils
+    from transformers.utils import import_utils
 
     number = torch.nn.Parameter(torch.zeros(1))
     with named(["report_to"]):
-        for logger in get_reporting_integration_callbacks(args.report_to):
+        for logger in integration_utils.get_reporting_integration_callbacks(args.report_to):
             _made(logger)
-    if args.use_liger_kernel and not is_liger_kernel_available():
+    if args.use_liger_kernel and not import_utils.is_liger_kernel_available():
         raise ConfigError("liger-kernel is not installed", where="use_liger_kernel", fix="leave it out")
     with named(["optim_args" if args.optim_args else "optim"]):
         if str(args.optim.value).startswith(_OF_A_MODEL):
@@ -234,10 +240,8 @@ def _expect_installed(args: Any) -> None:
     """Optimisers that cannot be made without a model say at least whether their library is there."""
     from transformers import Trainer
 
-    try:
+    with suppress(ValueError, TypeError, AttributeError):  # at the missing model
         Trainer.get_optimizer_cls_and_kwargs(args)
-    except (ValueError, TypeError, AttributeError):
-        pass  # at the missing model
 
 
 def expect_one_device(args: Any, model: Any) -> None:
@@ -246,7 +250,9 @@ def expect_one_device(args: Any, model: Any) -> None:
     Raises:
         ConfigError: transformers would copy the model to each and cut every batch up, and rows of packed trees with it.
     """
-    spread = getattr(model, "hf_device_map", None) or (isinstance(model, str) and "device_map" in args.loading_options())
+    spread = getattr(model, "hf_device_map", None) or (
+        isinstance(model, str) and "device_map" in args.loading_options()
+    )
     if args.n_gpu > 1 and not spread:
         what = f"{args.n_gpu} GPUs and one process"
         fix = "start it with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one of them"

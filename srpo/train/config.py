@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from srpo.maths.objective import OBJECTIVES
 from srpo.model.backends import BACKENDS
 from srpo.pairs.fit import TRUNCATE
 from srpo.pairs.kept import cache_folder
-from srpo.train.checked import expect_kinds, expect_sense, named
+from srpo.train.checked import expect_kinds, expect_sense, named, settings_in
 
 REDUCTIONS = ("sum", "mean")
 
@@ -152,7 +152,7 @@ class SRPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check()
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = {name: getattr(self, name) for name in settings_in(self)}
         expect_kinds(given, [type(self)])
         expect_sense(self)
         if self.bf16 is None:
