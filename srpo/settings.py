@@ -31,16 +31,23 @@ def read_yaml(path: str) -> Any:
         raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
 
 
-def _expect_each_once(node: Any, path: str) -> None:
+def _expect_each_once(root: Any, path: str) -> None:
     """YAML takes the last of two equal keys without a word."""
     import yaml
 
-    if not isinstance(node, yaml.MappingNode):
-        return
-    lines: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        named = isinstance(key, yaml.ScalarNode) and key.value != "<<"
-        if named and (first := lines.setdefault(key.value, line)) != line:
-            raise ConfigError(f"key {key.value!r} stands twice, first in line {first}", where=f"{path}:{line}")
-        _expect_each_once(value, path)
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))  # aliases may go in circles
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        waiting += [value for _, value in node.value]
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
+            if key.value in lines:
+                what = f"key {key.value!r} stands twice, first in line {lines[key.value]}"
+                raise ConfigError(what, where=f"{path}:{key.start_mark.line + 1}")
+            lines[key.value] = key.start_mark.line + 1

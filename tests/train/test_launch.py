@@ -243,6 +243,15 @@ def test_a_file_that_cannot_be_used(text: bytes, said: str, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"), [("beta: 1\nbeta: 2\n", 2), ("a: {b: 1, b: 2}\n", 1), ("a:\n- b: 1\n- c: 1\n  c: 2\n", 4)]
+)
+def test_a_key_that_stands_twice(text: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=rf"s\.yaml:{line}: key '\w' stands twice, first in line|key 'beta'"):
+        read_settings(str(tmp_path / "s.yaml"))
+
+
 def test_a_file_that_is_not_there_or_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such file; expected a YAML file of settings"):
         read_settings(str(tmp_path / "nowhere.yaml"))
