@@ -28,17 +28,26 @@ class Mistakes(argparse.ArgumentParser):
         found = dict(settings)
         for action in self._actions:
             value = settings.get(action.dest)
+            if value is False and "no" in (action.choices or ()):
+                value = found[action.dest] = "no"  # which YAML reads as false
             if isinstance(value, str | int | float) and not isinstance(value, bool):
                 try:
-                    found[action.dest] = self._get_value(action, str(value))
+                    made = self._get_value(action, str(value))
                 except argparse.ArgumentError as problem:
                     raise ConfigError(f"{action.dest}: {problem.message}", where=where) from None
+                found[action.dest] = [made] if action.nargs == "+" else made  # as the flag with one word after it
         return found
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        near = did_you_mean(unknown[1], self.flags()) if unknown else ""
+        near = self._instead_of(unknown[1]) if unknown else ""
         raise UsageError(message, where=self.prog, fix=near or f"`{self.prog} --help` lists the options")
+
+    def _instead_of(self, flag: str) -> str:
+        """What to write for a flag that there is none of."""
+        if flag == "--device" and "--use_cpu" in self.flags():  # nothing that is spelt like it is meant
+            return "a GPU is used where there is one; `--use_cpu` or CUDA_VISIBLE_DEVICES choose otherwise"
+        return did_you_mean(flag, self.flags())
 
 
 class Parser(Mistakes):

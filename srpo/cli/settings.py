@@ -32,7 +32,9 @@ def _found(verb: str, description: str, argv: list[str], more: tuple[Any, ...]) 
     from transformers import HfArgumentParser
     from transformers.utils import logging as hf_logging
 
-    from srpo.train.launch import GROUPS, read_settings, settings_of_preset
+    from srpo.train.checked import expect_kinds
+    from srpo.train.config import settings_of_preset
+    from srpo.train.launch import GROUPS, read_settings
 
     class Parser(Mistakes, HfArgumentParser):
         """transformers' argument parser with our errors."""
@@ -42,21 +44,30 @@ def _found(verb: str, description: str, argv: list[str], more: tuple[Any, ...]) 
     parser = Parser((*GROUPS, *more), prog=f"srpo {verb}", description=description, allow_abbrev=False)
     parser.add_argument("--config", help="A flat YAML file of settings; its keys are the flags below.")
     file = _value_of("--config", argv, verb)
-    settings = read_settings(file, more) if file else {}
+    settings = read_settings(file, more) if file is not None else {}
     parser.set_defaults(**settings_of_preset(_value_of("--preset", argv, verb) or settings.get("preset")))
-    parser.set_defaults(**parser.converted(settings, where=str(file)))
+    settings = parser.converted(settings, where=str(file))
+    expect_kinds(settings, (*GROUPS, *more), file=str(file))
+    parser.set_defaults(**settings)
     found = vars(parser.parse_args(argv))
     found.pop("config")
     return parser, found
 
 
 def _value_of(flag: str, argv: list[str], verb: str) -> str | None:
-    """A flag's value before the parser runs: it decides the parser's own defaults."""
+    """A flag's value before the parser runs: it decides the parser's own defaults.
+
+    Raises:
+        UsageError: it has none, or stands there twice.
+    """
+    found = []
     for i, word in enumerate(argv):
         if word == flag:
-            if i + 1 == len(argv):
-                raise UsageError(f"{flag} needs a value", where=f"srpo {verb}")
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.removeprefix(flag + "=")
-    return None
+            found.append(argv[i + 1] if i + 1 < len(argv) else "")
+        elif word.startswith(flag + "="):
+            found.append(word.removeprefix(flag + "="))
+    if "" in found:
+        raise UsageError(f"{flag} needs a value", where=f"srpo {verb}")
+    if len(found) > 1:
+        raise UsageError(f"{flag} stands there twice", where=f"srpo {verb}", expected="one of them")
+    return found[0] if found else None

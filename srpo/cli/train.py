@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from srpo.cli.settings import settings_of
@@ -25,13 +26,23 @@ def main(argv: list[str]) -> int:
         with signals.heard():
             final = train(config, model, data, run, command=["srpo", "train", *argv], watch=_watch)
     except KeyboardInterrupt:
-        what = f"interrupted; checkpoints so far are in {config.output_dir}"
-        raise Interrupted(what, fix="the same command with --resume goes on from the newest") from None
+        raise _interrupted(str(config.output_dir)) from None
     if "complete" in final:
         print(f"{config.output_dir}: already complete ({final['complete']} of {final['complete']})")
         return 0
-    print(f"saved {config.output_dir} (train loss {final['train_loss']:.4f})")
+    loss = f"train loss {final['train_loss']:.4f}" if "train_loss" in final else "all steps had been taken before"
+    print(f"saved {config.output_dir} ({loss})")
     return 0
+
+
+def _interrupted(folder: str) -> Interrupted:
+    """Before a step was taken, or where no loop could stop at one."""
+    from srpo.train.checkpoint import checkpoints
+
+    if not (found := checkpoints(Path(folder))):
+        return Interrupted(f"interrupted; no checkpoint is in {folder} yet", fix="run the same command again")
+    what = f"interrupted; the newest checkpoint in {folder} is of step {found[0][0]}"
+    return Interrupted(what, fix="the same command with --resume goes on from it")
 
 
 def _watch(trainer: Any, source: Any, run: Any) -> Any:

@@ -209,26 +209,25 @@ def believed(folder: Path) -> Manifest:
     return manifest
 
 
-def set_aside(folder: Path) -> None:
-    """Checkpoints of an earlier run make room for a new one: neither mixed up with its own nor lost."""
-    found = checkpoints(folder)
-    if not found:
-        return
-    aside = next(path for n in range(1, 10**6) if not (path := folder / f"earlier-{n}").exists())
-    aside.mkdir()
-    for _, path in found:
-        path.rename(aside / path.name)
-    said = "srpo: starting afresh; checkpoints of an earlier run (the newest of step %d) are now in %s"
-    log.warning(said, found[0][0], aside)
+def listed(folder: Path) -> list[str]:
+    """Names of all that a folder's manifest vouches for, whether it is there or not, and the manifest's own after
+    them; of a manifest that is damaged its own, and none where there is none."""
+    if not (folder / MANIFEST).exists():
+        return []
+    try:
+        return [*_manifest(folder / MANIFEST).files, MANIFEST]
+    except Invalid:
+        return [MANIFEST]
 
 
 def rotate(folder: Path, keep: int | None, *, spare: str | None = None) -> None:
-    """Deletes all but the newest `keep` checkpoints; None and 0 delete nothing.
+    """Deletes all but the newest `keep` checkpoints.
 
     Args:
+        keep: at least 1; None deletes nothing.
         spare: a checkpoint that stays in any case, the best one.
     """
-    if not keep:
+    if keep is None:
         return
     best = Path(spare).name if spare else ""
     found = [path for _, path in checkpoints(folder)]

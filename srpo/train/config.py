@@ -26,6 +26,7 @@ from srpo.maths.objective import OBJECTIVES
 from srpo.model.backends import BACKENDS
 from srpo.pairs.fit import TRUNCATE
 from srpo.pairs.kept import cache_folder
+from srpo.train.checked import expect_kinds, expect_sense, named, settings_in
 
 REDUCTIONS = ("sum", "mean")
 
@@ -52,6 +53,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_scheduler_kwargs": {"min_lr": 1.25e-7},
     },
 }
+
+
+def settings_of_preset(name: str | None) -> dict[str, Any]:
+    """Settings of a published configuration; {} for None.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name is None:
+        return {}
+    if not isinstance(name, str) or name not in PRESETS:
+        fix = did_you_mean(str(name), PRESETS)
+        raise ConfigError(f"{name!r}", where="preset", expected="one of " + ", ".join(PRESETS), fix=fix)
+    return PRESETS[name]
 
 
 @dataclass
@@ -137,12 +152,13 @@ class SRPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._check()
+        given = {name: getattr(self, name) for name in settings_in(self)}
+        expect_kinds(given, [type(self)])
+        expect_sense(self)
         if self.bf16 is None:
-            self.bf16 = not (self.use_cpu or self.fp16) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        try:
+            self.bf16 = not (self.use_cpu or self.fp16) and torch.cuda.is_available() and _has_bf16()
+        with named(given):  # what TrainingArguments has to say about its own settings
             super().__post_init__()
-        except ValueError as error:  # what TrainingArguments has to say about its own settings
-            raise ConfigError(str(error).strip().split("\n")[0]) from None
 
     @property
     def device(self) -> torch.device:
@@ -157,10 +173,7 @@ class SRPOConfig(TrainingArguments):
         Raises:
             ConfigError: there is no preset of that name.
         """
-        if name not in PRESETS:
-            expected = "one of " + ", ".join(PRESETS)
-            raise ConfigError(f"{name!r}", where="preset", expected=expected, fix=did_you_mean(name, PRESETS))
-        return cls(**{**PRESETS[name], **settings})
+        return cls(**{**settings_of_preset(name), **settings})
 
     def loading_options(self) -> dict[str, Any]:
         """`model_init_kwargs` as a dict; a flag gives it as JSON."""
@@ -231,9 +244,12 @@ class SRPOConfig(TrainingArguments):
         if not (_is_number(self.learning_rate) and math.isfinite(self.learning_rate) and self.learning_rate >= 0):
             raise ConfigError(f"{self.learning_rate!r}", where="learning_rate", expected="a number, 0 or more")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)}", where=name, expected="at least 1")
-        for name in ("dataset_num_proc", "max_tokens_per_batch", "precompute_ref_batch_size", "ref_model_sync_steps"):
+            if not (type(value := getattr(self, name)) is int and value >= 1):
+                raise ConfigError(f"{value!r}", where=name, expected="at least 1")
+        for name in (
+            *("dataset_num_proc", "max_tokens_per_batch", "precompute_ref_batch_size", "ref_model_sync_steps"),
+            "save_total_limit",  # transformers keeps all at 0 and below, a slice of what is found would keep none
+        ):
             value = getattr(self, name)
             if not (value is None and name != "ref_model_sync_steps") and not (type(value) is int and value > 0):
                 raise ConfigError(f"{value!r}", where=name, expected="a whole number above 0")
@@ -245,6 +261,11 @@ class SRPOConfig(TrainingArguments):
             raise ConfigError(
                 f"{self.max_length!r}", where="max_length", expected="a whole number of tokens, at least 2"
             )
+
+
+def _has_bf16() -> bool:
+    """In hardware: a device that emulates it is slower with it than without."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _is_number(value: Any) -> bool:

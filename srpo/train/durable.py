@@ -27,7 +27,7 @@ from srpo.model.load import read_pickled
 from srpo.model.randomness import left_as_found
 from srpo.model.untrusted import pickled
 from srpo.output import expect_room, held, writable_folder, writing
-from srpo.train import checkpoint
+from srpo.train import checkpoint, earlier
 from srpo.train.behind import Behind
 from srpo.train.checkpoint import STAGING, Invalid, Manifest
 from srpo.train.guard import expect_finite_weights
@@ -135,16 +135,19 @@ class DurableTrainer(Trainer):
         if start.manifest:
             where = str(start.folder or self._folder)
             accept = getattr(self.args, "accept_change", None) or []
-            step = start.manifest.step
+            step, of = start.manifest.step, start.manifest.of
             now = accepted(start.manifest.identity, self._identity, accept, step=step, where=where)
             for change in now:
                 log.warning("srpo: accepted: %(key)s was %(old)s, is %(new)s after step %(step)s", change)
             complete = start.complete and not now
+            if start.complete and now:
+                start = self._from_first(self._beyond_the_end)
             if complete:
-                log.info("srpo: already complete (%d of %d)", step, start.manifest.of)
+                log.info("srpo: already complete (%d of %d)", step, of)
             elif start.folder:
                 log.info("srpo: resuming from %s", start.folder)
-            start = Start(start.folder, start.manifest, complete, (*start.manifest.accepted, *now))
+            before = start.manifest.accepted if start.manifest else []
+            start = Start(start.folder, start.manifest, complete, (*before, *now))
         return start
 
     def _found(self, resume: str | bool | None) -> Start:
@@ -154,16 +157,25 @@ class DurableTrainer(Trainer):
             if isinstance(resume, str | Path):
                 return Start(Path(resume), checkpoint.believed(Path(resume)))
             if resume:
-                newest = checkpoint.newest(self._folder)
                 final = self._final()
-                if final and final.finished:
-                    return Start(newest[0] if newest else None, final, complete=True)
-                if newest:
+                if final and final.finished:  # whatever has become of its checkpoints
+                    return Start(None, final, complete=True)
+                if newest := checkpoint.newest(self._folder):
                     return Start(*newest)
                 log.info("srpo: nothing to resume in %s; starting afresh", self._folder)
-            checkpoint.set_aside(self._folder)
+                if other := earlier.with_checkpoints(self._folder):
+                    said = "srpo: checkpoints of an earlier run are in %s; to go on with it, --output_dir %s --resume"
+                    log.warning(said, other, other)
+            earlier.set_aside(self._folder)
             checkpoint.retract(self._folder)
         return Start()
+
+    def _beyond_the_end(self) -> Start:
+        """Where a finished run goes on from that is to take further steps."""
+        if newest := checkpoint.newest(self._folder):
+            return Start(*newest)
+        fix = "start from its model in another folder"
+        raise CheckpointError("a finished model, and no checkpoint to go on from", where=str(self._folder), fix=fix)
 
     def _final(self) -> Manifest | None:
         """The manifest of the saved model, if that is what was saved."""

@@ -34,6 +34,8 @@ FREE = {
     *("torch_empty_cache_steps", "trust_remote_code", "remove_unused_columns", "label_names", "bad_rows"),
     *("revision_template", "model_init_kwargs"),  # said better by the contents: rows, template, weights
 }
+# A checkpoint's weights and moments do not fit any other: such a change cannot be accepted.
+FIXED = ("adapter", "optim")
 LIBRARIES = ("srpo", "torch", "transformers", "accelerate", "peft")
 
 
@@ -75,7 +77,7 @@ def accepted(
         where: the checkpoint.
 
     Raises:
-        ConfigError: something else changed, or a key is none.
+        ConfigError: something else changed, or what cannot be accepted did, or a key is none.
     """
     accept = list(accept)
     for key in accept:
@@ -83,11 +85,16 @@ def accepted(
             fix = did_you_mean(key, {**old, **new}) or "a refused resume lists the keys"
             raise ConfigError(f"no {key!r} that could change", where="accept_change", fix=fix)
     found = changes(old, new)
-    if refused := [each for each in found if each[0] not in accept]:
-        listed = "".join(f"\n  {key}: {_shown(was)} → {_shown(now)}" for key, was, now in refused)
-        keys = " ".join(key for key, _, _ in refused)
+    if refused := [each for each in found if each[0] not in accept or each[0] in FIXED]:
+        listed = "".join(f"\n  {line}" for key, was, now in refused for line in _lines(key, was, now))
+        keys = [key for key, _, _ in refused]
         what = f"the run would go on under other conditions than it began with:{listed}\n"
-        fix = f"restore them, or add `--accept_change {keys}`, which is recorded"
+        fixed, free = [[key for key in keys if (key in FIXED) is it] for it in (True, False)]
+        fix = f"restore {' and '.join(fixed)}, without which no checkpoint can be read, or begin another run"
+        if free:
+            others = "the others" if fixed else "them"
+            fix = f"{fix}; " if fixed else ""
+            fix += f"restore {others}, or add `--accept_change {' '.join(free)}`, which is recorded"
         raise ConfigError(what, where=where, fix=fix)
     return [{"step": step, "key": key, "old": was, "new": now} for key, was, now in found]
 
@@ -116,6 +123,14 @@ def _plain(value: Any) -> Any:
 
 def _hash(value: Any) -> str | None:
     return None if value is None else hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _lines(key: str, was: Any, now: Any) -> list[str]:
+    """What changed, a line for each part that did; of an adapter that comes or goes its kind."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return [f"{key}.{part}: {_shown(old)} → {_shown(new)}" for part, old, new in changes(was, now)]
+    was, now = (value.get("peft_type", value) if isinstance(value, dict) else value for value in (was, now))
+    return [f"{key}: {_shown(was)} → {_shown(now)}"]
 
 
 def _shown(value: Any) -> str:

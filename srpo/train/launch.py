@@ -14,6 +14,7 @@ from srpo.output import held, writable_folder, write_file
 from srpo.pairs.read import Source, columns_of
 from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
 from srpo.settings import read_yaml
+from srpo.train.checked import expect_kinds
 from srpo.train.config import PRESETS, SRPOConfig
 
 log = logging.getLogger("srpo")
@@ -27,7 +28,7 @@ class ModelArguments:
     ref_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or hub name of another reference; unset: the model as it is now."}
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
     dtype: str = field(default="float32", metadata={"help": "auto, float32, bfloat16 or float16."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention outside the packed step."})
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all weights."})
@@ -134,6 +135,7 @@ def train(
         SRPOError: any mistake in settings, data or model, before a step is taken wherever that is possible.
     """
     _expect_named(model, data)
+    _expect_sense(config, model, run)
     folder = writable_folder(Path(str(config.output_dir)))  # found out before the model is read, not after training
     with held(folder) if config.process_index == 0 else nullcontext():
         return _run(config, model, data, run, command, watch)
@@ -166,6 +168,9 @@ def _run(
     if trainer.start.complete:
         return {"complete": result.global_step}
     trainer.save_model()
+    begun = trainer.start.manifest
+    if begun and begun.step >= trainer.state.global_step:  # nothing was left but to save: no loss was computed
+        return {key: value for key, value in result.metrics.items() if key != "train_loss"}
     return result.metrics
 
 
@@ -187,6 +192,7 @@ def precompute(config: SRPOConfig, model: ModelArguments, data: DataArguments) -
     from srpo.train.reference import sets_of
 
     _expect_named(model, data)
+    _expect_sense(config, model)
     config.precompute_ref_log_probs = True
     config.expect_still_reference()
     folder = writable_folder(config.kept_in(), "--reference_cache")
@@ -195,6 +201,58 @@ def precompute(config: SRPOConfig, model: ModelArguments, data: DataArguments) -
     if problem := trainer.reference.unkept:
         raise OutputError(f"cannot be written ({problem})", where=str(folder), fix="name another --reference_cache")
     return Precomputed(sum(map(len, sets_of(trainer))), trainer.reference.scored, folder)
+
+
+def _expect_sense(config: SRPOConfig, model: ModelArguments, run: RunArguments | None = None) -> None:
+    """Settings that say one thing and would do another are refused.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if config.resume_from_checkpoint:
+        what = f"{config.resume_from_checkpoint!r} would not be believed: a run goes on from its own newest checkpoint"
+        raise ConfigError(what, where="resume_from_checkpoint", fix="use --resume")
+    if run and run.eval_judge and run.eval_revisions is None:
+        fix = "add `--eval_revisions …`, or leave it out"
+        raise ConfigError("nothing is drawn that it could judge", where="eval_judge", fix=fix)
+    for each in fields(model):
+        if each.name.startswith("lora_") and getattr(model, each.name) != each.default and not model.use_peft:
+            what = "given without use_peft, and all weights would be trained"
+            raise ConfigError(what, where=each.name, fix="add `--use_peft`, or leave it out")
+    for name in ("model_name_or_path", "ref_model_name_or_path"):
+        value = getattr(model, name)
+        if value and Path(value).resolve() == Path(str(config.output_dir)).resolve():
+            what = f"{value} is output_dir: the run would write over what it begins with"
+            raise ConfigError(what, where=name, fix="name another --output_dir")
+    _expect_attention(model.attn_implementation)
+    if config.metric_for_best_model and config.eval_strategy != "no":
+        _expect_measured(config.metric_for_best_model.removeprefix("eval_"), config, run)
+
+
+def _expect_measured(metric: str, config: SRPOConfig, run: RunArguments | None) -> None:
+    """A metric that there is none of would end the run at its first evaluation."""
+    from srpo.maths.objective import OBJECTIVES
+    from srpo.train.metrics import names_of
+
+    known = names_of(OBJECTIVES[config.objective])
+    drawn = run is not None and run.eval_revisions is not None  # has names that whoever watches gives
+    if metric not in known and not drawn:
+        fix = did_you_mean(metric, known)
+        raise ConfigError(
+            f"{metric!r}", where="metric_for_best_model", expected="one of " + ", ".join(sorted(known)), fix=fix
+        )
+
+
+def _expect_attention(name: str | None) -> None:
+    if name is None:
+        return
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
+    known = [each for each in known if "|" not in each and not each.startswith("srpo_")]  # of generation, and our own
+    if name not in known and "/" not in name and "|" not in name:  # with a slash it is a kernel on the hub
+        expected, fix = "one of " + ", ".join(known), did_you_mean(name, known)
+        raise ConfigError(f"{name!r}", where="attn_implementation", expected=expected, fix=fix)
 
 
 def _expect_named(model: ModelArguments, data: DataArguments) -> None:
@@ -251,6 +309,7 @@ def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
     from transformers import HfArgumentParser
 
     _expect_known(settings, "settings")
+    expect_kinds(settings, GROUPS)
     config, model, data, run = HfArgumentParser(GROUPS).parse_dict({**settings, "resume": True})
     return train(config, model, data, run)
 
@@ -301,7 +360,7 @@ def _reference(model: ModelArguments, config: SRPOConfig) -> Any:
         return None
     from srpo.model.load import load_model
 
-    options = config.loading_options()
+    options = {key: value for key, value in config.loading_options().items() if key != "revision"}  # the policy's own
     return load_model(model.ref_model_name_or_path, trust_remote_code=config.trust_remote_code, **options)
 
 
@@ -312,20 +371,7 @@ def _lora(model: ModelArguments) -> Any:
         r=model.lora_r,
         lora_alpha=model.lora_alpha,
         lora_dropout=model.lora_dropout,
-        target_modules=model.lora_target_modules,
+        # As in TRL, the word for all of them is one word and no list.
+        target_modules="all-linear" if model.lora_target_modules == ["all-linear"] else model.lora_target_modules,
         task_type="CAUSAL_LM",
     )
-
-
-def settings_of_preset(name: str | None) -> dict[str, Any]:
-    """Settings of a published configuration; {} for None.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    if name is None:
-        return {}
-    if name not in PRESETS:
-        fix = did_you_mean(str(name), PRESETS)
-        raise ConfigError(f"{name!r}", where="preset", expected="one of " + ", ".join(PRESETS), fix=fix)
-    return PRESETS[name]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from srpo.maths.objective import LossOutput, SixLogps
+from srpo.maths.objective import LossOutput, Objective, SixLogps
 from srpo.output import write_file, writing
 
 METRICS_FILE = "metrics.jsonl"
@@ -47,6 +47,16 @@ def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: 
         said = said.replace("given_w", "given_chosen").replace("given_l", "given_rejected")
         columns[f"revision/margins/{said}"] = beta * ratio_B
     return columns
+
+
+def names_of(objective: Objective) -> set[str]:
+    """What evaluations with an objective are measured by, without the data set's prefix: what a best checkpoint can be
+    chosen by."""
+    zero_B, none_B = torch.zeros(1), torch.full((1,), torch.nan)
+    given_B = none_B if objective.drafts_only else zero_B
+    six = SixLogps(zero_B, zero_B, given_B, given_B, given_B, given_B)
+    columns = metrics(six, six, objective.loss(six, six, beta=1.0, alpha=0.5), beta=1.0)
+    return {*columns, "loss", "runtime", "samples_per_second", "steps_per_second"}
 
 
 class Measured:

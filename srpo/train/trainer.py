@@ -33,6 +33,7 @@ from srpo.pairs.kept import cache_folder
 from srpo.pairs.read import Source
 from srpo.pairs.render import Renderer, template_for
 from srpo.pairs.tree import PrefixTree
+from srpo.train.checked import expect_one_device, expect_served, named, settings_in
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate
 from srpo.train.durable import DurableTrainer
@@ -102,9 +103,13 @@ class SRPOTrainer(DurableTrainer):
         peft_config: Any = None,
     ) -> None:
         args = args or SRPOConfig(output_dir="srpo_output")
+        expect_one_device(args, model)
+        expect_served(args)
         self.objective = OBJECTIVES[args.objective]
         if processing_class is None:
-            processing_class = load_tokenizer(_name_of(model), trust_remote_code=args.trust_remote_code)
+            revision = args.loading_options().get("revision", "main") if isinstance(model, str) else "main"
+            remote = args.trust_remote_code
+            processing_class = load_tokenizer(_name_of(model), trust_remote_code=remote, revision=revision)
         template = template_for(_name_of(model), args.revision_template)
         self.renderer = Renderer(processing_class, template)
         set_seed(args.seed)  # before an adapter is drawn: a run that starts again is the same run
@@ -119,24 +124,27 @@ class SRPOTrainer(DurableTrainer):
         self.command: Sequence[str] = ()
         context = model_context(policy)
         self._limit = min(filter(None, (args.max_length, context)), default=None)
-        super().__init__(
-            model=policy,
-            args=args,
-            data_collator=data_collator or collate,
-            train_dataset=self._trees(train_dataset, args),
-            eval_dataset=(
-                {name: self._trees(rows, args) for name, rows in eval_dataset.items()}
-                if isinstance(eval_dataset, dict)
-                else self._trees(eval_dataset, args)
-            ),
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=[*(callbacks or []), *following, MetricsFile(), StopsAndResumes(self)],
-            optimizers=optimizers,
+        trees = self._trees(train_dataset, args)
+        eval_trees = (
+            {name: self._trees(rows, args) for name, rows in eval_dataset.items()}
+            if isinstance(eval_dataset, dict)
+            else self._trees(eval_dataset, args)
         )
+        with named(settings_in(args)):
+            super().__init__(
+                model=policy,
+                args=args,
+                data_collator=data_collator or collate,
+                train_dataset=trees,
+                eval_dataset=eval_trees,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=[*(callbacks or []), *following, MetricsFile(), StopsAndResumes(self)],
+                optimizers=optimizers,
+            )
         self.model_accepts_loss_kwargs = False
-        for trees in filter(None, (self.train_dataset, self.eval_dataset)):
-            for each in trees.values() if isinstance(trees, dict) else [trees]:
+        for found in filter(None, (self.train_dataset, self.eval_dataset)):
+            for each in found.values() if isinstance(found, dict) else [found]:
                 expect_vocabulary(policy, ref_model or policy, each.largest_id)
         make_ready(self)
         process = args.process_index if args.world_size > 1 else None
@@ -219,6 +227,11 @@ class SRPOTrainer(DurableTrainer):
             if self.reference.kind in ("given", "moving")
             else found
         )
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """As transformers', whose refusals name the setting."""
+        with named(settings_in(self.args)):
+            super().create_optimizer_and_scheduler(num_training_steps)
 
     # ------------------------------------------------------------------ data
 

@@ -6,6 +6,7 @@ is left behind that looks like a result.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -253,6 +254,28 @@ def test_a_prompt_longer_than_the_context(place: Place) -> None:
         ({"objective": "spro"}, "objective: 'spro'; expected one of srpo, dpo, ipo; did you mean 'srpo'?"),
         ({"backend": "fast"}, "backend: 'fast'; expected one of auto, path, flex, cache, flat"),
         ({"preset": "paper-tldrr"}, "preset: 'paper-tldrr'"),
+        ({"save_total_limit": -1}, "save_total_limit: -1; expected a whole number above 0"),
+        ({"max_steps": 0}, "max_steps: 0; expected 1 or more, or -1"),
+        ({"num_train_epochs": 0}, "num_train_epochs: 0.0; expected a number above 0"),
+        ({"num_train_epochs": -1}, "num_train_epochs: -1.0; expected a number above 0"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: 0.1; expected 0"),
+        ({"adam_beta1": 2}, "adam_beta1: 2.0; expected 0 or more and below 1"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers: -1; expected a number, 0 or more"),
+        ({"seed": -1}, "seed: -1; expected 0 or more"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy: 'group_by_length'; expected random"),
+        ({"lr_scheduler_kwargs": "nonsense"}, "lr_scheduler_kwargs: 'nonsense'; expected a JSON object"),
+        ({"deepspeed": "nope.json"}, "deepspeed: no file 'nope.json'; expected a JSON object or a file of one"),
+        ({"accelerator_config": "nope.json"}, "accelerator_config: no file 'nope.json'"),
+        ({"accelerator_config": '{"foo": 1}'}, "settings: AcceleratorConfig"),
+        ({"attn_implementation": "sdpaa"}, "attn_implementation: 'sdpaa'; expected one of eager, "),
+        ({"lora_r": 4}, "lora_r: given without use_peft, and all weights would be trained; add `--use_peft`"),
+        ({"lora_target_modules": "q_proj"}, "lora_target_modules: given without use_peft"),
+        ({"eval_judge": "exact_match"}, "eval_judge: nothing is drawn that it could judge; add `--eval_revisions"),
+        ({"resume_from_checkpoint": "run/checkpoint-1"}, "resume_from_checkpoint: 'run/checkpoint-1' would not be"),
+        (
+            {"metric_for_best_model": "nope", "eval_strategy": "steps"},
+            "metric_for_best_model: 'nope'; expected one of logps/chosen, ",
+        ),
     ],
 )
 def test_bad_settings_are_found_before_weights_and_data(changes: dict[str, Any], said: str, place: Place) -> None:
@@ -263,6 +286,42 @@ def test_bad_settings_are_found_before_weights_and_data(changes: dict[str, Any],
     assert not place.out.exists()
     # Control: with the setting as it should be, the model is what is missing.
     assert failure(place.words("train", **absent)).exit_code == 66
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"report_to": "tensorboard"}, "report_to: TensorBoardCallback requires tensorboard"),
+        ({"report_to": "nope"}, "report_to: nope is not supported"),
+        ({"use_liger_kernel": "true"}, "use_liger_kernel: liger-kernel is not installed; leave it out"),
+        ({"optim": "galore_adamw"}, "optim: You need to install `galore_torch`"),
+        ({"optim_args": "nonsense"}, "optim_args: "),
+        (
+            {"lr_scheduler_kwargs": '{"foo": 1}', "lr_scheduler_type": "cosine_with_min_lr"},
+            "lr_scheduler_kwargs: get_cosine_with_min_lr_schedule_with_warmup() got an unexpected",
+        ),
+        ({"push_to_hub": "true"}, "push_to_hub: the hub cannot be reached"),
+    ],
+)
+def test_what_the_libraries_cannot_serve_is_found_before_weights(
+    changes: dict[str, Any], said: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    missing = {"tensorboard": "tensorboard", "use_liger_kernel": "liger_kernel", "galore_adamw": "galore_torch"}
+    for word, library in missing.items():
+        if word in (*changes, *changes.values()) and importlib.util.find_spec(library):
+            pytest.skip(f"{library} is installed")
+    error = failure(place.words("train", model_name_or_path=tmp_path / "no-model", **changes))
+    assert error.exit_code == 78
+    assert str(error).startswith(said)
+
+
+@pytest.mark.parametrize("name", ["model_name_or_path", "ref_model_name_or_path"])
+def test_a_run_does_not_write_over_what_it_begins_with(name: str, place: Place, model: Path) -> None:
+    absent = {"model_name_or_path": "/no/such/model"}
+    error = failure(place.words("train", **{**absent, name: model}, output_dir=f"{model}/."))
+    assert error.exit_code == 78
+    assert str(error).startswith(f"{name}: {model} is output_dir: the run would write over what it begins with")
 
 
 def test_alpha_at_its_end_can_be_asked_for(place: Place) -> None:
@@ -276,6 +335,16 @@ def test_alpha_at_its_end_can_be_asked_for(place: Place) -> None:
         ("beta: -1\n", 78, "beta: -1.0; expected a number above 0"),
         ("beta: [\n", 78, "not YAML"),
         (None, 66, "no such file; expected a YAML file of settings"),
+        ("beta: 0.1\nalpha: 0.5\nbeta: 0.2\n", 78, ":3: key 'beta' stands twice, first in line 1"),
+        ("logging_steps: [1]\n", 78, "logging_steps: [1]; expected a number"),
+        ("gradient_accumulation_steps: null\n", 78, "gradient_accumulation_steps: None; expected a whole number"),
+        ("per_device_train_batch_size: [2]\n", 78, "per_device_train_batch_size: [2]; expected a whole number"),
+        ("map: {prompt: instruction}\n", 78, "map: {'prompt': 'instruction'}; expected text"),
+        ("preset: [paper-tldr]\n", 78, "preset: ['paper-tldr']; expected one of paper-tldr"),
+        ("optim_args: [1]\n", 78, "optim_args: [1]; expected text"),
+        ("lora_target_modules: [q_proj, 3]\n", 78, "lora_target_modules: ['q_proj', 3]; expected a list, each text"),
+        ("lr_scheduler_type: lineer\n", 78, "lr_scheduler_type: 'lineer'; expected one of linear, "),
+        ("resume: [yes]\n", 78, "resume: [True]; expected true or false"),
     ],
 )
 def test_settings_files(text: str | None, code: int, said: str, place: Place, tmp_path: Path) -> None:
@@ -286,6 +355,26 @@ def test_settings_files(text: str | None, code: int, said: str, place: Place, tm
     assert error.exit_code == code
     assert said in str(error)
     assert not place.out.exists()
+
+
+def test_a_settings_file_is_named_once(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("beta: 0.1\n", "utf-8")
+    words = place.words("train", config=tmp_path / "s.yaml")
+    for more, said in (
+        (["--config", str(tmp_path / "s.yaml")], "--config stands there twice; expected one of them"),
+        (["--config", ""], "--config needs a value"),
+        (["--config="], "--config needs a value"),
+        (["--config"], "--config needs a value"),
+    ):
+        error = failure([*words, *more])
+        assert (error.exit_code, str(error)) == (64, f"srpo train: {said}")
+
+
+def test_a_device_is_chosen_by_other_flags(place: Place) -> None:
+    error = failure(place.words("train", device="gpu"))
+    assert error.exit_code == 64
+    assert "`--use_cpu` or CUDA_VISIBLE_DEVICES" in str(error)
+    assert "did you mean" not in str(error)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 
 from srpo.errors import LockedError, OutputError
 from srpo.output import LOCK_FILE, expect_room, held
+from srpo.train import earlier
 from srpo.train.checkpoint import checkpoints, newest, read
 from tests.faults.dying import (
     Disk,
@@ -232,10 +233,65 @@ def test_a_finished_run_with_other_settings_is_another_run(place: Path, tmp_path
     assert read(run, alone=False).accepted == [{"step": STEPS, "key": "max_steps", "old": STEPS, "new": STEPS + 2}]
 
 
+def test_a_finished_run_is_complete_whatever_has_become_of_its_checkpoints(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place / "whole", run)
+    for file in run.glob("checkpoint-*/optimizer.pt"):
+        file.unlink()
+    end = forked(lambda: train(place / "base", run, max_steps=STEPS, resume=True))
+    assert (end.code, end.error) == (0, "")
+    # Further steps are another matter: there is nothing to take them from.
+    more = forked(lambda: train(place / "base", run, max_steps=STEPS + 2, resume=True, accept_change=["max_steps"]))
+    assert more.code == 74
+    assert "no valid checkpoint" in more.error
+    assert read(run, alone=False).step == STEPS
+    for path in run.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    more = forked(lambda: train(place / "base", run, max_steps=STEPS + 2, resume=True, accept_change=["max_steps"]))
+    assert more.code == 74
+    assert "a finished model, and no checkpoint to go on from" in more.error
+
+
 def test_starting_afresh_sets_an_earlier_run_aside(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run)
-    end = forked(lambda: train(place / "base", run, max_steps=2, save_steps=1))
+    (run / "nonfinite.json").write_text("{}")
+    (run / "mine.txt").write_text("mine")
+    end = forked(lambda: train(place / "base", run, max_steps=2, save_steps=1), say=tmp_path / "said")
     assert (end.code, end.error) == (0, "")
     assert [step for step, _ in checkpoints(run)] == [2, 1]
-    assert [step for step, _ in checkpoints(run / "earlier-1")] == [4, 2]
+    assert not (run / "nonfinite.json").exists()
+    assert (run / "mine.txt").read_text() == "mine"
+    earlier = run / "earlier-1"
+    assert [step for step, _ in checkpoints(earlier)] == [4, 2]
+    assert (earlier / "nonfinite.json").exists()
+    assert (earlier / "metrics.jsonl").read_bytes() == (place / "whole" / "metrics.jsonl").read_bytes()
+    assert read(earlier, alone=False).finished
+    # It is a run folder like any other.
+    end = forked(lambda: train(place / "base", earlier, max_steps=STEPS, resume=True))
+    assert (end.code, end.value) == (0, (place / "straight").read_text())
+
+
+def test_a_finished_model_is_not_written_over_without_a_word(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"max_steps": 1, "save_strategy": "no"}
+    train(place / "base", tmp_path, **changes)
+    assert "starting afresh" not in caplog.text
+    before = (tmp_path / "model.safetensors").read_bytes()
+    train(place / "base", tmp_path, learning_rate=0.1, **changes)
+    assert f"what an earlier run left here is now in {tmp_path / 'earlier-1'}: a model; metrics.jsonl" in caplog.text
+    assert (tmp_path / "earlier-1" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "model.safetensors").read_bytes() != before
+
+
+def test_a_forgotten_resume_can_be_made_good(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The run that was begun by mistake is killed before its first save; then the flag is remembered."""
+    run = tmp_path / "run"
+    shutil.copytree(place / "begun", run)
+    earlier.set_aside(run)
+    train(place / "base", run, max_steps=1, save_strategy="no", resume=True)
+    aside = run / "earlier-1"
+    assert f"checkpoints of an earlier run are in {aside}; to go on with it, --output_dir {aside}" in caplog.text
+    end = forked(lambda: train(place / "base", aside, max_steps=STEPS, resume=True))
+    assert (end.code, end.value) == (0, (place / "straight").read_text())

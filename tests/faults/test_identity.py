@@ -58,7 +58,6 @@ def test_control_unchanged_it_goes_on(place: Path, tmp_path: Path) -> None:
         ({"rows": ROWS[::-1]}, "data: "),
         ({"rows": [*ROWS[:-1], {**ROWS[-1], "chosen": "4 6"}]}, "data: "),
         ({"threads": 2}, "threads: 1 → 2"),
-        ({"kind": "lora"}, "adapter: null → "),
         ({"disable_dropout": True}, "disable_dropout: false → true"),
     ],
 )
@@ -70,6 +69,31 @@ def test_a_changed_condition_is_78(change: dict[str, Any], said: str, place: Pat
     found = newest(tmp_path / "run")
     assert found is not None
     assert found[1].step == 2  # nothing was lost by asking
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "line"),
+    [({"kind": "lora"}, "adapter", "adapter: null → LORA"), ({"optim": "adafactor"}, "optim", " → adafactor")],
+)
+def test_what_a_checkpoint_cannot_be_read_with_cannot_be_accepted(
+    change: dict[str, Any], key: str, line: str, place: Path, tmp_path: Path
+) -> None:
+    for accept in (None, [key]):
+        end = resumed(place, tmp_path / "run", accept_change=accept, **change)
+        assert end.code == 78, end
+        assert line in end.error
+        assert f"restore {key}, without which no checkpoint can be read, or begin another run" in end.error
+        assert "--accept_change" not in end.error
+    end = resumed(place, tmp_path / "run", beta=0.2, **change)
+    assert "; restore the others, or add `--accept_change beta`" in end.error
+
+
+def test_of_an_adapter_only_what_differs_is_listed() -> None:
+    old = {"adapter": {"r": 8, "lora_alpha": 16, "peft_type": "LORA"}}
+    new = {"adapter": {"r": 4, "lora_alpha": 16, "peft_type": "LORA"}}
+    with pytest.raises(ConfigError) as caught:
+        accepted(old, new, [], step=1, where="here")
+    assert "with:\n  adapter.r: 8 → 4\n;" in str(caught.value)
 
 
 @pytest.mark.parametrize("change", [{"logging_steps": 2}, {"save_steps": 3}, {"per_device_eval_batch_size": 1}])

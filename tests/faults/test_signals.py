@@ -123,7 +123,8 @@ def test_a_command_that_has_not_begun_to_train(place: Path, tmp_path: Path) -> N
     command = [sys.executable, "-c", code, *words, str(tmp_path / "run"), "--use_cpu", "true", "--report_to", "none"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 75, done.stderr
-    assert "srpo: error: interrupted" in done.stderr
+    said = f"srpo: error: interrupted; no checkpoint is in {tmp_path / 'run'} yet; run the same command again"
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -203,3 +204,26 @@ def test_a_file_of_trails_keeps_what_is_finished(tmp_path: Path) -> None:
     said = f"srpo: error: interrupted; finished trails are in {out}; the same command goes on\n"
     assert done.stderr.endswith(said)
     assert out.read_text("utf-8").count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_command_that_is_still_importing(name: str, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Hit:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'transformers': os.kill(os.getpid(), signal.{name})\n"
+        "sys.meta_path.insert(0, Hit())\n"
+        "from srpo.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "train", "--beta", "1"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, f"srpo: interrupted by {name}\n")
+
+
+def test_where_a_command_was_stopped_is_told_as_it_is(tmp_path: Path) -> None:
+    from srpo.cli.train import _interrupted
+
+    assert "no checkpoint is in" in str(_interrupted(str(tmp_path)))
+    (tmp_path / "checkpoint-3").mkdir()
+    assert "is of step 3; the same command with --resume goes on" in str(_interrupted(str(tmp_path)))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from srpo.errors import ConfigError
-from srpo.train.config import PRESETS, SRPOConfig
+from srpo import SRPOTrainer
+from srpo.errors import ConfigError, InputError
+from srpo.train.config import PRESETS, SRPOConfig, _has_bf16
 
 
 def config(folder: Path, **changes: Any) -> SRPOConfig:
@@ -56,6 +59,8 @@ def test_alpha_at_its_ends_is_explained_and_can_be_allowed(alpha: float, why: st
         ("max_length", -5, "max_length: -5; expected a whole number of tokens, at least 2"),
         ("max_length", 8.5, "max_length: 8.5; expected a whole number of tokens, at least 2"),
         ("max_length", "64", "max_length: '64'; expected a whole number of tokens, at least 2"),
+        ("save_total_limit", -1, "save_total_limit: -1; expected a whole number above 0"),
+        ("save_total_limit", 0, "save_total_limit: 0; expected a whole number above 0"),
         ("learning_rate", float("nan"), "learning_rate: nan; expected a number, 0 or more"),
         ("learning_rate", -1e-6, "learning_rate: -1e-06; expected a number, 0 or more"),
         ("per_device_train_batch_size", 0, "per_device_train_batch_size: 0; expected at least 1"),
@@ -67,6 +72,71 @@ def test_other_values(name: str, value: Any, line: str, tmp_path: Path) -> None:
         config(tmp_path, **{name: value})
     assert str(caught.value).startswith(line)
     assert "did you mean" in line or "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("logging_steps", [1], "logging_steps: [1]; expected a number"),
+        ("max_grad_norm", None, "max_grad_norm: None; expected a number"),
+        ("max_steps", 1.5, "max_steps: 1.5; expected a whole number"),
+        ("use_cpu", "yes", "use_cpu: 'yes'; expected true or false"),
+        ("save_strategy", False, "save_strategy: False; expected one of no, steps, epoch, best"),
+        (
+            "save_strategy",
+            "stops",
+            "save_strategy: 'stops'; expected one of no, steps, epoch, best; did you mean 'steps'?",
+        ),
+        ("label_names", ["a", 3], "label_names: ['a', 3]; expected a list, each text"),
+        ("output_dir", "", "output_dir: ''; expected a folder"),
+    ],
+)
+def test_a_value_of_another_kind(name: str, value: Any, line: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, **{name: value})
+    assert str(caught.value) == line
+
+
+def test_a_copy_of_settings_passes_again(tmp_path: Path) -> None:
+    """transformers has put values of other kinds in the places of some by then."""
+    given = {"report_to": "none", "lr_scheduler_kwargs": '{"min_lr": 0.1}', "accelerator_config": {}, "max_steps": 1e1}
+    made = config(tmp_path, **given)
+    assert dataclasses.replace(made, seed=3).seed == 3
+    assert SRPOConfig(output_dir=tmp_path, use_cpu=True, report_to=["none"]).output_dir  # type: ignore[arg-type]
+
+
+class TwoDevices(SRPOConfig):
+    """As where two GPUs are seen."""
+
+    n_gpu = 2  # type: ignore[assignment]
+
+
+def test_one_process_does_not_cut_packed_rows_up(tmp_path: Path) -> None:
+    """Before the model is read: there is none of that name."""
+    two = TwoDevices(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ConfigError) as caught:
+        SRPOTrainer("/no/such/model", args=two, train_dataset=[])
+    assert str(caught.value).startswith("devices: 2 GPUs and one process; expected a process for each; start it with")
+    spread = TwoDevices(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", model_init_kwargs={"device_map": "auto"}
+    )
+    for args in (spread, config(tmp_path)):
+        with pytest.raises(InputError):
+            SRPOTrainer("/no/such/model", args=args, train_dataset=[])
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_bfloat16_is_for_devices_that_have_it(emulated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return emulated and including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert _has_bf16() is False
+    assert asked == [False]
 
 
 def test_what_is_good_passes(tmp_path: Path) -> None:

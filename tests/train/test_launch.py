@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from srpo.cli.main import run
 from srpo.errors import ConfigError, InputError, UsageError
-from srpo.train.config import PRESETS, SRPOConfig
-from srpo.train.launch import known_settings, read_settings, settings_of_preset
+from srpo.train.config import PRESETS, SRPOConfig, settings_of_preset
+from srpo.train.launch import known_settings, read_settings
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.train.plain import ROWS
 
@@ -83,6 +84,72 @@ def test_every_kind_of_value_reaches_the_run(settings: dict[str, Any], tmp_path:
     assert (found["objective"], found["beta"], found["reference"]) == ("ipo", 0.2, "adapter off")
     adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text("utf-8"))
     assert adapter["target_modules"] == ["q_proj"]
+
+
+@pytest.mark.parametrize(
+    ("value", "made"), [("q_proj", {"q_proj"}), ("[v_proj, q_proj]", {"q_proj", "v_proj"}), ("all-linear", None)]
+)
+def test_modules_are_named_as_trl_names_them(
+    value: str, made: set[str] | None, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    file = write(tmp_path / "s.yaml", settings, f"use_peft: true\nlora_target_modules: {value}\n")
+    assert run(["train", "--config", file]) == 0
+    adapter = json.loads((tmp_path / "run" / "adapter_config.json").read_text("utf-8"))
+    found = set(adapter["target_modules"])
+    assert found == made if made else {name.split(".")[-1] for name in found} >= {"q_proj", "down_proj"}, found
+
+
+def test_no_in_a_settings_file_is_a_word(settings: dict[str, Any], tmp_path: Path) -> None:
+    """YAML reads it as false."""
+    del settings["save_strategy"]
+    file = write(tmp_path / "s.yaml", settings, "save_strategy: no\neval_strategy: no\nlogging_strategy: no\n")
+    assert run(["train", "--config", file]) == 0
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_one_accepted_change_in_a_settings_file_needs_no_list(settings: dict[str, Any], tmp_path: Path) -> None:
+    saving = {**settings, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    assert run(["train", "--config", write(tmp_path / "s.yaml", saving)]) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    (tmp_path / "run" / "manifest.json").unlink()
+    file = write(tmp_path / "s.yaml", saving, "beta: 0.3\naccept_change: beta\nresume: true\n")
+    assert run(["train", "--config", file]) == 0
+
+
+def test_where_only_saving_was_left_no_loss_is_told(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "s.yaml", {**settings, "save_strategy": "steps", "save_steps": 1, "max_steps": 2})
+    assert run(["train", "--config", file]) == 0
+    assert "(train loss 0." in capsys.readouterr().out
+    (tmp_path / "run" / "manifest.json").unlink()
+    assert run(["train", "--config", file, "--resume"]) == 0
+    assert capsys.readouterr().out.endswith(f"saved {tmp_path / 'run'} (all steps had been taken before)\n")
+
+
+def test_a_revision_is_the_policys_alone(
+    settings: dict[str, Any], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reaches the policy's tokenizer, and no other repository is asked for the policy's branch."""
+    import srpo.model.load
+    import srpo.train.trainer
+
+    asked: list[tuple[str, str]] = []
+
+    def heard(kind: str, load: Any) -> Any:
+        def loaded(path: str, **options: Any) -> Any:
+            asked.append((kind, options.get("revision", "main")))
+            return load(path, **options)
+
+        return loaded
+
+    tokenizer, policy = srpo.train.trainer.load_tokenizer, srpo.train.trainer.load_model
+    monkeypatch.setattr(srpo.train.trainer, "load_tokenizer", heard("tokenizer", tokenizer))
+    monkeypatch.setattr(srpo.train.trainer, "load_model", heard("policy", policy))
+    monkeypatch.setattr(srpo.model.load, "load_model", heard("reference", policy))
+    more = f"model_revision: ours\nref_model_name_or_path: {place / 'model'}\n"
+    assert run(["train", "--config", write(tmp_path / "s.yaml", settings, more)]) == 0
+    assert dict(asked) == {"tokenizer": "ours", "policy": "ours", "reference": "main"}
 
 
 def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +243,15 @@ def test_a_file_that_cannot_be_used(text: bytes, said: str, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"), [("beta: 1\nbeta: 2\n", 2), ("a: {b: 1, b: 2}\n", 1), ("a:\n- b: 1\n- c: 1\n  c: 2\n", 4)]
+)
+def test_a_key_that_stands_twice(text: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=rf"s\.yaml:{line}: key '\w' stands twice, first in line|key 'beta'"):
+        read_settings(str(tmp_path / "s.yaml"))
+
+
 def test_a_file_that_is_not_there_or_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such file; expected a YAML file of settings"):
         read_settings(str(tmp_path / "nowhere.yaml"))
@@ -195,6 +271,7 @@ def test_a_file_that_is_not_there_or_is_none(tmp_path: Path) -> None:
 def test_a_value_of_the_wrong_kind_names_file_and_key(
     line: str, said: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
+    settings.pop(line.partition(":")[0], None)
     file = write(tmp_path / "s.yaml", settings, line + "\n")
     with pytest.raises(ConfigError) as caught:
         run(["train", "--config", file])
