@@ -84,8 +84,17 @@ def main() -> None:
     except Exception as error:  # our mistake, or a library's: still one line, and its own exit code
         if os.environ.get("SRPO_TRACEBACK"):
             raise
-        said = str(error).strip().splitlines()
-        print(f"srpo: internal error: {type(error).__name__}: {said[0] if said else ''}", file=sys.stderr)
-        print("srpo: SRPO_TRACEBACK=1 shows where; please report it", file=sys.stderr)
+        print(*_told(error), sep="\n", file=sys.stderr)
         code = SRPOError.exit_code
     raise SystemExit(code)
+
+
+def _told(error: Exception) -> list[str]:
+    """Lines about what nothing here expected."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    # torch's own, by its name, for it may not have been imported; that of its allocator on a CPU is no class of its own
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in said:
+        fix = "take smaller batches (per_device_train_batch_size, max_tokens_per_batch, batch_size) or --dtype bfloat16"
+        return [f"srpo: error: out of memory{': ' * bool(said)}{said}; {fix}"]
+    internal = f"srpo: internal error: {type(error).__name__}: {said}"
+    return [internal, "srpo: SRPO_TRACEBACK=1 shows where; please report it"]

@@ -49,7 +49,7 @@ class CachedReference:
         policy: the model to be trained, as it is now.
         folder: where log-probs are kept; one folder serves any number of models and data sets.
         frozen: a model to use instead of the policy as it is.
-        device: where it will be scored.
+        device: where it will be scored, by what numbers depend on.
         precision: what the forward computes in, where it is not what the weights are in: "bf16", "fp16" or "no".
 
     Attributes:

@@ -96,7 +96,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         bad = {i: Reject(pairs[i].where, reason) for i, reason in found.bad}
         stops = [each for i, each in bad.items() if i not in same]
         if (stops and bad_rows == "error") or len(bad) == len(pairs):
-            raise _unfit(stops or list(bad.values()), len(pairs))
+            raise _unfit(stops or list(bad.values()), len(pairs), truncate)
         rejects = [*rejects, *bad.values()]
         if bad or (rejects and bad_rows == "skip"):
             left = len(pairs) - len(bad)
@@ -207,13 +207,14 @@ def collate(rows: Sequence[tuple[int, str, PrefixTree]]) -> dict[str, Any]:
     return {"row": torch.tensor(index), "where": list(where), "trees": list(trees)}
 
 
-def _unfit(bad: list[Reject], total: int) -> SRPOError:
+def _unfit(bad: list[Reject], total: int, truncate: str) -> SRPOError:
     listed = "\n".join(f"  {where}: {reason}" for where, reason in bad[:10])
     more = f"\n  … and {len(bad) - 10} more" if len(bad) > 10 else ""
     if all("over the limit of" in reason for _, reason in bad):
+        cut = "" if truncate == "prompt" else "cut the oldest part of their prompts with truncate=prompt, "
         fix = (
-            "shorten them, raise max_length as far as the model's context goes, cut the oldest part of their prompts "
-            "with truncate=prompt, or leave them out with bad_rows=skip"
+            "shorten them, raise max_length as far as the model's context goes, "
+            f"{cut}or leave them out with bad_rows=skip"
         )
         return LengthError(f"{len(bad)} of {total} rows are too long:\n{listed}{more}\n", fix=fix)
     kind = TemplateError if any("chat template" in reason for _, reason in bad) else DataError

@@ -52,7 +52,7 @@ def identity_of(trainer: Any) -> dict[str, Any]:
         "adapter": _adapter(trainer.model),
         "processes": args.world_size,
         "threads": torch.get_num_threads(),
-        "device": _device(args.device),
+        "device": device_name(args.device),
         **{name: version for name, version in versions().items() if name in LIBRARIES},
     }
     for each in fields(args):
@@ -108,7 +108,8 @@ def _adapter(model: Any) -> dict[str, Any] | None:
     return {key: _plain(value) for key, value in sorted(settings.items()) if key not in left_out}
 
 
-def _device(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What numbers depend on of a device: of a GPU its model, of a CPU what it can do at once."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type

@@ -15,6 +15,7 @@ from srpo.model.cached_reference import CachedReference
 from srpo.model.reference import MovingReference, Reference
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset
+from srpo.train.identity import device_name
 from srpo.train.pieces import pieces
 
 CHECKED_ROWS = 4
@@ -29,7 +30,7 @@ def make_reference(policy: Any, ref_model: Any, args: SRPOConfig) -> Reference |
     if (folder := args.reference_folder()) is None:
         return Reference(policy, ref_model)
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-    return CachedReference(policy, folder, ref_model, device=args.device.type, precision=precision)
+    return CachedReference(policy, folder, ref_model, device=device_name(args.device), precision=precision)
 
 
 def make_ready(trainer: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import srpo
 from srpo import errors
@@ -120,6 +121,24 @@ def test_each_error_is_one_line_and_its_code(
 ) -> None:
     assert end_of(monkeypatch, kind("found this", where="a.jsonl:3", fix="do that")) == kind.exit_code
     assert capsys.readouterr() == ("", "srpo: error: a.jsonl:3: found this; do that\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSecond line"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
+)
+def test_memory_that_runs_out_says_what_to_take_less_of(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert end_of(monkeypatch, error) == 70
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("srpo: error: out of memory")
+    assert "; take smaller batches (per_device_train_batch_size, max_tokens_per_batch, batch_size) or" in err
 
 
 def test_ctrl_c_is_75_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

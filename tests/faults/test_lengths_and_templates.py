@@ -72,6 +72,9 @@ def test_nothing_is_cut_unasked(model: Path, tmp_path: Path) -> None:
     assert "bad_rows=skip" in said
     assert "truncate=prompt" in said
     assert not (tmp_path / "out" / TEMPLATE_FILE).exists()
+    with pytest.raises(LengthError) as caught:
+        train(model, file, "--truncate", "prompt")  # the answers alone are too long
+    assert "truncate=prompt" not in str(caught.value)
     train(model, pairs(tmp_path, SHORT))  # control
 
 
