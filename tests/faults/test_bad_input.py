@@ -37,7 +37,8 @@ class Place:
     """A folder in which a `train` and a `revise` would work, until something in it is broken."""
 
     def __init__(self, model: Path, folder: Path) -> None:
-        self.pairs, self.prompts, self.out = folder / "pairs.jsonl", folder / "prompts.jsonl", folder / "out"
+        self.pairs, self.prompts = folder / "pairs.jsonl", folder / "prompts.jsonl"
+        self.out, self.trails = folder / "out", folder / "trails.jsonl"
         self.pairs.write_text("".join(json.dumps(row) + "\n" for row in GOOD), "utf-8")
         self.prompts.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in GOOD), "utf-8")
         self.flags: dict[str, dict[str, Any]] = {
@@ -45,7 +46,7 @@ class Place:
             "revise": {
                 "model_name_or_path": model,
                 "input": self.prompts,
-                "output": self.out,
+                "output": self.trails,
                 "revisions": 1,
                 "max_new_tokens": 4,
                 "revision_template": "plain",
@@ -71,8 +72,8 @@ def failure(words: list[str]) -> SRPOError:
 
 def nothing_left(place: Place) -> bool:
     """No model, and no trail."""
-    made = place.out / "model.safetensors" if place.out.is_dir() else place.out
-    return not made.exists() or (made == place.out and made.stat().st_size == 0)
+    trails = place.trails.exists() and place.trails.stat().st_size > 0
+    return not trails and not (place.out / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("verb", ["train", "revise"])
