@@ -396,7 +396,7 @@ def test_bad_settings_of_revise_are_found_before_weights(changes: dict[str, Any]
     error = failure(place.words("revise", model_name_or_path="/no/such/model", **changes))
     assert error.exit_code == 78
     assert str(error).startswith(said)
-    assert not place.out.exists()
+    assert not place.trails.exists()
 
 
 @pytest.mark.parametrize(
