@@ -22,7 +22,6 @@ import statistics
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -171,7 +170,7 @@ def _planting(trees: Sequence[PrefixTree], device: str) -> float:
 def _decode(args: Namespace) -> None:
     args.first_seed = 0
     with torch.device(args.device):
-        made = partial(Scripted, **(SHAPE | {"num_hidden_layers": args.layers}))()
+        made = Scripted(**(SHAPE | {"num_hidden_layers": args.layers}))
     made.model.to(torch.bfloat16 if args.device == "cuda" else torch.float32)
     ways = args.ways.split(";") if args.ways else ["generate", "lookup", "live", "live, drafted"]
     measure(made, "steady 0%", 1, ["live"], Namespace(first_seed=99, seeds=1), 0.0)  # the card's first kernels are slow

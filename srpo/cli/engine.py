@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from srpo.revise.reviser import Reviser
 
 ANSWERS = ".answers.jsonl"
-BESIDE = (".settings.json", ANSWERS, ".rejected.jsonl")  # files that stand beside a file of trails, while it is drawn
 
 
 def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,9 +73,11 @@ class Drawing:
 
 def _expect_writable(args: argparse.Namespace) -> None:
     from srpo.output import expect_writable
+    from srpo.pairs.rejected import REJECTED_FILE
+    from srpo.revise.files import SETTINGS
 
     outputs: dict[str, str | None] = {"--output": args.output, "--html": getattr(args, "html", None)}
-    for kind in BESIDE:
+    for kind in (SETTINGS, ANSWERS, f".{REJECTED_FILE}"):
         outputs[f"what is written beside --output ({kind})"] = args.output + kind
     expect_writable(outputs, {"--input": args.input, "--revision_template": args.revision_template})
 
