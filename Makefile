@@ -46,8 +46,8 @@ search: .venv/core ## the settings of the carry task, searched on validation pro
 # alpaca_eval stumbles over its own cache under pandas 3; its environment is apart from ours, and so is its pandas.
 alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and verdicts; its environment is downloaded
 	rm -rf runs/alpaca
-	$(OFFLINE) $(BIN)/python -m tests.evaluate.alpaca_files runs/alpaca
-	$(OFFLINE) OPENAI_API_KEY=none .venv/alpaca/bin/python tests/evaluate/alpaca_accepts.py runs/alpaca
+	$(OFFLINE) $(BIN)/python -m tests.judge.alpaca_files runs/alpaca
+	$(OFFLINE) OPENAI_API_KEY=none .venv/alpaca/bin/python tests/judge/alpaca_accepts.py runs/alpaca
 
 .venv/alpaca/done: .venv/core
 	$(PYTHON) -m venv .venv/alpaca

@@ -31,8 +31,8 @@ from benchmarks import training_step
 from benchmarks.chains import Scripted
 from benchmarks.revision import measure, told
 from benchmarks.shapes import llama, trees_of
-from srpo.model.forest import Forest
-from srpo.pairs.tree import PrefixTree
+from srpo.model.packed.forest import Forest
+from srpo.sequences.tree import PrefixTree
 
 SHAPE = {
     "hidden_size": 2048,

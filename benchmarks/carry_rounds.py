@@ -30,17 +30,17 @@ from torch import Tensor
 
 from benchmarks.rounds_plots import TITLES, plot
 from srpo.evaluate.best_of import best_of
-from srpo.evaluate.judges import exact_match, per_character
-from srpo.evaluate.verdicts import Verdict
-from srpo.maths.winrate import paired_difference
+from srpo.judge.single import exact_match, per_character
+from srpo.judge.verdict import Verdict
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.run import run_rounds
+from srpo.statistics.bootstrap import paired_difference
 from srpo.tasks.carry import SPLITS, sums, write_rows
 from srpo.tasks.carry_run import CHOSEN, CarryConfig, Say, evaluation_rows, make_pairs, start_run
 from srpo.tasks.stages import run_stage, side_by_side
-from srpo.train.launch import train_with
+from srpo.train.run import train_with
 
 ROUNDS, STEPS, BATCH, LEARNING_RATE = 3, 150, 64, 1e-4
 PROMPTS = 20_000  # sampled from in each round

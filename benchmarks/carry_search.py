@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from srpo.evaluate.judges import exact_match
+from srpo.judge.single import exact_match
 from srpo.revise.trail import Trail
 from srpo.tasks.carry import SPLITS, BaseConfig
 from srpo.tasks.carry_run import (

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from srpo.evaluate.cases import sample_cases
-from srpo.evaluate.report import write_evaluation
-from srpo.evaluate.scores import score, tallies
-from srpo.evaluate.summary import summarise, usual_questions
-from srpo.evaluate.verdicts import TIE, Comparison, Order, Verdict, combined
+from srpo.judge.verdict import TIE, Comparison, Order, Verdict, combined
+from srpo.report.cases import sample_cases
+from srpo.report.page import write_evaluation
 from srpo.revise.trail import Answer, Trail
+from srpo.score.scores import score, tallies
+from srpo.score.summary import summarise, usual_questions
 
 PROMPTS, REVISIONS, WORDS = 1024, 6, 40
 

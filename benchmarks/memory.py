@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.shapes import llama, trees_of
-from srpo.model.attention import serving
-from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps
-from srpo.model.head import Scored, _After, _TiledLogps, answer_logps
+from srpo.model.packed.attention import serving
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.forward import sequence_logps
+from srpo.model.packed.head import Scored, _After, _TiledLogps, answer_logps
 
 POSITIONS, HIDDEN = 1536, 512
 HEADS = ("softmax", "trl", "srpo")
@@ -165,7 +165,7 @@ def _step(args: argparse.Namespace) -> dict[str, Any]:
             sequence_logps(model, Forest.plant(trees), backend).sum().backward()
 
     # Settling on path attention compares it with flat rows, which no later step does.
-    from srpo.model.backends import settle_backend
+    from srpo.model.packed.backends import settle_backend
 
     with torch.no_grad():
         settle_backend(model, trees_of([(8, 4, 4)], "turn", instruction=4, vocabulary=STEP_VOCABULARY), backend)

@@ -1,4 +1,4 @@
-"""How far a sound merge moves logits, by dtype: what `rounding` in srpo/model/merge.py has to leave room for.
+"""How far a sound merge moves logits, by dtype: what `rounding` in srpo/model/weights/merge.py has to leave room for.
 
     OMP_NUM_THREADS=1 python -m benchmarks.merge_rounding
 
@@ -15,8 +15,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.utils import logging as hf_logging
 
-from srpo.model.load import load_model
-from srpo.model.merge import Comparison, merge
+from srpo.model.weights.load import load_model
+from srpo.model.weights.merge import Comparison, merge
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
 SEEDS = range(2)

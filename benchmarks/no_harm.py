@@ -15,13 +15,13 @@ import torch
 from transformers import PrinterCallback
 from transformers.utils import logging as hf_logging
 
+from benchmarks.tasks.columns import column_sums, columns
+from srpo.data.read import read_prompts
 from srpo.evaluate.calibrate import calibrate
-from srpo.evaluate.judges import exact_match
-from srpo.maths.winrate import bootstrap
-from srpo.pairs.read import read_prompts
+from srpo.judge.single import exact_match
 from srpo.revise.reviser import Reviser, Settings
+from srpo.statistics.bootstrap import bootstrap
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, label, train_base, write_rows
-from srpo.tasks.columns import column_sums, columns
 from srpo.train.config import SRPOConfig
 from srpo.train.trainer import SRPOTrainer
 

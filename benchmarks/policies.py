@@ -19,11 +19,11 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from srpo.evaluate.calibrate import first_revisions
-from srpo.evaluate.judges import exact_match, per_character
-from srpo.maths.calibration import auc, brier, calibration_error, fit_temperature, linked, reliability
-from srpo.maths.winrate import bootstrap
+from srpo.judge.single import exact_match, per_character
 from srpo.revise.reviser import Reviser
 from srpo.revise.trail import Trail
+from srpo.statistics.bootstrap import bootstrap
+from srpo.statistics.calibration import auc, brier, calibration_error, fit_temperature, linked, reliability
 from srpo.tasks.carry import SPLITS, sums
 
 REVISIONS, CHOOSING, TELLING = 5, 4_000_000, 5_000_000

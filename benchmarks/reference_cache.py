@@ -26,9 +26,9 @@ import torch
 
 from benchmarks.shapes import llama, trees_of
 from benchmarks.training_step import VOCABULARY, batch_of, interleaved, optimiser_step, quiet_settings
-from srpo.model.fingerprint import fingerprint
-from srpo.model.reference_store import DIGEST, LogpStore
-from srpo.pairs.tree import PrefixTree
+from srpo.model.reference.logp_store import DIGEST, LogpStore
+from srpo.model.weights.fingerprint import fingerprint
+from srpo.sequences.tree import PrefixTree
 from srpo.tasks.carry import carry_tokenizer
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset

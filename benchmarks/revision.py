@@ -37,11 +37,11 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from benchmarks.chains import CASES, REVISIONS, Chain, Scripted, Subject
+from benchmarks.parting import Count
 from srpo.generate.engine import Completion, Engine
-from srpo.generate.hf import HFEngine
-from srpo.generate.live import LiveEngine
-from srpo.generate.parting import Count
-from srpo.maths.edits import edit_distance
+from srpo.generate.plain import HFEngine
+from srpo.generate.speculative import LiveEngine
+from srpo.statistics.edit_distance import edit_distance
 
 
 class LookupEngine(HFEngine):

@@ -27,7 +27,7 @@ from srpo.rounds.run import run_rounds
 from srpo.tasks.carry import SPLITS, BaseConfig
 from srpo.tasks.carry_run import VALIDATION, CarryConfig, Say, evaluation_rows, start_run
 from srpo.tasks.stages import run_stage
-from srpo.train.launch import train_with
+from srpo.train.run import train_with
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Keeping:
     def __call__(self, settings: dict[str, Any]) -> None:
         from transformers import TrainerCallback
 
-        from srpo.model.load import load_model
+        from srpo.model.weights.load import load_model
         from srpo.train.config import SRPOConfig
         from srpo.train.trainer import SRPOTrainer
 

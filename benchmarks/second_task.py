@@ -22,23 +22,32 @@ from typing import Any
 import torch
 from transformers.utils import logging as hf_logging
 
+from benchmarks.tasks.repair import (
+    LONGEST,
+    SHAPES,
+    TEMPLATE,
+    RepairConfig,
+    per_word,
+    repair_tokenizer,
+    sentences,
+    train_base,
+)
+from srpo.data.read import read_prompts
 from srpo.evaluate.best_of import best_of
 from srpo.evaluate.calibrate import calibrate, first_revisions
-from srpo.evaluate.judges import Judge, exact_match
-from srpo.evaluate.pair_judges import ByScore
-from srpo.maths.calibration import auc
-from srpo.maths.winrate import bootstrap
-from srpo.pairs.read import read_prompts
-from srpo.revise.calibration import Calibration
+from srpo.judge.load import ByScore
+from srpo.judge.single import Judge, exact_match
 from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.stored_calibration import Calibration
 from srpo.revise.trail import Trail
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.run import run_rounds
+from srpo.statistics.bootstrap import bootstrap
+from srpo.statistics.calibration import auc
 from srpo.tasks.carry import label, write_rows
 from srpo.tasks.carry_run import CHOSEN
-from srpo.tasks.repair import LONGEST, SHAPES, TEMPLATE, RepairConfig, per_word, repair_tokenizer, sentences, train_base
 from srpo.tasks.stages import run_stage
-from srpo.train.launch import train_with
+from srpo.train.run import train_with
 
 SAMPLED, STEPS, BATCH = 8_000, 200, 32
 ROUNDS, ROUND_STEPS, ROUND_LEARNING_RATE, ROUND_PROMPTS = 2, 100, 1e-4, 1_500

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from srpo.pairs.tree import PrefixTree
+from srpo.sequences.tree import PrefixTree
 
 TEMPLATES = ("turn", "quote", "paper-tldr")
 TLDR_SHARED = 13  # "Below is a reddit POST and the corresponding SUBREDDIT and TITLE" is what both sentences begin with

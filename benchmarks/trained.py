@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks.chains import REVISIONS, Chain
-from srpo.generate.hf import HFEngine
-from srpo.model.load import load_model, load_tokenizer
-from srpo.pairs.render import Renderer, RevisionTemplate
+from srpo.generate.plain import HFEngine
+from srpo.model.weights.load import load_model, load_tokenizer
+from srpo.sequences.render import Renderer, RevisionTemplate
 from srpo.tasks import repair
 from srpo.tasks.carry import BaseConfig, sums
 from srpo.tasks.carry_run import CarryConfig, Job, Say, start_run, work

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shapes import TEMPLATES, Lengths, lengths_in, llama, padded_logps, trees_of
-from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps
-from srpo.pairs.tree import PrefixTree
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.forward import sequence_logps
+from srpo.sequences.tree import PrefixTree
 
 SHAPES = ("256,64", "1024,128", "64,256", "350,40")
 VOCABULARY = 8192

@@ -13,19 +13,19 @@ __version__ = "0.1.0"
 
 _HOME = {
     "SRPOError": "srpo.errors",
-    "Pair": "srpo.pairs.read",
-    "Source": "srpo.pairs.source",
-    "read_pairs": "srpo.pairs.read",
-    "Renderer": "srpo.pairs.render",
-    "RevisionTemplate": "srpo.pairs.presets",
-    "PrefixTree": "srpo.pairs.tree",
+    "Pair": "srpo.data.read",
+    "Source": "srpo.data.source",
+    "read_pairs": "srpo.data.read",
+    "Renderer": "srpo.sequences.render",
+    "RevisionTemplate": "srpo.sequences.templates",
+    "PrefixTree": "srpo.sequences.tree",
     "SixLogps": "srpo.maths.objective",
     "srpo_loss": "srpo.maths.objective",
     "dpo_loss": "srpo.maths.objective",
     "ipo_loss": "srpo.maths.objective",
     "preference_eq9": "srpo.maths.confidence",
     "preference_eq14": "srpo.maths.confidence",
-    "six_logps": "srpo.model.forward",
+    "six_logps": "srpo.model.packed.forward",
     "SRPOConfig": "srpo.train.config",
     "SRPOTrainer": "srpo.train.trainer",
     "Reviser": "srpo.revise.reviser",
@@ -56,17 +56,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from srpo.data.read import Pair, read_pairs
+    from srpo.data.source import Source
     from srpo.errors import SRPOError
     from srpo.maths.confidence import preference_eq9, preference_eq14
     from srpo.maths.objective import SixLogps, dpo_loss, ipo_loss, srpo_loss
-    from srpo.model.forward import six_logps
-    from srpo.pairs.presets import RevisionTemplate
-    from srpo.pairs.read import Pair, read_pairs
-    from srpo.pairs.render import Renderer
-    from srpo.pairs.source import Source
-    from srpo.pairs.tree import PrefixTree
+    from srpo.model.packed.forward import six_logps
     from srpo.revise.reviser import Reviser
     from srpo.revise.trail import Trail
+    from srpo.sequences.render import Renderer
+    from srpo.sequences.templates import RevisionTemplate
+    from srpo.sequences.tree import PrefixTree
     from srpo.train.config import SRPOConfig
     from srpo.train.trainer import SRPOTrainer
 

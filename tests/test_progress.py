@@ -12,7 +12,7 @@ import pytest
 
 from srpo import progress
 from srpo.cli.parser import show_progress
-from srpo.output import Redacting
+from srpo.disk import Redacting
 from srpo.progress import Progress
 
 

@@ -33,9 +33,9 @@ def main(argv: list[str]) -> int:
     from rich.table import Table
     from transformers.utils import logging as hf_logging
 
+    from srpo.data.read import read_prompts
     from srpo.evaluate.calibrate import calibrate, lines
-    from srpo.evaluate.judges import load_judge
-    from srpo.pairs.read import read_prompts
+    from srpo.judge.single import load_judge
     from srpo.revise.reviser import Reviser, Settings
 
     folder = _folder(args)
@@ -74,9 +74,9 @@ def _folder(args: argparse.Namespace) -> Path:
         ConfigError: writing there would cost the input, or the model is in no folder and none is named.
         OutputError: it cannot be written to.
     """
-    from srpo.model.load import load_tokenizer
-    from srpo.output import expect_writable, writable_folder
-    from srpo.revise.calibration import CALIBRATION_FILE
+    from srpo.disk import expect_writable, writable_folder
+    from srpo.model.weights.load import load_tokenizer
+    from srpo.revise.stored_calibration import CALIBRATION_FILE
 
     folder = Path(args.output_dir or args.model_name_or_path)
     if not args.output_dir and not folder.is_dir():

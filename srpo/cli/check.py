@@ -35,13 +35,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON instead")
     args = parser.parse_args(argv)
 
-    from srpo.model.load import load_tokenizer
-    from srpo.output import expect_writable, write_file
-    from srpo.pairs.inspection import inspect
-    from srpo.pairs.inspection_print import print_inspection
-    from srpo.pairs.kept import cache_folder
-    from srpo.pairs.read import Source, columns_of
-    from srpo.pairs.render import Renderer, template_for
+    from srpo.check.inspection import inspect
+    from srpo.check.inspection_print import print_inspection
+    from srpo.data.read import Source, columns_of
+    from srpo.disk import expect_writable, write_file
+    from srpo.model.weights.load import load_tokenizer
+    from srpo.sequences.render import Renderer, template_for
+    from srpo.sequences.tree_store import cache_folder
 
     read = ("dataset_name", "eval_dataset_name", "revision_template")
     expect_writable({"--html": args.html}, {f"--{name}": getattr(args, name) for name in read})

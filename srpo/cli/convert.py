@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output_dir", required=True, help="folder to write")
     args = parser.parse_args(argv)
 
-    from srpo.model.convert import convert
+    from srpo.model.weights.convert import convert
 
     written = convert(args.model_name_or_path, args.output_dir)
     print(f"{args.output_dir}: {', '.join(written)}")

@@ -24,9 +24,9 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
     from transformers.utils import logging as hf_logging
 
-    from srpo.evaluate.cases import sample_cases
-    from srpo.evaluate.report import write_evaluation
-    from srpo.evaluate.table import print_table
+    from srpo.report.cases import sample_cases
+    from srpo.report.page import write_evaluation
+    from srpo.report.text_table import print_table
     from srpo.tasks.carry_run import CarryConfig, Say, start_run
     from srpo.tasks.demo import run_demo, settings_shown, verdict
 

@@ -72,9 +72,9 @@ class Drawing:
 
 
 def _expect_writable(args: argparse.Namespace) -> None:
-    from srpo.output import expect_writable
-    from srpo.pairs.rejected import REJECTED_FILE
-    from srpo.revise.files import SETTINGS
+    from srpo.data.rejected import REJECTED_FILE
+    from srpo.disk import expect_writable
+    from srpo.revise.trail_files import SETTINGS
 
     outputs: dict[str, str | None] = {"--output": args.output, "--html": getattr(args, "html", None)}
     for kind in (SETTINGS, ANSWERS, f".{REJECTED_FILE}"):
@@ -96,7 +96,7 @@ def drawing(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.
 
     from transformers.utils import logging as hf_logging
 
-    from srpo.revise.serving import Serving
+    from srpo.revise.engines import Serving
 
     hf_logging.set_verbosity_error()
     show_progress()

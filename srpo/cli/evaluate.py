@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from srpo.evaluate.command import evaluate, judges_of
-    from srpo.evaluate.table import print_table
+    from srpo.evaluate.run import evaluate, judges_of
+    from srpo.report.text_table import print_table
 
     show_progress()
     results, report = evaluate(plan, judges_of(plan), shlex.join(redacted_command(["srpo", "evaluate", *argv])))

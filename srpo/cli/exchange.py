@@ -20,8 +20,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--revisions", type=int, default=1_000_000, help="answers after so many; default: the last")
     args = parser.parse_args(argv)
 
-    from srpo.evaluate.exchange import read_answers, written_as
-    from srpo.output import expect_writable, write_file
+    from srpo.disk import expect_writable, write_file
+    from srpo.judge.alpaca_arena import read_answers, written_as
 
     expect_writable({"--output": args.output}, {"--input": args.input})
     trails = read_answers(args.input)

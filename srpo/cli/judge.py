@@ -48,10 +48,10 @@ def check(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     expect_judge_writable(args, {"--output": args.output}, "pairs")
 
-    from srpo.evaluate.judge_check import check_judge, sample
-    from srpo.evaluate.judge_print import print_checked
-    from srpo.output import write_file
-    from srpo.pairs.read import Source, columns_of, read_pairs
+    from srpo.data.read import Source, columns_of, read_pairs
+    from srpo.disk import write_file
+    from srpo.judge.check import check_judge, sample
+    from srpo.judge.check_print import print_checked
 
     make = judge_of(args).load
     make(0)  # a mistake in it is told before the pairs are read

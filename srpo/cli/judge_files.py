@@ -21,10 +21,10 @@ def compare(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     expect_judge_writable(args, {"--output": args.output}, "first", "second")
 
-    from srpo.evaluate.exchange import alpaca_annotations, read_answers
-    from srpo.evaluate.judge_compare import compare, pair_up
-    from srpo.evaluate.judge_print import percent
-    from srpo.output import write_file
+    from srpo.disk import write_file
+    from srpo.judge.alpaca_arena import alpaca_annotations, read_answers
+    from srpo.judge.check_print import percent
+    from srpo.judge.compare import compare, pair_up
 
     one, other = read_answers(args.first), read_answers(args.second)
     comparisons = pair_up(one, other, revisions=args.revisions, gold_key=args.gold_key)
@@ -48,9 +48,9 @@ def agree(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the intervals")
     args = parser.parse_args(argv)
 
-    from srpo.evaluate.exchange import read_annotations
-    from srpo.evaluate.judge_compare import agree
-    from srpo.evaluate.judge_print import percent
+    from srpo.judge.alpaca_arena import read_annotations
+    from srpo.judge.check_print import percent
+    from srpo.judge.compare import agree
 
     found = agree(read_annotations(args.first), read_annotations(args.second), seed=args.seed)
     value, low, high, of = found.kappa

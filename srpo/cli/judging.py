@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from srpo.evaluate.judge_arguments import JudgeArguments
+    from srpo.judge.settings import JudgeArguments
 
 # Fields of JudgeArguments that are no text, and what a flag makes of them.
 NUMBERS = {
@@ -56,7 +56,7 @@ def expect_judge_writable(args: argparse.Namespace, outputs: Mapping[str, str | 
     Raises:
         ConfigError, OutputError: as `expect_writable`.
     """
-    from srpo.output import expect_writable
+    from srpo.disk import expect_writable
 
     judge = judge_of(args)
     inputs: dict[str, str | None] = {f"--{name}": getattr(args, name) for name in read}
@@ -71,7 +71,7 @@ def expect_judge_writable(args: argparse.Namespace, outputs: Mapping[str, str | 
 
 def judge_of(args: argparse.Namespace) -> JudgeArguments:
     """What they say."""
-    from srpo.evaluate.judge_arguments import JudgeArguments
+    from srpo.judge.settings import JudgeArguments
 
     found = JudgeArguments(**{name: value for name, value in vars(args).items() if name in FLAGS})
     found.expect_used()

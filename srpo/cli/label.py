@@ -26,10 +26,10 @@ def main(argv: list[str]) -> int:
     beside = {"what is written beside --output": f"{args.output}.labels.json"}
     expect_judge_writable(args, {"--output": args.output, **beside}, "trails")
 
-    from srpo.evaluate.inputs import read_trails
-    from srpo.evaluate.votes import write_questions
+    from srpo.judge.votes import write_questions
     from srpo.rounds.candidates import choose, find, kinds_of
     from srpo.rounds.label import Settings, label_file
+    from srpo.score.trail_systems import read_trails
 
     show_progress()
     settings = Settings(kinds_of(args.ask), args.choose, args.labels, args.seed, args.gold_key)

@@ -64,7 +64,7 @@ def run(argv: list[str]) -> int:
 
 def main() -> None:
     """The console script."""
-    from srpo.output import Redacting
+    from srpo.disk import Redacting
 
     stderr: Any = sys.stderr if isinstance(sys.stderr, Redacting) else Redacting(sys.stderr)
     sys.stderr = stderr  # libraries log and warn there as well

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
 
     from transformers.utils import logging as hf_logging
 
-    from srpo.model.merge import merge
+    from srpo.model.weights.merge import merge
 
     hf_logging.set_verbosity_error()
     show_progress()

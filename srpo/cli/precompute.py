@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     config, model, data, _ = settings_of("precompute", DESCRIPTION, argv)
 
-    from srpo.train.launch import precompute
+    from srpo.train.run import precompute
 
     try:
         found = precompute(config, model, data)

@@ -19,9 +19,9 @@ def main(argv: list[str]) -> int:
     add_drawing_flags(parser)
     args, drawn = drawing(parser, argv)
 
-    from srpo.revise.calibration import decided
-    from srpo.revise.files import revise_file
     from srpo.revise.reviser import Settings
+    from srpo.revise.stored_calibration import decided
+    from srpo.revise.trail_files import revise_file
 
     settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens, args.policy)
     source = "/dev/stdin" if args.input == "-" else args.input
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     if args.diff or args.html:
         from rich.console import Console
 
-        from srpo.revise.show import as_text, read, write_page
+        from srpo.report.trail_page import as_text, read, write_page
 
         if args.html:
             write_page(args.html, read(args.output), f"Drafts and revisions of {args.model_name_or_path}")

@@ -16,14 +16,14 @@ The same command goes on where a run was stopped.
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    from srpo.evaluate.judge_arguments import JudgeArguments
+    from srpo.judge.settings import JudgeArguments
     from srpo.rounds.plan import RoundsArguments
 
     settings, (plan, judge) = settings_beside("rounds", DESCRIPTION, argv, (RoundsArguments, JudgeArguments))
 
     from srpo.rounds.run import line_of, run_rounds
-    from srpo.train.interrupt import signals
-    from srpo.train.launch import train_with
+    from srpo.train.durable.stop_and_resume import signals
+    from srpo.train.run import train_with
 
     try:
         with signals.heard():

@@ -32,9 +32,9 @@ def _found(verb: str, description: str, argv: list[str], more: tuple[Any, ...]) 
     from transformers import HfArgumentParser
     from transformers.utils import logging as hf_logging
 
-    from srpo.train.checked import expect_kinds
     from srpo.train.config import settings_of_preset
-    from srpo.train.launch import GROUPS, read_settings
+    from srpo.train.run import GROUPS, read_settings
+    from srpo.train.validation import expect_kinds
 
     class Parser(Mistakes, HfArgumentParser):
         """transformers' argument parser with our errors."""

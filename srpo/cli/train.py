@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     config, model, data, run = settings_of("train", DESCRIPTION, argv)
 
-    from srpo.train.interrupt import signals
-    from srpo.train.launch import train
+    from srpo.train.durable.stop_and_resume import signals
+    from srpo.train.run import train
 
     try:
         with signals.heard():
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
 def _interrupted(folder: str) -> Interrupted:
     """Before a step was taken, or where no loop could stop at one."""
-    from srpo.train.checkpoint import checkpoints
+    from srpo.train.durable.checkpoint import checkpoints
 
     if not (found := checkpoints(Path(folder))):
         return Interrupted(f"interrupted; no checkpoint is in {folder} yet", fix="run the same command again")
@@ -47,8 +47,8 @@ def _interrupted(folder: str) -> Interrupted:
 
 def _watch(trainer: Any, source: Any, run: Any) -> Any:
     """What draws and judges at every evaluation."""
-    from srpo.evaluate.command import judge_named
-    from srpo.evaluate.during import RevisionEvaluation, Watch
+    from srpo.evaluate.callback import RevisionEvaluation, Watch
+    from srpo.evaluate.run import judge_named
 
     watch = Watch(run.eval_revisions, run.eval_prompts, run.eval_temperature, run.eval_max_new_tokens)
     return RevisionEvaluation(trainer, source, judge_named(run.eval_judge), watch)

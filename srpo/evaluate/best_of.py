@@ -7,10 +7,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from srpo.pairs.read import PromptRow, read_prompts
-from srpo.pairs.render import options_of
+from srpo.data.read import PromptRow, read_prompts
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Answer, Trail
+from srpo.sequences.render import options_of
 
 
 def best_of(reviser: Reviser, prompts: Iterable[Any], settings: Settings) -> list[Trail]:

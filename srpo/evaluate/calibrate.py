@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from srpo import __version__
+from srpo.data.read import PromptRow
 from srpo.errors import ConfigError, DataError
-from srpo.evaluate.choice import LEAST, halves
-from srpo.evaluate.judges import Judge, judged
-from srpo.maths.calibration import auc, brier, calibration_error, fit_temperature, linked, reliability
-from srpo.maths.winrate import bootstrap
-from srpo.pairs.read import PromptRow
-from srpo.revise.calibration import Calibration, Choice
+from srpo.judge.single import Judge, judged
 from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.stored_calibration import Calibration, Choice
 from srpo.revise.trail import Trail
+from srpo.score.best_revision import LEAST, halves
+from srpo.statistics.bootstrap import bootstrap
+from srpo.statistics.calibration import auc, brier, calibration_error, fit_temperature, linked, reliability
 
 WAYS = ("if_preferred", "always")
 # What somebody's function may raise; ours are typed.

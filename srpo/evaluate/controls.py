@@ -8,8 +8,8 @@ from typing import Any
 
 from srpo.errors import DataError
 from srpo.evaluate.best_of import running_best
-from srpo.evaluate.judges import judged
-from srpo.evaluate.verdicts import Comparison
+from srpo.judge.single import judged
+from srpo.judge.verdict import Comparison
 from srpo.revise.trail import Answer, Trail
 
 

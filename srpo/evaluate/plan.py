@@ -137,7 +137,7 @@ class Plan:
         Raises:
             ConfigError: a setting that no judge has.
         """
-        from srpo.evaluate.judge_arguments import JudgeArguments
+        from srpo.judge.settings import JudgeArguments
 
         _expect_known(self.asked, [each.name for each in fields(JudgeArguments)], "judge")
         return JudgeArguments(**self.asked)

@@ -24,7 +24,7 @@ from typing import Any
 from srpo.errors import BackendError, ConfigError, did_you_mean
 from srpo.generate.engine import Completion, expect_temperature, seed_of
 from srpo.generate.ratios import Scored
-from srpo.model.load import ADAPTER_FILE, adapter_base
+from srpo.model.weights.load import ADAPTER_FILE, adapter_base
 
 log = logging.getLogger("srpo")
 

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from srpo.data.read import PromptRow
 from srpo.errors import ConfigError, did_you_mean
 from srpo.maths.confidence import preference_eq9, preference_eq14
-from srpo.model.backends import settle_backend
-from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps
-from srpo.pairs.read import PromptRow
-from srpo.pairs.render import Renderer, options_of
-from srpo.pairs.tree import PrefixTree
+from srpo.model.packed.backends import settle_backend
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.forward import sequence_logps
+from srpo.sequences.render import Renderer, options_of
+from srpo.sequences.tree import PrefixTree
 
 Sequences = Sequence[Sequence[tuple[list[int], list[int]]]]
 EQUATIONS = ("eq9", "eq14")

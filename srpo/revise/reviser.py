@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from srpo.data.read import Prompt, PromptRow, read_prompts
 from srpo.errors import ConfigError, InputError, LengthError
 from srpo.generate.engine import Engine, expect_temperature
-from srpo.generate.live import LiveEngine
-from srpo.model.load import TRAINING_FILE, inference_device, load_model, load_tokenizer
-from srpo.pairs.read import Prompt, PromptRow, read_prompts
-from srpo.pairs.render import Renderer, RevisionTemplate, options_of, template_for
-from srpo.revise.calibration import Calibration
+from srpo.generate.speculative import LiveEngine
+from srpo.model.weights.load import TRAINING_FILE, inference_device, load_model, load_tokenizer
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
 from srpo.revise.policy import AUTO, Policy
+from srpo.revise.stored_calibration import Calibration
 from srpo.revise.trail import FAILED, Answer, Trail
+from srpo.sequences.render import Renderer, RevisionTemplate, options_of, template_for
 
 log = logging.getLogger("srpo")
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from srpo.errors import ConfigError, did_you_mean
-from srpo.evaluate.verdicts import Comparison
+from srpo.judge.verdict import Comparison
 from srpo.revise.trail import Trail
 
 KINDS = ("draft-revision", "revision-revision", "draft-draft")

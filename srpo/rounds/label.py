@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from srpo.disk import writable_file, write_file
 from srpo.errors import DataError, InputError
-from srpo.evaluate.inputs import read_trails
-from srpo.evaluate.verdicts import Comparison, PairJudge, Verdict
-from srpo.output import writable_file, write_file
+from srpo.judge.verdict import Comparison, PairJudge, Verdict
 from srpo.revise.trail import Trail
 from srpo.rounds.candidates import KINDS, Candidate, choose, find
+from srpo.score.trail_systems import read_trails
 
 BESIDE = ".labels.json"  # what became of the comparisons, beside the pairs
 log = logging.getLogger("srpo")
@@ -113,7 +113,7 @@ def label(
         SRPOError: what the judge raises.
 
     Example:
-        >>> from srpo.evaluate.verdicts import Verdict
+        >>> from srpo.judge.verdict import Verdict
         >>> from srpo.revise.trail import Answer
         >>> class Longer:
         ...     identity = "longer"

@@ -24,18 +24,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from srpo.data.read import Pair, read_pairs
+from srpo.disk import writable_folder, write_file
 from srpo.errors import ConfigError, DataError
-from srpo.evaluate.inputs import read_trails
-from srpo.evaluate.verdict_cache import Remembering
-from srpo.evaluate.verdicts import Comparison, PairJudge
-from srpo.output import writable_folder, write_file
-from srpo.pairs.read import Pair, read_pairs
-from srpo.revise.files import revise_file
+from srpo.judge.verdict import Comparison, PairJudge
+from srpo.judge.verdict_cache import Remembering
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
+from srpo.revise.trail_files import revise_file
 from srpo.rounds import label as labelling
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.sample import sample_file
+from srpo.score.trail_systems import read_trails
 
 ROUNDS_FILE, SETTINGS_FILE, VERDICTS_FILE = "rounds.json", "rounds.settings.json", "verdicts.jsonl"
 MAY_CHANGE = ("rounds", "patience")  # a run may go on for longer than it was begun for

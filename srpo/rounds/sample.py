@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from srpo.errors import ConfigError
-from srpo.revise.files import revise_file
 from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.trail_files import revise_file
 
 
 def sample_file(

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from srpo import __version__
+from srpo.disk import writable_folder, write_file
 from srpo.errors import ConfigError
 from srpo.maths.objective import OBJECTIVES
 from srpo.maths.tabular import (
@@ -37,7 +38,6 @@ from srpo.maths.tabular import (
     table_loss,
     trajectory,
 )
-from srpo.output import writable_folder, write_file
 
 P = ((0.50, 0.99, 0.30), (0.01, 0.50, 0.25), (0.70, 0.75, 0.50))  # P[i][j] = p(y_i ≻ y_j)
 COLLECTORS = {"mu0": (1 / 3, 1 / 3, 1 / 3), "mu1": (0.15, 0.70, 0.15)}

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srpo.errors import ConfigError
-from srpo.evaluate.judges import Judge, per_character
-from srpo.pairs.render import RevisionTemplate
+from srpo.judge.single import Judge, per_character
+from srpo.sequences.render import RevisionTemplate
 from srpo.tasks.pretraining import Outcomes, character_tokenizer, fit, small_llama
 
 TEMPLATE = RevisionTemplate("carry", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}?")

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from srpo.disk import writable_folder
 from srpo.errors import ConfigError
-from srpo.evaluate.inputs import read_trails
-from srpo.evaluate.judges import exact_match, per_character
-from srpo.evaluate.results import Results, Side
-from srpo.evaluate.scores import Cell, Scored, score
-from srpo.evaluate.summary import Question, summarise
-from srpo.output import writable_folder
+from srpo.judge.single import exact_match, per_character
 from srpo.revise.trail import Trail
+from srpo.score.results import Results, Side
+from srpo.score.scores import Cell, Scored, score
+from srpo.score.summary import Question, summarise
+from srpo.score.trail_systems import read_trails
 from srpo.tasks.carry import SPLITS
 from srpo.tasks.carry_run import CarryConfig, Job, Say, cells, start_run, trail_file, trail_folder, work
 from srpo.tasks.stages import side_by_side

@@ -23,10 +23,10 @@ from transformers import TrainingArguments
 
 from srpo.errors import ConfigError, did_you_mean, redacted
 from srpo.maths.objective import OBJECTIVES
-from srpo.model.backends import BACKENDS
-from srpo.pairs.fit import TRUNCATE
-from srpo.pairs.kept import cache_folder
-from srpo.train.checked import expect_kinds, expect_sense, named, settings_in
+from srpo.model.packed.backends import BACKENDS
+from srpo.sequences.fit import TRUNCATE
+from srpo.sequences.tree_store import cache_folder
+from srpo.train.validation import expect_kinds, expect_sense, named, settings_in
 
 REDUCTIONS = ("sum", "mean")
 

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from srpo.data.read import Pair, Reject, Source, read, reasons
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError
-from srpo.pairs.fit import SAME_TOKENS, fitted
-from srpo.pairs.kept import KEPT_FROM
-from srpo.pairs.parallel import mapped
-from srpo.pairs.read import Pair, Reject, Source, read, reasons
-from srpo.pairs.render import Renderer
-from srpo.pairs.tree import PrefixTree
-from srpo.train.store import TreeStore
+from srpo.sequences.fit import SAME_TOKENS, fitted
+from srpo.sequences.parallel import mapped
+from srpo.sequences.render import Renderer
+from srpo.sequences.tree import PrefixTree
+from srpo.sequences.tree_store import KEPT_FROM, TreeStore
 
 VERSION = 1  # of what is kept; another one is not read
 log = logging.getLogger("srpo")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from srpo.disk import write_file, writing
 from srpo.maths.objective import LossOutput, Objective, SixLogps
-from srpo.output import write_file, writing
 
 METRICS_FILE = "metrics.jsonl"
 

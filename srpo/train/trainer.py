@@ -19,30 +19,30 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from srpo.data.read import Source
 from srpo.errors import ConfigError
 from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_averaged
-from srpo.model.attention import serving
-from srpo.model.backends import settle_backend
-from srpo.model.card import CARD_FILE, read_card, write_card
-from srpo.model.fingerprint import fingerprint
-from srpo.model.forest import Forest
-from srpo.model.forward import six_logps
-from srpo.model.load import TRAINING_FILE, load_model, load_tokenizer, model_context
-from srpo.model.reference import MovingReference
-from srpo.pairs.kept import cache_folder
-from srpo.pairs.read import Source
-from srpo.pairs.render import Renderer, template_for
-from srpo.pairs.tree import PrefixTree
-from srpo.train.checked import expect_one_device, expect_served, named, settings_in
+from srpo.model.packed.attention import serving
+from srpo.model.packed.backends import settle_backend
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.forward import six_logps
+from srpo.model.reference.reference import MovingReference
+from srpo.model.weights.card import CARD_FILE, read_card, write_card
+from srpo.model.weights.fingerprint import fingerprint
+from srpo.model.weights.load import TRAINING_FILE, load_model, load_tokenizer, model_context
+from srpo.sequences.render import Renderer, template_for
+from srpo.sequences.tree import PrefixTree
+from srpo.sequences.tree_store import cache_folder
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate
-from srpo.train.durable import DurableTrainer
-from srpo.train.guard import Guard, expect_vocabulary
-from srpo.train.interrupt import StopsAndResumes
+from srpo.train.durable.nonfinite import Guard, expect_vocabulary
+from srpo.train.durable.stop_and_resume import StopsAndResumes
+from srpo.train.durable.trainer import DurableTrainer
 from srpo.train.metrics import Measured, MetricsFile, metrics
-from srpo.train.pieces import SHARE, pieces, share_out
-from srpo.train.record import card_of
-from srpo.train.reference import Following, make_ready, make_reference
+from srpo.train.microbatches import SHARE, pieces, share_out
+from srpo.train.prepare_reference import Following, make_ready, make_reference
+from srpo.train.run_record import card_of
+from srpo.train.validation import expect_one_device, expect_served, named, settings_in
 
 Rows = str | Source | Iterable[Mapping[str, Any]]
 
@@ -52,7 +52,7 @@ class SRPOTrainer(DurableTrainer):
 
     Args:
         model: a model, or the path or hub name of one.
-        ref_model: the reference; None takes the policy as it is now (see model/reference.py).
+        ref_model: the reference; None takes the policy as it is now (see model/reference/reference.py).
         args: settings.
         data_collator: stands in for the collation of trees.
         train_dataset: rows with `prompt`, `chosen` and `rejected`, or the path of a JSONL file of them.

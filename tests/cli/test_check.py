@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from srpo.check.inspection import inspect
 from srpo.cli.main import run
+from srpo.data.read import read_pairs
 from srpo.errors import DataError, InputError
-from srpo.pairs.inspection import inspect
-from srpo.pairs.read import read_pairs
-from srpo.pairs.render import Renderer
+from srpo.sequences.render import Renderer
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 
 ROWS = [

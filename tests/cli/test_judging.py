@@ -10,7 +10,7 @@ import pytest
 
 from srpo.cli.judging import FLAGS, NUMBERS, add_judge_flags, judge_of
 from srpo.errors import ConfigError, UsageError
-from srpo.evaluate.judge_arguments import JudgeArguments
+from srpo.judge.settings import JudgeArguments
 
 
 def parsed(*words: str) -> JudgeArguments:

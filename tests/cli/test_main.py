@@ -187,7 +187,7 @@ def test_env_as_a_table_shows_the_same() -> None:
 
 
 def test_env_names_the_back_ends_there_are() -> None:
-    from srpo.model.backends import BACKENDS
+    from srpo.model.packed.backends import BACKENDS
 
     assert {"auto", *env_verb.BACKENDS} == set(BACKENDS)
 

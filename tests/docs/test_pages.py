@@ -36,7 +36,7 @@ import pytest
 
 from srpo import errors
 from srpo.cli.main import run
-from srpo.train import checkpoint
+from srpo.train.durable import checkpoint
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.house.test_trl_contract import ABSENT, OTHER_DEFAULT
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from srpo.model import forest as forest_module
-from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps
-from srpo.pairs.tree import PrefixTree
+from srpo.model.packed import forest as forest_module
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.forward import sequence_logps
+from srpo.sequences.tree import PrefixTree
 from tests.model.zoo import SERVED, WINDOW, build, exact_casts, forest_of, plain_logps, random_six
 
 SHAPES = ["turn", "quote", "paper"]

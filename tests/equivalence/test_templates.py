@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from srpo.data.read import Pair
 from srpo.errors import DataError, TemplateError
-from srpo.pairs.read import Pair
-from srpo.pairs.render import PRESETS, Renderer
+from srpo.sequences.render import PRESETS, Renderer
 from tests.conftest import BOS, EOS, make_byte_tokenizer
 
 trl = pytest.importorskip("trl")

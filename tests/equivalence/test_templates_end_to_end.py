@@ -9,8 +9,8 @@ import pytest
 
 from srpo import Pair, Reviser
 from srpo.cli.main import run
-from srpo.model.load import load_tokenizer
-from srpo.pairs.render import Renderer, template_for
+from srpo.model.weights.load import load_tokenizer
+from srpo.sequences.render import Renderer, template_for
 from srpo.train.dataset import TreeDataset
 from tests.conftest import make_tiny_llama
 from tests.equivalence.test_templates import tokenizer_of

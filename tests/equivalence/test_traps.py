@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from srpo.errors import BackendError
-from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps
-from srpo.model.layouts import LAYOUTS
-from srpo.pairs.tree import PrefixTree
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.forward import sequence_logps
+from srpo.model.packed.layouts import LAYOUTS
+from srpo.sequences.tree import PrefixTree
 from tests.model.zoo import REFUSED, SERVED, WINDOW, build, forest_of, plain_logps, random_six
 
 EXACT, NATS = 1e-4, 0.5  # what a right layout is off by at most, and a wrong one at least

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from srpo.maths.objective import srpo_loss
-from srpo.model.forest import Forest
-from srpo.model.forward import six_logps
-from srpo.model.reference import Reference
-from srpo.pairs.tree import PrefixTree
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.forward import six_logps
+from srpo.model.reference.reference import Reference
+from srpo.sequences.tree import PrefixTree
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, label, sums, train_base
 from srpo.train.config import SRPOConfig
 from srpo.train.trainer import SRPOTrainer

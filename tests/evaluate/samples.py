@@ -6,12 +6,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from srpo.evaluate.judges import JUDGES, Judge
-from srpo.evaluate.pooling import Resampling
-from srpo.evaluate.results import Results
-from srpo.evaluate.scores import Cell, Scored, score
-from srpo.evaluate.summary import Question, summarise, usual_questions
+from srpo.judge.single import JUDGES, Judge
 from srpo.revise.trail import Answer, Trail
+from srpo.score.pooling import Resampling
+from srpo.score.results import Results
+from srpo.score.scores import Cell, Scored, score
+from srpo.score.summary import Question, summarise, usual_questions
 
 QUICK = Resampling(draws=400)
 

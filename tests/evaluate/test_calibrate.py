@@ -12,14 +12,14 @@ import torch
 
 from srpo import Reviser
 from srpo.cli.main import run
+from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import ConfigError, DataError
 from srpo.evaluate.calibrate import calibrate, choose, first_revisions
-from srpo.evaluate.judges import exact_match
-from srpo.maths.calibration import auc, brier
-from srpo.pairs.read import PromptRow, read_prompts
-from srpo.revise.calibration import CALIBRATION_FILE, Calibration
+from srpo.judge.single import exact_match
 from srpo.revise.confidence import Sequences
 from srpo.revise.reviser import Settings
+from srpo.revise.stored_calibration import CALIBRATION_FILE, Calibration
+from srpo.statistics.calibration import auc, brier
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.revise.tiny import Scripted, carry_llama
 

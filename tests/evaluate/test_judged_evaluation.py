@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from srpo.errors import DataError
-from srpo.evaluate.results import Results
-from srpo.evaluate.scores import score, tallies
-from srpo.evaluate.summary import summarise
 from srpo.revise.trail import Answer, Trail
-from tests.evaluate import judge_server as js
+from srpo.score.results import Results
+from srpo.score.scores import score, tallies
+from srpo.score.summary import summarise
 from tests.evaluate import samples
-from tests.evaluate.pair_judges import LONGEST
+from tests.judge import judge_server as js
+from tests.judge.pair_judges import LONGEST
 from tests.scripted_server import Say
 
 COUNT, GOLD = 20, "good long long"

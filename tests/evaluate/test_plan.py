@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from srpo.errors import ConfigError, InputError
-from srpo.evaluate.judge_arguments import JudgeArguments
 from srpo.evaluate.plan import ASKED, Model, Plan, read_plan
+from srpo.judge.settings import JudgeArguments
 
 
 def test_three_ways_to_name_models_and_prompts() -> None:

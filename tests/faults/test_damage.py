@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from srpo.errors import CheckpointError
-from srpo.train.checkpoint import Invalid, Manifest, newest, read
+from srpo.train.durable.checkpoint import Invalid, Manifest, newest, read
 from tests.faults.dying import forked, make_base, train
 
 

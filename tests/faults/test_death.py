@@ -173,7 +173,7 @@ def test_control_stock_saves_do_not_survive_it(runs: Callable[[str], Runs], tmp_
         from transformers import Trainer
         from transformers.trainer_utils import get_last_checkpoint
 
-        from srpo.train.durable import DurableTrainer, Start
+        from srpo.train.durable.trainer import DurableTrainer, Start
 
         def starting_point(self: Any, resume: Any) -> Start:
             last = get_last_checkpoint(str(place)) if resume else None

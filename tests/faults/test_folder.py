@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from srpo.disk import LOCK_FILE, expect_room, held
 from srpo.errors import LockedError, OutputError
-from srpo.output import LOCK_FILE, expect_room, held
-from srpo.train import earlier
-from srpo.train.checkpoint import checkpoints, newest, read
+from srpo.train.durable import archive
+from srpo.train.durable.checkpoint import checkpoints, newest, read
 from tests.faults.dying import (
     Disk,
     during_save,
@@ -113,7 +113,7 @@ def test_a_disk_that_is_really_full_at_every_page(
     """The preflight is taken out: this is about what happens when it was wrong."""
 
     def work(spare: int) -> str:
-        import srpo.train.durable as durable
+        import srpo.train.durable.trainer as durable
 
         with small_disk(tmp_path / f"disk{spare}") as resize:
             run = tmp_path / f"disk{spare}" / "run"
@@ -263,12 +263,12 @@ def test_starting_afresh_sets_an_earlier_run_aside(place: Path, tmp_path: Path) 
     assert not (run / "nonfinite.json").exists()
     assert (run / "mine.txt").read_text() == "mine"
     earlier = run / "earlier-1"
-    assert [step for step, _ in checkpoints(earlier)] == [4, 2]
+    assert [step for step, _ in checkpoints(archive)] == [4, 2]
     assert (earlier / "nonfinite.json").exists()
     assert (earlier / "metrics.jsonl").read_bytes() == (place / "whole" / "metrics.jsonl").read_bytes()
-    assert read(earlier, alone=False).finished
+    assert read(archive, alone=False).finished
     # It is a run folder like any other.
-    end = forked(lambda: train(place / "base", earlier, max_steps=STEPS, resume=True))
+    end = forked(lambda: train(place / "base", archive, max_steps=STEPS, resume=True))
     assert (end.code, end.value) == (0, (place / "straight").read_text())
 
 
@@ -289,7 +289,7 @@ def test_a_forgotten_resume_can_be_made_good(place: Path, tmp_path: Path, caplog
     """The run that was begun by mistake is killed before its first save; then the flag is remembered."""
     run = tmp_path / "run"
     shutil.copytree(place / "begun", run)
-    earlier.set_aside(run)
+    archive.set_aside(run)
     train(place / "base", run, max_steps=1, save_strategy="no", resume=True)
     aside = run / "earlier-1"
     assert f"checkpoints of an earlier run are in {aside}; to go on with it, --output_dir {aside}" in caplog.text

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from srpo import output
+from srpo.disk import LOCK_FILE, held
 from srpo.errors import CheckpointError
-from srpo.output import LOCK_FILE, held
-from srpo.train import checkpoint, durable, metrics
+from srpo.train import metrics
 from srpo.train.config import SRPOConfig
-from srpo.train.durable import DurableTrainer
+from srpo.train.durable import checkpoint, trainer
+from srpo.train.durable.trainer import DurableTrainer
 from tests.faults.dying import (
     Disk,
     End,
@@ -68,7 +69,7 @@ def test_control_with_all_guards_it_ends_as_the_whole_run(place: Path, tmp_path:
 
 def test_7_without_the_identity_another_beta_is_taken_in_silence(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
-        durable.accepted = lambda *args, **kwargs: []
+        trainer.accepted = lambda *args, **kwargs: []
 
     end = resumed(place, tmp_path / "run", remove, beta=0.2)
     assert (end.code, end.error) == (0, "")
@@ -161,7 +162,7 @@ def test_15_without_the_look_at_the_disk_a_run_without_room_begins(place: Path, 
     def remove() -> None:
         usage = shutil.disk_usage(tmp_path)
         shutil.disk_usage = lambda path: usage._replace(free=10)  # type: ignore[assignment]
-        durable.expect_room = lambda *args: None
+        trainer.expect_room = lambda *args: None
 
     assert resumed(place, tmp_path / "run", remove).code == 0
 
@@ -181,7 +182,7 @@ def test_15_unheard_a_full_disk_is_no_74_and_leaves_half_a_save(place: Path, tmp
 
 def test_16_without_the_lock_two_train_in_one_folder(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
-        durable.held = lambda folder: nullcontext()
+        trainer.held = lambda folder: nullcontext()
 
     shutil.copytree(place / "begun", tmp_path / "run")
     with held(tmp_path / "run"):  # the kernel's lock is not inherited, what this process knows of it is

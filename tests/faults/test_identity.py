@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from srpo.errors import ConfigError
-from srpo.train.checkpoint import newest
-from srpo.train.identity import accepted, changes
+from srpo.train.durable.checkpoint import newest
+from srpo.train.durable.identity import accepted, changes
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.faults.dying import End, forked, make_trainer, train, whole_and_begun
 from tests.train.plain import ROWS
@@ -150,7 +150,7 @@ def test_keys_that_come_and_go_are_changes() -> None:
 
 
 def test_control_the_identity_tells_two_references_apart(place: Path, tmp_path: Path) -> None:
-    from srpo.model.load import load_model
+    from srpo.model.weights.load import load_model
 
     before = make_trainer(place / "base", tmp_path).reference_hash()
     assert before == make_trainer(place / "base", tmp_path / "again").reference_hash()

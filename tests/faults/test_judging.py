@@ -15,11 +15,11 @@ import pytest
 
 from srpo.cli.main import run
 from srpo.errors import InputError
-from srpo.evaluate.verdict_cache import VerdictCache
+from srpo.judge.verdict_cache import VerdictCache
 from srpo.revise.trail import Answer, Trail
-from tests.evaluate import judge_server as js
-from tests.evaluate.judge_child import judge, pairs
-from tests.evaluate.judge_server import Seen, honest, judging, showings
+from tests.judge import judge_server as js
+from tests.judge.judge_child import judge, pairs
+from tests.judge.judge_server import Seen, honest, judging, showings
 from tests.scripted_server import Say, serve
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def killed_at(request: int, concurrency: int, cache: Path, moment: str) -> tuple
         words = [server.url, str(cache), str(COUNT), str(concurrency)]
         child.append(
             subprocess.Popen(
-                [sys.executable, "-m", "tests.evaluate.judge_child", *words],
+                [sys.executable, "-m", "tests.judge.judge_child", *words],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -10,7 +10,7 @@ import pytest
 
 from srpo.cli.main import run
 from srpo.errors import LengthError, SRPOError, TemplateError
-from srpo.pairs.presets import TEMPLATE_FILE
+from srpo.sequences.templates import TEMPLATE_FILE
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
 CHAT = (

@@ -19,8 +19,8 @@ import torch
 
 from srpo.cli.main import run
 from srpo.errors import InputError, SRPOError
-from srpo.model.load import load_model
-from srpo.model.untrusted import inside
+from srpo.model.weights.load import load_model
+from srpo.model.weights.untrusted import inside
 from srpo.tasks.carry import TEMPLATE
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
@@ -323,7 +323,7 @@ def resume(clean: Path, out: Path) -> list[str]:
 
 def sealed_again(folder: Path, **names: str) -> None:
     """Writes a manifest that is right in every sum, as an attacker can; `names` renames files in it."""
-    from srpo.train.checkpoint import MANIFEST, Manifest, seal
+    from srpo.train.durable.checkpoint import MANIFEST, Manifest, seal
 
     body = json.loads((folder / MANIFEST).read_text("utf-8"))
     kept = {key: body[key] for key in ("step", "of", "identity", "accepted", "resumable")}

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from srpo.cli.main import run
+from srpo.data.read import Reject
+from srpo.data.rejected import REJECTED_FILE, rejected_lines
 from srpo.errors import DataError
-from srpo.pairs.fit import SAME_TOKENS
-from srpo.pairs.read import Reject
-from srpo.pairs.rejected import REJECTED_FILE, rejected_lines
-from srpo.pairs.render import Renderer
+from srpo.sequences.fit import SAME_TOKENS
+from srpo.sequences.render import Renderer
 from srpo.train.dataset import TreeDataset
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
-from tests.pairs.test_formats import FILES
+from tests.data.test_formats import FILES
 
 GOOD = [{"prompt": f"p{i} ", "chosen": "yes", "rejected": "no"} for i in range(4)]
 QUICK = "--max_steps 1 --report_to none --use_cpu true --save_strategy no --disable_tqdm true"

@@ -35,7 +35,7 @@ class Digits:
     identity = "digits"
 
     def compare(self, comparisons):
-        from srpo.evaluate.verdicts import Verdict
+        from srpo.judge.verdict import Verdict
         for each in comparisons:
             one = digits(each.prompt, each.first + " " + each.second, each.gold)
             first, second = (sum(a == b for a, b in zip(text, each.gold)) for text in (each.first, each.second))

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from srpo.cli.main import run
+from srpo.data.read import Reject, read_pairs
 from srpo.errors import SRPOError
-from srpo.pairs.read import Reject, read_pairs
-from srpo.pairs.render import Renderer
+from srpo.sequences.render import Renderer
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
-from tests.pairs.test_formats import FILES, WRITE
+from tests.data.test_formats import FILES, WRITE
 
 SUMS = [(f"What is {a} plus {a}?", f"Sum {2 * a}.", f"Sum {2 * a + 1}.") for a in range(1, 6)]
 QUICK = ["--max_steps", "1", "--report_to", "none", "--use_cpu", "true", "--save_strategy", "no"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from srpo.train.checkpoint import checkpoints, read
+from srpo.train.durable.checkpoint import checkpoints, read
 from tests.faults.dying import forked, make_base, make_trainer, steps_logged, train
 
 STEPS = 4
@@ -76,9 +76,9 @@ def test_in_any_phase(phase: str, place: Path, tmp_path: Path) -> None:
 
 def test_control_half_a_step_that_is_not_dropped_changes_the_rest(place: Path, tmp_path: Path) -> None:
     def run() -> str:
-        from srpo.train import interrupt
+        from srpo.train.durable import stop_and_resume
 
-        interrupt.set_generators = lambda found: None
+        stop_and_resume.set_generators = lambda found: None
         return train(place / "base", tmp_path, callbacks=[hit("substep_end", 2, signal.SIGTERM)], **settings())
 
     assert forked(run).code == 75
@@ -187,7 +187,7 @@ def test_a_file_of_trails_keeps_what_is_finished(tmp_path: Path) -> None:
     code = (
         "import os, signal, time\n"
         "from srpo.cli.main import main\n"
-        "from srpo.revise.serving import Serving\n"
+        "from srpo.revise.engines import Serving\n"
         "from srpo.revise.trail import Answer, Trail\n"
         "class Stopped:\n"
         "    def trails(self, rows, settings, **how):\n"

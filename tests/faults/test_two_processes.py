@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from srpo.train.checkpoint import newest
+from srpo.train.durable.checkpoint import newest
 from tests.faults.dying import Disk, End, during_save, ended, make_base, make_trainer, started, steps_logged, train
 
 STEPS = 5

@@ -15,9 +15,9 @@ from srpo.generate.http import Endpoint
 from srpo.generate.journal import Journal
 from srpo.generate.openai import ChatEngine, CompletionsEngine
 from srpo.generate.ratios import RatioScorer
-from srpo.pairs.messages import MessageRenderer
-from srpo.pairs.presets import RevisionTemplate
 from srpo.revise.confidence import ModelScorer
+from srpo.sequences.render_messages import MessageRenderer
+from srpo.sequences.templates import RevisionTemplate
 from tests.generate.served import OTHER, VLLM, answering, completion, scoring
 from tests.revise.tiny import PROMPTS, Scripted, carry_llama, ids_of, reviser
 from tests.scripted_server import JSON, Asked, Say, serve

@@ -22,13 +22,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.parting import Count
 from srpo import Reviser
 from srpo.generate.http import Endpoint
 from srpo.generate.openai import CompletionsEngine
-from srpo.generate.parting import Count
 from srpo.generate.ratios import RatioScorer
 from srpo.generate.vllm import VLLMEngine
-from srpo.model.load import load_model
+from srpo.model.weights.load import load_model
 from srpo.revise.confidence import ModelScorer
 from srpo.revise.trail import Trail
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer

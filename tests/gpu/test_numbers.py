@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from srpo.errors import BackendError
-from srpo.generate.hf import HFEngine
-from srpo.generate.live import LiveEngine
-from srpo.model import flex
-from srpo.model.backends import TOLERANCE, self_check
-from srpo.model.flex import SMALLEST_HEAD
-from srpo.model.forest import Forest
-from srpo.model.forward import sequence_logps
-from srpo.pairs.tree import PrefixTree
+from srpo.generate.plain import HFEngine
+from srpo.generate.speculative import LiveEngine
+from srpo.model.packed import flex
+from srpo.model.packed.backends import TOLERANCE, self_check
+from srpo.model.packed.flex import SMALLEST_HEAD
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.forward import sequence_logps
+from srpo.sequences.tree import PrefixTree
 from tests.model.zoo import SERVED, VOCAB, build, forest_of, plain_logps, random_six
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

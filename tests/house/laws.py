@@ -13,31 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Who may import whom: cli → tasks, rounds → train, revise, evaluate → generate → model → pairs, maths → output, errors.
-_LOW = {"errors", "output", "progress", "settings", "versions", "maths", "pairs"}
-_TO_GENERATE = _LOW | {"model", "generate"}
-_TO_WORK = _TO_GENERATE | {"train", "revise", "evaluate"}
+# The rooms from the ground up; a room imports only rooms on lower floors. Rooms on one floor do not know each other.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "versions"),
+    ("secrets",),
+    ("disk", "progress", "settings", "signals"),
+    ("data", "maths", "statistics"),
+    ("sequences",),
+    ("check", "model"),
+    ("generate",),
+    ("train", "revise"),
+    ("judge",),
+    ("score",),
+    ("report",),
+    ("evaluate",),
+    ("tasks", "rounds"),
+    ("cli",),
+    ("__main__",),
+)
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": set(),
-    "errors": set(),
-    "versions": set(),
-    "progress": set(),
-    "output": {"errors"},
-    "settings": {"errors"},
-    "maths": {"errors"},
-    "pairs": {"errors"},
-    "model": _LOW,
-    "generate": _LOW | {"model"},
-    "train": _TO_GENERATE,
-    "revise": _TO_GENERATE,
-    "evaluate": _TO_GENERATE | {"revise"},
-    "tasks": _TO_WORK,
-    "rounds": _TO_WORK,
-    "cli": _TO_WORK | {"tasks", "rounds"},
-    "__main__": {"cli"},
-}
+    room: {lower for below in FLOORS[:level] for lower in below} for level, floor in enumerate(FLOORS) for room in floor
+} | {"__init__": set()}
 INSIDE_A_FUNCTION = {"peft", "vllm", "datasets", "trl", "fastapi", "httpx"}
-MAY_LOAD = {"model/load.py", "train/checkpoint.py"}
+MAY_LOAD = {"model/weights/load.py", "train/durable/checkpoint.py"}
 MAY_IMPORT_BY_NAME = {"__init__.py", "cli/main.py"}
 MAY_CATCH_ALL = {"cli/main.py"}
 LINES = 400

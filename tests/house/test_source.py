@@ -17,9 +17,9 @@ Law = Callable[[Path], list[str]]
 BREACHES: dict[Law, list[tuple[str, str, list[str]]]] = {
     laws.wrong_directions: [
         ("errors.py", "import fake.maths.tabular\n", ["errors.py:1: errors imports maths"]),
-        ("maths/a.py", "from fake.pairs.read import Pair\n", ["maths/a.py:1: maths imports pairs"]),
-        ("pairs/a.py", "from .. import maths\n", ["pairs/a.py:1: pairs imports maths"]),
-        ("pairs/b.py", "from ..maths import objective\n", ["pairs/b.py:1: pairs imports maths"]),
+        ("maths/a.py", "from fake.data.read import Pair\n", ["maths/a.py:1: maths imports data"]),
+        ("data/a.py", "from .. import maths\n", ["data/a.py:1: data imports maths"]),
+        ("data/b.py", "from ..maths import objective\n", ["data/b.py:1: data imports maths"]),
         ("model/a.py", "def f():\n    from fake.train import trainer\n", ["model/a.py:2: model imports train"]),
         (
             "train/a.py",
@@ -77,8 +77,8 @@ BREACHES: dict[Law, list[tuple[str, str, list[str]]]] = {
         ("train/d.py", "def f(P, m):\n    return P.from_pretrained(m)\n", ["train/d.py:2: from_pretrained"]),
         ("train/e.py", "def f(P):\n    return getattr(P, 'from_pretrained')\n", ["train/e.py:2: from_pretrained"]),
         ("train/f.py", "import json\njson.load(open('x'))\n'''says from_pretrained'''\n", []),
-        ("train/checkpoint.py", "import torch\ntorch.load('x')\n", []),
-        ("model/load.py", "def f(P, m):\n    return P.from_pretrained(m)\n", []),
+        ("train/durable/checkpoint.py", "import torch\ntorch.load('x')\n", []),
+        ("model/weights/load.py", "def f(P, m):\n    return P.from_pretrained(m)\n", []),
     ],
     laws.catch_alls: [
         ("maths/a.py", "try:\n    pass\nexcept Exception:\n    pass\n", ["maths/a.py:3: catches everything"]),

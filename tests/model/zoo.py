@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srpo.pairs.tree import PrefixTree
+from srpo.sequences.tree import PrefixTree
 
 VOCAB, WINDOW = 64, 7  # the window is shorter than any sequence of `random_six`
 TINY = {

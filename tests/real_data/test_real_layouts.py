@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from srpo.cli.main import run
-from srpo.pairs.formats import LAYOUTS
-from srpo.pairs.read import Pair, Reading, Undecided, read
-from srpo.pairs.rejected import REJECTED_FILE
+from srpo.data.formats import LAYOUTS
+from srpo.data.read import Pair, Reading, Undecided, read
+from srpo.data.rejected import REJECTED_FILE
 from tests.conftest import make_tiny_llama
-from tests.pairs.test_formats import FILES, says, user
+from tests.data.test_formats import FILES, says, user
 
 SOURCE = os.environ.get("SRPO_REAL_DATA")
 pytestmark = [

@@ -109,7 +109,7 @@ def test_the_fitting_template_is_saved(trained: tuple[str, Path, list[float]]) -
 
 def test_only_overlong_and_empty_rows_are_left_out(trained: tuple[str, Path, list[float]]) -> None:
     from srpo import Renderer, RevisionTemplate
-    from srpo.model.load import load_tokenizer
+    from srpo.model.weights.load import load_tokenizer
     from srpo.train.dataset import TreeDataset
 
     layout, model, _ = trained

@@ -14,7 +14,7 @@ import yaml
 
 from srpo.cli.main import run
 from srpo.evaluate.plan import CONTROLS
-from srpo.evaluate.stored import read_results
+from srpo.score.results_file import read_results
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -96,7 +96,7 @@ def test_both_commands_run(
     assert run(["train", "--config", "recipe.yaml", *QUICK, template]) == 0
     assert (tmp_path / recipe["output_dir"] / "run.json").is_file()
     against_draft = recipe["evaluate"].get("against") == "draft"
-    judge = "tests.evaluate.pair_judges:LONGEST" if against_draft else "exact_match"
+    judge = "tests.judge.pair_judges:LONGEST" if against_draft else "exact_match"
     small = ["--revisions", "1", "--max_new_tokens", "3", "--limit", "4", "--batch_size", "4"]
     assert run(["evaluate", "--config", "recipe.yaml", *small, "--judge", judge]) == 0
     results = read_results(tmp_path / recipe["evaluate"]["output_dir"] / "results.json")

@@ -13,12 +13,12 @@ import torch
 
 from srpo import Reviser
 from srpo.errors import InputError
-from srpo.evaluate.inputs import read_trails
 from srpo.generate.engine import Completion
 from srpo.revise.confidence import Sequences
-from srpo.revise.files import revise_file
 from srpo.revise.reviser import Settings
 from srpo.revise.trail import Trail
+from srpo.revise.trail_files import revise_file
+from srpo.score.trail_systems import read_trails
 from tests.revise.tiny import Scripted, reviser
 
 PROMPTS = [f"{n}+0=" for n in range(9)]

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from srpo import Reviser
+from srpo.data.read import read_prompts
 from srpo.errors import DataError
 from srpo.evaluate.best_of import best_of
 from srpo.generate.engine import Completion
-from srpo.generate.hf import HFEngine
-from srpo.pairs.presets import PRESETS
-from srpo.pairs.read import read_prompts
-from srpo.revise.files import revise_file
+from srpo.generate.plain import HFEngine
 from srpo.revise.reviser import Settings
+from srpo.revise.trail_files import revise_file
+from srpo.sequences.templates import PRESETS
 from srpo.train.dataset import TreeDataset
 from tests.conftest import PAD, make_byte_tokenizer, make_tiny_llama
 

@@ -12,10 +12,10 @@ import torch
 
 from srpo import Reviser
 from srpo.errors import ConfigError, InputError
-from srpo.maths.calibration import Bin
-from srpo.revise.calibration import CALIBRATION_FILE, Calibration, Choice
 from srpo.revise.confidence import Sequences
 from srpo.revise.policy import Decision, Policy
+from srpo.revise.stored_calibration import CALIBRATION_FILE, Calibration, Choice
+from srpo.statistics.calibration import Bin
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.revise.tiny import Scripted, carry_llama, ids_of, reviser, saved
 

@@ -13,7 +13,7 @@ import torch
 
 from srpo import Pair, Renderer, Reviser, RevisionTemplate, Trail
 from srpo.errors import ConfigError, InputError, LengthError
-from srpo.model.load import TRAINING_FILE
+from srpo.model.weights.load import TRAINING_FILE
 from srpo.revise.reviser import Settings
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
@@ -244,7 +244,7 @@ def test_trails_do_not_depend_on_their_batch() -> None:
 @pytest.mark.parametrize("skip", [0, 1, 3, 4, 5, 8, 9])
 def test_skipping_changes_nothing_else_to_the_last_bit(skip: int) -> None:
     subject = reviser(reference=carry_llama(1), beta=0.3, batch_size=4)
-    from srpo.pairs.read import read_prompts
+    from srpo.data.read import read_prompts
 
     rows = read_prompts([{"prompt": prompt, "n": i} for i, prompt in enumerate(PROMPTS)])
     settings = Settings(2, max_new_tokens=4)

@@ -8,7 +8,7 @@ from typing import Any
 
 from srpo import Reviser
 from srpo.generate.engine import Completion
-from srpo.generate.live import LiveEngine
+from srpo.generate.speculative import LiveEngine
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_tiny_llama
 

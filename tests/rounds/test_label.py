@@ -10,7 +10,7 @@ import pytest
 
 from srpo import read_pairs
 from srpo.errors import DataError, InputError, OutputError
-from srpo.evaluate.verdicts import Comparison, Verdict
+from srpo.judge.verdict import Comparison, Verdict
 from srpo.revise.trail import Answer, Trail
 from srpo.rounds.label import Account, Settings, account_of, label, label_file
 

@@ -14,14 +14,14 @@ import pytest
 
 from srpo import read_pairs
 from srpo.errors import ConfigError, DataError
-from srpo.evaluate.inputs import read_trails
-from srpo.evaluate.judges import per_character
-from srpo.evaluate.verdicts import Comparison, Verdict
+from srpo.judge.single import per_character
+from srpo.judge.verdict import Comparison, Verdict
 from srpo.rounds.candidates import Candidate, find
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.run import SETTINGS_FILE, Round, _expect_same, line_of, run_rounds
+from srpo.score.trail_systems import read_trails
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
-from srpo.train.launch import train_with
+from srpo.train.run import train_with
 
 
 class RightDigits:

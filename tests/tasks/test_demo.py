@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from srpo.errors import ConfigError, OutputError
-from srpo.evaluate.cases import sample_cases
-from srpo.evaluate.report import write_evaluation
+from srpo.report.cases import sample_cases
+from srpo.report.page import write_evaluation
 from srpo.tasks.carry import SPLITS, BaseConfig
 from srpo.tasks.carry_run import CHOSEN, CarryConfig, Say, cells, evaluation_rows
 from srpo.tasks.demo import LABELS, SYSTEMS_OF, questions, run_demo, settings_shown, verdict

@@ -11,8 +11,8 @@ import torch
 
 from srpo import SRPOTrainer
 from srpo.errors import ConfigError
-from srpo.model.load import TRAINING_FILE, load_model
-from srpo.model.reference import REFERENCE_ADAPTER
+from srpo.model.reference.reference import REFERENCE_ADAPTER
+from srpo.model.weights.load import TRAINING_FILE, load_model
 from tests.conftest import make_byte_tokenizer
 from tests.train.plain import ROWS, flat_six, ids_of, logged, settings, sharp_llama, trainer, weights_of
 

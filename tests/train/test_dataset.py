@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from srpo.errors import DataError, InputError, LengthError
-from srpo.pairs.render import Renderer
+from srpo.sequences.render import Renderer
 from srpo.train.dataset import TreeDataset, collate
 from tests.conftest import EOS, make_byte_tokenizer
 from tests.train.plain import ASK, ROWS, ids_of

@@ -11,7 +11,7 @@ from peft import LoraConfig
 
 from srpo import SRPOTrainer
 from srpo.errors import ConfigError
-from srpo.model.reference import MovingReference
+from srpo.model.reference.reference import MovingReference
 from tests.train.plain import ROWS, logged, settings, sharp_llama, trainer, weights_of
 
 FOUR = ROWS[:4]

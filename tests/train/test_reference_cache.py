@@ -22,9 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from srpo import SRPOTrainer
 from srpo.errors import ConfigError, NonFiniteError
-from srpo.model.cached_reference import CachedReference
+from srpo.model.reference.cached import CachedReference
 from srpo.train.dataset import TreeDataset
-from srpo.train.reference import _missing
+from srpo.train.prepare_reference import _missing
 from tests.train.plain import ROWS, flat_six, logged, sharp_llama, trainer, weights_of
 
 FOUR = ROWS[:4]

@@ -1,0 +1,43 @@
+"""What `srpo check` prints to a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHOWN = 3_000  # letters of a context that are shown from each of its ends
+
+
+def print_inspection(found: Any) -> None:
+    """An `Inspection`: rendered examples first, the scored part in colour, so that the counts end up in sight."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from srpo.check.inspection import NAMES
+
+    console = Console(highlight=False)
+    for each in found.examples:
+        console.print(f"[bold]{each.role}[/bold] (scored tokens in colour)", Text(each.where))
+        console.print(Text(_ends(each.context), style="dim").append(each.answer, style="not dim bold green"))
+        console.print()
+    for sentence in found.sentences():
+        console.print(sentence, markup=False)
+    for each in found.reasons:
+        more = ", …" if each.count > len(each.where) else ""
+        console.print(f"  {each.count} × {each.reason} ({', '.join(each.where)}{more})", markup=False)
+    for leak in found.leaks:
+        console.print(f"  {leak}", markup=False)
+    limit = [f"over {found.max_length}"] if found.max_length else []
+    table = Table("tokens", box=None)
+    for column in ("median", "95 %", "longest", *limit):
+        table.add_column(column, justify="right")
+    for name, lengths in found.lengths.items():
+        cells = lengths if limit else lengths[:3]
+        table.add_row(NAMES.get(name, name), *map(str, cells))
+    console.print()
+    console.print(table)
+
+
+def _ends(text: str) -> str:
+    left_out = len(text) - 2 * SHOWN
+    return text if left_out <= 0 else f"{text[:SHOWN]}\n… {left_out} letters …\n{text[-SHOWN:]}"

@@ -1,0 +1,282 @@
+"""Rows from outside → `Pair` or `Reject`. The only door for untrusted rows.
+
+`source.py` and `files.py` say where rows come from, `formats.py` what a row of each layout becomes, `values.py` what a
+single value may be. Here a source's layout is detected, each of its rows is converted, and what cannot be used is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from srpo.data.files import jsonl_rows
+from srpo.data.formats import Layout, convert, detect, prompt_of
+from srpo.data.source import BESIDE, Source, columns_of
+from srpo.data.values import Message, NoPreference, Prompt, Unusable, template_options
+from srpo.errors import DataError
+
+__all__ = [
+    "Message",
+    "Pair",
+    "Prompt",
+    "PromptRow",
+    "Reading",
+    "Reject",
+    "Source",
+    "Stream",
+    "Undecided",
+    "columns_of",
+    "jsonl_rows",
+    "read",
+    "read_pairs",
+    "read_prompts",
+    "reasons",
+]
+
+log = logging.getLogger("srpo")
+
+SHOWN_REJECTS = 10
+DETECTED_ON = 100  # rows that say what the layout is
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference: a prompt and two answers to it.
+
+    Attributes:
+        prompt: text, or the messages before the answer.
+        chosen: text of the preferred answer.
+        rejected: text of the other.
+        where: `file:line` or `row n`, for messages about it.
+        meta: the row's other columns, untouched.
+        tools: what the chat template is told of tools.
+        chat_template_kwargs: further options of the chat template.
+
+    Example:
+        >>> Pair("2+2=", chosen="4", rejected="5").chosen
+        '4'
+    """
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    where: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class PromptRow(NamedTuple):
+    """A prompt to answer, the row's other columns, and what of them the chat template is told, as in `Pair`."""
+
+    prompt: Prompt
+    where: str
+    meta: dict[str, Any]
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class Reject(NamedTuple):
+    """A row that cannot be used, where it stands and why."""
+
+    where: str
+    reason: str
+
+
+class Undecided(Reject):
+    """A reject that is laid out as it should be but prefers no answer: an empty one, two alike, a tie.
+
+    Such rows stand in every set of judged answers. They are left out and counted; they stop nothing.
+    """
+
+    __slots__ = ()
+
+
+class Reading(NamedTuple):
+    """All of a source: its layout (None when it has no row that shows one), its pairs and what is not one."""
+
+    layout: Layout | None
+    pairs: list[Pair]
+    rejects: list[Reject]
+
+
+class Stream:
+    """The pairs and rejects of a source, in its order, one after the other.
+
+    Attributes:
+        name: of the source.
+        layout: what most of its first rows look like; None if they look like nothing known.
+        rows: how many have been read.
+
+    Raises:
+        InputError: the source cannot be read.
+        DataError: it is not what its name says.
+
+    Example:
+        >>> stream = Stream([{"prompt": "2+2=", "chosen": "4", "rejected": "5"}, {"prompt": "2+3="}])
+        >>> stream.layout.name, [type(each).__name__ for each in stream]
+        ('strings', ['Pair', 'Reject'])
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._source = Source.of(source)
+        self.name, self.rows = self._source.name, 0
+        self._found = self._source.rows()
+        self._first = list(islice(self._found, DETECTED_ON))
+        self.layout = detect(row for _, row in self._first)
+        if self.layout:
+            log.info("srpo: %s: read as %s", self.name, self.layout)
+
+    def __iter__(self) -> Iterator[Pair | Reject]:
+        for where, row in chain(self._first, self._found):
+            self.rows += 1
+            try:
+                yield from self._pairs(row, where)
+            except Unusable as problem:
+                kind = Undecided if isinstance(problem, NoPreference) else Reject
+                yield kind(where + problem.column, str(problem))
+
+    def _pairs(self, row: Any, where: str) -> list[Pair]:
+        prompt, answers = convert(row, self.layout, self._source.rankings)
+        tools, options = template_options(row)
+        taken = {*(self.layout.columns if self.layout else ()), *BESIDE}
+        meta = {key: value for key, value in row.items() if key not in taken}
+        return [
+            Pair(prompt, chosen, rejected, f"{where}, {tag}" if tag else where, meta, tools, options)
+            for chosen, rejected, tag in answers
+        ]
+
+
+def read(source: str | Path | Iterable[Mapping[str, Any]] | Source, *, rejects: list[Reject] | None = None) -> Reading:
+    """All pairs of a source, its layout and its unusable rows.
+
+    Args:
+        source: a path, a name, rows, or any of them in a `Source`.
+        rejects: a list that takes the unusable rows; without one, those that are not `Undecided` are an error.
+
+    Raises:
+        InputError: the source cannot be read.
+        DataError: a row cannot be used (the first ten are named) or none is left.
+
+    Example:
+        >>> read([{"prompt": "2+2=", "chosen": "4", "rejected": "5"}]).layout.name
+        'strings'
+    """
+    stream = Stream(source)
+    pairs: list[Pair] = []
+    new: list[Reject] = []
+    for each in stream:
+        if isinstance(each, Reject):
+            new.append(each)
+        else:
+            pairs.append(each)
+    if rejects is not None:
+        rejects += new
+    broken = [each for each in new if not isinstance(each, Undecided)]
+    if (broken and rejects is None) or (new and not pairs):
+        raise too_bad(broken if pairs else new, stream.rows, "pairs", known=stream.layout is not None)
+    if not pairs:
+        raise _nothing(stream.name, "pairs")
+    if new and rejects is None:
+        log.warning("srpo: %d of %d rows left out: %s", len(new), stream.rows, reasons(new))
+    return Reading(stream.layout, pairs, new)
+
+
+def read_pairs(
+    source: str | Path | Iterable[Mapping[str, Any]] | Source, *, rejects: list[Reject] | None = None
+) -> list[Pair]:
+    """Preference pairs in their order.
+
+    Args:
+        source: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, rows in any of
+            the layouts of `srpo.data.formats`, or any of them in a `Source`.
+        rejects: a list that takes the unusable rows; without one, those that are not `Undecided` are an error.
+
+    Raises:
+        InputError: the source cannot be read.
+        DataError: a row cannot be used (the first ten are named) or none is left.
+
+    Example:
+        >>> read_pairs([{"prompt": "2+2=", "chosen": "4", "rejected": "5"}])[0].rejected
+        '5'
+    """
+    return read(source, rejects=rejects).pairs
+
+
+def read_prompts(
+    source: str | Path | Iterable[Mapping[str, Any]] | Source, *, rejects: list[Reject] | None = None
+) -> list[PromptRow]:
+    """Prompts in their order, of rows with or without answers; every other column is carried along in `meta`.
+
+    Raises:
+        InputError: the source cannot be read.
+        DataError: a row has no usable prompt (the first ten are named) or none is left.
+
+    Example:
+        >>> read_prompts([{"prompt": "2+2=", "gold": "4"}])[0].meta
+        {'gold': '4'}
+    """
+    source = Source.of(source)
+    kept: list[PromptRow] = []
+    new: list[Reject] = []
+    for where, row in source.rows():
+        try:
+            kept.append(_prompt_row(row, where, from_file=source.name != "rows"))
+        except Unusable as problem:
+            new.append(Reject(where + problem.column, str(problem)))
+    if rejects is not None:
+        rejects += new
+    if new and (rejects is None or not kept):
+        raise too_bad(new, len(kept) + len(new), "prompts")
+    if not kept:
+        raise _nothing(source.name, "prompts")
+    return kept
+
+
+def _prompt_row(row: Any, where: str, *, from_file: bool) -> PromptRow:
+    prompt, column = prompt_of(row)
+    meta = {key: value for key, value in row.items() if key != column}
+    return PromptRow(prompt, where, plain(meta) if from_file else meta, *template_options(row))
+
+
+def _nothing(name: str, noun: str) -> DataError:
+    expected = "at least one JSON object per line" if name.endswith(".jsonl") else "at least one row"
+    return DataError(f"no {noun}", where=name, expected=expected)
+
+
+def reasons(rejects: Iterable[Reject]) -> str:
+    """How many were left out for what, most frequent first.
+
+    Example:
+        >>> reasons([Reject("a:1", "too long"), Reject("a:2", "is empty"), Reject("a:3", "is empty")])
+        '2 × is empty, 1 × too long'
+    """
+    counts = Counter(reason for _, reason in rejects).most_common()
+    rest = f", {sum(count for _, count in counts[5:])} others" if counts[5:] else ""
+    return ", ".join(f"{count} × {reason}" for reason, count in counts[:5]) + rest
+
+
+def plain(value: Any) -> Any:
+    """A value of a table as JSON has it: dates and the like as text, what is not a number as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> DataError:
+    """The error that names the first ten unusable rows and counts the others."""
+    listed = "\n".join(f"  {where}: {reason}" for where, reason in bad[:SHOWN_REJECTS])
+    more = f"\n  … and {len(bad) - SHOWN_REJECTS} more" if len(bad) > SHOWN_REJECTS else ""
+    fix = "mend them" if len(bad) == rows else "mend these rows, or go on without them with `--bad_rows skip`"
+    fix += "" if known else ", or say which columns are meant with `--map prompt=…,chosen=…,rejected=…`"
+    return DataError(f"{len(bad)} of {rows} rows cannot be used as {noun}:\n{listed}{more}\n", fix=fix)

@@ -1,0 +1,96 @@
+"""Rows that were left out, as they stand in their source, so that somebody can mend them.
+
+What was wrong with a row is known long after it was read (that it is too long, say), so the source is read once more
+instead of keeping all of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from srpo.data.files import is_loaded, rows_of
+from srpo.data.read import Reject, Source
+from srpo.data.values import Unusable
+
+REJECTED_FILE = "rejected.jsonl"
+
+
+def rejected_lines(source: Any, rejects: Iterable[Reject]) -> Iterator[str]:
+    """A line of JSON for each reject, in the source's order: `file`, `line`, `reason`, and `raw`, the row's own text.
+
+    Of a row that is no text of its own (Parquet, an array, rows in memory) `raw` is the row as JSON and `line` its
+    number. Text that is not UTF-8 stands in `raw_base64` instead. Rows that can be read but once leave `raw` null.
+
+    Example:
+        >>> rows = [{"prompt": "2+2=", "chosen": "4", "rejected": 5}]
+        >>> [line] = rejected_lines(rows, [Reject("row 1", "'rejected' is a number")])
+        >>> json.loads(line)["raw"]
+        '{"prompt": "2+2=", "chosen": "4", "rejected": 5}'
+    """
+    source = Source.of(source)
+    reasons: dict[int, list[str]] = {}
+    for where, reason in rejects:
+        reasons.setdefault(_number(where, source.name), []).append(reason)
+    found: dict[int, Any] = {}
+    if reasons:
+        found = dict(_spans(source, reasons) if _has_lines(source) else _rows(source, reasons))
+    for number in sorted(reasons):
+        for reason in reasons[number]:
+            row = {"file": source.name, "line": number, "reason": reason, **_told(found.get(number))}
+            yield json.dumps(row)
+
+
+def _number(where: str, name: str) -> int:
+    """The line or row that a `where` names: `file:17:42`, `name, row 3`, `row 3, 1 over 2`."""
+    found = re.search(r"\d+", where.removeprefix(name))
+    return int(found[0]) if found else 0
+
+
+def _has_lines(source: Source) -> bool:
+    if not isinstance(source.origin, str | Path) or is_loaded(source.origin):
+        return False
+    return Path(source.origin).suffix.lower() not in (".json", ".parquet")
+
+
+def _told(raw: Any) -> dict[str, Any]:
+    if not isinstance(raw, bytes):
+        return {"raw": None if raw is None else json.dumps(raw, ensure_ascii=False, default=str)}
+    try:
+        return {"raw": raw.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"raw_base64": base64.b64encode(raw).decode()}
+
+
+def _spans(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, bytes]]:
+    """(line, bytes) of these rows; a row lasts until the next one begins, which in CSV may be lines later."""
+    begins = (_number(where, source.name) for where, _ in rows_of(str(source.origin), source.split, source.config))
+    ends = {begin: end for begin, end in pairwise([*begins, 0]) if begin in wanted}
+    taken: dict[int, list[bytes]] = {begin: [] for begin in ends}
+    now = 0
+    with Path(str(source.origin)).open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            now = number if number in ends else 0 if number == ends.get(now) else now
+            if now:
+                taken[now].append(line)
+    for begin, pieces in taken.items():
+        yield begin, b"".join(pieces).strip(b"\r\n")
+
+
+def _rows(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+    """(number, row) of these rows."""
+    if isinstance(source.origin, str | Path):
+        found = rows_of(source.origin, source.split, source.config)
+        rows = ((_number(where, source.name), row) for where, row in found)
+    elif iter(source.origin) is source.origin:  # read already, and gone
+        return
+    else:
+        rows = ((i, row) for i, row in enumerate(source.origin, 1))
+    for number, row in rows:
+        if number in wanted and not isinstance(row, Unusable):
+            yield number, row

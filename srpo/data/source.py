@@ -1,0 +1,132 @@
+"""Where rows come from and how they are to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from srpo.data.files import from_cells, is_loaded, rows_of
+from srpo.data.formats import LAYOUTS
+from srpo.data.rankings import CHOICES
+from srpo.data.values import Unusable, as_object, joined
+from srpo.errors import ConfigError, DataError, did_you_mean
+
+BESIDE = ("system", "tools", "chat_template_kwargs")  # columns that every layout may have
+OTHER_COLUMNS = ("ranks", "scores")  # columns that rankings may have
+COLUMNS = tuple(dict.fromkeys([*chain(*(layout.columns for layout in LAYOUTS)), *OTHER_COLUMNS, *BESIDE]))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from and how they are to be read; accepted wherever a path or rows are.
+
+    Attributes:
+        origin: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, or rows.
+        columns: our name of a column → the rows' own, where they differ; "a+b" is the texts of both, a line each.
+        rankings: "all" makes a pair of each two ranked completions, "best-worst" of a best and a worst.
+        split: of what `datasets` loads.
+        config: of what `datasets` loads.
+
+    Raises:
+        ConfigError: a column we do not have, or no such choice among rankings.
+
+    Example:
+        >>> from srpo.data.read import read_pairs
+        >>> rows = [{"instruction": "2+2=", "chosen": "4", "rejected": "5"}]
+        >>> read_pairs(Source(rows, columns={"prompt": "instruction"}))[0].prompt
+        '2+2='
+    """
+
+    origin: str | Path | Iterable[Mapping[str, Any]]
+    columns: Mapping[str, str] = field(default_factory=dict)
+    rankings: str = "all"
+    split: str = "train"
+    config: str | None = None
+
+    def __post_init__(self) -> None:
+        for ours in self.columns:
+            if ours not in COLUMNS:
+                fix = did_you_mean(ours, COLUMNS)
+                raise ConfigError(f"no column {ours!r}", where="map", expected="one of " + ", ".join(COLUMNS), fix=fix)
+        if self.rankings not in CHOICES:
+            expected, fix = "one of " + ", ".join(CHOICES), did_you_mean(str(self.rankings), CHOICES)
+            raise ConfigError(f"{self.rankings!r}", where="rankings", expected=expected, fix=fix)
+
+    @classmethod
+    def of(cls, source: Any) -> Source:
+        """The source itself, or one of this path or these rows."""
+        return source if isinstance(source, Source) else cls(source)
+
+    @property
+    def name(self) -> str:
+        """The path or name; "rows" for rows in memory."""
+        return str(self.origin) if isinstance(self.origin, str | Path) else "rows"
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether `datasets` is to load it."""
+        return isinstance(self.origin, str | Path) and is_loaded(self.origin)
+
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """(where, row or the `Unusable` that stands for it), with our names for the columns.
+
+        Raises:
+            InputError: the origin cannot be read.
+            DataError: it is not what its name says.
+        """
+        if isinstance(self.origin, str | Path):
+            found = rows_of(self.origin, self.split, self.config)
+        elif isinstance(self.origin, Mapping):
+            has = ", ".join(map(repr, islice(self.origin, 5)))
+            raise DataError(f"an object with {has}", where="rows", expected="rows, or one split of a data set")
+        else:
+            found = ((f"row {i}", row) for i, row in enumerate(self.origin, 1))
+        cells = isinstance(self.origin, str | Path) and str(self.origin).lower().endswith(".csv")
+        return ((where, self._named(row, cells)) for where, row in found)
+
+    def _named(self, row: Any, cells: bool) -> Any:
+        try:
+            if self.columns:
+                row = _renamed(row, self.columns)
+            return from_cells(row) if cells else row
+        except Unusable as problem:
+            return problem
+
+
+def columns_of(text: str | None) -> dict[str, str]:
+    """`ours=theirs,ours=theirs` as a dict; {} for None.
+
+    Raises:
+        ConfigError: it is written otherwise, or names a column twice.
+
+    Example:
+        >>> columns_of("prompt=instruction,chosen=good")
+        {'prompt': 'instruction', 'chosen': 'good'}
+    """
+    columns: dict[str, str] = {}
+    for piece in (text or "").split(",") if text else []:
+        ours, equals, theirs = (part.strip() for part in piece.partition("="))
+        if not (ours and equals and theirs) or ours in columns:
+            raise ConfigError(
+                f"{piece!r}", where="map", expected="`ours=theirs,…`, as in prompt=instruction,chosen=good"
+            )
+        columns[ours] = theirs
+    return columns
+
+
+def _renamed(row: Any, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with our names for its columns; a column of its own by one of those names gives way."""
+    row = as_object(row, ", ".join(columns.values()))
+    found, taken = {}, {*columns}
+    for ours, theirs in columns.items():
+        several = theirs.split("+") if theirs not in row else [theirs]
+        for each in several:
+            if each not in row:
+                raise Unusable(f"no {each!r} to be {ours!r}; this row has {', '.join(map(repr, row)) or 'no keys'}")
+        taken |= {*several}
+        parts = [row[each] for each in several]
+        found[ours] = parts[0] if len(parts) == 1 else joined(parts, theirs)
+    return {**found, **{key: value for key, value in row.items() if key not in taken}}

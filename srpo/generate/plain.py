@@ -1,0 +1,147 @@
+"""Completions in process by transformers' own `generate`, token by token: the plain way beside live.py.
+
+Axes: N rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from srpo.errors import ConfigError
+from srpo.generate.engine import Completion, expect_temperature
+from srpo.generate.sampling import choose, uniforms
+from srpo.model.weights.load import model_context
+
+# Options that would shape the distribution, or cut answers short. A model may bring some along as its defaults, and
+# what is drawn would then no longer be what the model was trained to.
+_SHAPING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "min_length",
+    "min_new_tokens",
+    "guidance_scale",
+    "watermarking_config",
+    "prompt_lookup_num_tokens",
+    "stop_strings",
+    "max_time",
+)
+
+
+class HFEngine:
+    """Generates with a transformers model on its own device.
+
+    Args:
+        model: a causal language model.
+        pad_id: id to pad with on the left; never attended to.
+        batch_size: rows generated together.
+    """
+
+    same_batch_same_bits = True
+
+    def __init__(self, model: Any, *, pad_id: int, batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"{batch_size}", where="batch_size", expected="at least 1")
+        self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
+
+    @property
+    def max_length(self) -> int | None:
+        """The model's window."""
+        return model_context(self.model)
+
+    def complete(
+        self,
+        contexts: Sequence[Sequence[int]],
+        keys: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        temperature: float = 1.0,
+        seed: int = 0,
+        guesses: Sequence[Sequence[int]] | None = None,
+    ) -> list[Completion]:
+        """As `Engine` says; equal (seed, key) draw equal numbers."""
+        expect_temperature(temperature)
+        done: dict[int, Completion] = {}
+        by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))  # less padding
+        for at in range(0, len(by_length), self.batch_size):
+            chosen = by_length[at : at + self.batch_size]
+            noise = None
+            if temperature > 0:
+                noise = torch.stack([uniforms(seed, keys[i], max_new_tokens) for i in chosen])
+            rows = self._batch([contexts[i] for i in chosen], noise, temperature, max_new_tokens, tuple(stop_ids))
+            done.update(zip(chosen, rows, strict=True))
+        return [done[i] for i in range(len(contexts))]
+
+    @torch.no_grad()
+    def _batch(
+        self,
+        contexts: list[Sequence[int]],
+        noise_NT: Tensor | None,
+        temperature: float,
+        max_new_tokens: int,
+        stop_ids: tuple[int, ...],
+    ) -> list[Completion]:
+        began = time.perf_counter()
+        width = max(map(len, contexts))
+        device = next(self.model.parameters()).device
+        ids_NL = torch.tensor([[self.pad_id] * (width - len(row)) + list(row) for row in contexts], device=device)
+        mask_NL = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in contexts], device=device)
+        sampler = [] if noise_NT is None else [_InverseSampling(noise_NT.to(device), temperature, width)]
+        out_NL = self.model.generate(
+            input_ids=ids_NL,
+            attention_mask=mask_NL,
+            logits_processor=LogitsProcessorList(sampler),
+            **dict.fromkeys(_SHAPING),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(stop_ids),
+            pad_token_id=self.pad_id,
+        )
+        seconds = (time.perf_counter() - began) / len(contexts)
+        return [_cut(row, stop_ids, seconds) for row in out_NL[:, width:].tolist()]
+
+
+class _InverseSampling(LogitsProcessor):
+    """Leaves only the token that a given uniform number falls on, so that greedy decoding samples.
+
+    The numbers come from outside: `generate`'s own sampling takes them from a global generator, in an order that
+    depends on the batch.
+    """
+
+    def __init__(self, noise_NT: Tensor, temperature: float, prompt_width: int) -> None:
+        self.noise_NT, self.temperature, self.prompt_width = noise_NT, temperature, prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.prompt_width
+        chosen_N = choose(scores, self.noise_NT[:, step], self.temperature)
+        return torch.full_like(scores, float("-inf")).scatter(1, chosen_N[:, None], 0.0)
+
+
+def _cut(ids: list[int], stop_ids: tuple[int, ...], seconds: float) -> Completion:
+    for i, token in enumerate(ids):
+        if token in stop_ids:
+            return Completion(tuple(ids[: i + 1]), True, seconds)
+    return Completion(tuple(ids), False, seconds)

@@ -1,0 +1,200 @@
+"""Judges: a prompt, an answer and the gold answer in, a score between 0 and 1 out.
+
+A judge is any callable with those three arguments. Some are shipped; `module:function` names one of your own, and
+`reward:PATH` a reward model.
+"""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from srpo.errors import ConfigError, DataError, did_you_mean
+from srpo.statistics.edit_distance import edit_distance
+
+Judge = Callable[[Any, str, Any], float]
+
+
+def exact_match(prompt: Any, answer: str, gold: Any) -> float:
+    """1 when the answer is the gold answer, 0 otherwise; space around either does not count.
+
+    Raises:
+        DataError: the gold answer is neither text nor an integer.
+
+    Example:
+        >>> exact_match("2+2=", "4\\n", "4"), exact_match("2+2=", "04", "4")
+        (1.0, 0.0)
+    """
+    return float(answer.strip() == _text(gold))
+
+
+def per_character(prompt: Any, answer: str, gold: Any) -> float:
+    """Share of positions with the gold character; a position missing or left over is wrong.
+
+    Raises:
+        DataError: the gold answer is neither text nor an integer.
+
+    Example:
+        >>> per_character("30+51=", "091", "081"), per_character("30+51=", "08", "081")
+        (0.6666666666666666, 0.6666666666666666)
+    """
+    ours, wanted = answer.strip(), _text(gold)
+    if not ours and not wanted:
+        return 1.0
+    return sum(a == b for a, b in zip(ours, wanted, strict=False)) / max(len(ours), len(wanted))
+
+
+def numeric(prompt: Any, answer: str, gold: Any) -> float:
+    """1 when the last number in the answer is the last one in the gold answer, however either is written.
+
+    Commas between groups of three digits, trailing zeros, exponents and a typographic minus make no difference.
+
+    Raises:
+        DataError: the gold answer holds no number.
+
+    Example:
+        >>> numeric("?", "20 boxes of 62 make 1,240.0.", "#### 1240"), numeric("?", "1240 of 3", 1240)
+        (1.0, 0.0)
+    """
+    whole = isinstance(gold, int | float) and not isinstance(gold, bool)
+    wanted = _last_number(repr(gold) if whole else _text(gold))
+    if wanted is None:
+        raise DataError(f"no number in the gold answer {gold!r}", expected="a number for this judge")
+    return float(_last_number(answer) == wanted)
+
+
+def edit_similarity(prompt: Any, answer: str, gold: Any) -> float:
+    """1 less the edit distance to the gold answer, over characters, as a share of the longer of the two.
+
+    Raises:
+        DataError: the gold answer is neither text nor an integer.
+
+    Example:
+        >>> edit_similarity("?", "sitting", "kitten")
+        0.5714285714285714
+    """
+    ours, wanted = answer.strip(), _text(gold)
+    longer = max(len(ours), len(wanted))
+    return 1 - edit_distance(ours, wanted) / longer if longer else 1.0
+
+
+def rouge_l(prompt: Any, answer: str, gold: Any) -> float:
+    """ROUGE-L F1 against the gold answer, words stemmed, as the `rouge-score` library computes it.
+
+    Raises:
+        ConfigError: the library is not installed.
+        DataError: the gold answer is neither text nor an integer.
+
+    Example:
+        >>> round(rouge_l("?", "the cats sat", "the cat sat down"), 3)
+        0.857
+    """
+    return float(_rouge().score(_text(gold), answer)["rougeL"].fmeasure)
+
+
+JUDGES: Mapping[str, Judge] = {
+    "exact_match": exact_match,
+    "per_character": per_character,
+    "numeric": numeric,
+    "edit_similarity": edit_similarity,
+    "rouge_l": rouge_l,
+}
+REWARD = "reward:"
+
+
+def load_judge(name: str) -> Judge:
+    """The judge of that name.
+
+    Args:
+        name: a key of `JUDGES`, `reward:` and the path or hub name of a reward model, or `module:function`; modules are
+            looked for where Python looks and, last, in the working folder.
+
+    Raises:
+        ConfigError: no such judge, module or function, or it cannot be called.
+
+    Example:
+        >>> load_judge("exact_match")("2+2=", "5", "4")
+        0.0
+        >>> load_judge("math:hypot")
+        <built-in function hypot>
+    """
+    if name in JUDGES:
+        return JUDGES[name]
+    if name.startswith(REWARD):
+        from srpo.judge.reward_model import RewardModel
+
+        return RewardModel(name.removeprefix(REWARD))
+    judge = resolved(name)
+    if not callable(judge):
+        raise ConfigError(f"judge {name!r} is {type(judge).__name__}", expected="a function (prompt, answer, gold)")
+    found: Judge = judge
+    return found
+
+
+def resolved(name: str, others: Sequence[str] = ()) -> Any:
+    """What `module:name` names.
+
+    Args:
+        others: further kinds of judges that would do, for the message.
+
+    Raises:
+        ConfigError: no such module or name.
+    """
+    expected = ", ".join([*JUDGES, REWARD + "PATH", *others]) + " or module:function"
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ConfigError(f"unknown judge {name!r}", expected=expected, fix=did_you_mean(name, [*JUDGES, *others]))
+    # A console script has its own folder first on the path, not the user's; last, so that it shadows nothing.
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"judge {name!r} cannot be loaded: {error}", expected=expected) from None
+
+
+def judged(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: str = "") -> float:
+    """The judge's score, checked.
+
+    Raises:
+        DataError: the gold answer is not of the judge's kind; `where` names the row.
+        ConfigError: what came back is not a number between 0 and 1.
+    """
+    try:
+        score = judge(prompt, answer, gold)
+    except DataError as error:
+        raise DataError(error.what, where=where, expected=error.expected, fix=error.fix) from None
+    if not isinstance(score, bool | int | float) or not 0 <= score <= 1:  # nan fails the comparison too
+        name = getattr(judge, "__name__", "judge")
+        raise ConfigError(f"{name} returned {score!r}", where=where, expected="a number between 0 and 1")
+    return float(score)
+
+
+def _text(gold: Any) -> str:
+    # A boolean is an int to Python, and "True" is no answer anyone wrote.
+    if isinstance(gold, str) or (isinstance(gold, int) and not isinstance(gold, bool)):
+        return str(gold).strip()
+    raise DataError(f"the gold answer is {type(gold).__name__}", expected="text or an integer for this judge")
+
+
+# A sign counts where no digit stands before it: 3-4 holds a 4.
+_NUMBER = re.compile(r"(?<![\d.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?|[-+]?\.\d+")
+
+
+def _last_number(text: str) -> Decimal | None:
+    found = _NUMBER.findall(text.replace("−", "-"))
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+@functools.cache
+def _rouge() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise ConfigError("rouge-score is not installed", where="rouge_l", fix="pip install 'srpo[rouge]'") from None
+    return RougeScorer(["rougeL"], use_stemmer=True)

@@ -1,0 +1,127 @@
+"""FlexAttention over a forest: one fused kernel, told by a block mask which tiles to skip.
+
+For CUDA, where path attention's masked calls would leave the fastest kernels. On a CPU FlexAttention has no backward
+pass, so there it scores and does not train.
+
+Axes: S packed tokens, Q query blocks, K key blocks.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from srpo.errors import BackendError
+from srpo.model.packed.attention import core, refuse_unserved, why_not_path
+from srpo.model.packed.forest import Forest
+
+BLOCK = 128  # what FlexAttention's kernels are tuned for
+SMALLEST_HEAD = 16  # of a compiled kernel
+_compiled: list[Any] = []
+
+
+def why_not_flex(model: nn.Module) -> str:
+    """As `why_not_path`, and what FlexAttention asks for beyond it."""
+    config = core(model).config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size < SMALLEST_HEAD and next(model.parameters()).device.type != "cpu":
+        return f"its heads are of size {size}, and FlexAttention's kernels take {SMALLEST_HEAD} or more"
+    return why_not_path(model)
+
+
+def tree_block_mask(forest: Forest, window: int | None) -> BlockMask:
+    """Which tiles of the S×S scores are empty, full or mixed, without ever forming them.
+
+    In preorder token q sees k exactly when k ≤ q < end[k], within a window W depth[q] − depth[k] < W, too. So a block
+    below the diagonal holds something visible exactly when its largest end lies beyond its first query, and is full
+    when its smallest end reaches its last.
+    """
+    ends_S, depth_S = forest.ends_S, forest.positions_1S[0]
+    tokens = len(ends_S)
+    blocks = -(-tokens // BLOCK)
+    first = torch.arange(blocks, device=ends_S.device) * BLOCK
+    last = (first + BLOCK).clamp(max=tokens)
+
+    def least_and_most(values_S: Tensor) -> tuple[Tensor, Tensor]:
+        padded = torch.cat([values_S, values_S[-1:].expand(blocks * BLOCK - tokens)]).view(blocks, BLOCK)
+        return padded.amin(1), padded.amax(1)
+
+    (end_min_K, end_max_K), (depth_min, depth_max) = least_and_most(ends_S), least_and_most(depth_S)
+    below_QK = first[None, :] < first[:, None]
+    some_QK = (below_QK & (end_max_K[None, :] > first[:, None])) | torch.eye(
+        blocks, dtype=torch.bool, device=first.device
+    )
+    full_QK = below_QK & (end_min_K[None, :] >= last[:, None])
+    if window is not None:
+        some_QK &= depth_min[:, None] - depth_max[None, :] < window
+        full_QK &= depth_max[:, None] - depth_min[None, :] < window
+    # A full block's last, padded keys would be seen, too; below the diagonal no block is padded.
+    mixed_QK = some_QK & ~full_QK
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # Compiled kernels ask about the padding of the last block, as well.
+        q, k = query.clamp(max=tokens - 1), key.clamp(max=tokens - 1)
+        seen = (key <= query) & (q < ends_S[k])
+        return seen if window is None else seen & (depth_S[q] - depth_S[k] < window)
+
+    return BlockMask.from_kv_blocks(
+        *_listed(mixed_QK), *_listed(full_QK), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(tokens, tokens)
+    )
+
+
+def _listed(chosen_QK: Tensor) -> tuple[Tensor, Tensor]:
+    """[1, 1, Q] counts and [1, 1, Q, K] indices of the chosen blocks, those first, as a BlockMask keeps them."""
+    order_QK = chosen_QK.int().argsort(dim=1, descending=True, stable=True).int()
+    return chosen_QK.sum(1, dtype=torch.int32)[None, None], order_QK[None, None]
+
+
+def flex_path_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    srpo_forest: Forest | None = None,
+    **unserved: Any,
+) -> tuple[Tensor, None]:
+    """The same as `path_attention`, by FlexAttention.
+
+    Raises:
+        BackendError: the layer asks for something a path cannot serve exactly, or for dropout, which the kernel lacks.
+    """
+    if srpo_forest is None:
+        raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
+    refuse_unserved(module, sliding_window, unserved)
+    if dropout:
+        raise BackendError("FlexAttention has no dropout", where="attention_dropout", fix="use --backend path")
+    masks = srpo_forest.block_masks
+    if sliding_window not in masks:
+        masks[sliding_window] = tree_block_mask(srpo_forest, sliding_window)
+    out: Any = _kernel(query)(
+        query,
+        key,
+        value,
+        block_mask=masks[sliding_window],
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _kernel(query: Tensor) -> Any:
+    """Compiled once, for any length; on a CPU as it is, which compiling would not make exact or fast there."""
+    if query.device.type == "cpu":
+        return flex_attention
+    if not _compiled:
+        # fullgraph: rather an error than the uncompiled form, which holds all S×S scores. TRITON: below 128 tokens the
+        # automatic choice is a kernel for decoding, which does not take these masks.
+        compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+        _compiled.append(partial(compiled, kernel_options={"BACKEND": "TRITON"}))
+    return _compiled[0]

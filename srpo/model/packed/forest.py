@@ -1,0 +1,220 @@
+"""A forest of prefix trees as tensors: ids, positions, the plan for attending and where answers are scored.
+
+Keys of a chain (see sequences/tree.py) are its path from the root in order, so key j stands at depth j: visibility is
+"j ≤ depth of the query", a window W adds "depth − j < W", and a padded key lies beyond every real query by itself.
+
+Axes: S packed tokens, C chains in a group, Q queries, K keys, P scored parents, T answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from srpo.errors import DataError
+from srpo.sequences.tree import PrefixTree, ranges
+
+# Merging chains of unlike shapes into one call saves a launch and costs padding. One launch with its gathers takes
+# about as long as this many extra query-key products; measured on CPU, and not sensitive within a factor of four.
+FREE_PADDING = 4096
+PADDING_SHARE = 0.15
+
+
+@dataclass
+class ChainGroup:
+    """Chains attended to in one call, padded to the longest.
+
+    Attributes:
+        queries_CQ: packed index of each query; short chains repeat their last.
+        keys_CK: packed index of each key; short paths repeat their last.
+        depth_CQ: depth of each query.
+        causal: every chain starts at a root, so the plain causal kernel serves.
+    """
+
+    queries_CQ: Tensor
+    keys_CK: Tensor
+    depth_CQ: Tensor
+    causal: bool
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> ChainGroup:
+        """The same group on another device."""
+        queries_CQ, keys_CK, depth_CQ = (t.to(device) for t in (self.queries_CQ, self.keys_CK, self.depth_CQ))
+        return ChainGroup(queries_CQ, keys_CK, depth_CQ, self.causal)
+
+    def mask(self, window: int | None) -> Tensor:
+        """[C, 1, Q, K] True where the query sees the key."""
+        if window not in self.masks:
+            key_depth_K = torch.arange(self.keys_CK.shape[1], device=self.keys_CK.device)
+            behind_CQK = self.depth_CQ[:, :, None] - key_depth_K
+            seen_CQK = behind_CQK >= 0
+            if window is not None:
+                seen_CQK &= behind_CQK < window
+            self.masks[window] = seen_CQK[:, None]
+        return self.masks[window]
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees laid end to end in one row, with the plan for attending over them and for scoring their answers.
+
+    Attributes:
+        trees: what was planted, all with equally many sequences.
+        ids_1S: token ids.
+        positions_1S: position ids: depth in the own tree.
+        groups: the chains, grouped by shape.
+        place_S: where each token's attention output stands among the groups' outputs.
+        parents_P: packed index of each node that some answer token hangs from, each once.
+        row_T: which of the parents each answer token is scored at.
+        token_T: the answer token's id.
+        owner_T: the (tree, sequence) it belongs to, as tree · sequences + sequence.
+        block_masks: FlexAttention's, by window, as they have been made.
+    """
+
+    trees: tuple[PrefixTree, ...]
+    ids_1S: Tensor
+    positions_1S: Tensor
+    groups: tuple[ChainGroup, ...]
+    place_S: Tensor
+    parents_P: Tensor
+    row_T: Tensor
+    token_T: Tensor
+    owner_T: Tensor
+    block_masks: dict[int | None, Any] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def ends_S(self) -> Tensor:
+        """[S] one past the last descendant of each token, as packed."""
+        starts = _starts(self.trees)
+        ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(self.trees, starts, strict=True)])
+        return torch.from_numpy(ends_S).to(self.ids_1S.device)
+
+    @classmethod
+    def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:
+        """Lays the trees end to end; no padding between them.
+
+        Raises:
+            DataError: an answer has no token, or nothing stands before its first; no tree, or trees of unlike numbers
+                of sequences.
+        """
+        if len({len(tree.answers) for tree in trees}) != 1:
+            raise DataError("no trees, or of unlike numbers of sequences", expected="as many of each as of the first")
+        starts = _starts(trees)
+        ids_S = np.concatenate([np.array(tree.ids, np.int64) for tree in trees])
+        parents_P, row_T, token_T, owner_T = _scored(trees, starts, ids_S)
+        runs: list[_Run] = []
+        for tree, offset in zip(trees, starts, strict=True):
+            for chain in tree.chains:
+                path = [(start + offset, stop + offset) for start, stop in tree.slices(chain.stop - 1)]
+                runs.append(_Run(chain.start + offset, chain.stop + offset, chain.depth, path))
+        groups = [_group(members) for members in _by_shape(runs)]
+        positions_S, place_S = np.concatenate([tree.depth for tree in trees]), _places(groups, len(ids_S))
+
+        def placed(values: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
+        return cls(
+            trees=tuple(trees),
+            ids_1S=placed(ids_S)[None],
+            positions_1S=placed(positions_S)[None],
+            groups=tuple(group.to(device) for group, _ in groups),
+            place_S=placed(place_S),
+            parents_P=placed(parents_P),
+            row_T=placed(row_T),
+            token_T=placed(token_T),
+            owner_T=placed(owner_T),
+        )
+
+
+def _starts(trees: Sequence[PrefixTree]) -> list[int]:
+    """Where each tree begins in the packed row."""
+    return [0, *accumulate(map(len, trees))][:-1]
+
+
+def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> NDArray[np.int64]:
+    """Where each packed token's output stands when the padded groups are laid end to end."""
+    place_S, base = np.empty(tokens, np.int64), 0
+    for group, members in groups:
+        width = group.queries_CQ.shape[1]
+        for row, run in enumerate(members):
+            at = base + row * width
+            place_S[run.start : run.stop] = np.arange(at, at + run.queries)
+        base += len(members) * width
+    return place_S
+
+
+def _scored(
+    trees: Sequence[PrefixTree], starts: Sequence[int], ids_S: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], ...]:
+    """parents_P, in the order in which answers come to them, row_T, token_T and owner_T."""
+    parents: list[NDArray[np.int64]] = []
+    tokens: list[NDArray[np.int64]] = []
+    for tree, start in zip(trees, starts, strict=True):
+        for answer in tree.answers:
+            path = ranges(tree.slices(answer.leaf)) + start
+            if not 0 < answer.context < len(path):
+                problem = "an answer without tokens" if answer.context else "an answer with nothing before it"
+                raise DataError(problem, expected="at least one token before and one in each answer")
+            parents.append(path[answer.context - 1 : -1])
+            tokens.append(ids_S[path[answer.context :]])
+    owner_T = np.repeat(np.arange(len(tokens)), [len(each) for each in tokens])
+    sorted_P, first_P, rank_T = np.unique(np.concatenate(parents), return_index=True, return_inverse=True)
+    order_P = first_P.argsort()
+    return sorted_P[order_P], order_P.argsort()[rank_T], np.concatenate(tokens), owner_T
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A chain in the packed row: its tokens, the depth of the first, and its path from the root as slices."""
+
+    start: int
+    stop: int
+    depth: int
+    path: list[tuple[int, int]]
+
+    @property
+    def queries(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def keys(self) -> int:
+        return self.depth + self.queries
+
+
+def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
+    """Runs of like shape together, unlike ones as long as the padding is cheaper than another call."""
+    members: list[_Run] = []
+    real = queries = keys = 0
+    for run in sorted(runs, key=lambda run: (run.depth > 0, run.keys, run.queries)):
+        wide_q, wide_k = max(queries, run.queries), max(keys, run.keys)
+        area = real + run.queries * run.keys
+        padding = (len(members) + 1) * wide_q * wide_k - area
+        unlike = bool(members) and (members[0].depth > 0) != (run.depth > 0)
+        if members and (unlike or padding > FREE_PADDING + PADDING_SHARE * area):
+            yield members
+            members, area, wide_q, wide_k = [], run.queries * run.keys, run.queries, run.keys
+        members.append(run)
+        real, queries, keys = area, wide_q, wide_k
+    if members:
+        yield members
+
+
+def _group(members: list[_Run]) -> tuple[ChainGroup, list[_Run]]:
+    """Index tensors of chains padded to the longest. Padding repeats a real index, so that no row is fully masked."""
+    q_width, k_width = max(run.queries for run in members), max(run.keys for run in members)
+    queries_CQ, depth_CQ = np.empty((2, len(members), q_width), np.int64)
+    keys_CK = np.empty((len(members), k_width), np.int64)
+    for query_Q, depth_Q, key_K, run in zip(queries_CQ, depth_CQ, keys_CK, members, strict=True):
+        query_Q[: run.queries], query_Q[run.queries :] = np.arange(run.start, run.stop), run.stop - 1
+        depth_Q[: run.queries], depth_Q[run.queries :] = np.arange(run.depth, run.keys), run.keys - 1
+        key_K[: run.keys], key_K[run.keys :] = ranges(run.path), run.stop - 1
+    queries, keys, depth = (torch.from_numpy(values) for values in (queries_CQ, keys_CK, depth_CQ))
+    return ChainGroup(queries, keys, depth, causal=members[0].depth == 0), members

@@ -1,0 +1,272 @@
+"""The language-model head on scored positions only: hidden states in, log-probs of answer tokens out.
+
+The model is run whole, as its wrappers need; a hook lets nothing but the scored positions through to its head, so
+logits of all positions never exist. Where even theirs would be large, the hook lets a single position through and the
+head is computed here, in tiles that keep their log-sum-exp and are computed again in the backward pass. That single
+position is how the tiles know what the model does to its logits after the head (scales them, caps them): what they
+give must be what the model itself gave, else the model's own head is used.
+
+Axes: P scored positions, T answer tokens, V vocabulary, D hidden size, N rows, L row length.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from srpo.errors import BackendError
+from srpo.model.packed.attention import core
+
+log = logging.getLogger("srpo")
+
+# Tiles compute the head's product once more, a third of its work; below some 250 positions of a 128k vocabulary
+# (128 MiB of float32 logits) that costs more time than the memory is worth.
+TILED_ABOVE = 2**25  # logits
+TILE = {"cpu": 2**23}  # logits of a tile
+TILE_ELSEWHERE = 2**26  # an accelerator wants larger products
+# Rounding errors, relative to the largest logit, that may lie between a model's logits and its own head's product; a
+# scale or cap that was overlooked costs far more.
+NEAR = 8
+
+
+class Scored(NamedTuple):
+    """Which positions the head runs on and which tokens are scored at them.
+
+    Attributes:
+        place_P: the positions, counted through the rows of the batch one after the other.
+        row_T: which of them each answer token is scored at.
+        token_T: the answer token's id.
+        length: L, tokens of a row of the batch.
+    """
+
+    place_P: Tensor
+    row_T: Tensor
+    token_T: Tensor
+    length: int
+
+
+def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor:
+    """[T] log-prob of each answer token, float64, nats; differentiable.
+
+    Args:
+        run: calls the model on its batch and returns its output; keywords given to it go to the model.
+
+    Raises:
+        BackendError: the model's logits are not one row for each position that its head was given.
+    """
+    if _is_compiled(model):  # its head is traced into its graph, where no hook reaches it
+        return _whole(_kept(run, scored), scored)
+    after = _afterwards(model, scored)
+    if after is not None:
+        with _through(model, scored.place_P, only_first=True) as seen:
+            row_1V = run().logits.flatten(0, -2)
+        if (found := _agreeing(after, seen, row_1V)) is not None:
+            hidden_PD = seen.hidden_PD.to(seen.dtype)
+            return _TiledLogps.apply(hidden_PD, *seen.weights(), scored.row_T, scored.token_T, found)
+        _untiled[seen.head] = True
+        log.info("srpo: the head is not tiled: the model's logits are not what its head and configuration give")
+    with _through(model, scored.place_P):
+        logits_PV = run().logits.flatten(0, -2)
+    return _whole(logits_PV, scored)
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules())
+
+
+def _kept(run: Callable[..., Any], scored: Scored) -> Tensor:
+    """[P, V] by the model's own choice of logits, which is one of columns: every row keeps those that any row needs."""
+    column_C, rank_P = (scored.place_P % scored.length).unique(return_inverse=True)
+    logits_NCV = run(logits_to_keep=column_C).logits
+    if logits_NCV.shape[1] == scored.length != len(column_C):  # it kept all of them
+        rank_P = scored.place_P % scored.length
+    return logits_NCV[scored.place_P // scored.length, rank_P]
+
+
+def _whole(logits_PV: Tensor, scored: Scored) -> Tensor:
+    if len(logits_PV) != len(scored.place_P):
+        raise BackendError(f"{len(logits_PV)} rows of logits for {len(scored.place_P)} positions", where="the head")
+    logits_PV = logits_PV.float() if logits_PV.dtype != torch.float64 else logits_PV
+    norm_P = logits_PV.logsumexp(-1)
+    return logits_PV[scored.row_T, scored.token_T].double() - norm_P[scored.row_T].double()
+
+
+# ---------------------------------------------------------------------- what reaches the head
+
+
+class _Seen:
+    """What the head was about to be given: scored positions [P, D], and the dtype it computes in."""
+
+    def __init__(self, head: Any) -> None:
+        self.head = head
+        self.hidden_PD = torch.empty(0)
+        self.dtype = torch.float32
+
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """The head's weight and bias in the dtype it computes in, which under autocast is not the one they have."""
+        bias = self.head.bias
+        return self.head.weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
+
+
+@contextmanager
+def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> Iterator[_Seen]:
+    """Inside, the head is given the scored positions alone, or the first of them."""
+    seen = _Seen(core(model).get_output_embeddings())
+
+    def narrow(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.hidden_PD = args[0].flatten(0, -2).index_select(0, place_P)
+        kind = args[0].device.type
+        seen.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else args[0].dtype
+        return (seen.hidden_PD[None, :1] if only_first else seen.hidden_PD[None], *args[1:])
+
+    hook = seen.head.register_forward_pre_hook(narrow)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
+    """What the head computed in, call by call: under autocast neither what its weights are nor what comes out."""
+    found: list[torch.dtype] = []
+    head = core(model).get_output_embeddings()
+    watch = head.register_forward_hook(lambda _module, _inputs, out: found.append(out.dtype))
+    try:
+        yield found
+    finally:
+        watch.remove()
+
+
+# ---------------------------------------------------------------------- what happens after the head
+
+
+class _After(NamedTuple):
+    """What a model does to its logits: z ↦ scale · z, then cap · tanh(z / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return logits if self.cap is None else (logits / self.cap).tanh() * self.cap
+
+
+_untiled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _afterwards(model: nn.Module, scored: Scored) -> list[_After] | None:
+    """What the model may do to its logits, by its configuration; None where the head is not to be tiled."""
+    head: Any = core(model).get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if type(head) is not nn.Linear or head in _untiled or type(weight) is not nn.Parameter:  # quantised, an adapter, …
+        return None
+    if weight.ndim != 2 or weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():  # sharded
+        return None
+    if len(scored.place_P) * len(weight) <= TILED_ABOVE:
+        return None
+    config = core(model).config.get_text_config()
+    scales = {1.0}
+    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
+        if isinstance(value := getattr(config, name, None), float | int) and value:
+            scales |= {float(value), 1 / value}
+    cap = getattr(config, "final_logit_softcapping", None)
+    return [_After(scale, limit) for limit in ([cap, None] if cap else [None]) for scale in sorted(scales)]
+
+
+@torch.no_grad()
+def _agreeing(candidates: list[_After], seen: _Seen, row_1V: Tensor) -> _After | None:
+    """The candidate under which head and model give the same logits of the position that was let through."""
+    if row_1V.shape != (1, len(seen.head.weight)):
+        return None
+    own_1V = F.linear(seen.hidden_PD[:1].to(seen.dtype), *seen.weights()).double()
+    off = {after: (row_1V.double() - after(own_1V)).abs().max() / after(own_1V).abs().max() for after in candidates}
+    nearest = min(off, key=lambda after: off[after].item())
+    return nearest if off[nearest] <= NEAR * torch.finfo(seen.dtype).eps else None
+
+
+# ---------------------------------------------------------------------- tiles
+
+
+class _TiledLogps(torch.autograd.Function):
+    """[T] log-probs; only the log-sum-exp of each position is kept, tiles of logits are computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_PD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        row_T: Tensor,
+        token_T: Tensor,
+        after: _After,
+    ) -> Tensor:
+        full = torch.promote_types(hidden_PD.dtype, torch.float32)
+        norm_P = hidden_PD.new_empty(len(hidden_PD), dtype=full)
+        logp_T = hidden_PD.new_empty(len(row_T), dtype=torch.float64)
+        for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
+            logits_RV = after(F.linear(hidden_PD[rows], weight_VD, bias_V).to(full))
+            scored_A = logits_RV[row_T[answers] - rows.start, token_T[answers]]
+            most_R1 = logits_RV.amax(1, keepdim=True)  # logsumexp by hand, for torch's needs two tiles more
+            norm_P[rows] = most_R1[:, 0] + logits_RV.sub_(most_R1).exp_().sum(1).log()
+            logp_T[answers] = scored_A.double() - norm_P[row_T[answers]].double()
+            del logits_RV  # before the next tile is there
+        ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P)
+        ctx.after = after
+        return logp_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P = ctx.saved_tensors
+        after, full = ctx.after, norm_P.dtype
+        grad_T = grad_T.to(full)
+        grad_P = torch.zeros_like(norm_P).index_add_(0, row_T, grad_T)
+        dhidden_PD = torch.empty_like(hidden_PD) if ctx.needs_input_grad[0] else None
+        dweight_VD = torch.zeros_like(weight_VD, dtype=full) if ctx.needs_input_grad[1] else None
+        dbias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
+        for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
+            dlogits_RV = after(F.linear(hidden_PD[rows], weight_VD, bias_V).to(full))
+            slope_RV = None if after.cap is None else 1 - (dlogits_RV / after.cap).square()  # of cap · tanh(z / cap)
+            # −softmax, weighted, plus the weight of each answer token at its own place
+            dlogits_RV.sub_(norm_P[rows, None]).exp_().mul_(-grad_P[rows, None])
+            places = (row_T[answers] - rows.start, token_T[answers])
+            dlogits_RV.index_put_(places, grad_T[answers], accumulate=True)
+            if slope_RV is not None:
+                dlogits_RV.mul_(slope_RV)
+            if after.scale != 1.0:
+                dlogits_RV.mul_(after.scale)
+            if dbias_V is not None:
+                dbias_V += dlogits_RV.sum(0)
+            dlogits_RV = dlogits_RV.to(hidden_PD.dtype)
+            if dhidden_PD is not None:
+                torch.mm(dlogits_RV, weight_VD, out=dhidden_PD[rows])
+            if dweight_VD is None:
+                pass
+            elif full == weight_VD.dtype:
+                dweight_VD.addmm_(dlogits_RV.T, hidden_PD[rows])
+            else:  # tiles are summed in float32, which no product of half-precision matrices adds into
+                dweight_VD += dlogits_RV.T @ hidden_PD[rows]
+            del dlogits_RV
+        dweights = (None if d is None else d.to(weight_VD.dtype) for d in (dweight_VD, dbias_V))
+        return dhidden_PD, *dweights, None, None, None
+
+
+def _tiles(hidden_PD: Tensor, weight_VD: Tensor, row_T: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Tiles of positions, each with the answer tokens that are scored in it."""
+    rows = max(1, TILE.get(hidden_PD.device.type, TILE_ELSEWHERE) // len(weight_VD))
+    starts = list(range(0, len(hidden_PD), rows))
+    order_T = row_T.argsort()
+    bounds = torch.searchsorted(row_T[order_T], torch.tensor([*starts[1:], len(hidden_PD)], device=row_T.device))
+    first = 0
+    for start, last in zip(starts, bounds.tolist(), strict=True):
+        yield slice(start, min(start + rows, len(hidden_PD))), order_T[first:last]
+        first = last

@@ -1,0 +1,95 @@
+"""The back-ends: four ways to lay the sequences of a forest before a model, one set of numbers.
+
+    path    each shared prefix once, attention along root-to-leaf chains (attention.py); the default
+    flex    the same by FlexAttention's block mask (flex.py)
+    cache   each shared prefix once, its cache copied at every branching (cache_tree.py); forward only
+    flat    each sequence in a row of its own; always right
+
+Every answer token is scored at its parent node, so the language-model head runs on parents of answer tokens only.
+
+Axes: B pairs, K sequences of a tree (six for SRPO), S packed tokens, P scored parents, T answer tokens, N flat rows,
+L row length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from srpo.errors import DataError
+from srpo.model.packed.attention import FLEX, attending
+from srpo.model.packed.cache_tree import cache_logps
+from srpo.model.packed.flex import flex_path_attention
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.head import Scored, answer_logps
+
+LAYOUT_VERSION = 1  # goes up when any of them may round otherwise than before: log-probs kept on disk are then not read
+
+AttentionInterface.register(FLEX, flex_path_attention)
+
+
+def packed_logps(model: nn.Module, forest: Forest, *, backend: str) -> Tensor:
+    """[B, K] summed log-probs; the whole forest in one row."""
+
+    def run(**options: Any) -> Any:
+        inputs = {"input_ids": forest.ids_1S, "position_ids": forest.positions_1S, "srpo_forest": forest}
+        return model(**inputs, use_cache=False, **options)
+
+    with attending(model, backend):
+        logp_T = answer_logps(
+            model, run, Scored(forest.parents_P, forest.row_T, forest.token_T, forest.ids_1S.shape[1])
+        )
+    return _summed(logp_T, forest)
+
+
+def _summed(logp_T: Tensor, forest: Forest) -> Tensor:
+    pairs, sequences = len(forest.trees), len(forest.trees[0].answers)
+    return logp_T.new_zeros(pairs * sequences).index_add(0, forest.owner_T, logp_T).view(pairs, sequences)
+
+
+def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
+    """[B, K] each sequence in a row of its own, padded on the right; drafts and revisions in a batch each, to pad
+    little."""
+    sequences = [tree.unpack() for tree in forest.trees]
+    columns = range(len(sequences[0]))
+    batches = [columns[:2], columns[2:]] if len(columns) == 6 else [columns]
+    logps = []
+    for batch in batches:
+        rows = [pair[k] for k in batch for pair in sequences]
+        logps.append(_row_logps(model, rows, forest.ids_1S.device).view(len(batch), len(sequences)))
+    return torch.cat(logps).T
+
+
+def _row_logps(model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Tensor:
+    """[N] summed log-probs of the answers of flat rows."""
+    length = max(len(context) + len(answer) for context, answer in rows)
+    ids_NL, mask_NL = torch.zeros(2, len(rows), length, dtype=torch.long)
+    place: list[int] = []
+    owner: list[int] = []
+    for n, (context, answer) in enumerate(rows):
+        if not context or not answer:
+            raise DataError("an answer without tokens, or with nothing before it")
+        ids_NL[n, : len(context) + len(answer)] = torch.tensor([*context, *answer])
+        mask_NL[n, : len(context) + len(answer)] = 1
+        first = n * length + len(context) - 1  # the token before each answer token
+        place += range(first, first + len(answer))
+        owner += [n] * len(answer)
+    ids_NL = ids_NL.to(device)
+    place_T, owner_T = torch.tensor([place, owner], device=device)
+    scored = Scored(place_T, torch.arange(len(place_T), device=device), ids_NL.flatten()[place_T + 1], length)
+    run = partial(model, input_ids=ids_NL, attention_mask=mask_NL.to(device), use_cache=False)
+    logp_T = answer_logps(model, run, scored)
+    return logp_T.new_zeros(len(rows)).index_add(0, owner_T, logp_T)
+
+
+LAYOUTS: dict[str, Callable[[nn.Module, Forest], Tensor]] = {
+    "path": partial(packed_logps, backend="path"),
+    "flex": partial(packed_logps, backend="flex"),
+    "cache": lambda model, forest: _summed(cache_logps(model, forest), forest),
+    "flat": flat_logps,
+}

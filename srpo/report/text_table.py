@@ -1,0 +1,88 @@
+"""`Results` as tables: for a terminal of 100 columns, and in Markdown for a page or a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from srpo.score.results import POOL, Results, Row, capital, counted, heat
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BEST = "*"
+NAME_WIDTH = 14  # of the terminal's columns, for the names of systems: at least
+
+GAP = 3  # columns between two cells
+
+
+def print_table(results: Results, console: Console | None = None, *, seed: int | str = POOL) -> None:
+    """Prints one table per split and temperature: systems down, revisions across, the best of a row starred.
+
+    Args:
+        results: what to print.
+        console: where; standard output, if none is given.
+        seed: a seed, or the pool.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = console or Console(highlight=False)
+    for title, curves in _tables(results, seed):
+        # In a narrow terminal an interval goes below its number, rather than a name or a column out of sight.
+        widths = (max(len(cell) for cell in column) for column in zip(*map(_cells, curves), strict=False))
+        roomy = NAME_WIDTH + sum(GAP + width for width in widths) < console.width
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in _heading(curves):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.columns[0].justify, table.columns[0].no_wrap = "left", False
+        for rows in curves:
+            main = rows[0]["system"] == results.highlight
+            cells = _cells(rows) if roomy else [cell.replace(" ", "\n") for cell in _cells(rows)]
+            table.add_row(results.label(rows[0]["system"]), *cells, style="bold" if main else "")
+        console.print(title, style="bold")  # as the table's own title it would wrap at the table's width
+        console.print(table)
+    console.print(_note(results), style="dim")
+
+
+def as_markdown(results: Results, *, seed: int | str = POOL) -> str:
+    """The same tables in Markdown."""
+    lines: list[str] = []
+    for title, curves in _tables(results, seed):
+        heading = _heading(curves)
+        lines += [f"{title}:", "", f"| {' | '.join(heading)} |", f"| --- |{' ---: |' * (len(heading) - 1)}"]
+        for rows in curves:
+            name = results.label(rows[0]["system"])
+            name = f"**{name}**" if rows[0]["system"] == results.highlight else name
+            lines.append(f"| {' | '.join([name, *_cells(rows)])} |")
+        lines.append("")
+    return "\n".join([*lines, _note(results), ""]).replace(BEST + " is", f"`{BEST}` is")
+
+
+def _tables(results: Results, seed: int | str) -> Iterator[tuple[str, list[list[Row]]]]:
+    """A title and the systems' curves for each split and temperature."""
+    pooled = f", {len(results.seeds)} seeds pooled" if seed == POOL and len(results.seeds) > 1 else ""
+    measure = results.label(results.settings.get("judge", "score"))
+    for split, temperature in dict.fromkeys((row["split"], row["temperature"]) for row in results.rows):
+        curves = [results.curve(system, split, temperature, seed) for system in results.values("system")]
+        if shown := [rows for rows in curves if rows]:
+            place = results.label(split) if temperature is None else f"{results.label(split)}, {heat(temperature)}"
+            yield f"{capital(place)}: {measure}, % ({counted(shown)}{pooled})", shown
+
+
+def _heading(curves: list[list[Row]]) -> list[str]:
+    return ["k =", *(str(row["revision"]) if row["revision"] else "draft" for row in max(curves, key=len))]
+
+
+def _note(results: Results) -> str:
+    return f"± is half of a {100 * results.level:g} % interval over prompts; {BEST} is the largest of its row."
+
+
+def _cells(rows: list[Row]) -> list[str]:
+    means = [row["mean"] for row in rows]
+    cells = []
+    for place, row in enumerate(rows):
+        star = BEST if min(means) < row["mean"] and place == means.index(max(means)) else ""
+        cells.append(f"{star}{100 * row['mean']:.1f} ±{50 * (row['high'] - row['low']):.1f}")
+    return cells

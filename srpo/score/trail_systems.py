@@ -1,0 +1,98 @@
+"""Files of trails, as `srpo revise` writes them, by system, seed and split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from srpo.errors import ConfigError, DataError, InputError
+from srpo.revise.trail import Trail
+from srpo.score.scores import Cell, Key
+
+ALL = "all"
+log = logging.getLogger("srpo")
+
+
+def read_systems(
+    specs: Sequence[str], *, gold_key: str | None = "gold", split_key: str = "split"
+) -> dict[Key, list[Trail]]:
+    """Reads the files; which system a file is of is said by its name or before an equals sign.
+
+    Args:
+        specs: `path` or `name=path`; a name that stands more than once is one system with several seeds, 0, 1, ….
+        gold_key: where in a row's `meta` the gold answer has to stand; None asks for none.
+        split_key: where it says which split the row belongs to; rows without it are one split, "all".
+
+    Raises:
+        ConfigError: two files of one name and no names given, or a name without a path.
+        InputError: a file is missing or unreadable.
+        DataError: a line is no trail or has no gold answer, or a file holds no line.
+    """
+    cells: dict[Key, list[Trail]] = {}
+    seeds: dict[str, int] = {}
+    for system, path in _named(specs):
+        seed = seeds[system] = seeds.get(system, -1) + 1
+        for trail in read_trails(path, gold_key=gold_key):
+            cells.setdefault(Cell(seed, system, str(trail.meta.get(split_key, ALL)), None), []).append(trail)
+    return cells
+
+
+def read_trails(path: str | Path, *, gold_key: str | None = "gold") -> list[Trail]:
+    """The trails of one file; those that failed are left out, and counted aloud.
+
+    Args:
+        gold_key: where in each row's `meta` a gold answer has to stand; None asks for none.
+
+    Raises:
+        InputError: the file is missing or unreadable.
+        DataError: a line is no trail or lacks its gold answer, or there is no line.
+    """
+    trails, failed = [], 0
+    for where, line in _lines(Path(path)):
+        trail = Trail.from_json(line, where=where)
+        if trail.failed:
+            failed += 1
+            continue
+        if not isinstance(trail.meta, dict) or not all(isinstance(answer.text, str) for answer in trail.answers):
+            raise DataError("not a trail", where=where, expected="a line written by `srpo revise`")
+        if gold_key is not None and gold_key not in trail.meta:
+            has = ", ".join(map(repr, trail.meta)) or "nothing"
+            fix = "put the gold answer beside each prompt before `srpo revise`, or name its key by --gold_key"
+            raise DataError(f"no {gold_key!r} in meta, only {has}", where=where, fix=fix)
+        trails.append(trail)
+    if failed:
+        log.warning("srpo: %s: %d of %d trails failed and are left out", path, failed, failed + len(trails))
+    if not trails:
+        raise DataError("no trails", where=str(path), expected="one trail per line")
+    return trails
+
+
+def _named(specs: Sequence[str]) -> list[tuple[str, Path]]:
+    named: list[tuple[str, Path]] = []
+    for spec in specs:
+        name, equals, path = spec.partition("=")
+        # An equals sign behind a slash belongs to the path.
+        if not equals or "/" in name:
+            name, path = Path(spec).stem, spec
+            if any(name == other for other, _ in named):
+                raise ConfigError(f"two systems named {name!r}", where=spec, fix="name them: --trails one=… other=…")
+        if not name or not path:
+            raise ConfigError(f"{spec!r} names no file", where="--trails", expected="path or name=path")
+        named.append((name, Path(path)))
+    return named
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        with path.open("rb") as lines:
+            for number, raw in enumerate(lines, 1):
+                where = f"{path}:{number}"
+                if raw.strip():
+                    yield where, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except FileNotFoundError:
+        raise InputError("no such file", where=str(path), expected="a file written by `srpo revise`") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: byte {error.object[error.start]:#04x}", where=where) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None

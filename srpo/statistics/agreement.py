@@ -1,0 +1,170 @@
+"""How far a judge can be trusted, from what it said: pure functions of verdicts.
+
+A verdict is 1 where the first of two answers is better, ½ for a tie, 0 where the second is, nan where there is none
+that can be read. Everything here leaves out what is nan and says of how many verdicts it speaks.
+
+Intervals are percentile bootstraps over prompts: verdicts on one prompt are drawn together, because two pairs of
+answers to one prompt are not two prompts. A share that is 0 or 1 throughout, where resampling sees no spread, has the
+exact bound of the binomial distribution over prompts instead: of 20 prompts without a flip one can tell that fewer than
+17 % flip, and no more.
+
+Axes: N verdicts, C prompts, M sums, D draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from srpo.errors import ConfigError
+from srpo.statistics.bootstrap import DRAWS, LEVEL, resamples
+
+SCORES = (0.0, 0.5, 1.0)
+NAN = float("nan")
+
+
+class Measure(NamedTuple):
+    """A number, the ends of its interval, and how many verdicts it is of; nan where there is none to speak of."""
+
+    value: float
+    low: float
+    high: float
+    of: int
+
+
+Clusters = Sequence[Hashable] | None
+
+
+def share(values_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
+    """Mean of the values that are not nan; of zeros and ones a share, of verdicts an accuracy with ties as half.
+
+    Args:
+        values_N: [N] numbers in [0, 1], or nan.
+        prompts: which prompt each is about; each about its own, if None.
+
+    Raises:
+        ConfigError: not one prompt per value, or no draws.
+
+    Example:
+        >>> import torch
+        >>> share(torch.tensor([1.0, 0.0, float("nan"), 1.0]), draws=2000).value
+        0.6666666666666666
+        >>> round(share(torch.zeros(20)).high, 3)
+        0.168
+    """
+    known = ~values_N.isnan()
+    sums_CM = _sums([values_N.nan_to_num(0.0), known], prompts)
+    measured = _measure(sums_CM, lambda totals_DM: totals_DM[:, 0] / totals_DM[:, 1], int(known.sum()), draws, seed)
+    if measured.of and measured.value in (0.0, 1.0):
+        edge = ((1 - LEVEL) / 2) ** (1 / int((sums_CM[:, 1] > 0).sum()))  # Clopper and Pearson (1934), their ends
+        return measured._replace(low=edge) if measured.value else measured._replace(high=1 - edge)
+    return measured
+
+
+def difference(a_N: Tensor, b_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
+    """Mean of a less the mean of b, each over those of its values that are not nan, on the same draws of prompts.
+
+    Example:
+        >>> import torch
+        >>> difference(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0]), draws=100).value
+        0.5
+    """
+    known = [~a_N.isnan(), ~b_N.isnan()]
+    sums_CM = _sums([a_N.nan_to_num(0.0), known[0], b_N.nan_to_num(0.0), known[1]], prompts)
+
+    def gap(totals_DM: Tensor) -> Tensor:
+        return totals_DM[:, 0] / totals_DM[:, 1] - totals_DM[:, 2] / totals_DM[:, 3]
+
+    return _measure(sums_CM, gap, min(int(each.sum()) for each in known), draws, seed)
+
+
+def flips(one_N: Tensor, other_N: Tensor) -> Tensor:
+    """[N] 1 where two readings of the same pairs differ, 0 where they do not, nan where one of them is nan.
+
+    Of the two orders this is the flip rate; of two runs, the judge's disagreement with itself.
+
+    Example:
+        >>> import torch
+        >>> flips(torch.tensor([1.0, 1.0, 0.5]), torch.tensor([1.0, 0.0, float("nan")])).tolist()
+        [0.0, 1.0, nan]
+    """
+    differ_N = (one_N != other_N).to(torch.float64)
+    return differ_N.masked_fill(one_N.isnan() | other_N.isnan(), NAN)
+
+
+def for_first_shown(ahead_N: Tensor, behind_N: Tensor) -> Tensor:
+    """[N] share of a pair's verdicts for the answer that was shown first; ½ from a judge whose position means nothing.
+
+    Args:
+        ahead_N: [N] verdicts with the first answer shown first; both are as seen from the first answer.
+        behind_N: [N] verdicts with the second shown first.
+
+    Example:
+        >>> import torch
+        >>> for_first_shown(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0])).tolist()
+        [1.0, 0.5]
+    """
+    return (ahead_N + 1 - behind_N) / 2
+
+
+def where(values_N: Tensor, chosen_N: Tensor) -> Tensor:
+    """[N] the values where chosen, nan elsewhere.
+
+    Example:
+        >>> import torch
+        >>> where(torch.tensor([1.0, 0.5]), torch.tensor([True, False])).tolist()
+        [1.0, nan]
+    """
+    return values_N.to(torch.float64).masked_fill(~chosen_N, NAN)
+
+
+def kappa(one_N: Tensor, other_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
+    """Cohen's κ of two judges over the three verdicts: agreement beyond what their habits alone would give.
+
+    1 for full agreement, 0 for as much as chance gives, below 0 for less; nan where both say the same thing always.
+
+    Example:
+        >>> import torch
+        >>> kappa(torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0, 0.0]), draws=100).value
+        0.5
+    """
+    cells = [(one_N == a) & (other_N == b) for a in SCORES for b in SCORES]
+    sums_CM = _sums(cells, prompts)
+
+    def beyond_chance(totals_DM: Tensor) -> Tensor:
+        table_D33 = totals_DM.reshape(-1, 3, 3) / totals_DM.sum(1)[:, None, None]
+        agree_D = table_D33.diagonal(dim1=1, dim2=2).sum(1)
+        chance_D = (table_D33.sum(1) * table_D33.sum(2)).sum(1)
+        return (agree_D - chance_D) / (1 - chance_D)  # Cohen (1960)
+
+    return _measure(sums_CM, beyond_chance, int(sums_CM.sum()), draws, seed)
+
+
+def _sums(columns: Sequence[Tensor], prompts: Clusters) -> Tensor:
+    """[C, M] the columns, added up over the rows of each prompt."""
+    columns_NM = torch.stack([column.to(torch.float64) for column in columns], 1)
+    if prompts is None:
+        return columns_NM
+    if len(prompts) != len(columns_NM):
+        raise ConfigError(f"{len(prompts)} prompts for {len(columns_NM)} verdicts", expected="one for each")
+    places: dict[Hashable, int] = {}
+    rows_N = torch.tensor([places.setdefault(prompt, len(places)) for prompt in prompts], dtype=torch.long)
+    return torch.zeros(len(places), columns_NM.shape[1], dtype=torch.float64).index_add_(0, rows_N, columns_NM)
+
+
+def _measure(sums_CM: Tensor, statistic: Callable[[Tensor], Tensor], count: int, draws: int, seed: int) -> Measure:
+    """The statistic of the totals, and of the totals of resampled prompts; a draw without a value has no part."""
+    if draws < 1:
+        raise ConfigError(f"{draws}", where="draws", expected="1 or more")
+    if not count:
+        return Measure(NAN, NAN, NAN, 0)
+    value = float(statistic(sums_CM.sum(0)[None])[0])
+    found_D = torch.cat(
+        [statistic(counts_DC @ sums_CM) for counts_DC in resamples([len(sums_CM)], draws=draws, seed=seed)]
+    )
+    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    low, high = torch.nanquantile(found_D, ends).tolist()
+    return Measure(value, low, high, count)

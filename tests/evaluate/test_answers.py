@@ -1,0 +1,171 @@
+"""Models and prompts to a report: every control, nothing drawn twice, nothing drawn that has gone stale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srpo.cli.evaluate import main
+from srpo.errors import ConfigError, InputError, Interrupted
+from srpo.evaluate import answers
+from srpo.evaluate.answers import contents, draw_all
+from srpo.evaluate.controls import oracle
+from srpo.evaluate.plan import CONTROLS, Plan
+from srpo.judge.single import exact_match, per_character
+from srpo.revise.reviser import Reviser
+from srpo.revise.trail import Answer, Trail
+from srpo.score.results_file import read_results
+from srpo.tasks.carry import TEMPLATE, carry_tokenizer
+from tests.judge.pair_judges import Scripted, honest
+from tests.revise.tiny import PROMPTS, carry_llama
+
+
+def save(folder: Path, seed: int, *, trained: bool) -> Path:
+    carry_llama(seed).save_pretrained(folder)
+    carry_tokenizer().save_pretrained(folder)
+    if trained:
+        TEMPLATE.save(folder)
+        record = {"format": 1, "objective": "srpo", "beta": 0.3, "alpha": 0.5, "logps_reduction": "sum"}
+        (folder / "srpo_training.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save(folder / "srpo0", 0, trained=True)
+    save(folder / "srpo1", 2, trained=True)
+    save(folder / "base", 1, trained=False)
+    rows = [{"prompt": prompt, "gold": str(eval(prompt[:-1])), "split": "in"} for prompt in dict.fromkeys(PROMPTS)]
+    rows += [{"prompt": f"9{row['prompt']}", "gold": "1", "split": "out"} for row in rows]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def plan(place: Path, out: Path, **settings: Any) -> Plan:
+    return Plan.of(
+        {
+            "models": {"srpo": f"{place}/srpo{{seed}}"},
+            "prompts": f"{place}/prompts.jsonl",
+            "references": f"{place}/base",
+            "controls": list(CONTROLS),
+            "revisions": 2,
+            "max_new_tokens": 4,
+            "output_dir": str(out),
+            **settings,
+        }
+    )
+
+
+def test_every_control_from_one_command(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--models", f"srpo={models}/srpo{{seed}}", "--prompts", f"{models}/prompts.jsonl", "--seeds", "0", "1"]
+    words += ["--references", f"{models}/base", "--controls", *CONTROLS, "--revisions", "2", "--max_new_tokens", "4"]
+    assert main([*words, "--judge", "per_character", "--output_dir", str(tmp_path)]) == 0
+    results = read_results(tmp_path / "results.json")
+    assert results.values("system") == ["srpo", *(f"srpo/{control}" for control in CONTROLS)]
+    assert results.seeds == [0, 1]
+    assert results.values("split") == ["in", "out"]
+    for split in ("in", "out"):
+        curve = {control: [row["mean"] for row in results.curve(f"srpo/{control}", split, 1.0)] for control in CONTROLS}
+        assert curve["gold"] == [1, 1, 1]
+        assert curve["draft_only"] == [curve["draft_only"][0]] * 3
+        assert curve["best_of"][0] == curve["oracle"][0] == curve["draft_only"][0]
+        assert all(best <= most for best, most in zip(curve["best_of"], curve["oracle"], strict=True))
+        assert curve["oracle"] == sorted(curve["oracle"])
+        assert results.curve("srpo", split, 1.0)[0]["mean"] == curve["draft_only"][0]
+    assert "oracle: best of k+1 drafts, picked by the judge" in (tmp_path / "report.html").read_text("utf-8")
+    assert "The report is" in capsys.readouterr().out
+
+
+def test_nothing_is_drawn_twice(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = draw_all(plan(models, tmp_path), exact_match)
+    monkeypatch.setattr(answers, "Reviser", None)  # whatever would draw now fails
+    assert draw_all(plan(models, tmp_path), exact_match) == first
+    # Fewer controls, another judge and another name ask for nothing new.
+    draw_all(plan(models, tmp_path, controls=["oracle"]), per_character)
+    with pytest.raises(TypeError):  # control: another seed does
+        draw_all(plan(models, tmp_path, seeds=[1]), exact_match)
+    for change in ({"temperature": 0.7}, {"revisions": 1}, {"max_new_tokens": 3}):
+        with pytest.raises(TypeError):
+            draw_all(plan(models, tmp_path, **change), exact_match)
+
+
+def test_a_changed_model_draws_anew_and_a_moved_one_does_not(models: Path, tmp_path: Path) -> None:
+    here, there = save(tmp_path / "here", 0, trained=True), save(tmp_path / "there", 0, trained=True)
+    assert contents(str(here)) == contents(str(there))
+    (there / "trainer_state.json").write_text("{}")
+    (there / "README.md").write_text("a card")
+    contents.cache_clear()
+    assert contents(str(here)) == contents(str(there))
+    save(there, 5, trained=True)
+    contents.cache_clear()
+    assert contents(str(here)) != contents(str(there))
+
+
+def test_a_killed_run_goes_on(models: Path, tmp_path: Path) -> None:
+    whole = draw_all(plan(models, tmp_path / "whole", batch_size=2), exact_match)
+
+    class Killed(Reviser):
+        """Is interrupted at the third batch."""
+
+        def trails(self, *args: Any, **settings: Any) -> Any:
+            for number, trail in enumerate(super().trails(*args, **settings)):
+                if number == 4:
+                    raise KeyboardInterrupt
+                yield trail
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "Reviser", Killed)
+        with pytest.raises(Interrupted):
+            draw_all(plan(models, tmp_path / "killed", batch_size=2), exact_match)
+    (file,) = (tmp_path / "killed" / "drawn").glob("srpo.in.*.jsonl")
+    assert file.read_text().count("\n") == 4
+    again = draw_all(plan(models, tmp_path / "killed", batch_size=2), exact_match)
+
+    def texts(drawn: Any) -> Any:
+        return {key: [[a.text for a in trail.answers] for trail in rows] for key, rows in drawn.trails.items()}
+
+    assert texts(again) == texts(whole)
+
+
+def test_the_oracle_picks_with_the_key_in_hand() -> None:
+    drafts = [Trail("1+1=", tuple(Answer(text, 1, kept=False) for text in ("30", "42", "41")), meta={"gold": "42"})]
+    for judge in (per_character, Scripted(honest)):
+        (best,) = oracle(drafts, judge)
+        assert [best.after(k).text for k in range(3)] == ["30", "42", "42"]
+
+
+def test_the_best_of_drafts_is_a_policy_too(models: Path, tmp_path: Path) -> None:
+    both = {"srpo": {"model": f"{models}/srpo0", "controls": ["best_of", "draft_only"]}}
+    both |= {"chosen": {"model": f"{models}/srpo0", "policy": "best_of", "controls": ["draft_only"]}}
+    drawn = draw_all(plan(models, tmp_path, models=both, controls=[]), exact_match).trails
+
+    def in_hand(system: str, split: str) -> list[list[str]]:
+        return [[trail.after(k).text for k in range(3)] for trail in drawn[0, system, split, 1.0]]
+
+    for split in ("in", "out"):
+        assert in_hand("chosen", split) == in_hand("srpo/best_of", split) != in_hand("srpo", split)
+        assert in_hand("chosen/draft_only", split) == in_hand("srpo/draft_only", split)
+
+
+def test_what_cannot_be_drawn_is_told(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no reference to ask"):
+        draw_all(plan(models, tmp_path, references=None, controls=["reference"]), exact_match)
+    for model, kind, said in (
+        ("a/b/missing", InputError, "a/b/missing: no such folder.*`--without srpo`"),
+        (
+            {"model": f"{models}/srpo0", "policy": "bestof"},
+            ConfigError,
+            "srpo: policy: 'bestof'.*did you mean 'best_of'",
+        ),
+    ):
+        with pytest.raises(kind, match=said):
+            draw_all(plan(models, tmp_path / "none", models={"first": f"{models}/srpo0", "srpo": model}), exact_match)
+        assert not [*(tmp_path / "none").rglob("*.jsonl")]  # told before the first model draws
+    with pytest.raises(ConfigError, match="did you mean 'prompts'"):
+        main(["--trails", "x.jsonl", "--output_dir", str(tmp_path), "--resampling", "prompt"])
+    with pytest.raises(ConfigError, match="no output_dir"):
+        main(["--trails", "x.jsonl"])

@@ -1,0 +1,165 @@
+"""What the live engine writes is what plain decoding writes, whatever was guessed and whatever the cache still held."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from srpo.generate import speculative
+from srpo.generate.engine import Completion
+from srpo.generate.plain import HFEngine
+from srpo.generate.speculative import LiveEngine, why_not_live
+from tests.conftest import EOS, PAD, make_tiny_llama
+
+MARK = 33  # stands for the words that ask for a revision
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return make_tiny_llama(initializer_range=0.3)
+
+
+def ids(completions: list[Completion]) -> list[tuple[int, ...]]:
+    return [completion.ids for completion in completions]
+
+
+def chain(model: Any, rows: int, temperature: float, *, seed: int = 0, batch_size: int = 32) -> LiveEngine:
+    """Five revisions by both engines, compared after each; every other row leaves after the second."""
+    rng = random.Random(seed)
+    ours = LiveEngine(model, pad_id=PAD, batch_size=batch_size)
+    plain = HFEngine(model, pad_id=PAD, batch_size=batch_size)
+    prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 30))] for _ in range(rows)]
+    contexts, guesses = prompts, None
+    for revision in range(6):
+        settings: dict[str, Any] = {"max_new_tokens": 20, "stop_ids": [EOS, 7, 9], "temperature": temperature}
+        keys = [f"{row}/{revision}" for row in range(len(contexts))]
+        mine = ours.complete(contexts, keys, guesses=guesses, seed=3, **settings)
+        expected = plain.complete(contexts, keys, seed=3, **settings)
+        assert ids(mine) == ids(expected)
+        assert [one.finished for one in mine] == [one.finished for one in expected]
+        answers = [list(one.ids) for one in mine]
+        stay = [i for i in range(len(prompts)) if revision != 1 or i % 2 == 0]
+        prompts, answers = [prompts[i] for i in stay], [answers[i] for i in stay]
+        contexts = [[*prompt, *answer, MARK] for prompt, answer in zip(prompts, answers, strict=True)]
+        guesses = [list(answer) for answer in answers]
+        for guess in guesses:  # a guess may be anything
+            if rng.random() < 0.5:
+                guess[rng.randrange(len(guess))] = rng.randrange(256)
+            if rng.random() < 0.2:
+                del guess[rng.randrange(len(guess)) :]
+    return ours
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_what_comes_out_is_what_plain_decoding_writes(model: Any, rows: int, temperature: float) -> None:
+    engine = chain(model, rows, temperature)
+    assert engine.serves is True  # and has not fallen back to the plain way
+
+
+def test_batches_smaller_than_what_is_asked(model: Any) -> None:
+    chain(model, 7, 1.0, batch_size=3)
+
+
+def test_a_wrong_slot_would_be_seen(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: with a mask that shows what was refused, what is written differs, or the engine finds out itself."""
+    right = speculative.SlotCache.place
+    monkeypatch.setattr(speculative.SlotCache, "place", lambda *args: torch.zeros_like(right(*args)))
+    engine = LiveEngine(model, pad_id=PAD)
+    engine.complete([[65, 66, 67]], ["a"], max_new_tokens=4, stop_ids=[EOS])
+    assert engine.serves is False
+    engine = LiveEngine(model, pad_id=PAD)
+    monkeypatch.setattr(engine, "_check", lambda context: "")
+    contexts = [[65, 66, 67], [70], [1, 2, 3, 4, 5, 6]]
+    settings: dict[str, Any] = {"max_new_tokens": 20, "stop_ids": [EOS], "temperature": 0.0}
+    mine = engine.complete(contexts, ["a", "b", "c"], guesses=[[5] * 20] * 3, **settings)
+    assert ids(mine) != ids(HFEngine(model, pad_id=PAD).complete(contexts, ["a", "b", "c"], **settings))
+
+
+def test_right_guesses_save_forwards_and_wrong_ones_cost_none(model: Any) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 60, "stop_ids": [], "temperature": 1.0}
+    (first,) = HFEngine(model, pad_id=PAD).complete([[65, 66, 67, 68]], ["a"], **settings)
+
+    def forwards(guess: list[int] | None) -> int:
+        engine = LiveEngine(model, pad_id=PAD)
+        engine.complete([[1]], ["warm"], **{**settings, "max_new_tokens": 1})  # what the first call checks is not it
+        before = engine.forwards
+        guesses = None if guess is None else [guess]
+        assert ids(engine.complete([[65, 66, 67, 68]], ["a"], guesses=guesses, **settings)) == [first.ids]
+        return engine.forwards - before
+
+    right = list(first.ids)
+    assert forwards(None) == forwards([]) == 60
+    assert forwards(right) <= 6
+    assert 55 <= forwards([(token + 1) % 256 for token in right]) <= 60
+    # One token replaced, one left out, one put in: the place in the draft is found again.
+    assert forwards([*right[:15], 3, *right[16:30], *right[31:45], 4, *right[45:]]) <= 15
+
+
+def test_the_cache_is_kept_from_draft_to_revision_and_not_from_batch_to_batch(model: Any) -> None:
+    engine = LiveEngine(model, pad_id=PAD)
+    context = list(range(40, 100))
+    settings: dict[str, Any] = {"max_new_tokens": 5, "stop_ids": [], "temperature": 0.0}
+    (draft,) = engine.complete([context], ["a"], **settings)
+    before = engine.read
+    engine.complete([[*context, *draft.ids, MARK]], ["a"], guesses=[draft.ids], **settings)
+    assert engine.read - before < 25  # of 66: the draft's last token, the mark, guesses and the answer
+    before = engine.read
+    engine.complete([context], ["a"], **settings)
+    assert engine.read - before == len(context) + 4
+
+
+def test_rows_that_are_done_are_read_no_longer(model: Any) -> None:
+    engine = LiveEngine(model, pad_id=PAD)
+    contexts, keys = [[65 + i] * 4 for i in range(8)], [str(i) for i in range(8)]
+    settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.0}
+    long = engine.complete(contexts, keys, stop_ids=[], **settings)
+    stops = sorted({one.ids[2] for one in long[:6]})  # ends six rows by their third token
+    before = engine.read
+    short = engine.complete(contexts, keys, stop_ids=stops, **settings)
+    expected = HFEngine(model, pad_id=PAD).complete(contexts, keys, stop_ids=stops, **settings)
+    assert ids(short) == ids(expected)
+    assert engine.read - before < 8 * 3 + 8 * max(len(one.ids) for one in short)
+
+
+def test_what_cannot_be_rolled_back_is_decoded_plainly_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    windowed = MistralForCausalLM(MistralConfig(vocab_size=64, sliding_window=4, num_key_value_heads=2, **sizes)).eval()
+    assert "cannot be rolled back" in why_not_live(windowed)
+    engine, plain = LiveEngine(windowed, pad_id=0), HFEngine(windowed, pad_id=0)
+    with caplog.at_level(logging.WARNING, "srpo"):
+        for context in ([5] * 9, [6, 7, 8]):
+            settings: dict[str, Any] = {"max_new_tokens": 6, "stop_ids": [2], "seed": 1}
+            mine = engine.complete([context], ["a"], guesses=[[1, 2, 3]], **settings)
+            assert ids(mine) == ids(plain.complete([context], ["a"], **settings))
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1
+    assert "plain decoding" in said[0]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_in_float64_logits_agree_to_many_digits(attention: str) -> None:
+    model = make_tiny_llama(initializer_range=0.3, attn_implementation=attention).double()
+    engine = LiveEngine(model, pad_id=PAD)
+    assert engine._check(list(range(60, 92))) == ""
+    assert why_not_live(make_tiny_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
+
+
+def test_mixed_precision_is_judged_by_what_the_head_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer's model has float32 weights and gives float32 logits, and computes in bfloat16 between."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    model = make_tiny_llama(initializer_range=0.3, hidden_size=64, num_hidden_layers=6)
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
+    context = list(range(60, 92))
+    assert model(input_ids=torch.tensor([context])).logits.dtype == torch.float32
+    assert LiveEngine(model, pad_id=PAD)._check(context) == ""
+    monkeypatch.setitem(speculative._TOLERANCE, torch.bfloat16, speculative._TOLERANCE[torch.float32])
+    assert "differ from plain ones by" in LiveEngine(model, pad_id=PAD)._check(context)  # control: it is no float32

@@ -1,0 +1,27 @@
+"""A run that is to be killed: `… URL CACHE N CONCURRENCY` judges N pairs and prints their scores."""
+
+from __future__ import annotations
+
+import sys
+
+from srpo.generate.http import Endpoint
+from srpo.judge.asking import Asking
+from srpo.judge.llm import LLMJudge
+from srpo.judge.prompt import load_prompt
+from srpo.judge.verdict import Comparison
+from srpo.judge.verdict_cache import VerdictCache
+
+
+def pairs(count: int) -> list[Comparison]:
+    return [Comparison(f"question {n}", *(("good", "bad") if n % 3 else ("bad", "good"))) for n in range(count)]
+
+
+def judge(url: str, cache: str, concurrency: int) -> LLMJudge:
+    endpoint = Endpoint(url, tries=2, backoff=0.0, concurrency=concurrency)
+    return LLMJudge(endpoint, load_prompt("general"), Asking("scripted"), VerdictCache(cache))
+
+
+if __name__ == "__main__":
+    url, cache, count, concurrency = sys.argv[1:]
+    for verdict in judge(url, cache, int(concurrency)).compare(pairs(int(count))):
+        print(verdict.score, flush=True)

@@ -1,0 +1,238 @@
+"""Merging: what is written is what the adapter was, or is not kept; and what is saved needs no srpo to be loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+from srpo import Reviser
+from srpo.cli.main import run
+from srpo.errors import ConfigError, InputError, SRPOError
+from srpo.model.weights.card import MARK, Card, licence_of, portable, portable_command, write_card
+from srpo.model.weights.load import TRAINING_FILE, load_model
+from srpo.model.weights.merge import MERGE_FILE, compare, merge
+from tests.conftest import make_byte_tokenizer, make_tiny_llama
+
+ROWS = [{"prompt": f"p{i} ", "chosen": "yes", "rejected": "no"} for i in range(4)]
+QUICK = ["--max_steps", "3", "--learning_rate", "0.05", "--report_to", "none", "--use_cpu", "true"]
+
+
+def save_base(folder: Path, **settings: Any) -> Path:
+    make_tiny_llama(num_hidden_layers=1, initializer_range=0.1, **settings).save_pretrained(folder)
+    make_byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and what `srpo train` made of it: all weights in `full`, an adapter in `adapter`."""
+    folder = tmp_path_factory.mktemp("place")
+    base = save_base(folder / "base")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n", "utf-8")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
+    for out, more in (("full", []), ("adapter", ["--use_peft", "--lora_r", "4"])):
+        words = ["train", "--model_name_or_path", str(base), "--dataset_name", str(folder / "pairs.jsonl")]
+        assert run([*words, "--output_dir", str(folder / out), "--logging_steps", "1", *QUICK, *more]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(place: Path) -> Path:
+    words = ["merge", "--model_name_or_path", str(place / "adapter"), "--output_dir", str(place / "merged")]
+    assert run([*words, "--prompts", str(place / "pairs.jsonl"), "--max_new_tokens", "8"]) == 0
+    return place / "merged"
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(torch.tensor([[1, 2, 3, 200]])).logits
+    return found
+
+
+# ---------------------------------------------------------------------- merging
+
+
+def test_a_merged_model_is_the_adapter_on_its_base(place: Path, merged: Path) -> None:
+    adapter, model = load_model(str(place / "adapter")), load_model(str(merged))
+    assert not hasattr(model, "peft_config")
+    torch.testing.assert_close(logits(model), logits(adapter), rtol=1e-4, atol=1e-5)
+    with adapter.disable_adapter():
+        assert not torch.allclose(logits(model), logits(adapter), atol=1e-2)
+    record = json.loads((merged / MERGE_FILE).read_text("utf-8"))
+    assert (record["prompts"], record["generated"], record["other_tokens"]) == (4, 32, 0)
+    assert record["difference"] < record["tolerance"] == 1e-4 < record["effect"]
+    assert (record["adapter"], record["base"], record["dtype"]) == ("adapter", "base", "float32")
+    assert sorted(path.name for path in place.glob("merged*")) == ["merged"]
+
+
+def test_a_merged_model_revises(place: Path, merged: Path) -> None:
+    prompts = ["p0 ", "p1 "]
+    settings = {"revisions": 2, "max_new_tokens": 4, "temperature": 0}
+    ours = Reviser(str(merged), reference=str(place / "base")).revise(prompts, **settings)
+    theirs = Reviser(str(place / "adapter")).revise(prompts, **settings)
+    assert [[a.text for a in trail.answers] for trail in ours] == [[a.text for a in trail.answers] for trail in theirs]
+    for ours_, theirs_ in zip(ours[0].answers[1:], theirs[0].answers[1:], strict=True):
+        assert ours_.preferred == pytest.approx(theirs_.preferred, abs=1e-4)
+    record = json.loads((merged / TRAINING_FILE).read_text("utf-8"))
+    assert (record["reference"], record["merged"]) == ("frozen copy", {"reference": "adapter off"})
+    # Control: without a reference there is no confidence, for there is no adapter to switch off.
+    assert not Reviser(str(merged)).has_confidence
+
+
+def test_words_of_the_vocabulary_stand_in_for_prompts(place: Path, tmp_path: Path) -> None:
+    compared = merge(str(place / "adapter"), str(tmp_path / "out"), max_new_tokens=2)
+    assert (compared.prompts, compared.positions, compared.generated) == (4, 4 * 18, 8)
+    assert compared.same
+    assert "8 of 8 greedy tokens equal; logits differ by" in str(compared)
+
+
+def test_what_is_not_the_same_is_refused(tmp_path: Path) -> None:
+    """Tied weights: an adapter on the head alone, merged, would move the embeddings with it."""
+    base = save_base(tmp_path / "base", tie_word_embeddings=True)
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["lm_head"], init_lora_weights=False)
+    torch.manual_seed(0)
+    get_peft_model(load_model(str(base)), config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    make_byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    words = ["merge", "--model_name_or_path", str(tmp_path / "adapter"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SRPOError, match=r"the merged model is another one: .* greedy tokens equal; logits differ by"):
+        run(words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_one_changed_weight_is_seen(place: Path, merged: Path) -> None:
+    model, changed = load_model(str(merged)), load_model(str(merged))
+    ids = [1, 2, 3, 200, 5]
+    with torch.no_grad():
+        before = [(ids, model(torch.tensor([ids])).logits[0])]
+        assert compare(before, model, [before[0][1]], [3]).difference == 0
+        changed.model.layers[0].mlp.down_proj.weight[0, 0] += 0.5
+        found = compare(before, changed, [before[0][1]], [3])
+        assert found.difference > found.tolerance
+        assert not found.same
+        changed.model.norm.weight[0] = float("nan")
+        assert not compare(before, changed, [before[0][1]], [3]).same
+
+
+def test_what_cannot_be_merged_is_told(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no adapter_config\.json here"):
+        merge(str(place / "base"), str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="is not empty"):
+        merge(str(place / "adapter"), str(place))
+    (tmp_path / "notes").write_text("mine", "utf-8")
+    with pytest.raises(ConfigError, match="notes: is a file; expected a folder; name another --output_dir"):
+        merge(str(place / "adapter"), str(tmp_path / "notes"))
+    tuned = get_peft_model(load_model(str(place / "base")), PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=2))
+    tuned.save_pretrained(tmp_path / "tuned")
+    make_byte_tokenizer().save_pretrained(tmp_path / "tuned")
+    with pytest.raises(ConfigError, match="a PROMPT_TUNING adapter has no weights to merge"):
+        merge(str(tmp_path / "tuned"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------- elsewhere
+
+PLAIN = """
+import json, sys
+from importlib.metadata import version
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = Path(sys.argv[1])
+base = folder
+if len(sys.argv) > 2:
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True)
+if len(sys.argv) > 2:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, folder)
+assert "form" in json.loads((folder / "revision_template.json").read_text())
+assert AutoTokenizer.from_pretrained(folder)("p0 ")["input_ids"]
+with torch.no_grad():
+    print(json.dumps(model.eval()(torch.tensor([[1, 2, 3, 200]])).logits.tolist()))
+assert not [name for name in sys.modules if name.split(".")[0] == "srpo"]
+"""
+
+
+@pytest.mark.parametrize(("name", "kind"), [("full", []), ("merged", []), ("adapter", ["adapter"])])
+def test_what_is_saved_loads_without_srpo(name: str, kind: list[str], place: Path, merged: Path) -> None:
+    command = [sys.executable, "-c", PLAIN, str(place / name), *kind]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.tensor(json.loads(done.stdout)), logits(load_model(str(place / name))))
+
+
+def test_control_srpo_would_be_seen(place: Path) -> None:
+    command = [sys.executable, "-c", "import srpo\n" + PLAIN, str(place / "full")]
+    assert "AssertionError" in subprocess.run(command, capture_output=True, text=True, cwd=place).stderr
+
+
+# ---------------------------------------------------------------------- the card
+
+
+@pytest.mark.parametrize("name", ["full", "adapter", "merged"])
+def test_a_card_says_what_was_done(name: str, place: Path, merged: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    text = (place / name / "README.md").read_text("utf-8")
+    card = ModelCard(text)
+    assert card.data.license == "apache-2.0"  # the base's card says so
+    assert card.data.library_name == ("peft" if name == "adapter" else "transformers")
+    for told in (
+        "| beta | 0.01 |",
+        "| pairs | 4 |",
+        "| data sha256, of the token trees | ",
+        "| loss | ",
+        "srpo train --model_name_or_path base --dataset_name pairs.jsonl",
+        "arXiv:2406.01660",
+        f"torch {version('torch')}",  # which is not `torch.__version__` where that tells a build for CUDA
+    ):
+        assert told in text
+    assert str(place) not in text
+    assert ("Merged from an adapter by `srpo merge`" in text) == (name == "merged")
+    record = json.loads((place / "adapter" / "run.json").read_text("utf-8"))
+    assert f"| {record['data']['sha256']} |" in text
+
+
+def test_a_card_of_ones_own_is_never_touched(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    own = b"---\nlicense: mit\n---\n# My model\r\n"
+    (out / "README.md").write_bytes(own)
+    words = ["train", "--model_name_or_path", str(place / "base"), "--dataset_name", str(place / "pairs.jsonl")]
+    with caplog.at_level("INFO", "srpo"):
+        assert run([*words, "--output_dir", str(out), "--use_peft", "--save_strategy", "no", *QUICK]) == 0
+    assert (out / "README.md").read_bytes() == own  # PEFT, left to itself, writes into it
+    assert MARK in (out / "SRPO_CARD.md").read_text("utf-8")
+    assert "is somebody's own and stays; the card is SRPO_CARD.md" in caplog.text
+
+
+def test_our_own_card_is_written_anew(tmp_path: Path) -> None:
+    write_card(tmp_path, Card("a/b", False, {"beta": 1}, {}), None)
+    before = (tmp_path / "README.md").read_bytes()
+    write_card(tmp_path, Card("a/b", False, {"beta": 2}, {}), before)
+    assert "| beta | 2 |" in (tmp_path / "README.md").read_text("utf-8")
+    assert 'base_model: "a/b"' in (tmp_path / "README.md").read_text("utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_nothing_of_the_machine_is_told(tmp_path: Path) -> None:
+    words = ["srpo", "train", "--output_dir", "/home/me/run", "--dataset_name=/data/x.jsonl", "--map", "a b"]
+    assert portable_command(words) == 'srpo train --output_dir run --dataset_name=x.jsonl --map "a b"'
+    words = ["--model_init_kwargs", '{"cache_dir": "/home/me/cache"}', "org/name", "https://a.b/c/d", "runs/a/b"]
+    told = '--model_init_kwargs "{\\"cache_dir\\": \\"cache\\"}" org/name https://a.b/c/d runs/a/b'
+    assert portable_command(words) == told
+    assert "planted" not in Card("", False, {}, {"data": "https://me:planted@host/pairs.jsonl"}).text()
+    paths = {"~/a": "a", "../a/b": "b", "org/name": "org/name", "C:\\x\\y": "y", "/a/b/": "b", "": ""}
+    assert {path: portable(path) for path in paths} == paths
+    assert licence_of(str(tmp_path)) == licence_of("org/name") == "unknown"

@@ -1,0 +1,114 @@
+"""Which settings an engine takes, what of them decides the answers, and where a model in this process is put."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srpo.cli.main import run
+from srpo.errors import ConfigError
+from srpo.evaluate.answers import Studio
+from srpo.evaluate.plan import Model, Plan
+from srpo.model.weights.load import load_model
+from srpo.revise.engines import Serving
+from srpo.revise.reviser import Reviser
+from tests.revise.tiny import PROMPTS, carry_llama, reviser, saved
+
+SERVER = {"base_url": "http://localhost:1/v1"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(saved(tmp_path_factory.mktemp("model"), carry_llama()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "hff"}, "engine: 'hff'; expected one of hf, vllm, openai, chat; did you mean 'hf'?"),
+        ({"engine": "openai"}, "base_url: engine openai asks a server"),
+        (SERVER, "base_url: means nothing to engine hf"),
+        ({"timeout": 3.0}, "timeout: means nothing to engine hf"),
+        ({"speculation": "none"}, "speculation: means nothing to engine hf"),
+        ({"engine": "vllm", "device": "cpu"}, "device: means nothing to engine vllm"),
+        ({"engine": "chat", "dtype": "auto", **SERVER}, "dtype: means nothing to engine chat"),
+        ({"engine": "openai", "device": "cpu", **SERVER}, "device: means nothing to engine openai"),
+        ({"engine": "chat", "served_reference": "base", **SERVER}, "served_reference: chat tells no log-probs"),
+    ],
+)
+def test_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Serving(**settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "decides"),
+    [
+        ({}, {}),
+        ({"device": "cpu"}, {}),
+        ({"dtype": "bfloat16"}, {"dtype": "bfloat16"}),
+        ({"engine": "vllm", "dtype": "auto"}, {"engine": "vllm", "dtype": "auto"}),
+        ({"engine": "openai", "timeout": 3.0, **SERVER}, {"engine": "openai"}),
+    ],
+)
+def test_what_decides_the_answers(settings: dict[str, Any], decides: dict[str, str]) -> None:
+    assert Serving(**settings).made_with() == decides
+
+
+def places(reviser: Reviser) -> set[tuple[torch.dtype, str]]:
+    """Of the weights of policy and reference."""
+    assert reviser.confidence is not None
+    scorer: Any = reviser.confidence.scorer
+    with scorer._reference() as reference:
+        return {(p.dtype, p.device.type) for each in (reviser.model, reference) for p in each.parameters()}
+
+
+def test_weights_of_the_asked_dtype_on_the_asked_device(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srpo.revise.reviser.inference_device", lambda name: torch.device({"": "meta"}.get(name, name)))
+    for serving, place in (
+        (Serving(), (torch.float32, "meta")),
+        (Serving(dtype="bfloat16", device="cpu"), (torch.bfloat16, "cpu")),
+    ):
+        assert places(serving.reviser(model, reference=model, beta=0.1)) == {place}
+
+
+def test_a_reference_by_its_path_goes_where_the_model_is(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srpo.revise.reviser.inference_device", lambda name: torch.device("meta"))
+    loaded = load_model(model, dtype="bfloat16")
+    assert places(reviser(loaded, reference=model, beta=0.1)) == {(torch.bfloat16, "cpu")}
+    for where, asked in (("device", "cpu"), ("dtype", "float32")):
+        with pytest.raises(ConfigError, match=f"{where}: '{asked}', and a model that is loaded"):
+            reviser(loaded, **{where: asked})
+
+
+def test_an_evaluation_s_models_likewise(model: str, tmp_path: Path) -> None:
+    keys = []
+    for dtype in ("float32", "float16"):
+        plan = Plan(models={"a": Model(model)}, prompts={"all": "p"}, dtype=dtype, device="cpu")
+        studio = Studio(plan, Model(model), tmp_path, 0)
+        assert studio.reviser(Model(model)).model.dtype == getattr(torch, dtype)
+        keys.append(studio._made_with(Model(model), studio._settings(1.0, "always")))
+    assert keys[0] != keys[1]  # what was drawn in one precision does not stand for the other
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:99", "device: 'cuda:99', and 0 GPUs are seen by torch; name one of them, or cpu"),
+        ("gpu", "device: 'gpu'; expected cpu, cuda, or one of several: cuda:1"),
+        ("cuda:one", "device: 'cuda:one'; expected"),
+        ("meta", "device: 'meta'; expected"),
+    ],
+)
+def test_no_such_device(device: str, message: str, tmp_path: Path) -> None:
+    saved(tmp_path)  # without weights: the device is looked at before them
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPTS[0]}) + "\n", "utf-8")
+    words = ["revise", "--model_name_or_path", str(tmp_path), "--input", str(tmp_path / "in.jsonl"), "--device", device]
+    with pytest.raises(ConfigError) as caught:
+        run([*words, "--output", str(tmp_path / "out.jsonl")])
+    assert message in str(caught.value)
