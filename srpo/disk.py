@@ -1,4 +1,4 @@
-"""Where results go: a folder for one process alone, files that are whole or not there, messages without secrets."""
+"""Output on disk: folders locked by one process, files written whole or not at all, and append-only JSON lines."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from srpo.errors import ConfigError, LockedError, OutputError, redacted
+from srpo.errors import ConfigError, InputError, LockedError, OutputError
 
 LOCK_FILE = ".lock"
 log = logging.getLogger("srpo")
@@ -87,20 +88,29 @@ def _same(one: str | Path, other: str | Path) -> bool:
         return os.path.realpath(one) == os.path.realpath(other)
 
 
-def write_file(path: Path, content: bytes, *, durable: bool = False, flag: str = "--output_dir") -> None:
-    """Writes a whole file or none: half a report looks like a finished one.
+def write_file(
+    path: Path,
+    content: bytes | Iterable[bytes],
+    *,
+    durable: bool = False,
+    flag: str = "--output_dir",
+    suffix: str = ".partial",
+) -> None:
+    """Writes a whole file, or leaves the old one: half a report looks like a finished one.
 
     Args:
-        flag: what names it, or its folder.
-        durable: return only when a power cut can no longer undo it.
+        content: the bytes, or pieces of them in order.
+        durable: return only when a power cut can no longer undo the write.
+        flag: the option that names the file or its folder, for the error.
+        suffix: of the unfinished file; processes that may write one file at once need a suffix each.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + suffix)
     with writing(path, flag):
         with partial.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -157,6 +167,90 @@ def _size(count: int) -> str:
         if count >= size / 10:
             return f"{count / size:.1f} {unit}"
     return f"{count} bytes"
+
+
+# ---------------------------------------------------------------------- append-only files
+
+
+class JSONLines:
+    """An append-only file of JSON objects, one a line.
+
+    Each line is written by one system call, so that several processes and threads may share the file and a killed
+    process leaves at most one torn line, the last one. Readers skip torn lines and lines of another format.
+
+    Args:
+        path: the file; made, with its folder, at the first `append`.
+        durable: return from `append` only when a power cut can no longer undo it.
+        fix: remedy in the error of a failed write.
+
+    Attributes:
+        skipped: lines that the last `read` could not use.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = False, fix: str = "") -> None:
+        self.path, self.skipped = path, 0
+        self._durable, self._fix = durable, fix
+        self._lock = threading.Lock()
+        self._handle: int | None = None
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yields the objects in order; a missing file has none.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        self.skipped = 0
+        try:
+            with self.path.open("rb") as lines:
+                for line in lines:
+                    row = _json_object(line)
+                    if row is not None:
+                        yield row
+                    elif line.strip():
+                        self.skipped += 1
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", where=str(self.path)) from None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds one line; afterwards, killing the process does not lose the line.
+
+        Raises:
+            OutputError: the line cannot be written.
+        """
+        line = json.dumps(row, ensure_ascii=True).encode() + b"\n"
+        try:
+            with self._lock:
+                handle, torn = self._open()
+                os_write(handle, b"\n" + line if torn else line)
+                if self._durable:
+                    os.fsync(handle)
+        except OSError as error:
+            raise OutputError(f"cannot be written: {error.strerror}", where=str(self.path), fix=self._fix) from None
+
+    def _open(self) -> tuple[int, bool]:
+        """The open file, and whether it ends in a torn line, which the next line must not continue."""
+        if self._handle is not None:
+            return self._handle, False
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        size = os.fstat(self._handle).st_size
+        return self._handle, bool(size) and os.pread(self._handle, 1, size - 1) != b"\n"
+
+
+def os_write(handle: int, data: bytes) -> None:
+    """Writes all bytes; the system may take fewer at a time."""
+    while data:
+        data = data[os.write(handle, data) :]
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 # ---------------------------------------------------------------------- one process a folder
@@ -226,24 +320,3 @@ def _holder(file: TextIO) -> str:
 def _locked(folder: Path, holder: str) -> LockedError:
     fix = "wait for it, stop it, or name another --output_dir"
     return LockedError(f"held by {holder or 'another process'}", where=str(folder), fix=fix)
-
-
-class Redacting:
-    """A stream of messages that leaves secrets out: the command line's standard error, for libraries log there too.
-
-    Not for standard output: results are somebody's data, and stay as they are.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._stream.write(redacted(text))
-        return len(text)
-
-    def writelines(self, lines: Any) -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

@@ -12,8 +12,8 @@ import pytest
 
 from srpo import progress
 from srpo.cli.parser import show_progress
-from srpo.disk import Redacting
 from srpo.progress import Progress
+from srpo.secrets import Redacting
 
 
 class Terminal(io.StringIO):

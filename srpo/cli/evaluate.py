@@ -9,7 +9,7 @@ from typing import Any
 
 from srpo.cli.judging import FLAGS, add_judge_flags
 from srpo.cli.parser import Parser, show_progress
-from srpo.errors import redacted_command
+from srpo.secrets import redacted_command
 
 DESCRIPTION = """Score drafts and revisions, with intervals over prompts, and compare systems: from files of trails, or
 from models and prompts, which are drawn first and kept. Flags win over the settings file."""

@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 from srpo import __version__
-from srpo.cli.stopping import stoppable
 from srpo.errors import Interrupted, OutputError, SRPOError, UsageError, did_you_mean
 
 VERBS = {
@@ -64,12 +63,13 @@ def run(argv: list[str]) -> int:
 
 def main() -> None:
     """The console script."""
-    from srpo.disk import Redacting
+    from srpo.secrets import Redacting
+    from srpo.signals import signals
 
     stderr: Any = sys.stderr if isinstance(sys.stderr, Redacting) else Redacting(sys.stderr)
     sys.stderr = stderr  # libraries log and warn there as well
     try:
-        with stoppable():
+        with signals.heard(until_exit=True):
             code = run(sys.argv[1:])
         sys.stdout.flush()  # here, where a closed pipe is still an answer and not a traceback at exit
     except SRPOError as error:

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     settings, (plan, judge) = settings_beside("rounds", DESCRIPTION, argv, (RoundsArguments, JudgeArguments))
 
     from srpo.rounds.run import line_of, run_rounds
-    from srpo.train.durable.stop_and_resume import signals
+    from srpo.signals import signals
     from srpo.train.run import train_with
 
     try:

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     config, model, data, run = settings_of("train", DESCRIPTION, argv)
 
-    from srpo.train.durable.stop_and_resume import signals
+    from srpo.signals import signals
     from srpo.train.run import train
 
     try:

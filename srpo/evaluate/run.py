@@ -9,7 +9,7 @@ from typing import Any
 
 from srpo import __version__
 from srpo.disk import writable_folder
-from srpo.errors import ConfigError, did_you_mean, redacted
+from srpo.errors import ConfigError, did_you_mean
 from srpo.evaluate.plan import CONTROLS, Plan
 from srpo.judge.load import LLM
 from srpo.judge.settings import JudgeArguments
@@ -22,6 +22,7 @@ from srpo.score.results import Results
 from srpo.score.scores import Judges, Key, compares, score, tallies
 from srpo.score.summary import summarise, usual_questions
 from srpo.score.trail_systems import read_systems
+from srpo.secrets import redacted
 
 TITLED = 4  # systems that a title names, at most
 

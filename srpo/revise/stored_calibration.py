@@ -55,8 +55,8 @@ class Calibration:
         choice: what `auto` does with this model.
         prompts: labelled prompts.
         pairs: first revisions that differ from their draft, one of the two strictly better.
-        auc, brier, error, temperature: of the confidence in them (statistics/calibration.py); None where all of them are better,
-            or all worse.
+        auc, brier, error, temperature: of the confidence in them (statistics/calibration.py); None where all are
+            better, or all worse.
         linked_brier, linked_error: the same after the fitted link σ((p − ½) / T).
         table: reliability, raw.
         made_with: equation, judge, temperature of decoding, revisions, seed, version.

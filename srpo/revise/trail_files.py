@@ -14,10 +14,11 @@ from typing import Any
 
 from srpo.data.read import PromptRow, Reject, read_prompts, reasons
 from srpo.data.rejected import REJECTED_FILE, rejected_lines
-from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError, redacted
+from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError
 from srpo.progress import Progress
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
+from srpo.secrets import redacted
 
 SETTINGS = ".settings.json"  # how the trails were drawn, beside them
 OTHER = "choose another --output"

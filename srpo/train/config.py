@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from srpo.errors import ConfigError, did_you_mean, redacted
+from srpo.errors import ConfigError, did_you_mean
 from srpo.maths.objective import OBJECTIVES
 from srpo.model.packed.backends import BACKENDS
+from srpo.secrets import redacted
 from srpo.sequences.fit import TRUNCATE
 from srpo.sequences.tree_store import cache_folder
 from srpo.train.validation import expect_kinds, expect_sense, named, settings_in

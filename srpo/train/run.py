@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from srpo.data.read import Source, columns_of
 from srpo.data.rejected import REJECTED_FILE, rejected_lines
 from srpo.disk import held, writable_folder, write_file
-from srpo.errors import ConfigError, OutputError, UsageError, did_you_mean, redacted
+from srpo.errors import ConfigError, OutputError, UsageError, did_you_mean
+from srpo.secrets import redacted
 from srpo.settings import read_yaml
 from srpo.train.config import PRESETS, SRPOConfig
 from srpo.train.validation import expect_kinds

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from srpo.disk import write_file
-from srpo.errors import redacted, redacted_command
 from srpo.model.weights.card import Card, portable
+from srpo.secrets import redacted, redacted_command
 from srpo.versions import versions
 
 RECORD_FILE = "run.json"

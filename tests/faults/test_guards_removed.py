@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from srpo import output
+from srpo import disk
 from srpo.disk import LOCK_FILE, held
 from srpo.errors import CheckpointError
 from srpo.train import metrics
@@ -186,7 +186,7 @@ def test_16_without_the_lock_two_train_in_one_folder(place: Path, tmp_path: Path
 
     shutil.copytree(place / "begun", tmp_path / "run")
     with held(tmp_path / "run"):  # the kernel's lock is not inherited, what this process knows of it is
-        assert resumed(place, tmp_path / "run", output._held.clear).code == 73
+        assert resumed(place, tmp_path / "run", disk._held.clear).code == 73
         assert resumed(place, tmp_path / "run", remove).code == 0
 
 

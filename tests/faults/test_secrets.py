@@ -14,7 +14,8 @@ import torch
 
 from srpo import SRPOConfig
 from srpo.cli import main as command
-from srpo.errors import InputError, redacted, redacted_command
+from srpo.errors import InputError
+from srpo.secrets import redacted, redacted_command
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
 # Where it is planted → the secret.
@@ -29,9 +30,9 @@ PLANTED = {
 # Takes the guard away before anything has imported it.
 UNGUARDED = """
 import sys
-import srpo.errors as errors
-errors.redacted = lambda value: value
-errors.redacted_command = list
+import srpo.secrets as secrets
+secrets.redacted = lambda value: value
+secrets.redacted_command = list
 from srpo.cli.main import main
 main()
 """

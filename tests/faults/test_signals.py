@@ -165,16 +165,16 @@ def test_any_verb_ends_with_75(name: str) -> None:
 
 
 def test_control_without_the_guard_sigterm_kills() -> None:
-    unguarded = STOPS.replace("command.main()", "from contextlib import nullcontext as n; command.stoppable = n")
-    done = stopped(unguarded + "command.main()\n", "stop", "SIGTERM")
+    taken_away = "import srpo.signals as s; s.SIGNALS = ()\ncommand.main()"
+    done = stopped(STOPS.replace("command.main()", taken_away), "stop", "SIGTERM")
     assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
 
 
 def test_a_forked_worker_ends_as_it_would_have_and_handlers_are_put_back() -> None:
-    from srpo.cli.stopping import stoppable
+    from srpo.signals import signals
 
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    with stoppable():
+    with signals.heard(until_exit=True):
         child = os.fork()
         if not child:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -15,8 +15,8 @@ from typing import Any
 
 # The rooms from the ground up; a room imports only rooms on lower floors. Rooms on one floor do not know each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "versions"),
-    ("secrets",),
+    ("secrets", "versions"),
+    ("errors",),
     ("disk", "progress", "settings", "signals"),
     ("data", "maths", "statistics"),
     ("sequences",),
@@ -172,8 +172,8 @@ def optional_at_top(package: Path) -> list[str]:
 
 
 def heavy_commands(package: Path) -> list[str]:
-    """Files of the command line whose top imports more than the standard library, the errors and each other."""
-    light = {package.name, f"{package.name}.errors"}
+    """Files of the command line whose top imports more than the standard library, each other and three light files."""
+    light = {package.name, *(f"{package.name}.{each}" for each in ("errors", "secrets", "signals"))}
     return [
         source.at(each.line, f"imports {each.module} at the top")
         for source in sources(package)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import redacted, redacted_command
+from srpo.secrets import redacted, redacted_command
 from srpo.versions import versions
 
 CARD_FILE = "README.md"

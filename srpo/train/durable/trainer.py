@@ -27,12 +27,12 @@ from srpo.errors import CheckpointError, InputError, SRPOError
 from srpo.model.randomness import left_as_found
 from srpo.model.weights.load import read_pickled
 from srpo.model.weights.untrusted import pickled
+from srpo.signals import signals
 from srpo.train.durable import archive, checkpoint
 from srpo.train.durable.background import Behind
 from srpo.train.durable.checkpoint import STAGING, Invalid, Manifest
 from srpo.train.durable.identity import accepted, identity_of
 from srpo.train.durable.nonfinite import expect_finite_weights
-from srpo.train.durable.stop_and_resume import signals
 from srpo.train.metrics import Measured
 
 REFERENCE_FILE = "reference.safetensors"
