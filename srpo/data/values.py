@@ -160,6 +160,39 @@ def number(value: Any, key: str) -> float:
     return float(value)
 
 
+# ---------------------------------------------------------------------- a prompt as text
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt for a reader or a judge: text unchanged, messages as `role: content` with a blank line between them.
+
+    Example:
+        >>> prompt_text([{"role": "system", "content": "Add."}, {"role": "user", "content": "2+2?"}])
+        'system: Add.\\n\\nuser: 2+2?'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def last_message(prompt: Prompt) -> str:
+    """The text of a prompt's last message; the prompt itself where it is text."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def transcript(prompt: Prompt) -> str:
+    """A prompt for a model without a chat template: text unchanged, messages as a transcript awaiting its answer.
+
+    Example:
+        >>> transcript([{"role": "user", "content": "2+2?"}])
+        'User: 2+2?\\n\\nAssistant:'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    turns = [f"{message['role'].capitalize()}: {message['content']}" for message in prompt]
+    return "\n\n".join([*turns, "Assistant:"])
+
+
 # ---------------------------------------------------------------------- beside prompt and answers
 
 

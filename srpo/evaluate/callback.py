@@ -15,6 +15,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from srpo.data.read import PromptRow, Source, read
+from srpo.data.values import last_message
 from srpo.errors import ConfigError, DataError
 from srpo.model.randomness import left_as_found
 from srpo.revise.reviser import Reviser, Settings
@@ -144,7 +145,9 @@ def _rows(source: Any, limit: int) -> list[PromptRow]:
 def _samples(trails: list[Trail]) -> list[str]:
     shown = []
     for trail in trails[:SHOWN]:
-        prompt = trail.prompt if isinstance(trail.prompt, str) else trail.prompt[-1]["content"]
-        lines = [prompt, *(f"[{k or 'draft'}] {answer.text}" for k, answer in enumerate(trail.answers))]
+        lines = [
+            last_message(trail.prompt),
+            *(f"[{k or 'draft'}] {answer.text}" for k, answer in enumerate(trail.answers)),
+        ]
         shown.append("\n".join([*lines, f"[chosen] {trail.meta['gold']}"]))
     return shown

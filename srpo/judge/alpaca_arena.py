@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from srpo.data.files import json_rows
-from srpo.data.values import Unusable
+from srpo.data.values import Unusable, prompt_text
 from srpo.errors import ConfigError, DataError, did_you_mean
-from srpo.judge.prompt import prompt_text
 from srpo.judge.verdict import Comparison, Verdict
 from srpo.revise.trail import Answer, Trail
 

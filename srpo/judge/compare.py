@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
+from srpo.data.values import prompt_text
 from srpo.errors import DataError
 from srpo.judge.alpaca_arena import Annotation
-from srpo.judge.prompt import prompt_text
 from srpo.judge.verdict import Comparison, PairJudge, Verdict
 from srpo.revise.trail import Trail
 from srpo.statistics.agreement import NAN, Measure, flips, kappa, share

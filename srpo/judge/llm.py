@@ -14,10 +14,11 @@ from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
+from srpo.data.values import prompt_text
 from srpo.errors import ConfigError, Interrupted
 from srpo.generate.http import Endpoint, UnusableAnswer
 from srpo.judge.asking import BYTES_PER_TOKEN, OVERHEAD, Asking, Estimate, Spent
-from srpo.judge.prompt import JudgePrompt, nonce_for, prompt_text
+from srpo.judge.prompt import JudgePrompt, nonce_for
 from srpo.judge.verdict import TIE, Comparison, Order, Verdict, combined
 from srpo.judge.verdict_cache import Kept, VerdictCache, key_of
 

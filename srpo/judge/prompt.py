@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from srpo.data.values import Prompt
+from srpo.data.values import Prompt, prompt_text
 from srpo.errors import ConfigError, InputError, did_you_mean
 
 FOLDER = Path(__file__).with_name("prompts")
@@ -114,13 +114,6 @@ def nonce_for(*texts: str) -> str:
         nonce = secrets.token_hex(4)
         if not any(nonce in text.lower() for text in texts):
             return nonce
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as text; messages as `role: content`, a blank line between them."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def load_prompt(name: str) -> JudgePrompt:

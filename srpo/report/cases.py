@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal, NamedTuple
 
-from srpo.revise.trail import Trail
+from srpo.data.values import prompt_text
 from srpo.score.results import Results, capital, heat, percent
 from srpo.score.scores import Cell, Scored
 
@@ -168,14 +168,7 @@ def _case(cell: Cell, scored: Scored, row: int) -> Case:
         else:
             steps.append(Step(k, k, marked(text, before, gold), value))
         before = text
-    return Case(cell.seed, prompt_text(trail), gold, tuple(steps))
-
-
-def prompt_text(trail: Trail) -> str:
-    """A prompt as text; messages as `role: content`, one below the other."""
-    if isinstance(trail.prompt, str):
-        return trail.prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in trail.prompt)
+    return Case(cell.seed, prompt_text(trail.prompt), gold, tuple(steps))
 
 
 def show_sample(results: Results, sample: Sample, at: dict[str, str], system: int) -> dict[str, Any]:

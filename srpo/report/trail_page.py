@@ -9,6 +9,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from srpo.data.values import last_message
 from srpo.disk import write_file
 from srpo.revise.trail import Answer, Trail
 
@@ -61,11 +62,6 @@ def about(answer: Answer) -> str:
     return ", ".join([*said, f"{answer.tokens} tokens", f"{answer.seconds:.2f} s"])
 
 
-def asked(trail: Trail) -> str:
-    """The prompt as a reader wants it: the last message of a conversation."""
-    return trail.prompt if isinstance(trail.prompt, str) else str(trail.prompt[-1].get("content", ""))
-
-
 # ---------------------------------------------------------------------- terminal
 
 _STYLES = {"same": "", "gone": "red strike", "new": "bold green"}
@@ -81,7 +77,7 @@ def as_text(trail: Trail, *, marks: bool = False) -> Text:
     from rich.text import Text
 
     text = Text()
-    text.append(asked(trail) + "\n", style="bold")
+    text.append(last_message(trail.prompt) + "\n", style="bold")
     for name, answer, pieces in steps(trail):
         text.append(f"  {name:<12}", style="cyan")
         for piece in pieces or [Piece("(empty)", "same")]:
@@ -133,7 +129,7 @@ def _article(trail: Trail) -> str:
         rows.append(f"<tr{kind}><td>{name}</td><td>{text}</td><td>{about(answer)}</td></tr>")
     table = "\n".join(rows)
     return (
-        f"<article><h2>{html.escape(asked(trail))}</h2>\n<table>{table}</table>\n"
+        f"<article><h2>{html.escape(last_message(trail.prompt))}</h2>\n<table>{table}</table>\n"
         f"<p>stopped: {html.escape(trail.stopped)}</p></article>"
     )
 

@@ -15,12 +15,13 @@ from itertools import islice
 from typing import Any
 
 from srpo.data.read import Pair, Prompt, PromptRow, Reject
+from srpo.data.values import transcript
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.chat_template import MARK, ChatTemplate, Guard
 from srpo.sequences.templates import PRESETS, TEMPLATE_FILE, RevisionTemplate, template_for
 from srpo.sequences.tree import TokenPair
 
-__all__ = ["PRESETS", "TEMPLATE_FILE", "Renderer", "RevisionTemplate", "as_text", "options_of", "template_for"]
+__all__ = ["PRESETS", "TEMPLATE_FILE", "Renderer", "RevisionTemplate", "options_of", "template_for"]
 
 CHUNK = 512
 Options = Mapping[str, Any]
@@ -246,7 +247,7 @@ class Renderer:
 
     def _draft_text(self, prompt: Prompt, options: Options | None = None) -> str:
         if self.chat is None:
-            return self._filled(self._guard.content(as_text(prompt)))
+            return self._filled(self._guard.content(transcript(prompt)))
         turns = self.chat.turns(prompt)
         if self.template.form == "quote":
             turns[-1]["content"] = self._filled(turns[-1]["content"])
@@ -254,7 +255,7 @@ class Renderer:
 
     def _revision_text(self, prompt: Prompt, draft: str, options: Options | None = None) -> str:
         if self.chat is None:
-            return self._filled(self._guard.content(as_text(prompt)), self._guard.answer(draft))
+            return self._filled(self._guard.content(transcript(prompt)), self._guard.answer(draft))
         turns, draft = self.chat.turns(prompt), self.chat.shown(draft)
         asked = turns[-1]["content"]
         if self.template.form == "quote":
@@ -347,14 +348,6 @@ def options_of(row: Pair | PromptRow) -> Options | None:
     """What a row hands to the chat template beside its messages: `tools`, and its `chat_template_kwargs`."""
     tools = {"tools": row.tools} if row.tools else {}
     return {**tools, **(row.chat_template_kwargs or {})} or None
-
-
-def as_text(prompt: Prompt) -> str:
-    """A prompt for a model without a chat template: text as it is, messages as a transcript that awaits its answer."""
-    if isinstance(prompt, str):
-        return prompt
-    turns = [f"{message['role'].capitalize()}: {message['content']}" for message in prompt]
-    return "\n\n".join([*turns, "Assistant:"])
 
 
 def _sha256(parts: list[Any]) -> str:

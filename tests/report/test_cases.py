@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srpo.judge.single import JUDGES
-from srpo.report.cases import Segment, marked, prompt_text, sample_cases
-from srpo.revise.trail import Answer, Trail
+from srpo.report.cases import Segment, marked, sample_cases
 from srpo.score.scores import score
 from tests.evaluate import samples
 from tests.judge.pair_judges import Scripted, often_mute
@@ -97,8 +96,3 @@ def test_unscored_answers_ended_in_no_way() -> None:
     for sample in sample_cases(scored, "SRPO", others=True, count=60):
         for case in sample.cases:
             assert case.prompt[-2] not in "02468" or case.steps[-1].score == 0.5  # identical to gold: unasked
-
-
-def test_messages_read_as_a_dialogue() -> None:
-    messages = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "2+2="}]
-    assert prompt_text(Trail(messages, (Answer("4", 1),))) == "system: Be exact.\nuser: 2+2="
