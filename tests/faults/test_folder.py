@@ -263,12 +263,12 @@ def test_starting_afresh_sets_an_earlier_run_aside(place: Path, tmp_path: Path) 
     assert not (run / "nonfinite.json").exists()
     assert (run / "mine.txt").read_text() == "mine"
     earlier = run / "earlier-1"
-    assert [step for step, _ in checkpoints(archive)] == [4, 2]
+    assert [step for step, _ in checkpoints(earlier)] == [4, 2]
     assert (earlier / "nonfinite.json").exists()
     assert (earlier / "metrics.jsonl").read_bytes() == (place / "whole" / "metrics.jsonl").read_bytes()
-    assert read(archive, alone=False).finished
+    assert read(earlier, alone=False).finished
     # It is a run folder like any other.
-    end = forked(lambda: train(place / "base", archive, max_steps=STEPS, resume=True))
+    end = forked(lambda: train(place / "base", earlier, max_steps=STEPS, resume=True))
     assert (end.code, end.value) == (0, (place / "straight").read_text())
 
 
