@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,19 +66,39 @@ def test_a_bar_is_taken_away_by_ctrl_c() -> None:
 def test_lines_elsewhere(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])  # not those that other tests have left
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])  # without handlers of other tests
     with caplog.at_level(logging.INFO, "srpo"), Progress("prompts", 250, done=40) as under_way:
         for _ in range(210):
             under_way.step()
-    assert caplog.messages == [f"srpo: {done} of 250 prompts" for done in (100, 200, 250)]
+    assert caplog.messages == ["srpo: 250 of 250 prompts"]
     assert capsys.readouterr().err == ""
 
 
-def test_slow_work_is_heard_of_as_well(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SECONDS", -1.0)  # as if each had taken that long
-    with caplog.at_level(logging.INFO, "srpo"), Progress("prompts", 9) as under_way:
-        under_way.step()
-    assert caplog.messages == ["srpo: 1 of 9 prompts"]
+def test_slow_work_is_never_silent(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = threading.Event()
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    monkeypatch.setattr(caplog.handler, "emit", lambda record: (lines.append(record.getMessage()), heard.set()))
+    lines: list[str] = []
+    with caplog.at_level(logging.INFO, "srpo"), Progress("prompts", 9):
+        assert heard.wait(30)  # a line without any step
+    assert lines[0] == "srpo: 0 of 9 prompts, 0 s"
+    heard.clear()
+    with caplog.at_level(logging.INFO, "srpo"), Progress("reading the weights of my-model"):
+        assert heard.wait(30)
+    assert lines[-1] == "srpo: reading the weights of my-model, 0 s"
+
+
+def test_a_line_has_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    under_way = Progress("prompts", 90, done=10)
+    with under_way:
+        now[0] += 8
+        under_way.step(4, note="1 failed")
+        assert under_way.line() == "14 of 90 prompts, 2.0 s each, 2 min 32 s left, 1 failed"
+        now[0] += 2
+        under_way.step(36)
+        assert under_way.line() == "50 of 90 prompts, 4.0 a second, 10 s left, 1 failed"
 
 
 @pytest.mark.parametrize("done", [0, 3])
