@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from srpo.judge.verdict import TIE, Comparison, Order, Verdict, combined
+from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, Verdict, combine
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
 from srpo.revise.trail import Answer, Trail
@@ -32,7 +32,7 @@ class Instant:
 
     identity = "instant"
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         for each in comparisons:
             if each.identical:
                 yield TIE
@@ -40,7 +40,7 @@ class Instant:
             gold = str(each.gold).split()
             right = [sum(map(str.__eq__, text.split(), gold)) for text in (each.first, each.second)]
             said = 0.5 + 0.5 * ((right[0] > right[1]) - (right[0] < right[1]))
-            yield combined([Order(said), Order(said)])
+            yield combine([OrderVerdict(said), OrderVerdict(said)])
 
 
 def trails(system: str, mends: float) -> list[Trail]:

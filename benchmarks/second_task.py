@@ -35,7 +35,7 @@ from benchmarks.tasks.repair import (
 from srpo.data.read import read_prompts
 from srpo.evaluate.best_of import best_of
 from srpo.evaluate.calibrate import calibrate, first_revisions
-from srpo.judge.load import ByScore
+from srpo.judge.load import ScoreJudge
 from srpo.judge.single import Judge, exact_match
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.stored_calibration import Calibration
@@ -112,7 +112,7 @@ def run_seed(run: Path, seed: int, prompts: int, heats: list[float]) -> list[dic
         round_steps=ROUND_STEPS,
         round_learning_rate=ROUND_LEARNING_RATE,
     )
-    done = run_rounds(str(run / "rounds"), settings, plan, ByScore("repair: right words", per_word), train_with)
+    done = run_rounds(str(run / "rounds"), settings, plan, ScoreJudge("repair: right words", per_word), train_with)
     labels = 0
     results = []
     for account in done:

@@ -50,8 +50,7 @@ def check(argv: list[str]) -> int:
 
     from srpo.data.read import Source, columns_of, read_pairs
     from srpo.disk import write_file
-    from srpo.judge.check import check_judge, sample
-    from srpo.judge.check_print import print_checked
+    from srpo.judge.check import check_judge, print_checked, sample
 
     make = judge_of(args).load
     make(0)  # a mistake in it is told before the pairs are read

@@ -23,8 +23,8 @@ def compare(argv: list[str]) -> int:
 
     from srpo.disk import write_file
     from srpo.judge.alpaca_arena import alpaca_annotations, read_answers
-    from srpo.judge.check_print import percent
     from srpo.judge.compare import compare, pair_up
+    from srpo.statistics.percent import measured
 
     one, other = read_answers(args.first), read_answers(args.second)
     comparisons = pair_up(one, other, revisions=args.revisions, gold_key=args.gold_key)
@@ -34,9 +34,9 @@ def compare(argv: list[str]) -> int:
     text = alpaca_annotations(found.comparisons, found.verdicts, names, judge.identity)
     write_file(Path(args.output), text.encode(), flag="--output")
     print(f"{names[1]} against {names[0]}, by {judge.identity}")
-    print(f"  wins      {percent(found.wins)}, ties as half")
-    print(f"  unscored  {percent(found.unscored)}")
-    print(f"  flips     {percent(found.flips)}, the two orders disagree")
+    print(f"  wins      {measured(found.wins)}, ties as half")
+    print(f"  unscored  {measured(found.unscored)}")
+    print(f"  flips     {measured(found.flips)}, the two orders disagree")
     return 0
 
 
@@ -49,12 +49,12 @@ def agree(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     from srpo.judge.alpaca_arena import read_annotations
-    from srpo.judge.check_print import percent
     from srpo.judge.compare import agree
+    from srpo.statistics.percent import measured
 
     found = agree(read_annotations(args.first), read_annotations(args.second), seed=args.seed)
     value, low, high, of = found.kappa
     print(f"{found.pairs} pairs in both files")
-    print(f"  the same verdict  {percent(found.same)}")
+    print(f"  the same verdict  {measured(found.same)}")
     print(f"  Cohen's kappa     {value:.2f} [{low:.2f}, {high:.2f}] n={of}")
     return 0

@@ -17,7 +17,7 @@ import torch
 from srpo import __version__
 from srpo.data.read import PromptRow
 from srpo.errors import ConfigError, DataError
-from srpo.judge.single import Judge, judged
+from srpo.judge.single import Judge, score_answer
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.stored_calibration import Calibration, Choice
 from srpo.revise.trail import Trail
@@ -158,7 +158,7 @@ def _scores(trails: Sequence[Trail], judge: Judge, gold_key: str, revisions: int
 
 def _asked(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: str) -> float:
     try:
-        return judged(judge, prompt, answer, gold, where=where)
+        return score_answer(judge, prompt, answer, gold, where=where)
     except JUDGE_FAILS as error:
         name = getattr(judge, "__name__", type(judge).__name__)
         what = f"judge {name} fails: {type(error).__name__}: {error}"

@@ -8,8 +8,8 @@ from typing import Any
 
 from srpo.errors import DataError
 from srpo.evaluate.best_of import running_best
-from srpo.judge.single import judged
-from srpo.judge.verdict import Comparison
+from srpo.judge.single import score_answer
+from srpo.judge.verdict import AnswerPair
 from srpo.revise.trail import Answer, Trail
 
 
@@ -42,11 +42,13 @@ def oracle(drafts: Sequence[Trail], judge: Any, gold_key: str = "gold") -> list[
     """
     if not hasattr(judge, "compare"):
         return [
-            running_best(trail, [judged(judge, trail.prompt, a.text, trail.meta.get(gold_key)) for a in trail.answers])
+            running_best(
+                trail, [score_answer(judge, trail.prompt, a.text, trail.meta.get(gold_key)) for a in trail.answers]
+            )
             for trail in drafts
         ]
     asked = [
-        Comparison(trail.prompt, answer.text, str(trail.meta[gold_key]), trail.meta[gold_key])
+        AnswerPair(trail.prompt, answer.text, str(trail.meta[gold_key]), trail.meta[gold_key])
         for trail in drafts
         for answer in trail.answers
     ]

@@ -13,7 +13,7 @@ from srpo.errors import ConfigError, did_you_mean
 from srpo.evaluate.plan import CONTROLS, Plan
 from srpo.judge.load import LLM
 from srpo.judge.settings import JudgeArguments
-from srpo.judge.single import JUDGES, load_judge, resolved
+from srpo.judge.single import JUDGES, import_judge, load_judge
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
 from srpo.revise.trail import Trail
@@ -141,7 +141,7 @@ def judge_named(name: str, arguments: JudgeArguments | None = None, runs: int = 
         1.0
     """
     own = ":" in name and name.partition(":")[0] not in ("reward", "votes")
-    if name in JUDGES or (own and not compares(resolved(name))):
+    if name in JUDGES or (own and not compares(import_judge(name))):
         return load_judge(name)
     return replace(arguments or JudgeArguments(), judge=name).load(runs=runs)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from srpo.data.files import json_rows
 from srpo.data.values import Unusable, prompt_text
 from srpo.errors import ConfigError, DataError, did_you_mean
-from srpo.judge.verdict import Comparison, Verdict
+from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.revise.trail import Answer, Trail
 
 Row = Mapping[str, Any]
@@ -121,7 +121,7 @@ def arena_answers(trails: Iterable[Trail], *, model: str, revisions: int) -> str
 
 
 def alpaca_annotations(
-    comparisons: Sequence[Comparison], verdicts: Sequence[Verdict], names: tuple[str, str], judge: str
+    comparisons: Sequence[AnswerPair], verdicts: Sequence[Verdict], names: tuple[str, str], judge: str
 ) -> str:
     """Verdicts as AlpacaEval's annotations; an unscored one has no preference.
 

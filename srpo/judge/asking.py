@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from srpo.errors import ConfigError
 
-BYTES_PER_TOKEN = 3  # of UTF-8, for estimates: too few for English (4 to 5), about right where a letter takes 3
-OVERHEAD = 40  # tokens of a chat template around two messages, for estimates
 MILLION = 1_000_000
 
 
@@ -76,50 +74,3 @@ class Asking:
     def cost(self, tokens_in: float, tokens_out: float) -> float:
         """Of so many tokens; 0 where the prices are not known."""
         return (tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)) / MILLION
-
-
-class Estimate(NamedTuple):
-    """What a list of comparisons will take.
-
-    Attributes:
-        comparisons: how many there are.
-        identical: of these, with identical texts; nobody is asked about them.
-        kept: showings whose reply is there already, or that stand in the list twice.
-        calls: showings to ask about.
-        tokens_in: to be read, estimated from the length of the texts.
-        tokens_out: to be written at most.
-        cost: of the reading alone, and at most; None where the prices are not known.
-    """
-
-    comparisons: int
-    identical: int
-    kept: int
-    calls: int
-    tokens_in: int
-    tokens_out: int
-    cost: tuple[float, float] | None
-
-    @property
-    def price(self) -> str:
-        """The cost in words."""
-        return "cost unknown, no prices given" if self.cost is None else "cost {:.2f} to {:.2f}".format(*self.cost)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.comparisons} comparisons, {self.identical} of identical texts: {self.calls} calls, {self.kept} "
-            f"already answered; about {self.tokens_in:,} tokens to read, {self.tokens_out:,} at most to write; "
-            f"{self.price}"
-        )
-
-
-@dataclass
-class Spent:
-    """What has been used so far, by the server's own count where it gives one."""
-
-    calls: int = 0
-    failed: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost: float = 0.0
-    uncounted: int = 0  # calls whose reply did not say; estimated
-    models: dict[str, int] = field(default_factory=dict)  # what the server says answered, and how often

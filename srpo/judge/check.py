@@ -18,8 +18,9 @@ from torch import Tensor
 
 from srpo.data.read import Pair
 from srpo.errors import DataError
-from srpo.judge.verdict import Comparison, PairJudge, Verdict
+from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
 from srpo.statistics.agreement import NAN, Measure, difference, flips, for_first_shown, share, where
+from srpo.statistics.percent import measured
 
 # name → (what it is, in a line), in the order shown
 MEASURES = {
@@ -52,7 +53,7 @@ class Checked:
     judge: str
     measures: dict[str, Measure]
     reasons: dict[str, int]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[AnswerPair, ...]
     verdicts: tuple[Verdict, ...]
     better_first: tuple[bool, ...]
     record: dict[str, Any]
@@ -96,8 +97,8 @@ def check_judge(
         DataError: no pairs, or what the judge itself raises.
 
     Example:
-        >>> from srpo.judge.load import ByScore
-        >>> longer = ByScore("longer", lambda prompt, answer, gold: len(answer) / 100)
+        >>> from srpo.judge.load import ScoreJudge
+        >>> longer = ScoreJudge("longer", lambda prompt, answer, gold: len(answer) / 100)
         >>> pairs = [Pair("p", chosen="short", rejected="a long one"), Pair("q", chosen="longer", rejected="no")]
         >>> {name: measure.value for name, measure in check_judge(lambda run: longer, pairs).measures.items()}["longer"]
         1.0
@@ -106,7 +107,7 @@ def check_judge(
         raise DataError("no pairs to check a judge on")
     better_first = [_coin(pair) for pair in pairs]
     comparisons = [
-        Comparison(
+        AnswerPair(
             pair.prompt,
             *((pair.chosen, pair.rejected) if first else (pair.rejected, pair.chosen)),
             pair.meta.get(gold_key),
@@ -176,3 +177,18 @@ def _seen_from(first_N: Tensor, scores: Sequence[float | None]) -> Tensor:
     """Verdicts as seen from the better answer."""
     scores_N = _tensor(scores)
     return torch.where(first_N, scores_N, 1 - scores_N)
+
+
+def print_checked(checked: Checked) -> None:
+    """Prints one line per measure with its interval, the commonest reasons for unscored pairs, and the cost."""
+    print(f"{checked.judge}\n{len(checked.verdicts)} pairs\n")
+    for name, meaning in MEASURES.items():
+        if name in checked.measures:
+            print(f"  {name:<17} {measured(checked.measures[name]):<28} {meaning}")
+    print()
+    for reason, count in sorted(checked.reasons.items(), key=lambda each: -each[1])[:5]:
+        print(f"  unscored {count} times: {reason}")
+    if spent := checked.record.get("spent"):
+        cost = f", cost {spent['cost']:.4f}" if checked.record.get("price_in") is not None else ""
+        print(f"  {spent['calls']} calls, {spent['tokens_in']:,} tokens read, {spent['tokens_out']:,} written{cost}")
+    print("Percent, with 95 % intervals over prompts.")

@@ -11,7 +11,7 @@ import torch
 from srpo.data.values import prompt_text
 from srpo.errors import DataError
 from srpo.judge.alpaca_arena import Annotation
-from srpo.judge.verdict import Comparison, PairJudge, Verdict
+from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
 from srpo.revise.trail import Trail
 from srpo.statistics.agreement import NAN, Measure, flips, kappa, share
 
@@ -19,7 +19,7 @@ from srpo.statistics.agreement import NAN, Measure, flips, kappa, share
 class Compared(NamedTuple):
     """What a judge said of two systems; `wins` is the share of the second's, ties as half."""
 
-    comparisons: list[Comparison]
+    comparisons: list[AnswerPair]
     verdicts: list[Verdict]
     wins: Measure
     unscored: Measure
@@ -36,7 +36,7 @@ class Agreement(NamedTuple):
 
 def pair_up(
     first: Sequence[Trail], second: Sequence[Trail], *, revisions: int, gold_key: str = "gold"
-) -> list[Comparison]:
+) -> list[AnswerPair]:
     """The answers to the same prompts beside each other, in the order of the first.
 
     Raises:
@@ -52,7 +52,7 @@ def pair_up(
         what = f"{len(ours.keys() - theirs.keys())} prompts only in the first, {len(theirs.keys() - ours.keys())} only "
         raise DataError(f"{what}in the second", expected="answers to the same prompts")
     return [
-        Comparison(
+        AnswerPair(
             ours[key].prompt,
             ours[key].after(revisions).text,
             theirs[key].after(revisions).text,
@@ -62,12 +62,12 @@ def pair_up(
     ]
 
 
-def compare(judge: PairJudge, comparisons: list[Comparison], *, seed: int = 0) -> Compared:
+def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -> Compared:
     """Puts them to the judge.
 
     Example:
         >>> from srpo.judge.load import load_pair_judge
-        >>> items = [Comparison("2+2=", "5", "4", gold="4"), Comparison("3+3=", "6", "6", gold="6")]
+        >>> items = [AnswerPair("2+2=", "5", "4", gold="4"), AnswerPair("3+3=", "6", "6", gold="6")]
         >>> compare(load_pair_judge("numeric"), items).wins.value
         0.75
     """

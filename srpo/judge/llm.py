@@ -10,20 +10,22 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 from srpo.data.values import prompt_text
 from srpo.errors import ConfigError, Interrupted
 from srpo.generate.http import Endpoint, UnusableAnswer
-from srpo.judge.asking import BYTES_PER_TOKEN, OVERHEAD, Asking, Estimate, Spent
+from srpo.judge.asking import Asking
 from srpo.judge.prompt import JudgePrompt, nonce_for
-from srpo.judge.verdict import TIE, Comparison, Order, Verdict, combined
-from srpo.judge.verdict_cache import Kept, VerdictCache, key_of
+from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, Verdict, combine
+from srpo.judge.verdict_cache import CachedReply, VerdictCache, cache_key
 
 log = logging.getLogger("srpo")
 PROGRESS = 500  # calls between two lines about them
+BYTES_PER_TOKEN = 3  # of UTF-8, for estimates: too few for English (4 to 5), about right where a letter takes 3
+OVERHEAD = 40  # tokens of a chat template around two messages, for estimates
 
 
 class _Body(dict[str, Any]):
@@ -36,7 +38,7 @@ class _Body(dict[str, Any]):
 
 class _Showing(NamedTuple):
     key: str
-    comparison: Comparison
+    comparison: AnswerPair
     shown: tuple[str, str]
 
 
@@ -46,6 +48,53 @@ class _Reply(NamedTuple):
     model: str
     tokens_in: int | None
     tokens_out: int | None
+
+
+class Estimate(NamedTuple):
+    """What a list of comparisons will take.
+
+    Attributes:
+        comparisons: how many there are.
+        identical: of these, with identical texts; nobody is asked about them.
+        kept: showings whose reply is there already, or that stand in the list twice.
+        calls: showings to ask about.
+        tokens_in: to be read, estimated from the length of the texts.
+        tokens_out: to be written at most.
+        cost: of the reading alone, and at most; None where the prices are not known.
+    """
+
+    comparisons: int
+    identical: int
+    kept: int
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    cost: tuple[float, float] | None
+
+    @property
+    def price(self) -> str:
+        """The cost in words."""
+        return "cost unknown, no prices given" if self.cost is None else "cost {:.2f} to {:.2f}".format(*self.cost)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.comparisons} comparisons, {self.identical} of identical texts: {self.calls} calls, {self.kept} "
+            f"already answered; about {self.tokens_in:,} tokens to read, {self.tokens_out:,} at most to write; "
+            f"{self.price}"
+        )
+
+
+@dataclass
+class Spent:
+    """What has been used so far, by the server's own count where it gives one."""
+
+    calls: int = 0
+    failed: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+    uncounted: int = 0  # calls whose reply did not say; estimated
+    models: dict[str, int] = field(default_factory=dict)  # what the server says answered, and how often
 
 
 class LLMJudge:
@@ -106,12 +155,12 @@ class LLMJudge:
             "spent": asdict(self.spent),
         }
 
-    def estimate(self, comparisons: Iterable[Comparison]) -> Estimate:
+    def estimate(self, comparisons: Iterable[AnswerPair]) -> Estimate:
         """What `compare` would take; nothing is asked."""
         items = list(comparisons)
         return self._estimate(items, self._missing(items))
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         """A verdict for each comparison, in their order, each as soon as it is there.
 
         Raises:
@@ -133,7 +182,7 @@ class LLMJudge:
             runs = [self._showings(item, run) for run in self._runs]
             while not all(self.cache.get(each.key) or each.key in failures for each in chain.from_iterable(runs)):
                 next(replies)
-            first, *others = (combined([self._order(each, failures) for each in showings]) for showings in runs)
+            first, *others = (combine([self._order(each, failures) for each in showings]) for showings in runs)
             yield replace(first, again=tuple(other.score for other in others))
         for _ in replies:
             pass
@@ -144,15 +193,15 @@ class LLMJudge:
     def _runs(self) -> range:
         return range(self.asking.run, self.asking.run + self.asking.runs)
 
-    def _showings(self, item: Comparison, run: int) -> list[_Showing]:
+    def _showings(self, item: AnswerPair, run: int) -> list[_Showing]:
         """The pair as it stands, and turned round; the key of one is the other's of the pair turned round."""
         shown = [(item.first, item.second), (item.second, item.first)][: 2 if self.asking.orders == "both" else 1]
         # Neither the orders asked nor the prices change a reply: half a run's replies serve the other half.
         asking = self.asking
         who = json.dumps([self.endpoint.url, asking.model, self._sampling, run], sort_keys=True)
-        return [_Showing(key_of(who, self.prompt.digest, item.prompt, *pair), item, pair) for pair in shown]
+        return [_Showing(cache_key(who, self.prompt.digest, item.prompt, *pair), item, pair) for pair in shown]
 
-    def _missing(self, items: Sequence[Comparison]) -> list[_Showing]:
+    def _missing(self, items: Sequence[AnswerPair]) -> list[_Showing]:
         found: dict[str, _Showing] = {}
         for item in items:
             for showing in [] if item.identical else chain.from_iterable(self._showings(item, n) for n in self._runs):
@@ -160,7 +209,7 @@ class LLMJudge:
                     found.setdefault(showing.key, showing)
         return list(found.values())
 
-    def _estimate(self, items: Sequence[Comparison], missing: Sequence[_Showing]) -> Estimate:
+    def _estimate(self, items: Sequence[AnswerPair], missing: Sequence[_Showing]) -> Estimate:
         identical = sum(item.identical for item in items)
         showings = (len(items) - identical) * (2 if self.asking.orders == "both" else 1) * self.asking.runs
         tokens_in = sum(self._tokens_in(each) for each in missing)
@@ -246,7 +295,9 @@ class LLMJudge:
         # The nonce is of this call alone; without it equal replies are kept alike.
         reply = found.text.replace(body.nonce, "NONCE")
         self._count(body, found)
-        self.cache.add(body.showing.key, Kept(label, reason, reply, found.model, found.tokens_in, found.tokens_out))
+        self.cache.add(
+            body.showing.key, CachedReply(label, reason, reply, found.model, found.tokens_in, found.tokens_out)
+        )
 
     def _count(self, body: _Body, found: _Reply) -> None:
         read = self._tokens_in(body.showing) if found.tokens_in is None else found.tokens_in
@@ -261,15 +312,15 @@ class LLMJudge:
             spent.cost += self.asking.cost(read, wrote)
             spent.models[found.model] = spent.models.get(found.model, 0) + 1
 
-    def _order(self, showing: _Showing, failures: Mapping[str, str]) -> Order:
+    def _order(self, showing: _Showing, failures: Mapping[str, str]) -> OrderVerdict:
         kept = self.cache.get(showing.key)
         if kept is None:
-            return Order(None, "", failures[showing.key])
+            return OrderVerdict(None, "", failures[showing.key])
         worth = self.prompt.verdicts.get(kept.label)
         if worth is None:
-            return Order(None, kept.label, kept.reason or "unscored")
+            return OrderVerdict(None, kept.label, kept.reason or "unscored")
         turned = showing.shown != (showing.comparison.first, showing.comparison.second)
-        return Order(1 - worth if turned else worth, kept.label)
+        return OrderVerdict(1 - worth if turned else worth, kept.label)
 
 
 def _read(answer: Any) -> _Reply:

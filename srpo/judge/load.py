@@ -8,8 +8,8 @@ from typing import Any
 
 from srpo.errors import ConfigError
 from srpo.judge.asking import Asking
-from srpo.judge.single import JUDGES, REWARD, Judge, judged, load_judge, resolved
-from srpo.judge.verdict import TIE, Comparison, Order, PairJudge, Verdict, combined
+from srpo.judge.single import JUDGES, REWARD, Judge, import_judge, load_judge, score_answer
+from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, PairJudge, Verdict, combine
 from srpo.judge.votes import VOTES, Votes
 
 LLM = "llm"
@@ -17,7 +17,7 @@ OTHERS = (VOTES + "FILE", LLM)  # judges of two answers that no name of a judge 
 
 
 @dataclass(frozen=True)
-class ByScore:
+class ScoreJudge:
     """A judge of single answers as a judge of two: the higher score is better, equal scores tie.
 
     Attributes:
@@ -26,8 +26,8 @@ class ByScore:
 
     Example:
         >>> from srpo.judge.single import exact_match
-        >>> judge = ByScore("exact_match", exact_match)
-        >>> [verdict.score for verdict in judge.compare([Comparison("2+2=", "5", "4", gold="4")])]
+        >>> judge = ScoreJudge("exact_match", exact_match)
+        >>> [verdict.score for verdict in judge.compare([AnswerPair("2+2=", "5", "4", gold="4")])]
         [0.0]
     """
 
@@ -39,7 +39,7 @@ class ByScore:
         """Its name: a function has no settings."""
         return self.name
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         """One showing each: such a judge does not see the other answer, so no order can sway it.
 
         Raises:
@@ -51,10 +51,10 @@ class ByScore:
                 yield TIE
                 continue
             first, second = (
-                judged(self.judge, item.prompt, text, item.gold, where=f"{self.name}, row {row}")
+                score_answer(self.judge, item.prompt, text, item.gold, where=f"{self.name}, row {row}")
                 for text in (item.first, item.second)
             )
-            yield combined([Order(0.5 + 0.5 * ((first > second) - (first < second)), f"{first:g} {second:g}")])
+            yield combine([OrderVerdict(0.5 + 0.5 * ((first > second) - (first < second)), f"{first:g} {second:g}")])
 
 
 def load_pair_judge(
@@ -105,8 +105,8 @@ def load_pair_judge(
         raise ConfigError(f"{name} asks no server", where="judge", fix=f"name the judge {LLM!r}, or no model")
     if name.startswith(VOTES):
         return Votes(name.removeprefix(VOTES))
-    found: Any = load_judge(name) if name in JUDGES or name.startswith(REWARD) else resolved(name, OTHERS)
+    found: Any = load_judge(name) if name in JUDGES or name.startswith(REWARD) else import_judge(name, OTHERS)
     if not isinstance(found, type) and hasattr(found, "compare") and hasattr(found, "identity"):
         compares: PairJudge = found
         return compares
-    return ByScore(name, load_judge(name))
+    return ScoreJudge(name, load_judge(name))

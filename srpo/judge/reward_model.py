@@ -8,7 +8,7 @@ from typing import Any
 
 from srpo.data.values import Prompt
 from srpo.errors import LengthError, NonFiniteError
-from srpo.judge.verdict import TIE, Comparison, Order, Verdict, combined
+from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, Verdict, combine
 from srpo.model.weights.load import inference_device, load_reward_model, load_tokenizer, model_context
 
 
@@ -46,8 +46,8 @@ class RewardModel:
         reward = self.rewards([(prompt, answer)])[0]
         return 1 / (1 + math.exp(-reward)) if reward > -700 else 0.0
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
-        """The answer with the larger reward is better; equal rewards tie. Order does not matter and is not asked."""
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
+        """The answer with the larger reward is better; equal rewards tie. The order shown does not matter."""
         items = list(comparisons)
         texts = list(dict.fromkeys((_key(i.prompt), text) for i in items for text in _texts(i)))
         prompts = {_key(item.prompt): item.prompt for item in items}
@@ -57,7 +57,9 @@ class RewardModel:
                 yield TIE
                 continue
             first, second = (rewards[_key(item.prompt), text] for text in _texts(item))
-            yield combined([Order(0.5 + 0.5 * ((first > second) - (first < second)), f"{first:.4f} {second:.4f}")])
+            yield combine(
+                [OrderVerdict(0.5 + 0.5 * ((first > second) - (first < second)), f"{first:.4f} {second:.4f}")]
+            )
 
     def rewards(self, rows: Sequence[tuple[Prompt, str]]) -> list[float]:
         """The reward of each (prompt, answer), any finite number.
@@ -106,5 +108,5 @@ def _key(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else repr(prompt)
 
 
-def _texts(item: Comparison) -> tuple[str, str]:
+def _texts(item: AnswerPair) -> tuple[str, str]:
     return item.first, item.second

@@ -129,14 +129,14 @@ def load_judge(name: str) -> Judge:
         from srpo.judge.reward_model import RewardModel
 
         return RewardModel(name.removeprefix(REWARD))
-    judge = resolved(name)
+    judge = import_judge(name)
     if not callable(judge):
         raise ConfigError(f"judge {name!r} is {type(judge).__name__}", expected="a function (prompt, answer, gold)")
     found: Judge = judge
     return found
 
 
-def resolved(name: str, others: Sequence[str] = ()) -> Any:
+def import_judge(name: str, others: Sequence[str] = ()) -> Any:
     """What `module:name` names.
 
     Args:
@@ -158,7 +158,7 @@ def resolved(name: str, others: Sequence[str] = ()) -> Any:
         raise ConfigError(f"judge {name!r} cannot be loaded: {error}", expected=expected) from None
 
 
-def judged(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: str = "") -> float:
+def score_answer(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: str = "") -> float:
     """The judge's score, checked.
 
     Raises:

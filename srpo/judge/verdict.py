@@ -15,7 +15,7 @@ from srpo.data.values import Prompt
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AnswerPair:
     """A prompt and two answers to it.
 
     Attributes:
@@ -36,7 +36,7 @@ class Comparison:
         return self.first == self.second
 
 
-class Order(NamedTuple):
+class OrderVerdict(NamedTuple):
     """What one showing of the two answers yielded: a score, always as seen from `first`, and the judge's own word.
 
     An unscored order says in `reason` why.
@@ -59,7 +59,7 @@ class Verdict:
     """
 
     score: float | None
-    orders: tuple[Order, ...] = ()
+    orders: tuple[OrderVerdict, ...] = ()
     reason: str = ""
     again: tuple[float | None, ...] = ()
 
@@ -93,22 +93,23 @@ class PairJudge(Protocol):
     @property
     def identity(self) -> str: ...
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         """A verdict for each comparison, in their order."""
         ...
 
 
-def combined(orders: Sequence[Order]) -> Verdict:
+def combine(orders: Sequence[OrderVerdict]) -> Verdict:
     """The verdict of all orders asked: their common word, a tie where they disagree, unscored where one is.
 
     A judge that says "the one shown first" both ways round has said nothing about the answers.
 
     Example:
-        >>> combined([Order(1.0, "A"), Order(1.0, "B")]).score, combined([Order(1.0, "A"), Order(0.0, "A")]).score
-        (1.0, 0.5)
-        >>> combined([Order(1.0, "A"), Order(None, reason="no verdict")])
-        Verdict(score=None, orders=(Order(score=1.0, label='A', reason=''), \
-Order(score=None, label='', reason='no verdict')), reason='no verdict', again=())
+        >>> combine([OrderVerdict(1.0, "A"), OrderVerdict(1.0, "B")]).score
+        1.0
+        >>> combine([OrderVerdict(1.0, "A"), OrderVerdict(0.0, "A")]).score
+        0.5
+        >>> combine([OrderVerdict(1.0, "A"), OrderVerdict(None, reason="no verdict")]).reason
+        'no verdict'
     """
     kept = tuple(orders)
     unscored = [order.reason or "unscored" for order in kept if order.score is None]

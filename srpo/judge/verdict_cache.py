@@ -18,13 +18,13 @@ from typing import Any
 
 from srpo.data.values import Prompt
 from srpo.errors import InputError, OutputError
-from srpo.judge.verdict import Comparison, Order, PairJudge, Verdict
+from srpo.judge.verdict import AnswerPair, OrderVerdict, PairJudge, Verdict
 
 log = logging.getLogger("srpo")
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedReply:
     """One reply.
 
     Attributes:
@@ -42,7 +42,7 @@ class Kept:
     model: str = ""
     tokens_in: int | None = None
     tokens_out: int | None = None
-    orders: tuple[Order, ...] = ()
+    orders: tuple[OrderVerdict, ...] = ()
 
 
 class VerdictCache:
@@ -56,7 +56,7 @@ class VerdictCache:
 
     Example:
         >>> cache = VerdictCache(None)
-        >>> cache.add("k", Kept("A"))
+        >>> cache.add("k", CachedReply("A"))
         >>> cache.get("k").label, len(cache)
         ('A', 1)
     """
@@ -64,7 +64,7 @@ class VerdictCache:
     def __init__(self, path: str | Path | None) -> None:
         self.path = Path(path) if path else None
         self.passed_over = 0  # lines that could not be read
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, CachedReply] = {}
         self._file: int | None = None
         self._lock = threading.Lock()
         if self.path:
@@ -73,11 +73,11 @@ class VerdictCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, key: str) -> Kept | None:
+    def get(self, key: str) -> CachedReply | None:
         """The reply; None if there is none."""
         return self._kept.get(key)
 
-    def add(self, key: str, kept: Kept) -> None:
+    def add(self, key: str, kept: CachedReply) -> None:
         """Keeps a reply; when this returns, killing the process does not lose it.
 
         Raises:
@@ -120,23 +120,23 @@ class VerdictCache:
         try:
             row: dict[str, Any] = json.loads(line)
             key, orders = str(row.pop("key")), row.pop("orders", ())
-            self._kept[key] = Kept(**row, orders=tuple(Order(*each) for each in orders))
+            self._kept[key] = CachedReply(**row, orders=tuple(OrderVerdict(*each) for each in orders))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.passed_over += bool(line.strip())
 
 
-def key_of(identity: str, template: str, prompt: Prompt, shown_first: str, shown_second: str) -> str:
+def cache_key(identity: str, template: str, prompt: Prompt, shown_first: str, shown_second: str) -> str:
     """What a reply depends on: who was asked, in which words, about what, and which answer was shown first.
 
     Example:
-        >>> len(key_of("m", "t", "p", "a", "b")), key_of("m", "t", "p", "a", "b") == key_of("m", "t", "p", "b", "a")
-        (64, False)
+        >>> cache_key("m", "t", "p", "a", "b") == cache_key("m", "t", "p", "b", "a")
+        False
     """
     parts = json.dumps([identity, template, prompt, shown_first, shown_second], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
-class Remembering:
+class CachingJudge:
     """A judge whose verdicts are kept as they come, so that a run that is killed asks for none of them again.
 
     Only verdicts are: what was unscored is asked again, for a server may have failed.
@@ -154,13 +154,13 @@ class Remembering:
         """The judge's own."""
         return self.judge.identity
 
-    def forecast(self, comparisons: Iterable[Comparison]) -> str:
+    def forecast(self, comparisons: Iterable[AnswerPair]) -> str:
         """How many of them would be asked about, and at what cost where the judge knows it; nothing is asked.
 
         Example:
             >>> from srpo.judge.load import load_pair_judge
-            >>> judge = Remembering(load_pair_judge("numeric"), None)
-            >>> judge.forecast([Comparison("1+1=", "2", "3"), Comparison("1+1=", "2", "2")])
+            >>> judge = CachingJudge(load_pair_judge("numeric"), None)
+            >>> judge.forecast([AnswerPair("1+1=", "2", "3"), AnswerPair("1+1=", "2", "2")])
             '2 comparisons, of which 1 is to be asked about'
         """
         asked = list(comparisons)
@@ -170,7 +170,7 @@ class Remembering:
         estimate = getattr(self.judge, "estimate", None)
         return f"{said}; {estimate(fresh.values()).price}" if estimate is not None else said
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         """Verdicts in order, the remembered ones without asking."""
         asked = list(comparisons)
         known = [self.cache.get(self._key(each)) for each in asked]
@@ -181,9 +181,9 @@ class Remembering:
                 continue
             verdict = next(fresh)
             if verdict.score is not None:
-                self.cache.add(self._key(each), Kept(str(verdict.score), verdict.reason, orders=verdict.orders))
+                self.cache.add(self._key(each), CachedReply(str(verdict.score), verdict.reason, orders=verdict.orders))
             yield verdict
 
-    def _key(self, comparison: Comparison) -> str:
+    def _key(self, comparison: AnswerPair) -> str:
         said = comparison
-        return key_of(self.identity, json.dumps(said.gold, sort_keys=True), said.prompt, said.first, said.second)
+        return cache_key(self.identity, json.dumps(said.gold, sort_keys=True), said.prompt, said.first, said.second)

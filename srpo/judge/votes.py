@@ -14,7 +14,7 @@ from typing import Any
 from srpo.data.read import jsonl_rows
 from srpo.disk import write_file
 from srpo.errors import DataError
-from srpo.judge.verdict import TIE, Comparison, Verdict
+from srpo.judge.verdict import TIE, AnswerPair, Verdict
 
 VOTES = "votes:"
 SCORES = {"first": 1.0, "second": 0.0, "tie": 0.5}
@@ -39,7 +39,7 @@ class Votes:
         """The file's name; its place may change."""
         return f"votes in {Path(self.path).name}"
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         """The votes on these, whichever way round they were shown."""
         for each in comparisons:
             score = self._votes.get(_key(each.prompt, each.first, each.second))
@@ -64,7 +64,7 @@ class Votes:
                 raise DataError("contradicts an earlier vote on the same answers", where=where, fix=fix)
 
 
-def write_questions(comparisons: Iterable[Comparison], target: str) -> None:
+def write_questions(comparisons: Iterable[AnswerPair], target: str) -> None:
     """A file for people to vote in.
 
     Raises:

@@ -10,8 +10,9 @@ from difflib import SequenceMatcher
 from typing import Any, Literal, NamedTuple
 
 from srpo.data.values import prompt_text
-from srpo.score.results import Results, capital, heat, percent
+from srpo.score.results import Results, capital, heat
 from srpo.score.scores import Cell, Scored
+from srpo.statistics.percent import percent
 
 Outcome = Literal["mended", "broken", "best", "worst"]
 SAID: Mapping[Outcome, str] = {

@@ -25,9 +25,9 @@ from srpo.score.results import (
     Row,
     capital,
     heat,
-    percent,
 )
 from srpo.score.results_file import as_csv, as_json
+from srpo.statistics.percent import percent
 
 TEMPLATE = "page.html.jinja"
 

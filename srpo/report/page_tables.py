@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from srpo.report.curves import PAGE, colours
-from srpo.score.results import POOL, Results, Row, WinRow, counted, points
+from srpo.score.results import POOL, Results, Row, WinRow, counted
+from srpo.statistics.percent import bare, points
 
 Cell = dict[str, Any]
 NOTHING: Cell = {"text": "", "small": ""}
@@ -94,7 +95,7 @@ def _win(row: WinRow) -> Cell:
 
 
 def _share(mean: float, low: float, high: float) -> Cell:
-    return {"mean": mean, "text": f"{100 * mean:.1f}", "small": f"{100 * low:.1f}–{100 * high:.1f}"}
+    return {"mean": mean, "text": bare(mean), "small": f"{100 * low:.1f}–{100 * high:.1f}"}
 
 
 def _best(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -117,11 +118,11 @@ def _measures(results: Results) -> list[tuple[str, str, Callable[[Row], Cell]]]:
         return {"text": points(row["gain"]), "small": small} if row["revision"] else NOTHING
 
     def turned(row: Row) -> Cell:
-        small = f"{100 * row['broken']:.1f}"
-        return {"text": f"{100 * row['mended']:.1f}", "small": small} if row["revision"] else NOTHING
+        small = bare(row["broken"])
+        return {"text": bare(row["mended"]), "small": small} if row["revision"] else NOTHING
 
     def changed(row: Row) -> Cell:
-        return {"text": "" if row["changed"] is None else f"{100 * row['changed']:.1f}", "small": ""}
+        return {"text": "" if row["changed"] is None else bare(row["changed"]), "small": ""}
 
     def tokens(row: Row) -> Cell:
         return {"text": "" if row["tokens"] is None else f"{row['tokens']:,.0f}", "small": ""}
@@ -133,8 +134,8 @@ def _measures(results: Results) -> list[tuple[str, str, Callable[[Row], Cell]]]:
         return {"text": f"{row['length']:,.1f}", "small": ""}
 
     def kept(row: Row) -> Cell:
-        small = f"{100 * row['copied']:.1f}"
-        return {"text": f"{100 * row['edited']:.1f}", "small": small} if row["revision"] else NOTHING
+        small = bare(row["copied"])
+        return {"text": bare(row["edited"]), "small": small} if row["revision"] else NOTHING
 
     def unscored(row: Row) -> Cell:
         return {"text": f"{row['unscored']:,}" if any(each["unscored"] for each in results.rows) else "", "small": ""}

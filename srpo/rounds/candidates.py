@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from srpo.errors import ConfigError, did_you_mean
-from srpo.judge.verdict import Comparison
+from srpo.judge.verdict import AnswerPair
 from srpo.revise.trail import Trail
 
 KINDS = ("draft-revision", "revision-revision", "draft-draft")
@@ -37,7 +37,7 @@ class Candidate:
         meta: what stood beside the prompt.
     """
 
-    comparison: Comparison
+    comparison: AnswerPair
     kind: str
     preferred: float | None
     meta: dict[str, Any]
@@ -108,7 +108,7 @@ def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold
             repeated += 1
             continue
         seen.add(key)
-        comparison = Comparison(trail.prompt, first, second, trail.meta.get(gold_key))
+        comparison = AnswerPair(trail.prompt, first, second, trail.meta.get(gold_key))
         candidates.append(Candidate(comparison, kind, preferred, trail.meta))
     return Found(candidates, identical, empty, repeated)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from srpo.disk import writable_file, write_file
 from srpo.errors import DataError, InputError
-from srpo.judge.verdict import Comparison, PairJudge, Verdict
+from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
 from srpo.revise.trail import Trail
 from srpo.rounds.candidates import KINDS, Candidate, choose, find
 from srpo.score.trail_systems import read_trails
@@ -97,7 +97,7 @@ class Account:
 
 
 # Given all comparisons that are about to be asked for.
-Announce = Callable[[Sequence[Comparison]], object]
+Announce = Callable[[Sequence[AnswerPair]], object]
 
 
 def label(

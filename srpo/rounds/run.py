@@ -27,8 +27,8 @@ from typing import Any
 from srpo.data.read import Pair, read_pairs
 from srpo.disk import writable_folder, write_file
 from srpo.errors import ConfigError, DataError
-from srpo.judge.verdict import Comparison, PairJudge
-from srpo.judge.verdict_cache import Remembering
+from srpo.judge.verdict import AnswerPair, PairJudge
+from srpo.judge.verdict_cache import CachingJudge
 from srpo.revise.reviser import Reviser, Settings
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import revise_file
@@ -96,7 +96,7 @@ def run_rounds(
         SRPOError: what a stage raises.
     """
     folder = writable_folder(Path(output_dir))
-    asked = Remembering(judge, folder / VERDICTS_FILE)
+    asked = CachingJudge(judge, folder / VERDICTS_FILE)
     _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": asked.identity})
     done: list[Round] = []
     for number in range(plan.rounds + 1):
@@ -179,13 +179,13 @@ def _reviser(settings: Mapping[str, Any], plan: RoundsArguments, model: str, ref
     return Reviser(model, reference=reference, batch_size=plan.sample_batch_size, device=device)
 
 
-def _announce(account: Round, what: str, judge: Remembering, asked: Iterable[Comparison]) -> None:
+def _announce(account: Round, what: str, judge: CachingJudge, asked: Iterable[AnswerPair]) -> None:
     """What it has cost and what it will, while a judge that takes money has not been asked."""
     so_far = f"{account.tokens} tokens and {sum(account.seconds.values()):.0f} s so far"
     log.info("srpo: round %d: %s; for %s %s", account.round, so_far, what, judge.forecast(asked))
 
 
-def _label(here: Path, judge: Remembering, plan: RoundsArguments, number: int, account: Round) -> None:
+def _label(here: Path, judge: CachingJudge, plan: RoundsArguments, number: int, account: Round) -> None:
     target = here / "pairs.jsonl"
     settings = labelling.Settings(plan.asked, plan.choose, plan.labels_per_round, number, plan.gold_key)
     if not target.exists():
@@ -220,7 +220,7 @@ def _mixed(here: Path, settings: Mapping[str, Any], plan: RoundsArguments, numbe
 
 
 def _validate(
-    folder: Path, here: Path, settings: Mapping[str, Any], plan: RoundsArguments, judge: Remembering, account: Round
+    folder: Path, here: Path, settings: Mapping[str, Any], plan: RoundsArguments, judge: CachingJudge, account: Round
 ) -> None:
     """Win rate by revision against the drafts of round 0: one opponent for all rounds."""
     target = here / "validation.jsonl"
@@ -246,15 +246,15 @@ def _validate(
     _timed(here, account, "validate", draw)
 
 
-def _duels(trails: list[Trail], rivals: list[Trail], k: int, gold_key: str) -> list[Comparison]:
+def _duels(trails: list[Trail], rivals: list[Trail], k: int, gold_key: str) -> list[AnswerPair]:
     """Each answer in hand after k revisions against the other's draft."""
     return [
-        Comparison(trail.prompt, trail.after(k).text, rival.answers[0].text, trail.meta.get(gold_key))
+        AnswerPair(trail.prompt, trail.after(k).text, rival.answers[0].text, trail.meta.get(gold_key))
         for trail, rival in zip(trails, rivals, strict=True)
     ]
 
 
-def _win_rate(judge: PairJudge, duels: list[Comparison]) -> float:
+def _win_rate(judge: PairJudge, duels: list[AnswerPair]) -> float:
     scores = [verdict.score for verdict in judge.compare(duels) if verdict.score is not None]
     return sum(scores) / len(scores) if scores else 0.5
 

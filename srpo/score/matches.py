@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from srpo.errors import DataError
-from srpo.judge.verdict import Comparison, PairJudge, Verdict
+from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
 
 GOLD, DRAFT = "gold", "draft"
 NAN = float("nan")
@@ -67,7 +67,7 @@ def fight(judge: PairJudge, rounds: Sequence[Round]) -> dict[tuple[Any, str], li
     Raises:
         DataError: not one verdict could be read, of all or of one revision.
     """
-    questions: dict[str, Comparison] = {}
+    questions: dict[str, AnswerPair] = {}
     slots: list[tuple[tuple[Any, str], list[list[str]]]] = []
     for each in rounds:
         keys: list[list[str]] = []
@@ -75,7 +75,7 @@ def fight(judge: PairJudge, rounds: Sequence[Round]) -> dict[tuple[Any, str], li
             keys.append([])
             for first, second in zip(ours, theirs, strict=True):
                 key = json.dumps([prompt, gold, first, second], sort_keys=True, default=str)
-                questions.setdefault(key, Comparison(prompt, first, second, gold))
+                questions.setdefault(key, AnswerPair(prompt, first, second, gold))
                 keys[-1].append(key)
         slots.append((each.name, keys))
     answers = dict(zip(questions, judge.compare(list(questions.values())), strict=True))

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypedDict
 
+from srpo.statistics.percent import percent, points
+
 POOL = "pool"
 Finding = Literal["better", "worse", "level"]
 # How names of our own read in print, where the caller says nothing else.
@@ -276,27 +278,6 @@ class Results:
 
 
 # ---------------------------------------------------------------------- in print
-
-
-def percent(share: float) -> str:
-    """A share as percent, one decimal.
-
-    Example:
-        >>> percent(0.1234)
-        '12.3 %'
-    """
-    return f"{100 * share:.1f} %"
-
-
-def points(share: float) -> str:
-    """A difference of shares as signed percentage points, one decimal; never "−0.0".
-
-    Example:
-        >>> points(0.0312), points(-0.0312), points(-0.0001)
-        ('+3.1', '−3.1', '0.0')
-    """
-    rounded = round(100 * share, 1)
-    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 
 
 def capital(text: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from srpo.errors import ConfigError, DataError, did_you_mean
-from srpo.judge.single import Judge, judged
+from srpo.judge.single import Judge, score_answer
 from srpo.judge.verdict import PairJudge
 from srpo.revise.trail import Trail
 from srpo.score import matches
@@ -219,7 +219,7 @@ def _judged(judge: Any, sheet: Sheet) -> Tensor:
     """[N, R]; each text once, since a judge may be slow and most revisions repeat an answer."""
     rows = []
     for trail, gold, texts, where in zip(sheet.trails, sheet.golds, sheet.texts, sheet.places, strict=True):
-        known = {text: judged(judge, trail.prompt, text, gold, where=where) for text in {*texts}}
+        known = {text: score_answer(judge, trail.prompt, text, gold, where=where) for text in {*texts}}
         rows.append([known[text] for text in texts])
     return torch.tensor(rows, dtype=torch.float64)
 

@@ -33,7 +33,7 @@ from srpo.score.results import POOL, Comparison, Difference, Results, Row, Side
 from srpo.score.scores import Cell, Scored
 from srpo.score.win_rates import win_rates
 from srpo.statistics.bootstrap import Interval
-from srpo.statistics.significance import holm, sign_flip_p, smallest_seen
+from srpo.statistics.significance import holm, sign_flip_p, smallest_detectable
 
 
 class Question(NamedTuple):
@@ -264,7 +264,7 @@ def _difference(
     n = sum(int((~each_N.isnan()).sum()) for each_N in differences)
     a, b, difference = (found[number, part] for part in ("a", "b", "difference"))
     known_N = (column_N := table.column((number, "difference")))[~column_N.isnan()]
-    smallest = smallest_seen(known_N, level=level) if len(known_N) > 1 else None
+    smallest = smallest_detectable(known_N, level=level) if len(known_N) > 1 else None
     return Difference(name, n, a.mean, b.mean, *difference, smallest)
 
 

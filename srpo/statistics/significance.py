@@ -71,7 +71,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def smallest_seen(differences_N: Tensor, *, level: float = 0.95, power: float = POWER) -> float:
+def smallest_detectable(differences_N: Tensor, *, level: float = 0.95, power: float = POWER) -> float:
     """The smallest true mean difference that as many prompts would show with this power: (z + z') · s / √N.
 
     s is the standard deviation of the paired differences, z of the two-sided level, z' of the power; the normal
@@ -85,7 +85,7 @@ def smallest_seen(differences_N: Tensor, *, level: float = 0.95, power: float = 
 
     Example:
         >>> import torch
-        >>> round(smallest_seen(torch.tensor([1.0, -1.0] * 50)), 3)
+        >>> round(smallest_detectable(torch.tensor([1.0, -1.0] * 50)), 3)
         0.282
     """
     if differences_N.dim() != 1 or len(differences_N) < 2:

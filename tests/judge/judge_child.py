@@ -8,12 +8,12 @@ from srpo.generate.http import Endpoint
 from srpo.judge.asking import Asking
 from srpo.judge.llm import LLMJudge
 from srpo.judge.prompt import load_prompt
-from srpo.judge.verdict import Comparison
+from srpo.judge.verdict import AnswerPair
 from srpo.judge.verdict_cache import VerdictCache
 
 
-def pairs(count: int) -> list[Comparison]:
-    return [Comparison(f"question {n}", *(("good", "bad") if n % 3 else ("bad", "good"))) for n in range(count)]
+def pairs(count: int) -> list[AnswerPair]:
+    return [AnswerPair(f"question {n}", *(("good", "bad") if n % 3 else ("bad", "good"))) for n in range(count)]
 
 
 def judge(url: str, cache: str, concurrency: int) -> LLMJudge:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from srpo.judge.verdict import TIE, Comparison, Order, Verdict, combined
+from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, Verdict, combine
 
 
 @dataclass
@@ -15,41 +15,46 @@ class Scripted:
     `asked` counts comparisons put to it; identical texts are none.
     """
 
-    says: Callable[[Comparison, str, str], float | None]
+    says: Callable[[AnswerPair, str, str], float | None]
     identity: str = "scripted"
     asked: int = 0
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         for each in comparisons:
             if each.identical:
                 yield TIE
                 continue
             self.asked += 1
             ahead, behind = self.says(each, each.first, each.second), self.says(each, each.second, each.first)
-            yield combined([Order(ahead, reason="mute"), Order(None if behind is None else 1 - behind, reason="mute")])
+            yield combine(
+                [
+                    OrderVerdict(ahead, reason="mute"),
+                    OrderVerdict(None if behind is None else 1 - behind, reason="mute"),
+                ]
+            )
 
 
-def honest(comparison: Comparison, shown: str, other: str) -> float:
+def honest(comparison: AnswerPair, shown: str, other: str) -> float:
     """The one nearer to the gold answer, by characters in place."""
     right = [sum(a == b for a, b in zip(text, str(comparison.gold), strict=False)) for text in (shown, other)]
     return 0.5 + 0.5 * ((right[0] > right[1]) - (right[0] < right[1]))
 
 
-def first_shown(comparison: Comparison, shown: str, other: str) -> float:
+def first_shown(comparison: AnswerPair, shown: str, other: str) -> float:
     """Whatever stands first."""
     return 1.0
 
 
-def longest(comparison: Comparison, shown: str, other: str) -> float:
+def longest(comparison: AnswerPair, shown: str, other: str) -> float:
     """The longer one."""
     return 0.5 + 0.5 * ((len(shown) > len(other)) - (len(shown) < len(other)))
 
 
-def mute(comparison: Comparison, shown: str, other: str) -> None:
+def mute(comparison: AnswerPair, shown: str, other: str) -> None:
     """Never a word."""
 
 
-def often_mute(comparison: Comparison, shown: str, other: str) -> float | None:
+def often_mute(comparison: AnswerPair, shown: str, other: str) -> float | None:
     """Honest, but without a word on prompts that end in an even digit."""
     return None if comparison.prompt[-2] in "02468" else honest(comparison, shown, other)
 

@@ -14,7 +14,7 @@ from srpo.errors import ConfigError, DataError, InputError
 from srpo.judge.alpaca_arena import alpaca_annotations, read_annotations, read_answers, written_as
 from srpo.judge.compare import agree, compare, pair_up
 from srpo.judge.load import load_pair_judge
-from srpo.judge.verdict import Comparison, Verdict
+from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.revise.trail import Answer, Trail
 
 TRAILS = [
@@ -77,7 +77,7 @@ def test_questions_become_prompts_that_revise_reads_and_answers_keep_their_uid(t
 
 def test_annotations_go_from_one_to_two_and_come_back(tmp_path: Path) -> None:
     scores = [1.0, 0.5, 0.0, None]
-    items = [Comparison(f"q{n}", "a", "b") for n in range(4)]
+    items = [AnswerPair(f"q{n}", "a", "b") for n in range(4)]
     text = alpaca_annotations(items, [Verdict(score) for score in scores], ("one", "two"), "judge")
     assert [row["preference"] for row in json.loads(text)] == [1.0, 1.5, 2.0, None]
     assert json.loads(text)[0]["generator_2"] == "two"
@@ -141,7 +141,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 def test_systems_are_compared_on_the_prompts_they_share() -> None:
     others = [Trail("3+3=", (Answer("8", 1),)), Trail("2+2=", (Answer("5", 1),))]
     items = pair_up(TRAILS, others, revisions=1)
-    assert items == [Comparison("2+2=", "4", "5", "4"), Comparison("3+3=", "6 \u2028\n", "8", "6")]
+    assert items == [AnswerPair("2+2=", "4", "5", "4"), AnswerPair("3+3=", "6 \u2028\n", "8", "6")]
     found = compare(load_pair_judge("numeric"), items)
     assert (found.wins.value, found.wins.of, found.flips.of) == (0.0, 2, 0)
     for wrong, said in (

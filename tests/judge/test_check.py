@@ -89,9 +89,9 @@ def test_the_coin_does_not_know_which_is_better() -> None:
 
 
 def js_scores() -> Any:
-    from srpo.judge.load import ByScore
+    from srpo.judge.load import ScoreJudge
 
-    return ByScore("goodness", lambda prompt, answer, gold: min(1.0, answer.count("good")))
+    return ScoreJudge("goodness", lambda prompt, answer, gold: min(1.0, answer.count("good")))
 
 
 def test_a_sample_is_drawn_and_keeps_its_order() -> None:

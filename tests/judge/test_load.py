@@ -11,10 +11,10 @@ import pytest
 
 from srpo.errors import ConfigError, DataError, InputError, LengthError
 from srpo.judge.asking import Asking
-from srpo.judge.load import ByScore, load_pair_judge
+from srpo.judge.load import ScoreJudge, load_pair_judge
 from srpo.judge.reward_model import RewardModel
-from srpo.judge.single import JUDGES, judged, load_judge
-from srpo.judge.verdict import TIE, Comparison
+from srpo.judge.single import JUDGES, load_judge, score_answer
+from srpo.judge.verdict import TIE, AnswerPair
 from tests.conftest import EOS, PAD, VOCAB, make_byte_tokenizer, make_tiny_llama
 
 
@@ -23,10 +23,10 @@ def test_the_higher_score_is_better_and_equal_scores_tie() -> None:
     verdicts = list(
         judge.compare(
             [
-                Comparison("p", "12", "13", gold="12"),
-                Comparison("p", "31", "21", gold="20"),
-                Comparison("p", "9", "8", gold="7"),
-                Comparison("p", "same", "same", gold=None),  # not even looked at
+                AnswerPair("p", "12", "13", gold="12"),
+                AnswerPair("p", "31", "21", gold="20"),
+                AnswerPair("p", "9", "8", gold="7"),
+                AnswerPair("p", "same", "same", gold=None),  # not even looked at
             ]
         )
     )
@@ -37,23 +37,23 @@ def test_the_higher_score_is_better_and_equal_scores_tie() -> None:
 
 @pytest.mark.parametrize("name", JUDGES)
 def test_every_scoring_judge_compares(name: str) -> None:
-    (verdict,) = load_pair_judge(name).compare([Comparison("p", "12", "34", gold="12")])
+    (verdict,) = load_pair_judge(name).compare([AnswerPair("p", "12", "34", gold="12")])
     assert verdict.score == 1.0
     with pytest.raises(DataError, match=f"{name}, row 1: the gold answer is NoneType"):
-        list(load_pair_judge(name).compare([Comparison("p", "12", "34")]))
+        list(load_pair_judge(name).compare([AnswerPair("p", "12", "34")]))
 
 
 def test_ones_own_judge_scores_or_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_pair_judge.py").write_text(
-        "from srpo.judge.verdict import Order, combined\n"
+        "from srpo.judge.verdict import OrderVerdict, combine\n"
         "def shorter(prompt, answer, gold):\n    return 1 / (1 + len(answer))\n"
         "class First:\n    identity = 'first'\n"
-        "    def compare(self, comparisons):\n        return (combined([Order(1.0)]) for _ in comparisons)\n"
+        "    def compare(self, comparisons):\n        return (combine([OrderVerdict(1.0)]) for _ in comparisons)\n"
         "first = First()\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    item = Comparison("p", "aaa", "a")
+    item = AnswerPair("p", "aaa", "a")
     assert [v.score for v in load_pair_judge("my_pair_judge:shorter").compare([item])] == [0.0]
     assert [v.score for v in load_pair_judge("my_pair_judge:first").compare([item])] == [1.0]
 
@@ -124,7 +124,7 @@ def test_a_reward_model_compares_by_its_rewards(tmp_path: Path) -> None:
     folder = save_reward(tmp_path)
     judge = load_pair_judge(f"reward:{folder}")
     assert isinstance(judge, RewardModel)
-    items = [Comparison("p", a, b) for a, b in (("one", "two"), ("two", "one"), ("x", "x"), ("one", "three"))]
+    items = [AnswerPair("p", a, b) for a, b in (("one", "two"), ("two", "one"), ("x", "x"), ("one", "three"))]
     verdicts = list(judge.compare(items))
     rewards = dict(
         zip(["one", "two", "three"], judge.rewards([("p", t) for t in ("one", "two", "three")]), strict=True)
@@ -134,7 +134,7 @@ def test_a_reward_model_compares_by_its_rewards(tmp_path: Path) -> None:
     assert verdicts[2] == TIE
     assert verdicts[3].score == float(rewards["one"] > rewards["three"])
     # As a judge of single answers it says the same.
-    scores = [judged(load_judge(f"reward:{folder}"), "p", text, None) for text in ("one", "two")]
+    scores = [score_answer(load_judge(f"reward:{folder}"), "p", text, None) for text in ("one", "two")]
     assert (scores[0] > scores[1]) == (rewards["one"] > rewards["two"])
 
 
@@ -153,4 +153,4 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_of_a_broken_judge_is_named() -> None:
     with pytest.raises(ConfigError, match="expected a number between 0 and 1"):
-        list(ByScore("five", lambda prompt, answer, gold: 5.0).compare([Comparison("p", "a", "b")]))
+        list(ScoreJudge("five", lambda prompt, answer, gold: 5.0).compare([AnswerPair("p", "a", "b")]))

@@ -14,11 +14,11 @@ from srpo.judge.single import (
     JUDGES,
     edit_similarity,
     exact_match,
-    judged,
     load_judge,
     numeric,
     per_character,
     rouge_l,
+    score_answer,
 )
 
 DIGITS = st.text("0123456789", max_size=8)
@@ -113,7 +113,7 @@ def test_rouge_l_by_hand() -> None:
 @pytest.mark.parametrize("gold", [None, True, 4.0, ["4"]])
 def test_a_gold_answer_that_is_no_text_is_named(gold: object) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl:3: the gold answer is"):
-        judged(exact_match, "p", "4", gold, where="a.jsonl:3")
+        score_answer(exact_match, "p", "4", gold, where="a.jsonl:3")
 
 
 def test_judges_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_judges_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     judge = load_judge("my_own_judge:shorter")
-    assert [judged(judge, "p", answer, None) for answer in ("a", "abc")] == [1.0, 0.0]
+    assert [score_answer(judge, "p", answer, None) for answer in ("a", "abc")] == [1.0, 0.0]
     assert sys.path[0] != ""
 
 
@@ -148,4 +148,4 @@ def test_a_judge_that_is_none_is_refused(name: str, said: str) -> None:
 @pytest.mark.parametrize("score", [1.5, -0.1, float("nan"), None, "1"])
 def test_a_judge_that_scores_otherwise_is_refused(score: object) -> None:
     with pytest.raises(ConfigError, match="expected a number between 0 and 1"):
-        judged(lambda prompt, answer, gold: score, "p", "a", "a")  # type: ignore[arg-type, return-value]
+        score_answer(lambda prompt, answer, gold: score, "p", "a", "a")  # type: ignore[arg-type, return-value]

@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from srpo.judge.verdict import TIE, Comparison, Order, Verdict, combined
+from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, Verdict, combine
 
 
 @pytest.mark.parametrize(("a", "b"), itertools.product((1.0, 0.5, 0.0, None), repeat=2))
 def test_two_orders_agree_tie_or_leave_it_unscored(a: float | None, b: float | None) -> None:
-    verdict = combined([Order(a, reason="r"), Order(b, reason="r")])
+    verdict = combine([OrderVerdict(a, reason="r"), OrderVerdict(b, reason="r")])
     if a is None or b is None:
         assert (verdict.score, verdict.flipped, verdict.reason) == (None, None, "r")
     else:
@@ -20,12 +20,12 @@ def test_two_orders_agree_tie_or_leave_it_unscored(a: float | None, b: float | N
 
 
 def test_one_order_speaks_for_itself_and_none_for_nothing() -> None:
-    assert combined([Order(0.0)]) == Verdict(0.0, (Order(0.0),))
-    assert combined([Order(0.0)]).flipped is None
-    assert combined([]).score is None
+    assert combine([OrderVerdict(0.0)]) == Verdict(0.0, (OrderVerdict(0.0),))
+    assert combine([OrderVerdict(0.0)]).flipped is None
+    assert combine([]).score is None
 
 
 def test_identical_texts_tie() -> None:
-    assert Comparison("p", "a", "a").identical
-    assert not Comparison("p", "a", "a ").identical
+    assert AnswerPair("p", "a", "a").identical
+    assert not AnswerPair("p", "a", "a ").identical
     assert (TIE.score, TIE.orders, TIE.flipped) == (0.5, (), None)

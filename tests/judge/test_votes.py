@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from srpo.errors import DataError, InputError
-from srpo.judge.verdict import Comparison, Verdict
-from srpo.judge.verdict_cache import Remembering
+from srpo.judge.verdict import AnswerPair, Verdict
+from srpo.judge.verdict_cache import CachingJudge
 from srpo.judge.votes import Votes, write_questions
 from tests.judge.pair_judges import Scripted, first_shown
 
@@ -34,10 +34,10 @@ def test_a_vote_counts_whichever_way_round_it_is_asked(tmp_path: Path) -> None:
         vote("a", "b", "second", prompt=[{"role": "user", "content": "p"}]),
     )
     asked = [("a", "b"), ("b", "a"), ("c", "d"), ("e", "f"), ("x", "y"), ("z", "z")]
-    said = list(judge.compare(Comparison("p", *each) for each in asked))
+    said = list(judge.compare(AnswerPair("p", *each) for each in asked))
     assert [verdict.score for verdict in said] == [1.0, 0.0, 0.5, None, None, 0.5]
     assert said[3].reason == "no vote"
-    chat = Comparison([{"role": "user", "content": "p"}], "a", "b")
+    chat = AnswerPair([{"role": "user", "content": "p"}], "a", "b")
     assert [verdict.score for verdict in judge.compare([chat])] == [0.0]
 
 
@@ -53,10 +53,10 @@ def test_what_is_no_vote_is_named_with_its_line(tmp_path: Path) -> None:
 
 def test_questions_are_written_as_they_are_read(tmp_path: Path) -> None:
     file = tmp_path / "v.jsonl"
-    write_questions([Comparison("p", "a", "b")], str(file))
+    write_questions([AnswerPair("p", "a", "b")], str(file))
     (row,) = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert row == vote("a", "b", None)
-    assert next(votes(file, row | {"vote": "second"}).compare([Comparison("p", "a", "b")])).score == 0.0
+    assert next(votes(file, row | {"vote": "second"}).compare([AnswerPair("p", "a", "b")])).score == 0.0
 
 
 class Counting:
@@ -68,7 +68,7 @@ class Counting:
         self.asked: list[str] = []
         self.stops_after = stops_after
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         for each in comparisons:
             if len(self.asked) == self.stops_after:
                 raise KeyboardInterrupt
@@ -77,23 +77,23 @@ class Counting:
 
 
 def test_a_verdict_is_asked_for_once_and_an_unscored_one_again(tmp_path: Path) -> None:
-    asked = [Comparison("p", text, "other") for text in ("a", "?", "b", "c")]
+    asked = [AnswerPair("p", text, "other") for text in ("a", "?", "b", "c")]
     stopped = Counting(stops_after=3)
     with pytest.raises(KeyboardInterrupt):
-        list(Remembering(stopped, tmp_path / "v").compare(asked))
+        list(CachingJudge(stopped, tmp_path / "v").compare(asked))
     again = Counting()
-    scores = [verdict.score for verdict in Remembering(again, tmp_path / "v").compare(asked)]
+    scores = [verdict.score for verdict in CachingJudge(again, tmp_path / "v").compare(asked)]
     assert (stopped.asked, again.asked) == (["a", "?", "b"], ["?", "c"])
     assert scores == [1.0, None, 1.0, 1.0]
     forgetful = Counting()  # without the file, everything is asked again
-    list(Remembering(forgetful, tmp_path / "other").compare(asked))
+    list(CachingJudge(forgetful, tmp_path / "other").compare(asked))
     assert forgetful.asked == ["a", "?", "b", "c"]
 
 
 def test_what_each_order_said_is_remembered(tmp_path: Path) -> None:
-    asked = [Comparison("1", "a", "b"), Comparison("2", "b", "a"), Comparison("3", "a", "a")]
-    said = list(Remembering(Scripted(first_shown), tmp_path / "v").compare(asked))
-    again = Remembering(Counting(), tmp_path / "v")
+    asked = [AnswerPair("1", "a", "b"), AnswerPair("2", "b", "a"), AnswerPair("3", "a", "a")]
+    said = list(CachingJudge(Scripted(first_shown), tmp_path / "v").compare(asked))
+    again = CachingJudge(Counting(), tmp_path / "v")
     again.judge.identity = "scripted"
     assert list(again.compare(asked)) == said
     assert [verdict.flipped for verdict in said] == [True, True, None]
@@ -101,15 +101,15 @@ def test_what_each_order_said_is_remembered(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "v").read_text().splitlines()]
     bare = [{name: value for name, value in line.items() if name != "orders"} for line in lines]
     (tmp_path / "v").write_text("".join(json.dumps(line) + "\n" for line in bare))
-    old = Remembering(again.judge, tmp_path / "v").compare(asked)
+    old = CachingJudge(again.judge, tmp_path / "v").compare(asked)
     assert [(verdict.score, verdict.flipped) for verdict in old] == [(0.5, None)] * 3
 
 
 def test_another_judge_or_another_gold_answer_is_another_question(tmp_path: Path) -> None:
-    list(Remembering(Counting(), tmp_path / "v").compare([Comparison("p", "a", "b", gold="1")]))
+    list(CachingJudge(Counting(), tmp_path / "v").compare([AnswerPair("p", "a", "b", gold="1")]))
     other = Counting()
     other.identity = "other"
-    list(Remembering(other, tmp_path / "v").compare([Comparison("p", "a", "b", gold="1")]))
+    list(CachingJudge(other, tmp_path / "v").compare([AnswerPair("p", "a", "b", gold="1")]))
     gold = Counting()
-    list(Remembering(gold, tmp_path / "v").compare([Comparison("p", "a", "b", gold="2")]))
+    list(CachingJudge(gold, tmp_path / "v").compare([AnswerPair("p", "a", "b", gold="2")]))
     assert other.asked == gold.asked == ["a"]

@@ -10,7 +10,7 @@ import pytest
 
 from srpo import read_pairs
 from srpo.errors import DataError, InputError, OutputError
-from srpo.judge.verdict import Comparison, Verdict
+from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.revise.trail import Answer, Trail
 from srpo.rounds.label import Account, Settings, account_of, label, label_file
 
@@ -21,9 +21,9 @@ class Digits:
     identity = "digits"
 
     def __init__(self) -> None:
-        self.asked: list[Comparison] = []
+        self.asked: list[AnswerPair] = []
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         for each in comparisons:
             self.asked.append(each)
             if not (each.first.isdigit() and each.second.isdigit()):

@@ -15,7 +15,7 @@ import pytest
 from srpo import read_pairs
 from srpo.errors import ConfigError, DataError
 from srpo.judge.single import per_character
-from srpo.judge.verdict import Comparison, Verdict
+from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.rounds.candidates import Candidate, find
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.run import SETTINGS_FILE, Round, _expect_same, line_of, run_rounds
@@ -32,7 +32,7 @@ class RightDigits:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, str, str]] = []
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
         for each in comparisons:
             self.asked.append((each.prompt, each.first, each.second))
             one, other = (per_character(each.prompt, text, each.gold) for text in (each.first, each.second))
@@ -204,10 +204,10 @@ def test_what_a_round_will_ask_is_said_before_it_is_asked(files: Path, caplog: p
             super().__init__()
             self.said: list[str] = []
 
-        def estimate(self, comparisons: Iterable[Comparison]) -> Any:
+        def estimate(self, comparisons: Iterable[AnswerPair]) -> Any:
             return SimpleNamespace(price=f"cost {len(list(comparisons))}.00")
 
-        def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+        def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
             self.said.append(caplog.messages[-1])
             return super().compare(comparisons)
 
@@ -230,7 +230,7 @@ def test_it_stops_when_validation_no_longer_improves(files: Path) -> None:
     class Unmoved(RightDigits):
         """Orders samples, and finds no answer to a validation prompt better than another."""
 
-        def compare(self, comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+        def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
             asked = list(comparisons)
             hopeless = {row["prompt"] for row in sums(10, "in", digits=2, seed=3)}
             for each, verdict in zip(asked, super().compare(asked), strict=True):

@@ -9,7 +9,7 @@ import torch
 
 from srpo.errors import ConfigError
 from srpo.statistics.bootstrap import bootstrap
-from srpo.statistics.significance import holm, sign_flip_p, smallest_seen
+from srpo.statistics.significance import holm, sign_flip_p, smallest_detectable
 
 
 def every_sign(differences: list[float]) -> float:
@@ -58,7 +58,7 @@ def test_a_difference_of_that_size_is_seen_four_times_in_five() -> None:
     generator = torch.Generator().manual_seed(3)
     rows, experiments = 500, 2000
     noise_NM = torch.randint(3, (rows, experiments), generator=generator).double() - 1
-    size = smallest_seen(noise_NM[:, 0])
+    size = smallest_detectable(noise_NM[:, 0])
 
     def seen(shift: float) -> float:
         return float((bootstrap(noise_NM + shift, draws=1000).low > 0).double().mean())
@@ -71,6 +71,6 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ConfigError, match="prompts, columns"):
         sign_flip_p(torch.zeros(3))
     with pytest.raises(ConfigError, match="at least two"):
-        smallest_seen(torch.zeros(1))
+        smallest_detectable(torch.zeros(1))
     with pytest.raises(ConfigError, match="power"):
-        smallest_seen(torch.zeros(4), power=1.0)
+        smallest_detectable(torch.zeros(4), power=1.0)
