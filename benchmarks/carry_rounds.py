@@ -32,7 +32,8 @@ from benchmarks.rounds_plots import TITLES, plot
 from srpo.evaluate.best_of import best_of
 from srpo.judge.single import exact_match, per_character
 from srpo.judge.verdict import Verdict
-from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.run import run_rounds
@@ -213,7 +214,7 @@ def draw(folder: Path, model: Path, job: Job) -> None:
     reviser = Reviser(str(model), reference=f"{job.run}/base", batch_size=1000)
     plain = Reviser(str(model), batch_size=1000)  # no log-ratios where none are needed
     for split in SPLITS:
-        settings = Settings(config.revisions, 1.0, job.seed, NEW_TOKENS)
+        settings = RevisionSettings(config.revisions, 1.0, job.seed, NEW_TOKENS)
         for system, trails in (
             ("revised", plain.revise(rows[split], **asdict(settings))),
             ("best_of", best_of(reviser, rows[split], settings)),

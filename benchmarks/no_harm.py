@@ -19,7 +19,8 @@ from benchmarks.tasks.columns import column_sums, columns
 from srpo.data.read import read_prompts
 from srpo.evaluate.calibrate import calibrate
 from srpo.judge.single import exact_match
-from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
 from srpo.statistics.bootstrap import bootstrap
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, label, train_base, write_rows
 from srpo.train.config import SRPOConfig
@@ -79,7 +80,7 @@ def main() -> None:
         base, model = make(Path(args.output_dir) / f"seed{seed}", seed, args.base_steps, args.steps)
         reviser = Reviser(str(model), reference=str(base), batch_size=1000)
         for heat in args.temperature:
-            settings = Settings(args.revisions, heat, seed, TOKENS)
+            settings = RevisionSettings(args.revisions, heat, seed, TOKENS)
             labelled = read_prompts(column_sums(args.labelled, "in", seed=3_000_000 + seed))
             found = calibrate(reviser, labelled, exact_match, settings)
             print(

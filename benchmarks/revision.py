@@ -40,7 +40,7 @@ from benchmarks.chains import CASES, REVISIONS, Chain, Scripted, Subject
 from benchmarks.parting import Count
 from srpo.generate.engine import Completion, Engine
 from srpo.generate.plain import HFEngine
-from srpo.generate.speculative import LiveEngine
+from srpo.generate.speculative import SpeculativeEngine
 from srpo.statistics.edit_distance import edit_distance
 
 
@@ -84,7 +84,7 @@ class Way:
 
 
 def _live(subject: Subject, rows: int) -> Engine:
-    engine = LiveEngine(subject.model, pad_id=subject.pad_id, batch_size=rows)
+    engine = SpeculativeEngine(subject.model, pad_id=subject.pad_id, batch_size=rows)
     engine._settle([1])  # the model is tried once a process, and not once a chain
     return engine
 

@@ -37,7 +37,8 @@ from srpo.evaluate.best_of import best_of
 from srpo.evaluate.calibrate import calibrate, first_revisions
 from srpo.judge.load import ScoreJudge
 from srpo.judge.single import Judge, exact_match
-from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.stored_calibration import Calibration
 from srpo.revise.trail import Trail
 from srpo.rounds.plan import RoundsArguments
@@ -151,7 +152,7 @@ def make_pairs(folder: Path, base: Path, seed: int) -> None:
 def draw(folder: Path, model: Path, base: Path, seed: int, prompts: int, heat: float) -> None:
     """A calibration of the model, and trails of each system on both splits."""
     reviser = Reviser(str(model), reference=str(base), batch_size=DRAWN_TOGETHER)
-    settings = Settings(REVISIONS, heat, seed, NEW_TOKENS)
+    settings = RevisionSettings(REVISIONS, heat, seed, NEW_TOKENS)
     labelled = read_prompts(sentences(LABELLED, "in", seed=CALIBRATION + seed))
     calibrate(reviser, labelled, exact_match, settings).save(folder)
     for split in SHAPES:

@@ -36,12 +36,13 @@ def main(argv: list[str]) -> int:
     from srpo.data.read import read_prompts
     from srpo.evaluate.calibrate import calibrate, lines
     from srpo.judge.single import load_judge
-    from srpo.revise.reviser import Reviser, Settings
+    from srpo.revise.reviser import Reviser
+    from srpo.revise.settings import RevisionSettings
 
     folder = _folder(args)
     hf_logging.set_verbosity_error()
     show_progress()
-    settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens)
+    settings = RevisionSettings(args.revisions, args.temperature, args.seed, args.max_new_tokens)
     judge, rows = load_judge(args.judge), read_prompts(args.input)
     reviser = Reviser(
         args.model_name_or_path,

@@ -96,11 +96,11 @@ def drawing(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.
 
     from transformers.utils import logging as hf_logging
 
-    from srpo.revise.engines import Serving
+    from srpo.revise.engines import EngineSettings
 
     hf_logging.set_verbosity_error()
     show_progress()
-    engine = Serving(**{each.name: getattr(args, each.name) for each in fields(Serving)})
+    engine = EngineSettings(**{each.name: getattr(args, each.name) for each in fields(EngineSettings)})
     answers = Path(args.output + ANSWERS)
 
     def reviser() -> Reviser:

@@ -19,13 +19,13 @@ def main(argv: list[str]) -> int:
     add_drawing_flags(parser)
     args, drawn = drawing(parser, argv)
 
-    from srpo.revise.reviser import Settings
-    from srpo.revise.stored_calibration import decided
-    from srpo.revise.trail_files import revise_file
+    from srpo.revise.settings import RevisionSettings
+    from srpo.revise.stored_calibration import calibrated_policy
+    from srpo.revise.trail_files import located_trails, revise_file
 
-    settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens, args.policy)
+    settings = RevisionSettings(args.revisions, args.temperature, args.seed, args.max_new_tokens, args.policy)
     source = "/dev/stdin" if args.input == "-" else args.input
-    calibrated = decided(args.model_name_or_path) if args.policy == "auto" else ""
+    calibrated = calibrated_policy(args.model_name_or_path) if args.policy == "auto" else ""
     made_with = {**drawn.made_with, "calibrated": calibrated}
     done, skipped = revise_file(
         drawn.reviser, source, args.output, settings, bad_rows=args.bad_rows, made_with=made_with
@@ -34,11 +34,12 @@ def main(argv: list[str]) -> int:
     if args.diff or args.html:
         from rich.console import Console
 
-        from srpo.report.trail_page import as_text, read, write_page
+        from srpo.report.trail_page import as_text, write_page
 
+        trails = [trail for _, trail in located_trails(args.output)]
         if args.html:
-            write_page(args.html, read(args.output), f"Drafts and revisions of {args.model_name_or_path}")
+            write_page(args.html, trails, f"Drafts and revisions of {args.model_name_or_path}")
         console = Console(highlight=False)
-        for trail in read(args.output) if args.diff else ():
+        for trail in trails if args.diff else ():
             console.print(as_text(trail, marks=not console.is_terminal))
     return 0

@@ -17,11 +17,11 @@ def main(argv: list[str]) -> int:
     add_drawing_flags(parser)
     args, drawn = drawing(parser, argv)
 
-    from srpo.revise.reviser import Settings
+    from srpo.revise.settings import RevisionSettings
     from srpo.rounds.sample import sample_file
 
     # Whichever the model itself would keep, a judge is to see them all.
-    settings = Settings(args.revisions, args.temperature, args.seed, args.max_new_tokens, policy="always")
+    settings = RevisionSettings(args.revisions, args.temperature, args.seed, args.max_new_tokens, policy="always")
     done, skipped = sample_file(
         drawn.reviser,
         args.input,

@@ -24,9 +24,10 @@ from srpo.evaluate.best_of import several_drafts, weighed
 from srpo.evaluate.controls import draft_only, gold_answers, oracle
 from srpo.evaluate.plan import BEST_OF, CONTROLS, Model, Plan
 from srpo.revise.policy import AUTO, NAMES, Policy
-from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
-from srpo.revise.trail_files import write_trails
+from srpo.revise.trail_files import located_trails, write_trails
 from srpo.score.scores import Key
 from srpo.sequences.templates import RevisionTemplate, template_for
 
@@ -154,9 +155,9 @@ class Studio:
         made_with = self._made_with(reference, settings) | {"template": template.identity()}
         return self._kept(f"{name}.reference.{split}", rows, draw, made_with)
 
-    def _settings(self, heat: float, policy: str) -> Settings:
+    def _settings(self, heat: float, policy: str) -> RevisionSettings:
         revisions = self.plan.revisions if self.model.revisions is None else self.model.revisions
-        return Settings(revisions, heat, self.seed, self.plan.max_new_tokens, policy)
+        return RevisionSettings(revisions, heat, self.seed, self.plan.max_new_tokens, policy)
 
     def _load(self, model: Model, template: RevisionTemplate | None = None) -> Reviser:
         return Reviser(
@@ -169,7 +170,7 @@ class Studio:
             dtype=self.plan.dtype,
         )
 
-    def _made_with(self, model: Model, settings: Settings) -> dict[str, Any]:
+    def _made_with(self, model: Model, settings: RevisionSettings) -> dict[str, Any]:
         named = model.revision_template
         return {
             **asdict(settings),
@@ -193,8 +194,7 @@ class Studio:
         path = self.folder / f"{safe}.{key}.jsonl"
         present = write_trails(path, rows, draw, made)
         log.info("srpo: %s: %d trails, %d of them were there", path, len(rows), present)
-        lines = path.read_text("utf-8").split("\n")[:-1]
-        return [Trail.from_json(line, where=f"{path}:{number}") for number, line in enumerate(lines, 1)]
+        return [trail for _, trail in located_trails(path)]
 
 
 @cache

@@ -8,12 +8,13 @@ from itertools import islice
 from typing import Any
 
 from srpo.data.read import PromptRow, read_prompts
-from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Answer, Trail
 from srpo.sequences.render import options_of
 
 
-def best_of(reviser: Reviser, prompts: Iterable[Any], settings: Settings) -> list[Trail]:
+def best_of(reviser: Reviser, prompts: Iterable[Any], settings: RevisionSettings) -> list[Trail]:
     """A trail per prompt whose answer in hand after k is the best of its first k + 1 drafts.
 
     "Best" is by implied reward: the log-ratio g(y) = log π(y|x) − log π_ref(y|x), which every method trains, reduced
@@ -30,7 +31,7 @@ def best_of(reviser: Reviser, prompts: Iterable[Any], settings: Settings) -> lis
 
 
 def several_drafts(
-    reviser: Reviser, rows: Sequence[PromptRow], settings: Settings, *, skip: int = 0
+    reviser: Reviser, rows: Sequence[PromptRow], settings: RevisionSettings, *, skip: int = 0
 ) -> Iterator[Trail]:
     """k + 1 drafts of each prompt as one trail, batch by batch; none but the first is marked kept.
 

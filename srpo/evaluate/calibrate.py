@@ -18,8 +18,9 @@ from srpo import __version__
 from srpo.data.read import PromptRow
 from srpo.errors import ConfigError, DataError
 from srpo.judge.single import Judge, score_answer
-from srpo.revise.reviser import Reviser, Settings
-from srpo.revise.stored_calibration import Calibration, Choice
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
+from srpo.revise.stored_calibration import CalibratedPolicy, Calibration
 from srpo.revise.trail import Trail
 from srpo.score.best_revision import LEAST, halves
 from srpo.statistics.bootstrap import bootstrap
@@ -43,7 +44,7 @@ def calibrate(
     reviser: Reviser,
     rows: Sequence[PromptRow],
     judge: Judge,
-    settings: Settings,
+    settings: RevisionSettings,
     *,
     gold_key: str = "gold",
     bins: int = 10,
@@ -98,7 +99,9 @@ def calibrate(
     )
 
 
-def choose(prompts: Sequence[str], scores: dict[str, list[list[float]]], settings: Settings) -> Choice:
+def choose(
+    prompts: Sequence[str], scores: dict[str, list[list[float]]], settings: RevisionSettings
+) -> CalibratedPolicy:
     """Drafts, or the way and number of revisions with the largest gain on one half of the prompts, if the interval of
     its gain on the other half lies above zero.
 
@@ -116,8 +119,8 @@ def choose(prompts: Sequence[str], scores: dict[str, list[list[float]]], setting
     mean, low, high = (float(each) for each in _interval(gains(way, k, telling), settings.seed))
     rival = f"{way}, k = {k}"
     if low > 0:
-        return Choice(way, k, mean, low, high, rival)
-    return Choice("drafts", 0, mean, low, high, rival)
+        return CalibratedPolicy(way, k, mean, low, high, rival)
+    return CalibratedPolicy("drafts", 0, mean, low, high, rival)
 
 
 def _interval(gains_N: torch.Tensor, seed: int) -> tuple[float, float, float]:

@@ -18,7 +18,8 @@ from srpo.data.read import PromptRow, Source, read
 from srpo.data.values import last_message
 from srpo.errors import ConfigError, DataError
 from srpo.model.randomness import left_as_found
-from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.score.pooling import Resampling
 from srpo.score.results import POOL, Results
@@ -37,7 +38,7 @@ class Watch:
     Attributes:
         revisions: how many at most.
         prompts: how many different prompts, from the head of the evaluation data.
-        temperature, max_new_tokens: as in `Settings`.
+        temperature, max_new_tokens: as in `RevisionSettings`.
         seed: of the drawing; the same at every evaluation, so that two of them differ by the model alone.
     """
 
@@ -73,7 +74,7 @@ class RevisionEvaluation(TrainerCallback):
             raise ConfigError("weights are split over processes", where="eval_revisions", fix=fix)
         self.trainer, self.judge, self.watch = trainer, judge, watch
         self.rows = _rows(source, watch.prompts)
-        self.settings = Settings(watch.revisions, watch.temperature, watch.seed, watch.max_new_tokens, "always")
+        self.settings = RevisionSettings(watch.revisions, watch.temperature, watch.seed, watch.max_new_tokens, "always")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Draws, judges and logs, on the main process."""

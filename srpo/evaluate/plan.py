@@ -50,7 +50,7 @@ class Model:
         model: folder or hub name; `{seed}` in it stands for the seed, for models trained with several.
         reference: what it was before training, for its own confidence and the control best_of; `{seed}` likewise.
         revision_template: preset or file; what was saved with the model, if None.
-        policy: as in `srpo.revise.reviser.Settings`; or "best_of", which revises nothing and answers with the best of
+        policy: as in `RevisionSettings`; or "best_of", which revises nothing and answers with the best of
             k + 1 drafts by implied reward.
         revisions: fewer than the others have, if it is to stop earlier; None for as many.
         controls: of this system, beside those of the highlighted one.

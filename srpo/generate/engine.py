@@ -1,27 +1,30 @@
-"""What completes a context: one small interface, whatever runs behind it."""
+"""The interface of an engine: it completes contexts with one model, in this process or on a server."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from srpo.errors import ConfigError
 
+ContextAnswer = tuple[tuple[int, ...], tuple[int, ...]]  # context ids, answer ids
+Logps = Callable[[Sequence[ContextAnswer]], list[float]]  # log-prob of each answer after its context, nats, summed
+
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote after one context.
+    """The answer to one context.
 
     Attributes:
-        ids: generated token ids, the terminator included when there is one; empty where a server tells none.
-        finished: the model ended the answer itself.
-        seconds: wall seconds of the batch divided by its rows.
-        text: the answer, from a server that tells no ids; None where the ids say it.
-        tokens: generated, as such a server counts them.
-        read: tokens of the context, as a server that was given messages counts them.
-        failed: why there is no completion, from a server that could give none; empty where there is one.
+        ids: Generated token ids, the terminator included if there is one; empty from a server that returns no ids.
+        finished: True if the model ended the answer itself.
+        seconds: Wall seconds of the batch divided by its rows.
+        text: The answer from a server that returns no ids; None if `ids` holds the answer.
+        tokens: Number of generated tokens as the server counts them.
+        read: Number of context tokens as a server counts them that was given messages.
+        failed: Reason why a server gave no completion; empty for a completion.
     """
 
     ids: tuple[int, ...]
@@ -37,18 +40,19 @@ class Engine(Protocol):
     """Completes contexts with one model.
 
     Attributes:
-        batch_size: rows completed together; a caller that hands over as many at a time wastes nothing.
-        max_length: tokens of context and answer that fit; None where there is no limit, or nobody knows it.
-        same_batch_same_bits: a row's last bits hang on the rows beside it and on nothing else, so a run that is
-            resumed asks for a whole batch again to end as if it had not been interrupted. False for a server, which
-            makes batches as it likes: what it answered once is not asked again.
+        batch_size: Rows completed together; callers pass as many rows at a time.
+        same_batch_same_bits: True if the last bits of a row depend on the other rows of its batch and on nothing else.
+            A resumed run then repeats whole batches to give equal bits. False for a server, which forms its own
+            batches; an answered request is not sent again.
     """
 
     batch_size: int
     same_batch_same_bits: bool
 
     @property
-    def max_length(self) -> int | None: ...
+    def max_length(self) -> int | None:
+        """Largest number of tokens of context and answer; None without a limit, or if the limit is unknown."""
+        ...
 
     def complete(
         self,
@@ -61,33 +65,34 @@ class Engine(Protocol):
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
     ) -> list[Completion]:
-        """One completion per context, in order.
+        """Returns one completion per context, in order.
 
         Args:
-            contexts: token ids to go on from.
-            keys: a name for each row; equal (seed, key) draws equally, as far as the engine can promise it.
-            max_new_tokens: tokens at most, the terminator included.
-            stop_ids: ids that end an answer.
-            temperature: 0 is greedy; otherwise logits are divided by it, and nothing else shapes the distribution.
-            guesses: ids that each answer is likely to follow, the draft of a revision say. A hint: it changes how fast
-                an answer comes, never which.
+            contexts: Token ids to continue.
+            keys: A name for each row; equal (seed, key) draws equally, as far as the engine can promise it.
+            max_new_tokens: Largest number of new tokens, the terminator included.
+            stop_ids: Ids that end an answer.
+            temperature: 0 decodes greedily; otherwise divides the logits, and nothing else shapes the distribution.
+            seed: Seed of the draws.
+            guesses: Ids that each answer probably follows, such as the draft of a revision. Guesses change the speed of
+                decoding, never the answer.
 
         Raises:
-            ConfigError: a negative temperature.
+            ConfigError: A negative temperature.
         """
         ...
 
 
 def expect_temperature(temperature: float) -> None:
-    """What every engine asks of a temperature; written so that nan is none either.
+    """Checks a sampling temperature; the comparison also rejects nan.
 
     Raises:
-        ConfigError: it is negative or nan.
+        ConfigError: A negative temperature or nan.
     """
     if not temperature >= 0:
         raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
 
 
 def seed_of(seed: int, key: str) -> int:
-    """The seed of one request, for engines that draw numbers of their own; below 2³¹, for some take no larger one."""
+    """Returns the seed of one request for engines with their own random numbers; below 2³¹, the limit of some."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:4], "big") >> 1

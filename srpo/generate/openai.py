@@ -17,10 +17,9 @@ from dataclasses import replace
 from typing import Any
 
 from srpo.errors import BackendError, ConfigError, InputError, did_you_mean
-from srpo.generate.engine import Completion, expect_temperature, seed_of
+from srpo.generate.engine import Completion, ContextAnswer, expect_temperature, seed_of
 from srpo.generate.http import Endpoint, Refused, Reply, UnusableAnswer
 from srpo.generate.journal import Journal
-from srpo.generate.ratios import Scored
 
 log = logging.getLogger("srpo")
 
@@ -103,7 +102,7 @@ class CompletionsEngine:
         done.update((i, _ended(reply)) for i, reply in zip(missing, replies, strict=True))
         return [done[i] for i in range(len(bodies))]
 
-    def logps(self, pairs: Sequence[Scored]) -> list[float]:
+    def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
         """log π of each answer after its context, nats, summed over the answer's tokens; nan, and a warning, for what
         the server could not score."""
         vllm = self.dialect == "vllm"

@@ -64,7 +64,7 @@ class _Row:
         return self.context[self.known :] + self.written
 
 
-class LiveEngine:
+class SpeculativeEngine:
     """Generates with a transformers model on its own device; see the top of the file.
 
     Args:
@@ -278,7 +278,7 @@ class LiveEngine:
     def _settle(self, context: Sequence[int]) -> bool:
         if self.serves is None:
             config = self.model.config.get_text_config()
-            why = why_not_live(self.model)
+            why = why_not_speculative(self.model)
             if not why:
                 head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
                 kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -311,7 +311,7 @@ class LiveEngine:
         return ""
 
 
-def why_not_live(model: Any) -> str:
+def why_not_speculative(model: Any) -> str:
     """Why a model's cache cannot be cropped and its guesses verified exactly; empty if nothing speaks against it."""
     config = model.config.get_text_config()
     prompts = getattr(model, "active_peft_config", None)

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import BackendError, ConfigError, did_you_mean
-from srpo.generate.engine import Completion, expect_temperature, seed_of
-from srpo.generate.ratios import Scored
+from srpo.generate.engine import Completion, ContextAnswer, expect_temperature, seed_of
 from srpo.model.weights.load import ADAPTER_FILE, adapter_base
 
 log = logging.getLogger("srpo")
@@ -142,11 +141,11 @@ class VLLMEngine:
             for each in outputs
         ]
 
-    def logps(self, pairs: Sequence[Scored]) -> list[float]:
+    def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
         """log π of each answer after its context, nats, summed over the answer's tokens."""
         return self._logps(pairs, adapter=True)
 
-    def base_logps(self, pairs: Sequence[Scored]) -> list[float]:
+    def base_logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
         """The same with the adapter switched off: what the model was before training.
 
         Raises:
@@ -157,7 +156,7 @@ class VLLMEngine:
             raise ConfigError("a full model is no reference for itself", where="reference", fix=fix)
         return self._logps(pairs, adapter=False)
 
-    def _logps(self, pairs: Sequence[Scored], *, adapter: bool) -> list[float]:
+    def _logps(self, pairs: Sequence[ContextAnswer], *, adapter: bool) -> list[float]:
         settings = self._sampling(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         outputs = self._generate([[*context, *answer] for context, answer in pairs], settings, adapter=adapter)
         sums = []

@@ -134,13 +134,6 @@ def _article(trail: Trail) -> str:
     )
 
 
-def read(path: str | Path) -> Iterator[Trail]:
-    """The trails of a file that `srpo revise` wrote."""
-    with Path(path).open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            yield Trail.from_json(line, where=f"{path}:{number}")
-
-
 def write_page(path: str | Path, trails: Iterable[Trail], title: str) -> None:
     """Writes the page.
 

@@ -1,15 +1,15 @@
-"""The model's own judgement of a revision: p(revision ≻ draft), from log-ratios of what it became to what it was.
+"""The model's own confidence in a revision: p(revision ≻ draft), from log-ratios of trained policy to reference.
 
-Whoever can tell log π − log π_ref of an answer after a context can stand behind it: a model and its reference in this
-process (`ModelScorer`), or a server with the adapter on and off.
+A scorer computes log π − log π_ref of an answer after a context: `ModelScorer` with both models in this process,
+`RatioScorer` from the log-probs of two engines, such as a server with the adapter on and off.
 
 Axes: B prompts, K scored sequences of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from srpo.data.read import PromptRow
 from srpo.errors import ConfigError, did_you_mean
+from srpo.generate.engine import Logps
 from srpo.maths.confidence import preference_eq9, preference_eq14
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
@@ -31,10 +32,10 @@ REDUCTIONS = ("sum", "mean")
 
 
 def expect_known(reduction: str, equation: str) -> None:
-    """Names that a user may have mistyped.
+    """Checks the names of a reduction and an equation.
 
     Raises:
-        ConfigError: there is no such reduction or equation.
+        ConfigError: An unknown name.
     """
     for where, value, known in (("logps_reduction", reduction, REDUCTIONS), ("equation", equation, EQUATIONS)):
         if value not in known:
@@ -43,63 +44,74 @@ def expect_known(reduction: str, equation: str) -> None:
 
 
 class Scorer(Protocol):
-    """Tells log-ratios of answers."""
+    """Computes log-ratios of answers."""
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """[B, K] log π − log π_ref of the K (context ids, answer ids) of each of B prompts, nats, summed over answer
-        tokens."""
+        """[B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, nats, summed over tokens."""
         ...
 
 
 class ModelScorer:
-    """Log-ratios from a model and its reference in this process; what sequences share is computed once.
+    """Log-ratios from a model and its reference in this process; shared prefixes are computed once.
 
     Args:
-        model: the trained policy.
-        reference: what it was before training; None takes the base under its adapter.
+        model: The trained policy.
+        reference: The model before training; None takes the base under the policy's adapter.
         backend: auto, path or flat.
     """
 
     def __init__(self, model: Any, reference: Any | None, *, backend: str = "auto") -> None:
-        self.model, self.backend = model, backend
-        self._reference = _active(model, reference)
+        self.model, self.reference, self.backend = model, reference, backend
 
     @classmethod
-    def at_hand(cls, model: Any, reference: Any, trained_from: str | None, *, backend: str) -> ModelScorer | None:
-        """A scorer, or None where there is no reference.
+    def available(cls, model: Any, reference: Any, trained_from: str | None, *, backend: str) -> ModelScorer | None:
+        """Returns a scorer, or None without a reference.
 
         Args:
-            reference: a model, or None.
-            trained_from: the kind of the reference in training, where it is known: under an adapter that was trained
-                on from another one, the base is not what it was trained from.
+            reference: A model, or None.
+            trained_from: Kind of reference in training, if recorded. For an adapter trained on from an earlier adapter,
+                the base is not the reference.
         """
-        switched = hasattr(model, "disable_adapter") and trained_from in (None, "adapter off")
-        if reference is None and not switched:
-            return None
-        return cls(model, reference, backend=backend)
+        has_base = hasattr(model, "disable_adapter") and trained_from in (None, "adapter off")
+        return cls(model, reference, backend=backend) if reference is not None or has_base else None
 
     @torch.no_grad()
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """As `Scorer` says."""
+        """Computes the log-ratios; see `Scorer`."""
         forest = Forest.plant([PrefixTree.pack(each) for each in sequences], next(self.model.parameters()).device)
-        backend = settle_backend(self.model, forest.trees, self.backend)  # the same for both
-        ours_BK = sequence_logps(self.model, forest, backend)
-        with self._reference() as reference:
-            return ours_BK - sequence_logps(reference, forest, backend)
-
-
-def _active(model: Any, frozen: Any | None) -> Callable[[], AbstractContextManager[Any]]:
-    """A context manager that yields the reference."""
+        backend = settle_backend(self.model, forest.trees, self.backend)  # one back-end for both models
+        policy_BK = sequence_logps(self.model, forest, backend)
+        with self._active_reference() as reference:
+            return policy_BK - sequence_logps(reference, forest, backend)
 
     @contextmanager
-    def active() -> Iterator[Any]:
-        if frozen is not None:
-            yield frozen.eval()
+    def _active_reference(self) -> Iterator[Any]:
+        if self.reference is not None:
+            yield self.reference.eval()
         else:
-            with model.disable_adapter():
-                yield model
+            with self.model.disable_adapter():
+                yield self.model
 
-    return active
+
+@dataclass(frozen=True)
+class RatioScorer:
+    """Log-ratios from two functions that return log-probs of answers.
+
+    Attributes:
+        policy: Returns log π; nan marks an answer that a server could not score.
+        reference: Returns log π_ref.
+    """
+
+    policy: Logps
+    reference: Logps
+
+    def log_ratios(self, sequences: Sequences) -> Tensor:
+        """Computes the log-ratios, see `Scorer`; equal (context, answer) pairs are requested once."""
+        rows = [[(tuple(context), tuple(answer)) for context, answer in row] for row in sequences]
+        pairs = list(dict.fromkeys(pair for row in rows for pair in row))
+        scored = zip(pairs, self.policy(pairs), self.reference(pairs), strict=True)
+        ratio = {pair: policy - reference for pair, policy, reference in scored}
+        return torch.tensor([[ratio[pair] for pair in row] for row in rows], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -107,11 +119,11 @@ class Confidence:
     """p(new answer ≻ old answer) as the model itself estimates it.
 
     Attributes:
-        scorer: where log-ratios come from.
-        renderer: of the contexts answers are scored after.
-        beta: the β the model was trained with.
-        reduction: how log-probs of an answer's tokens were reduced in training, sum or mean.
-        equation: eq9 asks the revising policy alone; eq14 asks drafting and revising both, for twice the tokens.
+        scorer: Computes the log-ratios.
+        renderer: Makes the contexts of the scored answers.
+        beta: β of training.
+        reduction: Reduction of token log-probs in training, sum or mean.
+        equation: eq9 scores the revising policy alone; eq14 scores drafting and revising, at twice the tokens.
     """
 
     scorer: Scorer
@@ -128,7 +140,7 @@ class Confidence:
         return ratio_BK
 
     def compare(self, rows: Sequence[PromptRow], old: Sequence[str], new: Sequence[str]) -> list[tuple[float, int]]:
-        """p(new ≻ old) for each row, and the tokens that policy and reference read for it."""
+        """Returns p(new ≻ old) for each row, and the number of tokens that policy and reference read to score it."""
         sequences = self._sequences(rows, old, new)
         ratio_KB = self.log_ratios(sequences).unbind(1)
         if self.equation == "eq9":
@@ -139,7 +151,7 @@ class Confidence:
         return list(zip(preferred_B.tolist(), tokens, strict=True))
 
     def _sequences(self, rows: Sequence[PromptRow], old: Sequence[str], new: Sequence[str]) -> Sequences:
-        """The scored (context, answer) of each row, in the order in which its equation names them."""
+        """Returns the scored (context, answer) pairs of each row, in the argument order of the equation."""
         prompts, options = [row.prompt for row in rows], [options_of(row) for row in rows]
         after_old = self.renderer.revisions(prompts, list(old), options)
         answers = (self.renderer.answers(list(new)), self.renderer.answers(list(old)))

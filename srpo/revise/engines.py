@@ -10,8 +10,8 @@ from srpo.errors import ConfigError, did_you_mean
 from srpo.generate.http import Endpoint
 from srpo.generate.journal import Journal
 from srpo.generate.openai import ChatEngine, CompletionsEngine
-from srpo.generate.ratios import RatioScorer
-from srpo.revise.reviser import Reviser, saved_with
+from srpo.revise.confidence import RatioScorer
+from srpo.revise.reviser import Reviser, training_record
 from srpo.sequences.render_messages import MessageRenderer
 from srpo.sequences.templates import template_for
 
@@ -22,7 +22,7 @@ _ENGINES_OF = {"dtype": ("hf", "vllm"), "device": ("hf",), "speculation": ("vllm
 
 
 @dataclass(frozen=True)
-class Serving:
+class EngineSettings:
     """An engine and its settings.
 
     Attributes:
@@ -44,7 +44,7 @@ class Serving:
         ConfigError: no such engine, a server without a URL, or a setting that would mean nothing to the engine.
 
     Example:
-        >>> Serving("openai", base_url="http://localhost:8000/v1").made_with()
+        >>> EngineSettings("openai", base_url="http://localhost:8000/v1").made_with()
         {'engine': 'openai'}
     """
 
@@ -144,6 +144,6 @@ class Serving:
         scorer = None
         if reference is not None:
             scorer = RatioScorer(engine.logps, VLLMEngine(reference, dtype=self.dtype, speculation="none").logps)
-        elif engine.has_adapter and saved_with(model).get("reference") in (None, "adapter off"):
+        elif engine.has_adapter and training_record(model).get("reference") in (None, "adapter off"):
             scorer = RatioScorer(engine.logps, engine.base_logps)
         return {"engine": engine, "scorer": scorer}

@@ -1,13 +1,13 @@
-"""Which revisions are kept, and when to stop: policies as values.
+"""Policies as values: which revisions to keep, and when to stop revising.
 
-    always              every revision is kept (the paper)
-    if_preferred        one is kept if the model itself prefers it, otherwise the answer before it stays in hand
-    until_worse         as if_preferred, and the first one that is not preferred ends the trail
-    until_unchanged     every revision is kept, until one repeats its draft
-    fixed:K             every revision is kept, K of them
-    drafts              none is made
+    always              keeps every revision (the paper)
+    if_preferred        keeps a revision if the model itself prefers it; otherwise keeps the answer before it
+    until_worse         as if_preferred, and stops at the first revision that the model does not prefer
+    until_unchanged     keeps every revision, and stops when a revision repeats its draft
+    fixed:K             keeps every revision, K of them
+    drafts              makes no revision
 
-Whether the model prefers a revision is its confidence, p(revision ≻ answer before it), above ½.
+The model prefers a revision if its confidence, p(revision ≻ answer before it), is above ½.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ NAMES = ("always", "if_preferred", "until_worse", "until_unchanged", "fixed:K", 
 
 
 class Decision(NamedTuple):
-    """What becomes of a revision.
+    """A policy's decision on one revision.
 
     Attributes:
-        kept: it is in hand from now on.
-        stop: why there are no more; empty to go on.
+        kept: True if the revision becomes the answer in hand.
+        stop: Reason for ending the trail; empty to go on.
     """
 
     kept: bool
@@ -39,10 +39,10 @@ class Policy:
     """Decides on each revision.
 
     Attributes:
-        name: as it is written in settings.
-        weighs: keeps only what the model itself prefers; needs its confidence.
-        ends_at: what ends a trail early: "worse", "unchanged" or nothing.
-        most: revisions at most; None leaves it to the settings.
+        name: Name in settings.
+        weighs: Keeps only revisions the model prefers, which needs the model's confidence.
+        ends_at: Event that ends a trail early: "worse", "unchanged" or "".
+        most: Largest number of revisions; None leaves the number to the settings.
 
     Example:
         >>> Policy.named("until_worse").decide(preferred=0.2, unchanged=False)
@@ -58,10 +58,10 @@ class Policy:
 
     @classmethod
     def named(cls, name: str) -> Policy:
-        """The policy of a name.
+        """Returns the policy with a name.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: An unknown name.
         """
         if found := re.fullmatch(r"fixed:(\d+)", name):
             return cls(name, most=int(found[1]))
@@ -72,15 +72,15 @@ class Policy:
         return _POLICIES[name]
 
     def limit(self, revisions: int) -> int:
-        """How many revisions there are at most."""
+        """Returns the largest number of revisions under this policy."""
         return revisions if self.most is None else min(self.most, revisions)
 
     def decide(self, *, preferred: float | None, unchanged: bool) -> Decision:
-        """What becomes of a revision.
+        """Decides whether to keep a revision and whether to stop.
 
         Args:
-            preferred: the model's own p(revision ≻ answer before it).
-            unchanged: it says what the answer before it says.
+            preferred: The model's own p(revision ≻ answer before it).
+            unchanged: True if the revision repeats the answer before it.
         """
         kept = unchanged or not self.weighs or (preferred is not None and preferred > 0.5)
         ends = (self.ends_at == "worse" and not kept) or (self.ends_at == "unchanged" and unchanged)

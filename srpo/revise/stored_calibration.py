@@ -19,7 +19,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Choice:
+class CalibratedPolicy:
     """Whether to revise, and how: decided on one half of the labelled prompts, its interval from the other half.
 
     Attributes:
@@ -55,14 +55,14 @@ class Calibration:
         choice: what `auto` does with this model.
         prompts: labelled prompts.
         pairs: first revisions that differ from their draft, one of the two strictly better.
-        auc, brier, error, temperature: of the confidence in them (statistics/calibration.py); None where all are
-            better, or all worse.
+        auc, brier, error, temperature: Of the confidence in these pairs (statistics/calibration.py); None if all
+            revisions are better, or all worse.
         linked_brier, linked_error: the same after the fitted link σ((p − ½) / T).
         table: reliability, raw.
         made_with: equation, judge, temperature of decoding, revisions, seed, version.
     """
 
-    choice: Choice
+    choice: CalibratedPolicy
     prompts: int
     pairs: int
     auc: float | None
@@ -117,7 +117,7 @@ class Calibration:
             row = json.loads(path.read_text("utf-8"))
             if row.pop("format") != FORMAT:
                 raise ValueError("of another format")
-            choice, table = Choice(**row.pop("choice")), tuple(Bin(**each) for each in row.pop("table"))
+            choice, table = CalibratedPolicy(**row.pop("choice")), tuple(Bin(**each) for each in row.pop("table"))
             Policy.named(choice.policy)
             return cls(choice=choice, table=table, **row)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -125,7 +125,7 @@ class Calibration:
             raise InputError(f"not a calibration: {error}", where=str(path), fix=fix) from None
 
 
-def decided(folder: str) -> str:
+def calibrated_policy(folder: str) -> str:
     """What was decided for a model, in a word: half of a file of trails must not follow another decision."""
     found = Calibration.load(folder)
     return f"{found.choice.policy}, {found.choice.revisions}" if found is not None else ""

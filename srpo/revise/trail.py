@@ -1,4 +1,4 @@
-"""What drafting and revising one prompt left behind: a value, written to and read from one line of JSON."""
+"""A trail: one prompt with its draft and revisions, written to and read from one line of JSON."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ FAILED = "failed: "
 
 @dataclass(frozen=True)
 class Answer:
-    """One text the model wrote on the way.
+    """One draft or revision.
 
     Attributes:
-        text: the answer without its terminator.
-        tokens: answer tokens generated, terminator included.
-        finished: the model ended the answer itself, rather than running into the token limit.
-        preferred: the model's own p(this ≻ the answer it revised), Eq. 9, raw (it may leave [0, 1]); None for a draft
-            and where no reference was at hand.
-        kept: the policy took it; a revision that is not kept leaves the answer before it in place.
-        seconds: wall seconds of the batch that produced it, divided by the batch's rows.
-        forward_tokens: tokens read by forward passes to get it: context and answer, and for its confidence what policy
-            and reference had to score. Prefixes kept from the step before are counted again.
+        text: The answer without its terminator.
+        tokens: Number of generated answer tokens, terminator included.
+        finished: True if the model ended the answer itself; False if the token limit cut it.
+        preferred: The model's own p(this answer ≻ the answer it revised), Eq. 9, raw: it may leave [0, 1]. None for a
+            draft, and without a reference.
+        kept: True if the policy kept the answer; otherwise the answer before it stays in hand.
+        seconds: Wall seconds of the batch divided by its rows.
+        forward_tokens: Tokens read by forward passes: context, answer, and the tokens that policy and reference scored
+            for the confidence. Prefixes cached from the step before count again.
     """
 
     text: str
@@ -41,13 +41,12 @@ class Trail:
     """A prompt, its draft and its revisions.
 
     Attributes:
-        prompt: what was asked: text, or a list of messages.
-        answers: the draft first, then one entry per revision actually generated.
-        stopped: why there are no more: "revisions" (as many as asked for), "fixed point" (greedy decoding repeated an
-            answer, so every later revision is identical), what the policy stops at, "worse" (a revision that the model
-            does not prefer) or "unchanged" (one that repeats its draft), or "failed: …" with a reason (a server could
-            not answer; the answers before that stand, and there may be none).
-        meta: whatever else stood in the input row; carried through untouched.
+        prompt: Text, or a list of messages.
+        answers: The draft first, then one entry per generated revision.
+        stopped: Reason for the end of the trail. "revisions": the requested number was reached. "fixed point": greedy
+            decoding repeated an answer, so all later revisions are identical. "worse" or "unchanged": the policy
+            stopped. "failed: …" with a reason: an engine gave no answer; earlier answers remain, possibly zero.
+        meta: All other columns of the input row, unchanged.
     """
 
     prompt: Any
@@ -57,11 +56,11 @@ class Trail:
 
     @property
     def failed(self) -> str:
-        """Why the trail could not be finished; empty if it was."""
+        """Reason why the trail is incomplete; empty for a complete trail."""
         return self.stopped.removeprefix(FAILED) if self.stopped.startswith(FAILED) else ""
 
     def after(self, revisions: int) -> Answer:
-        """The answer in hand after that many revisions (0 is the draft): the last one kept so far.
+        """Returns the answer in hand after a number of revisions (0 is the draft): the last answer kept so far.
 
         Example:
             >>> trail = Trail("2+2=", (Answer("5", 2), Answer("4", 2), Answer("7", 2, kept=False)))
@@ -75,15 +74,15 @@ class Trail:
         return in_hand
 
     def to_json(self) -> str:
-        """One line of JSON, without a newline."""
+        """Returns one line of JSON, without a newline."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str, *, where: str = "") -> Trail:
-        """Reads what `to_json` wrote.
+        """Reads a line written by `to_json`.
 
         Raises:
-            DataError: the line is not a trail; `where` names it.
+            DataError: The line is not a trail; the message names `where`.
         """
         expected = "a line written by `srpo revise`"
         try:

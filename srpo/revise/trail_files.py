@@ -16,7 +16,8 @@ from srpo.data.read import PromptRow, Reject, read_prompts, reasons
 from srpo.data.rejected import REJECTED_FILE, rejected_lines
 from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError
 from srpo.progress import Progress
-from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.secrets import redacted
 
@@ -31,7 +32,7 @@ def revise_file(
     make_reviser: Callable[[], Reviser],
     source: str,
     target: str,
-    settings: Settings,
+    settings: RevisionSettings,
     *,
     bad_rows: str = "error",
     made_with: dict[str, str] | None = None,
@@ -114,6 +115,27 @@ def write_trails(
     if failed or present < len(rows):
         _tell_failed(path, strict=strict)
     return present
+
+
+def located_trails(path: str | Path) -> Iterator[tuple[str, Trail]]:
+    """Yields each trail of a file with its place, `file:line`; skips blank lines.
+
+    Raises:
+        InputError: The file is missing or unreadable.
+        DataError: A line is not a trail, or not UTF-8.
+    """
+    try:
+        with open(path, "rb") as lines:
+            for number, raw in enumerate(lines, 1):
+                where = f"{path}:{number}"
+                if raw.strip():
+                    yield where, Trail.from_json(raw.decode("utf-8-sig" if number == 1 else "utf-8"), where=where)
+    except FileNotFoundError:
+        raise InputError("no such file", where=str(path), expected="a file written by `srpo revise`") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: byte {error.object[error.start]:#04x}", where=where) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

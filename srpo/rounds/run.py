@@ -29,7 +29,8 @@ from srpo.disk import writable_folder, write_file
 from srpo.errors import ConfigError, DataError
 from srpo.judge.verdict import AnswerPair, PairJudge
 from srpo.judge.verdict_cache import CachingJudge
-from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import revise_file
 from srpo.rounds import label as labelling
@@ -157,7 +158,9 @@ def _sample(here: Path, settings: Mapping[str, Any], plan: RoundsArguments, numb
     if plan.choose == "uncertain":
         begun = number - 2 if plan.round_reference == "moving" else -1
         reference = _model_after(here.parent, settings, begun)
-    how = Settings(plan.sample_revisions, plan.sample_temperature, number, plan.sample_max_new_tokens, policy="always")
+    how = RevisionSettings(
+        plan.sample_revisions, plan.sample_temperature, number, plan.sample_max_new_tokens, policy="always"
+    )
 
     def draw() -> None:
         sample_file(
@@ -224,7 +227,9 @@ def _validate(
 ) -> None:
     """Win rate by revision against the drafts of round 0: one opponent for all rounds."""
     target = here / "validation.jsonl"
-    how = Settings(plan.validation_revisions, plan.sample_temperature, VALIDATION_SEED, plan.sample_max_new_tokens)
+    how = RevisionSettings(
+        plan.validation_revisions, plan.sample_temperature, VALIDATION_SEED, plan.sample_max_new_tokens
+    )
     model = str(here / "model")
 
     def draw() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from srpo.errors import ConfigError
-from srpo.revise.reviser import Reviser, Settings
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail_files import revise_file
 
 
@@ -13,7 +14,7 @@ def sample_file(
     make_reviser: Callable[[], Reviser],
     source: str,
     target: str,
-    settings: Settings,
+    settings: RevisionSettings,
     *,
     samples: int,
     bad_rows: str = "error",

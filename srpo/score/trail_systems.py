@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from srpo.errors import ConfigError, DataError, InputError
+from srpo.errors import ConfigError, DataError
 from srpo.revise.trail import Trail
+from srpo.revise.trail_files import located_trails
 from srpo.score.scores import Cell, Key
 
 ALL = "all"
@@ -49,13 +50,10 @@ def read_trails(path: str | Path, *, gold_key: str | None = "gold") -> list[Trai
         DataError: a line is no trail or lacks its gold answer, or there is no line.
     """
     trails, failed = [], 0
-    for where, line in _lines(Path(path)):
-        trail = Trail.from_json(line, where=where)
+    for where, trail in located_trails(path):
         if trail.failed:
             failed += 1
             continue
-        if not isinstance(trail.meta, dict) or not all(isinstance(answer.text, str) for answer in trail.answers):
-            raise DataError("not a trail", where=where, expected="a line written by `srpo revise`")
         if gold_key is not None and gold_key not in trail.meta:
             has = ", ".join(map(repr, trail.meta)) or "nothing"
             fix = "put the gold answer beside each prompt before `srpo revise`, or name its key by --gold_key"
@@ -81,18 +79,3 @@ def _named(specs: Sequence[str]) -> list[tuple[str, Path]]:
             raise ConfigError(f"{spec!r} names no file", where="--trails", expected="path or name=path")
         named.append((name, Path(path)))
     return named
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        with path.open("rb") as lines:
-            for number, raw in enumerate(lines, 1):
-                where = f"{path}:{number}"
-                if raw.strip():
-                    yield where, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path), expected="a file written by `srpo revise`") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: byte {error.object[error.start]:#04x}", where=where) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None

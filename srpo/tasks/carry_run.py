@@ -48,7 +48,7 @@ CHOSEN: Mapping[str, MethodSettings] = {
 
 
 def way_of(system: str) -> str:
-    """How a system's answers are drawn: a policy of `Settings`, or "best_of", which draws further drafts instead."""
+    """How a system's answers are drawn: by a policy, or by "best_of", which draws further drafts instead."""
     if system.endswith("_best_of"):
         return "best_of"
     return "if_preferred" if system == "srpo" else "always"
@@ -150,14 +150,15 @@ def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, met
 def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, system: str, rows: Rows, seed: int) -> None:
     """Drafts and revises every sum at every temperature, as one system does: a file of trails for each."""
     from srpo.evaluate.best_of import best_of
-    from srpo.revise.reviser import Reviser, Settings
+    from srpo.revise.reviser import Reviser
+    from srpo.revise.settings import RevisionSettings
 
     way = way_of(system)
     weighs = way != "always"  # to go on from whatever comes needs no log-ratios, which cost as much again
     reference = str(base) if weighs else None
     reviser = Reviser(str(model), reference=reference, batch_size=_DRAW_BATCH, device="cpu")
     for split, temperature in cells(config, system):
-        settings = Settings(
+        settings = RevisionSettings(
             revisions=config.revisions,
             temperature=temperature,
             seed=seed,

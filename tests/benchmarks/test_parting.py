@@ -11,7 +11,7 @@ import torch
 from benchmarks.parting import TIE, Count, parting
 from srpo.generate import speculative
 from srpo.generate.plain import HFEngine
-from srpo.generate.speculative import LiveEngine
+from srpo.generate.speculative import SpeculativeEngine
 from tests.conftest import EOS, PAD, make_tiny_llama
 
 MARK = 33  # stands for the words that ask for a revision
@@ -52,7 +52,7 @@ def counted(model: Any, *, rows: int = 6, seed: int = 0) -> Count:
     """Five revisions of plain decoding's chain, each by the live engine as well, cache and guesses kept from one to the
     next."""
     source, count = random.Random(seed), Count()
-    engine, plain = LiveEngine(model, pad_id=PAD), HFEngine(model, pad_id=PAD)
+    engine, plain = SpeculativeEngine(model, pad_id=PAD), HFEngine(model, pad_id=PAD)
     prompts = [[source.randrange(256) for _ in range(source.randint(1, 30))] for _ in range(rows)]
     contexts: list[list[int]] = prompts
     guesses: list[list[int]] | None = None
@@ -90,7 +90,7 @@ def test_a_mistake_is_no_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: with a mask that shows what was refused, tokens differ where the model was sure."""
     right = speculative.SlotCache.place
     monkeypatch.setattr(speculative.SlotCache, "place", lambda *args: torch.zeros_like(right(*args)))
-    monkeypatch.setattr(LiveEngine, "_check", lambda self, context: "")
+    monkeypatch.setattr(SpeculativeEngine, "_check", lambda self, context: "")
     count = counted(make_tiny_llama(initializer_range=0.3))
     assert count.mistakes > 0
     assert count.largest > 100 * TIE

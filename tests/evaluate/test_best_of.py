@@ -9,13 +9,13 @@ import torch
 
 from srpo.errors import ConfigError, DataError
 from srpo.evaluate.best_of import best_of
-from srpo.revise.reviser import Settings
+from srpo.revise.settings import RevisionSettings
 from srpo.tasks.carry import carry_tokenizer
 from tests.revise.tiny import PROMPTS, carry_llama, ids_of, reviser
 from tests.train.plain import flat_logp
 
 BOS, EOS = carry_tokenizer().bos_token_id, carry_tokenizer().eos_token_id
-FOUR_DRAFTS = Settings(revisions=3, max_new_tokens=4, seed=5)
+FOUR_DRAFTS = RevisionSettings(revisions=3, max_new_tokens=4, seed=5)
 
 
 def reward(model: Any, reference: Any, prompt: str, text: str) -> float:
@@ -65,7 +65,7 @@ def test_the_first_draft_is_the_revisers() -> None:
     # The further drafts are drawn anew, and more of them leave the first ones as they are.
     drafts = [[answer.text for answer in trail.answers] for trail in trails]
     assert sum(len(set(row)) > 1 for row in drafts) == len(PROMPTS)
-    fewer = best_of(subject, PROMPTS, Settings(revisions=1, max_new_tokens=4, seed=5))
+    fewer = best_of(subject, PROMPTS, RevisionSettings(revisions=1, max_new_tokens=4, seed=5))
     assert [[answer.text for answer in trail.answers] for trail in fewer] == [row[:2] for row in drafts]
 
 
@@ -79,8 +79,8 @@ def test_compute_counts_drafting_and_scoring() -> None:
 def test_the_policy_has_no_part_in_it_and_rows_keep_their_columns() -> None:
     subject = reviser(reference=carry_llama(1), beta=0.3)
     rows = [{"prompt": prompt, "gold": str(i)} for i, prompt in enumerate(PROMPTS)]
-    trails = best_of(subject, rows, Settings(revisions=2, max_new_tokens=4, policy="if_preferred"))
-    always = best_of(subject, rows, Settings(revisions=2, max_new_tokens=4))
+    trails = best_of(subject, rows, RevisionSettings(revisions=2, max_new_tokens=4, policy="if_preferred"))
+    always = best_of(subject, rows, RevisionSettings(revisions=2, max_new_tokens=4))
     assert [trail.after(2).text for trail in trails] == [trail.after(2).text for trail in always]
     assert [(trail.prompt, trail.meta) for trail in trails] == [(row["prompt"], {"gold": row["gold"]}) for row in rows]
 

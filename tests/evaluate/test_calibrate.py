@@ -17,13 +17,13 @@ from srpo.errors import ConfigError, DataError
 from srpo.evaluate.calibrate import calibrate, choose, first_revisions
 from srpo.judge.single import exact_match
 from srpo.revise.confidence import Sequences
-from srpo.revise.reviser import Settings
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.stored_calibration import CALIBRATION_FILE, Calibration
 from srpo.statistics.calibration import auc, brier
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.revise.tiny import Scripted, carry_llama
 
-SETTINGS = Settings(revisions=2, max_new_tokens=4, seed=1)
+SETTINGS = RevisionSettings(revisions=2, max_new_tokens=4, seed=1)
 SUMS = [f"{a}+{b}=" for a in range(30) for b in range(4)]
 
 
@@ -81,17 +81,17 @@ def test_the_choice_is_made_on_one_half_and_told_on_the_other() -> None:
     prompts = [f"prompt {i}" for i in range(200)]
     # Revising changes nothing on average: whatever looks best on the half that chooses is luck.
     luck = {way: [[0.5, *(0.5 + rng.choice([-0.5, 0.5]) for _ in range(5))] for _ in prompts] for way in ("a", "b")}
-    found = choose(prompts, luck, Settings(revisions=5))
+    found = choose(prompts, luck, RevisionSettings(revisions=5))
     assert found.policy == "drafts"
     assert found.low < 0 < found.high
     better = {"a": [[0.0, 1.0, 1.0] for _ in prompts], "b": [[0.0, 0.0, 1.0] for _ in prompts]}
-    assert choose(prompts, better, Settings(revisions=2)).rival == "a, k = 1"  # of equal gains the earliest
+    assert choose(prompts, better, RevisionSettings(revisions=2)).rival == "a, k = 1"  # of equal gains the earliest
 
 
 def test_first_revisions_by_hand() -> None:
     rows = labelled(0.5)[:40]
     made = subject(lambda p: "9" if len(p) % 2 else "5", scorer=FirstDigit(), beta=0.1)
-    trails = list(made.trails(rows, Settings(1, max_new_tokens=4, policy="always")))
+    trails = list(made.trails(rows, RevisionSettings(1, max_new_tokens=4, policy="always")))
     scores = [[float(a.text == t.meta["gold"]) for a in t.answers] for t in trails]
     preferred, better = first_revisions(trails, scores)
     counted = [t for t in trails if t.answers[1].text == "9"]  # the others repeat their draft
@@ -108,7 +108,7 @@ def test_what_cannot_be_calibrated_says_so() -> None:
     with pytest.raises(DataError, match="row 1: no 'gold'"):
         calibrate(made, read_prompts([{"prompt": p} for p in SUMS]), exact_match, SETTINGS)
     with pytest.raises(ConfigError, match="revisions: 0; expected at least 1"):
-        calibrate(made, labelled(0.5), exact_match, Settings(revisions=0))
+        calibrate(made, labelled(0.5), exact_match, RevisionSettings(revisions=0))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

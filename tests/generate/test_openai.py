@@ -14,8 +14,7 @@ from srpo.generate.engine import Completion, seed_of
 from srpo.generate.http import Endpoint
 from srpo.generate.journal import Journal
 from srpo.generate.openai import ChatEngine, CompletionsEngine
-from srpo.generate.ratios import RatioScorer
-from srpo.revise.confidence import ModelScorer
+from srpo.revise.confidence import ModelScorer, RatioScorer
 from srpo.sequences.render_messages import MessageRenderer
 from srpo.sequences.templates import RevisionTemplate
 from tests.generate.served import OTHER, VLLM, answering, completion, scoring

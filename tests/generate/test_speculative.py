@@ -12,7 +12,7 @@ import torch
 from srpo.generate import speculative
 from srpo.generate.engine import Completion
 from srpo.generate.plain import HFEngine
-from srpo.generate.speculative import LiveEngine, why_not_live
+from srpo.generate.speculative import SpeculativeEngine, why_not_speculative
 from tests.conftest import EOS, PAD, make_tiny_llama
 
 MARK = 33  # stands for the words that ask for a revision
@@ -20,17 +20,18 @@ MARK = 33  # stands for the words that ask for a revision
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return make_tiny_llama(initializer_range=0.3)
+    # In float64: in float32 a uniform number may fall between two engines' roundings of a cumulative sum.
+    return make_tiny_llama(initializer_range=0.3).double()
 
 
 def ids(completions: list[Completion]) -> list[tuple[int, ...]]:
     return [completion.ids for completion in completions]
 
 
-def chain(model: Any, rows: int, temperature: float, *, seed: int = 0, batch_size: int = 32) -> LiveEngine:
+def chain(model: Any, rows: int, temperature: float, *, seed: int = 0, batch_size: int = 32) -> SpeculativeEngine:
     """Five revisions by both engines, compared after each; every other row leaves after the second."""
     rng = random.Random(seed)
-    ours = LiveEngine(model, pad_id=PAD, batch_size=batch_size)
+    ours = SpeculativeEngine(model, pad_id=PAD, batch_size=batch_size)
     plain = HFEngine(model, pad_id=PAD, batch_size=batch_size)
     prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 30))] for _ in range(rows)]
     contexts, guesses = prompts, None
@@ -69,10 +70,10 @@ def test_a_wrong_slot_would_be_seen(model: Any, monkeypatch: pytest.MonkeyPatch)
     """Control: with a mask that shows what was refused, what is written differs, or the engine finds out itself."""
     right = speculative.SlotCache.place
     monkeypatch.setattr(speculative.SlotCache, "place", lambda *args: torch.zeros_like(right(*args)))
-    engine = LiveEngine(model, pad_id=PAD)
+    engine = SpeculativeEngine(model, pad_id=PAD)
     engine.complete([[65, 66, 67]], ["a"], max_new_tokens=4, stop_ids=[EOS])
     assert engine.serves is False
-    engine = LiveEngine(model, pad_id=PAD)
+    engine = SpeculativeEngine(model, pad_id=PAD)
     monkeypatch.setattr(engine, "_check", lambda context: "")
     contexts = [[65, 66, 67], [70], [1, 2, 3, 4, 5, 6]]
     settings: dict[str, Any] = {"max_new_tokens": 20, "stop_ids": [EOS], "temperature": 0.0}
@@ -85,7 +86,7 @@ def test_right_guesses_save_forwards_and_wrong_ones_cost_none(model: Any) -> Non
     (first,) = HFEngine(model, pad_id=PAD).complete([[65, 66, 67, 68]], ["a"], **settings)
 
     def forwards(guess: list[int] | None) -> int:
-        engine = LiveEngine(model, pad_id=PAD)
+        engine = SpeculativeEngine(model, pad_id=PAD)
         engine.complete([[1]], ["warm"], **{**settings, "max_new_tokens": 1})  # what the first call checks is not it
         before = engine.forwards
         guesses = None if guess is None else [guess]
@@ -101,7 +102,7 @@ def test_right_guesses_save_forwards_and_wrong_ones_cost_none(model: Any) -> Non
 
 
 def test_the_cache_is_kept_from_draft_to_revision_and_not_from_batch_to_batch(model: Any) -> None:
-    engine = LiveEngine(model, pad_id=PAD)
+    engine = SpeculativeEngine(model, pad_id=PAD)
     context = list(range(40, 100))
     settings: dict[str, Any] = {"max_new_tokens": 5, "stop_ids": [], "temperature": 0.0}
     (draft,) = engine.complete([context], ["a"], **settings)
@@ -114,7 +115,7 @@ def test_the_cache_is_kept_from_draft_to_revision_and_not_from_batch_to_batch(mo
 
 
 def test_rows_that_are_done_are_read_no_longer(model: Any) -> None:
-    engine = LiveEngine(model, pad_id=PAD)
+    engine = SpeculativeEngine(model, pad_id=PAD)
     contexts, keys = [[65 + i] * 4 for i in range(8)], [str(i) for i in range(8)]
     settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.0}
     long = engine.complete(contexts, keys, stop_ids=[], **settings)
@@ -132,8 +133,8 @@ def test_what_cannot_be_rolled_back_is_decoded_plainly_and_said_once(caplog: pyt
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     windowed = MistralForCausalLM(MistralConfig(vocab_size=64, sliding_window=4, num_key_value_heads=2, **sizes)).eval()
-    assert "cannot be rolled back" in why_not_live(windowed)
-    engine, plain = LiveEngine(windowed, pad_id=0), HFEngine(windowed, pad_id=0)
+    assert "cannot be rolled back" in why_not_speculative(windowed)
+    engine, plain = SpeculativeEngine(windowed, pad_id=0), HFEngine(windowed, pad_id=0)
     with caplog.at_level(logging.WARNING, "srpo"):
         for context in ([5] * 9, [6, 7, 8]):
             settings: dict[str, Any] = {"max_new_tokens": 6, "stop_ids": [2], "seed": 1}
@@ -147,9 +148,11 @@ def test_what_cannot_be_rolled_back_is_decoded_plainly_and_said_once(caplog: pyt
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_in_float64_logits_agree_to_many_digits(attention: str) -> None:
     model = make_tiny_llama(initializer_range=0.3, attn_implementation=attention).double()
-    engine = LiveEngine(model, pad_id=PAD)
+    engine = SpeculativeEngine(model, pad_id=PAD)
     assert engine._check(list(range(60, 92))) == ""
-    assert why_not_live(make_tiny_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}))
+    assert why_not_speculative(
+        make_tiny_llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    )
 
 
 def test_mixed_precision_is_judged_by_what_the_head_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +163,7 @@ def test_mixed_precision_is_judged_by_what_the_head_computes_in(monkeypatch: pyt
     model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
     context = list(range(60, 92))
     assert model(input_ids=torch.tensor([context])).logits.dtype == torch.float32
-    assert LiveEngine(model, pad_id=PAD)._check(context) == ""
-    monkeypatch.setitem(speculative._TOLERANCE, torch.bfloat16, speculative._TOLERANCE[torch.float32])
-    assert "differ from plain ones by" in LiveEngine(model, pad_id=PAD)._check(context)  # control: it is no float32
+    assert SpeculativeEngine(model, pad_id=PAD)._check(context) == ""
+    # Control: the tolerance of bfloat16 decides, not that of float32, on processors that round alike too.
+    monkeypatch.setitem(speculative._TOLERANCE, torch.bfloat16, -1.0)
+    assert "differ from plain ones by" in SpeculativeEngine(model, pad_id=PAD)._check(context)

@@ -26,10 +26,9 @@ from benchmarks.parting import Count
 from srpo import Reviser
 from srpo.generate.http import Endpoint
 from srpo.generate.openai import CompletionsEngine
-from srpo.generate.ratios import RatioScorer
 from srpo.generate.vllm import VLLMEngine
 from srpo.model.weights.load import load_model
-from srpo.revise.confidence import ModelScorer
+from srpo.revise.confidence import ModelScorer, RatioScorer
 from srpo.revise.trail import Trail
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.revise.tiny import carry_llama, ids_of

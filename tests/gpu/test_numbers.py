@@ -11,7 +11,7 @@ from torch import Tensor
 
 from srpo.errors import BackendError
 from srpo.generate.plain import HFEngine
-from srpo.generate.speculative import LiveEngine
+from srpo.generate.speculative import SpeculativeEngine
 from srpo.model.packed import flex
 from srpo.model.packed.backends import TOLERANCE, self_check
 from srpo.model.packed.flex import SMALLEST_HEAD
@@ -128,7 +128,7 @@ def test_revisions_are_what_plain_decoding_writes(temperature: float) -> None:
     model = model_of("llama").cuda()
     source = torch.Generator().manual_seed(0)
     contexts = [torch.randint(3, VOCAB, (n,), generator=source).tolist() for n in (9, 30, 17)]
-    plain, live = HFEngine(model, pad_id=0), LiveEngine(model, pad_id=0)
+    plain, live = HFEngine(model, pad_id=0), SpeculativeEngine(model, pad_id=0)
     settings = {"max_new_tokens": 40, "stop_ids": [2], "temperature": temperature}
     for _ in range(3):
         wanted = [each.ids for each in plain.complete(contexts, ["a", "b", "c"], **settings)]

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from srpo import Trail
-from srpo.report.trail_page import Piece, as_page, as_text, changes, read, write_page
+from srpo.report.trail_page import Piece, as_page, as_text, changes, write_page
 from srpo.revise.trail import Answer
+from srpo.revise.trail_files import located_trails
 
 TRAIL = Trail(
     [{"role": "user", "content": "What is <b>2+2</b>? [bold]"}],
@@ -62,5 +63,5 @@ def test_a_page(tmp_path: Path) -> None:
     assert "It is <del>5</del><ins>4</ins>." in page
     assert page.count('class="refused"') == 1
     (tmp_path / "trails.jsonl").write_text(TRAIL.to_json() + "\n" + TRAIL.to_json() + "\n", "utf-8")
-    write_page(tmp_path / "page.html", read(tmp_path / "trails.jsonl"), "t")
+    write_page(tmp_path / "page.html", [trail for _, trail in located_trails(tmp_path / "trails.jsonl")], "t")
     assert "2 prompts; revisions changed the answer to 2 of them" in (tmp_path / "page.html").read_text("utf-8")

@@ -14,7 +14,7 @@ from srpo.errors import ConfigError
 from srpo.evaluate.answers import Studio
 from srpo.evaluate.plan import Model, Plan
 from srpo.model.weights.load import load_model
-from srpo.revise.engines import Serving
+from srpo.revise.engines import EngineSettings
 from srpo.revise.reviser import Reviser
 from tests.revise.tiny import PROMPTS, carry_llama, reviser, saved
 
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 )
 def test_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Serving(**settings)
+        EngineSettings(**settings)
     assert message in str(caught.value)
 
 
@@ -57,22 +57,22 @@ def test_refused(settings: dict[str, Any], message: str) -> None:
     ],
 )
 def test_what_decides_the_answers(settings: dict[str, Any], decides: dict[str, str]) -> None:
-    assert Serving(**settings).made_with() == decides
+    assert EngineSettings(**settings).made_with() == decides
 
 
 def places(reviser: Reviser) -> set[tuple[torch.dtype, str]]:
     """Of the weights of policy and reference."""
     assert reviser.confidence is not None
     scorer: Any = reviser.confidence.scorer
-    with scorer._reference() as reference:
+    with scorer._active_reference() as reference:
         return {(p.dtype, p.device.type) for each in (reviser.model, reference) for p in each.parameters()}
 
 
 def test_weights_of_the_asked_dtype_on_the_asked_device(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("srpo.revise.reviser.inference_device", lambda name: torch.device({"": "meta"}.get(name, name)))
     for serving, place in (
-        (Serving(), (torch.float32, "meta")),
-        (Serving(dtype="bfloat16", device="cpu"), (torch.bfloat16, "cpu")),
+        (EngineSettings(), (torch.float32, "meta")),
+        (EngineSettings(dtype="bfloat16", device="cpu"), (torch.bfloat16, "cpu")),
     ):
         assert places(serving.reviser(model, reference=model, beta=0.1)) == {place}
 

@@ -15,14 +15,14 @@ from srpo import Reviser
 from srpo.errors import InputError
 from srpo.generate.engine import Completion
 from srpo.revise.confidence import Sequences
-from srpo.revise.reviser import Settings
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import revise_file
 from srpo.score.trail_systems import read_trails
 from tests.revise.tiny import Scripted, reviser
 
 PROMPTS = [f"{n}+0=" for n in range(9)]
-ALL = Settings(revisions=2, max_new_tokens=4)
+ALL = RevisionSettings(revisions=2, max_new_tokens=4)
 
 
 class Failing(Scripted):

@@ -15,7 +15,7 @@ from srpo.errors import DataError
 from srpo.evaluate.best_of import best_of
 from srpo.generate.engine import Completion
 from srpo.generate.plain import HFEngine
-from srpo.revise.reviser import Settings
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail_files import revise_file
 from srpo.sequences.templates import PRESETS
 from srpo.train.dataset import TreeDataset
@@ -32,7 +32,7 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": "2+4?", "chosen": "6", "rejected": "7", "chat_template_kwargs": {"loud": "<eos>"}},
     {"prompt": "2+5?", "chosen": "7", "rejected": "8", "tools": '[{"name": "sub"}]', "chat_template_kwargs": "{}"},
 ]
-TWO = Settings(revisions=1, temperature=0, max_new_tokens=2)
+TWO = RevisionSettings(revisions=1, temperature=0, max_new_tokens=2)
 
 
 class Answering(HFEngine):

@@ -14,7 +14,7 @@ from srpo import Reviser
 from srpo.errors import ConfigError, InputError
 from srpo.revise.confidence import Sequences
 from srpo.revise.policy import Decision, Policy
-from srpo.revise.stored_calibration import CALIBRATION_FILE, Calibration, Choice
+from srpo.revise.stored_calibration import CALIBRATION_FILE, CalibratedPolicy, Calibration
 from srpo.statistics.calibration import Bin
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.revise.tiny import Scripted, carry_llama, ids_of, reviser, saved
@@ -92,7 +92,7 @@ def test_no_such_policy(name: str) -> None:
 
 
 def calibration(policy: str, revisions: int) -> Calibration:
-    choice = Choice(policy, revisions, gain=-0.031, low=-0.05, high=-0.01, rival="always, k = 2")
+    choice = CalibratedPolicy(policy, revisions, gain=-0.031, low=-0.05, high=-0.01, rival="always, k = 2")
     return Calibration(choice, 100, 40, 0.9, 0.1, 0.05, 0.2, 0.09, 0.04, (Bin(0.0, 0.1, 3, 0.05, 0.0),), {"seed": 0})
 
 
@@ -109,7 +109,7 @@ def test_auto_is_what_was_calibrated_and_says_so(caplog: pytest.LogCaptureFixtur
     said = [record.message for record in caplog.records]
     assert said[0].startswith("srpo: policy if_preferred; `srpo calibrate`")
     assert said[1] == (
-        "srpo: as calibrated: drafts only; always, k = 2: final answers −3.1 points against drafts "
+        "srpo: calibrated policy: drafts only; always, k = 2: final answers −3.1 points against drafts "
         "(95 % interval −5.0 to −1.0)"
     )
     assert "policy always, 2 revisions at most" in said[2]
@@ -124,13 +124,15 @@ def test_a_calibration_at_another_temperature_is_told(caplog: pytest.LogCaptureF
         made.revise(["1+2="], 1, max_new_tokens=4)
         assert not caplog.records
         made.revise(["1+2="], 1, max_new_tokens=4, temperature=0.0)
-    assert [record.message for record in caplog.records] == ["srpo: that was at temperature 1; at 0 drafts are others"]
+    assert [record.message for record in caplog.records] == [
+        "srpo: the calibration was measured at temperature 1; drafts at 0 may differ"
+    ]
 
 
 def made_settings() -> Any:
-    from srpo.revise.reviser import Settings
+    from srpo.revise.settings import RevisionSettings
 
-    return Settings()
+    return RevisionSettings()
 
 
 def test_a_calibration_is_kept_beside_the_model(tmp_path: Path) -> None:

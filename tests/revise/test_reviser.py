@@ -14,7 +14,7 @@ import torch
 from srpo import Pair, Renderer, Reviser, RevisionTemplate, Trail
 from srpo.errors import ConfigError, InputError, LengthError
 from srpo.model.weights.load import TRAINING_FILE
-from srpo.revise.reviser import Settings
+from srpo.revise.settings import RevisionSettings
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.revise import tiny
@@ -247,7 +247,7 @@ def test_skipping_changes_nothing_else_to_the_last_bit(skip: int) -> None:
     from srpo.data.read import read_prompts
 
     rows = read_prompts([{"prompt": prompt, "n": i} for i, prompt in enumerate(PROMPTS)])
-    settings = Settings(2, max_new_tokens=4)
+    settings = RevisionSettings(2, max_new_tokens=4)
     whole = [without_seconds(trail) for trail in subject.trails(rows, settings)]
     assert [row["meta"]["n"] for row in whole] == list(range(len(PROMPTS)))
     assert [without_seconds(trail) for trail in subject.trails(rows, settings, skip=skip)] == whole[skip:]
@@ -343,7 +343,7 @@ def test_a_context_without_room_is_named() -> None:
 )
 def test_settings_out_of_range(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Settings(**settings)
+        RevisionSettings(**settings)
     assert str(caught.value) == line
 
 

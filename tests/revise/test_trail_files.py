@@ -10,11 +10,11 @@ import pytest
 
 from srpo import Reviser
 from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError
-from srpo.revise.reviser import Settings
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail_files import revise_file
 from tests.revise.tiny import PROMPTS, Scripted, carry_llama, reviser
 
-QUICK = Settings(revisions=2, max_new_tokens=4)
+QUICK = RevisionSettings(revisions=2, max_new_tokens=4)
 
 
 def write_prompts(file: Path, prompts: list[str]) -> str:
@@ -110,7 +110,11 @@ def test_other_settings_are_refused_old_and_new(source: str, tmp_path: Path) -> 
     before = out.read_bytes()
     with pytest.raises(ConfigError) as caught:
         revise_file(
-            never, source, str(out), Settings(revisions=3, temperature=0.5, max_new_tokens=4), made_with={"model": "b"}
+            never,
+            source,
+            str(out),
+            RevisionSettings(revisions=3, temperature=0.5, max_new_tokens=4),
+            made_with={"model": "b"},
         )
     assert caught.value.exit_code == 78
     assert str(caught.value) == (

@@ -8,7 +8,7 @@ from typing import Any
 
 from srpo import Reviser
 from srpo.generate.engine import Completion
-from srpo.generate.speculative import LiveEngine
+from srpo.generate.speculative import SpeculativeEngine
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_tiny_llama
 
@@ -47,7 +47,7 @@ def ids_of(text: str) -> list[int]:
     return [vocab[character] for character in text]
 
 
-class Recording(LiveEngine):
+class Recording(SpeculativeEngine):
     """The real engine, keeping the contexts it was given."""
 
     contexts: list[list[int]]
@@ -55,7 +55,7 @@ class Recording(LiveEngine):
     @classmethod
     def put_into(cls, subject: Reviser) -> Recording:
         """Takes the place of a reviser's engine."""
-        assert isinstance(subject.engine, LiveEngine)
+        assert isinstance(subject.engine, SpeculativeEngine)
         engine = cls(subject.model, pad_id=subject.engine.pad_id, batch_size=subject.engine.batch_size)
         engine.contexts = []
         subject.engine = engine
