@@ -1,53 +1,397 @@
-"""A file of settings: the YAML that commands read."""
+"""Settings: dataclasses whose fields carry help, range and choices; YAML files and flags are made from them.
+
+A field is declared with `setting`, or with `shared` where several commands have it; a group of settings inside another
+one with `part`. `build` makes a dataclass from values by name, `expect_valid` checks one made in Python, and
+`srpo.cli.flags` makes the command line. A new setting is one line in one dataclass.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import json
+import os
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from enum import Enum
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from srpo.errors import ConfigError, InputError
+from srpo.errors import ConfigError, did_you_mean
 
-_EXPECTED = "a YAML file of settings"
+T = TypeVar("T")
+# transformers' parser replaces values of these settings by another kind; a copy of the settings starts from that kind.
+_REWRITTEN = ("fsdp", "debug")
+_PLAIN = (type(None), bool, int, float, str, list, tuple, dict, os.PathLike, Real)
+
+# ---------------------------------------------------------------------- declaring
 
 
-def read_yaml(path: str) -> Any:
-    """What a YAML file holds; an empty one holds no settings.
+@dataclass(frozen=True)
+class Rule:
+    """Range, choices and place in the help of one setting.
+
+    Attributes:
+        group: heading of the help page that lists the flag.
+        choices: the values allowed; empty allows any.
+        least, above, most, below: bounds of a number; `least` and `most` are included in the range.
+        metavar: name of the value in the usage line.
+        flag: name of the flag and YAML key; "" takes the name of the field.
+    """
+
+    group: str = ""
+    choices: tuple[Any, ...] = ()
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    metavar: str = ""
+    flag: str = ""
+
+    @property
+    def expected(self) -> str:
+        """The allowed values in words; "" allows any."""
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        bounds = ((self.least, "{:g} or more"), (self.above, "above {:g}"), (self.most, "at most {:g}"))
+        words = [text.format(bound) for bound, text in (*bounds, (self.below, "below {:g}")) if bound is not None]
+        return " and ".join(words)
+
+    def check(self, value: Any, where: str) -> None:
+        """Checks one value; None, and what a check of kinds refuses, pass.
+
+        Raises:
+            ConfigError: the value is out of range or not among the choices.
+        """
+        if value is None:
+            return
+        if self.choices:
+            fits, fix = value in self.choices, did_you_mean(str(value), map(str, self.choices))
+        elif isinstance(value, Real):
+            fits, fix = self._in_range(float(value)), ""
+        else:
+            return
+        if not fits:
+            raise ConfigError(f"{value!r}", where=where, expected=self.expected, fix=fix)
+
+    def _in_range(self, value: float) -> bool:
+        bounds = (
+            self.least is None or value >= self.least,
+            self.above is None or value > self.above,
+            self.most is None or value <= self.most,
+            self.below is None or value < self.below,
+        )
+        return all(bounds) and (value == value or not self.expected)  # nan is in no range
+
+
+class Help(str):
+    """A help text with the rule of its setting.
+
+    HfArgumentParser hands every key of a field's metadata to argparse, so a rule cannot have a key of its own.
+    """
+
+    rule = Rule()
+
+
+def setting(default: Any = MISSING, help: str = "", **rule: Any) -> Any:
+    """A dataclass field with help text and rule.
+
+    Args:
+        default: of the field; without one the setting is required. A list or dict is copied for each instance.
+        help: one sentence that is understood without the other flags.
+        rule: fields of `Rule`.
+
+    Example:
+        >>> @dataclass
+        ... class Sampling:
+        ...     temperature: float = setting(1.0, "Sampling temperature; 0 decodes greedily.", least=0)
+        >>> build(Sampling, {"temperature": "0.5"})
+        Sampling(temperature=0.5)
+    """
+    text = Help(help)
+    text.rule = Rule(**rule)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+# One definition for settings that several commands share: default, help text and rule.
+SHARED: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "revision_template": (
+        None,
+        "How a draft is shown: name of a preset, or a .jinja or JSON file; unset: the template saved with the model.",
+        {},
+    ),
+    "reference": (None, "Model before training (folder or hub name); the model's own confidence needs it.", {}),
+    "trust_remote_code": (False, "Run Python code that comes with the model or tokenizer.", {}),
+    "dtype": ("float32", "Precision of the weights: float32, bfloat16, float16, or auto: the stored precision.", {}),
+    "device": ("", "Device of the model: cpu, cuda, cuda:1; unset: a GPU if there is one.", {}),
+    "seed": (0, "Seed of all random draws.", {}),
+    "revisions": (5, "Largest number of revisions of each draft.", {"least": 0}),
+    "temperature": (1.0, "Sampling temperature; 0 decodes greedily.", {"least": 0}),
+    "max_new_tokens": (256, "Largest number of tokens in each answer.", {"least": 1}),
+    "batch_size": (32, "Number of prompts generated together.", {"least": 1}),
+    "gold_key": ("gold", "Column with the gold answer, for judges that compare with one.", {}),
+    "map": (None, "Columns under other names, as ours=theirs: prompt=instruction,chosen=good.", {}),
+    "rankings": ("all", "Pairs made of a ranked list: all, or best-worst.", {}),
+    "bad_rows": ("error", "error: stop at an unusable row; skip: leave the row out and count it.", {}),
+    "truncate": ("none", "none, or prompt: cut the oldest tokens of a prompt that is too long.", {}),
+    "max_length": (None, "Largest number of tokens in each of the six sequences; unset: the model's context.", {}),
+    "dataset_config": (None, "Configuration of a data set loaded by name.", {}),
+    "dataset_train_split": ("train", "Split to train on, of a data set loaded by name.", {}),
+    "dataset_test_split": ("test", "Split to evaluate on, of a data set loaded by name.", {}),
+    "dataset_num_proc": (None, "Processes that tokenise; unset: one per core, at most eight.", {}),
+    "eval_dataset_name": (None, "Evaluation pairs: a file, a folder, or a name that `datasets` can load.", {}),
+}
+
+
+def shared(name: str, default: Any = MISSING, help: str = "", **rule: Any) -> Any:
+    """A field declared as `SHARED` has it; default, help text and parts of the rule may differ."""
+    usual, text, rules = SHARED[name]
+    return setting(usual if default is MISSING else default, help or text, **{**rules, **rule})
+
+
+class Part(NamedTuple):
+    """A group of settings inside another one.
+
+    Attributes:
+        kind: the dataclass.
+        prefix: put before the names of its flags.
+        names: flag by field, where it is not the field's name.
+        without: fields that have no flag here.
+        defaults: values of fields that differ from the dataclass's own defaults.
+        group: heading of its flags in the help.
+    """
+
+    kind: Any
+    prefix: str
+    names: Mapping[str, str]
+    without: tuple[str, ...]
+    defaults: dict[str, Any]
+    group: str
+
+
+def part(
+    kind: Any,
+    *,
+    prefix: str = "",
+    names: Mapping[str, str] | None = None,
+    without: Iterable[str] = (),
+    group: str = "",
+    **defaults: Any,
+) -> Any:
+    """A dataclass field that holds a group of settings; arguments as in `Part`."""
+    made = Part(kind, prefix, names or {}, tuple(without), defaults, group)
+    return field(default_factory=lambda: kind(**defaults), metadata={"part": made})
+
+
+class Option(NamedTuple):
+    """One setting of a dataclass or of a part of it.
+
+    Attributes:
+        name: of the flag and the YAML key.
+        hint: the type.
+        default: the value if none is given; `MISSING` for a required setting.
+        help: the help text.
+        rule: range, choices and group.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+    rule: Rule
+
+
+def options(kind: Any) -> list[Option]:
+    """Every setting of a dataclass, those of its parts included, in order."""
+    return [option for option, _ in _located(kind)]
+
+
+def _located(kind: Any) -> Iterator[tuple[Option, tuple[str, ...]]]:
+    """Every setting with the names of the fields that lead to it."""
+    hints = get_type_hints(kind)
+    for each in fields(kind):
+        inner: Part | None = each.metadata.get("part")
+        if inner is not None:
+            for option, path in _located(inner.kind):
+                if path[0] in inner.without:
+                    continue
+                name = inner.names.get(path[0], inner.prefix + option.name)
+                default = inner.defaults.get(path[0], option.default) if len(path) == 1 else option.default
+                rule = replace(option.rule, group=inner.group) if inner.group else option.rule
+                yield option._replace(name=name, default=default, rule=rule), (each.name, *path)
+        elif each.init and "help" in each.metadata:
+            help = each.metadata["help"]
+            rule = getattr(help, "rule", Rule())
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            yield Option(rule.flag or each.name, hints[each.name], default, str(help), rule), (each.name,)
+
+
+# ---------------------------------------------------------------------- building and checking
+
+
+def build(kind: type[T], values: Mapping[str, Any], *, file: str = "") -> T:
+    """A dataclass of settings from values by flag name; settings without a value take their defaults.
+
+    Args:
+        file: the file that the values come from, for error messages; "" for flags and Python.
 
     Raises:
-        InputError: no such file, or it cannot be read.
-        ConfigError: it is no YAML, or a key stands in it twice.
+        ConfigError: an unknown name, or a value of the wrong kind, out of range or not among the choices.
     """
-    import yaml
+    located = list(_located(kind))
+    expect_known(values, [option.name for option, _ in located], where=file)
+    tree: dict[str, Any] = {}
+    for option, path in located:
+        if option.name in values:
+            value = _converted(values[option.name], option.hint)
+            _expect_kind(option.name, value, option.hint, file)
+            option.rule.check(value, f"{file}: {option.name}" if file else option.name)
+            _put(tree, path, value)
+    made: T = _made(kind, tree)
+    return made
 
-    try:
-        text = Path(path).read_text("utf-8")
-        _expect_each_once(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        return yaml.safe_load(text) or {}
-    except FileNotFoundError:
-        raise InputError("no such file", where=path, expected=_EXPECTED) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path, expected=_EXPECTED) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
 
 
-def _expect_each_once(root: Any, path: str) -> None:
-    """YAML takes the last of two equal keys without a word."""
-    import yaml
+def _made(kind: Any, tree: dict[str, Any]) -> Any:
+    found = dict(tree)
+    for each in fields(kind):
+        inner: Part | None = each.metadata.get("part")
+        if inner is not None and each.name in found:
+            found[each.name] = _made(inner.kind, {**inner.defaults, **found[each.name]})
+    return kind(**found)
 
-    waiting, seen = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
-            continue
-        seen.add(id(node))  # aliases may go in circles
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-            continue
-        waiting += [value for _, value in node.value]
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
-            if key.value in lines:
-                what = f"key {key.value!r} stands twice, first in line {lines[key.value]}"
-                raise ConfigError(what, where=f"{path}:{key.start_mark.line + 1}")
-            lines[key.value] = key.start_mark.line + 1
+
+def values_of(settings: Any) -> dict[str, Any]:
+    """The values of settings by flag name, parts included: the inverse of `build`."""
+    found = {}
+    for option, path in _located(type(settings)):
+        value = settings
+        for name in path:
+            value = getattr(value, name)
+        found[option.name] = value
+    return found
+
+
+def expect_valid(settings: Any) -> None:
+    """Checks range and choices of every setting; for `__post_init__`. Parts have checked themselves.
+
+    Raises:
+        ConfigError: a value is out of range or not among the choices.
+    """
+    for each in fields(settings):
+        if isinstance(help := each.metadata.get("help"), Help):
+            help.rule.check(getattr(settings, each.name), help.rule.flag or each.name)
+
+
+def expect_known(names: Iterable[Any], known: Iterable[str], *, where: str = "", verb: str = "") -> None:
+    """Raises ConfigError at the first name that is no setting, with the nearest known name."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            fix = did_you_mean(str(name), known) or (f"`srpo {verb} --help` lists the keys" if verb else "")
+            raise ConfigError(f"unknown key {name!r}", where=where, fix=fix)
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """A value as its setting takes it: YAML reads 2e-6 as text, and a flag gives a mapping as JSON."""
+    kinds = [get_origin(kind) or kind for kind in _kinds(hint)]
+    if isinstance(value, str) and str not in kinds:
+        if float in kinds:
+            try:
+                return float(value)
+            except ValueError:
+                return value
+        if dict in kinds:
+            try:
+                return json.loads(value)
+            except ValueError:
+                return value
+    if list in kinds and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return [value]
+    return value
+
+
+def expect_kinds(values: Mapping[str, Any], groups: Iterable[Any], *, file: str = "") -> None:
+    """Checks that every value is of a kind that its setting is declared with; objects made in Python pass.
+
+    Args:
+        groups: dataclasses that declare the settings.
+        file: the file that the values come from; "" for Python.
+
+    Raises:
+        ConfigError: a value is of another kind.
+    """
+    for group in groups:
+        hints = get_type_hints(group)
+        for name in (each.name for each in fields(group) if each.init and each.name in values):
+            if name not in _REWRITTEN:
+                _expect_kind(name, values[name], hints[name], file)
+
+
+def _expect_kind(name: str, value: Any, hint: Any, file: str) -> None:
+    if not _fits(value, hint):
+        fix = did_you_mean(value, _words_of(hint)) if isinstance(value, str) else ""
+        what, where = (f"{name}: {value!r}", file) if file else (f"{value!r}", name)
+        raise ConfigError(what, where=where, expected=_in_words(hint), fix=fix)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if not isinstance(value, _PLAIN):
+        return True
+    if isinstance(value, str) and (words := _words_of(hint)):
+        return value in words
+    return any(_is(value, kind) for kind in _kinds(hint))
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind) or kind
+    if origin is Any:
+        return True
+    if origin is Literal:
+        return any(value is word or (isinstance(value, str) and value == word) for word in get_args(kind))
+    if not isinstance(origin, type):
+        return True
+    if issubclass(origin, Enum):
+        return isinstance(value, origin) or value in [each.value for each in origin]
+    if isinstance(value, bool) or origin is bool:
+        return isinstance(value, bool) and origin is bool
+    if origin is int:
+        return isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if origin is float:
+        return isinstance(value, Real)
+    if origin is str:
+        return isinstance(value, str | os.PathLike)
+    if origin is list:
+        return isinstance(value, list | tuple) and all(_fits(each, one) for one in get_args(kind) for each in value)
+    return isinstance(value, origin)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _words_of(hint: Any) -> list[str]:
+    """The words of an enumeration; [] where any text is allowed."""
+    enums = [kind for kind in _kinds(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
+    return [str(each.value) for enum in enums for each in enum]
+
+
+def _in_words(hint: Any) -> str:
+    """A type in the words of people who write settings files."""
+    if words := _words_of(hint):
+        return "one of " + ", ".join(words)
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
+    found = []
+    for kind in _kinds(hint):
+        origin = get_origin(kind) or kind
+        if origin is list:
+            found.append("a list, each " + " or ".join(_in_words(one) for one in get_args(kind)))
+        elif origin in names:
+            found.append(names[origin])
+    return " or ".join(found)

@@ -7,6 +7,7 @@ from typing import Any
 
 from srpo.cli.parser import Mistakes, show_progress
 from srpo.errors import UsageError
+from srpo.settings import expect_kinds
 
 
 def settings_of(verb: str, description: str, argv: list[str]) -> tuple[Any, ...]:
@@ -34,7 +35,6 @@ def _found(verb: str, description: str, argv: list[str], more: tuple[Any, ...]) 
 
     from srpo.train.config import settings_of_preset
     from srpo.train.run import GROUPS, read_settings
-    from srpo.train.validation import expect_kinds
 
     class Parser(Mistakes, HfArgumentParser):
         """transformers' argument parser with our errors."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import ConfigError, did_you_mean
-from srpo.settings import read_yaml
+from srpo.settings import expect_known
+from srpo.settings_file import read_settings
 
 SECTION = "evaluate"
 # Fields of JudgeArguments, which is not imported here: this file is read for `--help`.
@@ -139,7 +140,7 @@ class Plan:
         """
         from srpo.judge.settings import JudgeArguments
 
-        _expect_known(self.asked, [each.name for each in fields(JudgeArguments)], "judge")
+        expect_known(self.asked, [each.name for each in fields(JudgeArguments)], where="judge")
         return JudgeArguments(**self.asked)
 
     def __post_init__(self) -> None:
@@ -201,7 +202,7 @@ class Plan:
             >>> plan.models["srpo"].model, plan.prompts
             ('runs/srpo', {'all': 'test.jsonl'})
         """
-        _expect_known(settings, KNOWN, where)
+        expect_known(settings, KNOWN, where=where, verb="evaluate")
         found = dict(settings)
         for each in fields(cls):
             value = found.get(each.name)
@@ -237,13 +238,7 @@ def read_plan(path: str) -> dict[str, Any]:
         InputError: no such file.
         ConfigError: it is no mapping.
     """
-    settings = read_yaml(path)
-    if isinstance(settings, dict):
-        settings = settings.get(SECTION, settings)
-    if not isinstance(settings, dict):
-        raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
-    _expect_known(settings, KNOWN, path)
-    return settings
+    return read_settings(path, KNOWN, section=SECTION, verb="evaluate")
 
 
 def named(given: Any, where: str, alone: str) -> dict[str, Any]:
@@ -297,12 +292,5 @@ def _model(name: str, value: Any, shared: Mapping[str, Any]) -> Model:
     own = {"model": value} if isinstance(value, str) else value
     if not isinstance(own, Mapping) or "model" not in own:
         raise ConfigError(f"{value!r}", where=f"models: {name}", expected="a path, or a mapping with `model`")
-    _expect_known(own, [each.name for each in fields(Model)], f"models: {name}")
+    expect_known(own, [each.name for each in fields(Model)], where=f"models: {name}", verb="evaluate")
     return Model(**{**shared, **own, "controls": tuple(own.get("controls", ()))})
-
-
-def _expect_known(settings: Iterable[str], known: list[str], where: str) -> None:
-    for key in settings:
-        if key not in known:
-            fix = did_you_mean(str(key), known) or "`srpo evaluate --help` lists the keys"
-            raise ConfigError(f"unknown key {key!r}", where=where, fix=fix)

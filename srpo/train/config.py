@@ -27,7 +27,8 @@ from srpo.model.packed.backends import BACKENDS
 from srpo.secrets import redacted
 from srpo.sequences.fit import TRUNCATE
 from srpo.sequences.tree_store import cache_folder
-from srpo.train.validation import expect_kinds, expect_sense, named, settings_in
+from srpo.settings import expect_kinds
+from srpo.train.validation import expect_sense, named, settings_in
 
 REDUCTIONS = ("sum", "mean")
 

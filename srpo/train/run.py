@@ -13,10 +13,9 @@ from srpo.data.read import Source, columns_of
 from srpo.data.rejected import REJECTED_FILE, rejected_lines
 from srpo.disk import held, writable_folder, write_file
 from srpo.errors import ConfigError, OutputError, UsageError, did_you_mean
-from srpo.secrets import redacted
-from srpo.settings import read_yaml
+from srpo.settings import expect_kinds, expect_known
+from srpo.settings_file import read_settings as read_file
 from srpo.train.config import PRESETS, SRPOConfig
-from srpo.train.validation import expect_kinds
 
 log = logging.getLogger("srpo")
 
@@ -98,22 +97,10 @@ def read_settings(path: str, more: Iterable[Any] = ()) -> dict[str, Any]:
         InputError: no such file.
         ConfigError: not a flat mapping, or a key that is not a setting.
     """
-    settings = read_yaml(path)
-    if not isinstance(settings, dict):
-        raise ConfigError("not a mapping", where=path, expected="lines of `key: value`")
-    # A recipe says below this key what `srpo evaluate` is to do with the model that comes out.
-    settings = {key: value for key, value in settings.items() if key != "evaluate"}
-    redacted(settings)  # remembers what stands under a secret's name, before any message can repeat it
-    _expect_known(settings, path, more)
+    found = read_file(path)
+    settings = {key: value for key, value in found.items() if key != "evaluate"}  # a recipe's section for that verb
+    expect_known(settings, known_settings(more), where=path, verb="train")
     return settings
-
-
-def _expect_known(settings: Iterable[str], where: str, more: Iterable[Any] = ()) -> None:
-    known = known_settings(more)
-    for key in settings:
-        if key not in known:
-            fix = did_you_mean(str(key), known) or "`srpo train --help` lists the keys"
-            raise ConfigError(f"unknown key {key!r}", where=where, fix=fix)
 
 
 def train(
@@ -309,7 +296,7 @@ def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
     """
     from transformers import HfArgumentParser
 
-    _expect_known(settings, "settings")
+    expect_known(settings, known_settings(), where="settings", verb="train")
     expect_kinds(settings, GROUPS)
     config, model, data, run = HfArgumentParser(GROUPS).parse_dict({**settings, "resume": True})
     return train(config, model, data, run)

@@ -8,22 +8,16 @@ import json
 import math
 import os
 import re
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from enum import Enum
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from srpo.errors import ConfigError, did_you_mean
+from srpo.errors import ConfigError
 
 # What the libraries raise at a setting that they cannot serve. Not RuntimeError: too little memory is one.
 REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError, AssertionError)
-_PLAIN = (type(None), bool, int, float, str, list, tuple, dict, os.PathLike, Real)
-# transformers, or its parser of flags, puts a value of another kind in their place, and a copy begins with that one.
-_REWRITTEN = ("fsdp", "debug")
 _OR_FILE = ("accelerator_config", "deepspeed", "fsdp_config")
 _JSON = (*_OR_FILE, "lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimisers that ask for its layers, beginnings of their names
@@ -48,87 +42,6 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "random or sequential: rows are token trees, which have no one length",
     ),
 }
-
-
-# ---------------------------------------------------------------------- kinds
-
-
-def expect_kinds(values: Mapping[str, Any], groups: Iterable[Any], *, file: str = "") -> None:
-    """Every value is of a kind that its setting is declared with; objects made in Python pass.
-
-    Args:
-        groups: dataclasses that declare the settings.
-        file: where the values were read from; "" for Python.
-
-    Raises:
-        ConfigError: one is not.
-    """
-    for group in groups:
-        hints = get_type_hints(group)
-        for name in (each.name for each in fields(group) if each.init and each.name in values):
-            value = values[name]
-            if name in _REWRITTEN or _fits(value, hints[name]):
-                continue
-            fix = did_you_mean(value, _words_of(hints[name])) if isinstance(value, str) else ""
-            what, where = (f"{name}: {value!r}", file) if file else (f"{value!r}", name)
-            raise ConfigError(what, where=where, expected=_said(hints[name]), fix=fix)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if not isinstance(value, _PLAIN):
-        return True
-    kinds = _kinds(hint)
-    if isinstance(value, str) and (words := _words_of(hint)):
-        return value in words
-    return any(_is(value, kind) for kind in kinds)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind) or kind
-    if origin is Any:
-        return True
-    if origin is Literal:
-        return any(value is word or (isinstance(value, str) and value == word) for word in get_args(kind))
-    if not isinstance(origin, type):
-        return True
-    if issubclass(origin, Enum):
-        return isinstance(value, origin) or value in [each.value for each in origin]
-    if isinstance(value, bool) or origin is bool:
-        return isinstance(value, bool) and origin is bool
-    if origin is int:
-        return isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
-    if origin is float:
-        return isinstance(value, Real)
-    if origin is str:
-        return isinstance(value, str | os.PathLike)
-    if origin is list:
-        return isinstance(value, list | tuple) and all(_fits(each, one) for one in get_args(kind) for each in value)
-    return isinstance(value, origin)
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _words_of(hint: Any) -> list[str]:
-    """The words that an enumeration allows; [] where any text may stand."""
-    enums = [kind for kind in _kinds(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
-    return [str(each.value) for enum in enums for each in enum]
-
-
-def _said(hint: Any) -> str:
-    """A kind in the words of people who write settings files."""
-    if words := _words_of(hint):
-        return "one of " + ", ".join(words)
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-    found = []
-    for kind in _kinds(hint):
-        origin = get_origin(kind) or kind
-        if origin is list:
-            found.append("a list, each " + " or ".join(_said(one) for one in get_args(kind)))
-        elif origin in names:
-            found.append(names[origin])
-    return " or ".join(found)
 
 
 # ---------------------------------------------------------------------- ranges

@@ -7,6 +7,7 @@ imported, so a small fake tree serves as well as the real one, and every law is 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("secrets", "versions"),
     ("errors",),
     ("disk", "progress", "settings", "signals"),
+    ("settings_file",),
     ("data", "maths", "statistics"),
     ("sequences",),
     ("check", "model"),
@@ -172,7 +174,10 @@ def optional_at_top(package: Path) -> list[str]:
 
 
 def heavy_commands(package: Path) -> list[str]:
-    """Files of the command line whose top imports more than the standard library, each other and three light files."""
+    """Imports at the top of a command's file beyond the standard library, the command line, light files and settings.
+
+    Files called `settings` declare flags; test_import_is_light.py checks that they import no large library.
+    """
     light = {package.name, *(f"{package.name}.{each}" for each in ("errors", "secrets", "signals"))}
     return [
         source.at(each.line, f"imports {each.module} at the top")
@@ -183,6 +188,7 @@ def heavy_commands(package: Path) -> list[str]:
         and each.distribution not in sys.stdlib_module_names
         and each.module not in light
         and not each.module.startswith(f"{package.name}.cli")
+        and not re.fullmatch(rf"{package.name}\.(\w+\.)?settings(_file)?", each.module)
     ]
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import srpo
+
+PACKAGE = Path(srpo.__file__).parent
 HEAVY = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "matplotlib", "numpy"}
 REPORT = "import json, sys; print(); print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
 HELP = "import sys; sys.argv = ['srpo', '--help']\ntry: import srpo.__main__\nexcept SystemExit: pass\n"
@@ -27,3 +31,12 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
 
 def test_a_heavy_import_is_seen() -> None:
     assert {"torch", "numpy"} <= loaded_by("import srpo; srpo.srpo_loss")
+
+
+def test_settings_of_all_rooms_import_no_library() -> None:
+    """The command line reads these files before it knows whether a flag is right."""
+    modules = [
+        ".".join(("srpo", *path.relative_to(PACKAGE).with_suffix("").parts)) for path in PACKAGE.glob("**/settings.py")
+    ]
+    assert "srpo.judge.settings" in modules
+    assert not loaded_by(f"import {', '.join(modules)}") & HEAVY
