@@ -20,13 +20,13 @@ log = logging.getLogger("srpo")
 
 
 def writable_folder(folder: Path, flag: str = "--output_dir") -> Path:
-    """Makes the folder; a mistake in its name should not cost the user the wait for the numbers.
+    """Makes the folder before the work starts, so that a wrong name costs no results.
 
     Args:
-        flag: what names it.
+        flag: the option that names the folder, for the error.
 
     Raises:
-        OutputError: it cannot be made or written to.
+        OutputError: the folder cannot be made or written to.
     """
     with writing(folder, flag):
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,15 +36,15 @@ def writable_folder(folder: Path, flag: str = "--output_dir") -> Path:
 
 
 def expect_writable(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]) -> None:
-    """Each file to be written can be, and is neither read nor written under another name; nothing is touched.
+    """Checks, without touching any file, that every output can be written and overwrites no input or other output.
 
     Args:
-        outputs: what names a file, a flag mostly → the file; None and "" are none.
-        inputs: the same of what is read. A name of something that is no file here does no harm.
+        outputs: option → file to be written; None and "" are left out.
+        inputs: option → file to be read, likewise; names that are not files are allowed.
 
     Raises:
-        ConfigError: writing would cost the user an input or another output.
-        OutputError: a folder stands there, or there is none to write in.
+        ConfigError: an output is the same file as an input or another output.
+        OutputError: an output is a folder, or its folder does not exist or cannot be written.
 
     Example:
         >>> expect_writable({"--output": "pairs.jsonl"}, {"--trails": "./pairs.jsonl"})
@@ -63,13 +63,13 @@ def expect_writable(outputs: Mapping[str, str | Path | None], inputs: Mapping[st
 
 
 def writable_file(path: Path, flag: str = "--output") -> None:
-    """A mistake in its name should not cost the user the wait for what goes into it, or what a judge takes for it.
+    """Checks that the file can be written before the work that fills it starts.
 
     Args:
-        flag: what names it.
+        flag: the option that names the file, for the error.
 
     Raises:
-        OutputError: a folder stands there, or there is none to write in.
+        OutputError: the path is a folder, or its folder does not exist or cannot be written.
     """
     fix = f"name another {flag}" if flag.startswith("-") else ""
     if path.is_dir():
@@ -81,7 +81,7 @@ def writable_file(path: Path, flag: str = "--output") -> None:
 
 
 def _same(one: str | Path, other: str | Path) -> bool:
-    """Whether two names are of one file, which need not be there."""
+    """Whether two paths name the same file, existing or not."""
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -120,7 +120,7 @@ def write_file(
 
 
 def sync(path: Path) -> None:
-    """Puts what the system still holds of a file, or of a folder's list of names, on the disk."""
+    """Flushes a file, or the directory entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -130,34 +130,34 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path, flag: str = "--output_dir") -> Iterator[None]:
-    """What the system refuses inside ends as an `OutputError` that names the path, and the flag that chose it."""
+    """Turns an `OSError` inside into an `OutputError` with the path and the option that chose the path."""
     try:
         yield
     except OSError as error:
-        what = f"cannot be written ({error.strerror})"
+        problem = f"cannot be written ({error.strerror})"
         fix = f"name another {flag}"
-        raise OutputError(what, where=str(path), expected="a folder that can be written", fix=fix) from None
+        raise OutputError(problem, where=str(path), expected="a folder that can be written", fix=fix) from None
 
 
-def expect_room(folder: Path, needed: int, what: str) -> None:
-    """Half a write is found out before it is begun.
+def expect_room(folder: Path, needed: int, purpose: str) -> None:
+    """Checks free space before a write starts.
 
     Args:
         needed: bytes.
-        what: what they are for.
+        purpose: the thing to be written, for the error.
 
     Raises:
-        OutputError: less is free.
+        OutputError: less than `needed` is free.
     """
     with writing(folder):
         free = shutil.disk_usage(folder).free
     if free < needed:
-        said = f"{what} needs {_size(needed)}, {_size(free)} free in {folder}"
-        raise OutputError(said, fix="make room there, or name another --output_dir")
+        problem = f"{purpose} needs {_size(needed)}, {_size(free)} free in {folder}"
+        raise OutputError(problem, fix="make room there, or name another --output_dir")
 
 
 def _size(count: int) -> str:
-    """Bytes as people write them.
+    """A number of bytes with its unit.
 
     Example:
         >>> _size(1_234_567_890), _size(300_000_000), _size(4_100)
@@ -260,16 +260,16 @@ _held: dict[Path, int] = {}  # folders that this process holds → how many time
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """The folder is this process's alone inside; whoever else wants it is told who has it.
+    """Locks the folder for this process; the lock may be entered again within the process.
 
-    The lock is the kernel's and ends with its process however that ends, so that a dead holder's is simply free. It
-    is a record lock: unlike `flock` it does not live on in children that were forked while it was held.
+    The kernel releases the lock when the process ends, however it ends. The lock is a record lock: unlike `flock`, it
+    is not inherited by children forked while it is held.
 
     Raises:
-        LockedError: another process holds it.
-        OutputError: the lock cannot be written.
+        LockedError: another process holds the folder; the error names that process.
+        OutputError: the lock file cannot be written.
     """
-    import fcntl  # not on Windows, where nothing else of this module needs it
+    import fcntl  # missing on Windows, where the rest of this file works
 
     folder = folder.resolve()
     if folder in _held:
@@ -288,7 +288,7 @@ def held(folder: Path) -> Iterator[None]:
         except OSError:
             raise _locked(folder, _holder(file)) from None
         if left := _holder(file):
-            log.warning("srpo: taking over %s from %s, which did not let go of it and is gone", folder, left)
+            log.warning("srpo: %s was locked by %s, which ended without unlocking it; continuing", folder, left)
         with writing(path):
             _sign(file, {"pid": os.getpid(), "host": socket.gethostname()})
         _held[folder] = 1
@@ -308,7 +308,7 @@ def _sign(file: TextIO, holder: dict[str, object] | None) -> None:
 
 
 def _holder(file: TextIO) -> str:
-    """Who signed the lock; "" for nobody."""
+    """The process that signed the lock; "" for an unsigned lock."""
     file.seek(0)
     text = file.read(4096)
     try:

@@ -47,7 +47,7 @@ _LOOKS_SECRET = [
 ]
 
 
-def redacted(value: Any) -> Any:
+def redacted(value: object) -> Any:
     """Returns the same text, mapping or list without its secrets; any other value is returned unchanged.
 
     Secrets are: values of settings and environment variables with a secret's name, the user and password of a URL, the
@@ -57,8 +57,8 @@ def redacted(value: Any) -> Any:
     Example:
         >>> redacted({"hub_token": "planted-0123", "beta": 0.1, "from": "https://me:planted@host/pairs"})
         {'hub_token': '***', 'beta': 0.1, 'from': 'https://***@host/pairs'}
-        >>> redacted("the server said: planted-0123 is not valid")
-        'the server said: *** is not valid'
+        >>> redacted("the server wrote: planted-0123 is not valid")
+        'the server wrote: *** is not valid'
     """
     if isinstance(value, Mapping):
         return {key: _under(str(key), each) for key, each in value.items()}
@@ -88,7 +88,7 @@ def redacted_command(words: Iterable[str]) -> list[str]:
     return shown
 
 
-def _under(name: str, value: Any) -> Any:
+def _under(name: str, value: object) -> Any:
     """The printable value of one setting; remembers a secret."""
     if not _names_secret(name) or value is None or isinstance(value, bool):
         return redacted(value)
@@ -131,7 +131,7 @@ class Redacting:
         self._stream.write(redacted(text))
         return len(text)
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
 

@@ -1,4 +1,4 @@
-"""Which versions are at work: an allow-list, so that a record or a bug report tells nothing else of a machine."""
+"""Versions of Python, srpo and its libraries: an allow-list, so that records and bug reports reveal nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safeten
 
 
 def versions() -> dict[str, str | None]:
-    """Library → installed version, None where it is not installed; nothing is imported to find out.
+    """Returns library → installed version, None where it is not installed; no library is imported.
 
     Example:
         >>> list(versions())[:3]
