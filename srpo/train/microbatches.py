@@ -1,40 +1,41 @@
-"""Batches that are computed in pieces, and batches of unlike size that make one optimiser step.
+"""Cuts batches into pieces that fit a token budget, and weights batches of different sizes in one optimiser step.
 
-How many pairs an optimiser step learns from is a matter of the method; how many tokens are computed at once is a matter
-of memory. A batch over the budget is cut where the budget is reached, and every pair of a step weighs the same, however
-the step is cut: the gradient is that of one large batch.
+The method decides how many pairs an optimiser step uses; memory decides how many tokens are computed at once. Every
+pair of a step has the same weight, however the step is cut, so the gradient is that of one large batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from srpo.sequences.tree import PrefixTree
 
-SHARE = "share"  # of a batch in its optimiser step, relative to that of one among equal batches
+SHARE = "share"  # key: weight of a batch in its optimiser step; 1.0 if all batches have one size
 
 
 def tokens_of(tree: PrefixTree, backend: str) -> int:
-    """Tokens that are computed for a pair."""
+    """Tokens that the back-end computes for a pair."""
     return tree.flat_tokens if backend == "flat" else len(tree)
 
 
-def pieces(inputs: dict[str, Any], most: int | None, backend: str, accelerator: Any = None) -> list[dict[str, Any]]:
-    """The batch cut where the next pair would exceed the budget; a pair that exceeds it by itself goes alone.
+def pieces(
+    inputs: dict[str, Any], most: int | None, backend: str, accelerator: Accelerator | None = None
+) -> list[dict[str, Any]]:
+    """Cuts a batch before each pair that would exceed the token budget; a pair over the budget is a piece of its own.
 
-    Order is kept: in evaluation the rows that only fill the last batch up are told by their place.
+    Order is kept: evaluation recognises rows that only pad the last batch by their position.
 
     Args:
         most: tokens in a piece; None cuts nothing.
-        accelerator: of processes that compute their batches together, and wait for each other at every piece: all of
-            them cut as often as the one that has to most. Their batches are of one size.
+        accelerator: accelerator of several processes, which wait for each other at every piece. All of them then cut
+            their batches, which have one size, into the same number of pieces.
 
     Returns:
-        Parts of the batch, whose shares add up to that of the whole.
+        Parts of the batch; their shares add up to the share of the batch.
     """
     sizes = [tokens_of(tree, backend) for tree in inputs["trees"]] if most is not None else []
     cuts = [0]
@@ -43,25 +44,25 @@ def pieces(inputs: dict[str, Any], most: int | None, backend: str, accelerator: 
             cuts.append(i)
     ends = [*cuts, len(inputs["trees"])]
     if most is not None and accelerator is not None and accelerator.num_processes > 1:
-        asked = accelerator.gather(torch.tensor([len(cuts)], device=accelerator.device))
-        ends = _cut_again(ends, int(asked.max()))
+        counts = accelerator.gather(torch.tensor([len(cuts)], device=accelerator.device))
+        ends = _cut_again(ends, int(counts.max()))
     return [_part(inputs, start, stop) for start, stop in pairwise(ends)]
 
 
 def _cut_again(ends: list[int], count: int) -> list[int]:
-    """As many pieces as that, by halving the longest."""
+    """Halves the longest piece until there are `count` pieces."""
     while len(ends) - 1 < count:
         start, stop = max(pairwise(ends), key=lambda piece: piece[1] - piece[0])
-        assert stop - start > 1, "batches of several processes are of one size"
+        assert stop - start > 1, "batches of several processes have one size"
         ends = sorted([*ends, (start + stop) // 2])
     return ends
 
 
-def share_out(batches: list[dict[str, Any]], accelerator: Any) -> None:
-    """Gives the batches of one optimiser step their shares, so that pairs weigh alike whatever batch they are in.
+def share_out(batches: list[dict[str, Any]], accelerator: Accelerator) -> None:
+    """Sets the share of each batch of an optimiser step, so that every pair has the same weight.
 
-    transformers divides a loss by the number of batches, and processes' gradients are averaged: both suppose that all
-    are of one size, which the last step of an epoch is not.
+    transformers divides the loss by the number of batches and averages gradients over processes. Both assume batches
+    of one size, which fails in the last step of an epoch.
     """
     pairs = torch.tensor(sum(len(batch["trees"]) for batch in batches), device=accelerator.device)
     whole = int(accelerator.gather(pairs).sum())
@@ -70,11 +71,10 @@ def share_out(batches: list[dict[str, Any]], accelerator: Any) -> None:
 
 
 def _part(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """Rows `start` to `stop` of every column, with their share; other entries unchanged."""
     count = len(inputs["trees"])
-    return {**dict(_sliced(inputs, start, stop)), SHARE: inputs.get(SHARE, 1.0) * (stop - start) / count}
-
-
-def _sliced(inputs: dict[str, Any], start: int, stop: int) -> Iterator[tuple[str, Any]]:
-    for name, column in inputs.items():
-        is_column = isinstance(column, list | tuple | torch.Tensor) and len(column) == len(inputs["trees"])
-        yield name, column[start:stop] if is_column else column
+    part = {
+        name: value[start:stop] if isinstance(value, list | tuple | torch.Tensor) and len(value) == count else value
+        for name, value in inputs.items()
+    }
+    return {**part, SHARE: inputs.get(SHARE, 1.0) * (stop - start) / count}

@@ -1,30 +1,30 @@
-"""The reference of a run: which one its settings ask for, and what has to be done before its first step."""
+"""Creates the reference that the settings of a run ask for, and prepares it before the first step."""
 
 from __future__ import annotations
 
 import logging
 import random
 from collections.abc import Mapping
-from time import monotonic
-from typing import Any
 
-from transformers import TrainerCallback
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from srpo.errors import ConfigError
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference, Reference
+from srpo.progress import Progress
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset
 from srpo.train.durable.identity import device_name
 from srpo.train.microbatches import pieces
+from srpo.train.view import TrainerView
 
 CHECKED_ROWS = 4
-EVERY = 10.0  # seconds between lines of progress
 log = logging.getLogger("srpo")
 
 
-def make_reference(policy: Any, ref_model: Any, args: SRPOConfig) -> Reference | CachedReference:
-    """The reference that the settings ask for, of the policy as it is now."""
+def make_reference(policy: nn.Module, ref_model: nn.Module | None, args: SRPOConfig) -> Reference | CachedReference:
+    """Creates the reference; without `ref_model` it is the policy as it is now."""
     if args.sync_ref_model:
         return MovingReference(policy, ref_model)
     if (folder := args.reference_folder()) is None:
@@ -33,23 +33,30 @@ def make_reference(policy: Any, ref_model: Any, args: SRPOConfig) -> Reference |
     return CachedReference(policy, folder, ref_model, device=device_name(args.device), precision=precision)
 
 
-def make_ready(trainer: Any) -> None:
-    """What comes before the first step: rows that are kept are tried, missing ones scored if that is asked for, and
-    what is left of the reference goes where it is needed."""
+def make_ready(trainer: TrainerView) -> None:
+    """Prepares the reference before the first step.
+
+    Moves a reference model to its device. With a cache: checks a few cached log-probs, and under
+    `precompute_ref_log_probs` computes the missing ones.
+
+    Raises:
+        ConfigError: a setting that does not work with weights split over processes.
+    """
     args, reference = trainer.args, trainer.reference
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         for name in ("reference_cache", "precompute_ref_log_probs", "sync_ref_model", "max_tokens_per_batch"):
             if getattr(args, name):
-                # One process may have to compute what the next one finds, and sharded weights need all at once.
-                raise ConfigError("not with weights that are spread over processes", where=name, fix="leave it out")
-    # First: a model of its own that stayed where it was loaded would be scored there, and kept as scored elsewhere.
+                # A process with a cache hit would not join a forward pass, for which sharded weights need all processes.
+                raise ConfigError("does not work with FSDP or DeepSpeed", where=name, fix="leave it out")
+    # First: a reference scored on the wrong device would be cached under the name of the right one.
     reference.prepare(lambda frozen: trainer.accelerator.prepare_model(frozen, evaluation_mode=True))
     if isinstance(reference, CachedReference):
         with trainer.accelerator.autocast():
             _fill(trainer, reference)
 
 
-def _fill(trainer: Any, reference: CachedReference) -> None:
+def _fill(trainer: TrainerView, reference: CachedReference) -> None:
+    """Checks cached rows, computes missing ones if asked for, and drops the reference model if none is missing."""
     args = trainer.args
     sets = [data for data in sets_of(trainer) if len(data)]
     if not sets:
@@ -57,43 +64,47 @@ def _fill(trainer: Any, reference: CachedReference) -> None:
         return
     batch = args.precompute_ref_batch_size or args.per_device_train_batch_size
     first = [sets[0].trees[i] for i in range(min(batch, len(sets[0])))]
-    backend = trainer._settled(trainer.model, first)
-    with args.main_process_first(desc="trying kept reference log-probs"):  # the others find it set aside
+    backend = trainer.settled_backend(trainer.model, first)
+    with args.main_process_first(desc="checking cached reference log-probs"):  # others see the result on disk
         if args.process_index == 0:
-            _try(reference, sets, backend)
+            _recheck(reference, sets, backend)
     missing = {id(data): _missing(reference, data, backend) for data in sets}
     total, lacking = sum(map(len, sets)), sum(map(len, missing.values()))
-    log.info("srpo: reference log-probs of %d of %d pairs are kept in %s", total - lacking, total, reference.folder)
+    log.info("srpo: cached reference log-probs: %d of %d pairs, in %s", total - lacking, total, reference.folder)
     if lacking and args.precompute_ref_log_probs:
         _score(trainer, reference, [(data, missing[id(data)]) for data in sets], backend, batch)
-        lacking = sum(len(_missing(reference, data, backend)) for data in sets)  # a full disk, or a nan, leaves some
+        lacking = sum(len(_missing(reference, data, backend)) for data in sets)  # above 0 after a full disk or a nan
     reference.begin(complete=not lacking)
     if not lacking and reference.model is None:
-        log.info("srpo: no copy of the reference is made: every log-prob of it is there")
+        log.info("srpo: no reference model in memory: all of its log-probs are cached")
 
 
-def _score(trainer: Any, reference: CachedReference, rows: list[Any], backend: str, batch: int) -> None:
-    """Every process scores its part of what is missing."""
+def _score(
+    trainer: TrainerView,
+    reference: CachedReference,
+    rows: list[tuple[TreeDataset, list[int]]],
+    backend: str,
+    batch: int,
+) -> None:
+    """Computes missing reference log-probs; every process takes its part."""
     args, accelerator = trainer.args, trainer.accelerator
-    every = [(data, i) for data, missing in rows for i in sorted(missing, key=data.size)]  # like sizes together
+    every = [(data, i) for data, missing in rows for i in sorted(missing, key=data.size)]  # similar sizes together
     mine = every[accelerator.process_index :: accelerator.num_processes]
-    said = monotonic()
-    for start in range(0, len(mine), batch):
-        trees = [data.trees[i] for data, i in mine[start : start + batch]]
-        for piece in pieces({"trees": trees}, args.max_tokens_per_batch, backend):
-            reference.six_logps(piece["trees"], backend)
-        if monotonic() - said > EVERY or start + batch >= len(mine):
-            said = monotonic()
-            done = min(start + batch, len(mine)) * accelerator.num_processes
-            log.info("srpo: reference log-probs: %d of %d pairs", min(done, len(every)), len(every))
+    with Progress("pairs of the reference", len(mine)) as progress:
+        for start in range(0, len(mine), batch):
+            trees = [data.trees[i] for data, i in mine[start : start + batch]]
+            for piece in pieces({"trees": trees}, args.max_tokens_per_batch, backend):
+                reference.six_logps(piece["trees"], backend)
+            for _ in trees:
+                progress.step()
     accelerator.wait_for_everyone()
 
 
-def _try(reference: CachedReference, sets: list[TreeDataset], backend: str) -> None:
-    """Scores a few of the kept rows again; others each time, and without touching a generator that anything uses."""
+def _recheck(reference: CachedReference, sets: list[TreeDataset], backend: str) -> None:
+    """Computes a few cached rows again, chosen anew each time by a random generator of their own."""
     for data in sets:
-        kept = sorted(set(range(len(data))) - set(_missing(reference, data, backend)))
-        some = random.Random().sample(kept, min(CHECKED_ROWS, len(kept)))
+        cached = sorted(set(range(len(data))) - set(_missing(reference, data, backend)))
+        some = random.Random().sample(cached, min(CHECKED_ROWS, len(cached)))
         if not reference.recheck([data.trees[i] for i in some], backend):
             return
 
@@ -102,22 +113,21 @@ def _missing(reference: CachedReference, data: TreeDataset, backend: str) -> lis
     return reference.missing([data.row_content(i) for i in range(len(data))], data.trees[0], backend)
 
 
-def sets_of(trainer: Any) -> list[TreeDataset]:
-    """All that a run is trained and evaluated on."""
+def sets_of(trainer: TrainerView) -> list[TreeDataset]:
+    """The training set and all evaluation sets."""
     evaluation = trainer.eval_dataset
     sets = [trainer.train_dataset, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
     return [data for data in sets if isinstance(data, TreeDataset)]
 
 
-# ---------------------------------------------------------------------- a reference that moves
-
-
 class Following(TrainerCallback):
-    """Moves the reference after every so many optimiser steps."""
+    """Callback that moves the reference towards the policy every `ref_model_sync_steps` optimiser steps."""
 
-    def __init__(self, reference: MovingReference) -> None:
-        self.reference = reference
+    def __init__(self, reference: MovingReference, config: SRPOConfig) -> None:
+        self.reference, self.config = reference, config
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % args.ref_model_sync_steps == 0:
-            self.reference.follow(args.ref_model_mixup_alpha)
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if state.global_step % self.config.ref_model_sync_steps == 0:
+            self.reference.follow(self.config.ref_model_mixup_alpha)

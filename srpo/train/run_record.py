@@ -1,6 +1,6 @@
-"""What a run tells of itself: `run.json`, with its command, settings, versions and data, and the model card.
+"""Records of a run for people: `run.json` (command, settings, versions, data) and the facts of the model card.
 
-For people. What resuming compares is not this file.
+Resuming compares the identity in the checkpoint's manifest, not these files.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 from srpo.disk import write_file
 from srpo.model.weights.card import Card, portable
 from srpo.secrets import redacted, redacted_command
+from srpo.train.dataset import TreeDataset
+from srpo.train.view import TrainerView
 from srpo.versions import versions
 
 RECORD_FILE = "run.json"
@@ -23,15 +25,15 @@ _OF_TIME = re.compile(r"runtime|per_second|^epoch$|^step$")
 def write_record(
     folder: Path, *, command: Sequence[str], settings: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes the record and returns it; no secret is in it.
+    """Writes `run.json`, with secrets redacted, and returns its contents.
 
     Args:
-        command: the words of the command line; empty where there was none.
-        settings: as they were resolved.
-        data: what is known of the rows: their source, number and hash.
+        command: words of the command line; empty for a run from Python.
+        settings: resolved settings.
+        data: source, number and hash of the rows.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     record = {
         "format": 1,
@@ -44,21 +46,20 @@ def write_record(
     return record
 
 
-def data_of(trainer: Any) -> dict[str, Any]:
-    """Where the pairs came from, how many there are, and the sha256 of what was made of them."""
-    source, pairs = trainer.source, trainer.train_dataset
-    told = str(source) if isinstance(source, str | Path) else "rows given in Python"
-    return {"source": told, "pairs": len(pairs), "sha256": pairs.digest()}
+def data_of(source: object, pairs: TreeDataset) -> dict[str, Any]:
+    """Source of the pairs, their number, and the sha256 of their token trees."""
+    name = str(source) if isinstance(source, str | Path) else "rows given in Python"
+    return {"source": name, "pairs": len(pairs), "sha256": pairs.digest()}
 
 
-def card_of(trainer: Any) -> Card:
-    """The card of what a trainer would save now."""
+def card_of(trainer: TrainerView) -> Card:
+    """The model card of the model as it is now."""
     facts: dict[str, Any] = {
         "reference": trainer.reference.kind,
         "revision template": trainer.renderer.template.name,
     }
     if trainer.train_dataset is not None:
-        data = data_of(trainer)
+        data = data_of(trainer.source, trainer.train_dataset)
         facts |= {"data": portable(data["source"]), "pairs": data["pairs"]}
         facts["data sha256, of the token trees"] = data["sha256"]
     facts["optimiser steps"] = trainer.state.global_step
@@ -74,7 +75,7 @@ def card_of(trainer: Any) -> Card:
 
 
 def _results(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last logs of training and of evaluation, without their timings."""
+    """The last logs of training and evaluation, without timings."""
     found: dict[str, float] = {}
     for name in ("loss", "eval_loss"):
         last: Mapping[str, Any] = next((logs for logs in reversed(history) if name in logs), {})

@@ -1,7 +1,7 @@
-"""`SRPOTrainer`: transformers' Trainer with the six log-probs and the objective in the place of its loss.
+"""`SRPOTrainer`: transformers' Trainer with a loss computed from six log-probs per pair.
 
-Keyword order is that of TRL's DPOTrainer. Everything about devices, accumulation, logging, saving and schedules is
-transformers'; what is ours is `compute_loss` and what it is handed.
+Keywords have the order of TRL's DPOTrainer. Devices, accumulation, logging, saving and schedules are transformers';
+`compute_loss` and its inputs are ours.
 
 Axes: B pairs, K sequences.
 """
@@ -40,7 +40,7 @@ from srpo.train.durable.stop_and_resume import StopsAndResumes
 from srpo.train.durable.trainer import DurableTrainer
 from srpo.train.metrics import Measured, MetricsFile, metrics
 from srpo.train.microbatches import SHARE, pieces, share_out
-from srpo.train.prepare_reference import Following, make_ready, make_reference
+from srpo.train.prepare_reference import Following, make_ready, make_reference, sets_of
 from srpo.train.run_record import card_of
 from srpo.train.validation import expect_one_device, expect_served, named, settings_in
 
@@ -54,23 +54,23 @@ class SRPOTrainer(DurableTrainer):
         model: a model, or the path or hub name of one.
         ref_model: the reference; None takes the policy as it is now (see model/reference/reference.py).
         args: settings.
-        data_collator: stands in for the collation of trees.
+        data_collator: replaces the default collation of trees.
         train_dataset: rows with `prompt`, `chosen` and `rejected`, or the path of a JSONL file of them.
-        eval_dataset: the same, or a dict of them by name.
-        processing_class: the tokenizer; None loads the one saved with the model.
+        eval_dataset: rows for evaluation, or a dict of such by name.
+        processing_class: the tokenizer; None loads the tokenizer saved with the model.
         compute_metrics, callbacks, optimizers: as in transformers' Trainer.
-        quantization_config: handed to the model's loading when it is given by name.
-        peft_config: puts a fresh adapter on the model; the reference is then the model with it switched off.
+        quantization_config: used to load a model that is given by name.
+        peft_config: adds a new adapter to the model; the reference is then the model with the adapter disabled.
 
     Attributes:
-        reference: where reference log-probs come from.
-        renderer: how rows become token ids; its template is saved with the model.
-        source: what the rows were read from, for the model card.
-        command: the words of the command line that trains, for the model card; empty where there is none.
+        reference: source of the reference log-probs.
+        renderer: turns rows into token ids; its template is saved with the model.
+        source: file, data set or rows of the training data, for the model card.
+        command: words of the command line, for the model card; empty in Python.
 
     Raises:
         ConfigError: settings that cannot be trained with.
-        DataError: rows that cannot be used.
+        DataError: unusable rows.
 
     Example:
         >>> from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
@@ -85,7 +85,7 @@ class SRPOTrainer(DurableTrainer):
     args: SRPOConfig
     objective: Objective
     kept_files = (CARD_FILE,)
-    loss_is_scaled_for_ga = False  # the loss is a mean over the micro-batch, so Trainer divides by the accumulation
+    loss_is_scaled_for_ga = False  # the loss is a mean over the micro-batch, so Trainer divides by accumulation steps
 
     def __init__(
         self,
@@ -112,14 +112,14 @@ class SRPOTrainer(DurableTrainer):
             processing_class = load_tokenizer(_name_of(model), trust_remote_code=remote, revision=revision)
         template = template_for(_name_of(model), args.revision_template)
         self.renderer = Renderer(processing_class, template)
-        set_seed(args.seed)  # before an adapter is drawn: a run that starts again is the same run
-        args.data_seed = args.seed if args.data_seed is None else args.data_seed  # not whatever was seeded last
-        args.logging_nan_inf_filter = False  # it would log the mean of the other steps in the place of a nan
+        set_seed(args.seed)  # before an adapter is initialised, so that a restarted run is the same run
+        args.data_seed = args.seed if args.data_seed is None else args.data_seed  # independent of the global generator
+        args.logging_nan_inf_filter = False  # the filter would log the mean of the other steps instead of a nan
         policy = _policy(model, args, quantization_config, peft_config)
         self.reference = make_reference(policy, ref_model, args)
         self._measured = Measured()
         self._backend: str | None = None
-        following = [Following(self.reference)] if isinstance(self.reference, MovingReference) else []
+        following = [Following(self.reference, args)] if isinstance(self.reference, MovingReference) else []
         self.source = train_dataset.name if isinstance(train_dataset, Source) else train_dataset
         self.command: Sequence[str] = ()
         context = model_context(policy)
@@ -143,9 +143,8 @@ class SRPOTrainer(DurableTrainer):
                 optimizers=optimizers,
             )
         self.model_accepts_loss_kwargs = False
-        for found in filter(None, (self.train_dataset, self.eval_dataset)):
-            for each in found.values() if isinstance(found, dict) else [found]:
-                expect_vocabulary(policy, ref_model or policy, each.largest_id)
+        for data in sets_of(self):
+            expect_vocabulary(policy, ref_model or policy, data.largest_id)
         make_ready(self)
         process = args.process_index if args.world_size > 1 else None
         self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere)
@@ -156,7 +155,7 @@ class SRPOTrainer(DurableTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Six log-probs under policy and reference → the objective."""
-        backend = self._settled(model, inputs["trees"])
+        backend = self.settled_backend(model, inputs["trees"])
         forest = Forest.plant(inputs["trees"], self.args.device)
         policy = self._reduced(six_logps(model, forest, backend), inputs["trees"])
         reference = self._reduced(self.reference.six_logps(forest, backend), inputs["trees"])
@@ -168,7 +167,7 @@ class SRPOTrainer(DurableTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward, piece by piece, with the model's attention held in place over both."""
-        backend = self._settled(model, inputs["trees"])
+        backend = self.settled_backend(model, inputs["trees"])
         *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
         loss = torch.zeros((), device=self.args.device)
         with serving(model, backend):
@@ -180,7 +179,7 @@ class SRPOTrainer(DurableTrainer):
         return loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """The batches of one optimiser step, of whatever size, with the share each has in it."""
+        """The batches of one optimiser step, each with its share of the step."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         share_out(batches, self.accelerator)
         return batches, items
@@ -188,18 +187,18 @@ class SRPOTrainer(DurableTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
-        """The loss of an evaluation batch; metrics are measured on the way."""
+        """The loss of an evaluation batch; also collects its metrics."""
         inputs = self._prepare_inputs(inputs)
-        backend = self._settled(model, inputs["trees"])
+        backend = self.settled_backend(model, inputs["trees"])
         with torch.no_grad():
             parts = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
             loss = torch.stack([self.compute_loss(model, piece).detach() for piece in parts]).sum()
         self._measured.gather(self.accelerator, "eval")
         return loss, None, None
 
-    def _settled(self, model: nn.Module, trees: list[PrefixTree]) -> str:
-        """One back-end for policy and reference alike; two layouts would leave log-ratios that are not zero."""
-        # Asked anew for the wrapper that a model may have got since: it would else be tried while attention is held.
+    def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
+        """The back-end of policy and reference; with two layouts, equal weights would give non-zero log-ratios."""
+        # Every time, because a wrapped model needs its own self-check, which must not run inside `serving`.
         self._backend = settle_backend(model, trees, self._backend or self.args.backend)
         return self._backend
 
@@ -210,7 +209,7 @@ class SRPOTrainer(DurableTrainer):
         return length_averaged(six, *tokens_KB)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """The gradients' norm, looked at before the optimiser steps; float16 has overflows that its scaler skips."""
+        """The gradients' norm, checked before the optimiser steps; under float16 the scaler skips overflows."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         step = self.state.global_step + 1
         if self.accelerator.scaler is None:
@@ -220,8 +219,8 @@ class SRPOTrainer(DurableTrainer):
         return norm
 
     def reference_hash(self) -> str:
-        """sha256 of the weights that stay as they are: the reference's, and of the policy those that are frozen."""
-        found = self.reference.fingerprint  # but for a reference of its own it has all that the policy began with
+        """sha256 of all frozen weights: those of the reference, and the frozen ones of the policy."""
+        found = self.reference.fingerprint  # covers the policy's frozen weights unless the reference has its own
         return (
             f"{found} {fingerprint(self.model, without_trained=True)}"
             if self.reference.kind in ("given", "moving")
@@ -229,7 +228,7 @@ class SRPOTrainer(DurableTrainer):
         )
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
-        """As transformers', whose refusals name the setting."""
+        """As in transformers; errors name the setting."""
         with named(settings_in(self.args)):
             super().create_optimizer_and_scheduler(num_training_steps)
 
@@ -238,7 +237,7 @@ class SRPOTrainer(DurableTrainer):
     def _trees(self, rows: Rows | None, args: SRPOConfig) -> TreeDataset | None:
         if rows is None or isinstance(rows, TreeDataset):
             return rows
-        with args.main_process_first(desc="tokenising"):  # the others find what it kept
+        with args.main_process_first(desc="tokenising"):  # other processes read its cache
             return TreeDataset.build(
                 rows,
                 self.renderer,
@@ -253,15 +252,15 @@ class SRPOTrainer(DurableTrainer):
     # ------------------------------------------------------------------ metrics
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Adds the means over the data set to its metrics, under the data set's own prefix."""
-        self._measured.means("eval")  # what a prediction before this left behind
+        """Adds the means over the data set to its metrics, with the data set's prefix."""
+        self._measured.means("eval")  # discards metrics of an earlier `predict`
         output: Any = super().evaluation_loop(*args, **kwargs)
         self.guard.settle(step=self.state.global_step)
         output.metrics.update(self._measured.means("eval", f"{kwargs.get('metric_key_prefix', 'eval')}_"))
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of what was trained on since the last log."""
+        """Adds the mean metrics of training since the last log."""
         if not any(key.startswith("eval_") for key in logs):
             logs |= self._measured.means("train")
         super().log(logs, start_time)
@@ -274,7 +273,7 @@ class SRPOTrainer(DurableTrainer):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        # A pickle that nothing reads, with the hub token in it as it stands.
+        # Nothing reads this pickle, and it contains the hub token.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         self.renderer.template.save(folder, self.renderer.fingerprint)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
@@ -291,7 +290,7 @@ def _name_of(model: str | nn.Module) -> str:
 
 
 def _policy(model: str | nn.Module, args: SRPOConfig, quantization_config: Any, peft_config: Any) -> Any:
-    """The model to train: loaded when given by name, with a fresh adapter when one is asked for."""
+    """The model to train: loaded if given by name, with a new adapter if `peft_config` asks for one."""
     policy: Any = model
     if isinstance(model, str):
         options = dict(args.loading_options())
@@ -300,13 +299,13 @@ def _policy(model: str | nn.Module, args: SRPOConfig, quantization_config: Any, 
         policy = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
     if peft_config is not None:
         if hasattr(policy, "peft_config"):
-            fix = "merge it first, or train it on by leaving peft_config out"
-            raise ConfigError("the model already carries an adapter", where="peft_config", fix=fix)
+            fix = "merge the adapter first, or leave peft_config out to continue training it"
+            raise ConfigError("the model already has an adapter", where="peft_config", fix=fix)
         from peft import get_peft_model
 
         try:
             policy = get_peft_model(policy, peft_config)
-        except ValueError as error:  # target modules that are not there, and the like
+        except ValueError as error:  # unknown target modules, for example
             raise ConfigError(str(error).split("\n")[0], where="peft_config") from None
     if args.disable_dropout:
         for module in policy.modules():
@@ -315,5 +314,5 @@ def _policy(model: str | nn.Module, args: SRPOConfig, quantization_config: Any, 
             if isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0
     if not any(p.requires_grad for p in policy.parameters()):
-        raise ConfigError("no weight is trainable", where="model", fix="unfreeze it, or give a peft_config")
+        raise ConfigError("no weight is trainable", where="model", fix="unfreeze weights, or pass a peft_config")
     return policy

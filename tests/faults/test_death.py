@@ -181,7 +181,7 @@ def test_control_stock_saves_do_not_survive_it(runs: Callable[[str], Runs], tmp_
 
         DurableTrainer._save_checkpoint = Trainer._save_checkpoint  # type: ignore[method-assign]
         DurableTrainer._starting_point = starting_point  # type: ignore[method-assign]
-        DurableTrainer.load_besides = lambda self, folder: None  # type: ignore[method-assign]
+        DurableTrainer.load_extra_state = lambda self, folder: None  # type: ignore[method-assign]
         if at is None:
             return train(whole.base, place, max_steps=STEPS, resume=True)
         disk = Disk(at or 10**9)

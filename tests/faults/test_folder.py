@@ -289,7 +289,7 @@ def test_a_forgotten_resume_can_be_made_good(place: Path, tmp_path: Path, caplog
     """The run that was begun by mistake is killed before its first save; then the flag is remembered."""
     run = tmp_path / "run"
     shutil.copytree(place / "begun", run)
-    archive.set_aside(run)
+    archive.archive_earlier_run(run)
     train(place / "base", run, max_steps=1, save_strategy="no", resume=True)
     aside = run / "earlier-1"
     assert f"checkpoints of an earlier run are in {aside}; to go on with it, --output_dir {aside}" in caplog.text

@@ -169,7 +169,7 @@ def test_15_without_the_look_at_the_disk_a_run_without_room_begins(place: Path, 
 
 def test_15_unheard_a_full_disk_is_no_74_and_leaves_half_a_save(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
-        checkpoint.Writing.__exit__ = lambda *args: None  # type: ignore[method-assign]
+        checkpoint.DiskErrors.__exit__ = lambda *args: None  # type: ignore[method-assign]
         disk = Disk(at=1, then="fail")  # of what is done behind the steps: the manifest
         disk.watched().__enter__()
         disk.pause()

@@ -1,7 +1,7 @@
-"""What an earlier run has left in a run folder, and where it goes when another one starts afresh there.
+"""Moves the files of an earlier run out of the run folder when a new run starts from scratch there.
 
-Nothing of it is mixed up with the new run, and nothing is lost: it is moved into a folder of its own, which is a run
-folder like any other and can be gone on with. What is no run's is left alone, for people keep other files there.
+The earlier run goes into `earlier-N`, a run folder that can itself be resumed, so nothing is mixed up or lost. Files
+that do not belong to a run stay in place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from srpo.data.rejected import REJECTED_FILE
 from srpo.disk import sync, write_file
 from srpo.model.weights.card import CARD_FILE
-from srpo.train.durable.checkpoint import checkpoints, listed
+from srpo.train.durable.checkpoint import checkpoints, manifest_names
 from srpo.train.durable.nonfinite import NONFINITE_FILE
 from srpo.train.metrics import METRICS_FILE
 from srpo.train.run_record import RECORD_FILE
@@ -21,48 +21,43 @@ from srpo.train.run_record import RECORD_FILE
 log = logging.getLogger("srpo")
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Makes room for a new run; where the earlier one is now, None if there was none.
+def archive_earlier_run(folder: Path) -> Path | None:
+    """Makes room for a new run; returns the folder that now holds the earlier run, or None without one.
 
-    The record of a run that was stopped before it logged a thing is no run.
+    A run record alone, of a run that stopped before its first log, counts as no run.
     """
-    saved, model, records = checkpoints(folder), _model(folder), _records(folder)
+    saved, records = checkpoints(folder), _records(folder)
+    model = [path for name in manifest_names(folder) if (path := folder / name).is_file()]
     if not saved and not model and all(path.name == RECORD_FILE for path in records):
         return None
-    aside = next(path for n in range(1, 10**6) if not (path := folder / f"earlier-{n}").exists())
-    aside.mkdir()
-    # Killed halfway, the folder still has the newest checkpoint; the manifest of the model, which makes it the
-    # finished one of its run, goes after all that it vouches for.
+    archive = next(path for n in range(1, 10**6) if not (path := folder / f"earlier-{n}").exists())
+    archive.mkdir()
+    # Newest checkpoint and model manifest last: after a kill halfway, the folder still has its newest checkpoint, and
+    # no manifest vouches for a model whose files are not all there.
     for path in [*(path for _, path in reversed(saved)), *records, *model]:
-        place = aside / path.relative_to(folder)
+        place = archive / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
         if path.name == CARD_FILE:
-            write_file(place, path.read_bytes())  # people write in it, and the new run's keeps what they wrote
+            write_file(place, path.read_bytes())  # a copy: the new run keeps the text that people wrote into the card
         else:
             path.rename(place)
-    sync(aside)
+    sync(archive)
     sync(folder)
-    what = [f"checkpoints, the newest of step {saved[0][0]}"] if saved else []
-    what += ["a model"] if model else []
-    what += [path.name for path in records]
-    said = "srpo: starting afresh; what an earlier run left here is now in %s: %s"
-    log.warning(said, aside, "; ".join(what))
-    return aside
+    moved = [f"checkpoints up to step {saved[0][0]}"] if saved else []
+    moved += ["a model"] if model else []
+    moved += [path.name for path in records]
+    log.warning("srpo: starting from scratch; moved the earlier run to %s: %s", archive, "; ".join(moved))
+    return archive
 
 
-def with_checkpoints(folder: Path) -> Path | None:
-    """The newest of the earlier runs in a folder that has checkpoints; None when none has."""
+def newest_with_checkpoints(folder: Path) -> Path | None:
+    """The newest `earlier-N` of a run folder that has checkpoints, or None."""
     found = [(int(path.name[8:]), path) for path in folder.glob("earlier-*") if re.fullmatch(r"earlier-\d+", path.name)]
     return next((path for _, path in sorted(found, reverse=True) if checkpoints(path)), None)
 
 
 def _records(folder: Path) -> list[Path]:
-    """Files that tell of a run, those that say something."""
-    names = [METRICS_FILE, REJECTED_FILE, RECORD_FILE]
-    nonfinite = [folder / NONFINITE_FILE, *sorted(folder.glob(f"process-*-{NONFINITE_FILE}"))]
-    return [path for path in (*(folder / name for name in names), *nonfinite) if path.is_file() and path.stat().st_size]
-
-
-def _model(folder: Path) -> list[Path]:
-    """The files of the finished model by its manifest, which is the last; none where no manifest can be read."""
-    return [path for name in listed(folder) if (path := folder / name).is_file()]
+    """The non-empty log and record files of a run."""
+    names = [METRICS_FILE, REJECTED_FILE, RECORD_FILE, NONFINITE_FILE]
+    files = [*(folder / name for name in names), *sorted(folder.glob(f"process-*-{NONFINITE_FILE}"))]
+    return [path for path in files if path.is_file() and path.stat().st_size]

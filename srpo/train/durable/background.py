@@ -1,4 +1,4 @@
-"""Work that goes on behind the steps of a run."""
+"""Work in a thread beside the training steps: hashing, syncing and renaming a staged checkpoint."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 
-class Behind:
-    """One piece of work at a time that goes on behind the run; what goes wrong in it is raised where it is settled."""
+class Background:
+    """Runs one task at a time in a background thread; an error in the task is raised by `settle`."""
 
     def __init__(self) -> None:
-        self._work: Future[None] | None = None
+        self._task: Future[None] | None = None
 
-    def begin(self, name: str, work: Callable[[], None]) -> None:
-        """Has it done by a thread of that name, which a process that ends of itself waits for."""
+    def start(self, name: str, task: Callable[[], None]) -> None:
+        """Waits for the task before, then starts this one in a thread called `name`; a normal exit waits for it."""
         self.settle()
         threads = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._work = threads.submit(work)
+        self._task = threads.submit(task)
         threads.shutdown(wait=False)
 
     def settle(self, *, wait: bool = True) -> None:
-        """Returns once nothing is being done any more.
+        """Waits for the current task and raises its error.
 
         Args:
-            wait: otherwise it only raises what went wrong in work that is done by now.
+            wait: False returns at once, and raises the error of a task that has already ended.
         """
-        if self._work and (wait or self._work.done()):
-            work, self._work = self._work, None
-            work.result()
+        if self._task and (wait or self._task.done()):
+            task, self._task = self._task, None
+            task.result()

@@ -1,12 +1,11 @@
-"""Run state on disk: checkpoints and the finished model. The only code that writes, and believes, either.
+"""Checkpoints and the finished model on disk; the only code that writes or verifies either.
 
-A save is written into a staging folder, sealed with a manifest, put on the disk and only then given its name:
+A save goes through five steps, so that a folder with a checkpoint's name is always a complete checkpoint:
 
     stage → manifest → fsync of files and folder → rename → fsync of the parent → rotation
 
-so that at every instant what carries the name of a checkpoint is a whole one. All but the first of these needs nothing
-of the run any more, and goes on behind its next steps. Whoever reads believes nothing that the manifest does not vouch
-for: each file by its size and sha256, and the manifest by a hash of its own.
+Only staging needs the run; the other steps happen in the background of the next training steps. Reading trusts only
+files that match the size and sha256 in the manifest, and a manifest that matches its own hash.
 """
 
 from __future__ import annotations
@@ -21,29 +20,32 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
+from types import TracebackType
 from typing import Any
 
 from srpo.disk import sync, writing
-from srpo.errors import CheckpointError, OutputError, SRPOError
+from srpo.errors import CheckpointError, InputError, OutputError
+from srpo.model.weights.load import read_pickled
+from srpo.model.weights.untrusted import pickled
 
 MANIFEST = "manifest.json"
-STAGING = ".staging"  # saves that are not finished; anything in it is worth nothing
-REPLACED = ".replaced"  # a checkpoint on its way out
+STAGING = ".staging"  # unfinished saves; safe to delete
+REPLACED = ".replaced"  # a checkpoint that is being deleted
 FORMAT = 1
-WEIGHTS_ALONE = "it holds the weights alone (save_only_model)"
+WEIGHTS_ONLY = "it holds only the weights (save_only_model)"
 log = logging.getLogger("srpo")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of run state holds and which run it is of.
+    """Contents of a checkpoint or model folder, and the run that wrote it.
 
     Attributes:
         step: optimiser steps taken.
         of: optimiser steps of the whole run.
         identity: key → value of everything that the run's numbers depend on.
-        accepted: changes of the identity that were let pass: step, key, old and new value.
-        resumable: it holds everything that going on needs, not the weights alone.
+        accepted: accepted changes of the identity: step, key, old and new value.
+        resumable: the folder holds the full training state, not only the weights.
         files: path below the folder → its bytes and sha256.
     """
 
@@ -60,19 +62,19 @@ class Manifest:
         return self.step >= self.of
 
     def sealed(self) -> bytes:
-        """As it stands on the disk."""
+        """The bytes of the manifest file, hash included."""
         body = {"format": FORMAT, **asdict(self)}
         return (json.dumps({**body, "seal": _seal(body)}, indent=1) + "\n").encode()
 
 
 class Invalid(Exception):
-    """Why a folder is not believed."""
+    """The reason a folder is not a valid checkpoint or model."""
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Writes the manifest of everything in the folder and puts all of it on the disk."""
+    """Writes the manifest of all files in the folder and syncs everything to disk."""
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=_size, reverse=True)
-    with ThreadPoolExecutor(4) as threads:  # hashing and waiting for the disk both leave the interpreter to others
+    with ThreadPoolExecutor(4) as threads:  # hashing and fsync both release the interpreter lock
         synced, sums = threads.map(sync, files), threads.map(_sum, files)
         found = [
             (path.relative_to(folder).as_posix(), {"bytes": _size(path), "sha256": each})
@@ -89,7 +91,7 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def commit(stage: Path, target: Path) -> None:
-    """Gives a sealed folder its name; what had the name before goes."""
+    """Renames a sealed folder to its final name, replacing an older folder."""
     if target.exists():
         _discard(target)
     stage.rename(target)
@@ -97,8 +99,8 @@ def commit(stage: Path, target: Path) -> None:
 
 
 def commit_files(stage: Path, target: Path) -> None:
-    """Moves the files of a sealed folder into one that has others in it, the manifest last: until it is there, the
-    rest is not believed to be a finished model."""
+    """Moves the files of a sealed folder into a folder with other files, manifest last: files without a manifest do
+    not count as a finished model."""
     target.mkdir(parents=True, exist_ok=True)
     retract(target)
     for path in sorted(stage.iterdir(), key=lambda path: path.name == MANIFEST):
@@ -111,8 +113,8 @@ def commit_files(stage: Path, target: Path) -> None:
 
 
 def finish(run: Path, name: str, manifest: Manifest, *, keep: int | None, spare: str | None) -> None:
-    """Makes a checkpoint of what is staged under that name, then deletes those that are too many (see `rotate`)."""
-    with Writing(run):
+    """Turns the staged folder of that name into a checkpoint, then deletes surplus checkpoints (see `rotate`)."""
+    with DiskErrors(run):
         seal(run / STAGING / name, manifest)
         commit(run / STAGING / name, run / name)
         clear(run)
@@ -121,20 +123,20 @@ def finish(run: Path, name: str, manifest: Manifest, *, keep: int | None, spare:
 
 
 def retract(folder: Path) -> None:
-    """The folder's model is no longer the finished one of its run."""
+    """Removes the manifest, so that the folder's model no longer counts as finished."""
     (folder / MANIFEST).unlink(missing_ok=True)
     sync(folder)
 
 
 def read(folder: Path, *, step: int | None = None, alone: bool = True) -> Manifest:
-    """The manifest, once every file of the folder has been found to be what it says.
+    """Reads the manifest and verifies every file against it.
 
     Args:
-        step: the step that the folder's name promises.
-        alone: nothing but what the manifest lists may be there; what a library finds, it loads.
+        step: expected step, from the folder's name; None skips the comparison.
+        alone: reject files that the manifest does not list, because a library would load them.
 
     Raises:
-        Invalid: something is not.
+        Invalid: a file is missing, damaged, a link or not listed.
     """
     manifest = _manifest(folder / MANIFEST)
     if step is not None and manifest.step != step:
@@ -152,17 +154,17 @@ def read(folder: Path, *, step: int | None = None, alone: bool = True) -> Manife
     for name, wanted in manifest.files.items():
         size = _size(folder / name)
         if size != wanted["bytes"]:
-            raise Invalid(f"{name} has {size} bytes and not {wanted['bytes']}")
+            raise Invalid(f"{name} has {size} bytes instead of {wanted['bytes']}")
     with ThreadPoolExecutor(4) as threads:
         sums = threads.map(_sum, [folder / name for name in manifest.files])
         for (name, wanted), found in zip(manifest.files.items(), sums, strict=True):
             if found != wanted["sha256"]:
-                raise Invalid(f"{name} is not what was written")
+                raise Invalid(f"sha256 of {name} differs from its manifest")
     return manifest
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Step and folder of everything with a checkpoint's name, newest first."""
+    """Step and path of every folder named like a checkpoint, newest first."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir():
@@ -171,47 +173,56 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def newest(folder: Path) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint that can be believed; None when there is nothing with a checkpoint's name.
+    """The newest valid checkpoint, or None in a folder without any.
 
     Raises:
-        CheckpointError: there are, and none can be believed.
+        CheckpointError: there are checkpoints, and none is valid.
     """
     reasons = []
     for step, path in checkpoints(folder):
         try:
-            manifest = read(path, step=step)
-            if not manifest.resumable:
-                raise Invalid(WEIGHTS_ALONE)
+            manifest = read_resumable(path, step=step)
         except Invalid as error:
             reasons.append(f"{path.name}: {error}")
             continue
         for reason in reasons:
-            log.warning("srpo: not resuming from %s", reason)
+            log.warning("srpo: skipping %s", reason)
         return path, manifest
     if not reasons:
         return None
-    fix = "start afresh without --resume, in another folder to keep what is left of these"
+    fix = "start from scratch without --resume"
     raise CheckpointError(f"no valid checkpoint: {'; '.join(reasons)}", where=str(folder), fix=fix)
 
 
-def believed(folder: Path) -> Manifest:
-    """The manifest of a checkpoint that was named.
+def read_resumable(folder: Path, *, step: int | None = None) -> Manifest:
+    """Reads and verifies a checkpoint that a run can resume from.
 
     Raises:
-        CheckpointError: it cannot be believed.
+        Invalid: the checkpoint is damaged or holds only weights.
     """
-    try:
-        manifest = read(folder)
-        if not manifest.resumable:
-            raise Invalid(WEIGHTS_ALONE)
-    except Invalid as reason:
-        raise CheckpointError(str(reason), where=str(folder), expected="a checkpoint of srpo") from None
+    manifest = read(folder, step=step)
+    if not manifest.resumable:
+        raise Invalid(WEIGHTS_ONLY)
     return manifest
 
 
-def listed(folder: Path) -> list[str]:
-    """Names of all that a folder's manifest vouches for, whether it is there or not, and the manifest's own after
-    them; of a manifest that is damaged its own, and none where there is none."""
+def read_named(folder: Path) -> Manifest:
+    """Reads and verifies the checkpoint that the user named.
+
+    Raises:
+        CheckpointError: it is not valid.
+    """
+    try:
+        return read_resumable(folder)
+    except Invalid as reason:
+        raise CheckpointError(str(reason), where=str(folder), expected="a checkpoint of srpo") from None
+
+
+def manifest_names(folder: Path) -> list[str]:
+    """Names of the files in a folder's manifest, present or not, then the manifest's own name; [] without a manifest.
+
+    A damaged manifest gives its own name only.
+    """
     if not (folder / MANIFEST).exists():
         return []
     try:
@@ -225,7 +236,7 @@ def rotate(folder: Path, keep: int | None, *, spare: str | None = None) -> None:
 
     Args:
         keep: at least 1; None deletes nothing.
-        spare: a checkpoint that stays in any case, the best one.
+        spare: the best checkpoint, which always stays.
     """
     if keep is None:
         return
@@ -240,7 +251,7 @@ def rotate(folder: Path, keep: int | None, *, spare: str | None = None) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes what a save that was cut short has left."""
+    """Removes the leftovers of an interrupted save."""
     for name in (STAGING, REPLACED):
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -251,20 +262,18 @@ def size_of(folder: Path) -> int:
 
 
 def _discard(path: Path) -> None:
-    """A folder loses its name at once, and its files one by one."""
+    """Deletes a folder; the rename first, so that no half-deleted folder has a checkpoint's name."""
     away = path.with_name(REPLACED)
     shutil.rmtree(away, ignore_errors=True)
     path.rename(away)
     shutil.rmtree(away, ignore_errors=True)
 
 
-class Writing:
-    """Whatever a library says when the disk will not take what it writes becomes an `OutputError`.
+class DiskErrors:
+    """Context that turns a library's error about a failed write into an `OutputError`.
 
-    Not an `except`: the libraries that write know no common kind of error, and one of them raises a bare Exception.
+    Not an `except`: the libraries share no error type, and tokenizers raises a bare Exception.
     """
-
-    SAYS_SO = ("os error", "inline_container", "PytorchStreamWriter", "iostream error", "file write failed")
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -272,15 +281,37 @@ class Writing:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, SRPOError):
-            return
-        said = str(error).strip().split("\n")[0]
-        if isinstance(error, OSError) or any(words in said for words in self.SAYS_SO):
-            clear(self._folder)  # what there is room for again
-            what = f"cannot be saved ({getattr(error, 'strerror', None) or said}); earlier checkpoints are as they were"
-            fix = "make room, then go on with the same command and --resume"
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if _is_failed_write(error, trace):
+            clear(self._folder)  # frees space
+            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+            what = f"cannot be saved ({reason}); earlier checkpoints are unchanged"
+            fix = "free some space, then continue with the same command and --resume"
             raise OutputError(what, where=str(self._folder), fix=fix) from None
+
+
+def _is_failed_write(error: BaseException | None, trace: TracebackType | None) -> bool:
+    """Whether the system, safetensors, tokenizers or torch.save could not write a file."""
+    from safetensors import SafetensorError
+
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    in_torch_save = trace is not None and trace.tb_frame.f_globals.get("__name__") == "torch.serialization"
+    return isinstance(error, OSError | SafetensorError) or type(error) is Exception or in_torch_save
+
+
+def unsafe_pickle(folder: Path) -> CheckpointError:
+    """The error for a checkpoint with a pickle that holds more than tensors and numbers."""
+    what = "a pickle file would run code when unpickled, so it was not loaded"
+    for name in pickled(folder):
+        try:
+            read_pickled(folder / name)
+        except InputError as error:
+            what = f"{name} {error.what}"
+            break
+    return CheckpointError(what, where=str(folder), fix="resume only from checkpoints of your own runs")
 
 
 # ---------------------------------------------------------------------- the manifest
@@ -307,12 +338,12 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _seal(body: Mapping[str, Any]) -> str:
-    """sha256 of a manifest's contents: it vouches for the files, and this for it."""
+    """sha256 of the manifest's own contents."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _is_inside(name: str) -> bool:
-    """A manifest cannot point out of its folder."""
+    """Whether a path in a manifest stays inside the folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and path.as_posix() == name
 

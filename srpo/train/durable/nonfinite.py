@@ -1,9 +1,9 @@
-"""A nan or an infinity stops training before the optimiser can spread it, and says which rows it came from.
+"""Stops training at a nan or an infinity before the optimiser uses it, and names the rows it came from.
 
-Left alone, one such number turns every weight into nan in one step, and a log that leaves nan out of its mean shows a
-loss of 0.0 from then on. Here it is looked for where it can first be seen: in the log-probs and the loss of every
-micro-batch before its backward pass, and in the gradients before every step. Several processes may have cut their
-micro-batches into unlike numbers of pieces, so they ask each other once a step, and stop together.
+One such number turns every weight into nan in one step, and a log that leaves nan out of its mean then shows a loss of
+0.0. The guard checks the log-probs and the loss of every micro-batch before its backward pass, and the gradients
+before every step. Processes may cut their micro-batches into different numbers of pieces, so they compare their
+findings once a step and stop together.
 
 Axes: B pairs.
 """
@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ from srpo.sequences.tree import PrefixTree
 from srpo.train.metrics import add_line
 
 NONFINITE_FILE = "nonfinite.json"
-_FIX = "no optimiser step was taken with it; lower the learning rate, or look at these rows with `srpo check`"
+_FIX = "the optimiser did not step; lower the learning rate, or inspect these rows with `srpo check`"
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """One micro-batch: rows of the data set, where they stand, their trees, and what was computed of them."""
+class _MicroBatch:
+    """One micro-batch: data set rows, their places in the file, their trees and the numbers computed for them."""
 
     rows: list[int]
     where: list[str]
@@ -43,12 +44,12 @@ class _Scored:
 
 
 class Guard:
-    """Watches one process's numbers.
+    """Checks the numbers of one process.
 
     Args:
-        folder: where the report of a stop goes.
-        process: which of several this is; None for the only one.
-        anywhere: whether a thing is so in any process; every process asks at the same points.
+        folder: run folder; the report of a stop is written here.
+        process: index of this process; None if there is only one.
+        anywhere: returns whether its argument is true in any process; all processes call it at the same points.
 
     Example:
         >>> guard = Guard(Path("/tmp"), None, lambda mine: mine)
@@ -57,51 +58,53 @@ class Guard:
 
     def __init__(self, folder: Path, process: int | None, anywhere: Callable[[bool], bool]) -> None:
         self._folder, self._process, self._anywhere = folder, process, anywhere
-        self._since_step: list[_Scored] = []
-        self._found: tuple[str, _Scored, list[bool]] | None = None
+        self._since_step: list[_MicroBatch] = []
+        self._found: tuple[str, _MicroBatch, list[bool]] | None = None
 
     def expect_finite(
         self, inputs: dict[str, Any], policy: SixLogps, reference: SixLogps, output: LossOutput, *, step: int
     ) -> None:
-        """Looks at a micro-batch before its backward pass.
+        """Checks a micro-batch before its backward pass.
 
         Args:
             inputs: the collated batch.
-            step: the optimiser step it is for, from 1.
+            step: the coming optimiser step, from 1.
 
         Raises:
-            NonFiniteError: here or in another process.
+            NonFiniteError: a number in this process or in another one is not finite.
         """
-        scored = _Scored(inputs["row"].tolist(), inputs["where"], inputs["trees"], policy.detach(), reference, output)
+        batch = _MicroBatch(inputs["row"].tolist(), inputs["where"], inputs["trees"], policy.detach(), reference, output)
         if torch.is_grad_enabled():
-            self._since_step.append(scored)
-        bad = (~_finite(scored)).tolist()
+            self._since_step.append(batch)
+        bad = (~_finite(batch)).tolist()
         if any(bad) and self._found is None:
-            what = f"the loss is {output.loss.item()} for {_listed(scored.where, bad)}"
-            self._found = (what, scored, bad)
+            what = f"the loss is {output.loss.item()} for {_some(list(compress(batch.where, bad)))}"
+            self._found = (what, batch, bad)
         if self._process is None:
             self.settle(step=step)
 
     def settle(self, *, step: int) -> None:
-        """Stops if any process has found something; all of them come here equally often.
+        """Stops if any process has found a non-finite number; all processes call this equally often.
 
         Raises:
             NonFiniteError: one has.
         """
         found, self._found = self._found, None
         if self._anywhere(found is not None):
-            what, scored, bad = found or ("", None, [])
-            lost = {"loss": _plain(scored.output.loss.item())} if scored else {}
-            self._stop(what, [scored] if scored else [], [bad], step, lost)
+            what, batch, bad = found or ("", None, [])
+            details = {"loss": _plain(batch.output.loss.item())} if batch else {}
+            self._stop(what, [batch] if batch else [], [bad], step, details)
 
     def expect_finite_gradients(self, model: nn.Module, norm: float | Tensor | None, *, step: int) -> None:
-        """Looks at the gradients before the optimiser does; their norm is finite exactly when they are, or too large
-        to clip.
+        """Checks the gradients before the optimiser steps.
+
+        Args:
+            norm: their norm; not finite if a gradient is not, or if the norm overflows.
 
         Raises:
-            NonFiniteError: they are not.
+            NonFiniteError: the norm is not finite.
         """
-        scored, self._since_step = self._since_step, []
+        batches, self._since_step = self._since_step, []
         if self._process is not None:
             self.settle(step=step)
         size = math.nan if norm is None else float(norm)
@@ -109,110 +112,102 @@ class Guard:
             return
         named = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
         names = [name for name, grad in named if not bool(torch.isfinite(grad).all())][:10]
-        where = [each for batch in scored for each in batch.where]
+        where = [each for batch in batches for each in batch.where]
         what = f"the gradient of {names[0] if names else 'all weights together'} is not finite after {_some(where)}"
         found = {"gradient_norm": _plain(size), "gradients": names}
-        self._stop(what, scored, [[True] * len(batch.rows) for batch in scored], step, found)
+        self._stop(what, batches, [[True] * len(batch.rows) for batch in batches], step, found)
 
     def forget(self, *, step: int) -> None:
-        """In the place of looking at the gradients, where a scaler does.
+        """Replaces `expect_finite_gradients` under a loss scaler, which skips steps with infinite gradients itself.
 
         Raises:
-            NonFiniteError: a process has found something before.
+            NonFiniteError: a process has found a non-finite loss.
         """
         self._since_step = []
         if self._process is not None:
             self.settle(step=step)
 
-    def _stop(self, what: str, scored: list[_Scored], bad: list[list[bool]], step: int, found: dict[str, Any]) -> None:
+    def _stop(self, what: str, batches: list[_MicroBatch], bad: list[list[bool]], step: int, found: dict[str, Any]) -> None:
         if not self._process:
             add_line(self._folder, {"step": step, "loss" if torch.is_grad_enabled() else "eval_loss": math.nan})
         if not what:
-            raise NonFiniteError("another process met a number that is not finite", where=f"step {step}", fix=_FIX)
+            raise NonFiniteError("a number in another process is not finite", where=f"step {step}", fix=_FIX)
         name = NONFINITE_FILE if self._process is None else f"process-{self._process}-{NONFINITE_FILE}"
-        rows = [row for batch, marks in zip(scored, bad, strict=True) for row in _rows(batch, marks)]
+        rows = [row for batch, marks in zip(batches, bad, strict=True) for row in _rows(batch, marks)]
         report = {"step": step, "what": what, **found, "rows": rows}
         write_file(self._folder / name, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
-        said = f"step {step}"
-        raise NonFiniteError(f"{what}; details are in {self._folder / name}", where=said, fix=_FIX)
+        raise NonFiniteError(f"{what}; details are in {self._folder / name}", where=f"step {step}", fix=_FIX)
 
 
 def expect_finite_weights(model: nn.Module, *, step: int) -> None:
-    """What is committed can be gone on with: the optimiser's own step may have overflowed.
+    """Checks the weights before a save: the optimiser's own step may have overflowed.
 
     Raises:
-        NonFiniteError: a weight is not a number.
+        NonFiniteError: a weight is not finite.
     """
     for name, p in model.named_parameters():
-        # A sum is finite only if all are, and is had in one pass; one that is not may have overflowed.
+        # One pass: a finite sum means that all are finite; an infinite sum may be an overflow of finite ones.
         if p.requires_grad and not (p.detach().sum().isfinite() or p.detach().isfinite().all()):
-            fix = "nothing was saved; resume from the checkpoint before with a lower learning rate"
+            fix = "nothing was saved; resume from the previous checkpoint with a lower learning rate"
             raise NonFiniteError(f"the weight {name} is not finite", where=f"step {step}", fix=fix)
 
 
-def expect_vocabulary(policy: Any, reference: Any, largest: int) -> None:
-    """Both models must know every id of the rows, and by the same rows of their tables.
+def expect_vocabulary(policy: nn.Module, reference: nn.Module, largest: int) -> None:
+    """Checks that both models have an embedding for every token id, and vocabularies of one size.
 
     Args:
         largest: the largest id of the training rows.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: an id is too large for a model, or the sizes differ.
     """
     for name, model in (("model", policy), ("ref_model", reference)):
         known = _vocabulary(model)
         if known is not None and largest >= known:
-            problem = f"knows {known} tokens, and the rows hold the id {largest}"
+            problem = f"its vocabulary has {known} tokens, but the rows contain token id {largest}"
             raise ConfigError(problem, where=name, expected="the model that the tokenizer belongs to")
     ours, theirs = _vocabulary(policy), _vocabulary(reference)
     if ours != theirs:
-        problem = f"knows {theirs} tokens, and the model {ours}"
-        raise ConfigError(problem, where="ref_model", expected="a reference with the model's own vocabulary")
+        problem = f"its vocabulary has {theirs} tokens, the model's has {ours}"
+        raise ConfigError(problem, where="ref_model", expected="a reference with the same vocabulary as the model")
 
 
-def _vocabulary(model: Any) -> int | None:
+def _vocabulary(model: nn.Module) -> int | None:
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     return getattr(table, "num_embeddings", None)
 
 
-def _finite(scored: _Scored) -> Tensor:
-    """[B], whether all that was computed of a row is a number; what an objective does not read may be nan."""
-    read = 2 if len(scored.trees[0].answers) == 2 else 6
-    columns = [*scored.policy[:read], *scored.reference[:read], scored.output.generation, scored.output.improvement]
+def _finite(batch: _MicroBatch) -> Tensor:
+    """[B], whether every number of a row that the objective reads is finite."""
+    read = 2 if len(batch.trees[0].answers) == 2 else 6
+    columns = [*batch.policy[:read], *batch.reference[:read], batch.output.generation, batch.output.improvement]
     return torch.isfinite(torch.stack([column.detach() for column in columns])).all(0)
 
 
-def _rows(batch: _Scored, marks: list[bool]) -> list[dict[str, Any]]:
+def _rows(batch: _MicroBatch, marks: list[bool]) -> list[dict[str, Any]]:
+    """Report of the marked rows: place, log-probs and lengths in tokens."""
     found = []
-    for i, mark in enumerate(marks):
-        if not mark:
-            continue
-        sequences = batch.trees[i].unpack()
-        found.append(
-            {
-                "row": batch.rows[i],
-                "where": batch.where[i],
-                "policy": {name: _plain(column[i].item()) for name, column in batch.policy._asdict().items()},
-                "reference": {name: _plain(column[i].item()) for name, column in batch.reference._asdict().items()},
-                "tokens": {
-                    "prompt": len(sequences[0].context),
-                    "chosen": len(sequences[0].answer),
-                    "rejected": len(sequences[1].answer),
-                    "longest": max(len(each.context) + len(each.answer) for each in sequences),
-                },
-            }
-        )
+    for i in compress(range(len(marks)), marks):
+        chosen, rejected, *_ = sequences = batch.trees[i].unpack()
+        numbers = {
+            name: {key: _plain(column[i].item()) for key, column in six._asdict().items()}
+            for name, six in (("policy", batch.policy), ("reference", batch.reference))
+        }
+        tokens = {
+            "prompt": len(chosen.context),
+            "chosen": len(chosen.answer),
+            "rejected": len(rejected.answer),
+            "longest": max(len(each.context) + len(each.answer) for each in sequences),
+        }
+        found.append({"row": batch.rows[i], "where": batch.where[i], **numbers, "tokens": tokens})
     return found
 
 
 def _plain(value: float) -> float | str:
-    """A number, or its name: JSON has no nan."""
+    """The number, or its name: JSON has no nan."""
     return value if math.isfinite(value) else str(value)
 
 
-def _listed(where: list[str], bad: list[bool]) -> str:
-    return _some([each for each, mark in zip(where, bad, strict=True) if mark])
-
-
 def _some(where: list[str]) -> str:
+    """The first five places, and the number of the others."""
     return ", ".join(where[:5]) + (f" and {len(where) - 5} more" if len(where) > 5 else "")

@@ -1,42 +1,54 @@
-"""SIGTERM, SIGINT and SIGUSR1: the first asks a run to stop where it can go on from, a second one ends it at once."""
+"""Training callback that stops a run at a signal, with a checkpoint, and restores the sums of a resumed run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from srpo.errors import Interrupted
 from srpo.model.randomness import generators, set_generators
 from srpo.signals import signals
+from srpo.train.durable.trainer import DurableTrainer
 
 
 class StopsAndResumes(TrainerCallback):
-    """Looks between micro-batches whether a signal asked to stop; puts a resumed run where its checkpoint stood."""
+    """Checks for a signal between micro-batches; loads the state that transformers does not save.
 
-    def __init__(self, trainer: Any) -> None:
+    A signal inside an optimiser step drops the step, as if it had not begun. Processes stop together.
+    """
+
+    def __init__(self, trainer: DurableTrainer) -> None:
         self._trainer = trainer
         self._before: tuple[Any, ...] = ()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if folder := self._trainer.start.folder:
-            self._trainer.load_besides(folder)
+            self._trainer.load_extra_state(folder)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._stop_if_asked()
-        self._trainer.behind.settle(wait=False)  # a disk that was full is told now, not at the next save
+        trainer = self._trainer
+        trainer.background.settle(wait=False)  # reports a full disk now, not at the next save
         if args.gradient_accumulation_steps > 1:
-            trainer = self._trainer
-            self._before = (generators(), trainer.position(), trainer.current_flos, state.num_input_tokens_seen)
+            self._before = (generators(), trainer.running_sums(), trainer.current_flos, state.num_input_tokens_seen)
 
-    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._trainer.anywhere(bool(signals.asked)):  # half a step is dropped, as if it had not been begun
-            set_generators(self._before[0])
-            self._trainer.take_position(self._before[1])
-            self._trainer.current_flos, state.num_input_tokens_seen = self._before[2:]
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if self._trainer.anywhere(bool(signals.asked)):
+            random, sums, self._trainer.current_flos, state.num_input_tokens_seen = self._before
+            set_generators(random)
+            self._trainer.restore_sums(sums)
             self._stop()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
@@ -46,11 +58,11 @@ class StopsAndResumes(TrainerCallback):
     def _stop(self) -> None:
         trainer = self._trainer
         step, of = trainer.state.global_step, trainer.state.max_steps
-        said = signals.asked or "another process was stopped"
+        reason = signals.asked or "another process was stopped"
         if step == 0:
-            raise Interrupted(f"{said}: stopped before the first step was taken", fix="run the same command again")
+            raise Interrupted(f"{reason}: stopped before the first step", fix="run the same command again")
         if trainer.saved != step:
             trainer._save_checkpoint(trainer.model_wrapped, None)
         trainer.settle()
-        what = f"{said}: stopped after step {step} of {of}, which checkpoint-{step} holds"
-        raise Interrupted(what, where=str(trainer.args.output_dir), fix="go on with the same command and --resume")
+        what = f"{reason}: stopped after step {step} of {of}; checkpoint-{step} is saved"
+        raise Interrupted(what, where=str(trainer.args.output_dir), fix="continue with the same command and --resume")

@@ -1,4 +1,4 @@
-"""What is left of a save goes on behind the steps, and is waited for where somebody stands on it."""
+"""What is left of a save goes on background the steps, and is waited for where somebody stands on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from srpo.errors import OutputError
 from srpo.train.durable import checkpoint
-from srpo.train.durable.background import Behind
+from srpo.train.durable.background import Background
 from srpo.train.durable.checkpoint import checkpoints, read
 from tests.train.plain import ROWS, trainer, weights_of
 
@@ -22,21 +22,21 @@ SAVING: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps"
 
 
 def test_one_piece_of_work_at_a_time_and_its_error_once() -> None:
-    behind, go, done = Behind(), threading.Event(), []
-    behind.begin("first", go.wait)
-    behind.settle(wait=False)
+    background, go, done = Background(), threading.Event(), []
+    background.start("first", go.wait)
+    background.settle(wait=False)
     threading.Timer(0, go.set).start()
-    behind.begin("second", lambda: done.append(go.is_set()))
-    behind.settle()
+    background.start("second", lambda: done.append(go.is_set()))
+    background.settle()
     assert done == [True]
 
     def fails() -> None:
         raise OutputError("no room")
 
-    behind.begin("third", fails)
+    background.start("third", fails)
     with pytest.raises(OutputError):
-        behind.settle()
-    behind.settle()
+        background.settle()
+    background.settle()
 
 
 def test_steps_go_on_while_a_save_is_put_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_a_full_disk_is_told_at_the_next_step(tmp_path: Path, monkeypatch: pytes
     class Waiting(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 2:
-                wait([run.behind._work])
+                wait([run.background._task])
 
     monkeypatch.setattr(checkpoint, "finish", full)
     run = trainer(tmp_path, args=SAVING, callbacks=[Waiting()])
