@@ -4,8 +4,8 @@
 
 A model of 25.5M weights in float32 with its optimiser's two moments: 0.3 GB a save. Both kinds of save go to the same
 disk in turn, each first every other time, so that what else the machine does meets both. Told are the time for which
-training waits, the time until a power cut could undo nothing any more, which goes on background the next steps, and what a
-step takes with that background it and without. Medians with their quartiles; one thread computes, and what is done background
+training waits, the time until a power cut could undo nothing any more, which goes on behind the next steps, and what a
+step takes with that behind it and without. Medians with their quartiles; one thread computes, and what is done behind
 it has threads of its own.
 """
 
@@ -49,18 +49,18 @@ def measure(folder: Path, saves: int, steps: int) -> None:
 
     inner = Timed(Trainer, "_save_checkpoint", clock=time.perf_counter)
     found = [save_both(trainer, inner, 1000 + i, ours_first=i % 2 == 0) for i in range(saves)]
-    stock, waits, added, whole, background, alone = (list(column) for column in zip(*found, strict=True))
+    stock, waits, added, whole, behind, alone = (list(column) for column in zip(*found, strict=True))
     size = 12 * sum(p.numel() for p in trainer.model.parameters())
     print(f"stock save of {size / 1e9:.2f} GB: {told(stock)} s")
     print(f"ours, training waits: {told(waits)} s; {told(shares(waits, stock), 0)} % of the stock save beside it")
     print(f"of it besides transformers' own saving: {told(added, 3)} s; {told(shares(added, stock), 1)} %")
     print(f"until it is on the disk: {told(whole)} s; {told(shares(whole, stock), 0)} %")
-    print(f"a step with that background it: {told(background)} s, without: {told(alone)} s")
+    print(f"a step with that behind it: {told(behind)} s, without: {told(alone)} s")
 
 
 def save_both(trainer: Any, inner: Timed, step: int, *, ours_first: bool) -> tuple[float, ...]:
     """Seconds of a stock save, of the wait for ours, of what that adds to transformers' own part of it, until ours is
-    on the disk, and of a step with the rest of ours background it and of one without."""
+    on the disk, and of a step with the rest of ours behind it and of one without."""
     from transformers import Trainer
 
     run = Path(str(trainer.args.output_dir))
@@ -80,11 +80,11 @@ def save_both(trainer: Any, inner: Timed, step: int, *, ours_first: bool) -> tup
     for save in (ours, stock) if ours_first else (stock, ours):
         save()
     trainer._save_checkpoint(trainer.model, None)
-    found["background"] = seconds(lambda: one_step(trainer))
+    found["behind"] = seconds(lambda: one_step(trainer))
     trainer.background.settle()
     found["alone"] = seconds(lambda: one_step(trainer))
     shutil.rmtree(run / f"checkpoint-{step}")
-    return tuple(found[name] for name in ("stock", "waits", "added", "whole", "background", "alone"))
+    return tuple(found[name] for name in ("stock", "waits", "added", "whole", "behind", "alone"))
 
 
 def one_step(trainer: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -13,6 +13,7 @@ from srpo.errors import ConfigError
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference, Reference
 from srpo.progress import Progress
+from srpo.sequences.tree import PrefixTree
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset
 from srpo.train.durable.identity import device_name
@@ -21,6 +22,8 @@ from srpo.train.view import TrainerView
 
 CHECKED_ROWS = 4
 log = logging.getLogger("srpo")
+
+Settle = Callable[[nn.Module, list[PrefixTree]], str]
 
 
 def make_reference(policy: nn.Module, ref_model: nn.Module | None, args: SRPOConfig) -> Reference | CachedReference:
@@ -33,11 +36,14 @@ def make_reference(policy: nn.Module, ref_model: nn.Module | None, args: SRPOCon
     return CachedReference(policy, folder, ref_model, device=device_name(args.device), precision=precision)
 
 
-def make_ready(trainer: TrainerView) -> None:
+def make_ready(trainer: TrainerView, settle: Settle) -> None:
     """Prepares the reference before the first step.
 
     Moves a reference model to its device. With a cache: checks a few cached log-probs, and under
     `precompute_ref_log_probs` computes the missing ones.
+
+    Args:
+        settle: returns the run's back-end, after its self-check on a model and a few trees.
 
     Raises:
         ConfigError: a setting that does not work with weights split over processes.
@@ -46,16 +52,16 @@ def make_ready(trainer: TrainerView) -> None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         for name in ("reference_cache", "precompute_ref_log_probs", "sync_ref_model", "max_tokens_per_batch"):
             if getattr(args, name):
-                # A process with a cache hit would not join a forward pass, for which sharded weights need all processes.
+                # A process with a cache hit would skip a forward pass, and sharded weights need all processes in it.
                 raise ConfigError("does not work with FSDP or DeepSpeed", where=name, fix="leave it out")
     # First: a reference scored on the wrong device would be cached under the name of the right one.
     reference.prepare(lambda frozen: trainer.accelerator.prepare_model(frozen, evaluation_mode=True))
     if isinstance(reference, CachedReference):
         with trainer.accelerator.autocast():
-            _fill(trainer, reference)
+            _fill(trainer, reference, settle)
 
 
-def _fill(trainer: TrainerView, reference: CachedReference) -> None:
+def _fill(trainer: TrainerView, reference: CachedReference, settle: Settle) -> None:
     """Checks cached rows, computes missing ones if asked for, and drops the reference model if none is missing."""
     args = trainer.args
     sets = [data for data in sets_of(trainer) if len(data)]
@@ -64,7 +70,7 @@ def _fill(trainer: TrainerView, reference: CachedReference) -> None:
         return
     batch = args.precompute_ref_batch_size or args.per_device_train_batch_size
     first = [sets[0].trees[i] for i in range(min(batch, len(sets[0])))]
-    backend = trainer.settled_backend(trainer.model, first)
+    backend = settle(trainer.model, first)
     with args.main_process_first(desc="checking cached reference log-probs"):  # others see the result on disk
         if args.process_index == 0:
             _recheck(reference, sets, backend)

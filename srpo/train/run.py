@@ -148,7 +148,12 @@ def _run(
 
     def record() -> None:
         settings = {**config.to_dict(), **asdict(model), **asdict(data), **asdict(run)}
-        write_record(Path(str(config.output_dir)), command=command, settings=settings, data=data_of(trainer))
+        write_record(
+            Path(str(config.output_dir)),
+            command=command,
+            settings=settings,
+            data=data_of(trainer.source, trainer.train_dataset),
+        )
         _keep_rejected(config, [(rows, trainer.train_dataset), (test_rows, trainer.eval_dataset)])
 
     trainer.at_start = record  # not before it is sure that this run is to be: the record of another stays as it is

@@ -28,7 +28,6 @@ from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import six_logps
 from srpo.model.reference.reference import MovingReference
 from srpo.model.weights.card import CARD_FILE, read_card, write_card
-from srpo.model.weights.fingerprint import fingerprint
 from srpo.model.weights.load import TRAINING_FILE, load_model, load_tokenizer, model_context
 from srpo.sequences.render import Renderer, template_for
 from srpo.sequences.tree import PrefixTree
@@ -145,7 +144,7 @@ class SRPOTrainer(DurableTrainer):
         self.model_accepts_loss_kwargs = False
         for data in sets_of(self):
             expect_vocabulary(policy, ref_model or policy, data.largest_id)
-        make_ready(self)
+        make_ready(self, self.settled_backend)
         process = args.process_index if args.world_size > 1 else None
         self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere)
 
@@ -217,15 +216,6 @@ class SRPOTrainer(DurableTrainer):
         else:
             self.guard.forget(step=step)
         return norm
-
-    def reference_hash(self) -> str:
-        """sha256 of all frozen weights: those of the reference, and the frozen ones of the policy."""
-        found = self.reference.fingerprint  # covers the policy's frozen weights unless the reference has its own
-        return (
-            f"{found} {fingerprint(self.model, without_trained=True)}"
-            if self.reference.kind in ("given", "moving")
-            else found
-        )
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """As in transformers; errors name the setting."""

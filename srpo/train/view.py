@@ -12,7 +12,6 @@ from transformers import TrainerState
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import Reference
 from srpo.sequences.render import Renderer
-from srpo.sequences.tree import PrefixTree
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset
 
@@ -50,9 +49,3 @@ class TrainerView(Protocol):
     @property
     def is_deepspeed_enabled(self) -> bool:
         """Whether DeepSpeed splits the weights over processes."""
-
-    def reference_hash(self) -> str:
-        """sha256 of all frozen weights."""
-
-    def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
-        """The back-end of this run, after its self-check on these trees."""

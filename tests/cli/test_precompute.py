@@ -59,8 +59,8 @@ def test_what_is_kept_is_found_by_a_run(
     assert printed(capsys, "precompute", *words, *more)[0] == f"7 pairs, 2 of them scored now; kept in {kept}"
     with caplog.at_level(logging.INFO, "srpo"):
         printed(capsys, "train", *words, "--beta", "0.3")
-    assert f"reference log-probs of 5 of 5 pairs are kept in {kept}" in caplog.text
-    assert "no copy of the reference is made" in caplog.text
+    assert f"cached reference log-probs: 5 of 5 pairs, in {kept}" in caplog.text
+    assert "no reference model in memory" in caplog.text
 
 
 def test_what_cannot_be_kept_is_said_before_the_model_is_read(words: list[str], place: Path, tmp_path: Path) -> None:

@@ -228,8 +228,8 @@ def test_ctrl_c_while_training_is_75_and_resume_goes_on(place: Path, tmp_path: P
     step = int(saved.name.split("-")[1])
     last = err.rstrip("\n").split("\n")[-1]
     assert last == (
-        f"srpo: error: {tmp_path}: SIGINT: stopped after step {step} of 1000000, which checkpoint-{step} holds; "
-        "go on with the same command and --resume"
+        f"srpo: error: {tmp_path}: SIGINT: stopped after step {step} of 1000000; checkpoint-{step} is saved; "
+        "continue with the same command and --resume"
     )
     assert "Traceback" not in err
     assert not (tmp_path / "model.safetensors").exists()  # nothing is named final

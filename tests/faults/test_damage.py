@@ -88,7 +88,7 @@ def test_each_file_damaged(how: str, place: Path, tmp_path: Path, caplog: pytest
         assert found is not None
         assert found[0].name == "checkpoint-4", (name, how)
         (line,) = [record.getMessage() for record in caplog.records]
-        assert line.startswith("srpo: not resuming from checkpoint-5: ")
+        assert line.startswith("srpo: skipping checkpoint-5: ")
         assert name in line
 
 

@@ -277,10 +277,10 @@ def test_a_finished_model_is_not_written_over_without_a_word(
 ) -> None:
     changes = {"max_steps": 1, "save_strategy": "no"}
     train(place / "base", tmp_path, **changes)
-    assert "starting afresh" not in caplog.text
+    assert "starting from scratch" not in caplog.text
     before = (tmp_path / "model.safetensors").read_bytes()
     train(place / "base", tmp_path, learning_rate=0.1, **changes)
-    assert f"what an earlier run left here is now in {tmp_path / 'earlier-1'}: a model; metrics.jsonl" in caplog.text
+    assert f"moved the earlier run to {tmp_path / 'earlier-1'}: a model; metrics.jsonl" in caplog.text
     assert (tmp_path / "earlier-1" / "model.safetensors").read_bytes() == before
     assert (tmp_path / "model.safetensors").read_bytes() != before
 
@@ -292,6 +292,6 @@ def test_a_forgotten_resume_can_be_made_good(place: Path, tmp_path: Path, caplog
     archive.archive_earlier_run(run)
     train(place / "base", run, max_steps=1, save_strategy="no", resume=True)
     aside = run / "earlier-1"
-    assert f"checkpoints of an earlier run are in {aside}; to go on with it, --output_dir {aside}" in caplog.text
+    assert f"{aside} has checkpoints of an earlier run; continue it with --output_dir {aside} --resume" in caplog.text
     end = forked(lambda: train(place / "base", aside, max_steps=STEPS, resume=True))
     assert (end.code, end.value) == (0, (place / "straight").read_text())

@@ -31,7 +31,7 @@ def command(folder: Path, vocabulary: int) -> list[str]:
 
 
 def test_rows_hold_a_token_that_the_model_does_not_know(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"knows 200 tokens, and the rows hold the id {VOCAB - 1}") as caught:
+    with pytest.raises(ConfigError, match=f"its vocabulary has 200 tokens, but the rows contain token id {VOCAB - 1}") as caught:
         run(command(tmp_path, 200))
     assert caught.value.where == "model"
     assert caught.value.exit_code == 78
@@ -45,8 +45,8 @@ def test_control_a_model_that_knows_more_tokens_than_the_rows_hold_trains(tmp_pa
 @pytest.mark.parametrize(
     ("known", "said"),
     [
-        (200, f"ref_model: knows 200 tokens, and the rows hold the id {VOCAB - 1}"),
-        (VOCAB + 5, f"ref_model: knows {VOCAB + 5} tokens, and the model {VOCAB}"),
+        (200, f"ref_model: its vocabulary has 200 tokens, but the rows contain token id {VOCAB - 1}"),
+        (VOCAB + 5, f"ref_model: its vocabulary has {VOCAB + 5} tokens, the model's has {VOCAB}"),
     ],
 )
 def test_a_reference_of_another_vocabulary(known: int, said: str, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_in_any_phase(phase: str, place: Path, tmp_path: Path) -> None:
     if begun:
         ((step, saved),) = checkpoints(tmp_path)
         assert read(saved).step == step <= STEPS
-        assert f"stopped after step {step} of {STEPS}, which checkpoint-{step} holds" in end.error
+        assert f"stopped after step {step} of {STEPS}; checkpoint-{step} is saved" in end.error
         assert "--resume" in end.error
     assert not (tmp_path / "model.safetensors").exists()
     again = forked(lambda: train(place / "base", tmp_path, resume=True, **settings()))

@@ -123,7 +123,7 @@ def test_the_reference_adapter_is_not_part_of_what_is_saved(adapter: Path, tmp_p
 
 
 def test_an_adapter_on_an_adapter_is_refused(adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"peft_config: the model already carries an adapter; merge it first"):
+    with pytest.raises(ConfigError, match=r"peft_config: the model already has an adapter; merge the adapter first"):
         adapter_run(adapter, tmp_path, peft_config=lora())
 
 

@@ -173,7 +173,7 @@ def test_what_was_resolved_is_said(settings: dict[str, Any], tmp_path: Path, cap
         "srpo: reference: frozen copy",
         "srpo: revision template: plain",
         "srpo: precision: as loaded",
-        f"srpo: nothing to resume in {tmp_path / 'run'}; starting afresh",
+        f"srpo: nothing to resume in {tmp_path / 'run'}; starting from scratch",
         f"srpo: {len(ROWS)} pairs; each packed token stands for",
     ):
         assert said in caplog.text

@@ -16,19 +16,21 @@ import torch
 from torch import nn
 
 from srpo.errors import ConfigError, did_you_mean
+from srpo.model.weights.fingerprint import fingerprint
 from srpo.train.view import TrainerView
 from srpo.versions import versions
 
 # Settings that no trained number depends on; every other setting belongs to the identity, also in later versions.
 FREE_PREFIXES = ("logging_", "save_", "eval_", "hub_", "trackio_", "report_", "log_", "include_", "accept_")
-FREE = set(
-    "output_dir per_device_eval_batch_size prediction_loss_only batch_eval_metrics enable_jit_checkpoint disable_tqdm"
-    " run_name project push_to_hub do_train do_eval do_predict debug use_cpu resume_from_checkpoint local_rank"
-    " restore_callback_states_from_checkpoint skip_memory_metrics dataloader_num_workers dataloader_pin_memory"
-    " dataloader_persistent_workers dataloader_in_order dataloader_prefetch_factor dataset_num_proc ddp_timeout"
-    " dataloader_multiprocessing_context torch_empty_cache_steps trust_remote_code remove_unused_columns label_names"
-    " bad_rows revision_template model_init_kwargs".split()  # the last two are compared by content: template, weights
-)
+FREE = {
+    *("output_dir", "disable_tqdm", "run_name", "project", "push_to_hub", "debug", "use_cpu", "prediction_loss_only"),
+    *("do_train", "do_eval", "do_predict", "skip_memory_metrics", "local_rank", "per_device_eval_batch_size"),
+    *("resume_from_checkpoint", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_in_order"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataset_num_proc", "ddp_timeout"),
+    *("torch_empty_cache_steps", "trust_remote_code", "remove_unused_columns", "label_names", "bad_rows"),
+    *("batch_eval_metrics", "revision_template", "model_init_kwargs"),  # the last two: template and weights count
+}
 # Weights and optimiser moments of a checkpoint fit no other value, so such a change cannot be accepted.
 FIXED = ("adapter", "optim")
 LIBRARIES = ("srpo", "torch", "transformers", "accelerate", "peft")
@@ -43,7 +45,7 @@ def identity_of(trainer: TrainerView) -> dict[str, Any]:
         "template": f"{renderer.template.name} {_hash(renderer.template.identity())}",
         "chat_template": _hash(renderer.tokenizer.chat_template),
         "tokenizer": renderer.tokenizer_hash,
-        "reference": trainer.reference_hash(),
+        "reference": frozen_weights_hash(trainer),
         "adapter": _adapter(trainer.model),
         "processes": args.world_size,
         "threads": torch.get_num_threads(),
@@ -54,6 +56,14 @@ def identity_of(trainer: TrainerView) -> dict[str, Any]:
         if each.init and each.name not in FREE and not each.name.startswith(FREE_PREFIXES):
             found[each.name] = _plain(getattr(args, each.name))
     return found
+
+
+def frozen_weights_hash(trainer: TrainerView) -> str:
+    """sha256 of all frozen weights: those of the reference, and the frozen ones of the policy."""
+    reference = trainer.reference
+    if reference.kind in ("given", "moving"):  # other references share the policy's frozen weights
+        return f"{reference.fingerprint} {fingerprint(trainer.model, without_trained=True)}"
+    return reference.fingerprint
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -96,9 +106,11 @@ def accepted(
 
 def _adapter(model: nn.Module) -> dict[str, Any] | None:
     """Settings of the trained adapter, or None; the hash of the weights covers its base model."""
-    if not hasattr(model, "peft_config"):
+    adapters: Any = getattr(model, "peft_config", None)
+    if adapters is None:
         return None
-    settings = model.peft_config[model.active_adapters[0]].to_dict()
+    active: Any = getattr(model, "active_adapters", None)
+    settings = adapters[active[0]].to_dict()
     left_out = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping")
     return {key: _plain(value) for key, value in sorted(settings.items()) if key not in left_out}
 

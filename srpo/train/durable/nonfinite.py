@@ -73,7 +73,9 @@ class Guard:
         Raises:
             NonFiniteError: a number in this process or in another one is not finite.
         """
-        batch = _MicroBatch(inputs["row"].tolist(), inputs["where"], inputs["trees"], policy.detach(), reference, output)
+        batch = _MicroBatch(
+            inputs["row"].tolist(), inputs["where"], inputs["trees"], policy.detach(), reference, output
+        )
         if torch.is_grad_enabled():
             self._since_step.append(batch)
         bad = (~_finite(batch)).tolist()
@@ -127,7 +129,9 @@ class Guard:
         if self._process is not None:
             self.settle(step=step)
 
-    def _stop(self, what: str, batches: list[_MicroBatch], bad: list[list[bool]], step: int, found: dict[str, Any]) -> None:
+    def _stop(
+        self, what: str, batches: list[_MicroBatch], bad: list[list[bool]], step: int, found: dict[str, Any]
+    ) -> None:
         if not self._process:
             add_line(self._folder, {"step": step, "loss" if torch.is_grad_enabled() else "eval_loss": math.nan})
         if not what:
@@ -173,8 +177,8 @@ def expect_vocabulary(policy: nn.Module, reference: nn.Module, largest: int) -> 
 
 
 def _vocabulary(model: nn.Module) -> int | None:
-    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    return getattr(table, "num_embeddings", None)
+    embeddings: Any = getattr(model, "get_input_embeddings", None)
+    return getattr(embeddings(), "num_embeddings", None) if embeddings else None
 
 
 def _finite(batch: _MicroBatch) -> Tensor:

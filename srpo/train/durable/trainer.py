@@ -113,7 +113,8 @@ class DurableTrainer(Trainer):
             self.start = self._starting_point(resume_from_checkpoint)
             if self.start.complete and self.start.manifest:
                 return self._complete(self.start.manifest)
-            self._expect_room(final=True)
+            if self.args.should_save:
+                self._expect_room(final=True)
             if self.at_start and self.is_world_process_zero():
                 self.at_start()
             self.saved = self.start.manifest.step if self.start.manifest else -1
@@ -134,7 +135,7 @@ class DurableTrainer(Trainer):
         else:
             super()._run_epoch(**kwargs)
         if self.control.should_training_stop:
-            self.settle()  # transformers may load the best checkpoint now, and the final save must come after the last one
+            self.settle()  # transformers may load the best checkpoint next; the final save must come after the last one
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -224,7 +225,7 @@ class DurableTrainer(Trainer):
     def settle(self) -> None:
         """Waits, in every process, until the last save is a checkpoint."""
         self.background.settle()
-        self._barrier()
+        self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: nn.Module, trial: dict[str, Any] | None) -> None:
         """Saves into a staging folder as transformers does; a background thread then commits the checkpoint."""
@@ -239,14 +240,14 @@ class DurableTrainer(Trainer):
                 checkpoint.clear(run)
                 self._expect_room()
                 stage.mkdir()
-            self._barrier()
+            self.accelerator.wait_for_everyone()
             self._stage = stage
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._stage = None
             self._save_extra_state(stage / name)
-            self._barrier()
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._name_best(run, stage / name)
                 keep, spare = self.args.save_total_limit, self.state.best_model_checkpoint
@@ -290,14 +291,14 @@ class DurableTrainer(Trainer):
                 for name in self.kept_files:
                     if (target / name).is_file():
                         shutil.copy(target / name, stage / name)
-            self._barrier()
+            self.accelerator.wait_for_everyone()
             super().save_model(str(stage), _internal_call=True)
-            self._barrier()
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoint.seal(stage, self._manifest())
                 checkpoint.commit_files(stage, target)
                 checkpoint.clear(target)
-        self._barrier()
+        self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -312,8 +313,6 @@ class DurableTrainer(Trainer):
 
     def _expect_room(self, *, final: bool = False) -> None:
         """Checks the free space for the next checkpoint, and with `final` for the model at the end."""
-        if not self.args.should_save:
-            return
         saved = checkpoint.checkpoints(self._folder)
         weights = [p for p in self.model.parameters() if p.requires_grad or not hasattr(self.model, "peft_config")]
         model = sum(p.numel() * p.element_size() for p in weights)
@@ -374,9 +373,6 @@ class DurableTrainer(Trainer):
             if self.is_world_process_zero():
                 stack.enter_context(held(writable_folder(folder)))
             yield
-
-    def _barrier(self) -> None:
-        self.accelerator.wait_for_everyone()
 
     def anywhere(self, mine: bool) -> bool:
         """Whether `mine` is true in any process; all processes call this together."""

@@ -1,4 +1,4 @@
-"""What is left of a save goes on background the steps, and is waited for where somebody stands on it."""
+"""A save is committed in the background of the next steps; readers of the checkpoint wait for it."""
 
 from __future__ import annotations
 
