@@ -28,11 +28,11 @@ def main(argv: list[str]) -> int:
 
     from srpo.judge.votes import write_questions
     from srpo.rounds.candidates import choose, find, kinds_of
-    from srpo.rounds.label import Settings, label_file
+    from srpo.rounds.label import LabelSettings, label_file
     from srpo.score.trail_systems import read_trails
 
     show_progress()
-    settings = Settings(kinds_of(args.ask), args.choose, args.labels, args.seed, args.gold_key)
+    settings = LabelSettings(kinds_of(args.ask), args.choose, args.labels, args.seed, args.gold_key)
     if args.to_vote:
         found = find(read_trails(args.trails, gold_key=None), settings.ask)
         chosen = choose(found.candidates, settings.labels, by=settings.choose, seed=settings.seed)
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
             f"{args.output}: {len(chosen)} comparisons; vote first, second or tie, then `--judge votes:{args.output}`"
         )
         return 0
-    account = label_file(args.trails, args.output, judge_of(args).load(), settings)
-    print("\n".join(account.lines()))
-    print(f"{args.output}: {sum(account.pairs.values())} pairs")
+    counts = label_file(args.trails, args.output, judge_of(args).load(), settings)
+    print("\n".join(counts.lines()))
+    print(f"{args.output}: {sum(counts.pairs.values())} pairs")
     return 0

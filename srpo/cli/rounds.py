@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
 
     settings, (plan, judge) = settings_beside("rounds", DESCRIPTION, argv, (RoundsArguments, JudgeArguments))
 
-    from srpo.rounds.run import line_of, run_rounds
+    from srpo.rounds.run import run_rounds
     from srpo.signals import signals
     from srpo.train.run import train_with
 
@@ -32,5 +32,5 @@ def main(argv: list[str]) -> int:
         what = f"interrupted; finished stages are in {settings['output_dir']}"
         raise Interrupted(what, fix="the same command goes on") from None
     for each in done:
-        print(line_of(each))
+        print(each.line())
     return 0

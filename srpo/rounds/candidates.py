@@ -1,11 +1,11 @@
-"""Trails → comparisons worth a label: which two answers of the model's own could be ordered, and which of them are.
+"""Pairs of answers from trails that are worth a label, and the choice among them when labels are limited.
 
-    draft-revision       an answer in hand against the first revision of it
-    revision-revision    an answer that is a revision itself against the next one
-    draft-draft          two drafts of the same prompt, where the file holds several
+    draft-revision       the current answer of a trail, a draft, and its next revision
+    revision-revision    the current answer of a trail, a revision, and the next revision
+    draft-draft          two drafts of one prompt, if the file has several
 
-What a later revision starts from is seldom in anybody's data. A model trained only on others' pairs has never been
-shown its own drafts, and its revisions of revisions are stranger still: the first two kinds put them there.
+Preference data seldom contain the answers that a model revises in use. The first two kinds add the model's own drafts,
+and revisions of its revisions.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CHOICES = ("random", "uncertain")
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two answers that a judge may be asked about.
+    """Two answers that a judge may compare.
 
     Attributes:
-        comparison: the prompt and the two; the earlier one is `first`.
+        comparison: the prompt and both answers; the earlier answer is `first`.
         kind: one of `KINDS`.
-        preferred: the model's own p(second ≻ first), raw; None where it was not told.
-        meta: what stood beside the prompt.
+        preferred: the model's own p(second ≻ first), raw; None if the trail has no confidence.
+        meta: further columns of the prompt's row.
     """
 
     comparison: AnswerPair
@@ -43,14 +43,14 @@ class Candidate:
     meta: dict[str, Any]
 
 
-class Found(NamedTuple):
-    """Candidates, each once, and what was passed over.
+class Candidates(NamedTuple):
+    """Distinct candidates, and counts of the comparisons left out.
 
     Attributes:
         candidates: in the order of the trails.
-        identical: comparisons by kind whose two texts are one; no judge need say so.
+        identical: comparisons of two equal texts, by kind.
         empty: comparisons with an empty answer, which cannot be trained on.
-        repeated: comparisons that stand earlier in the list, whichever way round.
+        repeated: comparisons that occur earlier, in either order.
     """
 
     candidates: list[Candidate]
@@ -60,30 +60,30 @@ class Found(NamedTuple):
 
 
 def kinds_of(names: str) -> tuple[str, ...]:
-    """Kinds from a list with commas.
+    """Kinds of comparison from a comma-separated list.
 
     Raises:
-        ConfigError: none of that name, or none at all.
+        ConfigError: an unknown kind, or an empty list.
 
     Example:
         >>> kinds_of("draft-revision, draft-draft")
         ('draft-revision', 'draft-draft')
     """
     kinds = tuple(name.strip() for name in names.split(",") if name.strip())
+    expected = "some of " + ", ".join(KINDS)
     for name in kinds:
         if name not in KINDS:
-            expected, fix = "some of " + ", ".join(KINDS), did_you_mean(name, KINDS)
-            raise ConfigError(f"{name!r}", where="ask", expected=expected, fix=fix)
+            raise ConfigError(f"{name!r}", where="ask", expected=expected, fix=did_you_mean(name, KINDS))
     if not kinds:
-        raise ConfigError("nothing to ask about", where="ask", expected="some of " + ", ".join(KINDS))
+        raise ConfigError("no kind of comparison", where="ask", expected=expected)
     return kinds
 
 
-def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold") -> Found:
-    """Every comparison of these kinds that the trails hold.
+def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold") -> Candidates:
+    """Finds every comparison of these kinds in the trails.
 
     Args:
-        gold_key: where in a trail's `meta` the gold answer stands, for judges that need one.
+        gold_key: key of the gold answer in a trail's `meta`, for judges that need one.
 
     Example:
         >>> from srpo.revise.trail import Answer
@@ -97,35 +97,33 @@ def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold
     seen: set[tuple[str, frozenset[str]]] = set()
     empty = repeated = 0
     for trail, kind, first, second, preferred in _comparisons(list(trails), kinds):
+        key = (_context(trail), frozenset((first, second)))
         if first == second:
             identical[kind] += 1
-            continue
-        if not (first.strip() and second.strip()):
+        elif not (first.strip() and second.strip()):
             empty += 1
-            continue
-        key = (_asked(trail), frozenset((first, second)))
-        if key in seen:
+        elif key in seen:
             repeated += 1
-            continue
-        seen.add(key)
-        comparison = AnswerPair(trail.prompt, first, second, trail.meta.get(gold_key))
-        candidates.append(Candidate(comparison, kind, preferred, trail.meta))
-    return Found(candidates, identical, empty, repeated)
+        else:
+            seen.add(key)
+            comparison = AnswerPair(trail.prompt, first, second, trail.meta.get(gold_key))
+            candidates.append(Candidate(comparison, kind, preferred, trail.meta))
+    return Candidates(candidates, identical, empty, repeated)
 
 
 def choose(
     candidates: Sequence[Candidate], budget: int | None, *, by: str = "random", seed: int = 0
 ) -> list[Candidate]:
-    """As many of them as there are labels to spend.
+    """Chooses the candidates to label.
 
     Args:
-        budget: labels; None takes all.
-        by: "random" draws evenly; "uncertain" takes those first that the model itself is least sure of.
-        seed: of the drawing, and of the order among equally uncertain ones. With it, what a candidate is decides its
-            place, whatever stands beside it in the list.
+        budget: number of labels; None takes all candidates.
+        by: "random" draws evenly; "uncertain" takes the candidates that the model is least sure of.
+        seed: seed of the draw, and of the order among equally uncertain candidates. A candidate's place depends on the
+            seed and its own texts only, not on the other candidates.
 
     Raises:
-        ConfigError: no such way, a budget below 1, or "uncertain" where no candidate has the model's own preference.
+        ConfigError: an unknown `by`, a budget below 1, or "uncertain" without any model confidence.
     """
     if by not in CHOICES:
         fix = did_you_mean(by, CHOICES)
@@ -134,13 +132,13 @@ def choose(
         raise ConfigError(f"{budget}", where="labels", expected="at least 1")
     if by == "uncertain" and candidates and all(each.preferred is None for each in candidates):
         fix = "sample with --reference, or choose at random"
-        raise ConfigError("the trails do not tell the model's own preference", where="choose", fix=fix)
-    ordered = sorted(candidates, key=lambda each: (_doubt(each) if by == "uncertain" else 0.0, _lot(each, seed)))
+        raise ConfigError("the trails have no confidence of the model", where="choose", fix=fix)
+    ordered = sorted(candidates, key=lambda each: (_margin(each) if by == "uncertain" else 0.0, _lot(each, seed)))
     return ordered[:budget]
 
 
 def _comparisons(trails: list[Trail], kinds: Sequence[str]) -> Iterator[tuple[Trail, str, str, str, float | None]]:
-    """(trail, kind, earlier text, later text, the model's own preference for the later)."""
+    """Yields trail, kind, earlier text, later text, and the model's confidence in the later text."""
     for trail in trails:
         for k, answer in enumerate(trail.answers[1:], 1):
             before = trail.after(k - 1)
@@ -150,22 +148,24 @@ def _comparisons(trails: list[Trail], kinds: Sequence[str]) -> Iterator[tuple[Tr
     if "draft-draft" in kinds:
         samples: dict[str, list[Trail]] = {}
         for trail in trails:
-            samples.setdefault(_asked(trail), []).append(trail)
+            samples.setdefault(_context(trail), []).append(trail)
         for same in samples.values():
             for one, other in itertools.combinations(same, 2):
                 yield one, "draft-draft", one.answers[0].text, other.answers[0].text, None
 
 
-def _asked(trail: Trail) -> str:
-    """What the model was shown."""
+def _context(trail: Trail) -> str:
+    """Prompt and chat-template options of a trail, as a key."""
     options = [trail.meta.get(key) for key in ("tools", "chat_template_kwargs")]
     return json.dumps([trail.prompt, *options], sort_keys=True)
 
 
-def _doubt(candidate: Candidate) -> float:
+def _margin(candidate: Candidate) -> float:
+    """Distance of the model's confidence from ½; infinite without a confidence."""
     return abs(candidate.preferred - 0.5) if candidate.preferred is not None else float("inf")
 
 
 def _lot(candidate: Candidate, seed: int) -> bytes:
-    said = candidate.comparison
-    return hashlib.sha256(json.dumps([seed, said.prompt, said.first, said.second]).encode()).digest()
+    """Position in the random order: a hash of the candidate and the seed."""
+    pair = candidate.comparison
+    return hashlib.sha256(json.dumps([seed, pair.prompt, pair.first, pair.second]).encode()).digest()

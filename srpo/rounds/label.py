@@ -1,13 +1,12 @@
-"""Trails + a judge → preference pairs of the model's own answers, as ordinary rows.
+"""Turns trails and a judge's verdicts into preference pairs of the model's own answers.
 
-What comes out has `prompt`, `chosen` and `rejected`, the columns that stood beside the prompt, and under `made_by`
-where the pair is from; every reader of preference pairs takes it.
+Each row has `prompt`, `chosen`, `rejected`, the further columns of the prompt's row, and `made_by` with the pair's
+origin. Every reader of preference pairs accepts such rows.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,20 +20,19 @@ from srpo.revise.trail import Trail
 from srpo.rounds.candidates import KINDS, Candidate, choose, find
 from srpo.score.trail_systems import read_trails
 
-BESIDE = ".labels.json"  # what became of the comparisons, beside the pairs
-log = logging.getLogger("srpo")
+COUNTS_SUFFIX = ".labels.json"  # the file of `LabelCounts` beside a file of pairs
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Which comparisons are asked for.
+class LabelSettings:
+    """Comparisons to put to the judge.
 
     Attributes:
         ask: kinds of comparison (see candidates.py).
-        choose: which of them, where there are more than labels: "random" or "uncertain".
-        labels: at most so many comparisons are judged; None judges all.
-        seed: of the drawing.
-        gold_key: where in a trail's `meta` the gold answer stands.
+        choose: choice among more comparisons than labels: "random" or "uncertain".
+        labels: maximum number of comparisons; None judges all.
+        seed: seed of the choice.
+        gold_key: key of the gold answer in a trail's `meta`.
     """
 
     ask: tuple[str, ...] = KINDS
@@ -45,19 +43,19 @@ class Settings:
 
 
 @dataclass
-class Account:
-    """What became of the comparisons.
+class LabelCounts:
+    """Outcome of all comparisons; dicts count by kind, except `unscored`.
 
     Attributes:
-        found: comparisons of two different texts, each counted once, by kind.
-        identical: comparisons of one text with itself, by kind; never asked.
-        empty: comparisons with an empty answer, which cannot be trained on; never asked.
-        repeated: comparisons that had been found before; never asked again.
-        asked: comparisons put to the judge, by kind.
-        ties: of them, those that order nothing.
-        unscored: of them, those without a verdict that can be read, by reason.
-        pairs: of them, those that became a pair, by kind.
-        later_better: of the pairs, those whose later answer won: the revision, or the second draft; by kind.
+        found: distinct comparisons of two different texts.
+        identical: comparisons of two equal texts; not judged.
+        empty: comparisons with an empty answer; not judged.
+        repeated: comparisons that had occurred before; not judged again.
+        asked: comparisons that were judged.
+        ties: judged comparisons without a preference.
+        unscored: judged comparisons without a readable verdict, by reason.
+        pairs: judged comparisons that became a preference pair.
+        later_better: pairs whose later answer (the revision, or the second draft) won.
     """
 
     found: dict[str, int] = field(default_factory=dict)
@@ -72,45 +70,41 @@ class Account:
 
     @property
     def labels(self) -> int:
-        """Comparisons put to the judge."""
+        """Number of judged comparisons."""
         return sum(self.asked.values())
 
     @property
     def informative(self) -> float:
-        """Share of the labels that became pairs; 0.0 where none was asked for."""
+        """Share of the labels that became pairs; 0.0 without labels."""
         return sum(self.pairs.values()) / self.labels if self.labels else 0.0
 
     def lines(self) -> list[str]:
-        """The account for a reader, a line per kind and one for the whole."""
-        said = []
+        """The counts as text: one line for each kind, and one for the total."""
+        lines = []
         for kind in dict.fromkeys([*self.found, *self.identical]):
             found, asked, pairs = (each.get(kind, 0) for each in (self.found, self.asked, self.pairs))
             wins = f", the later answer better in {self.later_better.get(kind, 0)}" if pairs else ""
             same = self.identical.get(kind, 0)
-            said.append(f"{kind}: {found} to compare ({same} identical), {asked} asked, {pairs} pairs{wins}")
+            lines.append(f"{kind}: {found} to compare ({same} identical), {asked} asked, {pairs} pairs{wins}")
         unscored = sum(self.unscored.values())
-        said.append(
-            f"{self.labels} labels, {sum(self.pairs.values())} pairs ({100 * self.informative:.0f} %), "
-            f"{self.ties} ties, {unscored} unscored"
-        )
-        return said
+        share = f"{sum(self.pairs.values())} pairs ({100 * self.informative:.0f} %)"
+        return [*lines, f"{self.labels} labels, {share}, {self.ties} ties, {unscored} unscored"]
 
 
-# Given all comparisons that are about to be asked for.
-Announce = Callable[[Sequence[AnswerPair]], object]
+Announce = Callable[[Sequence[AnswerPair]], object]  # called with the comparisons before they are judged
 
 
 def label(
-    trails: Iterable[Trail], judge: PairJudge, settings: Settings, *, announce: Announce | None = None
-) -> tuple[list[dict[str, Any]], Account]:
-    """Asks the judge and makes rows of what it orders.
+    trails: Iterable[Trail], judge: PairJudge, settings: LabelSettings, *, announce: Announce | None = None
+) -> tuple[list[dict[str, Any]], LabelCounts]:
+    """Judges comparisons from trails and returns the preference pairs with their counts.
 
     Args:
-        announce: told what is about to be asked, before it is.
+        announce: called with the chosen comparisons before the judge is.
 
     Raises:
-        ConfigError: a setting that names nothing.
-        SRPOError: what the judge raises.
+        ConfigError: an unknown setting.
+        SRPOError: errors of the judge.
 
     Example:
         >>> from srpo.judge.verdict import Verdict
@@ -119,80 +113,82 @@ def label(
         ...     identity = "longer"
         ...     def compare(self, comparisons):
         ...         return (Verdict(float(len(c.first) > len(c.second))) for c in comparisons)
-        >>> rows, account = label([Trail("Hello", (Answer("Hi", 1), Answer("Hello!", 2)))], Longer(), Settings())
-        >>> rows[0]["chosen"], account.lines()[-1]
+        >>> trails = [Trail("Hello", (Answer("Hi", 1), Answer("Hello!", 2)))]
+        >>> rows, counts = label(trails, Longer(), LabelSettings())
+        >>> rows[0]["chosen"], counts.lines()[-1]
         ('Hello!', '1 labels, 1 pairs (100 %), 0 ties, 0 unscored')
     """
     found = find(trails, settings.ask, gold_key=settings.gold_key)
     chosen = choose(found.candidates, settings.labels, by=settings.choose, seed=settings.seed)
-    counts = {name: Counter[str]() for name in ("unscored", "pairs", "later_better")}
-    rows, ties = [], 0
-    asked = [each.comparison for each in chosen]
+    comparisons = [each.comparison for each in chosen]
     if announce is not None:
-        announce(asked)
-    verdicts = judge.compare(asked)
-    for candidate, verdict in zip(chosen, verdicts, strict=True):
+        announce(comparisons)
+    unscored, pairs, later_better = Counter[str](), Counter[str](), Counter[str]()
+    rows, ties = [], 0
+    for candidate, verdict in zip(chosen, judge.compare(comparisons), strict=True):
         if verdict.score is None:
-            counts["unscored"][verdict.reason] += 1
+            unscored[verdict.reason] += 1
         elif verdict.score == 0.5:
             ties += 1
         else:
             rows.append(_row(candidate, verdict, judge.identity))
-            counts["pairs"][candidate.kind] += 1
-            counts["later_better"][candidate.kind] += verdict.score < 0.5
-    return rows, Account(
+            pairs[candidate.kind] += 1
+            later_better[candidate.kind] += verdict.score < 0.5
+    return rows, LabelCounts(
         found=dict(Counter(each.kind for each in found.candidates)),
         identical=dict(found.identical),
         empty=found.empty,
         repeated=found.repeated,
         asked=dict(Counter(each.kind for each in chosen)),
         ties=ties,
-        **{name: dict(counter) for name, counter in counts.items()},
+        unscored=dict(unscored),
+        pairs=dict(pairs),
+        later_better=dict(later_better),
     )
 
 
 def label_file(
-    source: str, target: str, judge: PairJudge, settings: Settings, *, announce: Announce | None = None
-) -> Account:
-    """Labels a file of trails into a file of pairs, and leaves the account beside it.
+    source: str, target: str, judge: PairJudge, settings: LabelSettings, *, announce: Announce | None = None
+) -> LabelCounts:
+    """Labels a file of trails into a file of preference pairs, and writes the counts beside it.
 
     Raises:
-        InputError, DataError: the trails cannot be read, or nothing in them can be ordered.
+        InputError, DataError: the trails cannot be read, or no comparison has a preference.
         OutputError: the pairs cannot be written.
     """
-    writable_file(Path(target))  # before a judge takes money for what goes into it
-    rows, account = label(read_trails(source, gold_key=None), judge, settings, announce=announce)
-    beside = Path(target + BESIDE)
-    write_file(beside, (json.dumps(asdict(account), indent=2) + "\n").encode(), flag="--output")
+    writable_file(Path(target))  # before the judge costs money
+    rows, counts = label(read_trails(source, gold_key=None), judge, settings, announce=announce)
+    file = Path(target + COUNTS_SUFFIX)
+    write_file(file, (json.dumps(asdict(counts), indent=2) + "\n").encode(), flag="--output")
     if not rows:
-        said = "; ".join(account.lines())
-        raise DataError(f"no pair came out: {said}", where=source, fix="sample more, or at a higher temperature")
+        reasons = "; ".join(counts.lines())
+        raise DataError(f"no preference pair: {reasons}", where=source, fix="sample more, or at a higher temperature")
     write_file(Path(target), rows_as_lines(rows), flag="--output")
-    return account
+    return counts
 
 
-def account_of(target: str | Path) -> Account:
-    """The account beside a file of pairs.
+def read_counts(target: str | Path) -> LabelCounts:
+    """Reads the counts beside a file of preference pairs.
 
     Raises:
-        InputError: there is none, or something else stands there.
+        InputError: the file is missing or damaged.
     """
-    path = Path(f"{target}{BESIDE}")
+    path = Path(f"{target}{COUNTS_SUFFIX}")
     try:
-        return Account(**json.loads(path.read_text("utf-8")))
+        return LabelCounts(**json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
-        fix = f"delete {target} to have it labelled again"
-        raise InputError(f"not an account of labels: {what}", where=str(path), fix=fix) from None
+        fix = f"delete {target} to label its comparisons again"
+        raise InputError(f"label counts cannot be read: {what}", where=str(path), fix=fix) from None
 
 
 def rows_as_lines(rows: Sequence[dict[str, Any]]) -> bytes:
-    """A row per line."""
+    """Rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _row(candidate: Candidate, verdict: Verdict, judge: str) -> dict[str, Any]:
-    said = candidate.comparison
-    better, worse = (said.first, said.second) if verdict.score == 1 else (said.second, said.first)
-    made_by = {"kind": candidate.kind, "judge": judge, "later_better": better == said.second}
-    return {"prompt": said.prompt, "chosen": better, "rejected": worse, **candidate.meta, "made_by": made_by}
+    pair = candidate.comparison
+    better, worse = (pair.first, pair.second) if verdict.score == 1 else (pair.second, pair.first)
+    made_by = {"kind": candidate.kind, "judge": judge, "later_better": better == pair.second}
+    return {"prompt": pair.prompt, "chosen": better, "rejected": worse, **candidate.meta, "made_by": made_by}

@@ -1,4 +1,4 @@
-"""Prompts → drafts and revisions of the model's own, several of each, in a file of trails."""
+"""Draws several drafts, each with revisions, for every prompt of a file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def sample_file(
     bad_rows: str = "error",
     made_with: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
-    """Writes `samples` trails per prompt, one after the other; resumable line by line, like `revise_file`.
+    """Writes `samples` trails for each prompt, next to each other; resumes line by line like `revise_file`.
 
     Returns:
-        Trails in the target, and how many of them were there before.
+        Number of trails in the target, and how many of them were in it before.
 
     Raises:
-        ConfigError: no sample, or several greedy ones, which would all be the same.
+        ConfigError: `samples` below 1, or several greedy samples, which would be equal.
         SRPOError: as `revise_file`.
     """
     if samples < 1:
         raise ConfigError(f"{samples}", where="samples", expected="at least 1")
     if samples > 1 and settings.temperature == 0:
         fix = "sample at a temperature above 0, or one draft per prompt"
-        raise ConfigError("greedy drafts of one prompt are all the same", where="temperature", fix=fix)
+        raise ConfigError("greedy drafts of one prompt are equal", where="temperature", fix=fix)
     made = {**(made_with or {}), "samples": str(samples)}
     return revise_file(make_reviser, source, target, settings, bad_rows=bad_rows, made_with=made, samples=samples)

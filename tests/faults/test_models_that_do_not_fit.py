@@ -31,7 +31,9 @@ def command(folder: Path, vocabulary: int) -> list[str]:
 
 
 def test_rows_hold_a_token_that_the_model_does_not_know(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"its vocabulary has 200 tokens, but the rows contain token id {VOCAB - 1}") as caught:
+    with pytest.raises(
+        ConfigError, match=f"its vocabulary has 200 tokens, but the rows contain token id {VOCAB - 1}"
+    ) as caught:
         run(command(tmp_path, 200))
     assert caught.value.where == "model"
     assert caught.value.exit_code == 78
@@ -61,7 +63,7 @@ def test_rows_of_evaluation_are_looked_at_too(tmp_path: Path) -> None:
     plain.eos_token = "a"  # within the smaller vocabulary, so that only a row can leave it
     rows = [{"prompt": "Q", "chosen": "yes", "rejected": "no"}]
     trainer(tmp_path, rows, model=model, processing_class=plain)
-    with pytest.raises(ConfigError, match="the rows hold the id"):
+    with pytest.raises(ConfigError, match="the rows contain token id"):
         trainer(tmp_path, rows, model=model, eval_dataset=ROWS)
 
 

@@ -12,7 +12,7 @@ from srpo import read_pairs
 from srpo.errors import DataError, InputError, OutputError
 from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.revise.trail import Answer, Trail
-from srpo.rounds.label import Account, Settings, account_of, label, label_file
+from srpo.rounds.label import LabelCounts, LabelSettings, label, label_file, read_counts
 
 
 class Digits:
@@ -47,14 +47,14 @@ TRAILS = [
 
 
 def test_what_the_judge_orders_becomes_rows_and_the_rest_is_counted() -> None:
-    rows, account = label(TRAILS, Digits(), Settings())
+    rows, account = label(TRAILS, Digits(), LabelSettings())
     pairs = {(row["prompt"], row["chosen"], row["rejected"], row["made_by"]["kind"]) for row in rows}
     assert pairs == {
         ("p", "2", "1", "draft-revision"),
         ("p", "3", "2", "revision-revision"),
         ("q", "5", "4", "draft-revision"),
     }
-    assert account == Account(
+    assert account == LabelCounts(
         found={"draft-revision": 4, "revision-revision": 1},
         identical={"draft-revision": 1},
         asked={"draft-revision": 4, "revision-revision": 1},
@@ -68,12 +68,12 @@ def test_what_the_judge_orders_becomes_rows_and_the_rest_is_counted() -> None:
 
 def test_no_more_labels_are_asked_for_than_there_are() -> None:
     judge = Digits()
-    _, account = label(TRAILS, judge, Settings(labels=2))
+    _, account = label(TRAILS, judge, LabelSettings(labels=2))
     assert len(judge.asked) == account.labels == 2
 
 
 def test_columns_go_along_and_say_where_a_pair_is_from() -> None:
-    rows, _ = label(TRAILS, Digits(), Settings())
+    rows, _ = label(TRAILS, Digits(), LabelSettings())
     row = next(row for row in rows if row["prompt"] == "q")
     assert row["source"] == "here"
     assert row["made_by"] == {"kind": "draft-revision", "judge": "digits", "later_better": False}
@@ -84,11 +84,11 @@ def test_every_reader_of_pairs_takes_the_file(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     source, target = tmp_path / "trails.jsonl", tmp_path / "pairs.jsonl"
     source.write_text("".join(each.to_json() + "\n" for each in TRAILS), "utf-8")
-    account = label_file(str(source), str(target), Digits(), Settings())
-    assert account_of(target) == account
+    account = label_file(str(source), str(target), Digits(), LabelSettings())
+    assert read_counts(target) == account
     assert len(read_pairs(target)) == sum(account.pairs.values()) == 3
     source.write_text(trail("1", "2", prompt=messages, tools=tools).to_json() + "\n", "utf-8")
-    label_file(str(source), str(target), Digits(), Settings())
+    label_file(str(source), str(target), Digits(), LabelSettings())
     (chat,) = read_pairs(target)
     assert (chat.prompt, chat.chosen, chat.tools) == (messages, "2", tools)
     assert chat.meta["made_by"]["kind"] == "draft-revision"
@@ -99,7 +99,7 @@ def test_the_same_file_comes_out_of_the_same_trails(tmp_path: Path) -> None:
     for name, order in (("one", TRAILS), ("other", TRAILS[::-1])):
         source, target = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.pairs.jsonl"
         source.write_text("".join(each.to_json() + "\n" for each in order), "utf-8")
-        label_file(str(source), str(target), Digits(), Settings(labels=4, seed=3))
+        label_file(str(source), str(target), Digits(), LabelSettings(labels=4, seed=3))
         made.append(target.read_bytes())
     assert made[0] == made[1]
 
@@ -108,13 +108,13 @@ def test_nothing_to_order_is_an_error_that_says_what_became_of_it(tmp_path: Path
     source = tmp_path / "trails.jsonl"
     source.write_text(trail("7", "7").to_json() + "\n", "utf-8")
     with pytest.raises(DataError, match="1 identical"):
-        label_file(str(source), str(tmp_path / "pairs.jsonl"), Digits(), Settings())
+        label_file(str(source), str(tmp_path / "pairs.jsonl"), Digits(), LabelSettings())
     assert not (tmp_path / "pairs.jsonl").exists()
     with pytest.raises(InputError, match="no such file"):
-        label_file(str(tmp_path / "none.jsonl"), str(tmp_path / "pairs.jsonl"), Digits(), Settings())
+        label_file(str(tmp_path / "none.jsonl"), str(tmp_path / "pairs.jsonl"), Digits(), LabelSettings())
     source.write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n", "utf-8")
     with pytest.raises(DataError, match=r"trails\.jsonl:1: not a trail"):
-        label_file(str(source), str(tmp_path / "pairs.jsonl"), Digits(), Settings())
+        label_file(str(source), str(tmp_path / "pairs.jsonl"), Digits(), LabelSettings())
 
 
 def test_a_target_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_target_that_cannot_be_written_is_told_before_anything_is_asked(tmp_pa
     judge = Digits()
     for target in (tmp_path, tmp_path / "nodir" / "pairs.jsonl"):
         with pytest.raises(OutputError, match="cannot be written"):
-            label_file(str(trails), str(target), judge, Settings())
+            label_file(str(trails), str(target), judge, LabelSettings())
     assert judge.asked == []
 
 
@@ -133,4 +133,4 @@ def test_an_account_that_is_missing_or_damaged_is_named(content: str | None, tmp
         (tmp_path / "pairs.jsonl.labels.json").write_text(content, "utf-8")
     said = r"pairs\.jsonl\.labels\.json: not an account of labels: .*; delete .*pairs.jsonl"
     with pytest.raises(InputError, match=said):
-        account_of(tmp_path / "pairs.jsonl")
+        read_counts(tmp_path / "pairs.jsonl")

@@ -18,7 +18,7 @@ from srpo.judge.single import per_character
 from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.rounds.candidates import Candidate, find
 from srpo.rounds.plan import RoundsArguments
-from srpo.rounds.run import SETTINGS_FILE, Round, _expect_same, line_of, run_rounds
+from srpo.rounds.run import SETTINGS_FILE, Round, _expect_same, run_rounds
 from srpo.score.trail_systems import read_trails
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
 from srpo.train.run import train_with
@@ -268,7 +268,7 @@ def test_a_plan_that_cannot_be_is_refused(changed: dict[str, Any], said: str) ->
 
 def test_a_round_in_one_line() -> None:
     account = Round(2, labels=200, pairs=150, informative=0.75, tokens=900, validation=[0.5, 0.625], best_k=1)
-    assert line_of(account) == (
+    assert account.line() == (
         "round 2: 200 labels, 150 pairs (75 % informative), 900 tokens, 0 s; wins over round 0's drafts after "
         "0, 1, … revisions: 50.0 62.5 %"
     )
