@@ -249,7 +249,7 @@ def test_a_finished_run_is_complete_whatever_has_become_of_its_checkpoints(place
         shutil.rmtree(path)
     more = forked(lambda: train(place / "base", run, max_steps=STEPS + 2, resume=True, accept_change=["max_steps"]))
     assert more.code == 74
-    assert "a finished model, and no checkpoint to go on from" in more.error
+    assert "a finished model without a checkpoint to resume from" in more.error
 
 
 def test_starting_afresh_sets_an_earlier_run_aside(place: Path, tmp_path: Path) -> None:

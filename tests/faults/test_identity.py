@@ -82,7 +82,7 @@ def test_what_a_checkpoint_cannot_be_read_with_cannot_be_accepted(
         end = resumed(place, tmp_path / "run", accept_change=accept, **change)
         assert end.code == 78, end
         assert line in end.error
-        assert f"restore {key}, without which no checkpoint can be read, or begin another run" in end.error
+        assert f"restore {key} (no checkpoint can be loaded otherwise), or start a new run" in end.error
         assert "--accept_change" not in end.error
     end = resumed(place, tmp_path / "run", beta=0.2, **change)
     assert "; restore the others, or add `--accept_change beta`" in end.error
@@ -93,7 +93,7 @@ def test_of_an_adapter_only_what_differs_is_listed() -> None:
     new = {"adapter": {"r": 4, "lora_alpha": 16, "peft_type": "LORA"}}
     with pytest.raises(ConfigError) as caught:
         accepted(old, new, [], step=1, where="here")
-    assert "with:\n  adapter.r: 8 → 4\n;" in str(caught.value)
+    assert "conditions:\n  adapter.r: 8 → 4\n;" in str(caught.value)
 
 
 @pytest.mark.parametrize("change", [{"logging_steps": 2}, {"save_steps": 3}, {"per_device_eval_batch_size": 1}])

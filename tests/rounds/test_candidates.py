@@ -99,7 +99,7 @@ def test_uncertain_takes_what_the_model_is_least_sure_of() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match="did you mean 'draft-draft'"):
         kinds_of("draft-drafts")
-    with pytest.raises(ConfigError, match="nothing to ask"):
+    with pytest.raises(ConfigError, match="no kind of comparison"):
         kinds_of(" , ")
     with pytest.raises(ConfigError, match="did you mean 'random'"):
         choose(many(), 3, by="randon")

@@ -131,6 +131,6 @@ def test_a_target_that_cannot_be_written_is_told_before_anything_is_asked(tmp_pa
 def test_an_account_that_is_missing_or_damaged_is_named(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "pairs.jsonl.labels.json").write_text(content, "utf-8")
-    said = r"pairs\.jsonl\.labels\.json: not an account of labels: .*; delete .*pairs.jsonl"
+    said = r"pairs\.jsonl\.labels\.json: label counts cannot be read: .*; delete .*pairs.jsonl"
     with pytest.raises(InputError, match=said):
         read_counts(tmp_path / "pairs.jsonl")
