@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from srpo.data.values import prompt_text
 from srpo.score.results import Results, capital, heat
-from srpo.score.scores import Cell, Scored
+from srpo.score.scores import ScoredTrails, TrailsKey
 from srpo.statistics.percent import percent
 
 Outcome = Literal["mended", "broken", "best", "worst"]
@@ -76,7 +76,7 @@ class Sample:
 
 
 def sample_cases(
-    scored: Mapping[Cell, Scored], system: str, *, others: bool = False, count: int = 3, seed: int = 0
+    scored: Mapping[TrailsKey, ScoredTrails], system: str, *, others: bool = False, count: int = 3, seed: int = 0
 ) -> list[Sample]:
     """Trails of a system for every split and temperature, drawn at random among those that ended alike.
 
@@ -102,7 +102,9 @@ def sample_cases(
     return samples
 
 
-def _ended(scored: Mapping[Cell, Scored], cells: list[Cell], outcome: Outcome) -> list[tuple[Cell, int]]:
+def _ended(
+    scored: Mapping[TrailsKey, ScoredTrails], cells: list[TrailsKey], outcome: Outcome
+) -> list[tuple[TrailsKey, int]]:
     """The trails that ended so; one whose last answer is unscored ended in no way."""
     both = [
         (cell, row, draft, last)
@@ -157,7 +159,7 @@ def _changed(units: list[str], before: list[str], words: bool) -> list[bool]:
     return changed
 
 
-def _case(cell: Cell, scored: Scored, row: int) -> Case:
+def _case(cell: TrailsKey, scored: ScoredTrails, row: int) -> Case:
     trail, gold = scored.trails[row], str(scored.golds[row])
     scores = scored.primary_NR[row].tolist()
     steps: list[Step] = []

@@ -20,9 +20,9 @@ from srpo.report.small_figures import FIGURES, Figure, figure_svg
 from srpo.report.text_table import as_markdown
 from srpo.score.results import (
     POOL,
-    Comparison,
     Results,
     Row,
+    SystemComparison,
     capital,
     heat,
 )
@@ -153,7 +153,7 @@ def _groups(results: Results, scale: tuple[float, float]) -> list[dict[str, Any]
     return [{"heading": _heading(results, *place), "findings": findings} for place, findings in groups.items()]
 
 
-def _finding(results: Results, comparison: Comparison, scale: tuple[float, float]) -> dict[str, Any]:
+def _finding(results: Results, comparison: SystemComparison, scale: tuple[float, float]) -> dict[str, Any]:
     pool, seeds = comparison.pool, comparison.seeds
     lead, rest = comparison.claim(results.labels, results.level)
     return {

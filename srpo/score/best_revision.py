@@ -1,42 +1,36 @@
-"""How many revisions are best: chosen on one half of the prompts, told on the other half.
+"""The best number of revisions: chosen on one half of the prompts, reported on the other half.
 
-The best of several averages is partly luck, and told on the prompts that chose it, the luck is told as merit. Which
-half a prompt belongs to depends on its text and the seed alone.
+Reporting the best mean on the prompts that chose it counts luck as gain. The half of a prompt depends on its text and
+the seed alone.
 
-Axes: N prompts, R = revisions + 1.
+Axes: N prompts.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Sequence
 
-from torch import Tensor
-
-from srpo.score.pooling import Block, Pooled, Resampling, estimate, pooled, seeds_of
-from srpo.score.results import Choice
-from srpo.score.scores import Cell, Scored
+from srpo.score.pooling import Columns, Group, Resampling, Table, estimate
+from srpo.score.results import BestRevision
+from srpo.score.scores import ScoredTrails
 
 LEAST = 40  # prompts; a half of fewer than 20 chooses little but luck
 
 
-def choices(
-    scored: Mapping[Cell, Scored], split: str, temperature: float | None, resampling: Resampling
-) -> list[Choice]:
-    """One choice per system there that was revised at all; none where there are fewer than `LEAST` prompts."""
+def best_revisions(group: Group, resampling: Resampling) -> list[BestRevision]:
+    """Chooses for each system whose answers changed; returns nothing below `LEAST` prompts."""
     found = []
-    for system, seeds in seeds_of(scored, split, temperature).items():
-        parts = [scored[Cell(seed, system, split, temperature)] for seed in seeds]
-        revisions = parts[0].primary_NR.shape[1] - 1
-        unchanging = all(not bool(part.changed_NR.any()) for part in parts)
-        table = pooled([Block(part.keys, _columns(part, revisions)) for part in parts])
-        if revisions and not unchanging and len(table.keys) >= LEAST:
-            found.append(_choice(table, revisions, system, split, temperature, resampling))
+    for system, seeds in group.systems.items():
+        table = group.table([system], seeds, _columns)
+        changed = any(bool(each.changed_NR.any()) for each in seeds.values())
+        if group.last and changed and len(table.keys) >= LEAST:
+            found.append(_chosen(group, system, table, resampling))
     return found
 
 
-def halves(keys: list[str], seed: int) -> tuple[list[int], list[int]]:
-    """Rows of the half that chooses and of the half that reports, each ascending; equal prompts stay together.
+def halves(keys: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """Splits rows into the half that chooses and the half that reports, both ascending; equal keys stay together.
 
     Example:
         >>> first, second = halves(["a", "b", "c", "d"], seed=0)
@@ -51,20 +45,17 @@ def halves(keys: list[str], seed: int) -> tuple[list[int], list[int]]:
     return sorted(order[:middle]), sorted(order[middle:])
 
 
-def _columns(scored: Scored, revisions: int) -> dict[Hashable, Tensor]:
-    columns: dict[Hashable, Tensor] = {}
-    for k in range(revisions + 1):
-        columns["score", k] = scored.primary_NR[:, k]
-        columns["gain", k] = scored.primary_NR[:, k] - scored.primary_NR[:, 0]
+def _columns(system: str, scored: ScoredTrails) -> Columns:
+    columns: Columns = {}
+    for k, (score_N, gain_N) in enumerate(zip(scored.primary_NR.unbind(1), scored.gain_NR.unbind(1), strict=True)):
+        columns |= {("score", k): score_N, ("gain", k): gain_N}
     return columns
 
 
-def _choice(
-    table: Pooled, revisions: int, system: str, split: str, temperature: float | None, resampling: Resampling
-) -> Choice:
+def _chosen(group: Group, system: str, table: Table, resampling: Resampling) -> BestRevision:
     chooses, reports = (table.only(rows) for rows in halves(table.keys, resampling.seed))
-    means = [float(chooses.column(("score", k)).nanmean()) for k in range(revisions + 1)]
+    means = [float(chooses.column(("score", k)).nanmean()) for k in range(group.last + 1)]
     best = means.index(max(means))  # the fewest revisions of equals
     found = estimate(reports, resampling)
     numbers = (*found["score", best], *found["gain", best])
-    return Choice(system, split, temperature, best, len(chooses.keys), len(reports.keys), *numbers)
+    return BestRevision(system, group.split, group.temperature, best, len(chooses.keys), len(reports.keys), *numbers)

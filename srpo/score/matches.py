@@ -1,7 +1,7 @@
-"""Answers beside an opponent's, prompt by prompt: who wins, as a judge of two answers says or as two scores say.
+"""Matches: a system's answers against an opponent's, prompt by prompt, decided by a pair judge or by two scores.
 
-Opponents are `gold`, the text that stands beside the prompt; `draft`, the system's own; and any other system by name,
-after as many revisions. A verdict that cannot be read is nan in every tensor: neither a tie nor a loss.
+Opponents are `gold`, the gold answer of the prompt; `draft`, the system's own draft; and any other system by name,
+after as many revisions. An unreadable verdict is nan in every tensor, neither a tie nor a loss.
 
 Axes: N prompts, R = revisions + 1 answers in hand, the draft first.
 """
@@ -9,44 +9,59 @@ Axes: N prompts, R = revisions + 1 answers in hand, the draft first.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from srpo.data.values import Prompt
 from srpo.errors import DataError
 from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
+from srpo.score.text_measures import Unit, lengths
 
 GOLD, DRAFT = "gold", "draft"
 NAN = float("nan")
+READABLE = "a judge that says which answer is better"
+Name = TypeVar("Name", bound=Hashable)
 
 
-class Round(NamedTuple):
-    """One list of answers and what stands against it, [N][R] texts each.
+class Match(NamedTuple):
+    """Answers of one system and the texts of one opponent, [N][R] each; `where` is for messages."""
 
-    `name` tells it from the others that a judge is asked about in the same go; `where` is for messages.
-    """
-
-    name: tuple[Any, str]
-    prompts: Sequence[Any]
-    golds: Sequence[Any]
+    prompts: Sequence[Prompt]
+    golds: Sequence[object]
     ours: Sequence[Sequence[str]]
     theirs: Sequence[Sequence[str]]
+    unit: Unit
     where: str = ""
+
+    def decided(
+        self, wins_NR: Tensor, flipped_NR: Tensor | None = None, contradicted_NR: Tensor | None = None
+    ) -> MatchScores:
+        """Returns the scores of this match; flips and contradictions are nan unless given."""
+        rows = zip(self.ours, self.theirs, strict=True)
+        unknown_NR = torch.full_like(wins_NR, NAN)
+        return MatchScores(
+            wins_NR,
+            longer_NR=lengths(self.ours, self.unit) - lengths(self.theirs, self.unit),
+            flipped_NR=unknown_NR if flipped_NR is None else flipped_NR,
+            contradicted_NR=unknown_NR if contradicted_NR is None else contradicted_NR,
+            same_NR=torch.tensor([[a == b for a, b in zip(*row, strict=True)] for row in rows]),
+        )
 
 
 @dataclass(frozen=True)
-class Duel:
-    """What became of one round.
+class MatchScores:
+    """The outcome of one match, five [N, R] tensors.
 
     Attributes:
-        wins_NR: [N, R] 1, ½ or 0; nan where unscored.
-        longer_NR: [N, R] length of ours minus theirs.
-        flipped_NR: [N, R] 1 where the two orders disagree, 0 where they agree; nan where they were not both read.
-        contradicted_NR: [N, R] share of the pairs of runs whose verdicts differ; nan where fewer than two were read.
-        same_NR: [N, R] true where the texts are identical, so that nobody was asked.
+        wins_NR: 1 for a win, ½ for a tie, 0 for a loss; nan where unscored.
+        longer_NR: length of our answer minus the opponent's.
+        flipped_NR: 1 where the two orders of showing disagree, 0 where they agree; nan unless both were readable.
+        contradicted_NR: share of the pairs of runs whose verdicts differ; nan where fewer than two were readable.
+        same_NR: true where the texts are identical; the judge is not asked about them.
     """
 
     wins_NR: Tensor
@@ -57,62 +72,63 @@ class Duel:
 
     @property
     def unscored_R(self) -> list[int]:
-        """How many prompts have no verdict, by revision."""
+        """Number of prompts without a verdict, by revision."""
         return [int(count) for count in self.wins_NR.isnan().sum(0)]
 
 
-def fight(judge: PairJudge, rounds: Sequence[Round]) -> dict[tuple[Any, str], list[list[Verdict]]]:
-    """[N][R] verdicts of each round; one pass over the judge, and each different question once.
+def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Name, MatchScores]:
+    """Decides all matches in one pass over a pair judge, which can then announce its cost first.
+
+    Each different question is asked once.
 
     Raises:
-        DataError: not one verdict could be read, of all or of one revision.
+        DataError: every verdict was unreadable, of all matches or of one revision of one match.
     """
     questions: dict[str, AnswerPair] = {}
-    slots: list[tuple[tuple[Any, str], list[list[str]]]] = []
-    for each in rounds:
-        keys: list[list[str]] = []
-        for prompt, gold, ours, theirs in zip(each.prompts, each.golds, each.ours, each.theirs, strict=True):
-            keys.append([])
+    asked: dict[Name, list[list[str]]] = {}
+    for name, match in matches.items():
+        rows: list[list[str]] = []
+        for prompt, gold, ours, theirs in zip(match.prompts, match.golds, match.ours, match.theirs, strict=True):
+            rows.append([])
             for first, second in zip(ours, theirs, strict=True):
                 key = json.dumps([prompt, gold, first, second], sort_keys=True, default=str)
                 questions.setdefault(key, AnswerPair(prompt, first, second, gold))
-                keys[-1].append(key)
-        slots.append((each.name, keys))
+                rows[-1].append(key)
+        asked[name] = rows
     answers = dict(zip(questions, judge.compare(list(questions.values())), strict=True))
-    asked = [verdict for key, verdict in answers.items() if not questions[key].identical]
-    if asked and all(verdict.score is None for verdict in asked):
-        raise DataError(
-            f"not one of {len(asked)} verdicts could be read: {asked[0].reason}",
-            where=judge.identity,
-            expected="a judge that says which answer is better",
-        )
-    found = {name: [[answers[key] for key in row] for row in keys] for name, keys in slots}
-    for each in rounds:
-        _expect_some(each, found[each.name])
-    return found
+    shown = [verdict for key, verdict in answers.items() if not questions[key].identical]
+    if shown and all(verdict.score is None for verdict in shown):
+        what = f"not one of {len(shown)} verdicts could be read: {shown[0].reason}"
+        raise DataError(what, where=judge.identity, expected=READABLE)
+    found = {name: [[answers[key] for key in row] for row in rows] for name, rows in asked.items()}
+    return {name: _from_verdicts(matches[name], verdicts) for name, verdicts in found.items()}
 
 
-def duel(verdicts: Sequence[Sequence[Verdict]], same_NR: Tensor, longer_NR: Tensor) -> Duel:
-    """The verdicts of one round as tensors."""
+def decide_by_scores(match: Match, ours_NR: Tensor, theirs_NR: Tensor) -> MatchScores:
+    """Decides a match by the scores of a judge of single answers: the higher score wins; nan where one is missing."""
+    return match.decided(0.5 + 0.5 * torch.sign(ours_NR - theirs_NR))
+
+
+def _from_verdicts(match: Match, verdicts: Sequence[Sequence[Verdict]]) -> MatchScores:
+    for k, column in enumerate(zip(*verdicts, strict=True)):
+        if all(verdict.score is None for verdict in column):
+            what = f"not one of {len(column)} verdicts after {k} revisions could be read: {column[0].reason}"
+            raise DataError(what, where=match.where, expected=READABLE)
     wins_NR, flipped_NR, contradicted_NR = (
-        _table([[getattr(verdict, part) for verdict in row] for row in verdicts])
+        torch.tensor(
+            [[NAN if (value := getattr(each, part)) is None else float(value) for each in row] for row in verdicts],
+            dtype=torch.float64,
+        )
         for part in ("score", "flipped", "contradicted")
     )
-    return Duel(wins_NR, longer_NR, flipped_NR, contradicted_NR, same_NR)
+    return match.decided(wins_NR, flipped_NR, contradicted_NR)
 
 
-def scored_duel(ours_NR: Tensor, theirs_NR: Tensor, same_NR: Tensor, longer_NR: Tensor) -> Duel:
-    """The same from the scores of a judge of single answers: the higher score wins; nan where either has none."""
-    wins_NR = 0.5 + 0.5 * torch.sign(ours_NR - theirs_NR)
-    never_NR = torch.full_like(wins_NR, NAN)
-    return Duel(wins_NR, longer_NR, never_NR, never_NR, same_NR)
-
-
-def texts_of(golds: Iterable[Any], where: str) -> list[str]:
-    """Gold answers as texts to stand against others.
+def gold_texts(golds: Iterable[object], where: str) -> list[str]:
+    """Returns gold answers as texts that a pair judge can compare.
 
     Raises:
-        DataError: one is neither text nor a whole number.
+        DataError: a gold answer is neither text nor an integer.
     """
     found = []
     for row, gold in enumerate(golds, 1):
@@ -123,27 +139,24 @@ def texts_of(golds: Iterable[Any], where: str) -> list[str]:
     return found
 
 
-def same(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> Tensor:
-    """[N, R] whether the texts are identical."""
-    rows = zip(ours, theirs, strict=True)
-    return torch.tensor([[a == b for a, b in zip(*row, strict=True)] for row in rows])
+# ---------------------------------------------------------------------- counts of a judge's verdicts
 
 
 class Tally(NamedTuple):
-    """What a judge was asked and how well it could be read; shares of what they are shares of.
+    """Counts of one pair judge's verdicts against one opponent.
 
     Attributes:
         judge: its name.
         against: the opponent.
-        comparisons: how many there were, identical texts included.
-        identical: how many of them had identical texts and were not put to it.
-        unscored: how many of the others got no verdict that could be read.
-        ties: share of ties among the verdicts that were read.
-        flips: share of comparisons asked both ways round whose orders disagree; None where none was.
-        disagreement: of comparisons asked several times, the mean share of pairs of runs whose verdicts differ; None
-            where none was.
-        agreement: share of the same comparisons on which the first judge says the same, for the other judges; those
-            with identical texts left out.
+        comparisons: number of comparisons, identical texts included.
+        identical: comparisons of identical texts, which the judge was not asked about.
+        unscored: comparisons the judge was asked about without a readable verdict.
+        ties: share of ties among the readable verdicts.
+        flips: share of comparisons shown in both orders whose orders disagree; None without such comparisons.
+        disagreement: mean share of pairs of runs whose verdicts differ, over comparisons asked several times; None
+            without such comparisons.
+        agreement: share of comparisons of different texts on which this judge and the first one agree; None for the
+            first judge.
     """
 
     judge: str
@@ -157,15 +170,17 @@ class Tally(NamedTuple):
     agreement: float | None
 
 
-def tally(judge: str, against: str, duels: Sequence[Duel], first: Sequence[Duel] | None = None) -> Tally:
-    """Counts over all cells.
+def tally(
+    judge: str, against: str, matches: Sequence[MatchScores], first: Sequence[MatchScores] | None = None
+) -> Tally:
+    """Counts the verdicts of several matches.
 
     Args:
-        first: the same rounds as the first judge saw them.
+        first: the same matches as decided by the first judge.
     """
-    asked = torch.cat([(~each.same_NR).flatten() for each in duels])
+    asked = torch.cat([(~each.same_NR).flatten() for each in matches])
     wins, flips, contradicted = (
-        torch.cat([getattr(each, part).flatten() for each in duels])[asked]
+        torch.cat([getattr(each, part).flatten() for each in matches])[asked]
         for part in ("wins_NR", "flipped_NR", "contradicted_NR")
     )
     read = ~wins.isnan()
@@ -188,37 +203,3 @@ def tally(judge: str, against: str, duels: Sequence[Duel], first: Sequence[Duel]
 
 def _share(of: Tensor, among: Tensor) -> float | None:
     return float(of[among].double().mean()) if bool(among.any()) else None
-
-
-def _table(rows: list[list[float | None]]) -> Tensor:
-    return torch.tensor([[NAN if each is None else float(each) for each in row] for row in rows], dtype=torch.float64)
-
-
-def _expect_some(each: Round, verdicts: list[list[Verdict]]) -> None:
-    for k in range(len(verdicts[0])):
-        column = [row[k] for row in verdicts]
-        if all(verdict.score is None for verdict in column):
-            raise DataError(
-                f"not one of {len(column)} verdicts after {k} revisions could be read: {column[0].reason}",
-                where=each.where,
-                expected="a judge that says which answer is better",
-            )
-
-
-def opponents(
-    cells: Mapping[Any, Any], judges_compare: bool, against: str, versus: Sequence[str], highlight: str
-) -> dict[Any, list[str]]:
-    """Cell → against whom; what a pair judge's score is against comes first, where there is one.
-
-    Args:
-        versus: "draft", and "rivals" for the highlighted system against each other one, or "everyone".
-    """
-    found: dict[Any, list[str]] = {}
-    for cell in cells:
-        names = [against] if judges_compare else []
-        names += [DRAFT] if DRAFT in versus else []
-        if "everyone" in versus or ("rivals" in versus and cell.system == highlight):
-            there = [o.system for o in cells if o._replace(system="") == cell._replace(system="")]
-            names += [system for system in there if system != cell.system]
-        found[cell] = list(dict.fromkeys(names))
-    return found

@@ -1,38 +1,41 @@
-"""Prompts of several seeds put together, averaged and resampled.
+"""Scores grouped by split and temperature, pooled over seeds, and averaged with bootstrap intervals.
 
-Intervals are bootstrap intervals over prompts (`srpo.statistics.bootstrap`), all systems on the same draws. Pooled over
-seeds:
+Intervals are bootstrap intervals over prompts (`srpo.statistics.bootstrap`), all systems on the same draws. Two ways to
+pool the seeds:
 
-    the seeds share their prompts      a prompt is drawn together with its scores of every seed: one prompt answered by
-                                       three models is not three prompts
-    they do not                        each seed's prompts are drawn within the seed; every prompt weighs the same
+    shared prompts       a prompt is drawn together with its scores of every seed: one prompt answered by three models
+                         is not three prompts
+    different prompts    each seed's prompts are drawn within the seed; every prompt has the same weight
 
-Either way the training runs are held fixed: an interval is about other prompts, and what another run might give is seen
-from the seeds beside each other. A score that is nan was not given: it is left out, and a prompt that several seeds
-share is averaged over those that have one.
+Both hold the training runs fixed: an interval covers other prompts, and the spread over training runs shows in the
+single seeds. A nan score is missing: means leave it out, and a prompt shared by seeds is averaged over the seeds that
+scored it.
 
 Axes: N prompts, C columns to average.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from srpo.score.results import POOL
-from srpo.score.scores import Cell, Scored
+from srpo.score.scores import ScoredTrails, TrailsKey
 from srpo.statistics.bootstrap import DRAWS, LEVEL, Interval, bootstrap
 
 SHARED = "prompts are shared by the seeds and drawn with their scores of every seed"
 APART = "each seed has its own prompts, drawn within the seed"
 ONE = "one seed"
+Columns = dict[Hashable, Tensor]
+Block = tuple[tuple[str, ...], Columns]  # one seed: the keys of its prompts, and [N] columns
 
 
 class Resampling(NamedTuple):
-    """How intervals are made: the arguments of `bootstrap`."""
+    """Arguments of `bootstrap`: number of draws, seed, coverage, and prompts per draw."""
 
     draws: int = DRAWS
     seed: int = 0
@@ -41,29 +44,85 @@ class Resampling(NamedTuple):
 
 
 USUAL = Resampling()
-# "paper" is arXiv 2406.01660's: 20 bootstraps of 512 prompts. Its intervals are those of 512 prompts, whatever there
-# are, and their ends the second-smallest and second-largest of 20 numbers: for comparing with the paper, not to quote.
+# "paper" is arXiv 2406.01660's: 20 bootstraps of 512 prompts. Its intervals are those of 512 prompts, whatever the
+# number of prompts, and their ends the second-smallest and second-largest of 20 means: for comparison with the paper
+# only.
 RESAMPLINGS = {"prompts": USUAL, "paper": Resampling(draws=20, size=512)}
 
 
-class Block(NamedTuple):
-    """One seed's columns: what is averaged, [N] each, and the prompts they stand for."""
+@dataclass(frozen=True)
+class Group:
+    """All scores of one split at one temperature.
 
-    keys: tuple[str, ...]
-    columns: dict[Hashable, Tensor]
+    Attributes:
+        split, temperature: identify the group.
+        systems: system → seed → scored trails, in the order in which they were given.
+    """
+
+    split: str
+    temperature: float | None
+    systems: Mapping[str, Mapping[int, ScoredTrails]]
+
+    @property
+    def last(self) -> int:
+        """The largest number of revisions."""
+        return next(iter(next(iter(self.systems.values())).values())).primary_NR.shape[1] - 1
+
+    @property
+    def scopes(self) -> list[Scope]:
+        """Every seed with its systems, then the pools; systems with different seeds form different pools."""
+        seeds = {name: tuple(each) for name, each in self.systems.items()}
+        every = dict.fromkeys(seed for each in seeds.values() for seed in each)
+        single = [Scope(seed, (seed,), tuple(name for name in seeds if seed in seeds[name])) for seed in every]
+        pools = dict.fromkeys(seeds.values())
+        return single + [Scope(POOL, pool, tuple(name for name in seeds if seeds[name] == pool)) for pool in pools]
+
+    @property
+    def pooling(self) -> str:
+        """Description of the pooling of seeds."""
+        pools = [scope for scope in self.scopes if len(scope.seeds) > 1]
+        keys = [{self.systems[pool.systems[0]][seed].keys for seed in pool.seeds} for pool in pools]
+        return "; ".join(sorted({SHARED if len(each) == 1 else APART for each in keys})) or ONE
+
+    def table(
+        self, systems: Iterable[str], seeds: Iterable[int], columns: Callable[[str, ScoredTrails], Columns]
+    ) -> Table:
+        """Returns the columns of several systems as one table, pooled over the seeds.
+
+        Args:
+            columns: system and its scored trails → [N] columns by name; names differ between systems.
+        """
+        systems, blocks = list(systems), list[Block]()
+        for seed in seeds:
+            found = {name: self.systems[name][seed] for name in systems}
+            merged: Columns = {}
+            for name, each in found.items():
+                merged |= columns(name, each)
+            blocks.append((found[systems[0]].keys, merged))
+        return pooled(blocks)
 
 
 class Scope(NamedTuple):
-    """The systems that have the same seeds, and those seeds; `name` is a seed or the pool."""
+    """Systems that have the same seeds, and these seeds; `name` is a seed or the pool."""
 
     name: int | str
     seeds: tuple[int, ...]
     systems: tuple[str, ...]
 
 
-class Pooled(NamedTuple):
-    """All blocks as one: `rows_NC` with nan where there is no score, the columns' names, a key per row, and the lengths
-    of what is resampled apart, None where all rows are one."""
+def grouped(scored: Mapping[TrailsKey, ScoredTrails]) -> list[Group]:
+    """Groups scores by split and temperature, in the order in which they were given."""
+    found: dict[tuple[str, float | None], dict[str, dict[int, ScoredTrails]]] = {}
+    for key, each in scored.items():
+        found.setdefault((key.split, key.temperature), {}).setdefault(key.system, {})[key.seed] = each
+    return [Group(*place, systems) for place, systems in found.items()]
+
+
+class Table(NamedTuple):
+    """Columns to average: `rows_NC` with nan for missing scores, a name per column, and a key per row.
+
+    `strata` has the lengths of the blocks of rows that are resampled apart; None if all rows are one block.
+    """
 
     rows_NC: Tensor
     names: list[Hashable]
@@ -71,11 +130,11 @@ class Pooled(NamedTuple):
     strata: list[int] | None
 
     def column(self, name: Hashable) -> Tensor:
-        """[N] one column, nan where there is no score."""
+        """Returns one column, [N], nan for missing scores."""
         return self.rows_NC[:, self.names.index(name)]
 
-    def only(self, rows: list[int]) -> Pooled:
-        """Some of the rows, ascending; strata that lose all of theirs are gone."""
+    def only(self, rows: list[int]) -> Table:
+        """Returns the table of some rows, ascending; strata without rows are removed."""
         strata, start = None, 0
         if self.strata is not None:
             strata = []
@@ -83,51 +142,23 @@ class Pooled(NamedTuple):
                 strata.append(sum(start <= row < start + length for row in rows))
                 start += length
             strata = [length for length in strata if length]
-        return Pooled(self.rows_NC[rows], self.names, [self.keys[row] for row in rows], strata)
+        return Table(self.rows_NC[rows], self.names, [self.keys[row] for row in rows], strata)
 
 
-def pooled(blocks: list[Block]) -> Pooled:
-    """The blocks' columns as one table; how they are pooled is said at the top."""
-    names = list(blocks[0].columns)
-    seeds_NC = [torch.stack([block.columns[name] for name in names], 1) for block in blocks]
-    if all(block.keys == blocks[0].keys for block in blocks):
-        return Pooled(torch.stack(seeds_NC).nanmean(0), names, list(blocks[0].keys), None)
-    keys = [key for block in blocks for key in block.keys]
-    return Pooled(torch.cat(seeds_NC), names, keys, [len(each) for each in seeds_NC])
+def pooled(blocks: list[Block]) -> Table:
+    """Pools the columns of several seeds, each with the keys of its prompts; the file's head describes both ways."""
+    names = list(blocks[0][1])
+    seeds_NC = [torch.stack([columns[name] for name in names], 1) for _, columns in blocks]
+    if all(keys == blocks[0][0] for keys, _ in blocks):
+        return Table(torch.stack(seeds_NC).nanmean(0), names, list(blocks[0][0]), None)
+    every = [key for keys, _ in blocks for key in keys]
+    return Table(torch.cat(seeds_NC), names, every, [len(rows_NC) for rows_NC in seeds_NC])
 
 
-def estimate(table: Pooled, resampling: Resampling) -> dict[Hashable, Interval]:
-    """Mean and interval of each column over its prompts with a score."""
+def estimate(table: Table, resampling: Resampling) -> dict[Hashable, Interval]:
+    """Returns mean and interval of each column over its prompts with a score."""
     known_NC = ~table.rows_NC.isnan()
     some = None if bool(known_NC.all()) else known_NC
     rows_NC = table.rows_NC.nan_to_num(0.0) if some is not None else table.rows_NC
     found = bootstrap(rows_NC, **resampling._asdict(), strata=table.strata, known_NM=some)
     return {name: found.column(index) for index, name in enumerate(table.names)}
-
-
-def seeds_of(scored: Mapping[Cell, Scored], split: str, temperature: float | None) -> dict[str, tuple[int, ...]]:
-    """System → the seeds it has there."""
-    found: dict[str, tuple[int, ...]] = {}
-    for cell in scored:
-        if (cell.split, cell.temperature) == (split, temperature):
-            found[cell.system] = (*found.get(cell.system, ()), cell.seed)
-    return found
-
-
-def scopes_of(scored: Mapping[Cell, Scored], split: str, temperature: float | None) -> list[Scope]:
-    """Every seed with its systems, then the pool; systems with other seeds are pooled apart."""
-    seeds = seeds_of(scored, split, temperature)
-    every = dict.fromkeys(seed for each in seeds.values() for seed in each)
-    single = [Scope(seed, (seed,), tuple(name for name in seeds if seed in seeds[name])) for seed in every]
-    groups = dict.fromkeys(seeds.values())
-    return single + [Scope(POOL, group, tuple(name for name in seeds if seeds[name] == group)) for group in groups]
-
-
-def pooling_of(scored: Mapping[Cell, Scored], split: str, temperature: float | None) -> str:
-    """In words, how the seeds there are pooled."""
-    ways = set()
-    for scope in scopes_of(scored, split, temperature):
-        if len(scope.seeds) > 1:
-            keys = {scored[Cell(seed, scope.systems[0], split, temperature)].keys for seed in scope.seeds}
-            ways.add(SHARED if len(keys) == 1 else APART)
-    return "; ".join(sorted(ways)) or ONE

@@ -1,4 +1,4 @@
-"""`Results` as results.json and results.csv, and back."""
+"""Files of `Results`: writes results.json, results.csv and wins.csv, and reads results.json."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import DataError, InputError
-from srpo.score.results import Choice, Comparison, Difference, Results, Side
+from srpo.score.results import BestRevision, Difference, Results, Side, SystemComparison
 
 
 def as_json(results: Results) -> str:
-    """The text of results.json; `verdict` and `advice` stand there for readers and are computed again on reading."""
+    """Returns the text of results.json; `verdict` and `advice` are for readers and are recomputed when it is read."""
     numbers = asdict(results) | {"verdict": results.verdict, "advice": results.advice}
     numbers["choices"] = [each._asdict() for each in results.choices]
     for each in numbers["comparisons"]:
@@ -26,7 +26,7 @@ def as_json(results: Results) -> str:
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The text of results.csv or wins.csv: the rows, each secondary score in three columns, an empty field for None."""
+    """Returns the text of results.csv or wins.csv: three columns per secondary judge, an empty field for None."""
     flat = []
     for row in rows:
         cells: dict[str, Any] = {key: value for key, value in row.items() if key != "secondary"}
@@ -41,40 +41,27 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_results(path: str | Path) -> Results:
-    """Reads what `as_json` wrote.
+    """Reads results.json, as `as_json` writes it.
 
     Raises:
         InputError: the file is missing or unreadable.
-        DataError: it holds something else.
+        DataError: the file does not hold results.
     """
     try:
         found = json.loads(Path(path).read_text("utf-8"))
-        comparisons = [_comparison(each) for each in found["comparisons"]]
-        choices = [Choice(**each) for each in found["choices"]]
-        return Results(
-            found["rows"],
-            comparisons,
-            found["highlight"],
-            found["labels"],
-            found["settings"],
-            wins=found["wins"],
-            choices=choices,
-            judging=found["judging"],
-        )
+        found = {name: value for name, value in found.items() if name not in ("verdict", "advice")}
+        found["comparisons"] = [_comparison(each) for each in found["comparisons"]]
+        found["choices"] = [BestRevision(**each) for each in found["choices"]]
+        return Results(**found)
     except FileNotFoundError:
         raise InputError("no such file", where=str(path), expected="results.json of an evaluation") from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"not results: {error}", where=str(path), expected="results.json of an evaluation") from None
 
 
-def _comparison(found: dict[str, Any]) -> Comparison:
-    return Comparison(
-        a=Side(**found["a"]),
-        b=Side(**found["b"]),
-        split=found["split"],
-        temperature=found["temperature"],
-        pool=Difference(**found["pool"]),
-        seeds=tuple(Difference(**seed) for seed in found["seeds"]),
-    )
+def _comparison(found: dict[str, Any]) -> SystemComparison:
+    sides = {side: Side(**found[side]) for side in ("a", "b")}
+    numbers = {"pool": Difference(**found["pool"]), "seeds": tuple(Difference(**seed) for seed in found["seeds"])}
+    return SystemComparison(**{**found, **sides, **numbers})

@@ -1,4 +1,4 @@
-"""What can be said of answers without a judge: how long they are, how far from the draft, how much of it they keep.
+"""Measures of answers that need no judge: length, edit distance to the draft, and the share copied from the draft.
 
 Axes: N prompts, R = revisions + 1 answers in hand, the draft first.
 """
@@ -19,47 +19,46 @@ Unit = Literal["words", "characters"]
 
 
 def unit_of(texts: Iterable[str]) -> Unit:
-    """Words, unless no text has any space: digits and scripts without spaces are counted by the character."""
+    """Returns "words" if any text has a space, else "characters": digits and scripts without spaces."""
     return "words" if any(len(text.split()) > 1 for text in texts) else "characters"
 
 
 def units(text: str, unit: Unit) -> Sequence[str]:
-    """The text cut up."""
+    """Returns the words or the characters of a text."""
     return text.split() if unit == "words" else text.strip()
 
 
 def edited(before: str, after: str, unit: Unit) -> float:
-    """Edit distance in shares of the longer text: 0 for equal ones, 1 where nothing is left.
+    """Returns the edit distance as a share of the longer text: 0 for equal texts, 1 for texts without overlap.
 
     Example:
         >>> edited("a tidy answer", "a tidy reply, at last", "words")
         0.6
     """
-    return _both(before, after, unit)[0]
+    return _edited_and_copied(before, after, unit)[0]
 
 
 def copied(before: str, after: str, unit: Unit) -> float:
-    """Share of `after` that stands in `before` in the same order; 1 for an empty text.
+    """Returns the share of `after` that appears in `before` in the same order; 1 for an empty text.
 
     Example:
         >>> copied("a tidy answer", "a tidy reply, at last", "words")
         0.4
     """
-    return _both(before, after, unit)[1]
+    return _edited_and_copied(before, after, unit)[1]
 
 
 def measured(texts: Sequence[Sequence[str]], unit: Unit) -> dict[str, Tensor]:
-    """[N, R] of each measure.
+    """Measures every answer; each measure is an [N, R] tensor, float64.
 
     Returns:
-        changed: 1 where the answer differs from the one before, 0 for the draft.
-        length: in that unit.
-        edited, copied: against the draft.
+        changed: 1 where the answer differs from the previous one, 0 for the draft.
+        length: in `unit`.
+        edited, copied: against the draft, as shares.
     """
     rows: dict[str, list[list[float]]] = {"changed": [], "edited": [], "copied": []}
     for answers in texts:
-        draft = answers[0]
-        both = [_both(draft, answer, unit) for answer in answers]
+        both = [_edited_and_copied(answers[0], answer, unit) for answer in answers]
         rows["changed"].append([0.0, *(float(new != old) for old, new in pairwise(answers))])
         rows["edited"].append([edits for edits, _ in both])
         rows["copied"].append([kept for _, kept in both])
@@ -68,13 +67,13 @@ def measured(texts: Sequence[Sequence[str]], unit: Unit) -> dict[str, Tensor]:
 
 
 def lengths(texts: Sequence[Sequence[str]], unit: Unit) -> Tensor:
-    """[N, R] in that unit."""
+    """Returns the length of each text in `unit`, [N, R]."""
     rows = [[float(len(units(answer, unit))) for answer in answers] for answers in texts]
     return torch.tensor(rows, dtype=torch.float64)
 
 
 @lru_cache(maxsize=4096)  # most revisions repeat an answer
-def _both(before: str, after: str, unit: Unit) -> tuple[float, float]:
+def _edited_and_copied(before: str, after: str, unit: Unit) -> tuple[float, float]:
     if before == after:
         return 0.0, 1.0
     a, b = units(before, unit), units(after, unit)

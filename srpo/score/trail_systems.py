@@ -9,7 +9,7 @@ from pathlib import Path
 from srpo.errors import ConfigError, DataError
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import located_trails
-from srpo.score.scores import Cell, Key
+from srpo.score.scores import Key, TrailsKey
 
 ALL = "all"
 log = logging.getLogger("srpo")
@@ -35,7 +35,7 @@ def read_systems(
     for system, path in _named(specs):
         seed = seeds[system] = seeds.get(system, -1) + 1
         for trail in read_trails(path, gold_key=gold_key):
-            cells.setdefault(Cell(seed, system, str(trail.meta.get(split_key, ALL)), None), []).append(trail)
+            cells.setdefault(TrailsKey(seed, system, str(trail.meta.get(split_key, ALL)), None), []).append(trail)
     return cells
 
 

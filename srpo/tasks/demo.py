@@ -16,7 +16,7 @@ from srpo.errors import ConfigError
 from srpo.judge.single import exact_match, per_character
 from srpo.revise.trail import Trail
 from srpo.score.results import Results, Side
-from srpo.score.scores import Cell, Scored, score
+from srpo.score.scores import ScoredTrails, TrailsKey, score
 from srpo.score.summary import Question, summarise
 from srpo.score.trail_systems import read_trails
 from srpo.tasks.carry import SPLITS
@@ -55,7 +55,7 @@ def run_demo(
     first_seed: int = 0,
     config: CarryConfig | None = None,
     say: Say | None = None,
-) -> dict[Cell, Scored]:
+) -> dict[TrailsKey, ScoredTrails]:
     """Runs every seed and scores its trails.
 
     Args:
@@ -97,7 +97,7 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, say: Say) -> list[Job
     return jobs
 
 
-def verdict(scored: Mapping[Cell, Scored], config: CarryConfig) -> Results:
+def verdict(scored: Mapping[TrailsKey, ScoredTrails], config: CarryConfig) -> Results:
     """Averages, intervals and the answers to the questions the task was made for."""
     return summarise(scored, questions(config), highlight="srpo", labels=LABELS)
 

@@ -10,7 +10,7 @@ from srpo.judge.single import JUDGES, Judge
 from srpo.revise.trail import Answer, Trail
 from srpo.score.pooling import Resampling
 from srpo.score.results import Results
-from srpo.score.scores import Cell, Scored, score
+from srpo.score.scores import ScoredTrails, TrailsKey, score
 from srpo.score.summary import Question, summarise, usual_questions
 
 QUICK = Resampling(draws=400)
@@ -84,7 +84,7 @@ def cells(
     }
 
 
-def scored(judges: dict[str, Judge] | None = None, **size: Any) -> dict[Cell, Scored]:
+def scored(judges: dict[str, Judge] | None = None, **size: Any) -> dict[TrailsKey, ScoredTrails]:
     """`cells` judged by two shipped judges."""
     return score(cells(**size), judges or {name: JUDGES[name] for name in ("exact_match", "per_character")})
 

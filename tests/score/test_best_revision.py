@@ -62,7 +62,7 @@ def test_a_choice_is_told_on_the_other_half() -> None:
     assert choice.mean == pytest.approx(float(cell.primary_NR[second, choice.revision].mean()))
     assert (choice.chosen_on, choice.n) == (150, 150)
     said = choice.sentence("SRPO", 0.95)
-    assert said.startswith(f"SRPO does best after {choice.revision} revisions (chosen on 150 prompts, told on the")
+    assert said.startswith(f"SRPO does best after {choice.revision} revisions (chosen on 150 prompts, measured on the")
 
 
 def test_few_prompts_or_nothing_revised_choose_nothing() -> None:

@@ -10,7 +10,7 @@ import torch
 from srpo.errors import ConfigError, DataError
 from srpo.judge.single import JUDGES
 from srpo.revise.trail import Answer, Trail
-from srpo.score.scores import Cell, score, tallies
+from srpo.score.scores import TrailsKey, score, tallies
 from srpo.score.summary import summarise, usual_questions
 from tests.evaluate import samples
 from tests.judge.pair_judges import Scripted, first_shown, honest, longest, mute, often_mute
@@ -69,7 +69,7 @@ def test_a_judge_of_positions_says_nothing_and_is_seen() -> None:
     judges = {"biased": Scripted(first_shown)}
     scored = score(samples.cells(prompts=30, seeds=1), judges, versus=VERSUS)
     for cell in scored.values():
-        for duel in cell.duels.values():
+        for duel in cell.matches.values():
             assert duel.wins_NR.eq(0.5).all()
             assert duel.flipped_NR[~duel.same_NR].eq(1).all()
     for tally in tallies(scored, judges):
@@ -115,7 +115,7 @@ def test_every_different_question_is_asked_once() -> None:
 def test_without_gold_the_draft_is_the_opponent() -> None:
     rows = [Trail(str(i), (Answer("long", 1), Answer("longer", 1))) for i in range(50)]
     scored = score({(0, "a", "all", None): rows}, {"longest": Scripted(longest)}, against="draft")
-    assert scored[Cell(0, "a", "all", None)].primary_NR.mean(0).tolist() == [0.5, 1.0]
+    assert scored[TrailsKey(0, "a", "all", None)].primary_NR.mean(0).tolist() == [0.5, 1.0]
     with pytest.raises(DataError, match="no 'gold' beside the prompt"):
         score({(0, "a", "all", None): rows}, {"longest": Scripted(longest)})
 

@@ -11,17 +11,17 @@ import pytest
 
 from srpo.disk import writable_folder, write_file
 from srpo.errors import DataError, InputError, OutputError
-from srpo.score.results import POOL, Comparison, Difference, Side, percent, points
+from srpo.score.results import POOL, Difference, Side, SystemComparison, percent, points
 from srpo.score.results_file import as_csv, as_json, read_results
 from tests.evaluate import samples
 
 LABELS = {"srpo": "SRPO", "dpo": "DPO"}
 
 
-def comparison(low: float, difference: float, high: float, *, a: Side, b: Side, seeds: int = 1) -> Comparison:
+def comparison(low: float, difference: float, high: float, *, a: Side, b: Side, seeds: int = 1) -> SystemComparison:
     pool = Difference(POOL, 1000 * seeds, 0.4 + difference, 0.4, difference, low, high)
     single = tuple(Difference(s, 1000, 0.4, 0.4, difference + s / 100, low, high) for s in range(seeds))
-    return Comparison(a, b, "in", 0.0, pool, single)
+    return SystemComparison(a, b, "in", 0.0, pool, single)
 
 
 @pytest.mark.parametrize(

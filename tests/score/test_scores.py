@@ -11,7 +11,7 @@ import torch
 from srpo.errors import ConfigError, DataError
 from srpo.judge.single import JUDGES, exact_match
 from srpo.revise.trail import Answer, Trail
-from srpo.score.scores import Cell, score
+from srpo.score.scores import TrailsKey, score
 from tests.evaluate import samples
 
 KEY = (0, "srpo", "in", 0.0)
@@ -28,19 +28,19 @@ def test_pencil_scores() -> None:
         trail("b", "34", "34", "33", "34", kept=(2,)),  # the first revision was not kept
         trail("c", "56", "55"),  # stopped after its draft
     ]
-    found = score({KEY: rows}, JUDGES)[Cell(*KEY)]
+    found = score({KEY: rows}, JUDGES)[TrailsKey(*KEY)]
     assert found.primary_NR.tolist() == [[0, 0, 1], [1, 1, 1], [0, 0, 0]]
     assert found.scores["per_character"].tolist() == [[0, 0.5, 1], [1, 1, 1], [0.5, 0.5, 0.5]]
     assert found.changed_NR.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 0]]
     assert [each.prompt for each in found.trails] == ["a", "b", "c"]
     assert found.golds == ("12", "34", "56")
-    further = score({KEY: rows}, JUDGES, revisions=4)[Cell(*KEY)]
+    further = score({KEY: rows}, JUDGES, revisions=4)[TrailsKey(*KEY)]
     assert further.primary_NR.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
 
 
 def test_it_is_the_plain_loop() -> None:
     for cell, rows in samples.cells(prompts=30).items():
-        found = score({cell: rows}, JUDGES)[Cell(*cell)]
+        found = score({cell: rows}, JUDGES)[TrailsKey(*cell)]
         ordered = sorted(rows, key=lambda each: each.prompt)
         for name, judge in JUDGES.items():
             plain = [[judge(t.prompt, t.after(k).text, t.meta["gold"]) for k in range(4)] for t in ordered]
@@ -51,14 +51,17 @@ def test_the_order_of_a_file_does_not_matter() -> None:
     rows = samples.trails(samples.sums(40, 0), wrong=0.2, mends=0.3)
     shuffled = random.Random(0).sample(rows, len(rows))
     assert shuffled != rows
-    one, other = (score({KEY: each}, JUDGES)[Cell(*KEY)] for each in (rows, shuffled))
+    one, other = (score({KEY: each}, JUDGES)[TrailsKey(*KEY)] for each in (rows, shuffled))
     assert one.keys == other.keys
     assert torch.equal(one.primary_NR, other.primary_NR)
 
 
 def test_messages_are_prompts_too() -> None:
     chat = [{"role": "user", "content": "2+2="}]
-    assert score({KEY: [Trail(chat, (Answer("4", 1),), meta={"gold": "4"})]}, JUDGES)[Cell(*KEY)].primary_NR.item() == 1
+    assert (
+        score({KEY: [Trail(chat, (Answer("4", 1),), meta={"gold": "4"})]}, JUDGES)[TrailsKey(*KEY)].primary_NR.item()
+        == 1
+    )
 
 
 def test_each_text_is_judged_once() -> None:
@@ -77,9 +80,9 @@ def test_tokens_are_those_of_the_answers() -> None:
         Trail("a", (Answer("1", 1, forward_tokens=10), Answer("2", 1, forward_tokens=20)), meta={"gold": "1"}),
         Trail("b", (Answer("1", 1, forward_tokens=30),), meta={"gold": "1"}),
     ]
-    assert score({KEY: rows}, JUDGES)[Cell(*KEY)].tokens == (20.0, 30.0)
-    assert score({KEY: [trail("a", "1", "1")]}, JUDGES)[Cell(*KEY)].tokens is None
-    assert score({KEY: rows}, JUDGES, tokens={KEY: [1, 2]})[Cell(*KEY)].tokens == (1.0, 2.0)
+    assert score({KEY: rows}, JUDGES)[TrailsKey(*KEY)].tokens == (20.0, 30.0)
+    assert score({KEY: [trail("a", "1", "1")]}, JUDGES)[TrailsKey(*KEY)].tokens is None
+    assert score({KEY: rows}, JUDGES, tokens={KEY: [1, 2]})[TrailsKey(*KEY)].tokens == (1.0, 2.0)
     with pytest.raises(ConfigError, match="3 token counts; expected 2"):
         score({KEY: rows}, JUDGES, tokens={KEY: [1, 2, 3]})
 
@@ -113,4 +116,4 @@ def test_systems_must_have_the_same_prompts(other: tuple[str, str]) -> None:
 
 def test_another_gold_key() -> None:
     row = Trail("a", (Answer("1", 1),), meta={"label": "1"})
-    assert score({KEY: [row]}, JUDGES, gold_key="label")[Cell(*KEY)].primary_NR.item() == 1
+    assert score({KEY: [row]}, JUDGES, gold_key="label")[TrailsKey(*KEY)].primary_NR.item() == 1

@@ -12,7 +12,7 @@ from srpo.judge.single import JUDGES
 from srpo.revise.trail import Trail
 from srpo.score.pooling import APART, ONE, SHARED
 from srpo.score.results import POOL, Side
-from srpo.score.scores import Cell, score
+from srpo.score.scores import TrailsKey, score
 from srpo.score.summary import Question, summarise, usual_questions
 from srpo.statistics.bootstrap import bootstrap, paired_difference
 from tests.evaluate import samples
@@ -51,7 +51,7 @@ def test_intervals_are_those_of_the_bootstrap() -> None:
     scored = samples.scored(prompts=50, seeds=1)
     results = summarise(scored, resampling=QUICK)
     for system in ("SRPO", "DPO"):
-        right_NR = scored[Cell(0, system, "out", 0.0)].primary_NR
+        right_NR = scored[TrailsKey(0, system, "out", 0.0)].primary_NR
         alone = bootstrap(right_NR, draws=QUICK.draws)
         for k, row in enumerate(results.curve(system, "out", 0.0)):
             assert (row["low"], row["high"]) == pytest.approx(alone.column(k)[1:])
@@ -67,7 +67,7 @@ def test_seeds_with_their_own_prompts_are_pooled_as_strata() -> None:
     scored = score(one_system(*seeds), JUDGES)
     results = summarise(scored, resampling=QUICK)
     assert results.settings["pooling"] == APART
-    rows_NR = torch.cat([scored[Cell(seed, "srpo", "all", None)].primary_NR for seed in (0, 1)])
+    rows_NR = torch.cat([scored[TrailsKey(seed, "srpo", "all", None)].primary_NR for seed in (0, 1)])
     within, across = (bootstrap(rows_NR, draws=QUICK.draws, strata=strata).column(0) for strata in ([60, 90], None))
     row = results.curve("srpo", "all", None)[0]
     assert row["n"] == 150
@@ -129,7 +129,7 @@ def test_a_comparison_is_the_paired_difference_of_common_seeds() -> None:
     assert [seed.seed for seed in against.seeds] == [0, 2]
     assert [seed.seed for seed in own.seeds] == [0, 1, 2]
     sides = [
-        torch.cat([scored[Cell(seed, system, "out", 0.0)].primary_NR[:, k] for seed in (0, 2)])
+        torch.cat([scored[TrailsKey(seed, system, "out", 0.0)].primary_NR[:, k] for seed in (0, 2)])
         for system, k in (("SRPO", 2), ("DPO", 1))
     ]
     plain = paired_difference(*sides, draws=QUICK.draws, strata=[50, 50])
