@@ -27,9 +27,9 @@ def main(argv: list[str]) -> int:
     expect_judge_writable(args, {"--output": args.output, **beside}, "trails")
 
     from srpo.judge.votes import write_questions
+    from srpo.revise.trail_files import read_trails
     from srpo.rounds.candidates import choose, find, kinds_of
     from srpo.rounds.label import LabelSettings, label_file
-    from srpo.score.trail_systems import read_trails
 
     show_progress()
     settings = LabelSettings(kinds_of(args.ask), args.choose, args.labels, args.seed, args.gold_key)

@@ -17,8 +17,8 @@ from srpo.disk import writable_file, write_file
 from srpo.errors import DataError, InputError
 from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
 from srpo.revise.trail import Trail
+from srpo.revise.trail_files import read_trails
 from srpo.rounds.candidates import KINDS, Candidate, choose, find
-from srpo.score.trail_systems import read_trails
 
 COUNTS_SUFFIX = ".labels.json"  # the file of `LabelCounts` beside a file of pairs
 

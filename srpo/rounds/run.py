@@ -33,11 +33,10 @@ from srpo.judge.verdict_cache import CachingJudge
 from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
-from srpo.revise.trail_files import revise_file
+from srpo.revise.trail_files import read_trails, revise_file
 from srpo.rounds.label import LabelSettings, label_file, read_counts, rows_as_lines
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.sample import sample_file
-from srpo.score.trail_systems import read_trails
 
 ROUNDS_FILE, SETTINGS_FILE, VERDICTS_FILE = "rounds.json", "rounds.settings.json", "verdicts.jsonl"
 MAY_CHANGE = ("rounds", "patience")  # settings that may differ when a run continues

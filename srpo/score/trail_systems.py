@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from srpo.errors import ConfigError, DataError
+from srpo.errors import ConfigError
 from srpo.revise.trail import Trail
-from srpo.revise.trail_files import located_trails
+from srpo.revise.trail_files import read_trails
 from srpo.score.scores import Key, TrailsKey
 
 ALL = "all"
-log = logging.getLogger("srpo")
 
 
 def read_systems(
@@ -37,33 +35,6 @@ def read_systems(
         for trail in read_trails(path, gold_key=gold_key):
             cells.setdefault(TrailsKey(seed, system, str(trail.meta.get(split_key, ALL)), None), []).append(trail)
     return cells
-
-
-def read_trails(path: str | Path, *, gold_key: str | None = "gold") -> list[Trail]:
-    """The trails of one file; those that failed are left out, and counted aloud.
-
-    Args:
-        gold_key: where in each row's `meta` a gold answer has to stand; None asks for none.
-
-    Raises:
-        InputError: the file is missing or unreadable.
-        DataError: a line is no trail or lacks its gold answer, or there is no line.
-    """
-    trails, failed = [], 0
-    for where, trail in located_trails(path):
-        if trail.failed:
-            failed += 1
-            continue
-        if gold_key is not None and gold_key not in trail.meta:
-            has = ", ".join(map(repr, trail.meta)) or "nothing"
-            fix = "put the gold answer beside each prompt before `srpo revise`, or name its key by --gold_key"
-            raise DataError(f"no {gold_key!r} in meta, only {has}", where=where, fix=fix)
-        trails.append(trail)
-    if failed:
-        log.warning("srpo: %s: %d of %d trails failed and are left out", path, failed, failed + len(trails))
-    if not trails:
-        raise DataError("no trails", where=str(path), expected="one trail per line")
-    return trails
 
 
 def _named(specs: Sequence[str]) -> list[tuple[str, Path]]:

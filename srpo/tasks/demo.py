@@ -15,10 +15,10 @@ from srpo.disk import writable_folder
 from srpo.errors import ConfigError
 from srpo.judge.single import exact_match, per_character
 from srpo.revise.trail import Trail
+from srpo.revise.trail_files import read_trails
 from srpo.score.results import Results, Side
 from srpo.score.scores import ScoredTrails, TrailsKey, score
 from srpo.score.summary import Question, summarise
-from srpo.score.trail_systems import read_trails
 from srpo.tasks.carry import SPLITS
 from srpo.tasks.carry_run import CarryConfig, Job, Say, cells, start_run, trail_file, trail_folder, work
 from srpo.tasks.stages import side_by_side

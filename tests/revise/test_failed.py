@@ -17,8 +17,7 @@ from srpo.generate.engine import Completion
 from srpo.revise.confidence import Sequences
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
-from srpo.revise.trail_files import revise_file
-from srpo.score.trail_systems import read_trails
+from srpo.revise.trail_files import read_trails, revise_file
 from tests.revise.tiny import Scripted, reviser
 
 PROMPTS = [f"{n}+0=" for n in range(9)]

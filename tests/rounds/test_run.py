@@ -16,10 +16,10 @@ from srpo import read_pairs
 from srpo.errors import ConfigError, DataError
 from srpo.judge.single import per_character
 from srpo.judge.verdict import AnswerPair, Verdict
+from srpo.revise.trail_files import read_trails
 from srpo.rounds.candidates import Candidate, find
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.run import SETTINGS_FILE, Round, _expect_same, run_rounds
-from srpo.score.trail_systems import read_trails
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
 from srpo.train.run import train_with
 

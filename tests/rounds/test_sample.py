@@ -11,7 +11,7 @@ import pytest
 from srpo import read_pairs
 from srpo.cli.main import run
 from srpo.errors import SRPOError
-from srpo.score.trail_systems import read_trails
+from srpo.revise.trail_files import read_trails
 from srpo.tasks.carry import BaseConfig, untrained_base
 from tests.generate.served import OTHER, completion, spoken
 from tests.revise.tiny import saved
