@@ -1,11 +1,12 @@
-"""JSON over HTTP to a model server: many requests at once, their answers in order, and every item ends exactly once.
+"""JSON over HTTP to a model server: many concurrent requests, replies in order, and each item ends exactly once.
 
-    answered            2xx with JSON that the caller's `read` takes
-    failed, a reason    this request cannot be served (4xx), or every try at it went wrong: 429, 5xx, a timeout, a
-                        broken connection, torn JSON, an answer that `read` cannot use
-    unchanged           the whole run stopped before it: no server answers, the key is refused, Ctrl-C
+    answered    a 2xx status with JSON that the caller's `read` accepts
+    failed      with a reason: the server refuses the request (4xx), or each try failed (429, 5xx, a timeout, a broken
+                connection, torn JSON, an answer that `read` rejects)
+    unchanged   the run stopped before the item: no server, a refused key, Ctrl-C
 
-A key, or what stands before the @ of a URL, reaches no message: what a server says is scrubbed of them first.
+httpx sends the requests and tenacity repeats them; see docs/decisions/0009. Keys and passwords are removed from all
+text that comes from a server.
 """
 
 from __future__ import annotations
@@ -23,26 +24,31 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Generic, TypeVar
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import quote, unquote
 
 from srpo.errors import ConfigError, InputError, SRPOError
 
-T = TypeVar("T")
-Body = Mapping[str, Any] | None  # of a POST request; None makes it a GET
+if TYPE_CHECKING:
+    import httpx
+    from tenacity import RetryCallState
 
-WORTH_ANOTHER_TRY = {408, 425, 429, *range(500, 600)}
-WRONG_FOR_ALL = {401, 403, 404, 405, *range(300, 400)}  # no other request would fare better
-LONGEST_WAIT = 60.0  # seconds between two tries; a server may ask for more, up to the next
-LONGEST_RETRY_AFTER = 600.0
+T = TypeVar("T")
+JSONObject = Mapping[str, Any]
+
+TEMPORARY = {408, 425, 429, *range(500, 600)}  # statuses worth another try
+WRONG_FOR_ALL = {401, 403, 404, 405, *range(300, 400)}  # statuses that every request would get
+LONGEST_WAIT = 60.0  # seconds between two tries without a Retry-After
+LONGEST_RETRY_AFTER = 600.0  # seconds
 LARGEST = 1 << 26  # bytes of one answer
-WINDOW = 4  # × concurrency items are under way or wait for an earlier one to end
+WINDOW = 4  # items under way, or waiting for an earlier item to end, per concurrent request
 
 
 class _TryAgain(Exception):
-    """This try went wrong; another may not. `after` is how long the server wants to be left alone, where it says so."""
+    """A try failed, and another may succeed; `after` is the server's Retry-After in seconds."""
 
     def __init__(self, reason: str, *, after: float | None = None, unreachable: bool = False) -> None:
         super().__init__(reason)
@@ -50,23 +56,27 @@ class _TryAgain(Exception):
 
 
 class UnusableAnswer(_TryAgain):
-    """Raised by a `read`: the JSON came whole, but what is needed does not stand in it. The request is tried again."""
+    """Raised by `read` for whole JSON without the needed content; the request is tried again."""
 
 
 class Refused(Exception):
-    """This request cannot be served, however often it is sent. A `read` may raise it, too."""
+    """The server will not serve this request, however often it is sent. `read` may raise it too."""
+
+
+class _Stopped(Exception):
+    """The caller left before this request was sent."""
 
 
 @dataclass(frozen=True)
 class Reply(Generic[T]):
-    """How one request ended.
+    """The end of one request.
 
     Attributes:
-        value: what `read` made of the answer; None if the request failed.
-        failed: why there is none, in one line without secrets; empty if there is one.
-        tries: requests sent.
-        seconds: from the first of them to the end, waits included.
-        worn_out: every try went wrong, so that another time may be different; False for a request that was refused.
+        value: Result of `read`; None if the request failed.
+        failed: Reason in one line without secrets; empty for an answered request.
+        tries: Number of requests sent.
+        seconds: Time from the first request to the end, waits included.
+        worn_out: True if all tries failed and a later run may succeed; False for a refused request.
     """
 
     value: T | None
@@ -77,21 +87,25 @@ class Reply(Generic[T]):
 
 
 class Endpoint:
-    """A server that takes and gives JSON.
+    """A server that exchanges JSON.
 
     Args:
-        base_url: what stands before every path, e.g. `http://localhost:8000/v1`; `user:password@` in it is sent as
-            basic authentication, and a query is added to every request.
-        api_key_env: name of the environment variable that holds the key, sent as a bearer token. A key given itself
-            would stay in shell histories and process lists.
-        timeout: seconds one try may take from the request to the last byte of the answer.
-        tries: for one item.
-        concurrency: requests under way at the same time, at most.
-        backoff: seconds before the second try; twice as many before each further one, up to a minute, less a random
-            part. A Retry-After from the server counts instead, and holds back every other request as well.
+        base_url: URL before every path, such as `http://localhost:8000/v1`. `user:password@` is sent as basic
+            authentication, and a query is added to every request.
+        api_key_env: Name of the environment variable with the key, sent as a bearer token. Shell histories and process
+            lists would show a key given directly.
+        timeout: Seconds from the request to the last byte of the answer, for one try.
+        tries: Largest number of requests for one item.
+        concurrency: Largest number of requests under way at the same time.
+        backoff: Longest wait in seconds before the second try. The wait doubles with each try, up to a minute, and a
+            random part of up to one half is left out. A Retry-After replaces the wait and holds back all requests.
+
+    Attributes:
+        close: Closes the connections; garbage collection closes them otherwise.
 
     Raises:
-        ConfigError: no such URL, an unset or empty key, two ways to authenticate, a number out of range, no httpx.
+        ConfigError: An invalid URL, an unset or empty key, two ways to authenticate, a number out of range, or missing
+            packages.
 
     Example:
         >>> Endpoint("http://me:secret@localhost:8000/v1/?token=secret")
@@ -114,15 +128,13 @@ class Endpoint:
         if not timeout > 0:
             raise ConfigError(f"{timeout}", where="timeout", expected="seconds above 0")
         self.timeout, self.tries, self.concurrency, self.backoff = timeout, tries, concurrency, backoff
-        self.url, self._query, userinfo = _parts(base_url)
         key = _key(api_key_env)
-        if key and userinfo:
-            raise ConfigError("a key, and a user in the URL", where="base_url", fix="authenticate in one way")
-        self._secrets = _spellings(key, userinfo, self._query)
-        self._client = _client(key, userinfo, timeout, concurrency)
-        self._closing = weakref.finalize(self, self._client.close)
+        self._client = _client(base_url, key, timeout, concurrency)
+        self._secrets = _spellings(self._client, key)
+        self.url = str(self._client.base_url.copy_with(userinfo=b"")).rstrip("/")
+        self.close = weakref.finalize(self, self._client.close)
         self._slots = threading.Semaphore(concurrency)
-        self._quiet_until = 0.0  # of the monotonic clock; a server over its limit wants no request at all
+        self._quiet_until = 0.0  # monotonic clock; a server over its limit wants no request at all
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
@@ -130,129 +142,133 @@ class Endpoint:
     def each(
         self,
         path: str,
-        bodies: Iterable[Mapping[str, Any]],
+        bodies: Iterable[JSONObject],
         read: Callable[[Any], T],
-        keep: Callable[[Mapping[str, Any], T], None] | None = None,
+        keep: Callable[[JSONObject, T], None] | None = None,
     ) -> Iterator[Reply[T]]:
-        """The replies to one request per body, in the order of the bodies, each as soon as those before it ended.
+        """Yields the reply to each body, in order, as soon as all earlier items ended.
 
         Args:
-            path: appended to the base URL: `completions`, say.
-            bodies: a JSON object each, sent by POST; taken as they are needed.
-            read: the parsed answer → what is wanted of it. It runs on other threads. Where the answer lacks what is
-                needed it raises `UnusableAnswer`, or the KeyError, IndexError or TypeError of looking for it.
-            keep: told of each body and what was read of its answer, on the same thread as soon as it came and before
-                another request takes its turn: an answer that was paid for should not be lost to a kill while it
-                waits for the ones before it.
+            path: Path after the base URL, such as `completions`.
+            bodies: One JSON object per POST request, consumed as needed.
+            read: Converts the parsed answer, on another thread. Raises `UnusableAnswer`, KeyError, IndexError or
+                TypeError for an answer without the needed content.
+            keep: Receives each body and its value as soon as the answer arrives, on the same thread: a kill must not
+                lose an answer that waits for earlier items.
 
         Raises:
-            ConfigError: the server refuses the key, or knows no such path or model.
-            InputError: no server answers, or every try has failed at as many items in a row as run at once.
+            ConfigError: The server refuses the key, or has no such path or model.
+            InputError: No server answers, or all tries failed for as many items in a row as run at once.
         """
         stop = threading.Event()
-        jobs: deque[_Job[T]] = deque()
+        futures: deque[Future[Reply[T]]] = deque()
         in_a_row = 0
         source = iter(bodies)
         try:
             while True:
-                for body in itertools.islice(source, WINDOW * self.concurrency - len(jobs)):
-                    kept = functools.partial(_kept, body, read, keep)
-                    jobs.append(_Job(functools.partial(self._item, path, body, kept, stop)))
-                if not jobs:
+                for body in itertools.islice(source, WINDOW * self.concurrency - len(futures)):
+                    read_and_keep = functools.partial(_read_and_keep, body, read, keep)
+                    futures.append(_start(functools.partial(self._item, path, body, read_and_keep, stop)))
+                if not futures:
                     return
-                reply = jobs.popleft().result()
+                reply = futures.popleft().result()
                 in_a_row = in_a_row + 1 if reply.worn_out else 0
                 if in_a_row > max(8, self.concurrency):
-                    fix = "see to the server; the same command goes on"
+                    fix = "check the server; the same command continues"
                     raise InputError(f"{in_a_row} requests in a row failed: {reply.failed}", where=self.url, fix=fix)
                 yield reply
         finally:
-            stop.set()  # what still waits for its turn is not sent
+            stop.set()  # waiting requests are not sent
 
     def get(self, path: str, read: Callable[[Any], T]) -> Reply[T]:
-        """The reply to a GET request. A path that the server does not know is a failed reply, and no error."""
+        """Returns the reply to a GET request; an unknown path is a failed reply, not an error."""
         return self._item(path, None, read, threading.Event())
-
-    def close(self) -> None:
-        """Closes the connections; otherwise they are closed when nobody asks here any more."""
-        self._closing()
 
     # ------------------------------------------------------------------ one item
 
-    def _item(self, path: str, body: Body, read: Callable[[Any], T], stop: threading.Event) -> Reply[T]:
-        """Tries until the item ends."""
+    def _item(self, path: str, body: JSONObject | None, read: Callable[[Any], T], stop: threading.Event) -> Reply[T]:
+        """Sends requests until the item ends."""
+        from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt
+
         began = time.monotonic()
-        problem = _TryAgain("not sent", after=0.0)
-        for attempt in range(1, self.tries + 1):
-            if stop.wait(self._pause(attempt, problem)):
-                return Reply(None, "not sent", attempt - 1)
-            try:
-                return Reply(self._try(path, body, read), "", attempt, time.monotonic() - began)
-            except Refused as error:
-                return Reply(None, str(error), attempt, time.monotonic() - began)
-            except _TryAgain as error:
-                problem = error
-        if problem.unreachable:
-            raise InputError(f"no server answers: {problem}", where=self.url, fix="start it, or mend the URL")
-        return Reply(None, f"{problem} ({self.tries} tries)", self.tries, time.monotonic() - began, worn_out=True)
+        retrying = Retrying(
+            retry=retry_if_exception_type(_TryAgain),
+            stop=stop_after_attempt(self.tries),
+            wait=self._wait,
+            sleep=sleep_using_event(stop),
+            reraise=True,
+        )
+        value, failed, worn_out = None, "", False
+        try:
+            value = retrying(self._try, path, body, read, stop)
+        except _Stopped:
+            return Reply(None, "not sent", retrying.statistics["attempt_number"] - 1)
+        except Refused as error:
+            failed = str(error)
+        except _TryAgain as error:
+            if error.unreachable:
+                fix = "start the server, or correct the URL"
+                raise InputError(f"no server answers: {error}", where=self.url, fix=fix) from None
+            failed, worn_out = f"{error} ({self.tries} tries)", True
+        return Reply(value, failed, retrying.statistics["attempt_number"], time.monotonic() - began, worn_out)
 
-    def _pause(self, attempt: int, problem: _TryAgain) -> float:
-        """Seconds before that attempt; the random part keeps requests that failed together from coming back so."""
-        pause = problem.after
-        if pause is None:
-            pause = min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 2)) * random.uniform(0.5, 1.0)
-        return max(pause, self._quiet_until - time.monotonic())
+    def _wait(self, state: RetryCallState) -> float:
+        """Returns the seconds before the next try; the random part spreads requests that failed together."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, _TryAgain) and error.after is not None:
+            return error.after
+        return min(LONGEST_WAIT, self.backoff * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1.0)
 
-    def _try(self, path: str, body: Body, read: Callable[[Any], T]) -> T:
-        """One request, and what is made of its answer."""
+    def _try(self, path: str, body: JSONObject | None, read: Callable[[Any], T], stop: threading.Event) -> T:
+        """Sends one request and reads its answer, once no Retry-After holds requests back."""
+        if stop.wait(max(0.0, self._quiet_until - time.monotonic())):
+            raise _Stopped
         with self._slots:
             status, retry_after, content = self._send(path, body)
-            return self._made(path, body, read, status, retry_after, content)
+            if 200 <= status < 300:
+                return self._value(content, read)
+            problem = f"HTTP {status}: {self._clean(_message(content))}"
+            if status in TEMPORARY:
+                if retry_after is not None:
+                    self._quiet_until = max(self._quiet_until, time.monotonic() + retry_after)
+                raise _TryAgain(problem, after=retry_after)
+            if status in WRONG_FOR_ALL and (body is not None or status in (401, 403)):
+                fix = (
+                    "name the variable that holds the key" if status in (401, 403) else "correct the URL or model name"
+                )
+                raise ConfigError(problem, where=f"{self.url}/{path}", fix=fix)
+            raise Refused(problem)
 
-    def _made(
-        self, path: str, body: Body, read: Callable[[Any], T], status: int, retry_after: float | None, content: bytes
-    ) -> T:
-        """What `read` makes of an answer, or why there is nothing to read."""
-        if 200 <= status < 300:
-            try:
-                return read(json.loads(content))
-            except UnusableAnswer as error:
-                raise _TryAgain(self._clean(str(error))) from None
-            except Refused as error:
-                raise Refused(self._clean(str(error))) from None
-            except (KeyError, IndexError, TypeError) as error:
-                raise _TryAgain(self._clean(f"JSON of another shape: {error!r}")) from None
-            except (ValueError, RecursionError):
-                raise _TryAgain("torn JSON") from None
-        said = f"HTTP {status}: {self._clean(_message(content))}"
-        if status in WORTH_ANOTHER_TRY:
-            if retry_after is not None:
-                self._quiet_until = max(self._quiet_until, time.monotonic() + retry_after)
-            raise _TryAgain(said, after=retry_after)
-        if status in WRONG_FOR_ALL and (body is not None or status in (401, 403)):
-            fix = "name the variable that holds the key" if status in (401, 403) else "mend the URL or the model's name"
-            raise ConfigError(said, where=f"{self.url}/{path}", fix=fix)
-        raise Refused(said)
+    def _value(self, content: bytes, read: Callable[[Any], T]) -> T:
+        """Returns the result of `read`; its errors become `_TryAgain` or `Refused` without secrets."""
+        try:
+            return read(json.loads(content))
+        except UnusableAnswer as error:
+            raise _TryAgain(self._clean(str(error))) from None
+        except Refused as error:
+            raise Refused(self._clean(str(error))) from None
+        except (KeyError, IndexError, TypeError) as error:
+            raise _TryAgain(self._clean(f"JSON of another shape: {error!r}")) from None
+        except (ValueError, RecursionError):
+            raise _TryAgain("torn JSON") from None
 
-    def _send(self, path: str, body: Body) -> tuple[int, float | None, bytes]:
-        """(status, seconds of Retry-After, content) of one request; the body is read here, so that the timeout is one
-        for the whole rather than for each piece of it."""
+    def _send(self, path: str, body: JSONObject | None) -> tuple[int, float | None, bytes]:
+        """Sends one request; returns status, Retry-After in seconds and content.
+
+        httpx applies its timeout to each piece of an answer; reading piece by piece here applies it to the whole.
+        """
         import httpx
 
-        content = bytearray()
-        sent: dict[str, Any] = {"method": "GET"}
-        if body is not None:
-            headers = {"Content-Type": "application/json"}
-            sent = {"method": "POST", "content": json.dumps(body).encode(), "headers": headers}
+        method, sent, content = ("GET", None, bytearray()) if body is None else ("POST", json.dumps(body), bytearray())
+        until = time.monotonic() + self.timeout
         try:
-            until = time.monotonic() + self.timeout
-            with self._client.stream(url=f"{self.url}/{path}{self._query}", **sent) as response:
+            with self._client.stream(method, path, content=sent) as response:
                 for piece in response.iter_bytes():
                     content += piece
                     if len(content) > LARGEST:
                         raise Refused(f"an answer of more than {LARGEST} bytes")
                     if time.monotonic() > until:
-                        raise httpx.ReadTimeout("dribbling")
+                        raise httpx.ReadTimeout("answer too slow")
         except httpx.ConnectError as error:
             raise _TryAgain(self._clean(str(error)), unreachable=True) from None
         except httpx.TimeoutException:
@@ -262,38 +278,30 @@ class Endpoint:
         return response.status_code, _seconds(response.headers.get("retry-after", "")), bytes(content)
 
     def _clean(self, text: str) -> str:
-        """One short line without secrets or control characters."""
+        """Returns one short line without secrets or control characters."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return " ".join(re.sub(r"[^ -~\u00a0-\ud7ff\ue000-\U0010ffff]+", " ", text).split())[:200]
 
 
-class _Job(Generic[T]):
-    """One item on a thread of its own. A daemon thread: Ctrl-C must not wait for a server that does not answer."""
+def _start(work: Callable[[], T]) -> Future[T]:
+    """Starts the work on a daemon thread: Ctrl-C must not wait for a silent server, as an executor's threads would."""
+    future: Future[T] = Future()
 
-    def __init__(self, work: Callable[[], Reply[T]]) -> None:
-        self._work, self._done = work, threading.Event()
-        self._ended: Reply[T] | SRPOError | None = None
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
+    def run() -> None:
         try:
-            self._ended = self._work()
+            future.set_result(work())
         except SRPOError as error:
-            self._ended = error
+            future.set_exception(error)
         finally:
-            self._done.set()
+            future.cancel()  # only has an effect after an unexpected error, whose traceback the thread prints
 
-    def result(self) -> Reply[T]:
-        self._done.wait()
-        if isinstance(self._ended, SRPOError):
-            raise self._ended
-        assert self._ended is not None  # the thread's own traceback has been printed
-        return self._ended
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
-def _kept(
-    body: Mapping[str, Any], read: Callable[[Any], T], keep: Callable[[Mapping[str, Any], T], None] | None, answer: Any
+def _read_and_keep(
+    body: JSONObject, read: Callable[[Any], T], keep: Callable[[JSONObject, T], None] | None, answer: Any
 ) -> T:
     value = read(answer)
     if keep is not None:
@@ -301,72 +309,67 @@ def _kept(
     return value
 
 
-# ---------------------------------------------------------------------- what is in a URL, a header, an error
+# ---------------------------------------------------------------------- URLs, headers and error texts
 
 
-def _parts(base_url: str) -> tuple[str, str, str]:
-    """(URL that may be shown, "?query" or "", "user:password" or "") of the URL as given."""
-    fix = "write it as http://host:port/v1"
-    try:
-        split = urlsplit(base_url.strip())
-        port = f":{split.port}" if split.port else ""
-    except ValueError:  # its message would quote the URL
-        raise ConfigError("no URL", where="base_url", fix=fix) from None
-    if split.scheme not in ("http", "https") or not split.hostname:
-        raise ConfigError("no http:// or https:// URL", where="base_url", fix=fix)
-    host = f"[{split.hostname}]" if ":" in split.hostname else split.hostname
-    if "@" in split.path:  # a slash in the password ended the host there
-        raise ConfigError("an @ behind the host", where="base_url", fix="write / in a password as %2F")
-    shown = urlunsplit((split.scheme, host + port, split.path.rstrip("/"), "", ""))
-    return shown, f"?{split.query}" if split.query else "", split.netloc.rpartition("@")[0]
-
-
-def _key(api_key_env: str) -> str:
-    """The key in that variable of the environment; none where no variable is named."""
-    if not api_key_env:
-        return ""
-    key = os.environ.get(api_key_env, "").strip()
-    if not re.fullmatch(r"\w+", api_key_env, re.ASCII):  # a key, rather than a name: not to be shown
-        raise ConfigError(
-            "not the name of a variable", where="api_key_env", fix="put the key into a variable, name that"
-        )
-    if not key:
-        raise ConfigError("the environment has no such variable", where=api_key_env, fix=f"export {api_key_env}=…")
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError("holds what cannot be sent in a header", where=api_key_env, expected="printable ASCII")
-    return key
-
-
-def _spellings(key: str, userinfo: str, query: str) -> list[str]:
-    """Every form in which a secret may come back, the longest first."""
-    plain = [key, *(unquote(part) for part in userinfo.split(":", 1))]
-    plain += [unquote(value) for value in re.findall(r"=([^&]+)", query)]
-    encoded = [base64.b64encode(unquote(userinfo).encode()).decode()] if userinfo else []
-    forms = {form for secret in plain for form in (secret, quote(secret, safe=""))} | {
-        *encoded,
-        *userinfo.split(":", 1),
-    }
-    return sorted(forms - {""}, key=len, reverse=True)
-
-
-def _client(key: str, userinfo: str, timeout: float, concurrency: int) -> Any:
+def _client(base_url: str, key: str, timeout: float, concurrency: int) -> httpx.Client:
+    """Returns the HTTP client of a base URL; httpx takes user, password and query from the URL."""
     try:
         import httpx
-    except ImportError:
-        raise ConfigError("httpx is not installed", where="base_url", fix="pip install 'srpo[server]'") from None
-    # It logs every request with its whole URL, and what stands in a query may be a secret.
+        import tenacity  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed", where="base_url", fix="pip install 'srpo[server]'"
+        ) from None
+    # httpx logs every request with its whole URL, and a query may hold a secret.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    user, _, password = userinfo.partition(":")
+    fix = "write it as http://host:port/v1"
+    try:
+        url = httpx.URL(base_url.strip())
+    except httpx.InvalidURL:  # its message would quote the URL
+        raise ConfigError("not a URL", where="base_url", fix=fix) from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError("not an http:// or https:// URL", where="base_url", fix=fix)
+    if "@" in url.path:  # a slash in the password ended the host there
+        raise ConfigError("an @ behind the host", where="base_url", fix="write / in a password as %2F")
+    if key and url.userinfo:
+        raise ConfigError("a key, and a user in the URL", where="base_url", fix="authenticate in one way")
     return httpx.Client(
-        auth=(unquote(user), unquote(password)) if userinfo else None,
-        headers={"Authorization": f"Bearer {key}"} if key else {},
+        base_url=url.copy_with(query=None, fragment=None),
+        params=url.params,
+        headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
         timeout=httpx.Timeout(timeout, pool=None),
         limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
     )
 
 
+def _key(api_key_env: str) -> str:
+    """Reads the key from the environment variable of that name; "" without a name."""
+    if not api_key_env:
+        return ""
+    if not re.fullmatch(r"\w+", api_key_env, re.ASCII):  # probably the key itself: the message must not show it
+        fix = "put the key into a variable, and name the variable"
+        raise ConfigError("not the name of a variable", where="api_key_env", fix=fix)
+    key = os.environ.get(api_key_env, "").strip()
+    if not key:
+        raise ConfigError("the environment has no such variable", where=api_key_env, fix=f"export {api_key_env}=…")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError("a header cannot carry its value", where=api_key_env, expected="printable ASCII")
+    return key
+
+
+def _spellings(client: httpx.Client, key: str) -> list[str]:
+    """Returns every form in which a server may repeat a secret, the longest first."""
+    userinfo = client.base_url.userinfo.decode()
+    parts = userinfo.split(":", 1)
+    plain = [key, *map(unquote, parts), *client.params.values()]
+    encoded = {base64.b64encode(unquote(userinfo).encode()).decode()} if userinfo else set()
+    forms = {form for secret in plain for form in (secret, quote(secret, safe=""))} | encoded | {*parts}
+    return sorted(forms - {""}, key=len, reverse=True)
+
+
 def _seconds(retry_after: str) -> float | None:
-    """What a Retry-After header asks for, a number or a date; None where it says nothing that can be read."""
+    """Returns the seconds of a Retry-After header, a number or a date; None for an unreadable one."""
     try:
         wanted = float(retry_after)
     except ValueError:
@@ -378,12 +381,12 @@ def _seconds(retry_after: str) -> float | None:
 
 
 def _message(content: bytes) -> str:
-    """What a server says went wrong: the message in its JSON where there is one, else the text."""
+    """Returns the message in a server's JSON error, or the whole text."""
     text = content[:100_000].decode("utf-8", "replace")
     try:
-        said = json.loads(text)
+        found = json.loads(text)
     except ValueError:
         return text
     for key in ("error", "message", "detail"):
-        said = said.get(key, said) if isinstance(said, dict) else said
-    return said if isinstance(said, str) else text
+        found = found.get(key, found) if isinstance(found, dict) else found
+    return found if isinstance(found, str) else text

@@ -1,12 +1,12 @@
 """Completions from an OpenAI-compatible server.
 
-    CompletionsEngine   `/completions`: contexts go over as the token ids of training, token for token, and what the
-                        server says it read is compared with what was sent
-    ChatEngine          `/chat/completions`: messages go over and the server renders them with a template of its own, so
-                        nobody here can promise that the model is shown what it was trained on
+    CompletionsEngine   `/completions`: sends contexts as the token ids of training, and compares the number of tokens
+                        the server read with the number sent
+    ChatEngine          `/chat/completions`: sends messages, which the server renders with its own template. The model
+                        may see another context than in training.
 
-Sampling is the server's: equal (seed, key) make equal requests, their seed included, and what comes of a seed is the
-server's affair. Greedy answers are those of the in-process engine up to rounding.
+The server samples: equal (seed, key) send equal requests and seeds, and the draws are the server's. Greedy answers
+equal those of the engine in this process up to rounding.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from srpo.errors import BackendError, ConfigError, InputError, did_you_mean
 from srpo.generate.engine import Completion, ContextAnswer, expect_temperature, seed_of
-from srpo.generate.http import Endpoint, Refused, Reply, UnusableAnswer
+from srpo.generate.http import Endpoint, JSONObject, Refused, Reply, UnusableAnswer
 from srpo.generate.journal import Journal
 
 log = logging.getLogger("srpo")
 
 DIALECTS = ("auto", "vllm", "openai")
-# A server may have defaults of its own that shape a distribution; vLLM takes those of generation_config.json.
+# Servers have defaults that shape a distribution; vLLM takes them from generation_config.json.
 UNSHAPED = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 UNSHAPED_VLLM = {**UNSHAPED, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -35,18 +35,18 @@ class CompletionsEngine:
     """Completes token ids with a served model.
 
     Args:
-        endpoint: the server.
-        model: the name it serves the model or adapter under; "" takes the only one there is.
-        batch_size: prompts handed over together; None takes four times the requests that run at once.
-        dialect: vllm, or openai for a server that takes the standard fields alone; auto asks the server.
-        journal: keeps every answer as it comes, so that one asked for is never asked for again.
+        endpoint: The server.
+        model: Name of the model or adapter on the server; "" takes the only one.
+        batch_size: Prompts passed together; None takes four times the number of concurrent requests.
+        dialect: vllm, or openai for a server with the standard fields only; auto asks the server.
+        journal: Stores each answer as it arrives; a stored answer is not requested again.
 
     Attributes:
-        max_length: tokens that fit, where the server tells.
+        max_length: Largest number of context and answer tokens; None if the server does not report one.
 
     Raises:
-        ConfigError: no such model or dialect.
-        InputError: the server says nothing of its models.
+        ConfigError: An unknown model or dialect.
+        InputError: The server does not list its models.
     """
 
     same_batch_same_bits = False
@@ -65,7 +65,7 @@ class CompletionsEngine:
             raise ConfigError(f"{dialect!r}", where="dialect", expected="one of " + ", ".join(DIALECTS))
         self.endpoint, self.journal = endpoint, journal
         self.batch_size = batch_size or 4 * endpoint.concurrency
-        self.model, self.max_length, owner = _card(endpoint, model)
+        self.model, self.max_length, owner = _model_card(endpoint, model)
         self.dialect = dialect if dialect != "auto" else "vllm" if owner == "vllm" else "openai"
 
     def complete(
@@ -79,32 +79,34 @@ class CompletionsEngine:
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
     ) -> list[Completion]:
-        """As `Engine` says. What fails is a completion that says why.
+        """Completes the contexts; see `Engine`. A failed request is a completion with its reason.
 
         Raises:
-            BackendError: the server read other tokens than it was sent.
+            BackendError: The server read other tokens than it was sent.
         """
         expect_temperature(temperature)
         bodies = []
         for context, key in zip(contexts, keys, strict=True):
             body = {"model": self.model, "max_tokens": max_new_tokens, "temperature": temperature}
             body |= {"seed": seed_of(seed, key)} if temperature > 0 else {}
-            bodies.append({**body, **self._asked(context, stop_ids)})
-        done = {} if self.journal is None else self.journal.among(bodies)
+            bodies.append({**body, **self._fields(context, stop_ids)})
+        done = {} if self.journal is None else self.journal.known(bodies)
         missing = [i for i in range(len(bodies)) if i not in done]
 
-        def keep(body: Mapping[str, Any], completion: Completion) -> None:
-            self._expect_read(body, completion)
+        def keep(body: JSONObject, completion: Completion) -> None:
+            self._expect_same_context(body, completion)
             if self.journal is not None:
                 self.journal.add(body, completion)
 
         replies = self.endpoint.each(self.path, (bodies[i] for i in missing), self._read, keep)
-        done.update((i, _ended(reply)) for i, reply in zip(missing, replies, strict=True))
+        done.update((i, _completion(reply)) for i, reply in zip(missing, replies, strict=True))
         return [done[i] for i in range(len(bodies))]
 
     def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """log π of each answer after its context, nats, summed over the answer's tokens; nan, and a warning, for what
-        the server could not score."""
+        """Returns log π of each answer after its context, nats, summed over the answer's tokens.
+
+        An answer that the server could not score gets nan and a warning.
+        """
         vllm = self.dialect == "vllm"
         ask: Body = {"prompt_logprobs": 0} if vllm else {"echo": True, "logprobs": 1}
         bodies = [
@@ -112,7 +114,7 @@ class CompletionsEngine:
             for context, answer in pairs
         ]
         sums = []
-        replies = self.endpoint.each(self.path, bodies, _told_logps if vllm else _echoed_logps)
+        replies = self.endpoint.each(self.path, bodies, _prompt_logps if vllm else _echoed_logps)
         for (context, answer), reply in zip(pairs, replies, strict=True):
             if reply.value is None:
                 log.warning("srpo: no log-probs: %s", reply.failed)
@@ -121,11 +123,11 @@ class CompletionsEngine:
                 sums.append(sum(reply.value([*context, *answer])[len(context) :]))
         return sums
 
-    def _asked(self, context: Any, stop_ids: Sequence[int]) -> Body:
-        """The part of a request that is this path's own."""
+    def _fields(self, context: Any, stop_ids: Sequence[int]) -> Body:
+        """Returns the fields of a request that are particular to this path."""
         if self.dialect != "vllm":
             return {"prompt": list(context), **UNSHAPED}
-        # An answer ends where it ended in training and nowhere else, whatever the model's own files call an end.
+        # An answer ends where it ended in training, whatever end tokens the model's own files name.
         ends = {"ignore_eos": True, "stop_token_ids": list(stop_ids)}
         return {"prompt": list(context), **UNSHAPED_VLLM, **ends, "return_token_ids": True}
 
@@ -134,56 +136,56 @@ class CompletionsEngine:
         ids, text = choice.get("token_ids"), choice["text"]
         if ids is not None:
             if not (isinstance(ids, list) and all(isinstance(token, int) for token in ids)):
-                raise UnusableAnswer("token ids that are none")
+                raise UnusableAnswer("token ids that are not integers")
             if not ids:
                 raise UnusableAnswer("an empty completion")
-            asked = choice.get("prompt_token_ids")
-            return Completion(tuple(ids), finished, 0.0, read=read if asked is None else len(asked))
-        return _of_text(text, finished, tokens, read)
+            prompt = choice.get("prompt_token_ids")
+            return Completion(tuple(ids), finished, 0.0, read=read if prompt is None else len(prompt))
+        return _text_completion(text, finished, tokens, read)
 
-    def _expect_read(self, body: Mapping[str, Any], done: Completion) -> None:
+    def _expect_same_context(self, body: JSONObject, done: Completion) -> None:
         if done.read is not None and done.read != len(body["prompt"]):
             raise BackendError(
                 f"the server read {done.read} tokens where {len(body['prompt'])} were sent",
                 where=f"{self.endpoint.url}/{self.path}",
-                fix="it must take prompts as token ids, add none and cut none; else ask it by chat",
+                fix="the server must read prompts as token ids, unchanged; otherwise use --engine chat",
             )
 
 
 class ChatEngine(CompletionsEngine):
-    """Answers messages with a served model; contexts are those of a `MessageRenderer`.
+    """Answers messages with a served model; contexts come from a `MessageRenderer`.
 
-    Where an answer ends, how thinking is shown and which template stands around the messages is the server's choice.
+    The server chooses the chat template, the end of an answer, and how thinking is shown.
     """
 
     path = "chat/completions"
 
-    def _asked(self, context: Any, stop_ids: Sequence[int]) -> Body:
+    def _fields(self, context: Any, stop_ids: Sequence[int]) -> Body:
         return {"messages": list(context), **(UNSHAPED_VLLM if self.dialect == "vllm" else UNSHAPED)}
 
     def _read(self, answer: Any) -> Completion:
         choice, finished, tokens, read = _ending(answer)
-        return _of_text(choice["message"]["content"], finished, tokens, read)
+        return _text_completion(choice["message"]["content"], finished, tokens, read)
 
-    def _expect_read(self, body: Mapping[str, Any], done: Completion) -> None:
-        pass  # nobody here knows what the messages became
+    def _expect_same_context(self, body: JSONObject, done: Completion) -> None:
+        pass  # only the server knows the token ids of the messages
 
 
-# ---------------------------------------------------------------------- reading what a server says
+# ---------------------------------------------------------------------- reading a server's answer
 
 
 def _ending(answer: Any) -> tuple[Mapping[str, Any], bool, int | None, int | None]:
-    """(the choice, whether the model ended it, tokens generated, tokens read) of an answer."""
+    """Returns the choice, whether the model ended it, the generated tokens and the read tokens of an answer."""
     choice, usage = answer["choices"][0], answer.get("usage") or {}
     reason = choice.get("finish_reason")
     if reason == "content_filter":
-        raise Refused("kept back by the server's content filter")
+        raise Refused("withheld by the server's content filter")
     if reason not in ("stop", "length"):
         raise UnusableAnswer(f"ended by {reason!r}")
     return choice, reason == "stop", usage.get("completion_tokens"), usage.get("prompt_tokens")
 
 
-def _of_text(text: Any, finished: bool, tokens: int | None, read: int | None) -> Completion:
+def _text_completion(text: Any, finished: bool, tokens: int | None, read: int | None) -> Completion:
     if not isinstance(text, str):
         raise UnusableAnswer("an answer without text")
     if not text and (not finished or tokens == 0):
@@ -191,41 +193,41 @@ def _of_text(text: Any, finished: bool, tokens: int | None, read: int | None) ->
     return Completion((), finished, 0.0, text=text, tokens=tokens, read=read)
 
 
-def _ended(reply: Reply[Completion]) -> Completion:
+def _completion(reply: Reply[Completion]) -> Completion:
     if reply.value is None:
         return Completion((), False, reply.seconds, failed=reply.failed)
     return replace(reply.value, seconds=reply.seconds)
 
 
-Told = Callable[[list[int]], list[float]]  # ids of the prompt → log-prob of each
+LogpsOf = Callable[[list[int]], list[float]]  # ids of the prompt → log-prob of each
 
 
-def _told_logps(answer: Any) -> Told:
-    """vLLM's `prompt_logprobs`: per position a mapping of token ids, that of the prompt among them."""
+def _prompt_logps(answer: Any) -> LogpsOf:
+    """Reads vLLM's `prompt_logprobs`: for each position a mapping of token ids, the prompt's own among them."""
     rows = answer["choices"][0].get("prompt_logprobs")
     if not rows:
         raise UnusableAnswer("no log-probs of the prompt")
     if any(not row for row in rows[1:]):
         raise UnusableAnswer("a position without log-probs")
 
-    def told(ids: list[int]) -> list[float]:
+    def logps_of(ids: list[int]) -> list[float]:
         _expect_length(rows, ids)
         return [float("nan"), *(float(row[str(id_)]["logprob"]) for row, id_ in zip(rows[1:], ids[1:], strict=True))]
 
-    return told
+    return logps_of
 
 
-def _echoed_logps(answer: Any) -> Told:
-    """`echo` with `logprobs`: the prompt's own come first, then those of the token that was generated."""
+def _echoed_logps(answer: Any) -> LogpsOf:
+    """Reads `echo` with `logprobs`: the prompt's log-probs, then that of the generated token."""
     rows = (answer["choices"][0].get("logprobs") or {}).get("token_logprobs")
     if not rows or any(row is None for row in rows[1:]):
         raise UnusableAnswer("no log-probs of the prompt")
 
-    def told(ids: list[int]) -> list[float]:
+    def logps_of(ids: list[int]) -> list[float]:
         _expect_length(rows[:-1], ids)
         return [float("nan"), *map(float, rows[1:-1])]
 
-    return told
+    return logps_of
 
 
 def _expect_length(rows: Sequence[Any], ids: Sequence[int]) -> None:
@@ -233,14 +235,15 @@ def _expect_length(rows: Sequence[Any], ids: Sequence[int]) -> None:
         raise BackendError(f"the server scored {len(rows)} tokens where {len(ids)} were sent", where="completions")
 
 
-def _card(endpoint: Endpoint, model: str) -> tuple[str, int | None, str]:
-    """(name, tokens that fit, owner) of the model, from the server's list of models.
+def _model_card(endpoint: Endpoint, model: str) -> tuple[str, int | None, str]:
+    """Returns name, context length and owner of the model, from the server's list of models.
 
     Raises:
-        ConfigError: it does not serve that model, or none is named and it serves several.
+        ConfigError: An unknown model, or no name and several models.
+        InputError: No name and no list of models.
     """
     reply = endpoint.get("models", lambda answer: {card["id"]: card for card in answer["data"]})
-    if reply.value is None:  # a server may keep no list
+    if reply.value is None:  # some servers have no list
         if not model:
             fix = "name the model with --served_model"
             raise InputError(f"no list of models: {reply.failed}", where=endpoint.url, fix=fix)
@@ -249,10 +252,10 @@ def _card(endpoint: Endpoint, model: str) -> tuple[str, int | None, str]:
     roots = [name for name, card in cards.items() if not card.get("parent")]
     name = model or (roots[0] if len(roots) == 1 else "")
     if name not in cards:
-        has = ", ".join(cards) or "none"
         problem = f"the server has no model {model!r}" if model else "the server has several models"
         fix = did_you_mean(model, cards) or "name one with --served_model"
-        raise ConfigError(problem, where=endpoint.url, expected=f"one of {has}", fix=fix)
+        expected = f"one of {', '.join(cards) or 'none'}"
+        raise ConfigError(problem, where=endpoint.url, expected=expected, fix=fix)
     card = cards[name]
-    fits = card.get("max_model_len") or cards.get(card.get("parent") or "", {}).get("max_model_len")
-    return name, fits, str(card.get("owned_by", ""))
+    length = card.get("max_model_len") or cards.get(card.get("parent") or "", {}).get("max_model_len")
+    return name, length, str(card.get("owned_by", ""))

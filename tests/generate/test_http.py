@@ -6,9 +6,11 @@ import base64
 import json
 import logging
 import threading
+from time import monotonic
 from typing import Any
 
 import pytest
+from tenacity import RetryCallState, Retrying
 
 from srpo.errors import ConfigError, InputError
 from srpo.generate.http import Endpoint, Reply, UnusableAnswer, _seconds, _TryAgain
@@ -120,17 +122,30 @@ def test_a_server_that_is_over_its_limit_is_left_alone_by_all() -> None:
     wait = Say("later", 429, {"Retry-After": "500"})
     with serve(lambda body, before: wait) as server:
         client = endpoint(server.url, tries=1)
-        fresh = _TryAgain("not sent", after=0.0)
-        assert client._pause(1, fresh) == 0.0
+        assert client._quiet_until < monotonic()
         (reply,) = client.each("numbers", [{"n": 1}], number)
         assert reply.failed == "HTTP 429: later (1 tries)"
-        assert 490 < client._pause(1, fresh) <= 500
+        assert 490 < client._quiet_until - monotonic() <= 500
+        # Another request waits until the caller leaves, and is then not sent.
+        left = threading.Event()
+        left.set()
+        assert client._item("numbers", {"n": 2}, number, left).failed == "not sent"
+        assert server.times({"n": 2}) == 0
 
 
 def test_waits_grow() -> None:
-    client, problem = Endpoint("http://h", backoff=1.0), _TryAgain("HTTP 500")
-    for attempt, most in ((2, 1.0), (3, 2.0), (4, 4.0), (20, 60.0)):
-        assert most / 2 <= client._pause(attempt, problem) <= most
+    client = Endpoint("http://h", backoff=1.0)
+    for attempt, most in ((1, 1.0), (2, 2.0), (3, 4.0), (19, 60.0)):
+        assert most / 2 <= client._wait(after(attempt, _TryAgain("HTTP 500"))) <= most
+        assert client._wait(after(attempt, _TryAgain("HTTP 429", after=7.0))) == 7.0
+
+
+def after(attempt: int, error: Exception) -> RetryCallState:
+    """The state in which tenacity asks for a wait: a try failed."""
+    state = RetryCallState(Retrying(), None, (), {})
+    state.attempt_number = attempt
+    state.set_exception((type(error), error, None))
+    return state
 
 
 @pytest.mark.parametrize(
@@ -223,7 +238,7 @@ def test_a_user_in_the_url_is_sent_and_never_shown() -> None:
         (f"http://me:{SECRET}@host:port/", {}, "base_url"),
         ("http://h", {"api_key_env": SECRET}, "api_key_env: not the name"),
         ("http://h", {"api_key_env": "NOT_SET"}, "NOT_SET: the environment has no such variable"),
-        ("http://h", {"api_key_env": "BROKEN_KEY"}, "BROKEN_KEY: holds what cannot be sent"),
+        ("http://h", {"api_key_env": "BROKEN_KEY"}, "BROKEN_KEY: a header cannot carry its value"),
         (f"http://me:1/{SECRET}@h", {}, "an @ behind the host"),
         ("http://me:pass@h", {"api_key_env": "SOME_KEY"}, "authenticate in one way"),
         ("http://h", {"tries": 0}, "tries: 0"),

@@ -93,7 +93,7 @@ def test_seeds_hang_on_seed_and_key_alone() -> None:
         ({"finish_reason": "abort"}, "ended by 'abort'"),
         ({"finish_reason": "content_filter"}, "content filter"),
         ({"token_ids": []}, "an empty completion"),
-        ({"token_ids": ["7"]}, "token ids that are none"),
+        ({"token_ids": ["7"]}, "token ids that are not integers"),
         ({"token_ids": None, "text": "", "finish_reason": "length"}, "an empty completion"),
         ({"token_ids": None, "text": None}, "an answer without text"),
     ],
