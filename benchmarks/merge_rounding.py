@@ -16,14 +16,14 @@ from peft import LoraConfig, get_peft_model
 from transformers.utils import logging as hf_logging
 
 from srpo.model.weights.load import load_model
-from srpo.model.weights.merge import Comparison, merge
+from srpo.model.weights.merge import MergeCheck, merge
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
 SEEDS = range(2)
 DEPTHS = (2, 8, 24)
 
 
-def once(seed: int, layers: int, dtype: str) -> Comparison:
+def once(seed: int, layers: int, dtype: str) -> MergeCheck:
     """Merges one random adapter whose effect is that of training for a while."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": layers}
     with tempfile.TemporaryDirectory() as name:

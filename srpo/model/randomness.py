@@ -1,9 +1,9 @@
-"""The state of every random number generator that a step may draw from."""
+"""The state of every random number generator that a training step may draw from."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,27 +12,27 @@ import torch
 
 
 def generators() -> dict[str, Any]:
-    """Their states as they are."""
-    found: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    """Returns the states of the generators of Python, NumPy and torch (CPU, and CUDA where it is in use)."""
+    states: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        found["cuda"] = torch.cuda.get_rng_state_all()
-    return found
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
 
 
-def set_generators(found: dict[str, Any]) -> None:
-    """Puts them where they were."""
-    random.setstate(found["python"])
-    np.random.set_state(found["numpy"])
-    torch.set_rng_state(found["cpu"])
-    if "cuda" in found:
-        torch.cuda.set_rng_state_all(found["cuda"])
+def set_generators(states: Mapping[str, Any]) -> None:
+    """Restores the states that `generators` returned."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 @contextmanager
 def left_as_found() -> Iterator[None]:
-    """What is drawn inside is not missing outside: training goes on alike whether it was evaluated or not."""
-    found = generators()
+    """Restores the random state after the block: training draws the same numbers whether it was evaluated or not."""
+    states = generators()
     try:
         yield
     finally:
-        set_generators(found)
+        set_generators(states)

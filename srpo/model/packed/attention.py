@@ -10,7 +10,7 @@ Axes: S packed tokens, C chains in a group, Q queries, K keys, H heads, D head s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 
 from srpo.errors import BackendError
 from srpo.model.packed.forest import Forest
+from srpo.model.unwrap import core
 
 NAME = "srpo_path"
 FLEX = "srpo_flex"
@@ -36,33 +37,31 @@ def path_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     srpo_forest: Forest | None = None,
-    **unserved: Any,
+    **unserved: object,
 ) -> tuple[Tensor, None]:
     """Attention over a forest, for transformers' attention interface.
 
     Args:
         query: [1, H, S, D]; key and value [1, H', S, D] with H a multiple of H'.
         sliding_window: the layer's own window in tokens, None for full attention.
-        srpo_forest: the plan; the model's forward passes it through.
+        srpo_forest: the plan, passed through by the model's forward.
 
     Returns:
-        [1, S, H, D] and no weights.
+        Outputs [1, S, H, D]; attention weights are never formed.
 
     Raises:
-        BackendError: the layer asks for something a path cannot serve exactly.
+        BackendError: the layer needs a feature that path attention cannot compute exactly.
     """
-    if srpo_forest is None:
-        raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
-    refuse_unserved(module, sliding_window, unserved)
+    forest = served_forest(module, srpo_forest, sliding_window, unserved)
     rows = [t.squeeze(0).transpose(0, 1) for t in (query, key, value)]  # [S, H, D], as the projections left them
     outputs = []
-    for group in srpo_forest.groups:
+    for group in forest.groups:
         places = (group.queries_CQ, group.keys_CK, group.keys_CK)
         query_CHQD, key_CHKD, value_CHKD = (_chains(row, place) for row, place in zip(rows, places, strict=True))
         window = sliding_window if sliding_window and sliding_window < group.keys_CK.shape[1] else None
         causal = group.causal and window is None
-        # Fused kernels share a key head among its query heads by themselves; on CUDA those that take a mask do not,
-        # and enable_gqa would then fall back to one that holds all the scores.
+        # On CUDA, no fused kernel takes a mask and shares key heads: enable_gqa would fall back to the kernel that
+        # stores all the scores.
         repeats = query.shape[1] // key.shape[1]
         shares = repeats > 1 and (causal or query.device.type == "cpu")
         if repeats > 1 and not shares:
@@ -78,22 +77,33 @@ def path_attention(
             enable_gqa=shares,
         )
         outputs.append(out_CHQD.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, srpo_forest.place_S)[None], None
+    return torch.cat(outputs).index_select(0, forest.place_S)[None], None
 
 
 def _chains(rows_SHD: Tensor, places: Tensor) -> Tensor:
-    """[C, H, places of a chain, D]. Selected as whole rows: indexing would scatter its gradient element by element."""
+    """Rows of each chain, [C, H, places, D]. `index_select` takes whole rows; the gradient of indexing goes element by
+    element."""
     return rows_SHD.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
-def refuse_unserved(module: Any, window: int | None, unserved: dict[str, Any]) -> None:
-    """Raises BackendError for what an attention layer asks for beyond queries, keys, values and a window."""
+def served_forest(
+    module: nn.Module, forest: Forest | None, window: int | None, unserved: Mapping[str, object]
+) -> Forest:
+    """Returns the plan, once the layer is known to need only queries, keys, values and a window.
+
+    Raises:
+        BackendError: the plan did not arrive, or the layer needs a feature that no path can serve.
+    """
+    if forest is None:
+        raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
     for name in ("softcap", "s_aux", "position_bias"):
         if unserved.get(name) is not None:
             raise BackendError(f"attention with {name} has no exact path form", where=type(module).__name__)
-    kinds = getattr(module.config, "layer_types", None)
-    if kinds and kinds[module.layer_idx] == "sliding_attention" and window is None:
-        raise BackendError("the layer does not name its window", where=f"layer {module.layer_idx}")
+    layer: Any = module
+    kinds = getattr(layer.config, "layer_types", None)
+    if kinds and kinds[layer.layer_idx] == "sliding_attention" and window is None:
+        raise BackendError("the layer does not name its window", where=f"layer {layer.layer_idx}")
+    return forest
 
 
 AttentionInterface.register(NAME, path_attention)
@@ -102,8 +112,10 @@ _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def why_not_path(model: nn.Module) -> str:
-    """Why this model's attention cannot follow paths, as far as its configuration tells; empty when nothing speaks
-    against it. The self-check on the first batch decides."""
+    """Why the model's configuration rules out path attention; empty if it does not.
+
+    An empty answer is no promise: the self-check on the first batch decides.
+    """
     causal_lm = core(model)
     config = causal_lm.config.get_text_config()
     if not getattr(causal_lm, "_supports_attention_backend", False):
@@ -121,9 +133,9 @@ def why_not_path(model: nn.Module) -> str:
 
 @contextmanager
 def following_paths(model: nn.Module, name: str = NAME) -> Iterator[None]:
-    """The model attends over forests inside, and as before outside.
+    """Switches the model's attention to the interface `name` inside the block.
 
-    Activation checkpointing runs the layers again during the backward pass, so that pass belongs inside, too.
+    Activation checkpointing runs the layers again in the backward pass, so the block must contain that pass too.
     """
     found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(config): config for config in found if hasattr(config, "to_dict")}
@@ -137,15 +149,15 @@ def following_paths(model: nn.Module, name: str = NAME) -> Iterator[None]:
             config._attn_implementation = before[key]
 
 
-_FOLLOWS = {"path": NAME, "flex": FLEX}
-_held: set[int] = set()
+_INTERFACES = {"path": NAME, "flex": FLEX}  # back-end → its name in transformers' attention interface
+_held: set[int] = set()  # ids of models inside `serving`
 
 
 @contextmanager
 def serving(model: nn.Module, backend: str) -> Iterator[None]:
-    """Holds the model's attention in place over a forward *and* its backward, as activation checkpointing needs."""
-    if backend in _FOLLOWS:
-        with following_paths(model, _FOLLOWS[backend]):
+    """Keeps a back-end's attention switched on over a forward *and* its backward, as activation checkpointing needs."""
+    if backend in _INTERFACES:
+        with following_paths(model, _INTERFACES[backend]):
             _held.add(id(core(model)))
             try:
                 yield
@@ -157,10 +169,10 @@ def serving(model: nn.Module, backend: str) -> Iterator[None]:
 
 @contextmanager
 def attending(model: nn.Module, backend: str) -> Iterator[None]:
-    """The model follows paths inside; for a forward alone.
+    """Switches a back-end's attention on for a forward alone; changes nothing inside `serving`.
 
     Raises:
-        BackendError: layers would be run again after it, in a plain row, silently wrong.
+        BackendError: activation checkpointing would run layers again after the block, without the back-end.
     """
     if id(core(model)) in _held:
         yield
@@ -171,18 +183,10 @@ def attending(model: nn.Module, backend: str) -> Iterator[None]:
         raise BackendError(
             "activation checkpointing recomputes layers after path attention has been taken down", fix=fix
         )
-    with following_paths(model, _FOLLOWS[backend]):
+    with following_paths(model, _INTERFACES[backend]):
         yield
 
 
 def checkpoints_activations(model: nn.Module) -> bool:
-    """Some layer would be run again in a backward pass; such a layer also drops the cache it is given."""
+    """Whether a layer runs again in the backward pass; such a layer also drops the key/value cache it is given."""
     return any(getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules())
-
-
-def core(model: nn.Module) -> Any:
-    """The transformers model inside wrappers (DDP, torch.compile, an adapter)."""
-    inner: Any = model
-    while wrapped := next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None):
-        inner = wrapped
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

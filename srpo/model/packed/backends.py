@@ -1,7 +1,7 @@
 """Which back-end serves a model exactly: settled by comparing numbers on the first batch of a run.
 
-What the configuration tells is asked first; whatever it leaves open, packed log-probs must be flat ones up to rounding.
-"auto" then falls back to flat, saying so; a back-end asked for by name is an error where it cannot serve.
+The model's configuration is read first. If it allows the back-end, packed log-probs must equal flat ones up to
+rounding. Otherwise "auto" falls back to flat with a warning, and a back-end chosen by name is an error.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import torch
 from torch import nn
 
 from srpo.errors import BackendError
-from srpo.model.packed.attention import checkpoints_activations, core, why_not_path
+from srpo.model.packed.attention import checkpoints_activations, why_not_path
 from srpo.model.packed.cache_tree import why_not_cache
 from srpo.model.packed.flex import why_not_flex
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.head import head_dtypes
 from srpo.model.packed.layouts import LAYOUTS, flat_logps
+from srpo.model.unwrap import core, device_of
 from srpo.sequences.tree import PrefixTree
 
 BACKENDS = ("auto", *LAYOUTS)
 log = logging.getLogger("srpo")
 
-# What two exact layouts of one sequence may differ by, in nats per square root of answer token. Rounding grows like a
-# random walk; a single wrong mask bit costs whole nats.
+# Difference that rounding explains between two exact layouts of a sequence, in nats per square root of answer token:
+# rounding grows like a random walk. A single wrong mask bit costs whole nats.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 CHECKED_TREES = 4
 
@@ -34,10 +35,10 @@ _settled: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
 def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "auto") -> str:
-    """The back-end that serves this model: settled by comparing numbers the first time a model is seen.
+    """Returns the back-end that serves this model; compares log-probs at the first call for a model.
 
     Raises:
-        BackendError: a back-end asked for by name cannot serve the model exactly, or there is none of that name.
+        BackendError: the back-end chosen by name cannot serve the model exactly, or the name is unknown.
     """
     if backend not in BACKENDS:
         raise BackendError(f"no back-end {backend!r}", where="backend", expected="one of " + ", ".join(BACKENDS))
@@ -47,50 +48,50 @@ def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str =
     known = _settled.setdefault(core(model), {})
     if backend not in known:
         known[backend] = "flat" if backend == "flat" else _packed_or_flat(model, trees, backend)
-        known[known[backend]] = known[backend]  # what auto settled on needs no second check under its own name
+        known[known[backend]] = known[backend]  # the back-end that auto found needs no second check under its name
     return known[backend]
 
 
 def _refuse_for_all(model: nn.Module) -> None:
-    """What no back-end scores."""
+    """Raises BackendError for a model that no back-end scores."""
     inner = core(model)
     if inner.config.is_encoder_decoder:
         fix = "srpo trains causal language models"
         raise BackendError("an encoder with a decoder has no prefixes to share", where=type(inner).__name__, fix=fix)
-    if next(model.parameters()).device.type == "mps":
+    if device_of(model).type == "mps":
         fix = "train on the CPU: --use_cpu true"
         raise BackendError("log-probs are summed in float64, which Apple's GPUs do not have", where="device", fix=fix)
-    # Prompt tuning puts tokens of its own before the input, and every answer would be scored that far too early.
+    # Prompt tuning inserts tokens before the input, so every answer would be scored that many positions too early.
     config = getattr(getattr(model, "module", model), "active_peft_config", None)
     if config is not None and config.is_prompt_learning and config.peft_type != "PREFIX_TUNING":
         raise BackendError(f"no back-end scores a model under {config.peft_type.value}", where="model", fix="use LoRA")
 
 
-_CALLED = {"path": "path attention", "flex": "FlexAttention", "cache": "the cache tree"}
-_SERVES = {"path": why_not_path, "flex": why_not_flex, "cache": why_not_cache}
+_TITLES = {"path": "path attention", "flex": "FlexAttention", "cache": "the cache tree"}
+_WHY_NOT = {"path": why_not_path, "flex": why_not_flex, "cache": why_not_cache}
 
 
 def _why_not_here(model: nn.Module, backend: str) -> str:
-    """What speaks against a back-end now, whatever the model: it may score here and yet not train."""
+    """Why a back-end cannot run in this situation (device, gradients, mode), whatever the model; empty if it can."""
     if backend == "cache" and torch.is_grad_enabled():
         return "it has no backward pass, and serves scoring alone"
     if backend == "cache" and checkpoints_activations(model):
         return "under activation checkpointing, layers in training mode drop their cache; score in eval mode"
-    if backend == "flex" and torch.is_grad_enabled() and next(model.parameters()).device.type == "cpu":
+    if backend == "flex" and torch.is_grad_enabled() and device_of(model).type == "cpu":
         return "it has no backward pass on a CPU"
     return ""
 
 
 def _unserved(backend: str, why: str) -> BackendError:
     fix = "use --backend flat, or auto to fall back by itself"
-    return BackendError(f"{_CALLED[backend]} cannot serve this model: {why}", fix=fix)
+    return BackendError(f"{_TITLES[backend]} cannot serve this model: {why}", fix=fix)
 
 
 def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -> str:
-    """The back-end asked for, path for auto, if its numbers are right; else flat, for auto alone."""
+    """The chosen back-end (path for auto) if its log-probs are right; flat if they are not and auto was chosen."""
     backend = "path" if asked == "auto" else asked
     try:
-        if why := _SERVES[backend](model):
+        if why := _WHY_NOT[backend](model):
             raise BackendError(why)
         off, allowed = self_check(model, trees, backend)
         if not off <= allowed:
@@ -100,7 +101,7 @@ def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -
             raise _unserved(backend, problem.what) from None
         log.warning("srpo: backend flat: path attention cannot serve this model: %s", problem.what)
         return "flat"
-    # The reference follows by name what the policy has settled on; one line will do.
+    # The reference is then scored by the back-end's name; the policy's line is enough.
     level = logging.INFO if asked == "auto" else logging.DEBUG
     log.log(level, "srpo: backend %s: packed log-probs within %.1g nats of flat ones on the first batch", backend, off)
     return backend
@@ -108,8 +109,8 @@ def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -
 
 @torch.no_grad()
 def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "path") -> tuple[float, float]:
-    """Largest difference between packed and flat log-probs on the longest trees, and what is allowed, in nats."""
-    longest = Forest.plant(sorted(trees, key=len)[-CHECKED_TREES:], next(model.parameters()).device)
+    """Largest difference between packed and flat log-probs on the longest trees, and the tolerance, both in nats."""
+    longest = Forest.plant(sorted(trees, key=len)[-CHECKED_TREES:], device_of(model))
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would draw differently in the two layouts
     try:

@@ -1,9 +1,9 @@
 """Scoring a tree with the model's own cache: for layers that carry a state instead of attending.
 
-Convolutions and linear attention cannot follow paths, but their cache is exactly what a prefix leaves behind. So the
-tree is walked depth-first in segments between its branchings; at each the cache is copied, and every branch goes on
-from the copy. A forward pass alone: states are updated in place, so there is no gradient. It serves the reference and
-the scoring of confidence.
+Convolutions and linear attention cannot follow paths, but their cache holds the whole state after a prefix. So the tree
+is walked depth-first in segments between its branchings; at each branching the cache is copied, and every branch goes
+on from the copy. States are updated in place, so there is no gradient: this back-end scores the reference and the
+confidence, and does not train.
 
 Axes: B pairs, K sequences of a tree, S packed tokens, P scored parents, T answer tokens.
 """
@@ -12,21 +12,25 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from srpo.model.packed.attention import core
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.head import Scored, answer_logps
+from srpo.model.unwrap import core
 from srpo.sequences.tree import PrefixTree
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import DynamicCache
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
 Segment = tuple[int, int, int]  # first node, one past the last, the segment it hangs from (−1 for a root)
 
 
 def cache_logps(model: nn.Module, forest: Forest) -> Tensor:
-    """[T] log-prob of each answer token, float64; no graph."""
+    """Log-prob of each answer token, [T], float64, nats; no graph."""
     logp_T = torch.zeros(len(forest.row_T), dtype=torch.float64, device=forest.ids_1S.device)
     offset = 0
     with torch.no_grad():
@@ -41,7 +45,7 @@ def _walk(model: nn.Module, forest: Forest, tree: PrefixTree, offset: int, logp_
 
     found = segments(tree)
     children = [sum(parent == n for _, _, parent in found) for n in range(len(found))]
-    left: dict[int, Any] = {}  # what each segment left behind, as long as a branch still starts from it
+    left: dict[int, DynamicCache] = {}  # cache after each segment, as long as a branch still starts from it
     for n, (start, stop, parent) in enumerate(found):
         if parent < 0:
             cache = DynamicCache(config=core(model).config.get_text_config())
@@ -54,7 +58,7 @@ def _walk(model: nn.Module, forest: Forest, tree: PrefixTree, offset: int, logp_
 
 
 def segments(tree: PrefixTree) -> list[Segment]:
-    """The tree's chains cut where others branch off, depth-first: a parent before its children."""
+    """Cuts the tree's chains where other chains branch off; depth-first, a parent before its children."""
     branchings = sorted({chain.attach for chain in tree.chains if chain.attach >= 0})
     found: list[Segment] = []
     ends: dict[int, int] = {-1: -1}  # last node of a segment → the segment
@@ -67,8 +71,8 @@ def segments(tree: PrefixTree) -> list[Segment]:
     return found
 
 
-def _score(model: nn.Module, forest: Forest, nodes: slice, cache: Any, logp_T: Tensor) -> None:
-    """Runs one segment on its cache and writes down the answer tokens scored in it."""
+def _score(model: nn.Module, forest: Forest, nodes: slice, cache: DynamicCache, logp_T: Tensor) -> None:
+    """Runs one segment on its cache and writes the log-probs of the answer tokens scored in it."""
     inside_P = (forest.parents_P >= nodes.start) & (forest.parents_P < nodes.stop)
     answers = inside_P[forest.row_T].nonzero()[:, 0]
     rank_P = inside_P.cumsum(0) - 1
@@ -79,15 +83,16 @@ def _score(model: nn.Module, forest: Forest, nodes: slice, cache: Any, logp_T: T
         length=nodes.stop - nodes.start,
     )
 
-    def run(**options: Any) -> Any:
+    def run(**options: object) -> CausalLMOutputWithPast:
         ids_1S, positions_1S = forest.ids_1S[:, nodes], forest.positions_1S[:, nodes]
-        return model(input_ids=ids_1S, position_ids=positions_1S, past_key_values=cache, use_cache=True, **options)
+        inputs = {"input_ids": ids_1S, "position_ids": positions_1S, "past_key_values": cache}
+        return model(**inputs, use_cache=True, **options)
 
     logp_T[answers] = answer_logps(model, run, scored)
 
 
 def why_not_cache(model: nn.Module) -> str:
-    """Why walking the tree with a cache cannot serve this model; empty when nothing speaks against it."""
+    """Why walking the tree with a cache cannot serve this model; empty if it can."""
     if "past_key_values" not in inspect.signature(core(model).forward).parameters:
         return "its state does not pass through past_key_values"
     return ""

@@ -1,4 +1,4 @@
-"""FlexAttention over a forest: one fused kernel, told by a block mask which tiles to skip.
+"""FlexAttention over a forest: one fused kernel, with a block mask that skips empty tiles.
 
 For CUDA, where path attention's masked calls would leave the fastest kernels. On a CPU FlexAttention has no backward
 pass, so there it scores and does not train.
@@ -16,29 +16,30 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from srpo.errors import BackendError
-from srpo.model.packed.attention import core, refuse_unserved, why_not_path
+from srpo.model.packed.attention import served_forest, why_not_path
 from srpo.model.packed.forest import Forest
+from srpo.model.unwrap import core, device_of
 
-BLOCK = 128  # what FlexAttention's kernels are tuned for
-SMALLEST_HEAD = 16  # of a compiled kernel
+BLOCK = 128  # tokens of a block, the size that FlexAttention's kernels are tuned for
+SMALLEST_HEAD = 16  # head size that a compiled kernel takes at least
 _compiled: list[Any] = []
 
 
 def why_not_flex(model: nn.Module) -> str:
-    """As `why_not_path`, and what FlexAttention asks for beyond it."""
+    """Why the model's configuration rules out FlexAttention over a forest; empty if it does not."""
     config = core(model).config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if size < SMALLEST_HEAD and next(model.parameters()).device.type != "cpu":
+    if size < SMALLEST_HEAD and device_of(model).type != "cpu":
         return f"its heads are of size {size}, and FlexAttention's kernels take {SMALLEST_HEAD} or more"
     return why_not_path(model)
 
 
 def tree_block_mask(forest: Forest, window: int | None) -> BlockMask:
-    """Which tiles of the S×S scores are empty, full or mixed, without ever forming them.
+    """Lists which tiles of the S×S scores are empty, full or mixed, without ever forming the scores.
 
-    In preorder token q sees k exactly when k ≤ q < end[k], within a window W depth[q] − depth[k] < W, too. So a block
-    below the diagonal holds something visible exactly when its largest end lies beyond its first query, and is full
-    when its smallest end reaches its last.
+    In preorder, token q sees token k exactly when k ≤ q < end[k] (and within a window W, depth[q] − depth[k] < W). So
+    a tile below the diagonal has a visible pair exactly when the largest end of its keys lies beyond its first query.
+    It is full when the smallest end of its keys reaches beyond its last query.
     """
     ends_S, depth_S = forest.ends_S, forest.positions_1S[0]
     tokens = len(ends_S)
@@ -59,11 +60,11 @@ def tree_block_mask(forest: Forest, window: int | None) -> BlockMask:
     if window is not None:
         some_QK &= depth_min[:, None] - depth_max[None, :] < window
         full_QK &= depth_max[:, None] - depth_min[None, :] < window
-    # A full block's last, padded keys would be seen, too; below the diagonal no block is padded.
+    # The diagonal is never full: padded keys of the last block would be visible. Blocks below it have no padding.
     mixed_QK = some_QK & ~full_QK
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        # Compiled kernels ask about the padding of the last block, as well.
+        # Compiled kernels call this for the padding of the last block, too.
         q, k = query.clamp(max=tokens - 1), key.clamp(max=tokens - 1)
         seen = (key <= query) & (q < ends_S[k])
         return seen if window is None else seen & (depth_S[q] - depth_S[k] < window)
@@ -74,7 +75,7 @@ def tree_block_mask(forest: Forest, window: int | None) -> BlockMask:
 
 
 def _listed(chosen_QK: Tensor) -> tuple[Tensor, Tensor]:
-    """[1, 1, Q] counts and [1, 1, Q, K] indices of the chosen blocks, those first, as a BlockMask keeps them."""
+    """Counts [1, 1, Q] and indices [1, 1, Q, K] of the chosen key blocks, chosen ones first, as a BlockMask needs."""
     order_QK = chosen_QK.int().argsort(dim=1, descending=True, stable=True).int()
     return chosen_QK.sum(1, dtype=torch.int32)[None, None], order_QK[None, None]
 
@@ -89,21 +90,19 @@ def flex_path_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     srpo_forest: Forest | None = None,
-    **unserved: Any,
+    **unserved: object,
 ) -> tuple[Tensor, None]:
-    """The same as `path_attention`, by FlexAttention.
+    """Computes `path_attention` with FlexAttention; same arguments and result.
 
     Raises:
-        BackendError: the layer asks for something a path cannot serve exactly, or for dropout, which the kernel lacks.
+        BackendError: the layer needs dropout, which the kernel lacks, or a feature that no path can serve.
     """
-    if srpo_forest is None:
-        raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
-    refuse_unserved(module, sliding_window, unserved)
+    forest = served_forest(module, srpo_forest, sliding_window, unserved)
     if dropout:
         raise BackendError("FlexAttention has no dropout", where="attention_dropout", fix="use --backend path")
-    masks = srpo_forest.block_masks
+    masks = forest.block_masks
     if sliding_window not in masks:
-        masks[sliding_window] = tree_block_mask(srpo_forest, sliding_window)
+        masks[sliding_window] = tree_block_mask(forest, sliding_window)
     out: Any = _kernel(query)(
         query,
         key,
@@ -116,12 +115,12 @@ def flex_path_attention(
 
 
 def _kernel(query: Tensor) -> Any:
-    """Compiled once, for any length; on a CPU as it is, which compiling would not make exact or fast there."""
+    """FlexAttention, compiled once for all lengths; uncompiled on a CPU, where compiling is slow and inexact."""
     if query.device.type == "cpu":
         return flex_attention
     if not _compiled:
-        # fullgraph: rather an error than the uncompiled form, which holds all S×S scores. TRITON: below 128 tokens the
-        # automatic choice is a kernel for decoding, which does not take these masks.
+        # fullgraph: an error is better than the uncompiled form, which stores all S×S scores. TRITON: below 128 tokens
+        # the automatic choice is a kernel for decoding, which does not take these masks.
         compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
         _compiled.append(partial(compiled, kernel_options={"BACKEND": "TRITON"}))
     return _compiled[0]

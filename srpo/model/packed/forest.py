@@ -1,7 +1,7 @@
 """A forest of prefix trees as tensors: ids, positions, the plan for attending and where answers are scored.
 
-Keys of a chain (see sequences/tree.py) are its path from the root in order, so key j stands at depth j: visibility is
-"j ≤ depth of the query", a window W adds "depth − j < W", and a padded key lies beyond every real query by itself.
+Keys of a chain (see sequences/tree.py) are its path from the root in order, so key j has depth j: visibility is
+"j ≤ depth of the query", a window W adds "depth − j < W", and a padded key is deeper than every real query.
 
 Axes: S packed tokens, C chains in a group, Q queries, K keys, P scored parents, T answer tokens.
 """
@@ -22,21 +22,22 @@ from torch import Tensor
 from srpo.errors import DataError
 from srpo.sequences.tree import PrefixTree, ranges
 
-# Merging chains of unlike shapes into one call saves a launch and costs padding. One launch with its gathers takes
-# about as long as this many extra query-key products; measured on CPU, and not sensitive within a factor of four.
+# Merging chains of different shapes into one call saves a kernel launch and costs padding. One launch with its gathers
+# takes as long as about this many query-key products (measured on CPU; a factor of four either way changes little).
 FREE_PADDING = 4096
-PADDING_SHARE = 0.15
+PADDING_SHARE = 0.15  # further padding allowed, as a share of the real query-key products
 
 
 @dataclass
 class ChainGroup:
-    """Chains attended to in one call, padded to the longest.
+    """Chains that one attention call computes, padded to the longest.
 
     Attributes:
         queries_CQ: packed index of each query; short chains repeat their last.
         keys_CK: packed index of each key; short paths repeat their last.
         depth_CQ: depth of each query.
-        causal: every chain starts at a root, so the plain causal kernel serves.
+        causal: every chain starts at a root, so the plain causal kernel is exact.
+        masks: masks made so far, by window.
     """
 
     queries_CQ: Tensor
@@ -46,12 +47,12 @@ class ChainGroup:
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> ChainGroup:
-        """The same group on another device."""
+        """Copies the group to a device."""
         queries_CQ, keys_CK, depth_CQ = (t.to(device) for t in (self.queries_CQ, self.keys_CK, self.depth_CQ))
         return ChainGroup(queries_CQ, keys_CK, depth_CQ, self.causal)
 
     def mask(self, window: int | None) -> Tensor:
-        """[C, 1, Q, K] True where the query sees the key."""
+        """Visibility [C, 1, Q, K]: True where the query sees the key."""
         if window not in self.masks:
             key_depth_K = torch.arange(self.keys_CK.shape[1], device=self.keys_CK.device)
             behind_CQK = self.depth_CQ[:, :, None] - key_depth_K
@@ -67,16 +68,16 @@ class Forest:
     """Trees laid end to end in one row, with the plan for attending over them and for scoring their answers.
 
     Attributes:
-        trees: what was planted, all with equally many sequences.
+        trees: the planted trees, all with the same number of sequences.
         ids_1S: token ids.
         positions_1S: position ids: depth in the own tree.
         groups: the chains, grouped by shape.
-        place_S: where each token's attention output stands among the groups' outputs.
-        parents_P: packed index of each node that some answer token hangs from, each once.
-        row_T: which of the parents each answer token is scored at.
-        token_T: the answer token's id.
-        owner_T: the (tree, sequence) it belongs to, as tree · sequences + sequence.
-        block_masks: FlexAttention's, by window, as they have been made.
+        place_S: index of each token's attention output in the concatenated outputs of the groups.
+        parents_P: packed index of each node at which answer tokens are scored, without repeats.
+        row_T: index into `parents_P` of the node at which each answer token is scored.
+        token_T: id of each answer token.
+        owner_T: tree · sequences + sequence of each answer token.
+        block_masks: FlexAttention's block masks made so far, by window.
     """
 
     trees: tuple[PrefixTree, ...]
@@ -92,18 +93,18 @@ class Forest:
 
     @cached_property
     def ends_S(self) -> Tensor:
-        """[S] one past the last descendant of each token, as packed."""
+        """One past the last descendant of each token, as packed index, [S]."""
         starts = _starts(self.trees)
         ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(self.trees, starts, strict=True)])
         return torch.from_numpy(ends_S).to(self.ids_1S.device)
 
     @classmethod
     def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:
-        """Lays the trees end to end; no padding between them.
+        """Lays the trees end to end, without padding.
 
         Raises:
-            DataError: an answer has no token, or nothing stands before its first; no tree, or trees of unlike numbers
-                of sequences.
+            DataError: an answer has no token or no token before it; no trees, or trees with different numbers of
+                sequences.
         """
         if len({len(tree.answers) for tree in trees}) != 1:
             raise DataError("no trees, or of unlike numbers of sequences", expected="as many of each as of the first")
@@ -135,12 +136,12 @@ class Forest:
 
 
 def _starts(trees: Sequence[PrefixTree]) -> list[int]:
-    """Where each tree begins in the packed row."""
+    """Packed index of each tree's first token."""
     return [0, *accumulate(map(len, trees))][:-1]
 
 
 def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> NDArray[np.int64]:
-    """Where each packed token's output stands when the padded groups are laid end to end."""
+    """Index of each packed token's output when the outputs of the padded groups are concatenated."""
     place_S, base = np.empty(tokens, np.int64), 0
     for group, members in groups:
         width = group.queries_CQ.shape[1]
@@ -154,7 +155,7 @@ def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> NDArray
 def _scored(
     trees: Sequence[PrefixTree], starts: Sequence[int], ids_S: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], ...]:
-    """parents_P, in the order in which answers come to them, row_T, token_T and owner_T."""
+    """Returns parents_P in order of first use, row_T, token_T and owner_T, as in `Forest`."""
     parents: list[NDArray[np.int64]] = []
     tokens: list[NDArray[np.int64]] = []
     for tree, start in zip(trees, starts, strict=True):
@@ -190,7 +191,7 @@ class _Run:
 
 
 def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
-    """Runs of like shape together, unlike ones as long as the padding is cheaper than another call."""
+    """Groups runs of equal shape, and of different shapes while padding is cheaper than another call."""
     members: list[_Run] = []
     real = queries = keys = 0
     for run in sorted(runs, key=lambda run: (run.depth > 0, run.keys, run.queries)):
@@ -208,7 +209,7 @@ def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
 
 
 def _group(members: list[_Run]) -> tuple[ChainGroup, list[_Run]]:
-    """Index tensors of chains padded to the longest. Padding repeats a real index, so that no row is fully masked."""
+    """Index tensors of chains, padded to the longest. Padding repeats a real index, so that no row is fully masked."""
     q_width, k_width = max(run.queries for run in members), max(run.keys for run in members)
     queries_CQ, depth_CQ = np.empty((2, len(members), q_width), np.int64)
     keys_CK = np.empty((len(members), k_width), np.int64)

@@ -1,7 +1,7 @@
 """Model + trees → log-probs: the one door from a model to numbers.
 
-What is behind it: backends.py settles which layout of the sequences serves the model, layouts.py lays them before it,
-head.py turns hidden states of scored positions into log-probs.
+backends.py settles which layout of the sequences serves the model, layouts.py runs the model on that layout, and
+head.py turns the hidden states of scored positions into log-probs.
 
 Axes: B pairs, K sequences of a tree (six for SRPO).
 """
@@ -17,6 +17,7 @@ from srpo.maths.objective import SixLogps
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.layouts import LAYOUTS
+from srpo.model.unwrap import device_of
 from srpo.sequences.tree import PrefixTree
 
 
@@ -24,18 +25,18 @@ def six_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: s
     """Log-probs of the six answers of each pair; differentiable.
 
     Args:
-        model: a causal language model; a PEFT model is scored with whatever adapter is active.
-        trees: one per pair, packed from six sequences, or from the first two, which leaves the other fields nan; or
-            a forest planted from them, to be scored more than once.
-        backend: "path", "flat", or "auto": path where the model can serve it, flat otherwise, saying so once. The
-            first call for a model compares the two on its longest trees.
+        model: a causal language model; a PEFT model is scored with its active adapter.
+        trees: one per pair, packed from six sequences, or from the first two (the other four fields are then nan); or
+            a forest planted from such trees, to be scored more than once.
+        backend: "path", "flex", "cache", "flat", or "auto": path if it serves the model exactly, else flat, with one
+            warning. The first call for a model compares path with flat on the longest trees.
 
     Returns:
         Six [B] tensors, float64, nats, summed over answer tokens.
 
     Raises:
         BackendError: the named back-end cannot serve this model exactly.
-        DataError: an answer has no token, or nothing stands before its first.
+        DataError: an answer has no token, or no token before it.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -52,6 +53,6 @@ def six_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: s
 
 
 def sequence_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> Tensor:
-    """[B, K] summed log-probs of the K answers of each tree, float64, nats; `six_logps` without the names."""
-    forest = trees if isinstance(trees, Forest) else Forest.plant(trees, next(model.parameters()).device)
+    """Summed log-probs of the K answers of each tree, [B, K], float64, nats; `six_logps` without the names."""
+    forest = trees if isinstance(trees, Forest) else Forest.plant(trees, device_of(model))
     return LAYOUTS[settle_backend(model, forest.trees, backend)](model, forest)

@@ -1,10 +1,10 @@
 """The language-model head on scored positions only: hidden states in, log-probs of answer tokens out.
 
-The model is run whole, as its wrappers need; a hook lets nothing but the scored positions through to its head, so
-logits of all positions never exist. Where even theirs would be large, the hook lets a single position through and the
-head is computed here, in tiles that keep their log-sum-exp and are computed again in the backward pass. That single
-position is how the tiles know what the model does to its logits after the head (scales them, caps them): what they
-give must be what the model itself gave, else the model's own head is used.
+The whole model runs, as its wrappers need; a hook passes only the scored positions to its head, so logits of all
+positions never exist. Where the logits of the scored positions would still be large, the hook passes one position only
+and the head is computed here, in tiles: each keeps its log-sum-exp and is computed again in the backward pass. That one
+position also shows whether the model scales or caps its logits after the head: the tiles must reproduce the model's own
+logits there, else the model's own head is used.
 
 Axes: P scored positions, T answer tokens, V vocabulary, D hidden size, N rows, L row length.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from srpo.errors import BackendError
-from srpo.model.packed.attention import core
+from srpo.model.unwrap import core
 
 log = logging.getLogger("srpo")
 
@@ -31,9 +31,9 @@ log = logging.getLogger("srpo")
 # (128 MiB of float32 logits) that costs more time than the memory is worth.
 TILED_ABOVE = 2**25  # logits
 TILE = {"cpu": 2**23}  # logits of a tile
-TILE_ELSEWHERE = 2**26  # an accelerator wants larger products
-# Rounding errors, relative to the largest logit, that may lie between a model's logits and its own head's product; a
-# scale or cap that was overlooked costs far more.
+TILE_ELSEWHERE = 2**26  # accelerators are faster on larger products
+# Largest difference between a model's logits and the product of its head, in rounding errors of the largest logit; an
+# overlooked scale or cap differs by far more.
 NEAR = 8
 
 
@@ -41,9 +41,9 @@ class Scored(NamedTuple):
     """Which positions the head runs on and which tokens are scored at them.
 
     Attributes:
-        place_P: the positions, counted through the rows of the batch one after the other.
-        row_T: which of them each answer token is scored at.
-        token_T: the answer token's id.
+        place_P: indices of the positions in the flattened batch.
+        row_T: index into `place_P` of the position at which each answer token is scored.
+        token_T: id of each answer token.
         length: L, tokens of a row of the batch.
     """
 
@@ -54,17 +54,17 @@ class Scored(NamedTuple):
 
 
 def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor:
-    """[T] log-prob of each answer token, float64, nats; differentiable.
+    """Log-prob of each answer token, [T], float64, nats; differentiable.
 
     Args:
-        run: calls the model on its batch and returns its output; keywords given to it go to the model.
+        run: calls the model on its batch, with any further keywords, and returns the model's output.
 
     Raises:
-        BackendError: the model's logits are not one row for each position that its head was given.
+        BackendError: the model does not return one row of logits for each scored position.
     """
-    if _is_compiled(model):  # its head is traced into its graph, where no hook reaches it
-        return _whole(_kept(run, scored), scored)
-    after = _afterwards(model, scored)
+    if _is_compiled(model):  # no hook reaches a head that is traced into a compiled graph
+        return _untiled_logps(_scored_rows(run, scored), scored)
+    after = _possible_transforms(model, scored)
     if after is not None:
         with _through(model, scored.place_P, only_first=True) as seen:
             row_1V = run().logits.flatten(0, -2)
@@ -75,23 +75,24 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
         log.info("srpo: the head is not tiled: the model's logits are not what its head and configuration give")
     with _through(model, scored.place_P):
         logits_PV = run().logits.flatten(0, -2)
-    return _whole(logits_PV, scored)
+    return _untiled_logps(logits_PV, scored)
 
 
 def _is_compiled(model: nn.Module) -> bool:
     return any(getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules())
 
 
-def _kept(run: Callable[..., Any], scored: Scored) -> Tensor:
-    """[P, V] by the model's own choice of logits, which is one of columns: every row keeps those that any row needs."""
+def _scored_rows(run: Callable[..., Any], scored: Scored) -> Tensor:
+    """Logits [P, V] through the model's `logits_to_keep`, which selects the columns that any row of the batch needs."""
     column_C, rank_P = (scored.place_P % scored.length).unique(return_inverse=True)
     logits_NCV = run(logits_to_keep=column_C).logits
-    if logits_NCV.shape[1] == scored.length != len(column_C):  # it kept all of them
+    if logits_NCV.shape[1] == scored.length != len(column_C):  # the model ignored `logits_to_keep`
         rank_P = scored.place_P % scored.length
     return logits_NCV[scored.place_P // scored.length, rank_P]
 
 
-def _whole(logits_PV: Tensor, scored: Scored) -> Tensor:
+def _untiled_logps(logits_PV: Tensor, scored: Scored) -> Tensor:
+    """Log-prob of each answer token, [T], from all logits of the scored positions."""
     if len(logits_PV) != len(scored.place_P):
         raise BackendError(f"{len(logits_PV)} rows of logits for {len(scored.place_P)} positions", where="the head")
     logits_PV = logits_PV.float() if logits_PV.dtype != torch.float64 else logits_PV
@@ -99,27 +100,27 @@ def _whole(logits_PV: Tensor, scored: Scored) -> Tensor:
     return logits_PV[scored.row_T, scored.token_T].double() - norm_P[scored.row_T].double()
 
 
-# ---------------------------------------------------------------------- what reaches the head
+# ---------------------------------------------------------------------- inputs of the head
 
 
-class _Seen:
-    """What the head was about to be given: scored positions [P, D], and the dtype it computes in."""
+class _HeadInput:
+    """The hidden states [P, D] of the scored positions, and the dtype in which the head computes."""
 
-    def __init__(self, head: Any) -> None:
-        self.head = head
+    def __init__(self, head: nn.Module) -> None:
+        self.head: Any = head
         self.hidden_PD = torch.empty(0)
         self.dtype = torch.float32
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
-        """The head's weight and bias in the dtype it computes in, which under autocast is not the one they have."""
+        """The head's weight and bias in the dtype of its computation; under autocast they are stored in another."""
         bias = self.head.bias
         return self.head.weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
 
 
 @contextmanager
-def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> Iterator[_Seen]:
-    """Inside, the head is given the scored positions alone, or the first of them."""
-    seen = _Seen(core(model).get_output_embeddings())
+def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> Iterator[_HeadInput]:
+    """Passes only the scored positions to the head inside the block, or only the first of them."""
+    seen = _HeadInput(core(model).get_output_embeddings())
 
     def narrow(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.hidden_PD = args[0].flatten(0, -2).index_select(0, place_P)
@@ -136,7 +137,10 @@ def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> 
 
 @contextmanager
 def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
-    """What the head computed in, call by call: under autocast neither what its weights are nor what comes out."""
+    """Collects the dtype of the head's outputs, call by call.
+
+    Under autocast it is neither that of the head's weights nor that of the model's logits.
+    """
     found: list[torch.dtype] = []
     head = core(model).get_output_embeddings()
     watch = head.register_forward_hook(lambda _module, _inputs, out: found.append(out.dtype))
@@ -146,11 +150,11 @@ def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
         watch.remove()
 
 
-# ---------------------------------------------------------------------- what happens after the head
+# ---------------------------------------------------------------------- transforms after the head
 
 
 class _After(NamedTuple):
-    """What a model does to its logits: z ↦ scale · z, then cap · tanh(z / cap)."""
+    """A model's transform of its logits: z ↦ scale · z, then cap · tanh(z / cap)."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -163,8 +167,8 @@ class _After(NamedTuple):
 _untiled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def _afterwards(model: nn.Module, scored: Scored) -> list[_After] | None:
-    """What the model may do to its logits, by its configuration; None where the head is not to be tiled."""
+def _possible_transforms(model: nn.Module, scored: Scored) -> list[_After] | None:
+    """The transforms of logits that the model's configuration allows; None where the head must not be tiled."""
     head: Any = core(model).get_output_embeddings()
     weight = getattr(head, "weight", None)
     if type(head) is not nn.Linear or head in _untiled or type(weight) is not nn.Parameter:  # quantised, an adapter, …
@@ -183,8 +187,8 @@ def _afterwards(model: nn.Module, scored: Scored) -> list[_After] | None:
 
 
 @torch.no_grad()
-def _agreeing(candidates: list[_After], seen: _Seen, row_1V: Tensor) -> _After | None:
-    """The candidate under which head and model give the same logits of the position that was let through."""
+def _agreeing(candidates: list[_After], seen: _HeadInput, row_1V: Tensor) -> _After | None:
+    """The transform that maps the head's own product to the model's logits `row_1V`; None if no candidate does."""
     if row_1V.shape != (1, len(seen.head.weight)):
         return None
     own_1V = F.linear(seen.hidden_PD[:1].to(seen.dtype), *seen.weights()).double()
@@ -196,12 +200,23 @@ def _agreeing(candidates: list[_After], seen: _Seen, row_1V: Tensor) -> _After |
 # ---------------------------------------------------------------------- tiles
 
 
+class _Context(Protocol):
+    """The state that autograd carries from a forward to its backward."""
+
+    after: _After
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
 class _TiledLogps(torch.autograd.Function):
-    """[T] log-probs; only the log-sum-exp of each position is kept, tiles of logits are computed again."""
+    """Log-probs of the answer tokens, [T]. Only the log-sum-exp of each position is kept; the backward pass computes
+    the tiles of logits again."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         hidden_PD: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
@@ -215,17 +230,17 @@ class _TiledLogps(torch.autograd.Function):
         for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
             logits_RV = after(F.linear(hidden_PD[rows], weight_VD, bias_V).to(full))
             scored_A = logits_RV[row_T[answers] - rows.start, token_T[answers]]
-            most_R1 = logits_RV.amax(1, keepdim=True)  # logsumexp by hand, for torch's needs two tiles more
+            most_R1 = logits_RV.amax(1, keepdim=True)  # torch's logsumexp would need two more tiles of memory
             norm_P[rows] = most_R1[:, 0] + logits_RV.sub_(most_R1).exp_().sum(1).log()
             logp_T[answers] = scored_A.double() - norm_P[row_T[answers]].double()
-            del logits_RV  # before the next tile is there
+            del logits_RV  # before the next tile is allocated
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P)
         ctx.after = after
         return logp_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad_T: Tensor) -> tuple[Tensor | None, ...]:
         hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P = ctx.saved_tensors
         after, full = ctx.after, norm_P.dtype
         grad_T = grad_T.to(full)
@@ -236,7 +251,7 @@ class _TiledLogps(torch.autograd.Function):
         for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
             dlogits_RV = after(F.linear(hidden_PD[rows], weight_VD, bias_V).to(full))
             slope_RV = None if after.cap is None else 1 - (dlogits_RV / after.cap).square()  # of cap · tanh(z / cap)
-            # −softmax, weighted, plus the weight of each answer token at its own place
+            # −softmax weighted by each position's gradient, plus each answer token's gradient at its own logit
             dlogits_RV.sub_(norm_P[rows, None]).exp_().mul_(-grad_P[rows, None])
             places = (row_T[answers] - rows.start, token_T[answers])
             dlogits_RV.index_put_(places, grad_T[answers], accumulate=True)
@@ -253,7 +268,7 @@ class _TiledLogps(torch.autograd.Function):
                 pass
             elif full == weight_VD.dtype:
                 dweight_VD.addmm_(dlogits_RV.T, hidden_PD[rows])
-            else:  # tiles are summed in float32, which no product of half-precision matrices adds into
+            else:  # tiles are summed in float32; no product of half-precision matrices adds into float32
                 dweight_VD += dlogits_RV.T @ hidden_PD[rows]
             del dlogits_RV
         dweights = (None if d is None else d.to(weight_VD.dtype) for d in (dweight_VD, dbias_V))
@@ -261,7 +276,7 @@ class _TiledLogps(torch.autograd.Function):
 
 
 def _tiles(hidden_PD: Tensor, weight_VD: Tensor, row_T: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Tiles of positions, each with the answer tokens that are scored in it."""
+    """Yields tiles of positions, each with the indices of the answer tokens scored in it."""
     rows = max(1, TILE.get(hidden_PD.device.type, TILE_ELSEWHERE) // len(weight_VD))
     starts = list(range(0, len(hidden_PD), rows))
     order_T = row_T.argsort()

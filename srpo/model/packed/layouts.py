@@ -1,9 +1,9 @@
-"""The back-ends: four ways to lay the sequences of a forest before a model, one set of numbers.
+"""The back-ends: four layouts of the sequences of a forest, which give the same log-probs.
 
     path    each shared prefix once, attention along root-to-leaf chains (attention.py); the default
-    flex    the same by FlexAttention's block mask (flex.py)
+    flex    each shared prefix once, FlexAttention with a block mask (flex.py)
     cache   each shared prefix once, its cache copied at every branching (cache_tree.py); forward only
-    flat    each sequence in a row of its own; always right
+    flat    each sequence in a row of its own; always exact
 
 Every answer token is scored at its parent node, so the language-model head runs on parents of answer tokens only.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -28,22 +28,25 @@ from srpo.model.packed.flex import flex_path_attention
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.head import Scored, answer_logps
 
-LAYOUT_VERSION = 1  # goes up when any of them may round otherwise than before: log-probs kept on disk are then not read
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+# Goes up when a layout may round differently than before, so that log-probs cached on disk are not read any more.
+LAYOUT_VERSION = 1
 
 AttentionInterface.register(FLEX, flex_path_attention)
 
 
 def packed_logps(model: nn.Module, forest: Forest, *, backend: str) -> Tensor:
-    """[B, K] summed log-probs; the whole forest in one row."""
+    """Summed log-probs, [B, K]; the whole forest is one row."""
 
-    def run(**options: Any) -> Any:
+    def run(**options: object) -> CausalLMOutputWithPast:
         inputs = {"input_ids": forest.ids_1S, "position_ids": forest.positions_1S, "srpo_forest": forest}
         return model(**inputs, use_cache=False, **options)
 
     with attending(model, backend):
-        logp_T = answer_logps(
-            model, run, Scored(forest.parents_P, forest.row_T, forest.token_T, forest.ids_1S.shape[1])
-        )
+        scored = Scored(forest.parents_P, forest.row_T, forest.token_T, forest.ids_1S.shape[1])
+        logp_T = answer_logps(model, run, scored)
     return _summed(logp_T, forest)
 
 
@@ -53,8 +56,10 @@ def _summed(logp_T: Tensor, forest: Forest) -> Tensor:
 
 
 def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
-    """[B, K] each sequence in a row of its own, padded on the right; drafts and revisions in a batch each, to pad
-    little."""
+    """Summed log-probs, [B, K]; each sequence is a row, padded on the right.
+
+    Drafts and revisions differ in length, so each of the two gets a batch of its own.
+    """
     sequences = [tree.unpack() for tree in forest.trees]
     columns = range(len(sequences[0]))
     batches = [columns[:2], columns[2:]] if len(columns) == 6 else [columns]
@@ -66,7 +71,7 @@ def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
 
 
 def _row_logps(model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Tensor:
-    """[N] summed log-probs of the answers of flat rows."""
+    """Summed log-probs of the answers of flat rows, [N]."""
     length = max(len(context) + len(answer) for context, answer in rows)
     ids_NL, mask_NL = torch.zeros(2, len(rows), length, dtype=torch.long)
     place: list[int] = []
@@ -76,7 +81,7 @@ def _row_logps(model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[in
             raise DataError("an answer without tokens, or with nothing before it")
         ids_NL[n, : len(context) + len(answer)] = torch.tensor([*context, *answer])
         mask_NL[n, : len(context) + len(answer)] = 1
-        first = n * length + len(context) - 1  # the token before each answer token
+        first = n * length + len(context) - 1  # each answer token is scored at the token before it
         place += range(first, first + len(answer))
         owner += [n] * len(answer)
     ids_NL = ids_NL.to(device)

@@ -1,15 +1,14 @@
-"""π_ref's log-probs computed once, ever: a reference that keeps them on disk.
+"""A reference that stores its log-probs on disk, so that each row is computed once.
 
-A row is found by all that its numbers come from: the reference's weights and configuration, the kind of number and
-device, the back-end, the layout, the libraries, and the token ids with what of them is scored. Nothing else is in the
-key, so that β, α, the learning rate, the order of rows and which of them are used change nothing; and everything that
-does change numbers makes a row that is not there, which is then computed. No entry can be stale.
+A row's key holds everything that its log-probs depend on: the reference's weights and configuration, dtype and device,
+back-end, layout, library versions, token ids and the spans that are scored. Nothing else is in the key: β, α, the
+learning rate and the choice and order of rows change nothing. So no entry can be stale.
 
-If one row of a micro-batch is missing, all of it is scored live: a log-ratio would otherwise be the difference of two
-batches' rounding for some rows and not for others.
+If one row of a micro-batch is missing, the whole micro-batch is scored live. Otherwise the log-ratios of some rows
+would mix the rounding of two batches.
 
-Until training begins the policy is its own reference. What is scored until then needs no copy of it, and if that is
-everything, none is ever made.
+Until training begins the policy is its own reference. Rows scored before then need no copy of the policy; if they are
+all the rows, no copy is made.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srpo.errors import ConfigError
 from srpo.maths.objective import SixLogps
@@ -36,37 +34,40 @@ from srpo.model.packed.forward import six_logps
 from srpo.model.packed.layouts import LAYOUT_VERSION
 from srpo.model.reference.logp_store import DIGEST, LogpStore
 from srpo.model.reference.reference import Reference, kind_of, reference_fingerprint
+from srpo.model.unwrap import device_of
 from srpo.sequences.tree import PrefixTree
 
-LIBRARIES = ("torch", "transformers", "peft")  # whose next version may round otherwise
+LIBRARIES = ("torch", "transformers", "peft")  # another version may round differently
 log = logging.getLogger("srpo")
 
 
 class CachedReference:
-    """A `Reference` that looks log-probs up before it computes them.
+    """A `Reference` that looks log-probs up on disk before it computes them.
 
     Args:
         policy: the model to be trained, as it is now.
-        folder: where log-probs are kept; one folder serves any number of models and data sets.
-        frozen: a model to use instead of the policy as it is.
-        device: where it will be scored, by what numbers depend on.
-        precision: what the forward computes in, where it is not what the weights are in: "bf16", "fp16" or "no".
+        folder: folder of the stored log-probs; any number of models and data sets can share it.
+        frozen: the caller's own reference model, used instead of the policy.
+        device: name of the device that the reference is scored on; part of the key.
+        precision: autocast dtype of the forward: "bf16", "fp16", or "no" for the dtype of the weights.
 
     Attributes:
-        kind, fingerprint: as of a `Reference`.
-        found, scored: rows looked up and rows computed.
-        unkept: why rows could not be written; empty while they could.
+        kind, fingerprint: see `Reference`.
+        found, scored: numbers of rows looked up and of rows computed.
+        unkept: reason why rows cannot be written to disk; empty while they can.
 
     Raises:
-        ConfigError: as for a `Reference`, or weights that are spread over devices.
+        ConfigError: as for a `Reference`, or the weights are spread over devices.
     """
 
-    def __init__(self, policy: Any, folder: Path, frozen: Any = None, *, device: str, precision: str = "no") -> None:
+    def __init__(
+        self, policy: nn.Module, folder: Path, frozen: nn.Module | None = None, *, device: str, precision: str = "no"
+    ) -> None:
         self.kind = kind_of(policy, frozen)
         self.folder, self.found, self.scored, self.unkept = folder, 0, 0, ""
-        self._policy: Any = policy
+        self._policy = policy
         self._begun = False
-        self._wrap: Callable[[Any], Any] = lambda model: model
+        self._wrap: Callable[[nn.Module], nn.Module] = lambda model: model
         self.fingerprint = reference_fingerprint(self.kind, policy if frozen is None else frozen)
         self._about = {
             "reference": self.fingerprint,
@@ -78,18 +79,18 @@ class CachedReference:
             **{library: version(library) for library in LIBRARIES},
         }
         self._stores: dict[tuple[str, int], LogpStore] = {}
-        # The hash comes first: a frozen adapter puts weights of its own into the policy.
+        # After the fingerprint: the copy of a frozen adapter adds weights to the policy.
         self._live = None if self.kind == "frozen copy" else Reference(policy, frozen)
         self._allowed = TOLERANCE[{"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, _dtype(policy))]
 
     def six_logps(self, trees: Sequence[PrefixTree] | Forest, backend: str) -> SixLogps:
-        """The reference's log-probs of these answers, float64, nats, no graph; computed only if some are not kept.
+        """Log-probs of these answers under the reference, float64, nats, no graph; computed if a row is not stored.
 
         Args:
-            backend: one by its own name; what "auto" comes to has to be settled before.
+            backend: name of a back-end; "auto" must be settled before.
 
         Raises:
-            ConfigError: some are not kept, and the weights they would have to be computed with are gone.
+            ConfigError: a row is not stored, and the reference's weights are gone.
         """
         planted = trees.trees if isinstance(trees, Forest) else trees
         store, digests = self._store(backend, planted[0]), [self._digest(tree.content) for tree in planted]
@@ -98,62 +99,62 @@ class CachedReference:
         rows = [store.get(digest) for digest in digests]
         if None not in rows:
             self.found += len(rows)
-            return _six(torch.tensor(rows, dtype=torch.float64, device=next(self._policy.parameters()).device))
+            return _six(torch.tensor(rows, dtype=torch.float64, device=device_of(self._policy)))
         six = self._score(trees, backend)
         self.scored += len(planted)
         logps_BK = torch.stack(list(six)[: store.width], 1)
-        if torch.isfinite(logps_BK).all():  # what is not stops the run, and should not stop the next one
+        if torch.isfinite(logps_BK).all():  # a nan stops this run and must not stop the next one
             self._keep(store, digests, logps_BK.tolist())
         return six
 
     def missing(self, contents: Sequence[bytes], first: PrefixTree, backend: str) -> list[int]:
-        """Indices of the rows, given by the content of their trees, that would have to be computed."""
+        """Indices of the rows that are not stored, given `PrefixTree.content` of each row."""
         store = self._store(backend, first)
         store.refresh()
         return [i for i, content in enumerate(contents) if self._digest(content) not in store]
 
     def begin(self, *, complete: bool) -> None:
-        """Training begins, and the policy stops being its own reference.
+        """Marks the start of training, after which the policy is no longer its own reference.
 
         Args:
-            complete: every row there is has been scored; no copy of the policy is made then.
+            complete: all rows have been scored, so no copy of the policy is needed.
         """
         self._begun = True
         if self._live is None and not complete:
             self._live = Reference(self._policy)
             self._live.prepare(self._wrap)
 
-    def prepare(self, wrap: Callable[[Any], Any]) -> None:
-        """As of a `Reference`; a copy that is made later is placed as well."""
+    def prepare(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Lets a trainer place the reference on its devices, also a copy that `begin` makes later."""
         self._wrap = wrap
         if self._live is not None:
             self._live.prepare(wrap)
 
     @property
-    def model(self) -> Any:
-        """The model that is scored where rows are missing; None if there is none and none is needed."""
+    def model(self) -> nn.Module | None:
+        """The model that scores missing rows; None while the policy does, or if no row is missing."""
         return self._live.model if self._live else None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """As of a `Reference` that stays where it is."""
+        """Empty: this reference never moves."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """As of a `Reference` that stays where it is."""
+        """Restores nothing: this reference never moves."""
 
     def recheck(self, trees: Sequence[PrefixTree], backend: str) -> bool:
-        """Scores kept rows again; where one differs, sets all that is kept aside, saying so.
+        """Scores stored rows again; if one differs, renames the folder of stored log-probs and logs a warning.
 
         Returns:
-            Whether what is kept is right, as far as these rows tell.
+            True if all of these rows agree.
         """
         for tree in trees:
             store = self._store(backend, tree)
-            kept = store.get(self._digest(tree.content))
-            if kept is None:
+            stored = store.get(self._digest(tree.content))
+            if stored is None:
                 continue
             now = torch.stack(list(self._score([tree], backend)))[: store.width, 0].cpu()
-            off = (now - torch.tensor(kept, dtype=torch.float64)).abs().max().item()
+            off = (now - torch.tensor(stored, dtype=torch.float64)).abs().max().item()
             allowed = self._allowed * max(len(answer) for _, answer in tree.unpack()) ** 0.5
             if not off <= allowed:
                 self._set_aside(store, off, allowed)
@@ -166,9 +167,9 @@ class CachedReference:
         os.replace(store.folder, aside)
         self._stores.clear()
         log.warning(
-            "srpo: reference log-probs kept in %s are not what this reference gives now: a row is off by %.2g nats "
-            "(allowed %.1g). None of them is used; they now stand in %s, and all rows are scored again. Something that "
-            "is neither weight nor configuration has changed the model, or the files were changed.",
+            "srpo: reference log-probs stored in %s differ from those of this reference: a row is off by %.2g nats "
+            "(allowed %.1g). The folder is renamed to %s, and all rows are scored again. Either its files were "
+            "changed, or something other than weights and configuration has changed the model.",
             *(store.folder, off, allowed, aside.name),
         )
 
@@ -177,8 +178,8 @@ class CachedReference:
         if self._live is not None:
             return self._live.six_logps(trees, backend)
         if self._begun:
-            what = "new rows, and no copy of the reference to score them: all rows that were known were kept"
-            raise ConfigError(what, where="reference_cache", fix="name these rows as eval_dataset from the start")
+            problem = "new rows, and no copy of the reference to score them: all rows known at the start were stored"
+            raise ConfigError(problem, where="reference_cache", fix="name these rows as eval_dataset from the start")
         training = [(module, module.training) for module in self._policy.modules()]
         try:
             return six_logps(self._policy.eval(), trees, backend)
@@ -187,12 +188,12 @@ class CachedReference:
                 module.training = mode
 
     def _keep(self, store: LogpStore, digests: list[bytes], rows: list[list[float]]) -> None:
-        """Keeping saves time: a full disk or a folder that is read-only is no reason to stop."""
+        """Stores rows; logs a warning if the disk refuses, because the run is right without them."""
         try:
             store.add(digests, rows)
         except OSError as error:
             self.unkept = str(error.strerror)
-            log.warning("srpo: reference log-probs are not kept in %s: %s", store.folder, self.unkept)
+            log.warning("srpo: reference log-probs cannot be stored in %s: %s", store.folder, self.unkept)
 
     def _store(self, backend: str, tree: PrefixTree) -> LogpStore:
         width = len(tree.answers)
@@ -207,8 +208,8 @@ class CachedReference:
         return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
 
-def _dtype(model: Any) -> torch.dtype:
-    """The coarsest kind of number that may decide a log-prob."""
+def _dtype(model: nn.Module) -> torch.dtype:
+    """The coarsest dtype among the model's weights."""
     kinds = {p.dtype for p in model.parameters() if p.dtype in TOLERANCE}
     return max(kinds, key=lambda kind: TOLERANCE[kind], default=torch.float32)
 

@@ -1,12 +1,12 @@
-"""Log-probs on disk, found by what they are log-probs of: append-only, a fixed-size record a row.
+"""Log-probs on disk, looked up by a digest of the scored row: append-only, one record of fixed size a row.
 
     folder/
-      about.json      what all rows in here have in common, for people
+      about.json      the identity that all rows share, for people to read
       *.logps         segments: a header, then records of digest, log-probs and checksum
 
-A segment has one writer and is never opened for writing again, so that two processes cannot tear each other's records
-and a crash can only tear the last record of a segment, which is then not read. A row that is not there, or not whole,
-costs one computation more; a row that is there is what was written.
+A segment has one writer and is never opened for writing again, so two processes cannot tear each other's records. A
+crash can tear only the last record of a segment, and readers skip torn records. A missing row costs one computation; a
+row that is found is exactly the row that was written.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-MAGIC = b"srpologp1"  # with the version of the format; another one is not read
-DIGEST = 16  # bytes; among 10^9 rows two alike have odds of 10^-21
+MAGIC = b"srpologp1"  # includes the version of the format; segments of other versions are skipped
+DIGEST = 16  # bytes; a collision among 10^9 rows has odds of 10^-21
 SUFFIX = ".logps"
 
 
 class LogpStore:
-    """Rows of equally many float64 by their digest.
+    """Rows of `width` float64 numbers, looked up by digest.
 
     Args:
-        folder: where its segments are; made when the first row is added.
-        identity: what all its rows have in common; segments of another are not read, wherever they lie.
-        width: log-probs in a row.
-        about: the identity in words, written beside the segments.
+        folder: folder of the segments; made when the first row is added.
+        identity: bytes that all rows share; segments with another identity are skipped.
+        width: number of log-probs in a row.
+        about: the identity in words, written to about.json.
 
     Example:
         >>> import tempfile
@@ -49,12 +49,12 @@ class LogpStore:
         self._record = struct.Struct(f"<{DIGEST}s{width}dI")
         self._at: dict[bytes, int] = {}
         self._logps: array[float] = array("d")
-        self._read: dict[str, int] = {}  # segment → bytes of it that are read; -1 for one that is not ours
+        self._read: dict[str, int] = {}  # segment → bytes read so far; -1 for a segment to skip
         self._out: int | None = None
         self.refresh()
 
     def get(self, digest: bytes) -> list[float] | None:
-        """The row; None if it is not there."""
+        """Returns the row, or None if it is not stored."""
         at = self._at.get(digest)
         return None if at is None else self._logps[self.width * at : self.width * (at + 1)].tolist()
 
@@ -65,10 +65,10 @@ class LogpStore:
         return len(self._at)
 
     def add(self, digests: Iterable[bytes], rows: Iterable[Sequence[float]]) -> None:
-        """Takes rows up and writes them; one that is there already stays as it is.
+        """Adds rows in memory and on disk; a digest that is already stored keeps its row.
 
         Raises:
-            OSError: they cannot be written; they are taken up all the same, and nothing more is written.
+            OSError: the rows cannot be written; they stay in memory, and the store writes nothing more.
         """
         records = [
             self._pack(digest, row) for digest, row in zip(digests, rows, strict=True) if self._take(digest, row)
@@ -84,12 +84,12 @@ class LogpStore:
             except OSError:
                 self.close()
                 raise
-            if not whole:  # the disk is full; what would follow half a record could not be read
+            if not whole:  # the disk is full; records after half a record could not be read
                 self.close()
                 raise OSError(28, os.strerror(28))
 
     def refresh(self) -> None:
-        """Reads what others have written since."""
+        """Reads the records that other processes have written since the last read."""
         try:
             names = sorted(entry.name for entry in os.scandir(self.folder) if entry.name.endswith(SUFFIX))
         except OSError:
@@ -98,13 +98,13 @@ class LogpStore:
             self._read_segment(name)
 
     def close(self) -> None:
-        """Writes nothing more."""
+        """Closes the segment; later rows stay in memory."""
         if self._out is not None and self._out >= 0:
             os.close(self._out)
         self._out = -1
 
     def _take(self, digest: bytes, row: Iterable[float]) -> bool:
-        """Whether the row is new."""
+        """Adds a row in memory; True if its digest is new."""
         if digest in self._at:
             return False
         self._at[digest] = len(self._at)
@@ -116,18 +116,18 @@ class LogpStore:
         return body + zlib.crc32(body).to_bytes(4, "little")
 
     def _open(self) -> int:
-        """A segment of this process's own."""
+        """Creates a segment for this process alone."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.about and not (note := self.folder / "about.json").exists():
-                note.write_text(self.about, "utf-8")  # for people: half of it harms nothing
+                note.write_text(self.about, "utf-8")  # only people read it, so a torn file does no harm
             name = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:12]}{SUFFIX}"
             out = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
             os.write(out, self._head)
         except OSError:
             self._out = -1
             raise
-        self._read[name] = -1  # what is in it is known
+        self._read[name] = -1  # its rows are in memory already
         return out
 
     def _read_segment(self, name: str) -> None:
@@ -138,7 +138,7 @@ class LogpStore:
             with (self.folder / name).open("rb") as segment:
                 if not done:
                     head = segment.read(len(self._head))
-                    if head != self._head:  # a header that is still being written may be whole next time
+                    if head != self._head:  # a header still being written may be whole at the next read
                         self._read[name] = -1 if len(head) == len(self._head) else 0
                         return
                     done = len(head)

@@ -1,11 +1,11 @@
-"""π_ref: the policy as it was when training began, however it is trained.
+"""π_ref: the policy as it was when training began, whichever weights are trained.
 
     full fine-tuning          a frozen copy, made before the first step
     a fresh adapter           the same model with the adapter off
     a pre-trained adapter     the same model with a frozen copy of that adapter
 
-It is never read again from a path: a model edited in memory would get another reference than itself. Reference and
-policy go through the same layout and back-end, so that every log-ratio is exactly zero at step 0.
+The reference is never read again from a path, because a model edited in memory would then get another model as its
+reference. Reference and policy use the same layout and back-end, so every log-ratio is exactly zero at step 0.
 """
 
 from __future__ import annotations
@@ -13,16 +13,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from srpo.errors import ConfigError, InputError
 from srpo.maths.objective import SixLogps
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import six_logps
+from srpo.model.unwrap import adapted
 from srpo.model.weights.fingerprint import fingerprint, is_whole
 from srpo.sequences.tree import PrefixTree
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 REFERENCE_ADAPTER = "srpo_reference"
 
@@ -31,23 +36,23 @@ class Reference:
     """The frozen reference of a policy.
 
     Args:
-        policy: the model to be trained, as it is now; for a fresh adapter, with the adapter already on it.
-        frozen: a model to use instead: the caller's own reference.
+        policy: the model to be trained, as it is now; a fresh adapter must already be on it.
+        frozen: the caller's own reference model, used instead of the policy.
 
     Attributes:
         kind: "given", "frozen copy", "adapter off" or "frozen adapter".
-        fingerprint: sha256 of all that its numbers come from; "not known" of weights spread over processes.
-        model: what is scored; the policy itself where an adapter is switched.
+        fingerprint: sha256 of everything that its log-probs depend on; "not known" for weights spread over processes.
+        model: the model that is scored; the policy itself where an adapter is switched.
 
     Raises:
-        ConfigError: the policy is given as its own reference, or trains weights that switching an adapter leaves.
+        ConfigError: the policy is given as its own reference, or trains weights outside its adapter.
     """
 
-    def __init__(self, policy: Any, frozen: Any = None) -> None:
+    def __init__(self, policy: nn.Module, frozen: nn.Module | None = None) -> None:
         self.kind, self.model = kind_of(policy, frozen), policy
         start = policy if frozen is None else frozen
         self.fingerprint = reference_fingerprint(self.kind, start) if is_whole(start) else "not known"
-        if self.kind == "given":
+        if frozen is not None:
             self.model = _freeze(frozen)
         elif self.kind == "frozen copy":
             self.model = _freeze(copy.deepcopy(policy))
@@ -56,120 +61,122 @@ class Reference:
 
     @torch.no_grad()
     def six_logps(self, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> SixLogps:
-        """The reference's log-probs of the same answers; no graph."""
+        """Log-probs of the six answers of each pair under the reference, float64, nats; no graph."""
         with self.active():
             return six_logps(self.model, trees, backend)
 
     @contextmanager
-    def active(self) -> Iterator[Any]:
-        """`self.model` is the reference inside."""
-        if self.kind == "adapter off":
-            with _left_as_found(self.model), self.model.disable_adapter():
-                yield self.model.eval()
-        elif self.kind == "frozen adapter":
-            with _left_as_found(self.model), _wearing(self.model, self._adapter):
-                yield self.model.eval()
-        else:
+    def active(self) -> Iterator[nn.Module]:
+        """Yields `self.model`, switched to the reference inside the block."""
+        if self.kind not in ("adapter off", "frozen adapter"):
             yield self.model
+            return
+        policy: Any = self.model
+        switched = policy.disable_adapter() if self.kind == "adapter off" else _wearing(policy, self._adapter)
+        with _left_as_found(policy), switched:
+            yield policy.eval()
 
-    def prepare(self, wrap: Callable[[Any], Any]) -> None:
-        """Lets a trainer place the reference on its devices; a switched adapter is where the policy is."""
+    def prepare(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Lets a trainer place the reference on its devices; a switched adapter is already where the policy is."""
         if self.kind not in ("adapter off", "frozen adapter"):
             self.model = wrap(self.model)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint has to hold for the reference to go on from it: nothing, where the reference stays what
-        the policy was when training began. Tensors are those in use, not copies."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold to restore the reference, not copied; empty for one that never moves."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes up what `state_dict` gave.
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores the tensors of `state_dict`.
 
         Raises:
-            InputError: it is of another reference.
+            InputError: the tensors belong to another reference.
         """
 
 
 class MovingReference(Reference):
-    """A reference that follows the policy from time to time (TR-DPO, arXiv 2404.09656).
+    """A reference that moves towards the policy from time to time (TR-DPO, arXiv 2404.09656).
 
-    Its weights, and with them the log-probs, depend on the way the policy has come: they cannot be had again from the
-    policy as training began, so they belong into checkpoints, and into no cache.
+    Its weights depend on the policy's past steps and cannot be recomputed, so checkpoints hold them and the cache of
+    log-probs does not.
 
     Args:
         policy: the model to be trained.
-        frozen: where the reference starts from, if not from the policy; it is moved itself.
+        frozen: the model that the reference starts from, instead of the policy; it is changed in place.
 
     Raises:
-        ConfigError: there is nothing that could be moved, or it has other weights than the policy.
+        ConfigError: the policy is an adapter, or the reference has other weights than the policy.
     """
 
-    def __init__(self, policy: Any, frozen: Any = None) -> None:
-        if hasattr(policy, "disable_adapter"):
-            # A mean of two adapters' factors is not the factor of a mean: the reference would move off the line
-            # between the two, which is all that the method says.
+    def __init__(self, policy: nn.Module, frozen: nn.Module | None = None) -> None:
+        if adapted(policy):
+            # TR-DPO averages weights, and the mean of two adapters' factors is not the factor of their mean.
             fix = "leave sync_ref_model out, or train all weights"
             raise ConfigError("the reference of an adapter cannot move", where="sync_ref_model", fix=fix)
         super().__init__(policy, frozen)
         self.kind = "moving"
         self._ours, self._theirs = dict(self.model.named_parameters()), dict(policy.named_parameters())
-        if {n: p.shape for n, p in self._ours.items()} != {n: p.shape for n, p in self._theirs.items()}:
+        if _shapes(self._ours) != _shapes(self._theirs):
             raise ConfigError("has other weights than the policy, which it is to follow", where="ref_model")
 
     @torch.no_grad()
     def follow(self, share: float) -> None:
-        """Moves to (1 − share) · itself + share · policy, weight by weight."""
+        """Replaces each weight by (1 − share) · its value + share · the policy's value."""
         for name, ours in self._ours.items():
             ours.lerp_(self._theirs[name].to(ours), share)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self._ours.items()}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        if {n: p.shape for n, p in state.items()} != {n: p.shape for n, p in self._ours.items()}:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if _shapes(state) != _shapes(self._ours):
             raise InputError("a reference with other weights", where="checkpoint", expected="those of this model")
         for name, ours in self._ours.items():
             ours.copy_(state[name])
 
 
-def kind_of(policy: Any, frozen: Any = None) -> str:
-    """What the reference of this policy is: `Reference.kind`.
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def kind_of(policy: nn.Module, frozen: nn.Module | None = None) -> str:
+    """Returns the kind of reference that this policy gets, see `Reference.kind`.
 
     Raises:
-        ConfigError: as for `Reference`.
+        ConfigError: the policy is given as its own reference, or trains weights outside its adapter.
     """
     if frozen is policy:
         fix = "leave it out for the policy as it is now"
         raise ConfigError("the policy itself, which freezing would stop from learning", where="ref_model", fix=fix)
     if frozen is not None:
         return "given"
-    if not hasattr(policy, "disable_adapter"):  # a PEFT model; transformers' own adapters have no such switch
+    if (switchable := adapted(policy)) is None:
         return "frozen copy"
-    _refuse_open_base(policy)
-    return "adapter off" if _is_fresh(policy) else "frozen adapter"
+    _refuse_open_base(switchable)
+    return "adapter off" if _is_fresh(switchable) else "frozen adapter"
 
 
-def reference_fingerprint(kind: str, model: Any) -> str:
-    """sha256 of the reference that this model is now. A frozen adapter's is taken before it is copied: the copy puts
-    weights of another name into the model."""
-    adapter = model.peft_config[model.active_adapter] if kind == "frozen adapter" else None
+def reference_fingerprint(kind: str, model: nn.Module) -> str:
+    """Sha256 of the reference that this model is now; for a frozen adapter to be taken before the adapter is copied,
+    because the copy adds weights under another name."""
+    peft = adapted(model) if kind == "frozen adapter" else None
+    adapter = peft.peft_config[peft.active_adapter] if peft else None
     return fingerprint(model, without_trained=kind == "adapter off", adapter=adapter)
 
 
-def _freeze(model: Any) -> Any:
+def _freeze(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _is_fresh(policy: Any) -> bool:
-    """No adapter has changed anything yet: LoRA's second factor is still zero everywhere."""
+def _is_fresh(policy: nn.Module) -> bool:
+    """Whether the adapter has no effect yet: LoRA's second factor is zero everywhere."""
     seconds = [p for name, p in policy.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
     return bool(seconds) and not any(p.detach().any() for p in seconds)
 
 
-def _refuse_open_base(policy: Any) -> None:
-    """Switching adapters leaves the base as it is: a base weight in training (LoRA's bias="all") would be trained in
-    the reference as well."""
+def _refuse_open_base(policy: PeftModel) -> None:
+    """Raises ConfigError if weights of the base are trained (LoRA's bias="all"): switching adapters keeps the base, so
+    the reference would be trained as well."""
     names = [name for name, p in policy.named_parameters() if p.requires_grad]
     if shared := [name for name in names if policy.active_adapter not in name.split(".")]:
         problem = f"{len(shared)} weights outside the adapter are trained, {shared[0]} for one"
@@ -177,17 +184,19 @@ def _refuse_open_base(policy: Any) -> None:
 
 
 def _copy_adapter(policy: Any) -> Any:
-    """Adds a copy of the active adapter's weights; returns its configuration, which the policy itself forgets, so that
-    saving and merging it see its own adapters only."""
+    """Adds a frozen copy of the active adapter's weights and returns the copy's configuration.
+
+    The policy's own list of adapters does not hold that configuration, so saving and merging ignore the copy.
+    """
     active = policy.active_adapter
     config = copy.deepcopy(policy.peft_config[active])
     if isinstance(getattr(config, "init_lora_weights", None), str):
-        config.init_lora_weights = True  # PiSSA and its like would carve their start out of the base weights once more
+        config.init_lora_weights = True  # PiSSA and similar methods would change the base weights a second time
     if hasattr(config, "bias"):
-        config.bias = "none"  # PEFT allows one adapter to train the base's biases, and a frozen copy trains nothing
+        config.bias = "none"  # PEFT lets only one adapter train the base's biases, and a frozen copy trains nothing
     config.inference_mode = True
     with _left_as_found(policy):
-        if any(_of_reference(name) for name, _ in policy.named_parameters()):  # left by an earlier reference
+        if any(_of_reference(name) for name, _ in policy.named_parameters()):  # the copy of an earlier reference
             policy.peft_config[REFERENCE_ADAPTER] = config
             policy.delete_adapter(REFERENCE_ADAPTER)
         policy.add_adapter(REFERENCE_ADAPTER, config)
@@ -204,8 +213,8 @@ def _of_reference(name: str) -> bool:
 
 
 @contextmanager
-def _wearing(policy: Any, config: Any) -> Iterator[None]:
-    """The reference's adapter is active inside."""
+def _wearing(policy: PeftModel, config: Any) -> Iterator[None]:
+    """Makes the reference's adapter the active one inside the block."""
     before = policy.active_adapter
     policy.peft_config[REFERENCE_ADAPTER] = config
     policy.set_adapter(REFERENCE_ADAPTER)
@@ -217,15 +226,17 @@ def _wearing(policy: Any, config: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _left_as_found(policy: Any) -> Iterator[None]:
-    """What was there before ends as trainable as it began, for PEFT opens the weights of whatever it activates; and in
-    the mode it was in, for the reference has no dropout."""
+def _left_as_found(policy: nn.Module) -> Iterator[None]:
+    """Restores `requires_grad` of every weight and the mode of every module after the block.
+
+    PEFT opens the weights of each adapter that it activates, and the reference is scored in eval mode.
+    """
     trainable = [(p, p.requires_grad) for p in policy.parameters()]
     training = [(module, module.training) for module in policy.modules()]
     try:
         yield
     finally:
-        for p, open_ in trainable:
-            p.requires_grad_(open_)
+        for p, requires_grad in trainable:
+            p.requires_grad_(requires_grad)
         for module, mode in training:
             module.training = mode

@@ -1,6 +1,6 @@
-"""The model card: README.md beside a saved model, in the form the hub reads. No absolute path and no secret is in it.
+"""The model card: README.md beside a saved model, in the hub's format, without absolute paths and secrets.
 
-A card somebody wrote is never touched: ours then goes into SRPO_CARD.md, and that is said.
+A card that a person wrote is never changed: srpo's card is then SRPO_CARD.md, and the log names it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from srpo.secrets import redacted, redacted_command
 from srpo.versions import versions
@@ -20,22 +19,11 @@ from srpo.versions import versions
 CARD_FILE = "README.md"
 OTHER_CARD_FILE = "SRPO_CARD.md"
 MARK = "<!-- Written by srpo, and written anew with the model; take this line out to keep your changes. -->"
-SHOWN = (
-    "objective",
-    "beta",
-    "alpha",
-    "logps_reduction",
-    "learning_rate",
-    "lr_scheduler_type",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_length",
-    "truncate",
-    "seed",
+SHOWN = (  # settings that the card shows
+    *("objective", "beta", "alpha", "logps_reduction", "learning_rate", "lr_scheduler_type", "num_train_epochs"),
+    *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "truncate", "seed"),
 )
-_PATH = re.compile(r"(?<![\w.:/~-])~?(?:/[\w.@+-]+){2,}")  # absolute, and not a part of a URL
+_PATH = re.compile(r"(?<![\w.:/~-])~?(?:/[\w.@+-]+){2,}")  # an absolute path that is not part of a URL
 CITATION = """@inproceedings{choi2025srpo,
   title     = {Self-Improving Robust Preference Optimization},
   author    = {Choi, Eugene and Ahmadian, Arash and Geist, Matthieu and Pietquin, Olivier and
@@ -48,28 +36,28 @@ CITATION = """@inproceedings{choi2025srpo,
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells.
+    """Contents of a model card.
 
     Attributes:
-        base: folder or hub name of the model that was trained; of a folder, its last name is told.
-        adapter: whether what is saved is an adapter.
-        settings: resolved settings; those in `SHOWN` are told.
+        base: folder or hub name of the model that was trained; the card shows only the last part of a folder's path.
+        adapter: whether the saved model is an adapter.
+        settings: resolved settings; the card shows those in `SHOWN`.
         facts: further lines of the same table: reference, template, data.
-        results: metric → value, the last that were measured.
-        command: the words of the command line; empty where there was none.
-        comments: paragraphs that stand at the top.
+        results: metric → value, from the last evaluation.
+        command: words of the command line; empty for a run started from Python.
+        comments: paragraphs below the title.
     """
 
     base: str
     adapter: bool
-    settings: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    settings: Mapping[str, object]
+    facts: Mapping[str, object]
     results: Mapping[str, float] = field(default_factory=dict)
     command: Sequence[str] = ()
     comments: Sequence[str] = ()
 
     def text(self) -> str:
-        """The card, front matter included."""
+        """The card as Markdown, front matter included."""
         base = portable(self.base)
         on_hub = bool(base) and not os.path.isdir(self.base)
         front = [
@@ -79,7 +67,7 @@ class Card:
             f"license: {licence_of(self.base)}  # the base model's; unknown where its card does not say",
             "tags: [srpo, preference-optimization]",
         ]
-        told = {**self.facts, **{name: self.settings[name] for name in SHOWN if self.settings.get(name) is not None}}
+        shown = {name: self.settings[name] for name in SHOWN if self.settings.get(name) is not None}
         parts = [
             "---\n" + "\n".join(front) + "\n---",
             MARK,
@@ -87,7 +75,7 @@ class Card:
             *self.comments,
             "It drafts an answer and revises it; `revision_template.json` beside it says how a draft is shown:\n\n"
             "```sh\nsrpo revise --model_name_or_path THIS_FOLDER --input prompts.jsonl --output trails.jsonl\n```",
-            "## Training\n\n" + _table(told),
+            "## Training\n\n" + _table({**self.facts, **shown}),
             "## Results\n\n" + (_table(self.results) if self.results else "None were measured in training."),
             *(["## Command\n\n```sh\n" + portable_command(self.command) + "\n```"] if self.command else []),
             "## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in versions().items() if version),
@@ -97,22 +85,22 @@ class Card:
 
 
 def write_card(folder: Path, card: Card, theirs: bytes | None) -> None:
-    """Writes a card into a folder of a saved model.
+    """Writes a card into the folder of a saved model.
 
     Args:
-        theirs: the README.md that stood there before anything was saved, see `read_card`: saving an adapter changes it.
+        theirs: `read_card` of the folder before the model was saved, because PEFT changes an adapter's README.md.
     """
     file = folder / CARD_FILE
     if theirs is not None:
         file.write_bytes(theirs)
-    if theirs is not None and MARK.encode() not in theirs:
-        logging.getLogger("srpo").info("srpo: %s is somebody's own and stays; the card is %s", file, OTHER_CARD_FILE)
-        file = folder / OTHER_CARD_FILE
+        if MARK.encode() not in theirs:
+            logging.getLogger("srpo").info("srpo: %s is not srpo's and stays; the card is %s", file, OTHER_CARD_FILE)
+            file = folder / OTHER_CARD_FILE
     file.write_text(card.text(), "utf-8")
 
 
 def read_card(folder: Path) -> bytes | None:
-    """The README.md of a folder as it stands; None where there is none."""
+    """Contents of the folder's README.md; None if it has none."""
     try:
         return (folder / CARD_FILE).read_bytes()
     except OSError:
@@ -120,7 +108,7 @@ def read_card(folder: Path) -> bytes | None:
 
 
 def licence_of(base: str) -> str:
-    """The licence that a base's own card names, else "unknown"."""
+    """The licence named in the base model's own card, else "unknown"."""
     text = (read_card(Path(base)) or b"").decode("utf-8", "replace")
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     named = re.search(r"^license: *([\w.+-]+) *(?:#.*)?$", front[1], re.MULTILINE) if front else None
@@ -128,7 +116,8 @@ def licence_of(base: str) -> str:
 
 
 def portable(path: str) -> str:
-    """A path that says nothing of the machine: its last name, unless it is a relative one or a name on the hub."""
+    """A path without anything about this machine: the last part of an absolute path; a relative path or a hub name
+    unchanged."""
     if os.path.isabs(path) or path.startswith(("~", "..")) or re.match(r"[A-Za-z]:\\", path):
         return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     return path
@@ -140,15 +129,15 @@ def portable_command(words: Sequence[str]) -> str:
     for word in redacted_command(words):
         flag, equals, value = word.partition("=")
         word = flag + equals + portable(value) if equals and flag.startswith("-") else portable(word)
-        word = _PATH.sub(lambda path: portable(path[0]), word)  # inside of JSON, say
+        word = _PATH.sub(lambda path: portable(path[0]), word)  # a path inside another value, such as JSON
         shown.append(word if re.fullmatch(r"[\w@%+=:,./*-]+", word) else json.dumps(word, ensure_ascii=False))
     return " ".join(shown)
 
 
-def _table(rows: Mapping[str, Any]) -> str:
+def _table(rows: Mapping[str, object]) -> str:
     lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,35 +1,36 @@
-"""Pickled weights → safetensors, by PyTorch's restricted unpickler: tensors and their containers, and nothing else."""
+"""Pickled weights → safetensors, through PyTorch's restricted unpickler, which reads only tensors and containers."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor
 
 from srpo.disk import writable_folder, write_file
 from srpo.errors import ConfigError, InputError
 from srpo.model.weights.load import read_pickled
 from srpo.model.weights.untrusted import pickled
 
-# A pickle's name → what loads look for.
+# Stem of a pickled file → stem of the safetensors file.
 NAMES = {"pytorch_model": "model", "adapter_model": "adapter_model", "model": "model"}
 COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 
 
 def convert(source: str, target: str) -> list[str]:
-    """Writes a folder that holds the weights of another as safetensors, with its configuration and tokenizer.
+    """Writes a copy of a model folder with its pickled weights as safetensors, its configuration and its tokenizer.
 
-    Code and other pickles stay behind. A model that needs code of its own loads with --trust_remote_code only, and
-    its code has to be copied by hand.
+    Code and other pickles are not copied. A model with code of its own loads with --trust_remote_code only, and its
+    code has to be copied by hand.
 
     Returns:
-        Names of the files of weights that were written.
+        Names of the written files of weights.
 
     Raises:
-        InputError: no such folder, no pickled weights in it, or pickles with anything but tensors in them.
-        ConfigError: the target is the folder itself.
-        OutputError: it cannot be written.
+        InputError: the folder does not exist or has no pickled weights, or a pickle holds more than tensors.
+        ConfigError: the target is the source folder.
+        OutputError: the target cannot be written.
     """
     from safetensors.torch import save
 
@@ -43,7 +44,7 @@ def convert(source: str, target: str) -> list[str]:
         expected = "pytorch_model.bin, model.pt, adapter_model.bin or numbered parts of them"
         raise InputError("no pickled weights", where=source, expected=expected)
     weights = {}
-    for name in files:  # all of them before anything is written
+    for name in files:  # every pickle is read before the first file is written
         state = _tensors(read_pickled(folder / name), f"{source}/{name}")
         weights[_new_name(name)] = {key: value.detach().contiguous().clone() for key, value in state.items()}
     writable_folder(out)
@@ -63,24 +64,22 @@ def convert(source: str, target: str) -> list[str]:
 
 
 def _new_name(name: str) -> str:
-    """`pytorch_model-00001-of-00002.bin` → `model-00001-of-00002.safetensors`; "" for what is not weights."""
+    """`pytorch_model-00001-of-00002.bin` → `model-00001-of-00002.safetensors`; "" for a file that is not weights."""
     stem, dash, part = name.rpartition(".")[0].partition("-")
     return f"{NAMES[stem]}{dash}{part}.safetensors" if stem in NAMES else ""
 
 
-def _tensors(state: Any, where: str) -> dict[str, Any]:
-    """The tensors of a state, one level down where training frameworks wrap it.
+def _tensors(state: object, where: str) -> dict[str, Tensor]:
+    """The tensors by name; a training framework's wrapper around them is taken off.
 
     Raises:
-        InputError: it holds something else.
+        InputError: a value is not a tensor.
     """
-    import torch
-
     for key in ("state_dict", "model", "module"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise InputError("not a mapping of names to tensors", where=where)
     return state

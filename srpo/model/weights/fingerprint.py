@@ -1,7 +1,7 @@
-"""What a model's numbers come from, in one hash: weights, configuration, adapter.
+"""One hash of everything that a model's log-probs depend on: weights, configuration, adapter.
 
-Weights are hashed byte by byte: shapes, sums or samples would tell neither an edited row nor two that changed places
-apart. Tensors are hashed in threads of their own; half a gigabyte takes about half a second of a core.
+Weights are hashed byte by byte: shapes, sums or samples would miss an edited row, or two rows that changed places.
+Tensors are hashed in parallel threads; half a gigabyte takes about half a second of one core.
 """
 
 from __future__ import annotations
@@ -10,33 +10,37 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srpo.errors import ConfigError
+from srpo.model.unwrap import adapted
 
-# What a configuration says that log-probs of given tokens do not depend on, or that the weights say better.
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+# Keys of a configuration that log-probs of given tokens do not depend on, or that the weights already determine.
 ELSEWHERE = {
     *("_name_or_path", "base_model_name_or_path", "revision", "transformers_version", "architectures"),
     *("dtype", "use_cache", "return_dict", "inference_mode", "pad_token_id", "bos_token_id", "eos_token_id"),
 }
-# What PEFT and its adapters put before and into the names of the base's own weights.
+# Parts that PEFT inserts into the names of the base's own weights.
 WRAPPED = ("base_model.model.", "base_layer.")
 
 
-def fingerprint(model: Any, *, without_trained: bool = False, adapter: Any = None) -> str:
-    """sha256, in hex, of everything in a model that its numbers come from.
+def fingerprint(model: nn.Module, *, without_trained: bool = False, adapter: PeftConfig | None = None) -> str:
+    """Sha256, in hex, of everything in a model that its log-probs depend on.
 
     Args:
         model: a causal language model, or a PEFT model around one.
-        without_trained: leave out the weights that are open to training: of a model whose adapter is fresh this is
-            the base, which gives what the base by itself does.
-        adapter: configuration of an adapter whose weights count, for its scale is not among them.
+        without_trained: leave out trainable weights; for a model with a fresh adapter, the result is then the
+            fingerprint of its base.
+        adapter: configuration of an adapter to include; the adapter's scale is in the configuration alone.
 
     Raises:
-        ConfigError: the weights are not here to be hashed.
+        ConfigError: weights are spread over devices and cannot be hashed here.
     """
     tensors = sorted(_tensors(model, without_trained))
     digest = hashlib.sha256(_config(model).encode())
@@ -48,8 +52,8 @@ def fingerprint(model: Any, *, without_trained: bool = False, adapter: Any = Non
     return digest.hexdigest()
 
 
-def is_whole(model: Any) -> bool:
-    """Whether all weights are in this process, as numbers; not under ZeRO-3 or FSDP, and not on the meta device."""
+def is_whole(model: nn.Module) -> bool:
+    """Whether this process holds all weights; False under ZeRO-3 and FSDP, and on the meta device."""
     return all(_is_here(p) for p in model.parameters())
 
 
@@ -57,15 +61,15 @@ def _is_here(tensor: Tensor) -> bool:
     return not (tensor.is_meta or hasattr(tensor, "ds_id") or hasattr(tensor, "_local_tensor"))
 
 
-def _tensors(model: Any, without_trained: bool) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and every buffer, those too that are not saved; quantised weights with their scales."""
+def _tensors(model: nn.Module, without_trained: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yields every parameter and every buffer, saved or not; quantised weights come with their scales."""
     trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     found: dict[str, Any] = {**model.state_dict(), **dict(model.named_buffers())}
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor) or (without_trained and name in trained):
             continue
-        place = (tensor.data_ptr(), tuple(tensor.shape))  # a tied weight once; that it is tied, the configuration says
+        place = (tensor.data_ptr(), tuple(tensor.shape))  # a tied weight counts once; the configuration records the tie
         if tensor.numel() and place in seen:
             continue
         seen.add(place)
@@ -82,9 +86,10 @@ def _bytes_of(name: str, tensor: Tensor) -> str:
     return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
 
 
-def _config(model: Any) -> str:
-    """Sizes are in the weights, but bases of positions, epsilons, windows and the kind of attention are not."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+def _config(model: nn.Module) -> str:
+    """The configuration as text: position bases, epsilons, windows and the attention kernel are not in the weights."""
+    peft = adapted(model)
+    inner: Any = peft.get_base_model() if peft else model
     config = inner.config
     return f"{type(inner).__qualname__} {config._attn_implementation} {_canonical(config.to_dict())}"
 
@@ -93,6 +98,6 @@ def _canonical(settings: Mapping[str, Any]) -> str:
     return json.dumps({key: settings[key] for key in settings if key not in ELSEWHERE}, sort_keys=True, default=_plain)
 
 
-def _plain(value: Any) -> Any:
-    """A set in one order, whatever the seed of its hashes."""
+def _plain(value: object) -> str | list[str]:
+    """A value without a JSON form as text; a set is sorted, since its order changes from process to process."""
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

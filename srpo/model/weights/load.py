@@ -1,7 +1,8 @@
 """Paths and hub names → models and tokenizers. The only code that reads weights.
 
-Safetensors only, and no code from a model's repository unless asked: a pickle or a module that comes with weights would
-run as you. What is refused before a library looks at it is in untrusted.py; convert.py makes safetensors of pickles.
+Only safetensors are read, and code from a model's repository runs only on request: a pickle or a module that comes with
+weights has all rights of the user. untrusted.py checks a folder before any library reads it; convert.py converts
+pickles to safetensors.
 """
 
 from __future__ import annotations
@@ -9,21 +10,26 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srpo.errors import ConfigError, InputError
 from srpo.model.weights.untrusted import CONVERT, expect_safe, own_code, pickled
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
 ADAPTER_FILE = "adapter_config.json"
-TRAINING_FILE = "srpo_training.json"  # what training leaves beside a model about itself
+TRAINING_FILE = "srpo_training.json"  # record of the training, beside the model
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str = "main") -> Any:
-    """The tokenizer saved at a local path or hub name.
+def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str = "main") -> PreTrainedTokenizerBase:
+    """Loads the tokenizer at a local path or hub name.
 
     Raises:
-        InputError: there is none, or only one that would run code of its own.
+        InputError: no tokenizer there, or only one that needs its own code.
     """
     from transformers import AutoTokenizer
 
@@ -38,25 +44,25 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str 
 def load_model(
     path: str,
     *,
-    dtype: Any = "float32",
+    dtype: str | torch.dtype = "float32",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     revision: str = "main",
     trainable: bool = False,
-    **options: Any,
+    **options: object,
 ) -> Any:
-    """A causal language model, or an adapter on its base model, from a local path or hub name.
+    """Loads a causal language model, or an adapter on its base model, from a local path or hub name.
 
     Args:
-        path: a folder or hub name; one with an `adapter_config.json` is loaded as a PEFT model on the base it names.
-        dtype: float32, bfloat16, float16, or auto: what the weights are stored in; or a dtype of torch.
-        trainable: leave an adapter's weights open for training.
-        trust_remote_code: run the code that a model brings along, with all your rights.
-        options: passed on to `from_pretrained`.
+        path: a folder or hub name; a folder with an `adapter_config.json` is loaded as a PEFT model on its base.
+        dtype: a torch dtype or its name, or "auto" for the dtype in which the weights are stored.
+        trainable: leave an adapter's weights trainable.
+        trust_remote_code: run the code in the model's repository, with all rights of the user.
+        options: further keywords of `from_pretrained`.
 
     Raises:
-        InputError: no model there, only weights that would have to be unpickled, or one that would run code of its own.
-        ConfigError: a dtype that does not exist, or an option that is not one of loading.
+        InputError: no model there, or one with pickled weights only, or one that needs its own code.
+        ConfigError: an unknown dtype, or an option that would weaken the checks.
     """
     from transformers import AutoModelForCausalLM
 
@@ -87,15 +93,15 @@ def load_model(
 
 
 def load_reward_model(path: str, *, dtype: str = "float32", trust_remote_code: bool = False) -> Any:
-    """A sequence classification model with one output, from a local path or hub name.
+    """Loads a sequence classification model with one output from a local path or hub name.
 
     Args:
-        dtype, trust_remote_code: as in `load_model`.
+        dtype, trust_remote_code: see `load_model`.
 
     Raises:
-        InputError: no such model there (a language model without a head for scores, say), only weights that would have
-            to be unpickled, or one that would run code of its own.
-        ConfigError: it has several outputs, or a dtype that does not exist.
+        InputError: no such model there (a language model has no head for scores), or one with pickled weights only, or
+            one that needs its own code.
+        ConfigError: a model with several outputs, or an unknown dtype.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -111,19 +117,21 @@ def load_reward_model(path: str, *, dtype: str = "float32", trust_remote_code: b
     return model.eval()
 
 
-def _dtype(name: Any) -> Any:
+def _dtype(name: str | torch.dtype) -> str | torch.dtype:
     import torch
 
     if isinstance(name, torch.dtype):
         return name
     if name not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"no dtype {name!r}", where="dtype", expected="auto, float32, bfloat16 or float16")
-    return name if name == "auto" else getattr(torch, name)
+    dtype: torch.dtype = torch.float32 if name == "auto" else getattr(torch, name)
+    return name if name == "auto" else dtype
 
 
-def _whole(auto: Any, path: str, **options: Any) -> Any:
-    """A model of that class whose weights were all there; transformers would make up those that are not."""
-    model, found = auto.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+def _whole(auto: type, path: str, **options: object) -> Any:
+    """Loads a model of an auto class; raises InputError for missing weights, which transformers fills with noise."""
+    loader: Any = auto
+    model, found = loader.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
     if found["missing_keys"]:
         some = ", ".join(sorted(found["missing_keys"])[:3])
         raise InputError(f"{len(found['missing_keys'])} of the model's weights are not there: {some}", where=path)
@@ -131,10 +139,10 @@ def _whole(auto: Any, path: str, **options: Any) -> Any:
 
 
 def read_pickled(file: Path) -> Any:
-    """What a pickle of tensors holds. For converting it alone: nothing else here unpickles.
+    """Reads a pickle of tensors, without running anything else in it; only `srpo convert` and resuming use it.
 
     Raises:
-        InputError: it is none, or would do more than build tensors, which it is then not let do.
+        InputError: the file is not such a pickle.
     """
     import pickle
 
@@ -143,21 +151,20 @@ def read_pickled(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, ValueError, RuntimeError, EOFError, AttributeError, LookupError) as error:
-        unpickles = isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)
-        what = (
+        runs_code = isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)
+        problem = (
             "would run code when unpickled, and was not"
-            if unpickles
+            if runs_code
             else f"not a pickle of tensors: {_first_line(error)}"
         )
-        fix = "get the weights as safetensors from whom you trust"
-        raise InputError(what, where=str(file), fix=fix) from None
+        raise InputError(problem, where=str(file), fix="get the weights as safetensors from a trusted source") from None
 
 
-def inference_device(name: str = "") -> Any:
-    """Where a model is put that is not trained: the device of that name, or else a GPU if there is one.
+def inference_device(name: str = "") -> torch.device:
+    """Device for a model that is not trained: the named one; without a name, a GPU if there is one.
 
     Raises:
-        ConfigError: it is neither a CPU nor a GPU by CUDA, or not here.
+        ConfigError: the name is neither "cpu" nor a CUDA device of this machine.
     """
     import torch
 
@@ -171,20 +178,25 @@ def inference_device(name: str = "") -> Any:
     return torch.device(kind, int(number)) if number and kind == "cuda" else torch.device(kind)
 
 
-def model_context(model: Any) -> int | None:
-    """Longest sequence the model was built for, in tokens; None when its configuration does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def model_context(model: nn.Module) -> int | None:
+    """Longest sequence the model was built for, in tokens; None if its configuration has no limit."""
+    config: Any = model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def adapter_base(path: str) -> str | None:
-    """The base model an adapter folder names; None when `path` is not one."""
+    """Name of the base model in an adapter folder; None if the folder holds no adapter.
+
+    Raises:
+        InputError: the adapter has no safetensors, or does not name its base.
+    """
     file = Path(path) / ADAPTER_FILE
     if not file.is_file():
         return None
     if not file.with_name(ADAPTER_WEIGHTS).is_file():  # PEFT would go on to look for pickled ones
         there = pickled(file.parent)
-        what = f"an adapter without {ADAPTER_WEIGHTS}" + (f", but with {', '.join(there[:3])}" if there else "")
-        raise InputError(what, where=path, fix=CONVERT)
+        problem = f"an adapter without {ADAPTER_WEIGHTS}" + (f", but with {', '.join(there[:3])}" if there else "")
+        raise InputError(problem, where=path, fix=CONVERT)
     try:
         base = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError):
@@ -195,25 +207,26 @@ def adapter_base(path: str) -> str | None:
     return base
 
 
-def _refusal(what: str, path: str, error: Exception, weights: str = "") -> InputError:
-    """Why there is no model or tokenizer, in words that name the file and the safe way.
+def _refusal(kind: str, path: str, error: Exception, weights: str = "") -> InputError:
+    """The error for a model or tokenizer that a library could not load, with the file and a safe remedy.
 
     Args:
-        weights: where the weights would be; under an adapter, the base.
+        kind: "model", "reward model" or "tokenizer".
+        weights: folder of the weights; for an adapter, its base.
     """
     folder = Path(weights or path)
     if "custom code" in str(error) or "trust_remote_code" in str(error):
         code = ", ".join(own_code(folder)) or "its repository's code"
         fix = "read it first; --trust_remote_code (trust_remote_code=True) runs it, with all your rights"
-        return InputError(f"no {what} without running {code}", where=path, fix=fix)
+        return InputError(f"no {kind} without running {code}", where=path, fix=fix)
     there = pickled(folder) if weights and folder.is_dir() and not list(folder.glob("*.safetensors")) else []
     if there:
-        return InputError(f"no {what}: only {', '.join(there[:3])}", where=path, fix=CONVERT)
-    return InputError(f"no {what}: {_first_line(error)}", where=path, fix=_either(path))
+        return InputError(f"no {kind}: only {', '.join(there[:3])}", where=path, fix=CONVERT)
+    return InputError(f"no {kind}: {_first_line(error)}", where=path, fix=_either(path))
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
-    """What loading raises over files that are missing, torn, or made for another model or for a library not here."""
+    """Errors that libraries raise for files that are missing, torn, or made for another model or library."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -221,21 +234,21 @@ def _unreadable() -> tuple[type[Exception], ...]:
 
 
 def _expect_folder(path: str) -> None:
-    """Something that looks like a path but is none deserves a plain word, not a hub lookup."""
+    """Raises InputError for a path without a folder, which would otherwise be looked up on the hub."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or (os.sep == "\\" and "\\" in path)
-    looks_local |= "/" in path and os.path.isdir(os.path.dirname(path))  # of `runs/final`, runs is here
+    looks_local |= "/" in path and os.path.isdir(os.path.dirname(path))  # for `runs/final`, runs is a folder here
     if looks_local and not Path(path).is_dir():
         raise InputError("no such folder", where=path, expected="a saved model, or a hub name")
 
 
 def _either(path: str) -> str:
-    """What to say where a name like `runs/final` may have been meant as a folder or as a name on the hub."""
+    """Remedy for a name like `runs/final`, which may be meant as a folder or as a hub name."""
     if os.path.isdir(path):
         return ""
     return "no folder of that name is here, so it was looked for on the hub: write ./ before it if a folder is meant"
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of a library's message, with the second where it only announces that."""
+    """First line of a library's message, with the second line if the first ends with a colon."""
     first, *rest = str(error).strip().split("\n")
     return " ".join([first.strip(), rest[0].strip()]) if rest and first.rstrip().endswith(":") else first

@@ -1,7 +1,7 @@
-"""An adapter and its base → one model, compared before anybody relies on it.
+"""An adapter and its base → one model, checked against the adapter before it gets its final name.
 
-The comparison is of what was written, read again from its files: weights that are tied, cast or left out differ there
-and not in memory.
+The check loads the merged model from its files again: weights that are tied, cast or left out differ in the files and
+not in memory.
 
 Axes: S positions, V vocabulary.
 """
@@ -16,38 +16,42 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srpo.data.read import read_prompts
 from srpo.disk import writable_folder
 from srpo.errors import ConfigError, InputError, OutputError, SRPOError
+from srpo.model.unwrap import core, device_of
 from srpo.model.weights.card import CARD_FILE, MARK, Card, portable, read_card, write_card
 from srpo.model.weights.load import ADAPTER_FILE, TRAINING_FILE, load_model, load_tokenizer
 from srpo.sequences.render import Renderer, options_of, template_for
 from srpo.sequences.templates import TEMPLATE_FILE
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 MERGE_FILE = "srpo_merge.json"
-PROMPTS, PROMPT_TOKENS = 4, 16  # where none are given
+PROMPTS, PROMPT_TOKENS = 4, 16  # of the check, if no file of prompts is given
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A model before and after, on the same tokens.
+class MergeCheck:
+    """Comparison of a merged model with its adapter, on the same tokens.
 
     Attributes:
-        prompts: how many.
-        positions: logits compared, one for each token of the prompts and of what was greedily generated.
-        generated: tokens generated greedily before.
-        other_tokens: of them, those that come out otherwise after, and not for a tie that rounding may decide.
-        ties: of them, those that come out otherwise for such a tie.
-        difference: of logits, at most, as a share of the range of their position's.
+        prompts: number of prompts.
+        positions: compared positions: all tokens of the prompts and of the greedy answers.
+        generated: tokens of the adapter's greedy answers.
+        other_tokens: of these, tokens that the merged model decodes differently, ties left out.
+        ties: of these, tokens that differ where rounding alone can decide between two tokens.
+        difference: largest difference of logits, as a share of the range of logits at its position.
         tolerance: the difference that rounding explains.
-        effect: how far the adapter itself moves the logits, in the same measure; below the tolerance, an equal result
+        effect: largest difference that the adapter makes to its base, in the same measure; below `tolerance` the check
             shows little.
-        dtype: in which both are stored.
+        dtype: dtype in which both models are stored.
     """
 
     prompts: int
@@ -62,7 +66,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether rounding explains all of it; a nan is never the same."""
+        """Whether rounding explains every difference; False for a nan."""
         return self.difference <= self.tolerance and not self.other_tokens
 
     def __str__(self) -> str:
@@ -82,20 +86,20 @@ def merge(
     dtype: str = "auto",
     max_new_tokens: int = 16,
     trust_remote_code: bool = False,
-) -> Comparison:
-    """Writes the model that an adapter makes of its base, with tokenizer, revision template, record and card.
+) -> MergeCheck:
+    """Merges an adapter into its base and writes the model with tokenizer, revision template, record and card.
 
     Args:
-        adapter: its folder.
-        target: a folder that is not there yet, or empty.
-        prompts: a file of prompts to compare on, of which the first 64 are taken; None makes some of the vocabulary.
-        dtype: what both are loaded and saved in; auto is the base's own.
-        max_new_tokens: generated greedily for each prompt.
+        adapter: folder of the adapter.
+        target: a folder that is empty or does not exist.
+        prompts: file of prompts for the check, of which the first 64 are used; None draws tokens from the vocabulary.
+        dtype: dtype in which the model is loaded and saved; "auto" is the base's own.
+        max_new_tokens: tokens to decode greedily for each prompt.
 
     Raises:
         InputError: no adapter there.
-        ConfigError: an adapter that cannot be merged, or a target that holds something.
-        SRPOError: what was written is not what the adapter was; it is removed again.
+        ConfigError: an adapter that cannot be merged, or a target that is not empty.
+        SRPOError: the merged model differs from the adapter; the written files are removed.
     """
     folder, out = Path(adapter), Path(target)
     if not (folder / ADAPTER_FILE).is_file():
@@ -107,7 +111,7 @@ def merge(
     if max_new_tokens < 1:
         raise ConfigError(f"{max_new_tokens}", where="max_new_tokens", expected="1 or more")
     tokenizer = load_tokenizer(adapter, trust_remote_code=trust_remote_code)
-    contexts = _contexts(adapter, tokenizer, prompts)  # before weights are read
+    contexts = _contexts(adapter, tokenizer, prompts)  # a mistake in the prompts ends here, before weights are read
     model = load_model(adapter, dtype=dtype, trust_remote_code=trust_remote_code).eval()
     [kind] = model.peft_config.values()
     if kind.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
@@ -133,7 +137,7 @@ def merge(
         unverified.rename(out)
     except OSError as error:
         raise OutputError(f"cannot be written ({error.strerror})", where=target) from None
-    except ValueError as error:  # PEFT: a nan among the merged weights
+    except ValueError as error:  # PEFT found a nan among the merged weights
         raise SRPOError(f"cannot be merged: {str(error).splitlines()[0]}", where=adapter) from None
     finally:
         shutil.rmtree(unverified, ignore_errors=True)
@@ -141,18 +145,18 @@ def merge(
 
 
 def compare(
-    before: Sequence[tuple[list[int], Tensor]], after: Any, base: Sequence[Tensor], context_lengths: Sequence[int]
-) -> Comparison:
-    """Compares a model with what another one said of the same tokens.
+    before: Sequence[tuple[list[int], Tensor]], after: nn.Module, base: Sequence[Tensor], context_lengths: Sequence[int]
+) -> MergeCheck:
+    """Compares the merged model's logits with those of the adapter on the same tokens.
 
     Args:
-        before: per prompt, ids (those generated greedily included) and their logits [S, V].
-        after: the model in question.
-        base: [S, V] of the model without its adapter, per prompt.
-        context_lengths: how many of the ids were given.
+        before: for each prompt, the ids of prompt and greedy answer, and the adapter's logits [S, V] of them.
+        after: the merged model.
+        base: for each prompt, the base's logits [S, V] of the same ids.
+        context_lengths: number of prompt tokens among the ids.
     """
     dtype = next(after.parameters()).dtype
-    tolerance = rounding(dtype, after.config.get_text_config().num_hidden_layers)
+    tolerance = rounding(dtype, core(after).config.get_text_config().num_hidden_layers)
     generated = other = ties = positions = 0
     difference = effect = 0.0
     for (ids, was_SV), base_SV, given in zip(before, base, context_lengths, strict=True):
@@ -163,20 +167,21 @@ def compare(
         chosen_S, now_S = was_SV.argmax(-1), now_SV.argmax(-1)
         lead_S = (was_SV.amax(-1) - was_SV.gather(-1, now_S[:, None])[:, 0]) / range_S
         differs_S = (chosen_S != now_S)[given - 1 : -1]
-        tied_S = (lead_S <= 2 * tolerance)[given - 1 : -1]  # each of the two may be off by the tolerance
+        tied_S = (lead_S <= 2 * tolerance)[given - 1 : -1]  # each model may be off by the tolerance
         generated += len(ids) - given
         ties += int((differs_S & tied_S).sum())
         other += int((differs_S & ~tied_S).sum())
         positions += len(ids)
     name = str(dtype).removeprefix("torch.")
-    return Comparison(len(before), positions, generated, other, ties, difference, tolerance, effect, name)
+    return MergeCheck(len(before), positions, generated, other, ties, difference, tolerance, effect, name)
 
 
 def rounding(dtype: torch.dtype, layers: int) -> float:
-    """The difference of logits, as a share of their range, that rounding weights and activations to a dtype explains.
+    """Difference of logits, as a share of their range, that rounding weights and activations to a dtype explains.
 
-    Each layer adds its own; twice what sound merges of random models show (docs/lab-book.md, "How far rounding moves a
-    merged model"). In float32 the order of sums adds more than rounding a number does, hence the floor.
+    The errors of the layers add up; the result is twice the difference measured on correct merges of random models
+    (docs/lab-book.md, "How far rounding moves a merged model"). In float32 the order of sums matters more than the
+    rounding of numbers, hence the floor.
 
     Example:
         >>> rounding(torch.float32, 24), round(rounding(torch.bfloat16, 24), 3)
@@ -186,13 +191,13 @@ def rounding(dtype: torch.dtype, layers: int) -> float:
 
 
 def _largest(so_far: float, values_S: Tensor) -> float:
-    """The largest of all; nan where there is one, for `max` would step over it."""
+    """The largest value; nan if there is one, which Python's `max` would skip."""
     return float(torch.cat([values_S.new_tensor([so_far]), values_S]).max())
 
 
 @torch.no_grad()
-def _greedy(model: Any, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
-    """Each context with what the model goes on with, terminator or not, and the logits [S, V] of all of it."""
+def _greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
+    """Each context continued greedily by `new` tokens, past any terminator, with the logits [S, V] of all tokens."""
     found = []
     for context in contexts:
         ids = list(context)
@@ -203,15 +208,14 @@ def _greedy(model: Any, contexts: Sequence[list[int]], new: int) -> list[tuple[l
 
 
 @torch.no_grad()
-def _logits(model: Any, ids: list[int]) -> Tensor:
-    """[S, V] in float32."""
-    device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0]
+def _logits(model: nn.Module, ids: list[int]) -> Tensor:
+    """Logits [S, V] in float32, on the CPU."""
+    logits: Tensor = model(input_ids=torch.tensor([ids], device=device_of(model)), use_cache=False).logits[0]
     return logits.float().cpu()
 
 
-def _contexts(adapter: str, tokenizer: Any, prompts: str | None) -> list[list[int]]:
-    """Ids to compare on: prompts as the model drafts from them, or words of the vocabulary in any order."""
+def _contexts(adapter: str, tokenizer: PreTrainedTokenizerBase, prompts: str | None) -> list[list[int]]:
+    """Token ids for the check: the rendered prompts, or random tokens of the vocabulary."""
     if prompts is not None:
         rows = read_prompts(prompts)[:64]
         renderer = Renderer(tokenizer, template_for(adapter, None))
@@ -223,35 +227,34 @@ def _contexts(adapter: str, tokenizer: Any, prompts: str | None) -> list[list[in
 
 
 def _beside(out: Path) -> Path:
-    """An empty folder beside the target: nothing that was not compared ever stands under its name."""
+    """Makes an empty folder beside the target, which gets the target's name only after the check."""
     unverified = out.with_name(out.name + ".unverified")
     shutil.rmtree(unverified, ignore_errors=True)
     return writable_folder(unverified)
 
 
-def _write(model: Any, tokenizer: Any, adapter: Path, out: Path) -> None:
-    """Saves the model with what `srpo revise` needs beside it."""
+def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path, out: Path) -> None:
+    """Saves the model with the tokenizer, template and training record that `srpo revise` reads."""
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     if (adapter / TEMPLATE_FILE).is_file():
         shutil.copyfile(adapter / TEMPLATE_FILE, out / TEMPLATE_FILE)
     if (adapter / TRAINING_FILE).is_file():
         record = json.loads((adapter / TRAINING_FILE).read_text("utf-8"))
-        # There is no adapter left to switch off: what it was trained from has to be named, as after full fine-tuning.
+        # A merged model has no adapter to switch off: `srpo revise` needs the reference's path, as for full tuning.
         record |= {"reference": "frozen copy", "merged": {"reference": record.get("reference")}}
         (out / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
-def _write_card(out: Path, adapter: Path, base: str, compared: Comparison) -> None:
-    """The adapter's card where we wrote it, now of a model; else a card of the merge alone."""
-    said = f"Merged from an adapter by `srpo merge`: {compared}."
+def _write_card(out: Path, adapter: Path, base: str, compared: MergeCheck) -> None:
+    """Writes the adapter's card, changed to describe a model, if srpo wrote it; else a card of the merge alone."""
+    note = f"Merged from an adapter by `srpo merge`: {compared}."
     theirs = read_card(adapter)
     if theirs is None or MARK.encode() not in theirs:
         if theirs is not None:
-            log = logging.getLogger("srpo")
-            log.info("srpo: %s is somebody's own and is not carried over", adapter / CARD_FILE)
-        write_card(out, Card(base, False, {}, {"base": portable(base)}, comments=[said]), None)
+            logging.getLogger("srpo").info("srpo: %s is not srpo's and is not copied", adapter / CARD_FILE)
+        write_card(out, Card(base, False, {}, {"base": portable(base)}, comments=[note]), None)
         return
     text = theirs.decode("utf-8").replace("library_name: peft", "library_name: transformers", 1)
-    text = re.sub(r"^# An adapter (trained.*)$", rf"# A model \1\n\n{said}", text, count=1, flags=re.MULTILINE)
+    text = re.sub(r"^# An adapter (trained.*)$", rf"# A model \1\n\n{note}", text, count=1, flags=re.MULTILINE)
     (out / CARD_FILE).write_text(text, "utf-8")

@@ -1,6 +1,6 @@
-"""What a folder from somewhere else must not make us do: unpickle, run code that lies in it, read outside of it.
+"""Checks of a downloaded model folder: it must not unpickle, run its own code, or read files outside the folder.
 
-Nothing here loads anything; it looks at names and JSON, before `load.py` does.
+These checks read file names and JSON only, before `load.py` loads anything.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json")
 
 
 def pickled(folder: Path, stem: str = "") -> list[str]:
-    """Names of the files in a folder that would have to be unpickled, of those that begin with `stem`."""
+    """Names of the pickled files in a folder that begin with `stem`."""
     return sorted(each.name for each in folder.glob(f"{stem}*") if each.suffix in PICKLED)
 
 
 def own_code(folder: Path) -> list[str]:
-    """The code a model brings along: the modules that `auto_map` names, each with the file that names it."""
+    """Modules of a model's own code, as `auto_map` names them, each with the file that names it."""
     found = []
     for config in CONFIGS:
         named = _object(folder / config).get("auto_map")
@@ -36,11 +36,7 @@ def own_code(folder: Path) -> list[str]:
 
 
 def expect_safe(folder: Path, *, trust_remote_code: bool) -> None:
-    """Refuses what a local folder could make the loading libraries do unasked.
-
-    Raises:
-        InputError: an index of weights that leads outside, or attention that is code from the hub.
-    """
+    """Raises InputError if a weights index names a file outside the folder, or an attention setting names hub code."""
     for index in folder.glob("*.index.json"):
         names = _object(index).get("weight_map")
         for name in {*names.values()} if isinstance(names, dict) else ():
@@ -54,12 +50,13 @@ def expect_safe(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def inside(folder: Path, name: str, *, where: str) -> Path:
-    """The file of that name in a folder, for a name that somebody else wrote down.
+    """Path of the file `name` in a folder, for a name read from an untrusted file.
 
-    Symlinks are followed: the hub's own cache is made of them. (A manifest of a run may name none, see checkpoint.py.)
+    Symlinks are followed, since the hub's own cache consists of them. (A run's manifest may name no symlink, see
+    train/durable/checkpoint.py.)
 
     Args:
-        where: the file that holds the name.
+        where: the untrusted file, for the error.
 
     Raises:
         InputError: the name is empty or absolute, or leads out of the folder with `..`.
@@ -69,7 +66,7 @@ def inside(folder: Path, name: str, *, where: str) -> Path:
         'model/part-1.safetensors'
     """
     path = PurePosixPath(name)
-    # What Windows would take for a drive or a step up is none here, and may be read there.
+    # A name may be plain on this system and a drive or a parent folder on Windows.
     foreign = PureWindowsPath(name).anchor or "\\" in name or "\0" in name
     if not path.parts or foreign or path.is_absolute() or ".." in path.parts:
         raise InputError(f"names {name!r}, which is not inside", where=where, expected=f"a file in {folder}")
@@ -77,7 +74,7 @@ def inside(folder: Path, name: str, *, where: str) -> Path:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """A JSON object in a file; {} where there is none, which whoever loads it will say better."""
+    """The JSON object in a file; {} if it is unreadable, since the library that loads it reports that better."""
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

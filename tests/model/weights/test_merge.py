@@ -214,7 +214,7 @@ def test_a_card_of_ones_own_is_never_touched(
         assert run([*words, "--output_dir", str(out), "--use_peft", "--save_strategy", "no", *QUICK]) == 0
     assert (out / "README.md").read_bytes() == own  # PEFT, left to itself, writes into it
     assert MARK in (out / "SRPO_CARD.md").read_text("utf-8")
-    assert "is somebody's own and stays; the card is SRPO_CARD.md" in caplog.text
+    assert "is not srpo's and stays; the card is SRPO_CARD.md" in caplog.text
 
 
 def test_our_own_card_is_written_anew(tmp_path: Path) -> None:

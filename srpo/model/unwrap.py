@@ -1,0 +1,30 @@
+"""The model inside its wrappers: the transformers model that computes, and the PEFT model that switches adapters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def core(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside wrappers (DDP, torch.compile, an adapter)."""
+    inner: Any = model
+    while wrapped := next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None):
+        inner = wrapped
+    return cast("PreTrainedModel", inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
+
+
+def adapted(model: nn.Module) -> PeftModel | None:
+    """The model as a PEFT model, or None; an adapter added by transformers itself has no switch and does not count."""
+    return cast("PeftModel", model) if hasattr(model, "disable_adapter") else None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter."""
+    return next(model.parameters()).device
