@@ -50,13 +50,13 @@ def check(argv: list[str]) -> int:
 
     from srpo.data.read import Source, columns_of, read_pairs
     from srpo.disk import write_file
-    from srpo.judge.check import check_judge, print_checked, sample
+    from srpo.judge.check import check_judge, print_check, sample
 
     make = judge_of(args).load
     make(0)  # a mistake in it is told before the pairs are read
     pairs = sample(read_pairs(Source(args.pairs, columns_of(args.map), split=args.split)), args.limit, args.seed)
     checked = check_judge(make, pairs, runs=args.runs, gold_key=args.gold_key, seed=args.seed)
-    print_checked(checked)
+    print_check(checked)
     if args.output:
         write_file(Path(args.output), checked.to_json().encode(), flag="--output")
     return 0

@@ -1,6 +1,6 @@
-"""Answers and verdicts as other tools write and read them: AlpacaEval's files, and Arena-Hard's.
+"""Reads and writes the files of AlpacaEval and Arena-Hard: model outputs, questions and verdicts.
 
-trails              what `srpo revise` writes: {prompt, answers, stopped, meta}
+trails              output of `srpo revise`: {prompt, answers, stopped, meta}
 alpaca              model outputs: [{instruction, output, generator}]
 arena               model_answer/NAME.jsonl: {uid, ans_id, model, messages}, the answer as {answer: text}
 arena questions     question.jsonl: {uid, prompt, category, …}, or the older {question_id, turns, …}
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,11 @@ from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.revise.trail import Answer, Trail
 
 Row = Mapping[str, Any]
+FORMS = ("alpaca", "arena", "trails", "prompts")
 
 
 class Annotation(NamedTuple):
-    """One verdict from outside: 1 to 2, above 1½ where the second output is better; None where there is none."""
+    """One external verdict; `preference` runs from 1 (first output better) to 2, and is None without a verdict."""
 
     instruction: str
     output_1: str
@@ -34,13 +35,13 @@ class Annotation(NamedTuple):
 
 
 def read_answers(path: str | Path) -> list[Trail]:
-    """Trails, model outputs of AlpacaEval, answers or questions of Arena-Hard; which they are, their keys say.
+    """Reads trails, AlpacaEval outputs, Arena-Hard answers or Arena-Hard questions, recognised by their keys.
 
-    Answers from elsewhere become trails of a draft alone; questions become trails without an answer.
+    Answers of other tools become trails with a draft only; questions become trails without an answer.
 
     Raises:
         InputError: the file cannot be read.
-        DataError: a row is none of these, or there is none.
+        DataError: a row has none of these forms, or there are no rows.
     """
     trails = [_trail(row, where) for where, row in _rows(path)]
     if not trails:
@@ -49,31 +50,20 @@ def read_answers(path: str | Path) -> list[Trail]:
 
 
 def read_annotations(path: str | Path) -> list[Annotation]:
-    """Verdicts as AlpacaEval keeps them.
+    """Reads AlpacaEval's annotations.
 
     Raises:
         InputError: the file cannot be read.
-        DataError: a row is no annotation, or there is none.
+        DataError: a row is not an annotation, or there are no rows.
     """
-    found = []
-    for where, row in _rows(path):
-        texts = [row.get(key) for key in ("instruction", "output_1", "output_2")]
-        preference = row.get("preference")
-        if isinstance(preference, float | int) and not (1 <= preference <= 2):
-            preference = None if preference != preference or preference == -1 else "out of range"
-        whole = all(isinstance(text, str) for text in texts) and "preference" in row
-        if not whole or not isinstance(preference, float | int | None):
-            expected = "instruction, output_1, output_2 and a preference from 1 to 2"
-            raise DataError("no annotation", where=where, expected=expected)
-        instruction, one, two = map(str, texts)
-        found.append(Annotation(instruction, one, two, None if preference is None else float(preference)))
+    found = [_annotation(row, where) for where, row in _rows(path)]
     if not found:
         raise DataError("no annotations", where=str(path))
     return found
 
 
 def alpaca_outputs(trails: Iterable[Trail], *, generator: str, revisions: int) -> str:
-    """The answers after so many revisions as AlpacaEval's model outputs.
+    """The answers after that many revisions as AlpacaEval's model outputs.
 
     Example:
         >>> print(alpaca_outputs([Trail("2+2=", (Answer("5", 2), Answer("4", 2)))], generator="ours", revisions=1))
@@ -93,90 +83,90 @@ def alpaca_outputs(trails: Iterable[Trail], *, generator: str, revisions: int) -
 
 
 def arena_answers(trails: Iterable[Trail], *, model: str, revisions: int) -> str:
-    """The answers after so many revisions as a file of Arena-Hard's model_answer folder.
+    """The answers after that many revisions as a file of Arena-Hard's model_answer folder.
 
-    `token_len` is what our tokenizer counts where it did; counts of Markdown for its style control are Arena-Hard's to
-    add.
+    `token_len` counts our tokenizer's tokens. Arena-Hard's own script adds the Markdown counts for style control.
 
     Raises:
-        DataError: a trail's `meta` has no uid of a question.
+        DataError: a trail's `meta` has no question uid.
     """
-    lines = []
+    rows = []
     for number, trail in enumerate(trails, 1):
         uid = trail.meta.get("uid", trail.meta.get("question_id"))
         if uid is None:
-            expected = "trails of Arena-Hard's question.jsonl, which carry it along"
+            expected = "trails made from Arena-Hard's question.jsonl, which keep the uid"
             raise DataError("no uid", where=f"trail {number}", expected=expected)
         answer = trail.after(revisions)
         turns = [{"role": "user", "content": trail.prompt}] if isinstance(trail.prompt, str) else trail.prompt
-        row = {
-            "uid": uid,
-            "ans_id": hashlib.sha256(json.dumps([uid, model, answer.text]).encode()).hexdigest()[:22],
-            "model": model,
-            "messages": [*turns, {"role": "assistant", "content": {"answer": answer.text}}],
-            "metadata": {"token_len": answer.tokens} if answer.tokens else {},
-        }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    return "".join(lines)
+        rows.append(
+            {
+                "uid": uid,
+                "ans_id": hashlib.sha256(json.dumps([uid, model, answer.text]).encode()).hexdigest()[:22],
+                "model": model,
+                "messages": [*turns, {"role": "assistant", "content": {"answer": answer.text}}],
+                "metadata": {"token_len": answer.tokens} if answer.tokens else {},
+            }
+        )
+    return _jsonl(rows)
 
 
 def alpaca_annotations(
     comparisons: Sequence[AnswerPair], verdicts: Sequence[Verdict], names: tuple[str, str], judge: str
 ) -> str:
-    """Verdicts as AlpacaEval's annotations; an unscored one has no preference.
+    """Verdicts as AlpacaEval's annotations; an unscored pair has a null preference.
 
     Args:
-        names: of the systems whose answers are the first and the second.
-        judge: its identity, AlpacaEval's "annotator".
+        names: the systems of the first and the second answers.
+        judge: the judge's identity, AlpacaEval's "annotator".
     """
     rows = [
         {
-            "instruction": prompt_text(comparison.prompt),
-            "output_1": comparison.first,
+            "instruction": prompt_text(pair.prompt),
+            "output_1": pair.first,
             "generator_1": names[0],
-            "output_2": comparison.second,
+            "output_2": pair.second,
             "generator_2": names[1],
             "annotator": judge,
             "preference": None if verdict.score is None else 2 - verdict.score,
         }
-        for comparison, verdict in zip(comparisons, verdicts, strict=True)
+        for pair, verdict in zip(comparisons, verdicts, strict=True)
     ]
     return json.dumps(rows, ensure_ascii=False, indent=2)
 
 
-def prompts(trails: Iterable[Trail]) -> str:
-    """The prompts alone, with all that stood beside them: what `srpo revise` takes."""
-    rows = [{**trail.meta, "prompt": trail.prompt} for trail in trails]
+def written_as(form: str, trails: Sequence[Trail], *, name: str, revisions: int) -> str:
+    """The trails in one of `FORMS`; `prompts` is the input of `srpo revise`, with all other columns.
+
+    Args:
+        name: the system's name in AlpacaEval's and Arena-Hard's files.
+
+    Raises:
+        ConfigError: the form does not exist, or it needs a name.
+        DataError: rows have no answers to write, or lack a uid where the form needs one.
+    """
+    if form not in FORMS:
+        raise ConfigError(
+            f"{form!r}", where="form", expected="one of " + ", ".join(FORMS), fix=did_you_mean(form, FORMS)
+        )
+    if form in ("alpaca", "arena") and not name:
+        raise ConfigError("no name", where=f"form {form}", expected="the system's name in that file")
+    if form == "prompts":
+        return _jsonl({**trail.meta, "prompt": trail.prompt} for trail in trails)
+    if missing := sum(not trail.answers for trail in trails):
+        fix = "questions become prompts; `srpo revise` answers them"
+        raise DataError(f"{missing} of {len(trails)} rows have no answer", where=f"form {form}", fix=fix)
+    if form == "trails":
+        return "".join(trail.to_json() + "\n" for trail in trails)
+    if form == "alpaca":
+        return alpaca_outputs(trails, generator=name, revisions=revisions)
+    return arena_answers(trails, model=name, revisions=revisions)
+
+
+def _jsonl(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def written_as(form: str, trails: Sequence[Trail], *, name: str, revisions: int) -> str:
-    """The trails in one of the forms `alpaca`, `arena`, `trails` and `prompts`.
-
-    Raises:
-        ConfigError: no such form, or a form with names and no name.
-        DataError: there are no answers to write, or no uid where one is needed.
-    """
-    forms: dict[str, Callable[[], str]] = {
-        "alpaca": lambda: alpaca_outputs(trails, generator=name, revisions=revisions),
-        "arena": lambda: arena_answers(trails, model=name, revisions=revisions),
-        "trails": lambda: "".join(trail.to_json() + "\n" for trail in trails),
-        "prompts": lambda: prompts(trails),
-    }
-    if form not in forms:
-        raise ConfigError(
-            f"{form!r}", where="form", expected="one of " + ", ".join(forms), fix=did_you_mean(form, forms)
-        )
-    if form in ("alpaca", "arena") and not name:
-        raise ConfigError("no name", where=f"form {form}", expected="what the system is to be called there")
-    missing = sum(not trail.answers for trail in trails)
-    if missing and form != "prompts":
-        fix = "questions become prompts; `srpo revise` answers them"
-        raise DataError(f"{missing} of {len(trails)} rows have no answer", where=f"form {form}", fix=fix)
-    return forms[form]()
-
-
-def _rows(path: str | Path) -> Iterable[tuple[str, Row]]:
+def _rows(path: str | Path) -> Iterator[tuple[str, Row]]:
     for where, row in json_rows(Path(path)):
         if isinstance(row, Unusable):
             raise DataError(str(row), where=where + row.column)
@@ -185,29 +175,47 @@ def _rows(path: str | Path) -> Iterable[tuple[str, Row]]:
         yield where, row
 
 
+def _annotation(row: Row, where: str) -> Annotation:
+    texts = [row.get(key) for key in ("instruction", "output_1", "output_2")]
+    preference = row.get("preference")
+    if isinstance(preference, float | int) and not (1 <= preference <= 2):
+        # AlpacaEval writes nan or -1 for a pair without a verdict.
+        preference = None if preference != preference or preference == -1 else "out of range"
+    complete = all(isinstance(text, str) for text in texts) and "preference" in row
+    if not complete or not isinstance(preference, float | int | None):
+        expected = "instruction, output_1, output_2 and a preference from 1 to 2"
+        raise DataError("no annotation", where=where, expected=expected)
+    instruction, one, two = map(str, texts)
+    return Annotation(instruction, one, two, None if preference is None else float(preference))
+
+
 def _trail(row: Row, where: str) -> Trail:
     if "answers" in row:
         return Trail.from_json(json.dumps(row), where=where)
     if "instruction" in row and isinstance(row.get("output"), str):
         return _draft(row, row["instruction"], row["output"], ("instruction", "output"), where)
     if "messages" in row:
-        *asked, last = row["messages"] or [None]
+        *before, last = row["messages"] or [None]
         answer = last.get("content") if isinstance(last, Mapping) and last.get("role") == "assistant" else None
         text = answer.get("answer") if isinstance(answer, Mapping) else answer
-        asked_ = asked[0]["content"] if len(asked) == 1 and asked[0].get("role") == "user" else asked
-        return _draft(row, asked_, text, ("messages",), where)
+        prompt = before[0]["content"] if len(before) == 1 and before[0].get("role") == "user" else before
+        return _draft(row, prompt, text, ("messages",), where)
     if "turns" in row:
-        asked_ = [turn["content"] for turn in row["turns"]]
-        if len(asked_) != 1:
-            raise DataError(f"{len(asked_)} turns", where=where, expected="questions of one turn")
-        return Trail(asked_[0], (), meta={key: value for key, value in row.items() if key != "turns"})
+        turns = [turn["content"] for turn in row["turns"]]
+        if len(turns) != 1:
+            raise DataError(f"{len(turns)} turns", where=where, expected="questions of one turn")
+        return Trail(turns[0], (), meta=_without(row, "turns"))
     if "uid" in row and isinstance(row.get("prompt"), str):
-        return Trail(row["prompt"], (), meta={key: value for key, value in row.items() if key != "prompt"})
+        return Trail(row["prompt"], (), meta=_without(row, "prompt"))
     has = ", ".join(map(repr, row)) or "nothing"
     raise DataError(f"an object with {has}", where=where, expected="a trail, an AlpacaEval output or an Arena-Hard row")
 
 
-def _draft(row: Row, prompt: Any, text: Any, taken: tuple[str, ...], where: str) -> Trail:
+def _draft(row: Row, prompt: object, text: object, taken: tuple[str, ...], where: str) -> Trail:
     if not isinstance(prompt, str | list) or not isinstance(text, str):
         raise DataError("no prompt and answer as text", where=where)
-    return Trail(prompt, (Answer(text, 0),), meta={key: value for key, value in row.items() if key not in taken})
+    return Trail(prompt, (Answer(text, 0),), meta=_without(row, *taken))
+
+
+def _without(row: Row, *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in keys}

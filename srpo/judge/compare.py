@@ -1,4 +1,4 @@
-"""Two files of answers and a judge; two files of verdicts and how far they agree."""
+"""Compares two files of answers by a judge, and two files of verdicts by their agreement."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import NamedTuple
 
 import torch
 
-from srpo.data.values import prompt_text
 from srpo.errors import DataError
 from srpo.judge.alpaca_arena import Annotation
 from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
 from srpo.revise.trail import Trail
-from srpo.statistics.agreement import NAN, Measure, flips, kappa, share
+from srpo.statistics.agreement import NAN, Measure, flips, kappa, scores_tensor, share
 
 
-class Compared(NamedTuple):
-    """What a judge said of two systems; `wins` is the share of the second's, ties as half."""
+class HeadToHead(NamedTuple):
+    """A judge's verdicts on two systems; `wins` is the second system's win rate, ties as half."""
 
     comparisons: list[AnswerPair]
     verdicts: list[Verdict]
@@ -27,7 +26,7 @@ class Compared(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How far two judges say the same of the same pairs."""
+    """Share of equal verdicts and Cohen's κ of two judges, over the pairs that both judged."""
 
     same: Measure
     kappa: Measure
@@ -37,20 +36,24 @@ class Agreement(NamedTuple):
 def pair_up(
     first: Sequence[Trail], second: Sequence[Trail], *, revisions: int, gold_key: str = "gold"
 ) -> list[AnswerPair]:
-    """The answers to the same prompts beside each other, in the order of the first.
+    """Pairs two systems' answers to the same prompts, in the order of the first.
+
+    Args:
+        revisions: takes the answers after that many revisions.
 
     Raises:
-        DataError: a prompt is missing from one of the two, stands in it twice, or has no answer.
+        DataError: a prompt is missing from one of the two, occurs twice, or has no answer.
     """
-    ours, theirs = ({_asked(trail): trail for trail in trails} for trails in (first, second))
+    ours, theirs = ({_prompt_key(trail): trail for trail in trails} for trails in (first, second))
     for name, trails, found in (("first", first, ours), ("second", second, theirs)):
         if len(found) != len(trails):
             raise DataError(f"{len(trails) - len(found)} prompts twice", where=f"the {name} file")
         if empty := sum(not trail.answers for trail in trails):
             raise DataError(f"{empty} prompts without an answer", where=f"the {name} file")
     if ours.keys() != theirs.keys():
-        what = f"{len(ours.keys() - theirs.keys())} prompts only in the first, {len(theirs.keys() - ours.keys())} only "
-        raise DataError(f"{what}in the second", expected="answers to the same prompts")
+        only, other = len(ours.keys() - theirs.keys()), len(theirs.keys() - ours.keys())
+        what = f"{only} prompts only in the first, {other} only in the second"
+        raise DataError(what, expected="answers to the same prompts")
     return [
         AnswerPair(
             ours[key].prompt,
@@ -62,8 +65,8 @@ def pair_up(
     ]
 
 
-def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -> Compared:
-    """Puts them to the judge.
+def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -> HeadToHead:
+    """Asks the judge about every pair and measures win rate, unscored pairs and flips.
 
     Example:
         >>> from srpo.judge.load import load_pair_judge
@@ -72,45 +75,39 @@ def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -
         0.75
     """
     verdicts = list(judge.compare(comparisons))
-    wins_N = 1 - torch.tensor([NAN if each.score is None else each.score for each in verdicts], dtype=torch.float64)
-    flips_N = torch.tensor([NAN if each.flipped is None else float(each.flipped) for each in verdicts])
-    return Compared(
-        comparisons,
-        verdicts,
-        share(wins_N, seed=seed),
-        share(wins_N.isnan().double(), seed=seed),
-        share(flips_N, seed=seed),
-    )
+    wins_N = 1 - scores_tensor([verdict.score for verdict in verdicts])
+    flips_N = scores_tensor([verdict.flipped for verdict in verdicts])
+    wins, unscored, flipped = (share(each_N, seed=seed) for each_N in (wins_N, wins_N.isnan().double(), flips_N))
+    return HeadToHead(comparisons, verdicts, wins, unscored, flipped)
 
 
 def agree(one: Sequence[Annotation], other: Sequence[Annotation], *, seed: int = 0) -> Agreement:
-    """Over the pairs that stand in both, whichever way round.
+    """Measures the agreement over the pairs in both files, in either order of their answers.
 
     Raises:
-        DataError: none does.
+        DataError: no pair occurs in both files.
     """
-    said = {(each.instruction, each.output_1, each.output_2): _score(each) for each in other}
-    said |= {(instruction, b, a): 1 - score for (instruction, a, b), score in said.items()} | said
+    scores = {(each.instruction, each.output_1, each.output_2): _score(each) for each in other}
+    scores |= {(instruction, b, a): 1 - score for (instruction, a, b), score in scores.items()} | scores
     both = [
-        (each.instruction, _score(each), said[key])
+        (each.instruction, _score(each), scores[key])
         for each in one
-        if (key := (each.instruction, each.output_1, each.output_2)) in said
+        if (key := (each.instruction, each.output_1, each.output_2)) in scores
     ]
     if not both:
-        raise DataError("no pair stands in both files", expected="verdicts on the same answers")
-    asked, ours, theirs = zip(*both, strict=True)
+        raise DataError("no pair occurs in both files", expected="verdicts on the same answers")
+    prompts, ours, theirs = zip(*both, strict=True)
     one_N, other_N = (torch.tensor(each, dtype=torch.float64) for each in (ours, theirs))
-    return Agreement(
-        share(1 - flips(one_N, other_N), asked, seed=seed), kappa(one_N, other_N, asked, seed=seed), len(both)
-    )
+    same = share(1 - flips(one_N, other_N), prompts, seed=seed)
+    return Agreement(same, kappa(one_N, other_N, prompts, seed=seed), len(both))
 
 
-def _asked(trail: Trail) -> str:
-    return prompt_text(trail.prompt) if isinstance(trail.prompt, str) else json.dumps(trail.prompt, sort_keys=True)
+def _prompt_key(trail: Trail) -> str:
+    return trail.prompt if isinstance(trail.prompt, str) else json.dumps(trail.prompt, sort_keys=True)
 
 
 def _score(each: Annotation) -> float:
-    """1, ½, 0 as seen from the first output; a graded preference counts for the side it is on."""
+    """1, ½ or 0 as seen from the first output; a graded preference counts for the side it favours."""
     if each.preference is None:
         return NAN
     return 0.5 if each.preference == 1.5 else float(each.preference < 1.5)

@@ -1,7 +1,7 @@
 """A language model as the judge of two answers, behind any OpenAI-compatible server.
 
-Both orders are asked unless told otherwise, and a disagreement is a tie. What it costs is said before the first call;
-every reply is kept as soon as it comes, so that nothing is asked, or paid for, twice.
+Each pair is shown in both orders by default; orders that disagree make a tie. The cost is announced before the first
+call. Every reply is cached as soon as it arrives, so nothing is asked or paid for twice.
 """
 
 from __future__ import annotations
@@ -23,44 +23,46 @@ from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, Verdict, combine
 from srpo.judge.verdict_cache import CachedReply, VerdictCache, cache_key
 
 log = logging.getLogger("srpo")
-PROGRESS = 500  # calls between two lines about them
-BYTES_PER_TOKEN = 3  # of UTF-8, for estimates: too few for English (4 to 5), about right where a letter takes 3
+PROGRESS = 500  # calls between two progress lines
+BYTES_PER_TOKEN = 3  # of UTF-8, for estimates: English has 4 to 5, scripts with three-byte letters about 3
 OVERHEAD = 40  # tokens of a chat template around two messages, for estimates
 
 
+class _Showing(NamedTuple):
+    """One order of a pair, as one call shows it; `key` is its key in the cache."""
+
+    key: str
+    pair: AnswerPair
+    shown: tuple[str, str]
+
+
 class _Body(dict[str, Any]):
-    """One request, with what its reply is for and what it may cost at most."""
+    """The body of one request, with the showing it asks about, its nonce and its maximum cost."""
 
     def __init__(self, showing: _Showing, nonce: str, most: float, content: Mapping[str, Any]) -> None:
         super().__init__(content)
         self.showing, self.nonce, self.most = showing, nonce, most
 
 
-class _Showing(NamedTuple):
-    key: str
-    comparison: AnswerPair
-    shown: tuple[str, str]
-
-
 class _Reply(NamedTuple):
     text: str
-    cut: bool
+    truncated: bool
     model: str
     tokens_in: int | None
     tokens_out: int | None
 
 
 class Estimate(NamedTuple):
-    """What a list of comparisons will take.
+    """The calls, tokens and cost that a list of comparisons will take.
 
     Attributes:
-        comparisons: how many there are.
-        identical: of these, with identical texts; nobody is asked about them.
-        kept: showings whose reply is there already, or that stand in the list twice.
+        comparisons: number of pairs.
+        identical: pairs with identical texts, which tie without a call.
+        kept: showings that are cached already or occur twice in the list.
         calls: showings to ask about.
-        tokens_in: to be read, estimated from the length of the texts.
-        tokens_out: to be written at most.
-        cost: of the reading alone, and at most; None where the prices are not known.
+        tokens_in: tokens to read, estimated from the length of the texts.
+        tokens_out: tokens to write at most.
+        cost: cost of reading alone, and the maximum; None without prices.
     """
 
     comparisons: int
@@ -86,30 +88,35 @@ class Estimate(NamedTuple):
 
 @dataclass
 class Spent:
-    """What has been used so far, by the server's own count where it gives one."""
+    """Calls, tokens and cost so far, by the server's own count where it gives one.
+
+    Attributes:
+        uncounted: calls whose tokens the server did not count, so that they are estimated.
+        models: name in the server's answer → number of answers.
+    """
 
     calls: int = 0
     failed: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float = 0.0
-    uncounted: int = 0  # calls whose reply did not say; estimated
-    models: dict[str, int] = field(default_factory=dict)  # what the server says answered, and how often
+    uncounted: int = 0
+    models: dict[str, int] = field(default_factory=dict)
 
 
 class LLMJudge:
-    """A `PairJudge` that asks a model.
+    """A `PairJudge` that asks a language model.
 
     Args:
         endpoint: the server.
-        prompt: what the judge is told.
-        asking: of which model, how, at what price.
-        cache: replies that are there already, and where new ones are kept.
-        nonce: draws the mark of a call's fences, which stands in none of the texts it is given. One that could be
-            guessed is no mark.
+        prompt: the judge's instructions.
+        asking: the model, its sampling and its price.
+        cache: replies of earlier calls; new ones are added.
+        nonce: draws the mark around the texts of a call, which occurs in none of the texts it is given. A predictable
+            mark protects nothing.
 
     Attributes:
-        spent: what this judge has used so far; replies from the cache cost nothing.
+        spent: usage so far; cached replies cost nothing.
     """
 
     def __init__(
@@ -123,11 +130,11 @@ class LLMJudge:
         self.endpoint, self.prompt, self.asking, self.nonce = endpoint, prompt, asking, nonce
         self.cache = cache if cache is not None else VerdictCache(None)
         self.spent = Spent()
-        self._lock, self._reserved = threading.Lock(), 0.0  # the most that the calls under way may cost
+        self._lock, self._reserved = threading.Lock(), 0.0  # maximum cost of the calls under way
 
     @property
     def identity(self) -> str:
-        """Server, model, prompt and sampling; prices and limits are no part of it."""
+        """Server, model, prompt and sampling; prices and limits do not count."""
         asking = self.asking
         run = f", run {asking.run}" if asking.run else ""
         return (
@@ -138,12 +145,12 @@ class LLMJudge:
 
     @property
     def _sampling(self) -> dict[str, Any]:
-        """What of a request decides its reply, beside the messages."""
+        """The fields of a request that decide its reply, apart from model and messages."""
         asking = self.asking
         return {"temperature": asking.temperature, "max_tokens": asking.max_tokens, **asking.body}
 
     def record(self) -> dict[str, Any]:
-        """All there is to tell of this judge in a report: settings, prompt, what was spent."""
+        """Settings, prompt and usage, for a report."""
         return {
             "identity": self.identity,
             "url": self.endpoint.url,
@@ -156,30 +163,30 @@ class LLMJudge:
         }
 
     def estimate(self, comparisons: Iterable[AnswerPair]) -> Estimate:
-        """What `compare` would take; nothing is asked."""
-        items = list(comparisons)
-        return self._estimate(items, self._missing(items))
+        """Estimates the calls and the cost of `compare`; asks nothing."""
+        pairs = list(comparisons)
+        return self._estimate(pairs, self._missing(pairs))
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """A verdict for each comparison, in their order, each as soon as it is there.
+        """Yields a verdict for each pair, in order, as soon as it is known.
 
         Raises:
-            ConfigError: the reading alone would cost more than `max_cost`, said before the first call; or the server
-                refuses the key or knows no such model.
-            InputError: no server answers, or it fails at everything.
-            Interrupted: another call could have taken the cost above `max_cost`. What was asked is kept.
-            OutputError: a reply cannot be kept.
+            ConfigError: reading alone would cost more than `max_cost`, raised before the first call; or the server
+                refuses the key or does not know the model.
+            InputError: no server answers, or every request fails.
+            Interrupted: the next call could exceed `max_cost`. Replies so far are cached.
+            OutputError: a reply cannot be cached.
         """
-        items = list(comparisons)
-        missing = self._missing(items)
-        self._announce(self._estimate(items, missing))
+        pairs = list(comparisons)
+        missing = self._missing(pairs)
+        self._announce(self._estimate(pairs, missing))
         failures: dict[str, str] = {}
         replies = self._ask(missing, failures)
-        for item in items:
-            if item.identical:
+        for pair in pairs:
+            if pair.identical:
                 yield TIE
                 continue
-            runs = [self._showings(item, run) for run in self._runs]
+            runs = [self._showings(pair, run) for run in self._runs]
             while not all(self.cache.get(each.key) or each.key in failures for each in chain.from_iterable(runs)):
                 next(replies)
             first, *others = (combine([self._order(each, failures) for each in showings]) for showings in runs)
@@ -187,39 +194,39 @@ class LLMJudge:
         for _ in replies:
             pass
 
-    # ------------------------------------------------------------------ what to ask
+    # ------------------------------------------------------------------ showings and their cost
 
     @property
     def _runs(self) -> range:
         return range(self.asking.run, self.asking.run + self.asking.runs)
 
-    def _showings(self, item: AnswerPair, run: int) -> list[_Showing]:
-        """The pair as it stands, and turned round; the key of one is the other's of the pair turned round."""
-        shown = [(item.first, item.second), (item.second, item.first)][: 2 if self.asking.orders == "both" else 1]
-        # Neither the orders asked nor the prices change a reply: half a run's replies serve the other half.
+    def _showings(self, pair: AnswerPair, run: int) -> list[_Showing]:
+        """Both orders of the pair, or one. Exchanging the pair's answers exchanges the keys."""
+        shown = [(pair.first, pair.second), (pair.second, pair.first)][: 2 if self.asking.orders == "both" else 1]
+        # Orders and prices are left out of the key: a run in one order reuses half the replies of a run in both.
         asking = self.asking
         who = json.dumps([self.endpoint.url, asking.model, self._sampling, run], sort_keys=True)
-        return [_Showing(cache_key(who, self.prompt.digest, item.prompt, *pair), item, pair) for pair in shown]
+        return [_Showing(cache_key(who, self.prompt.digest, pair.prompt, *texts), pair, texts) for texts in shown]
 
-    def _missing(self, items: Sequence[AnswerPair]) -> list[_Showing]:
+    def _missing(self, pairs: Sequence[AnswerPair]) -> list[_Showing]:
         found: dict[str, _Showing] = {}
-        for item in items:
-            for showing in [] if item.identical else chain.from_iterable(self._showings(item, n) for n in self._runs):
+        for pair in pairs:
+            for showing in [] if pair.identical else chain.from_iterable(self._showings(pair, n) for n in self._runs):
                 if self.cache.get(showing.key) is None:
                     found.setdefault(showing.key, showing)
         return list(found.values())
 
-    def _estimate(self, items: Sequence[AnswerPair], missing: Sequence[_Showing]) -> Estimate:
-        identical = sum(item.identical for item in items)
-        showings = (len(items) - identical) * (2 if self.asking.orders == "both" else 1) * self.asking.runs
+    def _estimate(self, pairs: Sequence[AnswerPair], missing: Sequence[_Showing]) -> Estimate:
+        identical = sum(pair.identical for pair in pairs)
+        showings = (len(pairs) - identical) * (2 if self.asking.orders == "both" else 1) * self.asking.runs
         tokens_in = sum(self._tokens_in(each) for each in missing)
         tokens_out = len(missing) * self.asking.longest
         least, most = self.asking.cost(tokens_in, 0), self.asking.cost(tokens_in, tokens_out)
         cost = None if self.asking.price_in is None else (least, most)
-        return Estimate(len(items), identical, showings - len(missing), len(missing), tokens_in, tokens_out, cost)
+        return Estimate(len(pairs), identical, showings - len(missing), len(missing), tokens_in, tokens_out, cost)
 
     def _tokens_in(self, showing: _Showing) -> int:
-        texts = (self.prompt.system, self.prompt.user, prompt_text(showing.comparison.prompt), *showing.shown)
+        texts = (self.prompt.system, self.prompt.user, prompt_text(showing.pair.prompt), *showing.shown)
         return OVERHEAD + sum(len(text.encode()) for text in texts) // BYTES_PER_TOKEN
 
     def _announce(self, estimate: Estimate) -> None:
@@ -235,12 +242,12 @@ class LLMJudge:
                 fix="raise it, or judge fewer",
             )
         if most > limit:
-            log.warning("srpo: max_cost %g may stop this before its end, if replies are long", limit)
+            log.warning("srpo: max_cost %g may stop this run early if replies are long", limit)
 
-    # ------------------------------------------------------------------ asking
+    # ------------------------------------------------------------------ requests and replies
 
     def _ask(self, missing: Sequence[_Showing], failures: dict[str, str]) -> Iterator[None]:
-        """Asks about all of them; yields after each reply, which by then is kept or among the failures."""
+        """Asks about all showings; yields after each reply, which is then cached or among the failures."""
         at = 0
         while at < len(missing):
             sent: list[_Body] = []
@@ -260,12 +267,12 @@ class LLMJudge:
                 raise Interrupted(
                     f"the next call could pass it: {self.spent.cost:.4f} spent, {len(missing) - at} calls not made",
                     where=f"max_cost {self.asking.max_cost:g}",
-                    fix="what was asked is kept; raise the limit, and the same command goes on",
+                    fix="replies so far are kept; raise the limit, and the same command goes on",
                 )
             at += len(sent)
 
     def _affordable(self, waiting: Sequence[_Showing], sent: list[_Body]) -> Iterator[_Body]:
-        """Requests, for as long as all that are under way could cost their most without passing the limit."""
+        """Yields requests while the maximum cost of all requests under way stays within the limit."""
         limit = float("inf") if self.asking.max_cost is None else self.asking.max_cost
         for showing in waiting:
             body = self._body(showing)
@@ -277,27 +284,23 @@ class LLMJudge:
             yield body
 
     def _body(self, showing: _Showing) -> _Body:
-        prompt, asking = showing.comparison.prompt, self.asking
+        prompt, asking = showing.pair.prompt, self.asking
         nonce = self.nonce(prompt_text(prompt), *showing.shown, self.prompt.system, self.prompt.user)
-        content = {
-            "model": asking.model,
-            "messages": self.prompt.messages(prompt, *showing.shown, nonce),
-            **self._sampling,
-        }
+        messages = self.prompt.messages(prompt, *showing.shown, nonce)
+        content = {"model": asking.model, "messages": messages, **self._sampling}
         most = asking.cost(self._tokens_in(showing), asking.longest)
         return _Body(showing, nonce, most, {key: value for key, value in content.items() if value is not None})
 
     def _keep(self, body: Mapping[str, Any], found: _Reply) -> None:
         assert isinstance(body, _Body)  # `_ask` sends no other
         label, reason = self.prompt.read(found.text, body.nonce)
-        if reason and found.cut:
+        if reason and found.truncated:
             reason = f"{reason} in {self.asking.longest} tokens"
-        # The nonce is of this call alone; without it equal replies are kept alike.
-        reply = found.text.replace(body.nonce, "NONCE")
+        # The nonce belongs to this call alone; without it equal replies are cached as equal.
+        text = found.text.replace(body.nonce, "NONCE")
         self._count(body, found)
-        self.cache.add(
-            body.showing.key, CachedReply(label, reason, reply, found.model, found.tokens_in, found.tokens_out)
-        )
+        reply = CachedReply(label, reason, text, found.model, found.tokens_in, found.tokens_out)
+        self.cache.add(body.showing.key, reply)
 
     def _count(self, body: _Body, found: _Reply) -> None:
         read = self._tokens_in(body.showing) if found.tokens_in is None else found.tokens_in
@@ -313,22 +316,22 @@ class LLMJudge:
             spent.models[found.model] = spent.models.get(found.model, 0) + 1
 
     def _order(self, showing: _Showing, failures: Mapping[str, str]) -> OrderVerdict:
-        kept = self.cache.get(showing.key)
-        if kept is None:
+        reply = self.cache.get(showing.key)
+        if reply is None:
             return OrderVerdict(None, "", failures[showing.key])
-        worth = self.prompt.verdicts.get(kept.label)
+        worth = self.prompt.verdicts.get(reply.label)
         if worth is None:
-            return OrderVerdict(None, kept.label, kept.reason or "unscored")
-        turned = showing.shown != (showing.comparison.first, showing.comparison.second)
-        return OrderVerdict(1 - worth if turned else worth, kept.label)
+            return OrderVerdict(None, reply.label, reply.reason or "unscored")
+        exchanged = showing.shown != (showing.pair.first, showing.pair.second)
+        return OrderVerdict(1 - worth if exchanged else worth, reply.label)
 
 
 def _read(answer: Any) -> _Reply:
-    """What is wanted of a server's answer.
+    """The parts of a server's answer that a verdict needs.
 
     Raises:
-        UnusableAnswer: what should be text is something else.
-        KeyError, IndexError, TypeError: it has no choice or no message.
+        UnusableAnswer: the message's content is not text.
+        KeyError, IndexError, TypeError: the answer has no choice or no message.
     """
     choice = answer["choices"][0]
     text = choice["message"].get("content")
@@ -337,5 +340,5 @@ def _read(answer: Any) -> _Reply:
     usage = answer.get("usage")
     counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
     read, wrote = (count if type(count) is int else None for count in counts)
-    # The content is null where a model refuses, or spent all its tokens on reasoning: paid for, and unscored.
+    # A model that refuses, or spends all its tokens on reasoning, sends null: paid for, and unscored.
     return _Reply(text or "", choice.get("finish_reason") == "length", str(answer.get("model") or ""), read, wrote)

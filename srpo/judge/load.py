@@ -1,4 +1,4 @@
-"""Names → judges of two answers: a model behind a server, a reward model, or any judge of single answers."""
+"""Loads a judge of two answers by name: a language model, a reward model, votes, or a judge of single answers."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from srpo.errors import ConfigError
 from srpo.judge.asking import Asking
 from srpo.judge.single import JUDGES, REWARD, Judge, import_judge, load_judge, score_answer
-from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, PairJudge, Verdict, combine
+from srpo.judge.verdict import TIE, AnswerPair, PairJudge, Verdict, prefer_higher
 from srpo.judge.votes import VOTES, Votes
 
 LLM = "llm"
-OTHERS = (VOTES + "FILE", LLM)  # judges of two answers that no name of a judge of single ones stands for
+OTHERS = (VOTES + "FILE", LLM)  # judges that only compare two answers
 
 
 @dataclass(frozen=True)
 class ScoreJudge:
-    """A judge of single answers as a judge of two: the higher score is better, equal scores tie.
+    """A judge of single answers as a judge of two: the higher score wins, equal scores tie.
 
     Attributes:
-        name: what it is called.
-        judge: prompt, answer, gold → a score in [0, 1].
+        identity: the judge's name; a function has no settings.
+        judge: the function that scores each answer.
 
     Example:
         >>> from srpo.judge.single import exact_match
@@ -31,30 +31,26 @@ class ScoreJudge:
         [0.0]
     """
 
-    name: str
+    identity: str
     judge: Judge
 
-    @property
-    def identity(self) -> str:
-        """Its name: a function has no settings."""
-        return self.name
-
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """One showing each: such a judge does not see the other answer, so no order can sway it.
+        """Yields a verdict for each pair.
 
         Raises:
-            DataError: the gold answer is not of the judge's kind.
-            ConfigError: what came back is not a number between 0 and 1.
+            DataError: the judge cannot use the gold answer.
+            ConfigError: a score is not a number in [0, 1].
         """
-        for row, item in enumerate(comparisons, 1):
-            if item.identical:
+        for row, pair in enumerate(comparisons, 1):
+            if pair.identical:
                 yield TIE
                 continue
+            where = f"{self.identity}, row {row}"
             first, second = (
-                score_answer(self.judge, item.prompt, text, item.gold, where=f"{self.name}, row {row}")
-                for text in (item.first, item.second)
+                score_answer(self.judge, pair.prompt, text, pair.gold, where=where)
+                for text in (pair.first, pair.second)
             )
-            yield combine([OrderVerdict(0.5 + 0.5 * ((first > second) - (first < second)), f"{first:g} {second:g}")])
+            yield prefer_higher(pair, first, second)
 
 
 def load_pair_judge(
@@ -69,21 +65,21 @@ def load_pair_judge(
     timeout: float = 120.0,
     tries: int = 6,
 ) -> PairJudge:
-    """The judge of that name.
+    """Loads a judge of two answers. The arguments after `name` are for `llm` only.
 
     Args:
         name: `llm`, a model behind an OpenAI-compatible server; `votes:` and a file; `reward:` and a path or hub name;
             a key of `JUDGES`; or `module:name` of a function that scores single answers, or of an object with
             `identity` and `compare`.
-        asking: for `llm`, which model and how.
-        base_url: for `llm`, where; there is no default, because any would cost somebody money.
-        api_key_env: for `llm`, the name of the variable of the environment that holds the key, if one is needed.
-        prompt: for `llm`, a shipped prompt or a file.
-        verdicts: for `llm`, the file where replies are kept.
-        concurrency, timeout, tries: for `llm`, as in `Endpoint`.
+        asking: the model and its sampling.
+        base_url: the server's address; it has no default, because any call might cost money.
+        api_key_env: name of the environment variable that holds the key.
+        prompt: a shipped prompt or a file.
+        verdicts: file that caches replies.
+        concurrency, timeout, tries: as in `Endpoint`.
 
     Raises:
-        ConfigError: no such judge, or an `llm` without a server or a model.
+        ConfigError: the judge does not exist, or `llm` lacks a server or a model.
         InputError: a file or model cannot be read.
 
     Example:

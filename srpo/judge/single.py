@@ -1,7 +1,7 @@
-"""Judges: a prompt, an answer and the gold answer in, a score between 0 and 1 out.
+"""Judges of single answers: a score in [0, 1] from a prompt, an answer and the gold answer.
 
-A judge is any callable with those three arguments. Some are shipped; `module:function` names one of your own, and
-`reward:PATH` a reward model.
+`JUDGES` names the shipped ones; adding one is a function and its entry there. `module:function` names a judge of the
+user's own, `reward:PATH` a reward model.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ import functools
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
+from srpo.data.values import Prompt
 from srpo.errors import ConfigError, DataError, did_you_mean
 from srpo.statistics.edit_distance import edit_distance
 
-Judge = Callable[[Any, str, Any], float]
+
+class Judge(Protocol):
+    """A function from prompt, answer and gold answer to a score in [0, 1]."""
+
+    def __call__(self, prompt: Prompt, answer: str, gold: object, /) -> float: ...
 
 
-def exact_match(prompt: Any, answer: str, gold: Any) -> float:
-    """1 when the answer is the gold answer, 0 otherwise; space around either does not count.
+def exact_match(prompt: Prompt, answer: str, gold: object) -> float:
+    """1 if the answer equals the gold answer, else 0; surrounding white space is ignored.
 
     Raises:
         DataError: the gold answer is neither text nor an integer.
@@ -33,8 +38,8 @@ def exact_match(prompt: Any, answer: str, gold: Any) -> float:
     return float(answer.strip() == _text(gold))
 
 
-def per_character(prompt: Any, answer: str, gold: Any) -> float:
-    """Share of positions with the gold character; a position missing or left over is wrong.
+def per_character(prompt: Prompt, answer: str, gold: object) -> float:
+    """Share of positions with the gold character; missing and surplus positions count as wrong.
 
     Raises:
         DataError: the gold answer is neither text nor an integer.
@@ -49,8 +54,8 @@ def per_character(prompt: Any, answer: str, gold: Any) -> float:
     return sum(a == b for a, b in zip(ours, wanted, strict=False)) / max(len(ours), len(wanted))
 
 
-def numeric(prompt: Any, answer: str, gold: Any) -> float:
-    """1 when the last number in the answer is the last one in the gold answer, however either is written.
+def numeric(prompt: Prompt, answer: str, gold: object) -> float:
+    """1 if the last number of the answer equals the last number of the gold answer, else 0.
 
     Commas between groups of three digits, trailing zeros, exponents and a typographic minus make no difference.
 
@@ -61,15 +66,15 @@ def numeric(prompt: Any, answer: str, gold: Any) -> float:
         >>> numeric("?", "20 boxes of 62 make 1,240.0.", "#### 1240"), numeric("?", "1240 of 3", 1240)
         (1.0, 0.0)
     """
-    whole = isinstance(gold, int | float) and not isinstance(gold, bool)
-    wanted = _last_number(repr(gold) if whole else _text(gold))
+    is_number = isinstance(gold, int | float) and not isinstance(gold, bool)
+    wanted = _last_number(repr(gold) if is_number else _text(gold))
     if wanted is None:
         raise DataError(f"no number in the gold answer {gold!r}", expected="a number for this judge")
     return float(_last_number(answer) == wanted)
 
 
-def edit_similarity(prompt: Any, answer: str, gold: Any) -> float:
-    """1 less the edit distance to the gold answer, over characters, as a share of the longer of the two.
+def edit_similarity(prompt: Prompt, answer: str, gold: object) -> float:
+    """1 − d / L: d is the edit distance to the gold answer in characters, L the length of the longer text.
 
     Raises:
         DataError: the gold answer is neither text nor an integer.
@@ -83,8 +88,8 @@ def edit_similarity(prompt: Any, answer: str, gold: Any) -> float:
     return 1 - edit_distance(ours, wanted) / longer if longer else 1.0
 
 
-def rouge_l(prompt: Any, answer: str, gold: Any) -> float:
-    """ROUGE-L F1 against the gold answer, words stemmed, as the `rouge-score` library computes it.
+def rouge_l(prompt: Prompt, answer: str, gold: object) -> float:
+    """ROUGE-L F1 against the gold answer, words stemmed, as computed by the `rouge-score` library.
 
     Raises:
         ConfigError: the library is not installed.
@@ -108,14 +113,13 @@ REWARD = "reward:"
 
 
 def load_judge(name: str) -> Judge:
-    """The judge of that name.
+    """Loads a judge of single answers.
 
     Args:
-        name: a key of `JUDGES`, `reward:` and the path or hub name of a reward model, or `module:function`; modules are
-            looked for where Python looks and, last, in the working folder.
+        name: a key of `JUDGES`, `reward:` with the path or hub name of a reward model, or `module:function`.
 
     Raises:
-        ConfigError: no such judge, module or function, or it cannot be called.
+        ConfigError: the judge, module or function does not exist or is not callable.
 
     Example:
         >>> load_judge("exact_match")("2+2=", "5", "4")
@@ -129,27 +133,26 @@ def load_judge(name: str) -> Judge:
         from srpo.judge.reward_model import RewardModel
 
         return RewardModel(name.removeprefix(REWARD))
-    judge = import_judge(name)
+    judge: Judge = import_judge(name)
     if not callable(judge):
         raise ConfigError(f"judge {name!r} is {type(judge).__name__}", expected="a function (prompt, answer, gold)")
-    found: Judge = judge
-    return found
+    return judge
 
 
 def import_judge(name: str, others: Sequence[str] = ()) -> Any:
-    """What `module:name` names.
+    """Imports the object named by `module:name`; modules are found on Python's path and in the working folder.
 
     Args:
-        others: further kinds of judges that would do, for the message.
+        others: further valid names of judges, for the error message.
 
     Raises:
-        ConfigError: no such module or name.
+        ConfigError: the module or the name does not exist.
     """
     expected = ", ".join([*JUDGES, REWARD + "PATH", *others]) + " or module:function"
     module, _, function = name.partition(":")
     if not module or not function:
         raise ConfigError(f"unknown judge {name!r}", expected=expected, fix=did_you_mean(name, [*JUDGES, *others]))
-    # A console script has its own folder first on the path, not the user's; last, so that it shadows nothing.
+    # A console script has its own folder first on the path, not the user's. Appended, the user's shadows nothing.
     if "" not in sys.path:
         sys.path.append("")
     try:
@@ -158,12 +161,15 @@ def import_judge(name: str, others: Sequence[str] = ()) -> Any:
         raise ConfigError(f"judge {name!r} cannot be loaded: {error}", expected=expected) from None
 
 
-def score_answer(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: str = "") -> float:
-    """The judge's score, checked.
+def score_answer(judge: Judge, prompt: Prompt, answer: str, gold: object, *, where: str = "") -> float:
+    """Calls the judge and checks its score.
+
+    Args:
+        where: the row, for the error message.
 
     Raises:
-        DataError: the gold answer is not of the judge's kind; `where` names the row.
-        ConfigError: what came back is not a number between 0 and 1.
+        DataError: the judge cannot use the gold answer.
+        ConfigError: the score is not a number in [0, 1].
     """
     try:
         score = judge(prompt, answer, gold)
@@ -175,14 +181,14 @@ def score_answer(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: st
     return float(score)
 
 
-def _text(gold: Any) -> str:
-    # A boolean is an int to Python, and "True" is no answer anyone wrote.
+def _text(gold: object) -> str:
+    # A boolean is an int to Python, but nobody writes "True" as an answer.
     if isinstance(gold, str) or (isinstance(gold, int) and not isinstance(gold, bool)):
         return str(gold).strip()
     raise DataError(f"the gold answer is {type(gold).__name__}", expected="text or an integer for this judge")
 
 
-# A sign counts where no digit stands before it: 3-4 holds a 4.
+# A sign counts unless a digit precedes it: 3-4 contains 4, not −4.
 _NUMBER = re.compile(r"(?<![\d.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?|[-+]?\.\d+")
 
 

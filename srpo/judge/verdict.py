@@ -1,7 +1,7 @@
-"""What a judge of two answers is asked and what it says.
+"""Two answers to one prompt, and a judge's verdict on them.
 
-A score is 1 where the first answer is better, ½ for a tie, 0 where the second is, and None where the judge gave no
-verdict that can be read. Unscored is not a tie: such a comparison is counted, told, and left out of every mean.
+A score is 1 where the first answer is better, ½ for a tie, 0 where the second is better, and None where the judge gave
+no readable verdict. An unscored pair is not a tie: it is counted, reported and left out of every mean.
 """
 
 from __future__ import annotations
@@ -9,37 +9,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from srpo.data.values import Prompt
 
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """A prompt and two answers to it.
+    """A prompt and two answers to compare.
 
     Attributes:
         prompt: text, or the messages before the answers.
-        first: one answer; which of the two it is carries no meaning to a judge.
-        second: the other.
-        gold: what was wanted, for judges that score each answer against it; language models never see it.
+        first, second: the answers; their order carries no meaning to a judge.
+        gold: the reference answer, for judges that score each answer against it; language models never see it.
     """
 
     prompt: Prompt
     first: str
     second: str
-    gold: Any = None
+    gold: object = None
 
     @property
     def identical(self) -> bool:
-        """Whether there is nothing to compare; such texts tie, and no judge is asked."""
+        """True if both texts are equal; such a pair ties without asking the judge."""
         return self.first == self.second
 
 
 class OrderVerdict(NamedTuple):
-    """What one showing of the two answers yielded: a score, always as seen from `first`, and the judge's own word.
+    """The verdict for one order of presentation.
 
-    An unscored order says in `reason` why.
+    Attributes:
+        score: as seen from `AnswerPair.first`, whichever answer was shown first.
+        label: the judge's own word.
+        reason: why `score` is None; otherwise empty.
     """
 
     score: float | None
@@ -49,13 +51,13 @@ class OrderVerdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one comparison.
+    """The outcome of one comparison.
 
     Attributes:
         score: 1 first better, ½ tie, 0 second better, None unscored.
-        orders: what each order said: `first` shown first, then `second` shown first; fewer where one was not asked.
-        reason: why it is unscored, or what made it a tie without the judge having said so; otherwise empty.
-        again: scores of the same comparison asked again, in orders as before; empty where it was asked once.
+        orders: verdicts with `first` shown first, then with `second` shown first; shorter if an order was not asked.
+        reason: why the pair is unscored, or why it ties without the judge calling it a tie; otherwise empty.
+        again: scores from repeated runs of the same comparison; empty if it was asked once.
     """
 
     score: float | None
@@ -65,13 +67,13 @@ class Verdict:
 
     @property
     def flipped(self) -> bool | None:
-        """Whether the two orders disagree; None where they were not both asked and scored."""
+        """True if the two orders disagree; None unless both were asked and scored."""
         scores = [order.score for order in self.orders]
         return None if len(scores) != 2 or None in scores else scores[0] != scores[1]
 
     @property
     def contradicted(self) -> float | None:
-        """Share of the pairs of runs that differ in their verdict; None where fewer than two could be read.
+        """Share of the pairs of runs with different verdicts; None with fewer than two readable runs.
 
         Example:
             >>> Verdict(1.0, again=(1.0, 0.5)).contradicted, Verdict(1.0, again=(None,)).contradicted
@@ -83,25 +85,28 @@ class Verdict:
 
 
 class PairJudge(Protocol):
-    """Anything that compares two answers.
+    """A judge that compares two answers.
 
     Attributes:
-        identity: what its verdicts depend on, in one line without secrets: name, model, template, temperature. Two
-            judges of one identity are one judge.
+        identity: everything its verdicts depend on, in one line without secrets: name, model, template, temperature.
+            Judges with equal identities share cached verdicts.
     """
 
     @property
     def identity(self) -> str: ...
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """A verdict for each comparison, in their order."""
+        """Yields one verdict for each pair, in order."""
         ...
 
 
-def combine(orders: Sequence[OrderVerdict]) -> Verdict:
-    """The verdict of all orders asked: their common word, a tie where they disagree, unscored where one is.
+TIE = Verdict(0.5, reason="identical texts")
 
-    A judge that says "the one shown first" both ways round has said nothing about the answers.
+
+def combine(orders: Sequence[OrderVerdict]) -> Verdict:
+    """Combines the orders: equal scores keep their score, different scores tie, one unscored order leaves it unscored.
+
+    A judge that prefers the answer shown first in both orders has compared positions, not answers.
 
     Example:
         >>> combine([OrderVerdict(1.0, "A"), OrderVerdict(1.0, "B")]).score
@@ -111,12 +116,23 @@ def combine(orders: Sequence[OrderVerdict]) -> Verdict:
         >>> combine([OrderVerdict(1.0, "A"), OrderVerdict(None, reason="no verdict")]).reason
         'no verdict'
     """
-    kept = tuple(orders)
-    unscored = [order.reason or "unscored" for order in kept if order.score is None]
-    if unscored or not kept:
-        return Verdict(None, kept, "; ".join(dict.fromkeys(unscored)) or "not asked")
-    agreed = all(order.score == kept[0].score for order in kept)
-    return Verdict(kept[0].score, kept) if agreed else Verdict(0.5, kept, "the orders disagree")
+    orders = tuple(orders)
+    unscored = [order.reason or "unscored" for order in orders if order.score is None]
+    if unscored or not orders:
+        return Verdict(None, orders, "; ".join(dict.fromkeys(unscored)) or "not asked")
+    agreed = all(order.score == orders[0].score for order in orders)
+    return Verdict(orders[0].score, orders) if agreed else Verdict(0.5, orders, "the orders disagree")
 
 
-TIE = Verdict(0.5, reason="identical texts")
+def prefer_higher(pair: AnswerPair, first: float, second: float, form: str = "g") -> Verdict:
+    """The verdict from two separate scores: the higher one wins, equal scores tie. The order shown cannot matter.
+
+    Args:
+        form: format of the scores in the verdict's label.
+
+    Example:
+        >>> prefer_higher(AnswerPair("2+2=", "5", "4"), 0.0, 1.0).orders
+        (OrderVerdict(score=0.0, label='0 1', reason=''),)
+    """
+    score = 0.5 + 0.5 * ((first > second) - (first < second))
+    return TIE if pair.identical else combine([OrderVerdict(score, f"{first:{form}} {second:{form}}")])

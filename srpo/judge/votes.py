@@ -1,15 +1,14 @@
 """People as judges: their votes on two answers, from a file.
 
-A file of votes has a line per comparison, `{"prompt": …, "first": …, "second": …, "vote": "first"}`, with "first",
-"second" or "tie" as the vote, or null where nobody has voted yet.
+Each line of a vote file is one comparison, `{"prompt": …, "first": …, "second": …, "vote": "first"}`. The vote is
+"first", "second" or "tie", or null until somebody has voted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from srpo.data.read import jsonl_rows
 from srpo.disk import write_file
@@ -21,36 +20,36 @@ SCORES = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
 class Votes:
-    """Votes from a file as a judge; a comparison nobody has voted on is unscored.
+    """Votes from a file as a judge; a comparison without a vote is unscored.
 
     Raises:
         InputError: the file cannot be read.
-        DataError: a line that is no vote, or two that contradict each other.
+        DataError: a line is not a vote, or two votes contradict each other.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._votes: dict[tuple[str, str, str], float] = {}
         for where, row in jsonl_rows(path):
-            self._take(where, row)
+            self._add(where, row)
 
     @property
     def identity(self) -> str:
-        """The file's name; its place may change."""
+        """The file's name without its folder, which may change."""
         return f"votes in {Path(self.path).name}"
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """The votes on these, whichever way round they were shown."""
-        for each in comparisons:
-            score = self._votes.get(_key(each.prompt, each.first, each.second))
-            if each.identical:
+        """Yields the votes on these pairs; a vote on the exchanged pair counts too."""
+        for pair in comparisons:
+            score = self._votes.get(_key(pair.prompt, pair.first, pair.second))
+            if pair.identical:
                 yield TIE
             else:
                 yield Verdict(score) if score is not None else Verdict(None, reason="no vote")
 
-    def _take(self, where: str, row: Any) -> None:
+    def _add(self, where: str, row: object) -> None:
         expected = "prompt, first, second and vote: first, second, tie or null"
-        if not isinstance(row, dict) or not {"prompt", "first", "second", "vote"} <= set(row):
+        if not isinstance(row, Mapping) or not {"prompt", "first", "second", "vote"} <= set(row):
             raise DataError("not a vote", where=where, expected=expected)
         if row["vote"] is None:
             return
@@ -65,17 +64,15 @@ class Votes:
 
 
 def write_questions(comparisons: Iterable[AnswerPair], target: str) -> None:
-    """A file for people to vote in.
+    """Writes a vote file without votes.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
-    lines = []
-    for said in comparisons:
-        lines.append({"prompt": said.prompt, "first": said.first, "second": said.second, "vote": None})
-    written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_file(Path(target), written.encode(), flag="--output")
+    rows = ({"prompt": pair.prompt, "first": pair.first, "second": pair.second, "vote": None} for pair in comparisons)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_file(Path(target), text.encode(), flag="--output")
 
 
-def _key(prompt: Any, first: str, second: str) -> tuple[str, str, str]:
+def _key(prompt: object, first: str, second: str) -> tuple[str, str, str]:
     return json.dumps(prompt, sort_keys=True), first, second

@@ -1,7 +1,7 @@
-"""The curves: score against number of revisions, one line per system, its interval as a band.
+"""Curves of score against number of revisions: one line per system, with its interval as a band.
 
-Colours are those of Okabe and Ito, darkened where they would be faint on white; every line is named at its end, so that
-nothing hangs on telling colours apart. The highlighted system is drawn last and thickest, its single seeds beside it.
+Colours are those of Okabe and Ito, darkened where they are faint on white. Every line is named at its end, so that the
+figure can be read without telling colours apart. The highlighted system is drawn last and thickest, with its seeds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ HIGHLIGHT = "#0072b2"
 OTHERS = ("#c44e00", "#00805c", "#a8457e", "#8a6d00", "#5f5f5f", "#2f8ec4")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)))
 INK, FAINT, PAPER = "#222222", "#dddddd", "#ffffff"
-# What the page calls these colours; it has others for a dark screen.
+# Colour → the page's CSS variable, which has another value on a dark screen.
 PAGE = {INK: "ink", FAINT: "rule", HIGHLIGHT: "s0", **{colour: f"s{i}" for i, colour in enumerate(OTHERS, 1)}}
-LEAST_SPAN = 0.04  # of the y axis: noise should not fill a panel
-NAME_WIDTH = 16  # letters of a system's name per line
+LEAST_SPAN = 0.04  # smallest range of the y axis, as a share: noise should not fill a panel
+NAME_WIDTH = 16  # letters per line of a system's name
 
 _STYLE: dict[str, Any] = {
     "font.size": 10,
@@ -41,12 +41,12 @@ _STYLE: dict[str, Any] = {
 def draw(
     results: Results, kind: Literal["png", "svg"], *, temperature: float | None = None, seed: int | str = POOL
 ) -> bytes:
-    """The figure for a README: the splits side by side, 900 units wide, on white.
+    """The figure for a README: the splits next to each other, 900 units wide, on white.
 
     Args:
         results: at least one row.
-        kind: of the file.
-        temperature: one that was run; the first one, if None.
+        kind: format of the file.
+        temperature: a temperature of the rows; the first one if None.
         seed: a seed, or the pool.
     """
     import matplotlib
@@ -56,7 +56,7 @@ def draw(
     splits = list(
         dict.fromkeys(row["split"] for row in results.rows if (row["temperature"], row["seed"]) == (at, seed))
     )
-    # A fixed salt and no date: the same numbers give the same file.
+    # A fixed salt and no date, so that the same numbers give the same file.
     style: Any = {**_STYLE, "svg.hashsalt": "srpo"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(9, 4.1), layout="constrained", facecolor=PAPER)
@@ -71,7 +71,7 @@ def draw(
 
 
 def panel_svg(results: Results, split: str, temperature: float | None, seed: int | str = POOL) -> str:
-    """One split as an `<svg>` to stand inside a page: no ids to clash, colours and fonts from the page's variables."""
+    """The curves of one split as an `<svg>` for the page."""
     with page_figure(f"srpo {split} {temperature} {seed}", width=5, height=3.7) as (figure, axis):
         _panel(axis, results, split, temperature, seed)
         _name_lines(figure, [axis])
@@ -80,10 +80,11 @@ def panel_svg(results: Results, split: str, temperature: float | None, seed: int
 
 @contextmanager
 def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Any, Any]]:
-    """A figure of one axis, transparent, with text as text; `salt` keeps its ids apart from the page's other figures.
+    """A transparent figure with one axis and text as text.
 
     Args:
-        width, height: in inches of 72 units.
+        salt: makes the ids of this figure differ from those of the page's other figures.
+        width, height: size in inches of 72 units.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -97,7 +98,7 @@ def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Any
 
 
 def colours(results: Results) -> dict[str, str]:
-    """System in the figures → its colour; the highlighted one has its own."""
+    """System → its colour in the figures; the highlighted system has a colour of its own."""
     others = [system for system in results.drawn if system != results.highlight]
     return {results.highlight: HIGHLIGHT} | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
 
@@ -117,8 +118,8 @@ def _small_print(results: Results, temperature: float | None, seed: int | str) -
 
 
 def _panel(axis: Any, results: Results, split: str, temperature: float | None, seed: int | str) -> None:
-    curves = {system: results.curve(system, split, temperature, seed) for system in results.drawn}
-    shown = {system: rows for system, rows in curves.items() if rows}
+    curves = results.curves(split, temperature, seed)
+    shown = {name: curves[name] for name in results.drawn if name in curves}
     colour = colours(results)
     order = sorted(shown, key=lambda system: system == results.highlight)
     others = [system for system in colour if system != results.highlight]
@@ -162,7 +163,7 @@ def _means(rows: Sequence[Row]) -> list[float]:
 
 
 def _name_lines(figure: Any, axes: Sequence[Any]) -> None:
-    """Moves the names at the line ends apart; one that had to move gets a thin line to where it belongs."""
+    """Moves overlapping names at the line ends apart; a thin line connects a moved name with its line end."""
     figure.draw_without_rendering()
     scale = 72 / figure.dpi
     for axis in axes:
@@ -187,16 +188,16 @@ def _name_lines(figure: Any, axes: Sequence[Any]) -> None:
 def spread(
     places: Sequence[float], heights: Sequence[float], bottom: float = float("-inf"), top: float = float("inf")
 ) -> list[float]:
-    """Ascending places moved as little as possible, in squares, until things of these heights do not overlap.
+    """Moves ascending places by the least sum of squares so that labels of these heights do not overlap.
 
     Args:
-        bottom, top: what they stay between; where they are too many for that, they stand over the top.
+        bottom, top: limits of the labels; labels that do not fit exceed the top.
 
     Example:
         >>> spread([0.0, 10.0, 11.0, 12.0], [4.0, 4.0, 4.0, 4.0])
         [0.0, 7.0, 11.0, 15.0]
     """
-    # Without their heights the places need only be in order: isotonic regression, by merging groups that are not.
+    # Less the heights stacked below it, each place need only keep the order: isotonic regression by merging groups.
     stack = [sum(heights[:i]) + heights[i] / 2 for i in range(len(heights))]
     groups: list[tuple[float, int]] = []
     for place, below in zip(places, stack, strict=True):
@@ -205,7 +206,7 @@ def spread(
             before, more = groups.pop()
             total, count = total + before, count + more
         groups.append((total, count))
-    # Bounds on all places are bounds on the level of each group: clipping keeps the least squares.
+    # Limits on all places are limits on the level of each group; clipping keeps the least squares.
     levels = [(max(bottom, min(total / count, top - sum(heights))), count) for total, count in groups]
     ground = [level for level, count in levels for _ in range(count)]
     return [below + level for below, level in zip(stack, ground, strict=True)]
@@ -219,18 +220,18 @@ def _saved(figure: Any, kind: str) -> bytes:
 
 
 def on_page(figure: Any, title: str) -> str:
-    """The figure as an `<svg>` to stand inside a page: no ids to clash, colours and fonts from the page's variables."""
+    """The figure as an `<svg>` inside a page, with unique ids, and colours and fonts from the page's variables."""
     svg = _saved(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    # figure_1, patch_7 …: the same in every figure and never referred to, unlike the salted ids of clips and markers.
+    # Ids such as figure_1 or patch_7 occur in every figure and are never referred to, unlike salted ids of clips.
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
-    # Its style rule holds for the whole page once the figure stands in one; the page has it for figures alone.
+    # A style rule inside the figure would apply to the whole page; the page has the same rule for figures only.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.S)
     for colour, name in PAGE.items():
         svg = svg.replace(colour, f"var(--{name}, {colour})")
-    # The title is a label of ours; still, the page around it escapes, so this must too.
+    # The page inserts the figure unescaped, so the title is escaped here.
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -1,31 +1,24 @@
-"""`Results` and sample trails in, report.html and its companions out: lays out, computes nothing.
+"""Writes the files of an evaluation: report.html, tables, figures and data. Lays out numbers, computes none.
 
-The page is one file that loads nothing: style, script and figures stand inside it, and a policy in its head forbids the
-rest. Every combination of split, temperature and seed is in the page; a few lines of script hide all but the chosen.
-Without script all of them show, each under its caption.
+The page is one file that loads nothing: style, script and figures are inside it, and a policy in its head forbids
+external resources. Every combination of split, temperature and seed is in the page; a short script hides all but the
+selected one. Without script all are visible, each under its caption.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from srpo.disk import writable_folder, write_file
-from srpo.report.cases import Sample, show_sample
+from srpo.report.cases import CaseSample, show_sample
 from srpo.report.curves import PAGE, colours, draw, panel_svg
 from srpo.report.page_tables import measure_names, tables
 from srpo.report.small_figures import FIGURES, Figure, figure_svg
 from srpo.report.text_table import as_markdown
-from srpo.score.results import (
-    POOL,
-    Results,
-    Row,
-    SystemComparison,
-    capital,
-    heat,
-)
+from srpo.score.results import POOL, Results, SystemComparison, capital, heat
 from srpo.score.results_file import as_csv, as_json
 from srpo.statistics.percent import percent
 
@@ -37,7 +30,7 @@ def write_evaluation(
     results: Results,
     *,
     title: str,
-    samples: Sequence[Sample] = (),
+    samples: Sequence[CaseSample] = (),
     run: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes results.json, results.csv, wins.csv, table.md, curve.png, curve.svg and report.html.
@@ -45,12 +38,12 @@ def write_evaluation(
     Args:
         output_dir: folder for the files; made when missing.
         results: from `summarise`.
-        title: of the report.
-        samples: trails to show, from `sample_cases`.
-        run: what was run, in the order to be shown: command, versions, seconds per stage; values may be nested.
+        title: title of the report.
+        samples: example trails, from `sample_cases`.
+        run: facts about the run in the order shown: command, versions, seconds per stage; values may be nested.
 
     Returns:
-        Where the report is.
+        The path of the report.
 
     Raises:
         OutputError: the folder or a file in it cannot be written.
@@ -67,7 +60,7 @@ def write_evaluation(
 
 
 def render(
-    results: Results, *, title: str, samples: Sequence[Sample] = (), run: Mapping[str, Any] | None = None
+    results: Results, *, title: str, samples: Sequence[CaseSample] = (), run: Mapping[str, Any] | None = None
 ) -> str:
     """The text of report.html; arguments as in `write_evaluation`."""
     import jinja2
@@ -81,14 +74,13 @@ def render(
     )
     scale = _scale(results)
     names = measure_names(results)
-    # One seed is its own pool: shown once.
+    # A single seed equals its pool and is shown once.
     seeds = [POOL, *(results.seeds if len(results.seeds) > 1 else [])]
-    places = [(split, at, seed) for split, at in _places(results) for seed in seeds]
+    places = [(*place, seed) for place in results.places for seed in seeds if results.curves(*place, seed)]
     shown = [
         table
         for place in places
-        if _curves(results, *place)
-        for table in tables(results, *place, _keys(results, *place), _caption(results, *place))
+        for table in tables(results, *place, _filter_keys(results, *place), _caption(results, *place))
     ]
     used = sorted({int(table["at"]["measure"]) for table in shown})
     return environment.get_template(TEMPLATE).render(
@@ -98,31 +90,22 @@ def render(
         groups=_groups(results, scale),
         ticks=_ticks(scale),
         filters=_filters(results),
-        panels=[_panel(results, *place) for place in places if _curves(results, *place)],
+        panels=[_panel(results, *place) for place in places],
         tables=shown,
         measures=[(number, names[number]) for number in used],
-        figures=[_figure(results, *place, what) for place in _places(results) for what in FIGURES],
+        figures=[_figure(results, *place, figure) for place in results.places for figure in FIGURES],
         legend=[(results.label(name), PAGE[colours(results)[name]]) for name in results.drawn],
-        judging=[_judged(results, each) for each in results.judging],
-        **_shown_cases(results, samples),
+        judging=[_judge_row(results, tally) for tally in results.judging],
+        **_examples(results, samples),
         run=list(_flat(run or {})),
     )
-
-
-def _places(results: Results) -> list[tuple[str, float | None]]:
-    return list(dict.fromkeys((row["split"], row["temperature"]) for row in results.rows))
-
-
-def _curves(results: Results, split: str, temperature: float | None, seed: int | str) -> dict[str, list[Row]]:
-    found = {system: results.curve(system, split, temperature, seed) for system in results.values("system")}
-    return {system: rows for system, rows in found.items() if rows}
 
 
 # ---------------------------------------------------------------------- findings
 
 
 def _scale(results: Results) -> tuple[float, float]:
-    """The ends of the one axis that all differences share; zero is on it."""
+    """The ends of the axis that all differences share; it includes zero."""
     ends = [0.0]
     for each in results.comparisons:
         ends += [each.pool.low, each.pool.high, *(seed.difference for seed in each.seeds)]
@@ -130,19 +113,19 @@ def _scale(results: Results) -> tuple[float, float]:
     return min(ends) - margin, max(ends) + margin
 
 
-def _place(share: float, scale: tuple[float, float]) -> float:
-    """Percent of the way along the axis."""
+def _position(share: float, scale: tuple[float, float]) -> float:
+    """Position along the axis in percent of its length."""
     return round(100 * (share - scale[0]) / (scale[1] - scale[0]), 2)
 
 
 def _ticks(scale: tuple[float, float]) -> list[tuple[str, float]]:
-    """Round numbers of points along the axis, at most six, and where they stand."""
+    """Label and position of at most six round numbers of points along the axis."""
     low, high = (100 * end for end in scale)
     step = next(
         digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5) if (high - low) / digit / 10.0**power <= 6
     )
     numbers = (step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1))
-    return [(f"{number:+g}".replace("-", "−") if number else "0", _place(number / 100, scale)) for number in numbers]
+    return [(f"{number:+g}".replace("-", "−") if number else "0", _position(number / 100, scale)) for number in numbers]
 
 
 def _groups(results: Results, scale: tuple[float, float]) -> list[dict[str, Any]]:
@@ -150,43 +133,41 @@ def _groups(results: Results, scale: tuple[float, float]) -> list[dict[str, Any]
     groups: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
     for each in results.comparisons:
         groups.setdefault((each.split, each.temperature), []).append(_finding(results, each, scale))
-    return [{"heading": _heading(results, *place), "findings": findings} for place, findings in groups.items()]
+    return [{"heading": capital(_heading(results, *place)), "findings": found} for place, found in groups.items()]
 
 
 def _finding(results: Results, comparison: SystemComparison, scale: tuple[float, float]) -> dict[str, Any]:
     pool, seeds = comparison.pool, comparison.seeds
     lead, rest = comparison.claim(results.labels, results.level)
+    # Non-breaking spaces keep numbers on one line with their units.
+    rest = rest.replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0").replace(" points", "\u00a0points")
     return {
         "finding": comparison.finding,
         "lead": lead,
-        "rest": _unbroken(rest) + ".",
-        "low": _place(pool.low, scale),
-        "mean": _place(pool.difference, scale),
-        "high": _place(pool.high, scale),
-        "seeds": [_place(seed.difference, scale) for seed in seeds] if len(seeds) > 1 else [],
+        "rest": rest + ".",
+        "low": _position(pool.low, scale),
+        "mean": _position(pool.difference, scale),
+        "high": _position(pool.high, scale),
+        "seeds": [_position(seed.difference, scale) for seed in seeds] if len(seeds) > 1 else [],
     }
 
 
-def _unbroken(text: str) -> str:
-    """Numbers kept on one line with what they belong to."""
-    return text.replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0").replace(" points", "\u00a0points")
-
-
-def _heading(results: Results, split: str, temperature: float | None, lead: Callable[[str], str] = capital) -> str:
+def _heading(results: Results, split: str, temperature: float | None) -> str:
+    """Split and temperature in words, as far as there are several of them."""
     parts = [results.label(split)] if len(results.values("split")) > 1 else []
     if len(results.values("temperature")) > 1 or (parts and temperature is not None):
         parts.append(heat(temperature))
-    return lead(", ".join(parts))
+    return ", ".join(parts)
 
 
 # ---------------------------------------------------------------------- curves and tables
 
 
 def _filters(results: Results) -> list[dict[str, Any]]:
-    """The choices above curves and tables; one that leaves no choice is left out."""
+    """The filters above curves and tables; a filter with only one choice is left out."""
     splits = [
         ("all", "all"),
-        *((str(i), capital(results.label(name))) for i, name in enumerate(results.values("split"))),
+        *((str(i), capital(results.label(each))) for i, each in enumerate(results.values("split"))),
     ]
     heats = [
         (str(i), f"{at:g}" if at is not None else "not stated") for i, at in enumerate(results.values("temperature"))
@@ -200,34 +181,8 @@ def _filters(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _figure(results: Results, split: str, temperature: float | None, what: Figure) -> dict[str, Any]:
-    """One of the smaller figures, of all seeds together; its drawing is empty where there is nothing to draw."""
-    where = _heading(results, split, temperature)
-    return {
-        "at": _keys(results, split, temperature),
-        "caption": what.title + (f", {where[:1].lower()}{where[1:]}" if where else ""),
-        "svg": figure_svg(results, split, temperature, what),
-    }
-
-
-def _judged(results: Results, tally: Mapping[str, Any]) -> list[str]:
-    """One line of the table of what judges were asked."""
-
-    def share(of: float | None) -> str:
-        return "" if of is None else percent(of)
-
-    against = "own draft" if tally["against"] == "draft" else results.label(tally["against"])
-    counts = [f"{tally[name]:,}" for name in ("comparisons", "identical", "unscored")]
-    return [
-        tally["judge"],
-        against,
-        *counts,
-        *(share(tally[name]) for name in ("ties", "flips", "disagreement", "agreement")),
-    ]
-
-
-def _keys(results: Results, split: str, temperature: float | None, seed: int | str = "") -> dict[str, str]:
-    """What the page's script compares with the chosen filters; numbers, so that no name needs quoting."""
+def _filter_keys(results: Results, split: str, temperature: float | None, seed: int | str = "") -> dict[str, str]:
+    """The values that the page's script compares with the selected filters; indices, so that no name needs quoting."""
     keys = {
         "split": str(results.values("split").index(split)),
         "heat": str(results.values("temperature").index(temperature)),
@@ -236,7 +191,7 @@ def _keys(results: Results, split: str, temperature: float | None, seed: int | s
 
 
 def _caption(results: Results, split: str, temperature: float | None, seed: int | str) -> str:
-    parts = [_heading(results, split, temperature)]
+    parts = [capital(_heading(results, split, temperature))]
     if len(results.seeds) > 1:
         parts.append(f"{len(results.seeds)} seeds pooled" if seed == POOL else f"seed {seed}")
     return ", ".join(filter(None, parts)) or capital(results.label(split))
@@ -244,25 +199,43 @@ def _caption(results: Results, split: str, temperature: float | None, seed: int 
 
 def _panel(results: Results, split: str, temperature: float | None, seed: int | str) -> dict[str, Any]:
     return {
-        "at": _keys(results, split, temperature, seed),
+        "at": _filter_keys(results, split, temperature, seed),
         "caption": _caption(results, split, temperature, seed),
         "svg": panel_svg(results, split, temperature, seed),
     }
 
 
-# ---------------------------------------------------------------------- the run
-
-
-def _shown_cases(results: Results, samples: Sequence[Sample]) -> dict[str, Any]:
-    """The cases, and the choices above them."""
-    outcomes = list(dict.fromkeys(sample.outcome for sample in samples))
-    systems = list(dict.fromkeys(sample.system for sample in samples))
+def _figure(results: Results, split: str, temperature: float | None, figure: Figure) -> dict[str, Any]:
+    """One of the small figures, all seeds pooled; its drawing is empty without data."""
+    where = _heading(results, split, temperature)
     return {
-        "samples": [
-            show_sample(results, sample, _keys(results, sample.split, sample.temperature), systems.index(sample.system))
-            for sample in samples
-        ],
-        "outcomes": [(name, capital(name)) for name in outcomes],
+        "at": _filter_keys(results, split, temperature),
+        "caption": figure.title + (f", {where[:1].lower()}{where[1:]}" if where else ""),
+        "svg": figure_svg(results, split, temperature, figure),
+    }
+
+
+# ---------------------------------------------------------------------- judges, examples, the run
+
+
+def _judge_row(results: Results, tally: Mapping[str, Any]) -> list[str]:
+    """One row of the table of judges."""
+    against = "own draft" if tally["against"] == "draft" else results.label(tally["against"])
+    counts = [f"{tally[name]:,}" for name in ("comparisons", "identical", "unscored")]
+    shares = (tally[name] for name in ("ties", "flips", "disagreement", "agreement"))
+    return [tally["judge"], against, *counts, *("" if share is None else percent(share) for share in shares)]
+
+
+def _examples(results: Results, samples: Sequence[CaseSample]) -> dict[str, Any]:
+    """The example trails with their filters."""
+    systems = list(dict.fromkeys(sample.system for sample in samples))
+    shown = [
+        show_sample(results, each, _filter_keys(results, each.split, each.temperature), systems.index(each.system))
+        for each in samples
+    ]
+    return {
+        "samples": shown,
+        "outcomes": list(dict.fromkeys((each["at"]["outcome"], each["head"]) for each in shown)),
         "systems": [(str(place), results.label(name)) for place, name in enumerate(systems)],
     }
 

@@ -1,41 +1,55 @@
-"""The tables of the report: what a row of `Results` shows of one measure, and the win rates beside them.
-
-Lays out, computes nothing.
-"""
+"""The tables of the report, one per measure, and the tables of win rates. Lays out numbers, computes none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from srpo.report.curves import PAGE, colours
 from srpo.score.results import POOL, Results, Row, WinRow, counted
 from srpo.statistics.percent import bare, points
 
-Cell = dict[str, Any]
-NOTHING: Cell = {"text": "", "small": ""}
+TableCell = dict[str, Any]
+EMPTY: TableCell = {"text": "", "small": ""}
+
+
+class Measure(NamedTuple):
+    """One table: its name, the note below its caption, and the cell of a row of `Results`."""
+
+    name: str
+    note: str
+    cell: Callable[[Row], TableCell]
+
+
+class Table(NamedTuple):
+    """The cells of one table by system; `n` is the number of prompts in words."""
+
+    name: str
+    note: str
+    lines: list[tuple[str, list[TableCell]]]
+    n: str
 
 
 def tables(
     results: Results, split: str, temperature: float | None, seed: int | str, at: dict[str, str], caption: str
 ) -> list[dict[str, Any]]:
-    """One table per measure that has anything to show there, each with its number in `at`.
+    """One table per measure with data, in the form of the page's template.
 
     Args:
-        at: what the page's script compares with the chosen filters.
-        caption: where it is, in words.
+        at: the page's filter keys of this place; each table adds its own number as `measure`.
+        caption: split, temperature and seed in words.
     """
     found = []
-    for number, (name, note, lines, n) in enumerate(_all(results, split, temperature, seed)):
-        shown = [(system, cells) for system, cells in lines if any(cell["text"] for cell in cells)]
+    for number, table in enumerate(_all(results, split, temperature, seed)):
+        shown = [(system, cells) for system, cells in table.lines if any(cell["text"] for cell in cells)]
         if shown:
             found.append(
                 {
                     "at": {**at, "measure": str(number)},
-                    "measure": name,
-                    "note": note,
+                    "measure": table.name,
+                    "note": table.note,
                     "caption": caption,
-                    "n": n,
+                    "n": table.n,
                     "last": max(len(cells) for _, cells in shown) - 1,
                     "lines": [_line(results, system, cells) for system, cells in shown],
                 }
@@ -44,33 +58,32 @@ def tables(
 
 
 def measure_names(results: Results) -> list[str]:
-    """The measures in the order of their numbers."""
-    return [name for name, _, _ in _measures(results)] + [_against(results, name) for name in _opponents(results)]
+    """The names of all tables in the order of their numbers."""
+    return [each.name for each in _measures(results)] + [_against(results, name) for name in _opponents(results)]
 
 
-def _all(results: Results, split: str, temperature: float | None, seed: int | str) -> Any:
-    """(name, note, [(system, cells)], n) of every measure; win rates are of all seeds together."""
-    curves = {system: results.curve(system, split, temperature, seed) for system in results.values("system")}
-    curves = {system: rows for system, rows in curves.items() if rows}
+def _all(results: Results, split: str, temperature: float | None, seed: int | str) -> Iterator[Table]:
+    """Yields the tables of all measures, then those of win rates, which exist for pooled seeds only."""
+    curves = results.curves(split, temperature, seed)
     n = counted(curves.values())
     for name, note, cell in _measures(results):
-        yield name, note, [(system, [cell(row) for row in rows]) for system, rows in curves.items()], n
+        yield Table(name, note, [(system, [cell(row) for row in rows]) for system, rows in curves.items()], n)
+    note = (
+        f"in %, ties as half, below it the {100 * results.level:g} % interval; where lengths differ, also the win rate "
+        f"at equal length and by how many {results.settings.get('unit', 'words')} our answers are longer"
+    )
     for opponent in _opponents(results):
         rates = {system: results.rate(system, opponent, split, temperature) for system in curves}
         lines = [(system, [_win(row) for row in rows]) for system, rows in rates.items() if rows and seed == POOL]
-        count = {row["n"] for rows in rates.values() for row in rows} or {0}
-        said = f"n = {min(count):,}" + (f" to {max(count):,}" if len(count) > 1 else "")
-        note = (
-            f"in %, ties as half, below it the {100 * results.level:g} % interval; then, where lengths differ, what it "
-            f"would be at equal length, and by how many {results.settings.get('unit', 'words')} ours are longer"
-        )
-        yield _against(results, opponent), note, lines, said
+        counts = {row["n"] for rows in rates.values() for row in rows} or {0}
+        n = f"n = {min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "")
+        yield Table(_against(results, opponent), note, lines, n)
 
 
-def _line(results: Results, system: str, cells: list[Cell]) -> dict[str, Any]:
+def _line(results: Results, system: str, cells: list[TableCell]) -> dict[str, Any]:
     return {
         "system": results.label(system),
-        "colour": PAGE.get(colours(results).get(system, ""), "rule"),  # faint where no figure shows it
+        "colour": PAGE.get(colours(results).get(system, ""), "rule"),  # a faint dot for systems in no figure
         "main": system == results.highlight,
         "cells": _best(cells),
     }
@@ -84,80 +97,83 @@ def _against(results: Results, opponent: str) -> str:
     return "win rate against " + ("their own drafts" if opponent == "draft" else results.label(opponent))
 
 
-def _win(row: WinRow) -> Cell:
+def _win(row: WinRow) -> TableCell:
     if row["opponent"] == "draft" and not row["revision"]:
-        return NOTHING
+        return EMPTY
     cell = _share(row["win"], row["low"], row["high"])
     if row["controlled"] is not None and abs(row["longer"]) >= 0.05:
         longer = f"{row['longer']:+.1f}".replace("-", "−")
-        cell["small"] += f" · {100 * row['controlled']:.1f} at equal length ({longer})"
+        cell["small"] += f" · {bare(row['controlled'])} at equal length ({longer})"
     return cell
 
 
-def _share(mean: float, low: float, high: float) -> Cell:
-    return {"mean": mean, "text": bare(mean), "small": f"{100 * low:.1f}–{100 * high:.1f}"}
+def _share(mean: float, low: float, high: float) -> TableCell:
+    return {"mean": mean, "text": bare(mean), "small": f"{bare(low)}–{bare(high)}"}
 
 
-def _best(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Marks the largest mean of a row, the earliest of equals, unless all of them are."""
+def _best(cells: list[TableCell]) -> list[TableCell]:
+    """Marks the largest mean of a row, the earliest of equals, unless all means are equal."""
     means = [cell.get("mean", 0.0) for cell in cells]
     best = means.index(max(means)) if max(means) > min(means) else None
     return [{**cell, "best": place == best} for place, cell in enumerate(cells)]
 
 
-def _measures(results: Results) -> list[tuple[str, str, Callable[[Row], Cell]]]:
-    """(name, what it is, row → cell) of each table."""
-    interval = f"{100 * results.level:g} % interval"
+def _measures(results: Results) -> list[Measure]:
+    def only(text: str) -> TableCell:
+        return {"text": text, "small": ""}
 
-    def secondary(name: str) -> Any:
+    def revised(row: Row, text: str, small: str) -> TableCell:
+        return {"text": text, "small": small} if row["revision"] else EMPTY
+
+    def secondary(name: str) -> Callable[[Row], TableCell]:
         return lambda row: _share(*row["secondary"][name])
 
-    def gain(row: Row) -> Cell:
-        small = f"{points(row['gain_low'])} to {points(row['gain_high'])}"
-        small += f" · p {row['p']:.2g}" if row["p"] is not None else ""
-        return {"text": points(row["gain"]), "small": small} if row["revision"] else NOTHING
+    def gain(row: Row) -> TableCell:
+        p = f" · p {row['p']:.2g}" if row["p"] is not None else ""
+        return revised(row, points(row["gain"]), f"{points(row['gain_low'])} to {points(row['gain_high'])}{p}")
 
-    def turned(row: Row) -> Cell:
-        small = bare(row["broken"])
-        return {"text": bare(row["mended"]), "small": small} if row["revision"] else NOTHING
-
-    def changed(row: Row) -> Cell:
-        return {"text": "" if row["changed"] is None else bare(row["changed"]), "small": ""}
-
-    def tokens(row: Row) -> Cell:
-        return {"text": "" if row["tokens"] is None else f"{row['tokens']:,.0f}", "small": ""}
-
-    def seconds(row: Row) -> Cell:
-        return {"text": "" if row["seconds"] is None else f"{row['seconds']:.3g}", "small": ""}
-
-    def length(row: Row) -> Cell:
-        return {"text": f"{row['length']:,.1f}", "small": ""}
-
-    def kept(row: Row) -> Cell:
-        small = bare(row["copied"])
-        return {"text": bare(row["edited"]), "small": small} if row["revision"] else NOTHING
-
-    def unscored(row: Row) -> Cell:
-        return {"text": f"{row['unscored']:,}" if any(each["unscored"] for each in results.rows) else "", "small": ""}
-
+    interval = f"in %, below it the {100 * results.level:g} % interval"
     unit = results.settings.get("unit", "words")
     primary = results.label(results.settings.get("judge", "score"))
+    any_unscored = any(row["unscored"] for row in results.rows)
     return [
-        (primary, f"in %, below it the {interval}", lambda row: _share(row["mean"], row["low"], row["high"])),
-        *(
-            (results.label(name), f"in %, below it the {interval}", secondary(name))
-            for name in results.settings.get("secondary", ())
-        ),
-        (
+        Measure(primary, interval, lambda row: _share(row["mean"], row["low"], row["high"])),
+        *(Measure(results.label(name), interval, secondary(name)) for name in results.settings.get("secondary", ())),
+        Measure(
             "gain over the draft",
-            f"in points, paired by prompt, below it the {interval} and p, adjusted for all revisions (Holm)",
+            f"in points, paired by prompt, below it the {100 * results.level:g} % interval and p, adjusted for all "
+            "revisions (Holm)",
             gain,
         ),
-        ("mended and broken", "% of prompts that score higher than their draft, below it % that score lower", turned),
-        ("changed", "% of answers that differ from the one a revision earlier", changed),
-        ("edited and copied", f"% of {unit} edited since the draft, below it % that stand in it", kept),
-        ("length", f"mean {unit} per answer", length),
-        ("forward tokens", "mean tokens that forward passes have read per prompt, up to here", tokens),
-        ("seconds", "mean seconds per prompt, up to here, a batch's shared by its rows", seconds),
-        ("unscored", "answers that the judge gave no verdict on", unscored),
+        Measure(
+            "corrected and broken",
+            "% of prompts that score higher than their draft, below it % that score lower",
+            lambda row: revised(row, bare(row["mended"]), bare(row["broken"])),
+        ),
+        Measure(
+            "changed",
+            "% of answers that differ from the one a revision earlier",
+            lambda row: only("" if row["changed"] is None else bare(row["changed"])),
+        ),
+        Measure(
+            "edited and copied",
+            f"% of {unit} edited since the draft, below it % copied from the draft",
+            lambda row: revised(row, bare(row["edited"]), bare(row["copied"])),
+        ),
+        Measure("length", f"mean {unit} per answer", lambda row: only(f"{row['length']:,.1f}")),
+        Measure(
+            "forward tokens",
+            "mean tokens per prompt read by forward passes, cumulative",
+            lambda row: only("" if row["tokens"] is None else f"{row['tokens']:,.0f}"),
+        ),
+        Measure(
+            "seconds",
+            "mean seconds per prompt, cumulative; the rows of a batch share its time",
+            lambda row: only("" if row["seconds"] is None else f"{row['seconds']:.3g}"),
+        ),
+        Measure(
+            "unscored",
+            "answers without a verdict of the judge",
+            lambda row: only(f"{row['unscored']:,}" if any_unscored else ""),
+        ),
     ]

@@ -1,6 +1,6 @@
-"""The smaller figures of the report: win rate against the own draft, score against cost, length of the answers.
+"""The small figures of the report: win rate against the own draft, score against cost, length of the answers.
 
-All seeds together; colours and page as in plot.py.
+Each shows all seeds pooled, in the colours and the frame of curves.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Any, Literal, NamedTuple
 from srpo.report.curves import FAINT, INK, colours, on_page, page_figure
 from srpo.score.results import Results
 
+Kind = Literal["wins", "tokens", "seconds", "length"]
+
 
 class Figure(NamedTuple):
-    """One kind of figure: what runs along each axis."""
+    """One kind of figure: title and axis labels."""
 
-    kind: Literal["wins", "tokens", "seconds", "length"]
+    kind: Kind
     title: str
     x: str
     y: str
@@ -30,7 +32,7 @@ FIGURES = (
 
 
 class Line(NamedTuple):
-    """One system's points, in order of revision, with a band where there is one."""
+    """One system's points in order of revision, with the ends of their intervals or None."""
 
     system: str
     x: list[float]
@@ -38,54 +40,44 @@ class Line(NamedTuple):
     band: tuple[list[float], list[float]] | None
 
 
-def figure_svg(results: Results, split: str, temperature: float | None, what: Figure) -> str:
-    """The figure as an `<svg>` for the page; "" where no system has anything to draw in it."""
-    lines = [line for name in results.drawn if (line := _line(results, name, split, temperature, what.kind))]
+def figure_svg(results: Results, split: str, temperature: float | None, figure: Figure) -> str:
+    """The figure as an `<svg>` for the page; "" if no system has data for it."""
+    lines = [line for name in results.drawn if (line := _line(results, name, split, temperature, figure.kind))]
     if not lines:
         return ""
-    with page_figure(f"srpo {what.kind} {split} {temperature}", width=4.6, height=3.1) as (figure, axis):
-        _plot(axis, results, lines, what.kind)
-        words = {
-            "measure": results.label(results.settings.get("judge", "score")),
-            "unit": results.settings.get("unit", "words"),
-        }
-        axis.set_xlabel(what.x)
-        axis.set_ylabel(what.y.format(**words))
-        return on_page(figure, f"{what.title}, {results.label(split)}")
+    with page_figure(f"srpo {figure.kind} {split} {temperature}", width=4.6, height=3.1) as (drawing, axis):
+        _plot(axis, results, lines, figure.kind)
+        measure = results.label(results.settings.get("judge", "score"))
+        axis.set_xlabel(figure.x)
+        axis.set_ylabel(figure.y.format(measure=measure, unit=results.settings.get("unit", "words")))
+        return on_page(drawing, f"{figure.title}, {results.label(split)}")
 
 
-def _line(results: Results, system: str, split: str, temperature: float | None, kind: str) -> Line | None:
+def _line(results: Results, system: str, split: str, temperature: float | None, kind: Kind) -> Line | None:
     if kind == "wins":
         rates = results.rate(system, "draft", split, temperature)
-        if not any(row["controlled"] is not None for row in rates):  # it never stands against another text
+        if not any(row["controlled"] is not None for row in rates):  # every answer equals its draft
             return None
-        ends = [[100 * row[end] for row in rates] for end in ("low", "high")]
-        k = [float(row["revision"]) for row in rates]
-        return Line(system, k, [100 * row["win"] for row in rates], (ends[0], ends[1]))
+        low, high = ([100 * row[end] for row in rates] for end in ("low", "high"))
+        return Line(system, [float(row["revision"]) for row in rates], [100 * row["win"] for row in rates], (low, high))
     rows = results.curve(system, split, temperature)
     if kind == "length":
         k = [float(row["revision"]) for row in rows]
         return Line(system, k, [row["length"] for row in rows], None) if rows else None
-    costs = [row[kind] for row in rows]  # type: ignore[literal-required]
-    if not rows or any(cost is None for cost in costs):
+    costs = [cost for row in rows if (cost := row[kind]) is not None]
+    if not rows or len(costs) < len(rows):
         return None
     return Line(system, costs, [100 * row["mean"] for row in rows], None)
 
 
-def _plot(axis: Any, results: Results, lines: Sequence[Line], kind: str) -> None:
+def _plot(axis: Any, results: Results, lines: Sequence[Line], kind: Kind) -> None:
     colour = colours(results)
     for line in sorted(lines, key=lambda each: each.system == results.highlight):
-        main = line.system == results.highlight
+        main, shade = line.system == results.highlight, colour[line.system]
         if line.band:
-            axis.fill_between(line.x, *line.band, color=colour[line.system], alpha=0.16 if main else 0.09, linewidth=0)
-        axis.plot(
-            line.x,
-            line.y,
-            color=colour[line.system],
-            linewidth=2.4 if main else 1.3,
-            marker="o",
-            markersize=4.6 if main else 3,
-        )
+            axis.fill_between(line.x, *line.band, color=shade, alpha=0.16 if main else 0.09, linewidth=0)
+        width, size = (2.4, 4.6) if main else (1.3, 3)
+        axis.plot(line.x, line.y, color=shade, linewidth=width, marker="o", markersize=size)
     if kind == "wins":
         axis.axhline(50, color=INK, linewidth=0.7, dashes=(3, 3))
     if kind in ("wins", "length"):

@@ -1,4 +1,4 @@
-"""`Results` as tables: for a terminal of 100 columns, and in Markdown for a page or a model card."""
+"""Tables of `Results` for a terminal of 100 columns, and in Markdown for a page or a model card."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from srpo.score.results import POOL, Results, Row, capital, counted, heat
+from srpo.statistics.percent import bare
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 BEST = "*"
-NAME_WIDTH = 14  # of the terminal's columns, for the names of systems: at least
-
+NAME_WIDTH = 14  # columns of the terminal reserved for names of systems
 GAP = 3  # columns between two cells
 
 
 def print_table(results: Results, console: Console | None = None, *, seed: int | str = POOL) -> None:
-    """Prints one table per split and temperature: systems down, revisions across, the best of a row starred.
+    """Prints one table per split and temperature: a row per system, a column per revision, the best of a row starred.
 
     Args:
-        results: what to print.
-        console: where; standard output, if none is given.
+        console: standard output if None.
         seed: a seed, or the pool.
     """
     from rich import box
@@ -30,7 +29,7 @@ def print_table(results: Results, console: Console | None = None, *, seed: int |
 
     console = console or Console(highlight=False)
     for title, curves in _tables(results, seed):
-        # In a narrow terminal an interval goes below its number, rather than a name or a column out of sight.
+        # In a narrow terminal the interval moves below its number, so that no name or column is cut off.
         widths = (max(len(cell) for cell in column) for column in zip(*map(_cells, curves), strict=False))
         roomy = NAME_WIDTH + sum(GAP + width for width in widths) < console.width
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -41,7 +40,7 @@ def print_table(results: Results, console: Console | None = None, *, seed: int |
             main = rows[0]["system"] == results.highlight
             cells = _cells(rows) if roomy else [cell.replace(" ", "\n") for cell in _cells(rows)]
             table.add_row(results.label(rows[0]["system"]), *cells, style="bold" if main else "")
-        console.print(title, style="bold")  # as the table's own title it would wrap at the table's width
+        console.print(title, style="bold")  # a table's own title would wrap at the table's width
         console.print(table)
     console.print(_note(results), style="dim")
 
@@ -61,14 +60,13 @@ def as_markdown(results: Results, *, seed: int | str = POOL) -> str:
 
 
 def _tables(results: Results, seed: int | str) -> Iterator[tuple[str, list[list[Row]]]]:
-    """A title and the systems' curves for each split and temperature."""
+    """Yields a title and the systems' curves for each split and temperature."""
     pooled = f", {len(results.seeds)} seeds pooled" if seed == POOL and len(results.seeds) > 1 else ""
     measure = results.label(results.settings.get("judge", "score"))
-    for split, temperature in dict.fromkeys((row["split"], row["temperature"]) for row in results.rows):
-        curves = [results.curve(system, split, temperature, seed) for system in results.values("system")]
-        if shown := [rows for rows in curves if rows]:
+    for split, temperature in results.places:
+        if curves := list(results.curves(split, temperature, seed).values()):
             place = results.label(split) if temperature is None else f"{results.label(split)}, {heat(temperature)}"
-            yield f"{capital(place)}: {measure}, % ({counted(shown)}{pooled})", shown
+            yield f"{capital(place)}: {measure}, % ({counted(curves)}{pooled})", curves
 
 
 def _heading(curves: list[list[Row]]) -> list[str]:
@@ -84,5 +82,5 @@ def _cells(rows: list[Row]) -> list[str]:
     cells = []
     for place, row in enumerate(rows):
         star = BEST if min(means) < row["mean"] and place == means.index(max(means)) else ""
-        cells.append(f"{star}{100 * row['mean']:.1f} ±{50 * (row['high'] - row['low']):.1f}")
+        cells.append(f"{star}{bare(row['mean'])} ±{bare((row['high'] - row['low']) / 2)}")
     return cells

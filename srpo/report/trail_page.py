@@ -1,78 +1,47 @@
-"""Trails to look at: what each revision changed, word by word, in a terminal or on a page of its own."""
+"""Trails with the changes of each revision marked word by word, in a terminal or on a page of their own."""
 
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable, Iterator
-from difflib import SequenceMatcher
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from srpo.data.values import last_message
 from srpo.disk import write_file
+from srpo.report.diff import Piece, diff
 from srpo.revise.trail import Answer, Trail
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-Change = Literal["same", "gone", "new"]
-
-
-class Piece(NamedTuple):
-    """A run of words of an answer or of the one it revised."""
-
-    text: str
-    change: Change
-
-
-def changes(old: str, new: str) -> list[Piece]:
-    """The new text with what left and what came, word by word; letter by letter where a single word was replaced by one
-    as long.
-
-    Example:
-        >>> changes("the cat sat", "the dog sat down")[1:3]
-        [Piece(text='cat', change='gone'), Piece(text='dog', change='new')]
-    """
-    ours, theirs = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (old, new))
-    if len(ours) == len(theirs) == 1 and len(old) == len(new):
-        ours, theirs = list(old), list(new)
-    pieces = []
-    for kind, a, b, c, d in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
-        if kind == "equal":
-            pieces.append(Piece("".join(ours[a:b]), "same"))
-        else:
-            gone, came = "".join(ours[a:b]), "".join(theirs[c:d])
-            pieces += [Piece(gone, "gone")] * bool(gone) + [Piece(came, "new")] * bool(came)
-    return pieces
-
 
 def steps(trail: Trail) -> Iterator[tuple[str, Answer, list[Piece]]]:
-    """Each answer of a trail: what it is, itself, and what it changed in the answer that was in hand."""
+    """Yields name, answer and pieces of each answer, compared with the answer that was kept before it."""
     for k, answer in enumerate(trail.answers):
         old = trail.after(k - 1).text if k else answer.text
-        yield ("draft" if k == 0 else f"revision {k}", answer, changes(old, answer.text))
+        yield ("draft" if k == 0 else f"revision {k}", answer, diff(old, answer.text))
 
 
-def about(answer: Answer) -> str:
-    """Confidence, whether it was kept, and what it cost."""
-    said = [] if answer.preferred is None else [f"p {answer.preferred:.2f}"]
-    said += [] if answer.kept else ["not kept"]
-    said += [] if answer.finished else ["cut off"]
-    return ", ".join([*said, f"{answer.tokens} tokens", f"{answer.seconds:.2f} s"])
+def details(answer: Answer) -> str:
+    """Confidence, policy decision and cost of an answer, in one line."""
+    parts = [] if answer.preferred is None else [f"p {answer.preferred:.2f}"]
+    parts += [] if answer.kept else ["not kept"]
+    parts += [] if answer.finished else ["cut off"]
+    return ", ".join([*parts, f"{answer.tokens} tokens", f"{answer.seconds:.2f} s"])
 
 
 # ---------------------------------------------------------------------- terminal
 
-_STYLES = {"same": "", "gone": "red strike", "new": "bold green"}
-_MARKS = {"same": "{}", "gone": "[-{}-]", "new": "{{+{}+}}"}
+_STYLES = {"same": "", "removed": "red strike", "added": "bold green"}
+_MARKS = {"same": "{}", "removed": "[-{}-]", "added": "{{+{}+}}"}
 
 
 def as_text(trail: Trail, *, marks: bool = False) -> Text:
-    """A trail for a terminal: what left struck through in red, what came in bold green.
+    """A trail for a terminal: removed words struck through in red, added words in bold green.
 
     Args:
-        marks: puts what left in [-…-] and what came in {+…+}, where nothing can be coloured.
+        marks: writes removed words as [-…-] and added words as {+…+}, for output without colours.
     """
     from rich.text import Text
 
@@ -81,9 +50,9 @@ def as_text(trail: Trail, *, marks: bool = False) -> Text:
     for name, answer, pieces in steps(trail):
         text.append(f"  {name:<12}", style="cyan")
         for piece in pieces or [Piece("(empty)", "same")]:
-            said = _MARKS[piece.change].format(piece.text) if marks else piece.text
-            text.append(said.replace("\n", "\n" + " " * 14), style=_STYLES[piece.change])
-        text.append(f"   {about(answer)}\n", style="dim")
+            shown = _MARKS[piece.change].format(piece.text) if marks else piece.text
+            text.append(shown.replace("\n", "\n" + " " * 14), style=_STYLES[piece.change])
+        text.append(f"   {details(answer)}\n", style="dim")
     text.append(f"  stopped: {trail.stopped}\n", style="dim")
     return text
 
@@ -107,7 +76,7 @@ del {{ color: #c0392b; }} ins {{ color: #1e8449; font-weight: 600; text-decorati
 {articles}
 </body></html>
 """
-_TAGS = {"same": "{}", "gone": "<del>{}</del>", "new": "<ins>{}</ins>"}
+_TAGS = {"same": "{}", "removed": "<del>{}</del>", "added": "<ins>{}</ins>"}
 
 
 def as_page(trails: Iterable[Trail], title: str) -> str:
@@ -125,8 +94,8 @@ def _article(trail: Trail) -> str:
     rows = []
     for name, answer, pieces in steps(trail):
         text = "".join(_TAGS[piece.change].format(html.escape(piece.text)) for piece in pieces)
-        kind = "" if answer.kept else ' class="refused"'
-        rows.append(f"<tr{kind}><td>{name}</td><td>{text}</td><td>{about(answer)}</td></tr>")
+        row_class = "" if answer.kept else ' class="refused"'
+        rows.append(f"<tr{row_class}><td>{name}</td><td>{text}</td><td>{details(answer)}</td></tr>")
     table = "\n".join(rows)
     return (
         f"<article><h2>{html.escape(last_message(trail.prompt))}</h2>\n<table>{table}</table>\n"
@@ -135,9 +104,9 @@ def _article(trail: Trail) -> str:
 
 
 def write_page(path: str | Path, trails: Iterable[Trail], title: str) -> None:
-    """Writes the page.
+    """Writes the page of the trails.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     write_file(Path(path), as_page(trails, title).encode(), flag="--html")

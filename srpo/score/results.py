@@ -242,6 +242,16 @@ class Results:
         """Nominal coverage of the intervals."""
         return float(self.settings.get("level", 0.95))
 
+    @property
+    def places(self) -> list[tuple[str, float | None]]:
+        """The different pairs of split and temperature, in order of appearance."""
+        return list(dict.fromkeys((row["split"], row["temperature"]) for row in self.rows))
+
+    def curves(self, split: str, temperature: float | None, seed: int | str = POOL) -> dict[str, list[Row]]:
+        """System → its rows by revision, for the systems with rows there."""
+        found = {system: self.curve(system, split, temperature, seed) for system in self.values("system")}
+        return {system: rows for system, rows in found.items() if rows}
+
     def curve(self, system: str, split: str, temperature: float | None, seed: int | str = POOL) -> list[Row]:
         """Returns the rows of one system by revision; empty where the system was not run."""
         wanted = (system, split, temperature, seed)

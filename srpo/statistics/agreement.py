@@ -1,12 +1,11 @@
-"""How far a judge can be trusted, from what it said: pure functions of verdicts.
+"""Reliability of a judge as pure functions of its verdicts: shares, differences, flips, position bias, Cohen's κ.
 
-A verdict is 1 where the first of two answers is better, ½ for a tie, 0 where the second is, nan where there is none
-that can be read. Everything here leaves out what is nan and says of how many verdicts it speaks.
+A verdict is 1 where the first of two answers is better, ½ for a tie, 0 where the second is better, and nan without a
+readable verdict. Every function leaves nan out and reports the number of verdicts that remain.
 
 Intervals are percentile bootstraps over prompts: verdicts on one prompt are drawn together, because two pairs of
-answers to one prompt are not two prompts. A share that is 0 or 1 throughout, where resampling sees no spread, has the
-exact bound of the binomial distribution over prompts instead: of 20 prompts without a flip one can tell that fewer than
-17 % flip, and no more.
+answers to one prompt are not two prompts. Resampling sees no spread in a share of exactly 0 or 1; its interval is the
+exact binomial bound over prompts. Twenty prompts without a flip, for example, only show that fewer than 17 % flip.
 
 Axes: N verdicts, C prompts, M sums, D draws.
 """
@@ -20,14 +19,14 @@ import torch
 from torch import Tensor
 
 from srpo.errors import ConfigError
-from srpo.statistics.bootstrap import DRAWS, LEVEL, resamples
+from srpo.statistics.bootstrap import DRAWS, LEVEL, ends_of, resamples
 
 SCORES = (0.0, 0.5, 1.0)
 NAN = float("nan")
 
 
 class Measure(NamedTuple):
-    """A number, the ends of its interval, and how many verdicts it is of; nan where there is none to speak of."""
+    """A value, the ends of its interval, and in `of` the number of verdicts; nan without any verdict."""
 
     value: float
     low: float
@@ -38,15 +37,20 @@ class Measure(NamedTuple):
 Clusters = Sequence[Hashable] | None
 
 
+def scores_tensor(scores: Sequence[float | None]) -> Tensor:
+    """[N] the scores in float64, nan for None."""
+    return torch.tensor([NAN if score is None else score for score in scores], dtype=torch.float64)
+
+
 def share(values_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Mean of the values that are not nan; of zeros and ones a share, of verdicts an accuracy with ties as half.
+    """Mean of the values that are not nan: a share for zeros and ones, an accuracy with ties as half for verdicts.
 
     Args:
         values_N: [N] numbers in [0, 1], or nan.
-        prompts: which prompt each is about; each about its own, if None.
+        prompts: the prompt of each value; None if all prompts differ.
 
     Raises:
-        ConfigError: not one prompt per value, or no draws.
+        ConfigError: the numbers of prompts and values differ, or `draws` is below 1.
 
     Example:
         >>> import torch
@@ -59,13 +63,13 @@ def share(values_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, see
     sums_CM = _sums([values_N.nan_to_num(0.0), known], prompts)
     measured = _measure(sums_CM, lambda totals_DM: totals_DM[:, 0] / totals_DM[:, 1], int(known.sum()), draws, seed)
     if measured.of and measured.value in (0.0, 1.0):
-        edge = ((1 - LEVEL) / 2) ** (1 / int((sums_CM[:, 1] > 0).sum()))  # Clopper and Pearson (1934), their ends
+        edge = ((1 - LEVEL) / 2) ** (1 / int((sums_CM[:, 1] > 0).sum()))  # Clopper and Pearson (1934)
         return measured._replace(low=edge) if measured.value else measured._replace(high=1 - edge)
     return measured
 
 
 def difference(a_N: Tensor, b_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Mean of a less the mean of b, each over those of its values that are not nan, on the same draws of prompts.
+    """Mean of a minus mean of b, each over its values that are not nan, with both on the same draws of prompts.
 
     Example:
         >>> import torch
@@ -82,9 +86,9 @@ def difference(a_N: Tensor, b_N: Tensor, prompts: Clusters = None, *, draws: int
 
 
 def flips(one_N: Tensor, other_N: Tensor) -> Tensor:
-    """[N] 1 where two readings of the same pairs differ, 0 where they do not, nan where one of them is nan.
+    """[N] 1 where two verdicts on the same pair differ, 0 where they are equal, nan where one of them is nan.
 
-    Of the two orders this is the flip rate; of two runs, the judge's disagreement with itself.
+    The mean over two orders is the flip rate; over two runs, the judge's disagreement with itself.
 
     Example:
         >>> import torch
@@ -96,11 +100,11 @@ def flips(one_N: Tensor, other_N: Tensor) -> Tensor:
 
 
 def for_first_shown(ahead_N: Tensor, behind_N: Tensor) -> Tensor:
-    """[N] share of a pair's verdicts for the answer that was shown first; ½ from a judge whose position means nothing.
+    """[N] share of a pair's two verdicts that favour the answer shown first; ½ without a position bias.
 
     Args:
-        ahead_N: [N] verdicts with the first answer shown first; both are as seen from the first answer.
-        behind_N: [N] verdicts with the second shown first.
+        ahead_N: [N] verdicts with the first answer shown first; both arguments are as seen from the first answer.
+        behind_N: [N] verdicts with the second answer shown first.
 
     Example:
         >>> import torch
@@ -110,21 +114,21 @@ def for_first_shown(ahead_N: Tensor, behind_N: Tensor) -> Tensor:
     return (ahead_N + 1 - behind_N) / 2
 
 
-def where(values_N: Tensor, chosen_N: Tensor) -> Tensor:
-    """[N] the values where chosen, nan elsewhere.
+def only_where(values_N: Tensor, chosen_N: Tensor) -> Tensor:
+    """[N] the values where `chosen_N` is true, nan elsewhere.
 
     Example:
         >>> import torch
-        >>> where(torch.tensor([1.0, 0.5]), torch.tensor([True, False])).tolist()
+        >>> only_where(torch.tensor([1.0, 0.5]), torch.tensor([True, False])).tolist()
         [1.0, nan]
     """
     return values_N.to(torch.float64).masked_fill(~chosen_N, NAN)
 
 
 def kappa(one_N: Tensor, other_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Cohen's κ of two judges over the three verdicts: agreement beyond what their habits alone would give.
+    """Cohen's κ of two judges over the three verdicts: agreement beyond chance, given each judge's own frequencies.
 
-    1 for full agreement, 0 for as much as chance gives, below 0 for less; nan where both say the same thing always.
+    1 for full agreement, 0 for agreement by chance, below 0 for less; nan if both always give one and the same verdict.
 
     Example:
         >>> import torch
@@ -144,7 +148,7 @@ def kappa(one_N: Tensor, other_N: Tensor, prompts: Clusters = None, *, draws: in
 
 
 def _sums(columns: Sequence[Tensor], prompts: Clusters) -> Tensor:
-    """[C, M] the columns, added up over the rows of each prompt."""
+    """[C, M] sums of the columns over the rows of each prompt."""
     columns_NM = torch.stack([column.to(torch.float64) for column in columns], 1)
     if prompts is None:
         return columns_NM
@@ -156,7 +160,7 @@ def _sums(columns: Sequence[Tensor], prompts: Clusters) -> Tensor:
 
 
 def _measure(sums_CM: Tensor, statistic: Callable[[Tensor], Tensor], count: int, draws: int, seed: int) -> Measure:
-    """The statistic of the totals, and of the totals of resampled prompts; a draw without a value has no part."""
+    """The statistic of the totals, with its interval from resampled prompts; draws without a value are left out."""
     if draws < 1:
         raise ConfigError(f"{draws}", where="draws", expected="1 or more")
     if not count:
@@ -165,6 +169,5 @@ def _measure(sums_CM: Tensor, statistic: Callable[[Tensor], Tensor], count: int,
     found_D = torch.cat(
         [statistic(counts_DC @ sums_CM) for counts_DC in resamples([len(sums_CM)], draws=draws, seed=seed)]
     )
-    ends = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = torch.nanquantile(found_D, ends).tolist()
+    low, high = torch.nanquantile(found_D, ends_of(LEVEL)).tolist()
     return Measure(value, low, high, count)

@@ -1,14 +1,14 @@
-"""Scores in, means and bootstrap intervals out; win rates with ties counted half.
+"""Means of scores with percentile bootstrap intervals over prompts.
 
-The interval is the percentile bootstrap over prompts: draw N prompts with replacement, average, repeat, and take the
-middle 95 % of the averages. Every column sees the same draws, so the interval of a difference is the interval of the
-column of differences, and what two systems share on a prompt cancels.
+N prompts are drawn with replacement and averaged, many times; the interval holds the middle 95 % of the averages. All
+columns share the same draws, so the interval of a difference is the interval of the column of differences, and the
+part that two systems share on a prompt cancels.
 
-What such an interval does not say: it is about other prompts of the same kind, not about other training runs, and a
-column that is the same on every prompt (all right, all wrong) gets an interval of width zero.
+The interval covers other prompts of the same kind, not other training runs. A column with equal scores on every prompt
+(all right, all wrong) gets an interval of width zero.
 
-A prompt without a score in a column (a judge that gave no verdict) is left out of that column's averages, in the data
-and in every draw alike; it is neither a tie nor a loss.
+A prompt without a score in a column (a judge without a verdict) is left out of that column's averages, in the data and
+in every draw; it is neither a tie nor a loss.
 
 Axes: N prompts, M columns, D draws.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from srpo.errors import ConfigError, DataError, NonFiniteError
 
 DRAWS, LEVEL = 10_000, 0.95
-CHUNK = 2**18  # counts held at once, 2 MiB of them: a cache's worth is also the fastest
+CHUNK = 2**18  # counts held at once: 2 MiB, which fits into a cache and is also the fastest
 
 
 class Interval(NamedTuple):
@@ -43,7 +43,7 @@ class Intervals(NamedTuple):
     high: Tensor
 
     def column(self, index: int) -> Interval:
-        """The numbers of one column."""
+        """The interval of one column."""
         return Interval(float(self.mean[index]), float(self.low[index]), float(self.high[index]))
 
 
@@ -61,17 +61,16 @@ def bootstrap(
 
     Args:
         scores_NM: [N, M] one row per prompt; any finite numbers.
-        draws: resamples, ≥ 1.
-        seed: of the resampling; the same seed and N give the same draws.
-        level: probability the interval is meant to cover, in (0, 1).
-        size: prompts per draw; as many as there are, if None. Only then is the interval one of the average over all
-            of them; smaller draws give the wider interval of a smaller set.
-        strata: lengths of the consecutive blocks of rows, adding up to N, that are each resampled within themselves;
-            without them all rows are one block.
-        known_NM: [N, M] False where a prompt has no score in a column; all have, if None.
+        draws: number of resamples, ≥ 1.
+        seed: seed of the resampling; the same seed and N give the same draws.
+        level: nominal coverage of the interval, in (0, 1).
+        size: prompts per draw; N if None. Smaller draws give the wider interval of a smaller set.
+        strata: lengths of consecutive blocks of rows, adding up to N; each block is resampled within itself. None
+            makes all rows one block.
+        known_NM: [N, M] False where a prompt has no score in a column; None if every prompt has one.
 
     Raises:
-        ConfigError: no rows, or an argument is out of range.
+        ConfigError: there are no rows, or an argument is out of range.
         DataError: a column has no score at all.
         NonFiniteError: a score is nan or infinite.
 
@@ -93,11 +92,10 @@ def bootstrap(
         drawn_DM = counts_DN.sum(1, keepdim=True) if complete else counts_DN @ weights_NM
         means.append(counts_DN @ scores_NM / drawn_DM)
     means_DM = torch.cat(means)
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    # One column at a time: torch.quantile refuses inputs of more than 2**24 numbers. A draw that took none of the
-    # prompts with a score has no mean, and no part in the quantiles.
+    # One column at a time: torch.quantile refuses inputs of more than 2**24 numbers. A draw without any scored prompt
+    # has a mean of nan, which the quantiles leave out.
     quantile = torch.quantile if complete else torch.nanquantile
-    ends_M2 = [quantile(column_D, ends) for column_D in means_DM.unbind(1)]
+    ends_M2 = [quantile(column_D, ends_of(level)) for column_D in means_DM.unbind(1)]
     low_M, high_M = torch.stack(ends_M2, 1) if ends_M2 else torch.empty(2, 0, dtype=torch.float64)
     return Intervals(scores_NM.sum(0) / weights_NM.sum(0), low_M, high_M)
 
@@ -115,11 +113,11 @@ def paired_difference(
 
     Args:
         a_N: [N] scores of one system.
-        b_N: [N] scores of the other, in the order of the same prompts.
+        b_N: [N] scores of the other system on the same prompts, in the same order.
         draws, seed, level, strata: as in `bootstrap`.
 
     Raises:
-        ConfigError: the two differ in length, or as in `bootstrap`.
+        ConfigError: the lengths differ, or as in `bootstrap`.
         NonFiniteError: a score is nan or infinite.
 
     Example:
@@ -144,8 +142,17 @@ def wins(a_N: Tensor, b_N: Tensor) -> Tensor:
     return 0.5 + 0.5 * torch.sign(a_N.to(torch.float64) - b_N.to(torch.float64))
 
 
+def ends_of(level: float) -> Tensor:
+    """[2] the quantiles at the ends of a central interval of that coverage."""
+    return torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+
+
 def resamples(blocks: Sequence[int], *, draws: int, seed: int, size: int | None = None) -> Iterator[Tensor]:
-    """[D, N] how often each row is drawn, some draws at a time; arguments as in `bootstrap`, `blocks` its strata."""
+    """Yields [D, N] counts of how often each row is drawn, in chunks of draws.
+
+    Args:
+        blocks: lengths of the strata; the other arguments as in `bootstrap`.
+    """
     generator = torch.Generator().manual_seed(seed)
     step = max(1, CHUNK // sum(blocks))
     for start in range(0, draws, step):
@@ -153,7 +160,7 @@ def resamples(blocks: Sequence[int], *, draws: int, seed: int, size: int | None 
 
 
 def _counts(blocks: Sequence[int], draws: int, generator: torch.Generator, size: int | None) -> Tensor:
-    """[D, N] one multinomial per block, blocks in proportion where draws are smaller."""
+    """[D, N] one multinomial draw per block; a smaller `size` is divided in proportion to the blocks."""
     parts = []
     for rows in blocks:
         drawn = rows if size is None else max(1, round(size * rows / sum(blocks)))

@@ -1,7 +1,6 @@
-"""How far an estimated probability can be trusted: area under the curve, Brier score, calibration, a fitted link.
+"""Quality of the model's confidence: area under the ROC curve, Brier score, calibration error, a fitted link.
 
-Scores are p(revision ≻ draft) as Eq. 9 or 14 gives it, which may leave [0, 1]; labels are 1 where the revision really
-was the better one. Torch alone.
+Scores are p(revision ≻ draft) by Eq. 9 or 14, which may leave [0, 1]. Labels are 1 where the revision really is better.
 
 Axes: N scored pairs.
 """
@@ -18,10 +17,10 @@ from srpo.errors import DataError
 
 
 def auc(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Probability that a right revision scores above a wrong one, ties counted half: area under the ROC curve.
+    """Area under the ROC curve: the probability that a better revision outscores a worse one, ties as half.
 
     Raises:
-        DataError: labels are all alike.
+        DataError: all labels are equal.
 
     Example:
         >>> auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
@@ -38,7 +37,7 @@ def auc(scores: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def brier(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Mean squared difference between the clipped score and the label; ¼ for always saying ½.
+    """Mean squared difference between the clipped score and the label; a constant score of ½ gives ¼.
 
     Example:
         >>> brier([0.5, 1.2], [0, 1])
@@ -52,10 +51,10 @@ class Bin:
     """One row of a reliability table.
 
     Attributes:
-        low, high: scores of the bin, `low` excluded but for 0.
-        n: pairs in it.
-        score: their mean clipped score.
-        share: how many of them were right.
+        low, high: range of scores, `low` excluded unless it is 0.
+        n: number of pairs in the bin.
+        score: mean clipped score.
+        share: share of pairs with label 1.
     """
 
     low: float
@@ -66,7 +65,7 @@ class Bin:
 
 
 def reliability(scores: Sequence[float], labels: Sequence[int], bins: int = 10) -> list[Bin]:
-    """Pairs by clipped score in bins of equal width; empty ones are left out."""
+    """The reliability table: pairs in bins of equal width by clipped score; empty bins are left out."""
     scores_N, labels_N = _clipped(scores), torch.tensor(list(labels), dtype=torch.float64)
     bin_N = (scores_N * bins).ceil().long().clamp(1, bins) - 1
     table = []
@@ -79,15 +78,16 @@ def reliability(scores: Sequence[float], labels: Sequence[int], bins: int = 10) 
 
 
 def calibration_error(table: Sequence[Bin]) -> float:
-    """Expected calibration error: mean distance of score and share over the bins, weighted by their pairs."""
+    """Expected calibration error: mean of |score − share| over the bins, weighted by number of pairs."""
     return sum(each.n * abs(each.score - each.share) for each in table) / sum(each.n for each in table)
 
 
 def fit_temperature(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """T of the link σ((score − ½) / T) that makes the labels most likely; it keeps ½ where it is, and the order.
+    """The T of maximum likelihood in the link σ((score − ½) / T), which keeps ½ and the order of the scores.
 
-    The log-likelihood is concave in 1/T, so its slope has one zero, which is found by halving. Scores that separate
-    the labels would have T go to 0, and scores that say nothing to infinity: 1e-3 and 1e3 are the ends.
+    T lies in [1e-3, 1e3].
+    The log-likelihood is concave in 1/T, so bisection finds the one zero of its slope. Scores that separate the labels
+    would drive T to 0, uninformative scores to infinity.
     """
     margin_N = torch.tensor(list(scores), dtype=torch.float64) - 0.5
     labels_N = torch.tensor(list(labels), dtype=torch.float64)

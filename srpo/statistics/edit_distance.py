@@ -1,8 +1,8 @@
-"""How far two texts are apart, and how much of one stands in the other; whole columns of the table at once.
+"""Edit distance and longest common subsequence, bit-parallel.
 
-Both are the textbook tables, each column held in the bits of one integer, so that a step costs a few operations on
-integers rather than a row of cells: Myers (1999) as Hyyrö (2003) has it for the edit distance, Hyyrö (2004) for the
-longest common subsequence. Python's integers have no fixed width, so neither has the text.
+Each column of the textbook table is held in the bits of one integer, so that a step costs a few integer operations
+instead of a loop over cells: Myers (1999) in the form of Hyyrö (2003) for the edit distance, Hyyrö (2004) for the
+longest common subsequence. Python's integers have no fixed width, so texts may have any length.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Fewest insertions, deletions and substitutions that make `b` of `a`; over words, characters or tokens.
+    """Smallest number of insertions, deletions and substitutions from `a` to `b`; over words, characters or tokens.
 
     Example:
         >>> edit_distance("a tidy answer".split(), "a short tidy reply".split())
@@ -23,7 +23,7 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
         return len(b)
     places = _places(a)
     every, last = (1 << len(a)) - 1, 1 << (len(a) - 1)
-    rises, falls, distance = every, 0, len(a)  # bits: where the column goes up by one, and down by one, to the next row
+    rises, falls, distance = every, 0, len(a)  # bits: rows where the column increases by one, and decreases by one
     for symbol in b:
         equal = places.get(symbol, 0)
         level = (((equal & rises) + rises) ^ rises) | equal | falls
@@ -36,7 +36,7 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 def common_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Length of the longest common subsequence: the most symbols of `a` that stand in `b` in the same order.
+    """Length of the longest common subsequence: the most symbols of `a` that occur in `b` in the same order.
 
     Example:
         >>> common_length("a tidy answer".split(), "a short tidy reply".split())
@@ -52,7 +52,7 @@ def common_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 def _places(a: Sequence[Hashable]) -> dict[Hashable, int]:
-    """Symbol → the bits of the places where it stands."""
+    """Symbol → bits of its positions."""
     places: dict[Hashable, int] = {}
     for place, symbol in enumerate(a):
         places[symbol] = places.get(symbol, 0) | 1 << place

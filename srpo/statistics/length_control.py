@@ -1,15 +1,15 @@
-"""A win rate with the length of the answers taken out of it: what it would be if both were equally long.
+"""Length-controlled win rate: the win rate if both answers were equally long.
 
-A logistic fit on the verdicts at hand and nothing else:
+It comes from a logistic fit on the verdicts at hand:
 
     P(a beats b on a prompt) = σ(θ + φ · tanh(Δ / s)),   Δ = length of a − length of b, s its standard deviation
 
-and σ(θ) is the length-controlled win rate. tanh, so that a few answers of extreme length do not steer the fit; ties are
-half a win and half a loss. A weak pull towards 0 (RIDGE · (θ² + φ²) / 2, beside a sum over all prompts) keeps the fit
-finite where all verdicts are alike; with a hundred mixed verdicts it moves the result by less than 0.1 points.
+and σ(θ) is the length-controlled win rate. tanh keeps a few answers of extreme length from dominating the fit; ties
+are half a win and half a loss. A weak penalty (RIDGE · (θ² + φ²) / 2, added to a sum over all prompts) keeps the fit
+finite where all verdicts are equal; with a hundred mixed verdicts it moves the result by less than 0.1 points.
 
-What such a fit cannot do: tell length that convinces the judge from length that is the merit (the longer answer may be
-longer because it says what the other leaves out). Read it beside the plain win rate, not instead of it.
+The fit cannot separate a judge's liking for length from real merit: the longer answer may contain more of the facts
+that were asked for. Read the controlled rate next to the plain win rate, not instead of it.
 
 Axes: N prompts, D draws, 2 parameters.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from srpo.errors import ConfigError
-from srpo.statistics.bootstrap import LEVEL, Interval, bootstrap, resamples
+from srpo.statistics.bootstrap import LEVEL, Interval, bootstrap, ends_of, resamples
 
 RIDGE, STEPS, REFITS = 0.01, 12, 1000
 
@@ -28,15 +28,15 @@ RIDGE, STEPS, REFITS = 0.01, 12, 1000
 def length_controlled(
     wins_N: Tensor, longer_N: Tensor, *, draws: int = REFITS, seed: int = 0, level: float = LEVEL
 ) -> Interval:
-    """σ(θ) and its bootstrap interval, the fit made anew for every draw of prompts.
+    """σ(θ) with its bootstrap interval; every draw of prompts is fitted anew.
 
     Args:
         wins_N: [N] 1, ½ or 0, or any share in between.
-        longer_N: [N] length of the answer whose wins these are, minus the other's; any unit.
-        draws: refits; fewer than for a mean, since each is a fit.
+        longer_N: [N] length of the answer whose wins are counted, minus the other's length; any unit.
+        draws: number of refits; fewer than for a mean, because each draw is a fit.
 
     Raises:
-        ConfigError: the two differ in length or are empty.
+        ConfigError: the lengths differ or are 0.
 
     Example:
         >>> import torch
@@ -59,13 +59,12 @@ def length_controlled(
         torch.sigmoid(_fit(wins_N, x_N, counts_DN)[:, 0])
         for counts_DN in resamples([len(wins_N)], draws=draws, seed=seed)
     ]
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(torch.cat(rates), ends).tolist()
+    low, high = torch.quantile(torch.cat(rates), ends_of(level)).tolist()
     return Interval(mean, low, high)
 
 
 def _fit(wins_N: Tensor, x_N: Tensor, counts_DN: Tensor) -> Tensor:
-    """[D, 2] θ and φ of each draw: Newton's method on all of them at once."""
+    """[D, 2] θ and φ of each draw, by Newton's method on all draws at once."""
     found_D2 = torch.zeros(len(counts_DN), 2, dtype=torch.float64)
     for _ in range(STEPS):
         p_DN = torch.sigmoid(found_D2[:, :1] + found_D2[:, 1:] * x_N)
@@ -75,11 +74,11 @@ def _fit(wins_N: Tensor, x_N: Tensor, counts_DN: Tensor) -> Tensor:
         a_D = weight_DN.sum(1) + RIDGE
         b_D = weight_DN @ x_N
         c_D = weight_DN @ x_N.square() + RIDGE
-        # The curvature is [[a, b], [b, c]]: two by two, so its inverse is written out.
+        # The Hessian is [[a, b], [b, c]]; a two-by-two inverse is written out.
         step_D2 = torch.stack(
             [c_D * slope_D2[:, 0] - b_D * slope_D2[:, 1], a_D * slope_D2[:, 1] - b_D * slope_D2[:, 0]], 1
         )
         step_D2 = step_D2 / (a_D * c_D - b_D.square())[:, None]
-        # Newton overshoots where nearly all verdicts agree; a longest step of 2 lets it come back.
+        # Newton's method overshoots where nearly all verdicts agree; steps limited to 2 let it recover.
         found_D2 = found_D2 + step_D2.clamp(-2, 2)
     return found_D2

@@ -1,4 +1,4 @@
-"""Is a difference more than chance, when several were looked at, and which difference could have been seen at all?
+"""Significance of paired differences: sign-flip p-values, Holm's correction, smallest detectable difference.
 
 Axes: N prompts, M columns of paired differences, D draws.
 """
@@ -14,23 +14,23 @@ from torch import Tensor
 from srpo.errors import ConfigError
 from srpo.statistics.bootstrap import CHUNK, DRAWS
 
-POWER = 0.8  # the usual one: of true differences of this size, four in five are seen
+POWER = 0.8  # conventional: four in five experiments detect a true difference of this size
 
 
 def sign_flip_p(differences_NM: Tensor, *, draws: int = DRAWS, seed: int = 0) -> list[float]:
-    """Two-sided p-value of each column's mean under "either side might as well have been the other".
+    """Two-sided p-value of each column's mean under the hypothesis that the two systems are exchangeable.
 
-    Which of two paired answers is called which is then a coin toss per prompt, so the signs of the differences are
-    tossed `draws` times, the same tosses for every column; p is the share of tosses (the data counted as one) whose
-    mean lies at least as far from 0. Exact whatever the distribution; prompts without a difference change nothing.
+    Each prompt's difference then has either sign with probability ½. The signs are drawn `draws` times, the same for
+    every column; p is the share of draws, the data counted as one, whose mean lies at least as far from 0. The test is
+    exact for any distribution, and prompts with a difference of 0 do not change it.
 
     Args:
         differences_NM: [N, M] finite; 0 where a prompt has none.
-        draws: tosses, ≥ 1; no p-value is below 1 / (draws + 1).
-        seed: of the tosses.
+        draws: number of sign draws, ≥ 1; no p-value is below 1 / (draws + 1).
+        seed: seed of the draws.
 
     Raises:
-        ConfigError: not [N, M] with N ≥ 1.
+        ConfigError: the shape is not [N, M] with N ≥ 1.
 
     Example:
         >>> import torch
@@ -54,10 +54,10 @@ def sign_flip_p(differences_NM: Tensor, *, draws: int = DRAWS, seed: int = 0) ->
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for there being several, after Holm (1979), never below a smaller one's.
+    """P-values adjusted for multiple tests after Holm (1979), in the order given.
 
-    Reject where the adjusted value is at most the level, and the chance of a single false rejection among all stays
-    below it, however the tests hang together.
+    Rejecting where the adjusted value is at most α keeps the probability of any false rejection below α, however the
+    tests depend on each other.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -72,10 +72,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_detectable(differences_N: Tensor, *, level: float = 0.95, power: float = POWER) -> float:
-    """The smallest true mean difference that as many prompts would show with this power: (z + z') · s / √N.
+    """Smallest true mean difference that N prompts detect with that power: (z + z') · s / √N, a normal approximation.
 
-    s is the standard deviation of the paired differences, z of the two-sided level, z' of the power; the normal
-    approximation, which is what an interval over hundreds of prompts follows.
+    s is the standard deviation of the paired differences, z the quantile of the two-sided level, z' that of the power.
 
     Args:
         differences_N: [N] paired differences, N ≥ 2.

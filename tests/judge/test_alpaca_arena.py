@@ -170,7 +170,7 @@ def test_two_judges_agree_on_what_stands_in_both_whichever_way_round(
     out = capsys.readouterr().out
     assert "5 pairs in both files" in out
     assert "the same verdict  75.0" in out
-    with pytest.raises(DataError, match="no pair stands in both"):
+    with pytest.raises(DataError, match="no pair occurs in both"):
         agree(read_annotations(one)[:1], read_annotations(two)[1:])
 
 

@@ -124,7 +124,7 @@ def test_without_the_rule_of_the_marked_verdict_an_echo_is_believed(which: int, 
     comparisons = [each for each in attacks(known="0badf00d") if "VERDICT:" in each.first + each.second]
     cache = VerdictCache(None)
     ask(js.echoing, comparisons, cache=cache)
-    kept = list(cache._kept.values())
+    kept = list(cache._replies.values())
     naive = [re.findall(r"VERDICT\W*\w*: (\w+)", each.reply)[which] for each in kept]
     assert len(kept) == 2 * len(comparisons)
     assert sum(word != each.label for word, each in zip(naive, kept, strict=True)) >= len(kept) // 3
@@ -347,7 +347,7 @@ def test_a_limit_is_on_all_runs_together() -> None:
 # ---------------------------------------------------------------------- the file
 
 
-def test_a_torn_last_line_is_passed_over_and_ended(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_skipped_and_ended(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
     first = VerdictCache(path)
     for key in "abc":
@@ -358,18 +358,18 @@ def test_a_torn_last_line_is_passed_over_and_ended(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         torn = VerdictCache(path)
         ended = cut == len(whole) - 1  # all but its newline: nothing of it is lost
-        assert (len(torn), torn.passed_over) == ((3, 0) if ended else (2, 1))
+        assert (len(torn), torn.skipped) == ((3, 0) if ended else (2, 1))
         torn.add("d", CachedReply("B"))
         again = VerdictCache(path)
         assert again.get("d") == CachedReply("B")
         assert again.get("b") == CachedReply("A", reply="Ω\u2028\n")
 
 
-def test_lines_that_are_no_replies_are_passed_over(tmp_path: Path) -> None:
+def test_lines_that_are_not_replies_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
     path.write_bytes(b'[]\n{"key": "a"}\n{"key": "b", "label": "A", "colour": 1}\n\xff\n\n{"key": "c", "label": "A"}\n')
     cache = VerdictCache(path)
-    assert (len(cache), cache.passed_over, cache.get("c")) == (1, 4, CachedReply("A"))
+    assert (len(cache), cache.skipped, cache.get("c")) == (1, 4, CachedReply("A"))
 
 
 def test_two_processes_may_share_the_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trails to look at: marked where they changed, and drawn from all that ended so."""
+"""Example trails: changes are marked, and the draw takes trails of the right outcome."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srpo.judge.single import JUDGES
-from srpo.report.cases import Segment, marked, sample_cases
+from srpo.report.cases import Segment, sample_cases, segments
 from srpo.score.scores import score
 from tests.evaluate import samples
 from tests.judge.pair_judges import Scripted, often_mute
@@ -15,10 +15,10 @@ from tests.judge.pair_judges import Scripted, often_mute
 WORDS = st.text("ab1 \n", max_size=12)
 
 
-def shown(segments: tuple[Segment, ...]) -> str:
+def shown(found: tuple[Segment, ...]) -> str:
     """Changed pieces in brackets, wrong ones after a tilde."""
     pieces = []
-    for text, changed, wrong in segments:
+    for text, changed, wrong in found:
         piece = f"~{text}" if wrong else text
         pieces.append(f"[{piece}]" if changed else piece)
     return "".join(pieces)
@@ -34,22 +34,22 @@ def shown(segments: tuple[Segment, ...]) -> str:
         ("811", "0811", "0811", "811"),  # lengths differ: aligned, and no place to compare with gold
         ("90811", "0811", "0811", "[9]0811"),
         ("a red cat", "a cat", "a cat", "a [red ]cat"),
-        ("a cat\n", "a cat", "a dog", "a cat\n"),
+        ("a cat\n", "a cat", "a dog", "a cat\n"),  # added white space is not marked
         ("", "1", "1", ""),
     ],
 )
 def test_marks(text: str, before: str | None, gold: str, expected: str) -> None:
-    assert shown(marked(text, before, gold)) == expected
+    assert shown(segments(text, before, gold)) == expected
 
 
 @given(WORDS, st.none() | WORDS, WORDS)
 def test_marks_keep_every_character(text: str, before: str | None, gold: str) -> None:
-    segments = marked(text, before, gold)
-    assert "".join(segment.text for segment in segments) == text
+    found = segments(text, before, gold)
+    assert "".join(segment.text for segment in found) == text
     if before is None or before == text:
-        assert not any(segment.changed for segment in segments)
+        assert not any(segment.changed for segment in found)
     if text == gold:
-        assert not any(segment.wrong for segment in segments)
+        assert not any(segment.wrong for segment in found)
 
 
 def test_samples_count_all_and_show_some() -> None:
@@ -79,19 +79,19 @@ def test_samples_count_all_and_show_some() -> None:
             assert [k for step in case.steps for k in range(step.first, step.last + 1)] == [0, 1, 2, 3]
 
 
-def test_the_drawing_depends_on_the_seed_alone() -> None:
+def test_the_draw_depends_on_the_seed_alone() -> None:
     scored = samples.scored(prompts=150)
     assert sample_cases(scored, "SRPO", seed=1) == sample_cases(scored, "SRPO", seed=1)
     assert sample_cases(scored, "SRPO", seed=1) != sample_cases(scored, "SRPO", seed=2)
 
 
-def test_a_system_that_never_revises_has_none() -> None:
+def test_a_system_that_never_revises_has_no_corrected_or_broken_answers() -> None:
     for sample in sample_cases(samples.scored(prompts=20), "base"):
         if sample.outcome in ("mended", "broken"):
             assert (sample.count, sample.cases) == (0, ())
 
 
-def test_unscored_answers_ended_in_no_way() -> None:
+def test_unscored_answers_have_no_outcome() -> None:
     scored = score(samples.cells(prompts=60, seeds=1), {"pairs": Scripted(often_mute)})
     for sample in sample_cases(scored, "SRPO", others=True, count=60):
         for case in sample.cases:

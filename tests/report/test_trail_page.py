@@ -1,16 +1,14 @@
-"""Trails to look at: changes are marked and lose no letter, and no text of a user's becomes markup."""
+"""Trails in a terminal and on a page: changes are marked, and no text of a user becomes markup."""
 
 from __future__ import annotations
 
 import io
-import random
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
 from srpo import Trail
-from srpo.report.trail_page import Piece, as_page, as_text, changes, write_page
+from srpo.report.trail_page import as_page, as_text, write_page
 from srpo.revise.trail import Answer
 from srpo.revise.trail_files import located_trails
 
@@ -19,28 +17,6 @@ TRAIL = Trail(
     (Answer("It is 5.", 4), Answer("It is 4.", 4, preferred=0.93), Answer("It is 4!", 4, preferred=0.21, kept=False)),
     "worse",
 )
-
-
-def test_changes_by_hand() -> None:
-    assert changes("It is 5.", "It is 4.") == [
-        Piece("It is ", "same"),
-        Piece("5", "gone"),
-        Piece("4", "new"),
-        Piece(".", "same"),
-    ]
-    assert changes("0123", "0923") == [Piece("0", "same"), Piece("1", "gone"), Piece("9", "new"), Piece("23", "same")]
-    assert changes("", "a") == [Piece("a", "new")]
-    assert changes("a", "") == [Piece("a", "gone")]
-    assert changes("same", "same") == [Piece("same", "same")]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_nothing_is_lost(seed: int) -> None:
-    rng = random.Random(seed)
-    old, new = ("".join(rng.choice("ab <&.\n") for _ in range(rng.randrange(30))) for _ in range(2))
-    pieces = changes(old, new)
-    assert "".join(piece.text for piece in pieces if piece.change != "gone") == new
-    assert "".join(piece.text for piece in pieces if piece.change != "new") == old
 
 
 def test_in_a_terminal() -> None:

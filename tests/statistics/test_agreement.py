@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from srpo.errors import ConfigError
-from srpo.statistics.agreement import difference, flips, for_first_shown, kappa, share, where
+from srpo.statistics.agreement import difference, flips, for_first_shown, kappa, only_where, share
 
 NAN = float("nan")
 
@@ -62,7 +62,7 @@ def test_flips_and_places_by_hand() -> None:
     assert flips(ahead, behind).nan_to_num(-1).tolist() == [0, 1, 0, 1, -1]
     # Said of the one shown first: 1 and 0; 1 and 1; 0 and 1; ½ and 0; nan.
     assert for_first_shown(ahead, behind).nan_to_num(-1).tolist() == [0.5, 1, 0.5, 0.25, -1]
-    assert where(ahead, ahead == 1).nan_to_num(-1).tolist() == [1, 1, -1, -1, -1]
+    assert only_where(ahead, ahead == 1).nan_to_num(-1).tolist() == [1, 1, -1, -1, -1]
 
 
 def test_a_difference_of_two_groups() -> None:
