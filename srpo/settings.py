@@ -8,6 +8,7 @@ one with `part`. `build` makes a dataclass from values by name, `expect_valid` c
 from __future__ import annotations
 
 import json
+import math
 import os
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -80,7 +81,7 @@ class Rule:
             self.most is None or value <= self.most,
             self.below is None or value < self.below,
         )
-        return all(bounds) and (value == value or not self.expected)  # nan is in no range
+        return all(bounds) and (math.isfinite(value) or not self.expected)  # nan and infinity are in no range
 
 
 class Help(str):

@@ -33,8 +33,8 @@ def _found(verb: str, description: str, argv: list[str], more: tuple[Any, ...]) 
     from transformers import HfArgumentParser
     from transformers.utils import logging as hf_logging
 
+    from srpo.train.arguments import GROUPS, read_settings
     from srpo.train.config import settings_of_preset
-    from srpo.train.run import GROUPS, read_settings
 
     class Parser(Mistakes, HfArgumentParser):
         """transformers' argument parser with our errors."""

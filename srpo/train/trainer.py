@@ -148,6 +148,12 @@ class SRPOTrainer(DurableTrainer):
         process = args.process_index if args.world_size > 1 else None
         self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere)
 
+    @property
+    def pairs(self) -> TreeDataset:
+        """The training pairs."""
+        assert self.train_dataset is not None, "no training data was given"
+        return self.train_dataset
+
     # ------------------------------------------------------------------ the method
 
     def compute_loss(

@@ -1,172 +1,224 @@
-"""Whether settings make sense, found out before any weight is read: their kinds, their ranges, and what transformers,
-accelerate and torch make of them, tried out on one number in the place of a model.
+"""Checks of training settings before any weight is read: ranges, consistency, and a trial by the libraries.
+
+The libraries build the optimiser, the schedule and the loggers once for a single number in place of a model.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from srpo.errors import ConfigError
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import integration_utils
+from transformers.utils import import_utils
 
-# What the libraries raise at a setting that they cannot serve. Not RuntimeError: too little memory is one.
-REFUSALS = (ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError, AssertionError)
-_OR_FILE = ("accelerator_config", "deepspeed", "fsdp_config")
-_JSON = (*_OR_FILE, "lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
-_OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimisers that ask for its layers, beginnings of their names
+from srpo.errors import ConfigError, UsageError, did_you_mean
+from srpo.maths.objective import OBJECTIVES
+from srpo.settings import Rule
 
-_ABOVE_0 = (lambda value: math.isfinite(value) and value > 0, "a number above 0")
-_NOT_BELOW_0 = (lambda value: math.isfinite(value) and value >= 0, "a number, 0 or more")
-_BETA = (lambda value: 0 <= value < 1, "0 or more and below 1")
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_steps": (lambda value: value == -1 or value >= 1, "1 or more, or -1: num_train_epochs decides"),
-    "num_train_epochs": _ABOVE_0,
-    "dataloader_num_workers": _NOT_BELOW_0,
-    "seed": (lambda value: 0 <= value < 2**32, "0 or more and below 2**32"),
+if TYPE_CHECKING:
+    from srpo.train.arguments import DataArguments, ModelArguments, RunArguments
+    from srpo.train.config import SRPOConfig
+
+# Errors of the libraries at a setting that they cannot use. Not RuntimeError: too little memory is one.
+REFUSALS: tuple[type[Exception], ...] = (
+    *(ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError, AssertionError),
+    OSError,
+)
+_JSON = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+_JSON_OR_FILE = ("accelerator_config", "deepspeed", "fsdp_config")
+_NEED_A_MODEL = ("galore", "apollo", "lomo", "adalomo")  # first letters of optimisers that are built from layers
+
+_POSITIVE, _NOT_NEGATIVE, _COUNT, _BETA = Rule(above=0), Rule(least=0), Rule(least=1), Rule(least=0, below=1)
+RANGES = {
+    "num_train_epochs": _POSITIVE,
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "save_total_limit": _COUNT,  # transformers keeps all checkpoints at 0; a slice of the checkpoints keeps none
+    "dataloader_num_workers": _NOT_NEGATIVE,
+    "seed": Rule(least=0, below=2**32),
     "adam_beta1": _BETA,
     "adam_beta2": _BETA,
-    "adam_epsilon": _NOT_BELOW_0,
-    "weight_decay": _NOT_BELOW_0,
-    "max_grad_norm": _NOT_BELOW_0,
-    "warmup_steps": _NOT_BELOW_0,
-    "label_smoothing_factor": (lambda value: value == 0, "0: the objective compares whole answers and has no labels"),
-    "train_sampling_strategy": (
-        lambda value: value in ("random", "sequential"),
-        "random or sequential: rows are token trees, which have no one length",
-    ),
+    "adam_epsilon": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "max_grad_norm": _NOT_NEGATIVE,
+    "warmup_steps": _NOT_NEGATIVE,
+    "label_smoothing_factor": Rule(choices=(0.0,)),  # the objective compares whole answers and has no labels
+    "train_sampling_strategy": Rule(choices=("random", "sequential")),  # token trees have no single length
 }
 
 
-# ---------------------------------------------------------------------- ranges
+# ---------------------------------------------------------------------- single settings
 
 
-def expect_sense(config: Any) -> None:
-    """Values that would train nothing, train backwards or fail at the first step are refused by name.
+def settings_in(config: object) -> list[str]:
+    """Names of all settings of a dataclass."""
+    return [each.name for each in fields(type(config)) if each.init]  # type: ignore[arg-type]
+
+
+def expect_valid_transformers(config: TrainingArguments) -> None:
+    """Checks ranges of transformers' settings, which it does not check itself.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: a value that would train nothing, train backwards or fail at the first step.
     """
-    for name, (fits, expected) in RANGES.items():
-        value = getattr(config, name)
-        if not fits(value):
-            raise ConfigError(f"{value!r}", where=name, expected=expected)
+    for name, rule in RANGES.items():
+        rule.check(getattr(config, name), name)
+    if config.max_steps == 0 or config.max_steps < -1:
+        expected = "1 or more, or -1: num_train_epochs decides"
+        raise ConfigError(f"{config.max_steps!r}", where="max_steps", expected=expected)
     if config.output_dir == "":
         raise ConfigError("''", where="output_dir", expected="a folder")
-    for name in _JSON:
-        _expect_json(name, getattr(config, name, None))  # not every version of transformers has them all
+    for name in (*_JSON, *_JSON_OR_FILE):
+        value = getattr(config, name, None)  # absent in some versions of transformers
+        or_file = name in _JSON_OR_FILE
+        if isinstance(value, str) and not _is_object(value) and not (or_file and Path(value).is_file()):
+            expected = "a JSON object" + (" or a file of one" if or_file else "")
+            raise ConfigError(f"{value!r}", where=name, expected=expected)
     if config.push_to_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ConfigError("the hub cannot be reached", where="push_to_hub", fix="unset HF_HUB_OFFLINE, or leave it out")
 
 
-def _expect_json(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        return
-    expected = "a JSON object" + (" or a file of one" if name in _OR_FILE else "")
-    if name in _OR_FILE and not value.lstrip().startswith("{"):
-        if not Path(value).is_file():
-            raise ConfigError(f"no file {value!r}", where=name, expected=expected)
-        return
+def _is_object(text: str) -> bool:
     try:
-        found = json.loads(value)
+        return isinstance(json.loads(text), dict)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{value!r}", where=name, expected=expected)
+        return False
 
 
-# ---------------------------------------------------------------------- what the libraries make of them
-
-
-def settings_in(config: Any) -> list[str]:
-    """Names of all settings of a group."""
-    return [each.name for each in fields(config) if each.init]
+# ---------------------------------------------------------------------- trial by the libraries
 
 
 @contextmanager
-def named(names: Iterable[str]) -> Iterator[None]:
-    """What a library refuses inside ends as a `ConfigError` that names the setting, if the library does.
+def named(settings: Iterable[str], *more: type[Exception]) -> Iterator[None]:
+    """Turns a library's error inside into a `ConfigError` that names the setting.
 
     Args:
-        names: settings that may be meant; of a single one it is known that it is.
+        settings: names of settings; the error names the only one, or the first one in the library's message.
+        more: further error types to turn.
     """
     try:
         yield
-    except (*REFUSALS, OSError) as error:
-        names = list(names)
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        mentioned = [word for word in re.findall(r"\w+", said) if word in names and "_" in word]
-        where = names[0] if len(names) == 1 else mentioned[0] if mentioned else "settings"
-        raise ConfigError(said, where=where) from error
+    except (*REFUSALS, *more) as error:
+        names = list(settings)
+        text = str(error).strip().split("\n")[0] or type(error).__name__
+        found = [word for word in re.findall(r"\w+", text) if word in names and "_" in word]
+        where = names[0] if len(names) == 1 else found[0] if found else "settings"
+        raise ConfigError(text, where=where) from error
 
 
-def expect_served(args: Any) -> None:
-    """The optimiser, the schedule, the loggers and the kernels that are named are there and take what they are given.
+def expect_served(args: TrainingArguments) -> None:
+    """Checks that the optimiser, the schedule, the loggers and the kernels are installed and accept their arguments.
 
     Raises:
-        ConfigError: one is not, or does not.
+        ConfigError: one is not installed, or rejects its arguments.
     """
-    import torch
-    from transformers import Trainer, get_scheduler
-    from transformers.integrations import integration_utils
-    from transformers.utils import import_utils
-
     number = torch.nn.Parameter(torch.zeros(1))
-    with named(["report_to"]):
+    with named(["report_to"], RuntimeError):  # loggers report a missing library by a RuntimeError
         for logger in integration_utils.get_reporting_integration_callbacks(args.report_to):
-            _made(logger)
+            logger()
     if args.use_liger_kernel and not import_utils.is_liger_kernel_available():
         raise ConfigError("liger-kernel is not installed", where="use_liger_kernel", fix="leave it out")
-    with named(["optim_args" if args.optim_args else "optim"]):
-        if str(args.optim.value).startswith(_OF_A_MODEL):
-            _expect_installed(args)
-        else:
-            kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
-            if kind.__module__.startswith("torch."):
-                kind([number], **options)
+    needs_model = args.optim.startswith(_NEED_A_MODEL)
+    without_model: tuple[type[Exception], ...] = (ValueError, TypeError, AttributeError) if needs_model else ()
+    with named(["optim_args" if args.optim_args else "optim"]), suppress(*without_model):
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        if kind.__module__.startswith("torch."):
+            kind([number], **options)
     if args.lr_scheduler_kwargs:
+        assert isinstance(args.lr_scheduler_kwargs, dict), "TrainingArguments parses JSON text"
         with named(["lr_scheduler_kwargs"]):
             get_scheduler(
                 args.lr_scheduler_type,
                 torch.optim.SGD([number], lr=args.learning_rate),
                 num_warmup_steps=0,
                 num_training_steps=1,
-                scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs),
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
             )
 
 
-def _made(logger: Callable[[], Any]) -> None:
-    """Loggers say with a RuntimeError that their library is missing."""
-    try:
-        logger()
-    except RuntimeError as error:
-        raise ImportError(str(error)) from None
+# ---------------------------------------------------------------------- settings together
 
 
-def _expect_installed(args: Any) -> None:
-    """Optimisers that cannot be made without a model say at least whether their library is there."""
-    from transformers import Trainer
-
-    with suppress(ValueError, TypeError, AttributeError):  # at the missing model
-        Trainer.get_optimizer_cls_and_kwargs(args)
-
-
-def expect_one_device(args: Any, model: Any) -> None:
-    """One process trains on one GPU, or on a model that is itself spread over several.
+def expect_one_device(args: SRPOConfig, model: str | torch.nn.Module) -> None:
+    """Checks that each process has one GPU, or a model that is spread over several.
 
     Raises:
-        ConfigError: transformers would copy the model to each and cut every batch up, and rows of packed trees with it.
+        ConfigError: transformers would copy the model to each GPU and split the packed rows.
     """
-    spread = getattr(model, "hf_device_map", None) or (
-        isinstance(model, str) and "device_map" in args.loading_options()
-    )
+    spread = "device_map" in args.loading_options() if isinstance(model, str) else hasattr(model, "hf_device_map")
     if args.n_gpu > 1 and not spread:
-        what = f"{args.n_gpu} GPUs and one process"
         fix = "start it with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one of them"
-        raise ConfigError(what, where="devices", expected="a process for each", fix=fix)
+        raise ConfigError(
+            f"{args.n_gpu} GPUs and one process", where="devices", expected="one process for each", fix=fix
+        )
+
+
+def expect_consistent(
+    config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments | None = None
+) -> None:
+    """Checks settings that depend on each other.
+
+    Raises:
+        UsageError: no model or no data.
+        ConfigError: settings that contradict each other.
+    """
+    for name, value in (("model_name_or_path", model.model_name_or_path), ("dataset_name", data.dataset_name)):
+        if not value:
+            raise UsageError(f"no {name}", fix=f"add `--{name} …` or put it in the settings file")
+    if config.resume_from_checkpoint:
+        what = f"{config.resume_from_checkpoint!r} is ignored: a run resumes from its own newest checkpoint"
+        raise ConfigError(what, where="resume_from_checkpoint", fix="use --resume")
+    for each in fields(model):
+        if each.name.startswith("lora_") and getattr(model, each.name) != each.default and not model.use_peft:
+            what = "given without use_peft, which trains all weights"
+            raise ConfigError(what, where=each.name, fix="add `--use_peft`, or leave it out")
+    for name in ("model_name_or_path", "ref_model_name_or_path"):
+        value = getattr(model, name)
+        if value and Path(value).resolve() == Path(str(config.output_dir)).resolve():
+            what = f"{value} is output_dir: the run would overwrite the model that it starts from"
+            raise ConfigError(what, where=name, fix="name another --output_dir")
+    _expect_attention(model.attn_implementation)
+    if run:
+        _expect_judged(config, run)
+    draws = run is not None and run.eval_revisions is not None  # adds metrics whose names the callback decides
+    if config.metric_for_best_model and config.eval_strategy != "no" and not draws:
+        _expect_metric(config.metric_for_best_model.removeprefix("eval_"), config.objective)
+
+
+def _expect_judged(config: SRPOConfig, run: RunArguments) -> None:
+    if run.eval_judge and run.eval_revisions is None:
+        fix = "add `--eval_revisions …`, or leave it out"
+        raise ConfigError("no drafts are drawn for it", where="eval_judge", fix=fix)
+    if run.eval_revisions is not None and not run.eval_judge:
+        raise ConfigError("no judge for the drafts", where="eval_revisions", fix="add `--eval_judge …`")
+    if run.eval_revisions is not None and config.eval_strategy == "no":
+        raise ConfigError("no evaluation", where="eval_revisions", fix="add `--eval_strategy steps --eval_steps …`")
+
+
+def _expect_metric(metric: str, objective: str) -> None:
+    """A wrong name would end the run at its first evaluation."""
+    from srpo.train.metrics import names_of
+
+    known = names_of(OBJECTIVES[objective])
+    if metric not in known:
+        expected, fix = "one of " + ", ".join(sorted(known)), did_you_mean(metric, known)
+        raise ConfigError(f"{metric!r}", where="metric_for_best_model", expected=expected, fix=fix)
+
+
+def _expect_attention(name: str | None) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
+    known = [each for each in known if "|" not in each and not each.startswith("srpo_")]  # of generation, and our own
+    if name and name not in known and "/" not in name and "|" not in name:  # with a slash, a kernel on the hub
+        expected, fix = "one of " + ", ".join(known), did_you_mean(name, known)
+        raise ConfigError(f"{name!r}", where="attn_implementation", expected=expected, fix=fix)

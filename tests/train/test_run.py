@@ -12,8 +12,8 @@ import pytest
 
 from srpo.cli.main import run
 from srpo.errors import ConfigError, InputError, UsageError
+from srpo.train.arguments import known_settings, read_settings
 from srpo.train.config import PRESETS, SRPOConfig, settings_of_preset
-from srpo.train.run import known_settings, read_settings
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.train.plain import ROWS
 
@@ -174,7 +174,7 @@ def test_what_was_resolved_is_said(settings: dict[str, Any], tmp_path: Path, cap
         "srpo: revision template: plain",
         "srpo: precision: as loaded",
         f"srpo: nothing to resume in {tmp_path / 'run'}; starting from scratch",
-        f"srpo: {len(ROWS)} pairs; each packed token stands for",
+        f"srpo: {len(ROWS)} pairs; sharing prefixes saves a factor of",
     ):
         assert said in caplog.text
 
@@ -205,7 +205,7 @@ def test_an_evaluation_file_is_used(settings: dict[str, Any], place: Path, tmp_p
 
 def test_evaluating_on_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
     file = write(tmp_path / "s.yaml", settings, "eval_strategy: steps\n")
-    with pytest.raises(ConfigError, match="eval_strategy: nothing to evaluate on; add `--eval_dataset_name"):
+    with pytest.raises(ConfigError, match="eval_strategy: no data to evaluate on; add `--eval_dataset_name"):
         run(["train", "--config", file])
 
 

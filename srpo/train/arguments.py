@@ -1,0 +1,100 @@
+"""Settings of a training run besides `SRPOConfig`: the model, the data and the run itself. Names are TRL's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from srpo.settings import expect_known, expect_valid, setting, shared
+from srpo.settings_file import read_settings as read_file
+from srpo.train.config import DATA, EVALUATION, MODEL, PRESETS, REFERENCE, RUN, SRPOConfig
+
+
+@dataclass
+class ModelArguments:
+    """The model to train, and its adapter."""
+
+    model_name_or_path: str | None = setting(None, "Folder or hub name of the model to train.", group=MODEL)
+    ref_model_name_or_path: str | None = setting(
+        None, "Folder or hub name of another reference; unset: the model as it is before training.", group=REFERENCE
+    )
+    model_revision: str = setting("main", "Branch, tag or commit of the model on the hub.", group=MODEL)
+    dtype: str = shared("dtype", group=MODEL)
+    attn_implementation: str | None = setting(
+        None, "Attention implementation of transformers, for everything except packed log-probs.", group=MODEL
+    )
+    use_peft: bool = setting(False, "Train a LoRA adapter instead of all weights.", group=MODEL)
+    lora_r: int = setting(16, "Rank of the LoRA adapter.", group=MODEL)
+    lora_alpha: int = setting(32, "Scale of the LoRA adapter.", group=MODEL)
+    lora_dropout: float = setting(0.05, "Dropout of the LoRA adapter.", group=MODEL)
+    lora_target_modules: list[str] | None = setting(
+        None, "Modules that get a LoRA adapter, or all-linear; unset: peft's choice for the model.", group=MODEL
+    )
+
+
+@dataclass
+class DataArguments:
+    """The preference pairs."""
+
+    dataset_name: str | None = setting(
+        None, "A JSONL, JSON, CSV or Parquet file of pairs, or a folder or name that `datasets` can load.", group=DATA
+    )
+    dataset_config: str | None = shared("dataset_config", group=DATA)
+    dataset_train_split: str = shared("dataset_train_split", group=DATA)
+    dataset_test_split: str = shared("dataset_test_split", group=DATA)
+    eval_dataset_name: str | None = shared("eval_dataset_name", group=DATA)
+    map: str | None = shared("map", group=DATA)
+    rankings: str = shared("rankings", group=DATA)
+
+
+@dataclass
+class RunArguments:
+    """Preset, resuming, and drafts and revisions during training."""
+
+    preset: str | None = setting(None, "Published configuration: " + ", ".join(PRESETS), group=RUN)
+    resume: bool = setting(False, "Resume from the newest checkpoint in output_dir.", group=RUN)
+    eval_revisions: int | None = setting(
+        None, "Revisions of each draft at every evaluation; unset: no drafts are drawn.", group=EVALUATION, least=0
+    )
+    eval_judge: str | None = setting(
+        None, "Judge of those drafts and revisions: exact_match, rouge_l, module:function, …", group=EVALUATION
+    )
+    eval_prompts: int = setting(64, "Number of prompts to answer at each evaluation.", group=EVALUATION, least=1)
+    eval_temperature: float = setting(
+        1.0, "Sampling temperature of drafts and revisions at each evaluation; 0 decodes greedily.", group=EVALUATION
+    )
+    eval_max_new_tokens: int = setting(
+        128, "Largest number of tokens in each answer drawn at an evaluation.", group=EVALUATION, least=1
+    )
+
+    def __post_init__(self) -> None:
+        expect_valid(self)
+
+
+GROUPS: tuple[Any, ...] = (SRPOConfig, ModelArguments, DataArguments, RunArguments)
+
+
+def known_settings(more: Iterable[Any] = ()) -> list[str]:
+    """Every key that a settings file of a training may hold.
+
+    Args:
+        more: further dataclasses of settings.
+    """
+    return [each.name for group in (*GROUPS, *more) for each in fields(group) if each.init]
+
+
+def read_settings(path: str, more: Iterable[Any] = ()) -> dict[str, Any]:
+    """Reads a flat YAML file of training settings.
+
+    Args:
+        more: further dataclasses whose settings the file may hold.
+
+    Raises:
+        InputError: the file is missing.
+        ConfigError: not a flat mapping, or an unknown key.
+    """
+    found = read_file(path)
+    settings = {key: value for key, value in found.items() if key != "evaluate"}  # a recipe's section for that verb
+    expect_known(settings, known_settings(more), where=path, verb="train")
+    return settings
