@@ -29,6 +29,7 @@ from benchmarks.training_step import VOCABULARY, batch_of, interleaved, optimise
 from srpo.model.reference.logp_store import DIGEST, LogpStore
 from srpo.model.weights.fingerprint import fingerprint
 from srpo.sequences.tree import PrefixTree
+from srpo.sequences.tree_store import TreeStore
 from srpo.tasks.carry import carry_tokenizer
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset
@@ -86,7 +87,7 @@ def trainer(trees: Sequence[PrefixTree], lora: bool, folder: str | None) -> SRPO
         precompute_ref_log_probs=folder is not None,
     )
     where = [f"pair {n}" for n in range(len(trees))]
-    data = TreeDataset(list(trees), where, [], {}, 0, "benchmark")
+    data = TreeDataset(TreeStore.of(trees), where, [], {}, 0, "benchmark")
     return SRPOTrainer(
         llama(vocabulary=VOCABULARY, lora=lora), args=args, train_dataset=data, processing_class=carry_tokenizer()
     )

@@ -1,6 +1,6 @@
-"""What a data file becomes before anything is trained on it: counts, lengths, sharing, rendered examples.
+"""Findings on a data file before training: counts, lengths, sharing, rendered examples.
 
-Rows stream through: what is kept of one is a few numbers and a hash.
+Rows stream through; only a few numbers and a hash of each stay in memory.
 """
 
 from __future__ import annotations
@@ -8,24 +8,20 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 
-from srpo.check.measured_cache import VERSION, Kept, Measured, digest_of
-from srpo.data.read import Pair, Reject, Source, Stream
+from srpo.data.read import Pair, Reject, Stream
+from srpo.data.source import AnySource
+from srpo.data.values import Message
 from srpo.errors import DataError
-from srpo.sequences.fit import Fitted, fitted
-from srpo.sequences.parallel import mapped
+from srpo.sequences.fit import StoredPairs
 from srpo.sequences.render import Renderer
-from srpo.sequences.tree import PrefixTree, TokenPair
-from srpo.sequences.tree_store import KEPT_FROM
 
 MEASURES = ("prompt", "chosen", "rejected", "w", "l", "w_given_w", "l_given_w", "w_given_l", "l_given_l", "longest")
 NAMES = {
@@ -36,12 +32,12 @@ NAMES = {
     "w_given_l": "chosen after rejected",
     "l_given_l": "rejected after rejected",
     "longest": "longest of the six",
-}  # what else is measured is called what it is
+}  # names in tables; the other measures keep their own
 PLACES = 5  # rows named per reason
 
 
 class Lengths(NamedTuple):
-    """Tokens: the median, the 95th percentile and the longest; and how many rows are over the limit."""
+    """Lengths in tokens: median, 95th percentile, longest; and the number of pairs over the limit."""
 
     median: int
     p95: int
@@ -51,7 +47,7 @@ class Lengths(NamedTuple):
 
 @dataclass
 class Reason:
-    """Why rows cannot be used, in the words for the first of them, how many, and where the first few stand."""
+    """A reason why rows cannot be used, in the words of the first one, with their number and the first few places."""
 
     reason: str
     count: int = 0
@@ -59,7 +55,7 @@ class Reason:
 
 
 class Example(NamedTuple):
-    """One pair as the model sees it; contexts are given, answers scored."""
+    """One pair as the model sees it: the given context and the scored answer."""
 
     where: str
     role: str
@@ -69,24 +65,30 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """The findings.
+    """The findings on one source.
 
     Attributes:
         source: name of the data.
-        layout: how its rows are laid out.
-        rows: rows read; one row of rankings makes several pairs, each of which counts.
-        usable: pairs that would be trained on.
-        reasons: why the others would not, the most frequent first.
-        duplicates: pairs that repeat an earlier one word for word.
+        layout: layout of its rows.
+        rows: rows read; one row of rankings makes several pairs, and each counts below.
+        usable: pairs that training would use.
+        reasons: reasons for all other rows and pairs, most frequent first.
+        duplicates: pairs equal to an earlier one, word for word.
         evaluation_rows: pairs of the evaluation set; None without one.
-        leaked_prompts: those whose prompt is in the data; leaked_pairs: those that are there whole.
-        leaks: where the first few of them stand.
-        max_length: the limit in tokens; None without one.
-        over: pairs over it. truncate says what happens to them: cut is how many had their prompts cut.
-        lengths: by what is measured: prompt, chosen, rejected, the six sequences, the longest of the six.
-        flat_tokens, packed_tokens: of all six sequences of usable pairs, unshared and merged.
-        tokenised: pairs rendered to find this out; the others were found as they are at an earlier time.
-        template, assumes, notes: the revision template, what it assumes, what the chat template does.
+        leaked_prompts: evaluation pairs whose prompt is in the data.
+        leaked_pairs: evaluation pairs that are in the data with both answers.
+        leaks: the places of the first few of them.
+        max_length: the length limit in tokens; None without one.
+        truncate: the treatment of longer pairs, "none" or "prompt".
+        over: pairs over the limit.
+        cut: pairs whose prompts were cut.
+        lengths: tokens by measure: prompt, chosen, rejected, the six sequences, the longest of the six.
+        flat_tokens: tokens of all six sequences of usable pairs, unshared.
+        packed_tokens: the same, equal prefixes merged.
+        tokenised: pairs rendered now; all others were in the store.
+        template: name of the revision template.
+        assumes: the template's assumption.
+        notes: unexpected habits of the chat template.
         examples: the first pairs, as draft and as revision.
     """
 
@@ -120,11 +122,11 @@ class Inspection:
 
     @property
     def unusable(self) -> int:
-        """Rows and pairs that would not be trained on."""
+        """Rows and pairs that training would not use."""
         return sum(each.count for each in self.reasons)
 
     def sentences(self) -> list[str]:
-        """The findings that are no table, a line each."""
+        """All findings outside the tables, a line each."""
         limit = self.max_length
         found = [
             f"{self.source}: {self.layout}",
@@ -133,7 +135,7 @@ class Inspection:
         if self.evaluation_rows is not None:
             found.append(
                 f"of {self.evaluation_rows} evaluation pairs {self.leaked_prompts} have a prompt that is trained on, "
-                f"{self.leaked_pairs} are trained on whole"
+                f"{self.leaked_pairs} are trained on with both answers"
             )
         if limit is None:
             found.append("no limit on length is known; --max_length sets one")
@@ -145,7 +147,7 @@ class Inspection:
             f"revision template {self.template}: {self.flat_tokens} flat tokens, {self.packed_tokens} packed "
             f"({self.sharing:.2f} to 1)"
         )
-        found += [] if self.tokenised else ["nothing was tokenised: all of it is kept from an earlier time"]
+        found += [] if self.tokenised else ["nothing was tokenised: all pairs were stored by an earlier command"]
         found += [f"it assumes {self.assumes}"] if self.assumes else []
         return found + [f"the chat template {note}" for note in self.notes]
 
@@ -164,12 +166,12 @@ class Inspection:
 
 
 def inspect(
-    source: str | Path | Source | Iterable[Mapping[str, Any]],
+    source: AnySource,
     renderer: Renderer,
     *,
     max_length: int | None = None,
     truncate: str = "none",
-    evaluation: str | Path | Source | Iterable[Mapping[str, Any]] | None = None,
+    evaluation: AnySource | None = None,
     examples: int = 3,
     num_proc: int | None = None,
     cache: str | Path | None = None,
@@ -177,10 +179,10 @@ def inspect(
     """Reads, renders and packs every row.
 
     Args:
-        evaluation: rows that ought not to be in the data.
-        num_proc: processes to render in; None takes one per core, eight at most, when there are enough rows.
-        cache: folder that keeps what was found of a thousand pairs or more of a file, for the same tokenizer, template
-            and lengths; None keeps nothing.
+        evaluation: rows that the data should not contain.
+        num_proc: processes to render in; None takes one per core and at most eight, if there are enough rows.
+        cache: folder that stores the trees of a thousand pairs or more, for the next look and for training; None
+            stores nothing.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -192,24 +194,20 @@ def inspect(
     columns = {name: array("i") for name in MEASURES}
     usable = over = cut = flat = packed = 0
     first: list[Pair] = []
-    pairs = _pairs(stream, reasons, seen, first, examples)
-    settings = (stream.name, renderer.fingerprint, max_length, truncate)
-    before = Kept(_file(cache, settings) if cache and isinstance(Source.of(source).origin, str | Path) else None)
-    measuring = _Measuring(before, renderer, max_length, truncate)
-    for where, row in measuring.all(pairs, num_proc):
-        for column, tokens in zip(columns.values(), row.lengths, strict=False):
+    store = StoredPairs(renderer, max_length=max_length, truncate=truncate, cache=cache)
+    for _, pair, reject in store.all(_pairs(stream, reasons, seen, first, examples), num_proc):
+        for column, tokens in zip(columns.values(), pair.lengths, strict=False):
             column.append(tokens)
-        over += max_length is not None and bool(row.lengths) and row.lengths[-1] > max_length
-        cut += row.cut > 0
-        usable += not row.reason
-        flat, packed = flat + row.flat, packed + row.packed
-        if row.reason:
-            reasons.add(Reject(where, row.reason))
-    measuring.keep()
+        over += max_length is not None and bool(pair.lengths) and pair.lengths[-1] > max_length
+        cut += pair.cut > 0
+        if reject:
+            reasons.add(reject)
+            continue
+        usable += 1
+        flat, packed = flat + pair.flat, packed + len(pair.ids)
     if not usable:
         why = "; ".join(f"{each.count} × {each.reason} ({each.where[0]} first)" for each in reasons.sorted()[:10])
         raise DataError(f"0 of {stream.rows} rows usable" + (f": {why}" if why else ""), where=stream.name)
-    shown = [each for found in fitted(renderer, first, max_length=None) for each in _examples(renderer, found)]
     return Inspection(
         source=stream.name,
         layout=str(stream.layout),
@@ -228,88 +226,23 @@ def inspect(
         lengths={name: _lengths(column, max_length) for name, column in columns.items()},
         flat_tokens=flat,
         packed_tokens=packed,
-        tokenised=measuring.tokenised,
+        tokenised=store.tokenised,
         template=renderer.template.name,
         assumes=renderer.template.assumes,
         notes=renderer.notes,
-        examples=shown,
+        examples=list(_examples(renderer, first)),
     )
 
 
 # ---------------------------------------------------------------------- one row
 
 
-def _measured(found: Fitted) -> Measured:
-    if isinstance(found.six, Reject):
-        return Measured(found.lengths, 0, 0, 0, found.six.reason)
-    flat = sum(len(context) + len(answer) for context, answer in found.six)
-    return Measured(found.lengths, flat, len(PrefixTree.pack(found.six)), found.cut, "")
-
-
-class _Measuring:
-    """Measures pairs, and those that are kept from an earlier time not again.
-
-    Attributes:
-        tokenised: how many were measured.
-    """
-
-    def __init__(self, before: Kept, renderer: Renderer, max_length: int | None, truncate: str) -> None:
-        self.before, self.now, self.tokenised = before, Kept(None), 0
-        self._how = (renderer, max_length, truncate)
-        self._known: deque[tuple[str, bytes, Measured]] = deque()
-        self._asked: deque[tuple[str, bytes]] = deque()
-
-    def all(self, pairs: Iterable[Pair], num_proc: int | None) -> Iterator[tuple[str, Measured]]:
-        """(where it stands, what was found) of each pair, those measured in order and so those kept."""
-        for chunk in mapped(self._work, self._new(pairs), num_proc=num_proc):
-            for found in chunk:
-                where, digest = self._asked.popleft()
-                self.tokenised += 1
-                yield self._taken(where, digest, found)
-            yield from self._found_before()
-        yield from self._found_before()
-
-    def keep(self) -> None:
-        """Keeping saves time and nothing else: a full disk or a read-only home is no reason to stop."""
-        self.now.file = self.before.file
-        if self.tokenised and len(self.now) >= KEPT_FROM:
-            with suppress(OSError):
-                self.now.save()
-
-    def _new(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        for pair in pairs:  # read in a thread of its own, which is why it counts nothing
-            digest = digest_of(pair)
-            if found := self.before.get(digest):
-                self._known.append((pair.where, digest, found))
-                continue
-            self._asked.append((pair.where, digest))
-            yield pair
-
-    def _work(self, pairs: list[Pair]) -> list[Measured]:
-        renderer, max_length, truncate = self._how
-        return [_measured(each) for each in fitted(renderer, pairs, max_length=max_length, truncate=truncate)]
-
-    def _found_before(self) -> Iterator[tuple[str, Measured]]:
-        while self._known:
-            yield self._taken(*self._known.popleft())
-
-    def _taken(self, where: str, digest: bytes, found: Measured) -> tuple[str, Measured]:
-        if self.before.file:
-            self.now.add(digest, found)
-        return where, found
-
-
-def _file(cache: str | Path, settings: tuple[Any, ...]) -> Path:
-    return Path(cache) / f"{sha256(json.dumps([VERSION, *settings]).encode()).hexdigest()}.measures"
-
-
-def _examples(renderer: Renderer, found: Fitted) -> Iterator[Example]:
-    if isinstance(found.six, Reject):
-        return
+def _examples(renderer: Renderer, pairs: list[Pair]) -> Iterator[Example]:
     decode = renderer.tokenizer.decode
-    for role, at in (("draft", 0), ("revision of the rejected answer", 4)):
-        sequence: TokenPair = found.six[at]
-        yield Example(found.pair.where, role, decode(sequence.context), decode(sequence.answer))
+    for pair, six in renderer.rendered(pairs):
+        for role, at in (("draft", 0), ("revision of the rejected answer", 4)):
+            if not isinstance(six, Reject):
+                yield Example(pair.where, role, decode(six[at].context), decode(six[at].answer))
 
 
 def _lengths(tokens: array[int], limit: int | None) -> Lengths:
@@ -323,7 +256,7 @@ def _lengths(tokens: array[int], limit: int | None) -> Lengths:
 
 
 class _Reasons:
-    """Reasons by what they say, numbers and quotations apart."""
+    """Rejects grouped by reason; reasons that differ in numbers or quotations alone are one."""
 
     def __init__(self) -> None:
         self._found: dict[str, Reason] = {}
@@ -340,9 +273,9 @@ class _Reasons:
 
 
 class _Seen:
-    """Duplicates in the data, and what of the evaluation set is in it, by hashes of 8 bytes."""
+    """Duplicates in the data, and evaluation pairs that are in it, by hashes of 8 bytes."""
 
-    def __init__(self, evaluation: Any) -> None:
+    def __init__(self, evaluation: AnySource | None) -> None:
         self.duplicates = self.rows = 0
         self._seen: set[bytes] = set()
         self._prompts: dict[bytes, list[tuple[str, bytes]]] = {}
@@ -351,33 +284,33 @@ class _Seen:
         for pair in Stream(evaluation) if evaluation is not None else ():
             if isinstance(pair, Pair):
                 self.rows += 1
-                self._prompts.setdefault(_digest(_said(pair)), []).append((pair.where, _whole(pair)))
+                self._prompts.setdefault(_digest(_turns(pair)), []).append((pair.where, _whole(pair)))
 
     def add(self, pair: Pair) -> None:
         whole = _whole(pair)
         self.duplicates += whole in self._seen
         self._seen.add(whole)
-        for where, theirs in self._prompts.get(_digest(_said(pair)), []) if self._prompts else []:
+        for where, theirs in self._prompts.get(_digest(_turns(pair)), []) if self._prompts else []:
             self.leaked_prompts.setdefault(where, f"{where} is {pair.where}")
             if theirs == whole:
                 self.leaked_pairs.add(where)
 
 
-def _said(pair: Pair) -> Any:
-    """The prompt, the same whether it came as text or as one message."""
+def _turns(pair: Pair) -> list[Message]:
+    """The prompt as messages, so that text and its single message are equal."""
     return [{"role": "user", "content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
 
 
 def _whole(pair: Pair) -> bytes:
-    return _digest([_said(pair), pair.chosen, pair.rejected])
+    return _digest([_turns(pair), pair.chosen, pair.rejected])
 
 
-def _digest(value: Any) -> bytes:
+def _digest(value: object) -> bytes:
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).digest()
 
 
 def _pairs(stream: Stream, reasons: _Reasons, seen: _Seen, first: list[Pair], examples: int) -> Iterator[Pair]:
-    """The pairs of a stream; what is not one goes to the reasons, and the first few are put by."""
+    """The pairs of a stream; its rejects go to `reasons`, and its first pairs also to `first`."""
     for each in stream:
         if isinstance(each, Reject):
             reasons.add(each)

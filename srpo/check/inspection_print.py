@@ -1,19 +1,17 @@
-"""What `srpo check` prints to a terminal."""
+"""The terminal output of `srpo check`."""
 
 from __future__ import annotations
 
-from typing import Any
+from srpo.check.inspection import NAMES, Inspection
 
-SHOWN = 3_000  # letters of a context that are shown from each of its ends
+SHOWN = 3_000  # letters shown from each end of a context
 
 
-def print_inspection(found: Any) -> None:
-    """An `Inspection`: rendered examples first, the scored part in colour, so that the counts end up in sight."""
+def print_inspection(found: Inspection) -> None:
+    """Prints the rendered examples first, their scored part in colour, so that the counts stay on the screen."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from srpo.check.inspection import NAMES
 
     console = Console(highlight=False)
     for each in found.examples:
@@ -22,9 +20,9 @@ def print_inspection(found: Any) -> None:
         console.print()
     for sentence in found.sentences():
         console.print(sentence, markup=False)
-    for each in found.reasons:
-        more = ", …" if each.count > len(each.where) else ""
-        console.print(f"  {each.count} × {each.reason} ({', '.join(each.where)}{more})", markup=False)
+    for reason in found.reasons:
+        more = ", …" if reason.count > len(reason.where) else ""
+        console.print(f"  {reason.count} × {reason.reason} ({', '.join(reason.where)}{more})", markup=False)
     for leak in found.leaks:
         console.print(f"  {leak}", markup=False)
     limit = [f"over {found.max_length}"] if found.max_length else []

@@ -1,14 +1,14 @@
-"""Files, folders and names → rows as they stand there. What a row means is not decided here.
+"""Files, folders and names → rows; `formats.py` decides their meaning.
 
-    JSONL           one object per line; a line that is none stands for itself as `Unusable`
+    JSONL           one object per line; any other line becomes an `Unusable`
     .json           an array of objects, or JSONL
     .csv            a header and one row per record
     .parquet        row groups, one after the other
-    folder or name  whatever `datasets.load_dataset` makes of it; a folder that `save_to_disk` wrote
+    folder or name  the rows that `datasets.load_dataset` finds, or a folder that `save_to_disk` wrote
 
-A name that ends like one of these files is that file, whatever there is.
+A name with one of these endings is always read as that file.
 
-All but `.json` arrays are read piece by piece, so that memory does not grow with the file.
+All but `.json` arrays are read piece by piece, so memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from srpo.data.values import Unusable
 from srpo.errors import DataError, InputError
 
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
 BOM = b"\xef\xbb\xbf"
 BATCH = 1000  # rows of a Parquet file at a time
-# Columns of a CSV file whose cells are JSON, and those whose cells are when they look like messages.
+# Columns of a CSV file whose cells are always JSON, and columns whose cells are JSON if they look like messages.
 JSON_CELLS = ("completions", "ranks", "scores", "conversations", "preference", "tools", "chat_template_kwargs")
 MESSAGE_CELLS = ("prompt", "chosen", "rejected")
 MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
@@ -36,11 +39,11 @@ Rows = Iterator[tuple[str, Any]]
 
 
 def rows_of(origin: str | Path, split: str, config: str | None) -> Rows:
-    """(where it stands, the row or the `Unusable` that stands for it), in order.
+    """(place, row or `Unusable`) of each row, in order.
 
     Raises:
-        InputError: nothing of that name can be read.
-        DataError: the file as a whole is not what its name says.
+        InputError: no file, folder or data set of that name can be read.
+        DataError: the file is not of the kind that its name promises.
     """
     if not str(origin).strip() or "\0" in str(origin):
         raise InputError("no name of a file", where=repr(str(origin)))
@@ -51,10 +54,10 @@ def rows_of(origin: str | Path, split: str, config: str | None) -> Rows:
 
 
 def is_loaded(origin: str | Path) -> bool:
-    """Whether `datasets` loads it: a folder, or a name that is no file's and does not end like one."""
+    """Whether `datasets` loads the origin: a folder, or a name without a file and without a file's ending."""
     if Path(origin).suffix.lower() in (".jsonl", *READERS):
         return False
-    # Path's own would raise at a name that is too long for a file.
+    # Path.exists raises on a name that is too long for a file.
     return os.path.isdir(origin) or (isinstance(origin, str) and not os.path.exists(origin))
 
 
@@ -69,9 +72,9 @@ def _unreadable(error: OSError, path: Path) -> NoReturn:
 
 
 def jsonl_rows(path: str | Path) -> Rows:
-    """(`file:line`, value or the `Unusable` that stands for it) of each line that is not blank.
+    """(`file:line`, value or `Unusable`) of each line that is not blank.
 
-    A byte-order mark, CRLF and blank lines are accepted; anything that is not one JSON value in UTF-8 is not.
+    A byte-order mark, CRLF and blank lines are accepted; every other line must be one JSON value in UTF-8.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -83,13 +86,16 @@ def jsonl_rows(path: str | Path) -> Rows:
                 if number == 1:
                     raw = raw.removeprefix(BOM)
                 if raw.strip():
-                    yield f"{path}:{number}", _parse(raw.rstrip(b"\r\n"))  # else a torn line's error is past its end
+                    yield (
+                        f"{path}:{number}",
+                        _parse(raw.rstrip(b"\r\n")),
+                    )  # else the error of a torn line points past its end
     except OSError as error:
         _unreadable(error, path)
 
 
 def json_rows(path: Path) -> Rows:
-    """The elements of an array, each with the line it begins on; a file that is no array is read as JSONL.
+    """The elements of an array with their first lines; a file without an array is read as JSONL.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -113,7 +119,7 @@ def json_rows(path: Path) -> Rows:
 
 
 def _elements(listed: str, path: Path) -> Rows:
-    """Element by element, so that each has its line and one that cannot be used costs no other."""
+    """Reads element by element, so that each has its line, and a broken one costs no other."""
     at, line, counted = _past_space(listed, listed.index("[") + 1), 1, 0
     between = None if listed[at : at + 1] != "]" else _BETWEEN.match(listed, at)
     while between is None or between[1] == ",":
@@ -122,8 +128,10 @@ def _elements(listed: str, path: Path) -> Rows:
         try:
             row, at = _decoded(listed, at)
         except (ValueError, RecursionError) as error:
-            what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or a number too long"
-            yield where, Unusable(f"not JSON: {what}; the rest of the array cannot be read")
+            problem = (
+                error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or a number too long"
+            )
+            yield where, Unusable(f"not JSON: {problem}; the rest of the array cannot be read")
             return
         yield where, row
         between = _BETWEEN.match(listed, at)
@@ -149,26 +157,26 @@ def _decoded(listed: str, at: int) -> tuple[Any, int]:
         return row, end
     except UnicodeEncodeError as error:
         return _half(error), end
-    except Unusable as problem:  # it is whole, so that the next one can be found
+    except Unusable as problem:  # the element is whole, so the next one can be found
         return problem, json.JSONDecoder().raw_decode(listed, at)[1]
 
 
 def _parse(raw: bytes) -> Any:
     try:
         row = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        if b"\\ud" in raw.lower():  # in any column: what is carried along is written again
+        if b"\\ud" in raw.lower():  # in any column, since all columns are written again
             json.dumps(row, ensure_ascii=False).encode()
         return row
     except UnicodeDecodeError as error:
         return Unusable(f"not UTF-8: byte {raw[error.start]:#04x} at column {error.start + 1}", f":{error.start + 1}")
     except json.JSONDecodeError as error:
-        what = error.msg.removesuffix(" at").removesuffix(" starting")  # the column is said before it
-        return Unusable(f"not JSON: {what}", f":{error.colno}")
+        problem = error.msg.removesuffix(" at").removesuffix(" starting")  # the column is in front of the message
+        return Unusable(f"not JSON: {problem}", f":{error.colno}")
     except RecursionError:
         return Unusable("not usable: nested too deeply")
     except UnicodeEncodeError as error:
         return _half(error)
-    except ValueError:  # all that is left of it: Python converts no integer this long
+    except ValueError:  # the only one left: Python refuses to convert an integer this long
         return Unusable("not usable: a number of thousands of digits")
     except Unusable as problem:
         return problem
@@ -182,7 +190,7 @@ def _no_duplicates(items: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(items)
     if len(row) < len(items):
         [(twice, _)] = Counter(key for key, _ in items).most_common(1)
-        raise Unusable(f"key {twice!r} stands twice")
+        raise Unusable(f"key {twice!r} occurs twice")
     return row
 
 
@@ -198,15 +206,15 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_
 
 
 def csv_rows(path: Path) -> Rows:
-    """A row per record, every cell text; `from_cells` says which of them are more.
+    """A row per record, every cell text; `from_cells` converts cells of JSON.
 
     Raises:
         InputError: the file is missing or unreadable.
         DataError: the header names a column twice.
     """
     try:
-        # Bytes that are not UTF-8 become lone surrogates, which the checks of each row refuse; a strict decoder would
-        # stop in the middle of a buffer, many rows away.
+        # Bytes that are not UTF-8 become lone surrogates, which each row's checks reject. A strict decoder would stop
+        # at the buffer's start, many rows away.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             records = csv.reader(file, strict=True)
             header: list[str] | None = None
@@ -238,14 +246,15 @@ def _record(header: list[str], record: list[str]) -> Any:
     return dict(zip(header, record, strict=True))
 
 
-def from_cells(row: Any) -> Any:
-    """A CSV row with the cells that hold JSON as what they say; an empty one of them is null.
+def from_cells(row: object) -> dict[str, Any]:
+    """A CSV row with its cells of JSON converted; an empty cell of JSON is null.
 
     Raises:
-        Unusable: a cell that must be JSON is not.
+        Unusable: a cell is not JSON where it must be.
     """
     if isinstance(row, Unusable):
         raise row
+    assert isinstance(row, Mapping)
     row = dict(row)
     for key in JSON_CELLS:
         if key in row and not row[key].strip():
@@ -261,10 +270,11 @@ def from_cells(row: Any) -> Any:
     return row
 
 
-def _messages(value: Any) -> bool:
+def _messages(value: object) -> bool:
     listed = value if isinstance(value, list) else [value]
-    objects = bool(listed) and all(isinstance(each, dict) for each in listed)
-    return objects and all(any(keys <= each.keys() for keys in MESSAGE_KEYS) for each in listed)
+    return bool(listed) and all(
+        isinstance(each, dict) and any(keys <= each.keys() for keys in MESSAGE_KEYS) for each in listed
+    )
 
 
 def parquet_rows(path: Path) -> Rows:
@@ -272,7 +282,7 @@ def parquet_rows(path: Path) -> Rows:
 
     Raises:
         InputError: the file is missing or unreadable.
-        DataError: it is not a Parquet file, or a part of it is damaged.
+        DataError: the file is not Parquet, or damaged.
     """
     import pyarrow
     from pyarrow import parquet
@@ -287,12 +297,11 @@ def parquet_rows(path: Path) -> Rows:
     except FileNotFoundError as error:
         _unreadable(error, path)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = f"{path}:{number + 1}" if number else str(path)
-        raise DataError(f"not a whole Parquet file: {what}", where=where) from None
+        raise DataError(f"not a whole Parquet file: {_first_line(error)}", where=where) from None
 
 
-def _arrow_row(batch: Any, i: int) -> Any:
+def _arrow_row(batch: RecordBatch, i: int) -> Any:
     try:
         [row] = batch.slice(i, 1).to_pylist()
     except UnicodeDecodeError as error:
@@ -303,10 +312,10 @@ def _arrow_row(batch: Any, i: int) -> Any:
 
 
 def loaded_rows(name: str, split: str, config: str | None) -> Rows:
-    """What `datasets` loads: a folder of files, a folder it saved, or a data set by name; `name, row n`.
+    """(`name, row n`, row) from `datasets`: a folder of files, a folder it saved, or a data set by name.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: the data set cannot be loaded.
     """
     import datasets
 
@@ -322,14 +331,13 @@ def loaded_rows(name: str, split: str, config: str | None) -> Rows:
     except KeyError:
         raise InputError(f"no split {split!r}", where=name, expected="one of " + ", ".join(found)) from None
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
         expected = "a JSONL, JSON, CSV or Parquet file, or a folder or name that `datasets` can load"
-        here = (
-            ""
-            if os.path.isdir(name)
-            else "; there is no such file or folder here, nor could `datasets` load it by name"
-        )
-        raise InputError(f"no such data{here}: {what}", where=name, expected=expected) from None
+        here = "" if os.path.isdir(name) else "; no such file or folder here, and `datasets` cannot load the name"
+        raise InputError(f"no such data{here}: {_first_line(error)}", where=name, expected=expected) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 READERS = {".json": json_rows, ".csv": csv_rows, ".parquet": parquet_rows}

@@ -1,4 +1,4 @@
-"""Layouts of preference rows: what a row of each looks like, and what it becomes.
+"""Layouts of preference rows: the columns of each, and the prompt and pairs that a row becomes.
 
     layout              a row holds                                             prompt                        pairs
     ------------------  ------------------------------------------------------  ----------------------------  -----
@@ -16,8 +16,8 @@
 A message is {"role", "content"} or {"from", "value"}. Answers given as messages may repeat the prompt before them. In
 every layout `system` becomes the first message, and `tools` and `chat_template_kwargs` go to the chat template.
 
-A layout is told by the columns and the kinds of their values, transcripts by their marks as well. What most of the
-first rows look like is the layout of all of them; a row that looks otherwise is refused.
+A layout is recognised by its columns and the kinds of their values, transcripts also by their marks. The layout of most
+of the first rows is the layout of the source; a row of another layout is rejected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from srpo.data.rankings import ranked_pairs
 from srpo.data.values import (
@@ -46,7 +46,7 @@ from srpo.data.values import (
     with_system,
 )
 
-# Where the prompt may be instead: beside one of these, what two texts both begin with is not the prompt.
+# Columns that may hold the prompt under another name: with one of them, the common beginning of two texts is no prompt.
 PROMPT_LIKE = ("instruction", "question", "query", "input", "problem", "post", "context", "history", "conversations")
 KINDS = {
     "text": "a string",
@@ -58,7 +58,7 @@ KINDS = {
 
 
 class Answers(NamedTuple):
-    """A preferred answer, the other, and which of the row's completions they are ("" where it has but two)."""
+    """The preferred answer, the other, and their numbers among the row's completions ("" without rankings)."""
 
     chosen: str
     rejected: str
@@ -67,16 +67,16 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are laid out.
+    """A known set of columns, and the way from a row to its pairs.
 
     Attributes:
-        name: as in the table above.
-        holds: what a row holds, in words.
-        columns: column → kinds its value may have; each must be there.
+        name: the layout's name in the table above.
+        holds: a description of a row.
+        columns: required column → kinds that its value may have.
         prompt: row → its prompt.
         answers: row, its prompt, one of `rankings.CHOICES` → the pairs.
-        absent: columns that must not be there.
-        only_if: what else must hold.
+        absent: columns that the row must not have.
+        only_if: a further condition on the row.
 
     Example:
         >>> print(layout_of({"prompt": "2+2=", "chosen": "4", "rejected": "5"}))
@@ -92,7 +92,7 @@ class Layout:
     only_if: Callable[[Row], bool] = field(default=lambda row: True, repr=False)
 
     def fits(self, row: Row) -> bool:
-        """Whether the row has these columns, with values of these kinds."""
+        """Whether the row has these columns with values of these kinds."""
         if any(key in row for key in self.absent):
             return False
         shaped = all(key in row and shape(row[key]) in kinds for key, kinds in self.columns.items())
@@ -107,18 +107,18 @@ def layout_of(row: Row) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.fits(row)), None)
 
 
-def detect(rows: Iterable[Any]) -> Layout | None:
-    """What most of the rows look like (of two equals, the one seen first), or None when none fits a layout."""
+def detect(rows: Iterable[object]) -> Layout | None:
+    """The layout of most rows (the first of equals), or None if no row fits a layout."""
     found = [layout for row in rows if isinstance(row, Mapping) and (layout := layout_of(row))]
     counts = Counter(layout.name for layout in found)
     return max(found, key=lambda layout: counts[layout.name], default=None)
 
 
-def convert(row: Any, layout: Layout | None, rankings: str = "all") -> tuple[Prompt, list[Answers]]:
+def convert(row: object, layout: Layout | None, rankings: str = "all") -> tuple[Prompt, list[Answers]]:
     """The prompt and the pairs of a row.
 
     Raises:
-        Unusable: it is not laid out like the others, or a value in it cannot be used.
+        Unusable: the row is of another layout, or a value is unusable.
     """
     own = ", ".join(layout.columns) if layout and "chosen" not in layout.columns else "prompt, chosen and rejected"
     row = as_object(row, own)
@@ -137,11 +137,11 @@ def convert(row: Any, layout: Layout | None, rankings: str = "all") -> tuple[Pro
     return prompt, pairs
 
 
-def prompt_of(row: Any) -> tuple[Prompt, str]:
-    """The prompt of a row that may lack answers, and the column it stands in.
+def prompt_of(row: object) -> tuple[Prompt, str]:
+    """The prompt of a row that may lack answers, and its column.
 
     Raises:
-        Unusable: there is none.
+        Unusable: the row has no usable prompt.
     """
     row = as_object(row, "a prompt")
     layout = layout_of(row)
@@ -170,7 +170,7 @@ def _mismatch(row: Row, layout: Layout) -> str:
             wanted = " or ".join(KINDS[each] for each in kinds if each in KINDS)
             return f"{key!r} is {kind(row[key])}; want {wanted}, as in the other rows"
     other = layout_of(row)
-    return f"laid out as {other.name if other else 'nothing known'}; want {layout.name}, as the other rows"
+    return f"laid out as {other.name if other else 'no known layout'}; want {layout.name}, as the other rows"
 
 
 def _no_layout(row: Row) -> str:
@@ -206,15 +206,15 @@ def _prompt_column(row: Row) -> Prompt:
 
 
 def _shared_words(row: Row) -> str:
-    """The words both begin with. (TRL cuts at the first letter that differs, which may be inside a word.)"""
+    """The words that both texts begin with. (TRL cuts at the first different letter, even inside a word.)"""
     chosen, rejected = text(row["chosen"], "chosen"), text(row["rejected"], "rejected")
     same, end = 0, min(len(chosen), len(rejected))
-    while same < end:  # by halves: a loop over letters would take longer than reading the file
+    while same < end:  # bisection: a loop over letters would take longer than reading the file
         middle = (same + end + 1) // 2
         same, end = (middle, end) if chosen[:middle] == rejected[:middle] else (same, middle - 1)
     while same and not chosen[same - 1].isspace():
         same -= 1
-    shared = chosen[: same - 1] if chosen[:same].endswith(" ") else chosen[:same]  # the blank is the answer's
+    shared = chosen[: same - 1] if chosen[:same].endswith(" ") else chosen[:same]  # the space belongs to the answer
     if not shared.strip():
         raise Unusable("no 'prompt'; strings need one beside chosen and rejected, or words that both begin with")
     return shared
@@ -238,7 +238,7 @@ def _shared_messages(row: Row) -> Prompt:
 
 
 def _asked(row: Row) -> Prompt:
-    """The text as a user message, with whatever messages the answer's list has before that one."""
+    """The text as a user message, after any messages that the answer's list has before it."""
     asked = [{"role": "user", "content": text(row["prompt"], "prompt")}]
     before = messages(row["chosen"], "chosen")[:-1]
     return before if before[-1:] == asked else asked
@@ -273,7 +273,7 @@ def _last_turns(row: Row, _: Prompt, __: str) -> list[Answers]:
 
 
 def _last_messages(row: Row, prompt: Prompt, _: str) -> list[Answers]:
-    prompts = [prompt, prompt[1:]] if row.get("system") else [prompt]  # the lists need not repeat what `system` says
+    prompts = [prompt, prompt[1:]] if row.get("system") else [prompt]  # the lists need not repeat `system`
     return [Answers(*(_after(prompts, messages(row[key], key), key) for key in ("chosen", "rejected")))]
 
 
@@ -285,8 +285,8 @@ def _single_messages(row: Row, _: Prompt, __: str) -> list[Answers]:
     return [Answers(*found)]
 
 
-def _after(prompts: Iterable[Any], listed: list[Message], key: str) -> str:
-    """The one assistant message after the prompt, whether or not the prompt is repeated before it."""
+def _after(prompts: Iterable[Prompt], listed: list[Message], key: str) -> str:
+    """The one assistant message after the prompt, which may be repeated before it."""
     for prompt in prompts:
         if prompt and len(listed) > len(prompt) and listed[: len(prompt)] == prompt:
             listed = listed[len(prompt) :]

@@ -1,7 +1,7 @@
 """A list of ranked or scored completions → pairs.
 
-The completions are strings with a list of `ranks` or `scores` beside them, or objects that hold a text under one of
-`TEXT_KEYS` and a number under one of `NUMBER_KEYS`. A rank is the better the smaller it is, a score the greater.
+The completions are strings with a list of `ranks` or `scores` in another column, or objects that hold a text under one
+of `TEXT_KEYS` and a number under one of `NUMBER_KEYS`. The best rank is the smallest, the best score the greatest.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from srpo.data.values import NoPreference, Row, Unusable, kind, number, shape, t
 
 CHOICES = ("all", "best-worst")
 TEXT_KEYS = ("text", "content", "completion", "response", "answer", "output")
-# Name → the sign that makes the greater number the better.
+# Column or key → the sign that makes the greater number the better.
 COLUMNS = {"ranks": -1.0, "scores": 1.0}
 NUMBER_KEYS = {"rank": -1.0, "score": 1.0, "overall_score": 1.0}
 
 
 def ranked_pairs(row: Row, which: str) -> list[tuple[str, str, str]]:
-    """The better completion, the worse one, and which they are: each over each ("all"), or a best over a worst.
+    """(better completion, worse completion, their numbers in words) for every two ("all") or the extremes.
 
     Completions that tie make no pair.
 
     Raises:
-        Unusable: a text or a number is missing or more than one may be meant, or none is better than another.
+        Unusable: a text or number is missing or ambiguous, or no completion is better than another.
 
     Example:
         >>> row = {"completions": ["5", "4", "four"], "scores": [0, 2, 1]}
@@ -43,16 +43,16 @@ def ranked_pairs(row: Row, which: str) -> list[tuple[str, str, str]]:
 
 
 def _completions(row: Row) -> tuple[list[str], list[float]]:
-    """The texts, and for each a number, the greater the better."""
+    """The texts, and a number for each, the greater the better."""
     items = row["completions"]
     known = {name: sign for name, sign in COLUMNS.items() if row.get(name) is not None}
     if shape(items) == "texts":
         texts = [text(item, "completions") for item in items]
     else:
-        key = _the_one([key for key in TEXT_KEYS if isinstance(items[0].get(key), str)], TEXT_KEYS)
+        key = _only([key for key in TEXT_KEYS if isinstance(items[0].get(key), str)], TEXT_KEYS)
         texts = [text(item.get(key), f"completions.{key}") for item in items]
         known |= {key: sign for key, sign in NUMBER_KEYS.items() if items[0].get(key) is not None}
-    name = _the_one([*known], (*COLUMNS, *NUMBER_KEYS))
+    name = _only([*known], (*COLUMNS, *NUMBER_KEYS))
     given = row[name] if name in COLUMNS else [item.get(name) for item in items]
     if not isinstance(given, list) or len(given) != len(texts):
         many = f" of {len(given)}" if isinstance(given, list) else ""
@@ -60,7 +60,7 @@ def _completions(row: Row) -> tuple[list[str], list[float]]:
     return texts, [known[name] * number(value, f"{name} of completion {i}") for i, value in enumerate(given, 1)]
 
 
-def _the_one(found: list[str], known: Iterable[str]) -> str:
+def _only(found: list[str], known: Iterable[str]) -> str:
     if len(found) != 1:
         raise Unusable(f"completions have {' and '.join(found) or 'none'} of {', '.join(known)}; want exactly one")
     return found[0]

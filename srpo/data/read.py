@@ -1,7 +1,7 @@
-"""Rows from outside → `Pair` or `Reject`. The only door for untrusted rows.
+"""The only door for untrusted rows: rows from outside → `Pair` or `Reject`.
 
-`source.py` and `files.py` say where rows come from, `formats.py` what a row of each layout becomes, `values.py` what a
-single value may be. Here a source's layout is detected, each of its rows is converted, and what cannot be used is told.
+`source.py` and `files.py` read rows, `formats.py` converts the rows of each layout, `values.py` checks single values.
+This file detects a source's layout, converts its rows, and reports the rows that cannot be used.
 """
 
 from __future__ import annotations
@@ -12,24 +12,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from srpo.data.files import jsonl_rows
 from srpo.data.formats import Layout, convert, detect, prompt_of
-from srpo.data.source import BESIDE, Source, columns_of
-from srpo.data.values import Message, NoPreference, Prompt, Unusable, template_options
-from srpo.errors import DataError
+from srpo.data.source import EXTRA_COLUMNS, AnySource, Source, columns_of
+from srpo.data.values import Message, NoPreference, Prompt, Row, Unusable, template_options
+from srpo.errors import DataError, LengthError, SRPOError, TemplateError
 
 __all__ = [
+    "ERRORS",
+    "REJECTS",
     "Message",
     "Pair",
     "Prompt",
     "PromptRow",
     "Reading",
+    "Refused",
     "Reject",
     "Source",
     "Stream",
+    "TooLong",
     "Undecided",
     "columns_of",
     "jsonl_rows",
@@ -42,7 +45,7 @@ __all__ = [
 log = logging.getLogger("srpo")
 
 SHOWN_REJECTS = 10
-DETECTED_ON = 100  # rows that say what the layout is
+DETECTED_ON = 100  # first rows that decide the layout
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ class Pair:
     Attributes:
         prompt: text, or the messages before the answer.
         chosen: text of the preferred answer.
-        rejected: text of the other.
-        where: `file:line` or `row n`, for messages about it.
-        meta: the row's other columns, untouched.
-        tools: what the chat template is told of tools.
+        rejected: text of the other answer.
+        where: `file:line` or `row n`, for messages.
+        meta: the row's other columns, unchanged.
+        tools: tool descriptions for the chat template.
         chat_template_kwargs: further options of the chat template.
 
     Example:
@@ -73,7 +76,7 @@ class Pair:
 
 
 class PromptRow(NamedTuple):
-    """A prompt to answer, the row's other columns, and what of them the chat template is told, as in `Pair`."""
+    """A prompt to answer, with the row's other columns and options of the chat template, as in `Pair`."""
 
     prompt: Prompt
     where: str
@@ -83,23 +86,39 @@ class PromptRow(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """A row that cannot be used, where it stands and why."""
+    """A row that cannot be used: its place and the reason."""
 
     where: str
     reason: str
 
 
 class Undecided(Reject):
-    """A reject that is laid out as it should be but prefers no answer: an empty one, two alike, a tie.
+    """A well-formed row that prefers no answer: an empty answer, two equal ones, a tie.
 
-    Such rows stand in every set of judged answers. They are left out and counted; they stop nothing.
+    Every set of judged answers has such rows. They are left out and counted, and never stop a run.
     """
 
     __slots__ = ()
 
 
+class Refused(Reject):
+    """A row that the chat template refuses."""
+
+    __slots__ = ()
+
+
+class TooLong(Reject):
+    """A row with a sequence over the length limit."""
+
+    __slots__ = ()
+
+
+ERRORS: dict[type[Reject], type[SRPOError]] = {Refused: TemplateError, TooLong: LengthError}  # others: DataError
+REJECTS = {each.__name__: each for each in (Reject, Undecided, Refused, TooLong)}
+
+
 class Reading(NamedTuple):
-    """All of a source: its layout (None when it has no row that shows one), its pairs and what is not one."""
+    """A whole source: its layout (None if no row shows one), its pairs and its rejects."""
 
     layout: Layout | None
     pairs: list[Pair]
@@ -107,16 +126,16 @@ class Reading(NamedTuple):
 
 
 class Stream:
-    """The pairs and rejects of a source, in its order, one after the other.
+    """The pairs and rejects of a source, one by one, in its order.
 
     Attributes:
-        name: of the source.
-        layout: what most of its first rows look like; None if they look like nothing known.
-        rows: how many have been read.
+        name: the source's name.
+        layout: the layout of most of its first rows; None if they fit no known layout.
+        rows: rows read so far.
 
     Raises:
         InputError: the source cannot be read.
-        DataError: it is not what its name says.
+        DataError: the file is not of the kind that its name promises.
 
     Example:
         >>> stream = Stream([{"prompt": "2+2=", "chosen": "4", "rejected": "5"}, {"prompt": "2+3="}])
@@ -124,7 +143,7 @@ class Stream:
         ('strings', ['Pair', 'Reject'])
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: AnySource) -> None:
         self._source = Source.of(source)
         self.name, self.rows = self._source.name, 0
         self._found = self._source.rows()
@@ -142,27 +161,27 @@ class Stream:
                 kind = Undecided if isinstance(problem, NoPreference) else Reject
                 yield kind(where + problem.column, str(problem))
 
-    def _pairs(self, row: Any, where: str) -> list[Pair]:
+    def _pairs(self, row: Row, where: str) -> list[Pair]:
         prompt, answers = convert(row, self.layout, self._source.rankings)
         tools, options = template_options(row)
-        taken = {*(self.layout.columns if self.layout else ()), *BESIDE}
-        meta = {key: value for key, value in row.items() if key not in taken}
+        known = {*(self.layout.columns if self.layout else ()), *EXTRA_COLUMNS}
+        meta = {key: value for key, value in row.items() if key not in known}
         return [
             Pair(prompt, chosen, rejected, f"{where}, {tag}" if tag else where, meta, tools, options)
             for chosen, rejected, tag in answers
         ]
 
 
-def read(source: str | Path | Iterable[Mapping[str, Any]] | Source, *, rejects: list[Reject] | None = None) -> Reading:
+def read(source: AnySource, *, rejects: list[Reject] | None = None) -> Reading:
     """All pairs of a source, its layout and its unusable rows.
 
     Args:
         source: a path, a name, rows, or any of them in a `Source`.
-        rejects: a list that takes the unusable rows; without one, those that are not `Undecided` are an error.
+        rejects: a list to extend with the unusable rows; without it, a reject that is not `Undecided` is an error.
 
     Raises:
         InputError: the source cannot be read.
-        DataError: a row cannot be used (the first ten are named) or none is left.
+        DataError: a row is unusable (the first ten are named), or no pair is left.
 
     Example:
         >>> read([{"prompt": "2+2=", "chosen": "4", "rejected": "5"}]).layout.name
@@ -182,25 +201,23 @@ def read(source: str | Path | Iterable[Mapping[str, Any]] | Source, *, rejects: 
     if (broken and rejects is None) or (new and not pairs):
         raise too_bad(broken if pairs else new, stream.rows, "pairs", known=stream.layout is not None)
     if not pairs:
-        raise _nothing(stream.name, "pairs")
+        raise _empty(stream.name, "pairs")
     if new and rejects is None:
         log.warning("srpo: %d of %d rows left out: %s", len(new), stream.rows, reasons(new))
     return Reading(stream.layout, pairs, new)
 
 
-def read_pairs(
-    source: str | Path | Iterable[Mapping[str, Any]] | Source, *, rejects: list[Reject] | None = None
-) -> list[Pair]:
-    """Preference pairs in their order.
+def read_pairs(source: AnySource, *, rejects: list[Reject] | None = None) -> list[Pair]:
+    """Preference pairs in order.
 
     Args:
         source: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, rows in any of
             the layouts of `srpo.data.formats`, or any of them in a `Source`.
-        rejects: a list that takes the unusable rows; without one, those that are not `Undecided` are an error.
+        rejects: a list to extend with the unusable rows; without it, a reject that is not `Undecided` is an error.
 
     Raises:
         InputError: the source cannot be read.
-        DataError: a row cannot be used (the first ten are named) or none is left.
+        DataError: a row is unusable (the first ten are named), or no pair is left.
 
     Example:
         >>> read_pairs([{"prompt": "2+2=", "chosen": "4", "rejected": "5"}])[0].rejected
@@ -209,49 +226,47 @@ def read_pairs(
     return read(source, rejects=rejects).pairs
 
 
-def read_prompts(
-    source: str | Path | Iterable[Mapping[str, Any]] | Source, *, rejects: list[Reject] | None = None
-) -> list[PromptRow]:
-    """Prompts in their order, of rows with or without answers; every other column is carried along in `meta`.
+def read_prompts(source: AnySource, *, rejects: list[Reject] | None = None) -> list[PromptRow]:
+    """Prompts in order, from rows with or without answers; all other columns are in `meta`.
 
     Raises:
         InputError: the source cannot be read.
-        DataError: a row has no usable prompt (the first ten are named) or none is left.
+        DataError: a row has no usable prompt (the first ten are named), or no prompt is left.
 
     Example:
         >>> read_prompts([{"prompt": "2+2=", "gold": "4"}])[0].meta
         {'gold': '4'}
     """
     source = Source.of(source)
-    kept: list[PromptRow] = []
+    found: list[PromptRow] = []
     new: list[Reject] = []
     for where, row in source.rows():
         try:
-            kept.append(_prompt_row(row, where, from_file=source.name != "rows"))
+            found.append(_prompt_row(row, where, from_file=source.name != "rows"))
         except Unusable as problem:
             new.append(Reject(where + problem.column, str(problem)))
     if rejects is not None:
         rejects += new
-    if new and (rejects is None or not kept):
-        raise too_bad(new, len(kept) + len(new), "prompts")
-    if not kept:
-        raise _nothing(source.name, "prompts")
-    return kept
+    if new and (rejects is None or not found):
+        raise too_bad(new, len(found) + len(new), "prompts")
+    if not found:
+        raise _empty(source.name, "prompts")
+    return found
 
 
-def _prompt_row(row: Any, where: str, *, from_file: bool) -> PromptRow:
+def _prompt_row(row: Row, where: str, *, from_file: bool) -> PromptRow:
     prompt, column = prompt_of(row)
     meta = {key: value for key, value in row.items() if key != column}
     return PromptRow(prompt, where, plain(meta) if from_file else meta, *template_options(row))
 
 
-def _nothing(name: str, noun: str) -> DataError:
+def _empty(name: str, noun: str) -> DataError:
     expected = "at least one JSON object per line" if name.endswith(".jsonl") else "at least one row"
     return DataError(f"no {noun}", where=name, expected=expected)
 
 
 def reasons(rejects: Iterable[Reject]) -> str:
-    """How many were left out for what, most frequent first.
+    """The reasons of rejects with their counts, most frequent first.
 
     Example:
         >>> reasons([Reject("a:1", "too long"), Reject("a:2", "is empty"), Reject("a:3", "is empty")])
@@ -262,8 +277,8 @@ def reasons(rejects: Iterable[Reject]) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in counts[:5]) + rest
 
 
-def plain(value: Any) -> Any:
-    """A value of a table as JSON has it: dates and the like as text, what is not a number as null."""
+def plain(value: object) -> Any:
+    """A table's value as JSON: dates and other types as text, infinities and NaN as null."""
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -275,8 +290,13 @@ def plain(value: Any) -> Any:
 
 def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> DataError:
     """The error that names the first ten unusable rows and counts the others."""
-    listed = "\n".join(f"  {where}: {reason}" for where, reason in bad[:SHOWN_REJECTS])
-    more = f"\n  … and {len(bad) - SHOWN_REJECTS} more" if len(bad) > SHOWN_REJECTS else ""
     fix = "mend them" if len(bad) == rows else "mend these rows, or go on without them with `--bad_rows skip`"
     fix += "" if known else ", or say which columns are meant with `--map prompt=…,chosen=…,rejected=…`"
-    return DataError(f"{len(bad)} of {rows} rows cannot be used as {noun}:\n{listed}{more}\n", fix=fix)
+    return DataError(f"{len(bad)} of {rows} rows cannot be used as {noun}:\n{listed(bad)}\n", fix=fix)
+
+
+def listed(bad: list[Reject]) -> str:
+    """The first ten rejects, a line each, and the number of the others."""
+    lines = [f"  {where}: {reason}" for where, reason in bad[:SHOWN_REJECTS]]
+    more = [f"  … and {len(bad) - SHOWN_REJECTS} more"] if len(bad) > SHOWN_REJECTS else []
+    return "\n".join([*lines, *more])

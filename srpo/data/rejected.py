@@ -1,7 +1,7 @@
-"""Rows that were left out, as they stand in their source, so that somebody can mend them.
+"""`rejected.jsonl`: the rows that were left out, word for word, so that a user can correct them.
 
-What was wrong with a row is known long after it was read (that it is too long, say), so the source is read once more
-instead of keeping all of it.
+A row may be rejected long after it was read, for example as too long. So the source is read a second time, instead of
+keeping every row in memory.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 
 from srpo.data.files import is_loaded, rows_of
 from srpo.data.read import Reject, Source
+from srpo.data.source import AnySource
 from srpo.data.values import Unusable
 
 REJECTED_FILE = "rejected.jsonl"
 
 
-def rejected_lines(source: Any, rejects: Iterable[Reject]) -> Iterator[str]:
-    """A line of JSON for each reject, in the source's order: `file`, `line`, `reason`, and `raw`, the row's own text.
+def rejected_lines(source: AnySource, rejects: Iterable[Reject]) -> Iterator[str]:
+    """A line of JSON per reject, in the source's order: `file`, `line`, `reason`, and `raw`, the row's own text.
 
-    Of a row that is no text of its own (Parquet, an array, rows in memory) `raw` is the row as JSON and `line` its
-    number. Text that is not UTF-8 stands in `raw_base64` instead. Rows that can be read but once leave `raw` null.
+    For a row without lines of its own (Parquet, an array, rows in memory) `raw` is the row as JSON and `line` its
+    number. Text that is not UTF-8 is in `raw_base64` instead. Rows that can be read only once leave `raw` null.
 
     Example:
         >>> rows = [{"prompt": "2+2=", "chosen": "4", "rejected": 5}]
@@ -42,12 +43,12 @@ def rejected_lines(source: Any, rejects: Iterable[Reject]) -> Iterator[str]:
         found = dict(_spans(source, reasons) if _has_lines(source) else _rows(source, reasons))
     for number in sorted(reasons):
         for reason in reasons[number]:
-            row = {"file": source.name, "line": number, "reason": reason, **_told(found.get(number))}
+            row = {"file": source.name, "line": number, "reason": reason, **_raw(found.get(number))}
             yield json.dumps(row)
 
 
 def _number(where: str, name: str) -> int:
-    """The line or row that a `where` names: `file:17:42`, `name, row 3`, `row 3, 1 over 2`."""
+    """The number of the line or row in `file:17:42`, `name, row 3` or `row 3, 1 over 2`."""
     found = re.search(r"\d+", where.removeprefix(name))
     return int(found[0]) if found else 0
 
@@ -58,7 +59,7 @@ def _has_lines(source: Source) -> bool:
     return Path(source.origin).suffix.lower() not in (".json", ".parquet")
 
 
-def _told(raw: Any) -> dict[str, Any]:
+def _raw(raw: object) -> dict[str, Any]:
     if not isinstance(raw, bytes):
         return {"raw": None if raw is None else json.dumps(raw, ensure_ascii=False, default=str)}
     try:
@@ -68,7 +69,7 @@ def _told(raw: Any) -> dict[str, Any]:
 
 
 def _spans(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, bytes]]:
-    """(line, bytes) of these rows; a row lasts until the next one begins, which in CSV may be lines later."""
+    """(line, bytes) of these rows; a row ends where the next begins, which may be several lines later in CSV."""
     begins = (_number(where, source.name) for where, _ in rows_of(str(source.origin), source.split, source.config))
     ends = {begin: end for begin, end in pairwise([*begins, 0]) if begin in wanted}
     taken: dict[int, list[bytes]] = {begin: [] for begin in ends}
@@ -87,7 +88,7 @@ def _rows(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, Any]
     if isinstance(source.origin, str | Path):
         found = rows_of(source.origin, source.split, source.config)
         rows = ((_number(where, source.name), row) for where, row in found)
-    elif iter(source.origin) is source.origin:  # read already, and gone
+    elif iter(source.origin) is source.origin:  # an iterator that is used up
         return
     else:
         rows = ((i, row) for i, row in enumerate(source.origin, 1))

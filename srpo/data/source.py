@@ -1,4 +1,4 @@
-"""Where rows come from and how they are to be read."""
+"""`Source`: the origin of rows, and the names of their columns."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from srpo.data.files import from_cells, is_loaded, rows_of
 from srpo.data.formats import LAYOUTS
 from srpo.data.rankings import CHOICES
+from srpo.data.rankings import COLUMNS as RANKING_COLUMNS
 from srpo.data.values import Unusable, as_object, joined
 from srpo.errors import ConfigError, DataError, did_you_mean
 
-BESIDE = ("system", "tools", "chat_template_kwargs")  # columns that every layout may have
-OTHER_COLUMNS = ("ranks", "scores")  # columns that rankings may have
-COLUMNS = tuple(dict.fromkeys([*chain(*(layout.columns for layout in LAYOUTS)), *OTHER_COLUMNS, *BESIDE]))
+EXTRA_COLUMNS = ("system", "tools", "chat_template_kwargs")  # allowed in every layout
+COLUMNS = tuple(dict.fromkeys([*chain(*(layout.columns for layout in LAYOUTS)), *RANKING_COLUMNS, *EXTRA_COLUMNS]))
+
+AnySource: TypeAlias = "str | Path | Iterable[Mapping[str, Any]] | Source"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from and how they are to be read; accepted wherever a path or rows are.
+    """The origin of rows, and how to read them; accepted wherever a path or rows are.
 
     Attributes:
         origin: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, or rows.
-        columns: our name of a column → the rows' own, where they differ; "a+b" is the texts of both, a line each.
-        rankings: "all" makes a pair of each two ranked completions, "best-worst" of a best and a worst.
-        split: of what `datasets` loads.
-        config: of what `datasets` loads.
+        columns: srpo's name of a column → the source's own, if they differ; "a+b" joins two texts, a line each.
+        rankings: "all" makes a pair of every two ranked completions, "best-worst" one pair of the best and the worst.
+        split: the split of a folder or name that `datasets` loads.
+        config: the configuration of a folder or name that `datasets` loads.
 
     Raises:
-        ConfigError: a column we do not have, or no such choice among rankings.
+        ConfigError: an unknown column or an unknown choice of rankings.
 
     Example:
         >>> from srpo.data.read import read_pairs
@@ -56,8 +58,8 @@ class Source:
             raise ConfigError(f"{self.rankings!r}", where="rankings", expected=expected, fix=fix)
 
     @classmethod
-    def of(cls, source: Any) -> Source:
-        """The source itself, or one of this path or these rows."""
+    def of(cls, source: AnySource) -> Source:
+        """The source itself, or a source with this path or these rows."""
         return source if isinstance(source, Source) else cls(source)
 
     @property
@@ -67,15 +69,15 @@ class Source:
 
     @property
     def has_splits(self) -> bool:
-        """Whether `datasets` is to load it."""
+        """Whether `datasets` loads the origin, which may then have splits."""
         return isinstance(self.origin, str | Path) and is_loaded(self.origin)
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        """(where, row or the `Unusable` that stands for it), with our names for the columns.
+        """(place, row or `Unusable`) of each row, its columns under srpo's names.
 
         Raises:
             InputError: the origin cannot be read.
-            DataError: it is not what its name says.
+            DataError: the file is not of the kind that its name promises.
         """
         if isinstance(self.origin, str | Path):
             found = rows_of(self.origin, self.split, self.config)
@@ -87,7 +89,7 @@ class Source:
         cells = isinstance(self.origin, str | Path) and str(self.origin).lower().endswith(".csv")
         return ((where, self._named(row, cells)) for where, row in found)
 
-    def _named(self, row: Any, cells: bool) -> Any:
+    def _named(self, row: object, cells: bool) -> Any:
         try:
             if self.columns:
                 row = _renamed(row, self.columns)
@@ -97,10 +99,10 @@ class Source:
 
 
 def columns_of(text: str | None) -> dict[str, str]:
-    """`ours=theirs,ours=theirs` as a dict; {} for None.
+    """The columns in `ours=theirs,ours=theirs`; {} for None.
 
     Raises:
-        ConfigError: it is written otherwise, or names a column twice.
+        ConfigError: the text is of another form, or names a column twice.
 
     Example:
         >>> columns_of("prompt=instruction,chosen=good")
@@ -117,8 +119,8 @@ def columns_of(text: str | None) -> dict[str, str]:
     return columns
 
 
-def _renamed(row: Any, columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with our names for its columns; a column of its own by one of those names gives way."""
+def _renamed(row: object, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with srpo's names for its columns; a column that already has such a name is replaced."""
     row = as_object(row, ", ".join(columns.values()))
     found, taken = {}, {*columns}
     for ours, theirs in columns.items():

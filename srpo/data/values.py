@@ -1,33 +1,30 @@
-"""One value from outside → text, messages, a number, or the reason why it is none of them."""
+"""Checks of single values from outside: text, messages and numbers, or the reason why a value is unusable."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]
 Prompt = str | list[Message]
 Row = Mapping[str, Any]
 
-ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names; any other name is a role already
+ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names; every other name is a role already
 NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns
 NOT_SHOWN = ("tool_calls", "function_call", "reasoning_content", "thinking", *NOT_TEXT)  # parts of a message
-NOT_THE_USERS = (
-    "tokenize",
-    "add_generation_prompt",
-    "continue_final_message",
-    "return_tensors",
-    "return_dict",
-    "tools",
-)
+RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "tools")
 HUGE = 1e300
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 class Unusable(Exception):
-    """Why one row cannot be used; becomes a `Reject`."""
+    """The reason why one row is unusable; becomes a `Reject`.
+
+    Attributes:
+        column: `:column` of the place in its line, or "".
+    """
 
     def __init__(self, reason: str, column: str = "") -> None:
         super().__init__(reason)
@@ -35,14 +32,14 @@ class Unusable(Exception):
 
 
 class NoPreference(Unusable):
-    """The row is as it should be, but says of no answer that it is better than another."""
+    """A well-formed row that prefers no answer."""
 
 
-def as_object(row: Any, holds: str) -> Row:
-    """The row itself, if it is an object of text.
+def as_object(row: object, holds: str) -> Row:
+    """The row, if it is an object of text columns.
 
     Raises:
-        Unusable: it is anything else, or stands for a line that could not be read.
+        Unusable: it is not, or it is the `Unusable` of a line that could not be read.
     """
     if isinstance(row, Unusable):
         raise row
@@ -52,23 +49,23 @@ def as_object(row: Any, holds: str) -> Row:
         if not isinstance(key, str):
             raise Unusable(f"a column is named by {kind(key)}; want a string")
     for key in NOT_TEXT:
-        if not _nothing(row.get(key)):
+        if not _is_empty(row.get(key)):
             raise Unusable(f"{key!r} is not empty; a text model cannot be shown it")
     return row
 
 
-def _nothing(value: Any) -> bool:
+def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
 # ---------------------------------------------------------------------- text and messages
 
 
-def text(value: Any, key: str) -> str:
+def text(value: object, key: str) -> str:
     """A string that can be encoded.
 
     Raises:
-        Unusable: it is none.
+        Unusable: the value is not a string, or holds half of a surrogate pair.
     """
     if not isinstance(value, str):
         raise Unusable(f"{key!r} is {kind(value)}; want a string")
@@ -79,31 +76,31 @@ def text(value: Any, key: str) -> str:
     return value
 
 
-def joined(parts: list[Any], key: str) -> str:
-    """Texts as lines of one, those that are empty left out.
+def joined(parts: Sequence[object], key: str) -> str:
+    """The texts that are not empty, one below the other.
 
     Raises:
-        Unusable: one of them is not text.
+        Unusable: a part is not text.
     """
     return "\n".join(text(part, key) for part in parts if part not in (None, ""))
 
 
-def messages(value: Any, key: str) -> list[Message]:
-    """Messages as {"role", "content"}, whichever way they are written.
+def messages(value: object, key: str) -> list[Message]:
+    """Messages as {"role", "content"}, from either spelling.
 
     Raises:
-        Unusable: one is not a message, or holds what would be left out.
+        Unusable: an element is not a message, or holds parts that would be left out.
     """
     if not (isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value)):
         raise Unusable(f"{key!r} is {kind(value)}; want a list of messages")
     return [_message(message, key) for message in value]
 
 
-def text_or_messages(value: Any, key: str) -> Prompt:
-    """Either of the two above.
+def text_or_messages(value: object, key: str) -> Prompt:
+    """A string or a list of messages.
 
     Raises:
-        Unusable: it is neither.
+        Unusable: the value is neither.
     """
     if isinstance(value, str):
         return text(value, key)
@@ -119,43 +116,41 @@ def _message(message: Row, key: str) -> Message:
             raise Unusable(f"a message in {key!r} has no text {part!r}: got {kind(message.get(part))}")
         text(message[part], key)
     for part in NOT_SHOWN:
-        if not _nothing(message.get(part)):
+        if not _is_empty(message.get(part)):
             raise Unusable(f"a message in {key!r} has {part!r}, which would be left out; want text alone")
     return {"role": ROLES.get(message[role], message[role]), "content": message[content]}
 
 
 def turns(transcript: str, key: str) -> list[Message]:
-    """The turns of "\\n\\nHuman: … \\n\\nAssistant: …", without the white space around each.
+    """The turns of "\\n\\nHuman: … \\n\\nAssistant: …", trimmed.
 
     Raises:
-        Unusable: it does not begin with Human, end with Assistant and alternate between them.
+        Unusable: the text does not begin with Human, end with Assistant and alternate between them.
     """
     before, *pieces = _TURN.split("\n\n" + transcript.lstrip())
     speakers = pieces[::2]
     if before.strip() or speakers != ["Human", "Assistant"] * (len(speakers) // 2) or not speakers:
-        who = ", ".join(speakers[:8]) or "neither"
-        raise Unusable(f"the transcript in {key!r} goes {who}; want Human and Assistant in turn, Assistant last")
+        order = ", ".join(speakers[:8]) or "neither"
+        raise Unusable(f"the transcript in {key!r} goes {order}; want Human and Assistant in turn, Assistant last")
     names = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": names[who], "content": text(said.strip(), key)}
-        for who, said in zip(speakers, pieces[1::2], strict=True)
-    ]
+    both = zip(speakers, pieces[1::2], strict=True)
+    return [{"role": names[speaker], "content": text(piece.strip(), key)} for speaker, piece in both]
 
 
-def is_transcript(value: Any) -> bool:
-    """Whether a text has the marks of a transcript."""
+def is_transcript(value: object) -> bool:
+    """Whether a value is text with the marks of a transcript."""
     return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
-def number(value: Any, key: str) -> float:
+def number(value: object, key: str) -> float:
     """A finite number.
 
     Raises:
-        Unusable: it is none.
+        Unusable: the value is not a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unusable(f"{key!r} is {kind(value)}; want a number")
-    if not -HUGE < value < HUGE:  # an integer may be too long for a float, which isfinite would trip over
+    if not -HUGE < value < HUGE:  # math.isfinite fails on an integer too long for a float
         raise Unusable(f"{key!r} is not a finite number")
     return float(value)
 
@@ -176,7 +171,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def last_message(prompt: Prompt) -> str:
-    """The text of a prompt's last message; the prompt itself where it is text."""
+    """The text of a prompt's last message; the prompt itself if it is text."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
@@ -193,16 +188,16 @@ def transcript(prompt: Prompt) -> str:
     return "\n\n".join([*turns, "Assistant:"])
 
 
-# ---------------------------------------------------------------------- beside prompt and answers
+# ---------------------------------------------------------------------- columns beside prompt and answers
 
 
 def with_system(prompt: Prompt, row: Row) -> Prompt:
-    """The prompt with the row's `system` before it.
+    """The prompt, after the row's `system` message if there is one.
 
     Raises:
-        Unusable: it is not text, or differs from the one the prompt begins with.
+        Unusable: `system` is not text, or differs from the prompt's own system message.
     """
-    if _nothing(row.get("system")):
+    if _is_empty(row.get("system")):
         return prompt
     first = {"role": "system", "content": text(row["system"], "system")}
     listed = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -214,34 +209,34 @@ def with_system(prompt: Prompt, row: Row) -> Prompt:
 
 
 def template_options(row: Row) -> tuple[list[dict[str, Any]] | None, dict[str, Any] | None]:
-    """The row's `tools` and `chat_template_kwargs`, written as values or as JSON text; None where there are none.
+    """The row's `tools` and `chat_template_kwargs`, from values or JSON text; None for an empty column.
 
     Raises:
-        Unusable: they are anything else, or an option is not the user's to set.
+        Unusable: either is of another kind, or an option is reserved.
     """
     tools, options = (_from_json(row.get(key), key) for key in ("tools", "chat_template_kwargs"))
-    if not _nothing(tools) and shape(tools) != "objects":
+    if not _is_empty(tools) and shape(tools) != "objects":
         raise Unusable(f"'tools' is {kind(tools)}; want a list of objects, or the same as JSON text")
-    if not _nothing(options) and not isinstance(options, Mapping):
+    if not _is_empty(options) and not isinstance(options, Mapping):
         raise Unusable(f"'chat_template_kwargs' is {kind(options)}; want an object, or the same as JSON text")
-    for key in NOT_THE_USERS:
+    for key in RESERVED:
         if key in (options or ()):
             raise Unusable(f"'chat_template_kwargs' may not set {key!r}")
     return tools or None, options or None
 
 
-def _from_json(value: Any, key: str) -> Any:
-    """JSON text as what it says, and any value without the nulls a table puts where a row has nothing."""
+def _from_json(value: object, key: str) -> Any:
+    """The value of JSON text, or the value itself; nulls, which tables put into empty cells, are dropped."""
     try:
         if isinstance(value, str) and value:
             value = json.loads(value)
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         return _without_nulls(value)
     except (TypeError, ValueError, RecursionError):
-        raise Unusable(f"{key!r} is not JSON, nor has JSON a word for it") from None
+        raise Unusable(f"{key!r} is not a JSON value") from None
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
@@ -250,8 +245,8 @@ def _without_nulls(value: Any) -> Any:
 # ---------------------------------------------------------------------- kinds of value
 
 
-def shape(value: Any) -> str:
-    """What a layout asks of a value: "text", "texts", "objects", "object", "number", "null" or "other"."""
+def shape(value: object) -> str:
+    """The kind of a value, as layouts name it: "text", "texts", "objects", "object", "number", "null" or "other"."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, list) and value:
@@ -265,8 +260,8 @@ def shape(value: Any) -> str:
     return "null" if value is None else "other"
 
 
-def kind(value: Any) -> str:
-    """A value's kind in words, for messages."""
+def kind(value: object) -> str:
+    """The kind of a value in words, for messages."""
     names = {type(None): "null", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
     if isinstance(value, list):
         words = dict.fromkeys("list" if isinstance(item, list) else kind(item).split()[-1] for item in value)

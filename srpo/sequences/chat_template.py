@@ -1,8 +1,8 @@
-"""A tokenizer's chat template, and what stands between text and control tokens.
+"""A tokenizer's chat template, and the marks that keep text from becoming control tokens.
 
-Chat templates differ in more than their marks: some trim what a message says, some leave thinking out of earlier
-answers, some write the date or a system prompt of their own, some refuse a role. What one does is found out by
-rendering probes, never from its name, and `ChatTemplate.notes` says it in words.
+Chat templates differ in more than their marks: some trim messages, some drop the thinking of earlier answers, some
+write the date or a system prompt of their own, some reject a role. `ChatTemplate` finds out by rendering probes, never
+from the template's name, and lists the findings in `ChatTemplate.notes`.
 """
 
 from __future__ import annotations
@@ -12,65 +12,67 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from srpo.errors import DataError, TemplateError
-from srpo.sequences.templates import TEMPLATE_FAILS
+from srpo.data.values import Message, Prompt
+from srpo.errors import TemplateError
+from srpo.sequences.protocols import Options, Tokenizer
+from srpo.sequences.templates import TEMPLATE_FAILS, conversation
 
-MARK = "\ufdd0\ufdef"  # two noncharacters; they stand inside control tokens written as text and are gone when encoded
-THINKING = {"</think>": "<think>\n", "<channel|>": "<|channel>thought\n"}  # how thinking ends and begins
-ROLES = ("system", "user", "assistant", "tool", "developer")  # and whatever else a template quotes
-# A template that writes today's date makes other ids tomorrow than were trained on. This is the date that Llama's
-# templates write where they know of no clock.
+MARK = "\ufdd0\ufdef"  # two noncharacters, put inside control tokens that are text, and removed when encoding
+THINKING = {"</think>": "<think>\n", "<channel|>": "<|channel>thought\n"}  # end of thinking → its beginning
+ROLES = ("system", "user", "assistant", "tool", "developer")  # known besides the roles that a template quotes
+# A template that writes today's date would make other ids tomorrow than those trained on. This is the date that
+# Llama's templates write when they have no clock.
 DATE_CALL, DATE = re.compile(r"strftime_now\(\s*(?:\"[^\"]*\"|'[^']*')\s*\)"), "'26 Jul 2024'"
 
 
-class Guard:
-    """Keeps text that looks like a control token text.
+class ControlTokens:
+    """Marks the control tokens in text from outside, so that they are encoded as text.
 
-    Encoding with the tokenizer's own "split specials" switch would also split those of the chat template.
+    The tokenizer's own "split specials" switch would also split the control tokens of the chat template.
 
     Attributes:
         special: the tokenizer's special tokens, longest first.
-        control: those, and the other added tokens that the chat template writes.
+        control: the special tokens and the other added tokens that the chat template writes, longest first.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         added = list(tokenizer.added_tokens_decoder.values())
         special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
         template = str(tokenizer.chat_template or "")
         written = {str(token) for token in added if str(token) in template and not str(token).isspace()}
         self.special, self.control = _longest_first(special), _longest_first(special | written)
-        # A text without one of these holds no control token; most hold none, and there may be hundreds of tokens.
+        # A text without one of these beginnings holds no control token; there may be hundreds of tokens to look for.
         self._starts = tuple({token[:2] for token in (MARK, *self.control)})
         self._beginnings = tuple({token[:i] for token in self.control for i in range(1, len(token))})
 
-    def held(self, text: str) -> list[str]:
-        """The control tokens that the text holds, the mark among them."""
+    def found_in(self, text: str) -> list[str]:
+        """The control tokens in the text, `MARK` among them."""
         if not any(start in text for start in self._starts):
             return []
         return [token for token in (MARK, *self.control) if token in text]
 
     def sealed(self, text: str) -> str:
-        """A text with a mark after the beginning of a control token at its end, which what follows could complete."""
+        """The text, with a mark at its end if following text could complete a control token there."""
         return text + MARK if text.endswith(self._beginnings) else text
 
-    def answer(self, text: str) -> str:
-        """What a model said: its special tokens are marked; those of its thinking or tools are its own words."""
+    def marked_answer(self, text: str) -> str:
+        """A model's answer with its special tokens marked; tokens of thinking and tools are its own words."""
         return self._marked(text, self.special)
 
-    def content(self, text: str) -> str:
-        """What anybody else said: every control token is marked."""
+    def marked(self, text: str) -> str:
+        """Any other text with every control token marked."""
         return self._marked(text, self.control)
 
-    def within(self, value: Any) -> Any:
-        """The same for every text in a JSON-like value."""
+    def marked_value(self, value: object) -> Any:
+        """A JSON value with every control token marked in every text."""
         if isinstance(value, str):
-            return self.content(value)
+            return self.marked(value)
         if isinstance(value, Mapping):
-            return {self.within(key): self.within(each) for key, each in value.items()}
-        return [self.within(each) for each in value] if isinstance(value, list | tuple) else value
+            return {self.marked_value(key): self.marked_value(each) for key, each in value.items()}
+        return [self.marked_value(each) for each in value] if isinstance(value, list | tuple) else value
 
     def _marked(self, text: str, tokens: tuple[str, ...]) -> str:
-        for token in self.held(text):  # a mark that stands in the text is split by one as well
+        for token in self.found_in(text):  # a `MARK` in the text is split by another
             if token == MARK or token in tokens:
                 text = text.replace(token, token[:1] + MARK + token[1:])
         return text
@@ -80,64 +82,61 @@ class ChatTemplate:
     """A tokenizer's chat template.
 
     Attributes:
-        thinking_ends: marks that end thinking which the template leaves out of earlier answers.
-        lead: what it writes between its generation prompt and an answer, if control tokens are in it and no thinking;
-            contexts end in it.
+        thinking_ends: marks at the end of thinking that the template drops from earlier answers.
+        lead: text that the template writes between its generation prompt and an answer, if it holds control tokens
+            and no thinking; contexts end with it.
 
     Raises:
-        TemplateError: it leaves out what a message says.
+        TemplateError: the template drops a message's content.
     """
 
-    def __init__(self, tokenizer: Any, guard: Guard) -> None:
-        self.tokenizer, self.guard = tokenizer, guard
+    def __init__(self, tokenizer: Tokenizer, control: ControlTokens) -> None:
+        self.tokenizer, self.control = tokenizer, control
         source = tokenizer.chat_template
         self.dated = isinstance(source, str) and DATE_CALL.search(source) is not None
         self._roles = {*ROLES, *re.findall(r"""['"](\w+)['"]""", str(source))}
-        self._options = {"chat_template": DATE_CALL.sub(DATE, source)} if self.dated else {}
+        self._fixed = {"chat_template": DATE_CALL.sub(DATE, source)} if self.dated else {}
         self.lead = ""
         self._finished = self._probed()
         self.lead = self._lead()
         self.thinking_ends = tuple(end for end in THINKING if self._hides(end))
 
-    def render(self, turns: list[dict[str, Any]], options: Mapping[str, Any] | None = None) -> str:
-        """The conversation as text, awaiting an answer.
+    def render(self, turns: list[Message], options: Options | None = None) -> str:
+        """The conversation as text, up to the answer that the model writes next.
 
         Args:
-            options: for the template: `tools`, and whatever else it reads.
+            options: `tools`, and any other variable that the template reads.
 
         Raises:
-            TemplateError: the template refuses it.
+            TemplateError: the template rejects the conversation.
         """
-        turns = [{**turn, "content": self.guard.sealed(turn["content"])} for turn in turns]
+        turns = [{**turn, "content": self.control.sealed(turn["content"])} for turn in turns]
         return self._apply(turns, {"add_generation_prompt": True, **(options or {})}) + self.lead
 
-    def _apply(self, turns: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
+    def _apply(self, turns: list[Message], options: Options) -> str:
         try:
-            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._options, **options)
+            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._fixed, **options)
             return text
         except TEMPLATE_FAILS as error:
             raise TemplateError(f"the tokenizer's chat template refuses this conversation: {error}") from None
 
-    def turns(self, prompt: Any) -> list[dict[str, Any]]:
-        """The prompt as messages of our own to change, ending in a user turn, control tokens marked.
+    def turns(self, prompt: Prompt) -> list[Message]:
+        """The prompt as messages, control tokens marked.
 
         Raises:
-            DataError: it ends in another turn.
+            DataError: the last message is not the user's.
         """
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if not turns or turns[-1]["role"] != "user":
-            last = f"ends in a {turns[-1]['role']} message" if turns else "has no message"
-            raise DataError(f"the prompt {last}", expected="a user message last")
-        return [self._guarded(turn) for turn in turns]
+        return [self._marked(turn) for turn in conversation(prompt)]
 
-    def _guarded(self, turn: Mapping[str, Any]) -> dict[str, Any]:
-        own = self.guard.answer if turn["role"] == "assistant" else self.guard.content
-        found = {part: own(each) if isinstance(each, str) else self.guard.within(each) for part, each in turn.items()}
-        # A template may make a control token of a role, as in <|{{ role }}|>; only those it knows may become one.
+    def _marked(self, turn: Message) -> Message:
+        own = self.control.marked_answer if turn["role"] == "assistant" else self.control.marked
+        parts = turn.items()
+        found = {part: own(each) if isinstance(each, str) else self.control.marked_value(each) for part, each in parts}
+        # A template may make a control token of a role, as in <|{{ role }}|>: only for roles that it knows.
         return found if turn["role"] in self._roles else {**found, "role": f"{MARK}{found['role']}{MARK}"}
 
     def shown(self, draft: str) -> str:
-        """A draft as the template shows an earlier answer: without its thinking, where it leaves that out."""
+        """A draft as the template shows an earlier answer: without its thinking if the template drops it."""
         for end in self.thinking_ends:
             if end in draft:
                 draft = draft.rpartition(end)[2].lstrip()
@@ -145,14 +144,14 @@ class ChatTemplate:
 
     @cached_property
     def terminator(self) -> str | None:
-        """The added token that the template puts after an answer, if it puts one."""
+        """The added token that the template writes after an answer, or None."""
         tail = self._finished.rpartition(_PROBES[1])[2].lstrip()
         every = _longest_first([str(token) for token in self.tokenizer.added_tokens_decoder.values()])
         return next((token for token in every if tail.startswith(token)), None)
 
     @cached_property
     def notes(self) -> list[str]:
-        """What the template does that one would not expect, a clause each; [] for a plain one."""
+        """Unexpected habits of the template, a clause each; [] for a plain one."""
         user = {"role": "user", "content": f" {_PROBES[0]} "}
         asked = self.render([user])
         tail = asked.rpartition(_PROBES[0])[2]
@@ -168,8 +167,8 @@ class ChatTemplate:
         if self.dated:
             found.append(f"writes today's date, which is held at {DATE}")
         try:
-            said = self.render([{"role": "system", "content": "srpo probe system"}, user])
-            found += [] if "srpo probe system" in said else ["leaves out a system message"]
+            with_system = self.render([{"role": "system", "content": "srpo probe system"}, user])
+            found += [] if "srpo probe system" in with_system else ["leaves out a system message"]
         except TemplateError:
             found.append("refuses a system message")
         return found
@@ -181,7 +180,7 @@ class ChatTemplate:
         turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), _PROBES, strict=True)]
         text = self._apply(turns, {})
         if lost := [turn["role"] for turn in turns if turn["content"] not in text]:
-            problem = f"the tokenizer's chat template leaves out what the {lost[0]} says"
+            problem = f"the tokenizer's chat template leaves out the {lost[0]}'s text"
             raise TemplateError(problem, expected="one that takes a message's content as a string")
         return text
 
@@ -189,7 +188,7 @@ class ChatTemplate:
         asked = self.render([{"role": "user", "content": _PROBES[0]}])
         before = self._finished.rpartition(_PROBES[1])[0]
         lead = before.removeprefix(asked) if before.startswith(asked) else ""
-        written = any(token in lead for token in self.guard.special)
+        written = any(token in lead for token in self.control.special)
         return lead if written and not any(mark in lead for mark in THINKING) else ""
 
     def _hides(self, end: str) -> bool:
@@ -201,7 +200,7 @@ class ChatTemplate:
         ]
         try:
             text = self.render(turns)
-        except TemplateError:  # it refuses thinking in an answer, or a second question
+        except TemplateError:  # the template rejects thinking in an answer, or a second question
             return False
         return thought not in text and _PROBES[1] in text
 

@@ -1,32 +1,43 @@
-"""Rendered pairs that fit a length: the six sequences, or the reason why there are none. Nothing is cut unasked.
+"""Rendered pairs that fit a length limit: six sequences, or the reason why a pair has none. Nothing is cut unasked.
 
-With `truncate="prompt"` the oldest part of a prompt goes, and nothing else: system messages, answers and their
-terminators stay whole, and all six sequences are of the same shortened prompt, as generation would make them from it.
+With `truncate="prompt"` the oldest part of a prompt is cut, and nothing else. System messages, answers and their
+terminators stay whole, and all six sequences come from the same shortened prompt, as generation would make them.
+
+`StoredPairs` keeps rendered pairs on disk, so that each pair is tokenised once for `srpo check` and training.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
-from srpo.data.read import Pair, Prompt, Reject, Undecided
+from srpo.data.read import REJECTS, Pair, Prompt, Reject, TooLong, Undecided
 from srpo.errors import ConfigError
+from srpo.sequences.parallel import mapped
+from srpo.sequences.protocols import Tokenizer
 from srpo.sequences.render import Renderer
-from srpo.sequences.tree import TokenPair
+from srpo.sequences.tree import PrefixTree, TokenPair
+from srpo.sequences.tree_store import PairStore, StoredPair
 
 TRUNCATE = ("none", "prompt")
 SAME_TOKENS = "chosen and rejected become the same tokens, so neither is preferred"
+VERSION = 2  # of stored pairs; files of another version are not read
 
 
 class Fitted(NamedTuple):
     """One pair.
 
     Attributes:
-        pair: as it was read.
+        pair: the pair, its prompt uncut.
         six: its six sequences, in the order of `SixLogps`, or why it has none.
-        lengths: tokens before anything was cut: of the draft's context, of the chosen and of the rejected answer, of
-            the six sequences, of the longest of them; () where they could not be rendered.
+        lengths: tokens before any cut: of the draft's context, of the chosen and of the rejected answer, of the six
+            sequences, of the longest of them; () if the pair could not be rendered.
         cut: tokens cut from its prompt.
     """
 
@@ -39,15 +50,12 @@ class Fitted(NamedTuple):
 def fitted(
     renderer: Renderer, pairs: Iterable[Pair], *, max_length: int | None, truncate: str = "none"
 ) -> Iterator[Fitted]:
-    """Every pair in its order, those over `max_length` tokens rejected or cut.
+    """Every pair in order, those over `max_length` tokens rejected or cut.
 
     Raises:
-        ConfigError: there is no such way to truncate, or the tokenizer cannot say where its tokens stand in a text.
+        ConfigError: an unknown way to truncate, or a tokenizer that does not map tokens to places in the text.
     """
-    if truncate not in TRUNCATE:
-        raise ConfigError(f"{truncate!r}", where="truncate", expected="one of " + ", ".join(TRUNCATE))
-    if truncate == "prompt" and not renderer.tokenizer.is_fast:
-        raise ConfigError("'prompt' needs a fast tokenizer", where="truncate", fix="use truncate none")
+    expect_truncate(renderer, truncate)
     for pair, six in renderer.rendered(pairs):
         if isinstance(six, Reject):
             yield Fitted(pair, six, (), 0)
@@ -59,15 +67,29 @@ def fitted(
         elif max_length is None or longest <= max_length:
             yield Fitted(pair, six, lengths, 0)
         elif truncate == "none":
-            yield Fitted(pair, _too_long(pair, six, max_length), lengths, 0)
+            yield Fitted(pair, too_long(pair.where, lengths, max_length), lengths, 0)
         else:
             shorter = _shortened(renderer, pair, six, max_length)
-            cut = 0 if isinstance(shorter, Reject) else longest - longest_of(shorter)
-            yield Fitted(pair, shorter, lengths, cut)
+            if isinstance(shorter, Reject):
+                yield Fitted(pair, shorter, lengths, 0)
+            else:
+                yield Fitted(pair, shorter, lengths, longest - longest_of(shorter))
+
+
+def expect_truncate(renderer: Renderer, truncate: str) -> None:
+    """Checks the way to truncate.
+
+    Raises:
+        ConfigError: an unknown way, or a tokenizer that does not map tokens to places in the text.
+    """
+    if truncate not in TRUNCATE:
+        raise ConfigError(f"{truncate!r}", where="truncate", expected="one of " + ", ".join(TRUNCATE))
+    if truncate == "prompt" and not renderer.tokenizer.is_fast:
+        raise ConfigError("'prompt' needs a fast tokenizer", where="truncate", fix="use truncate none")
 
 
 def longest_of(six: list[TokenPair]) -> int:
-    """Tokens of the longest of the sequences."""
+    """Tokens of the longest sequence."""
     return max(_lengths(six))
 
 
@@ -75,20 +97,25 @@ def _lengths(six: list[TokenPair]) -> list[int]:
     return [len(context) + len(answer) for context, answer in six]
 
 
-def _too_long(pair: Pair, six: list[TokenPair], limit: int, why: str = "") -> Reject:
-    lengths = _lengths(six)
-    drafts, revisions = lengths[:2], lengths[2:]
-    reason = f"{max(lengths)} tokens, over the limit of {limit} (as drafts {drafts}, as revisions {revisions})"
-    return Reject(pair.where, reason + why)
+def too_long(where: str, lengths: tuple[int, ...], limit: int, why: str = "") -> TooLong:
+    """The reject of a pair with a sequence over the limit.
+
+    Args:
+        lengths: those of `Fitted`.
+    """
+    drafts, revisions = list(lengths[3:5]), list(lengths[5:9])
+    reason = f"{lengths[-1]} tokens, over the limit of {limit} (as drafts {drafts}, as revisions {revisions})"
+    return TooLong(where, reason + why)
 
 
 def _shortened(renderer: Renderer, pair: Pair, six: list[TokenPair], limit: int) -> list[TokenPair] | Reject:
-    """The six of the pair with as little of its prompt cut as will do."""
+    """The six sequences with as little of the prompt cut as the limit needs."""
     prompt, now = pair.prompt, six
-    while longest_of(now) > limit:  # more than once where the cut text is tokenised into more than was left of it
+    while longest_of(now) > limit:  # repeats if the remaining text has more tokens than it had inside the whole text
         shorter = cut_oldest(renderer.tokenizer, prompt, longest_of(now) - limit)
         if shorter is None:
-            return _too_long(pair, six, limit, ", which cutting its prompt does not mend")
+            lengths = (0, 0, 0, *_lengths(six), longest_of(six))
+            return too_long(pair.where, lengths, limit, ", which cutting its prompt does not mend")
         prompt = shorter
         [(_, found)] = renderer.rendered([replace(pair, prompt=prompt)])
         if isinstance(found, Reject):
@@ -97,11 +124,11 @@ def _shortened(renderer: Renderer, pair: Pair, six: list[TokenPair], limit: int)
     return now
 
 
-def cut_oldest(tokenizer: Any, prompt: Prompt, tokens: int) -> Prompt | None:
-    """The prompt without the first so many tokens of what it says, at least; None if nothing would be left.
+def cut_oldest(tokenizer: Tokenizer, prompt: Prompt, tokens: int) -> Prompt | None:
+    """The prompt without the first `tokens` tokens of its text, or a few more; None if nothing would be left.
 
-    Of messages, system ones stay. One that is cut whole is left out, and so is what follows it up to the next of the
-    user's, since a conversation begins with the user.
+    System messages stay. A message that is cut whole is dropped together with all messages up to the next user
+    message, since a conversation begins with the user.
     """
     if isinstance(prompt, str):
         return _cut_text(tokenizer, prompt, tokens) or None
@@ -120,12 +147,96 @@ def cut_oldest(tokenizer: Any, prompt: Prompt, tokens: int) -> Prompt | None:
     return [*system, *rest] if rest else None
 
 
-def _count(tokenizer: Any, text: str) -> int:
+def _count(tokenizer: Tokenizer, text: str) -> int:
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _cut_text(tokenizer: Any, text: str, tokens: int) -> str:
-    """The text after its first so many tokens; a letter that is several tokens goes whole."""
+def _cut_text(tokenizer: Tokenizer, text: str, tokens: int) -> str:
+    """The text after its first `tokens` tokens; a letter of several tokens is cut whole."""
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    left = text[spans[tokens - 1][1] :] if tokens < len(spans) else ""
+    left: str = text[spans[tokens - 1][1] :] if tokens < len(spans) else ""
     return left if left.strip() else ""
+
+
+# ---------------------------------------------------------------------- pairs in store
+
+
+class StoredPairs:
+    """Renders pairs, except those that the store holds already.
+
+    Without truncation one store serves every length limit, for the limit is applied to the stored lengths.
+
+    Attributes:
+        tokenised: pairs rendered so far; a repeated pair may be found in the store instead.
+        store: the file of rendered pairs.
+
+    Args:
+        renderer: makes the six sequences.
+        max_length: longest sequence allowed, tokens; None allows any.
+        truncate: "none" or "prompt".
+        cache: folder of the file; None stores nothing.
+
+    Raises:
+        ConfigError: an unknown way to truncate, or a tokenizer that does not map tokens to places in the text.
+    """
+
+    def __init__(self, renderer: Renderer, *, max_length: int | None, truncate: str, cache: str | Path | None) -> None:
+        expect_truncate(renderer, truncate)
+        self.tokenised, self._renderer, self._limit, self._truncate = 0, renderer, max_length, truncate
+        cut = [truncate, max_length] if truncate != "none" else []
+        key = hashlib.sha256(json.dumps([VERSION, renderer.fingerprint, *cut]).encode()).hexdigest()
+        self.store = PairStore(Path(cache) / f"{key}.pairs" if cache else None)
+
+    def all(
+        self, pairs: Iterable[Pair], num_proc: int | None = None
+    ) -> Iterator[tuple[str, StoredPair, Reject | None]]:
+        """(place, rendered pair, reject or None) of each pair, in order."""
+        waiting: deque[tuple[str, bytes, StoredPair | None]] = deque()
+
+        def new() -> Iterator[Pair]:
+            for pair in pairs:  # read in another thread, so it changes nothing but the deque
+                digest = digest_of(pair)
+                known = self.store.get(digest)
+                waiting.append((pair.where, digest, known))
+                if known is None:
+                    yield pair
+
+        def known() -> Iterator[tuple[str, StoredPair, Reject | None]]:
+            while waiting and (found := waiting[0][2]) is not None:
+                yield self._limited(waiting.popleft()[0], found)
+
+        try:
+            for part in mapped(self._packed, new(), num_proc=num_proc):
+                for found in part:
+                    yield from known()
+                    where, digest, _ = waiting.popleft()
+                    self.tokenised += 1
+                    self.store.add(digest, found)
+                    yield self._limited(where, found)
+            yield from known()
+        finally:
+            self.store.close()
+
+    def _packed(self, pairs: list[Pair]) -> list[StoredPair]:
+        limit = self._limit if self._truncate != "none" else None
+        return [_stored(each) for each in fitted(self._renderer, pairs, max_length=limit, truncate=self._truncate)]
+
+    def _limited(self, where: str, found: StoredPair) -> tuple[str, StoredPair, Reject | None]:
+        if found.reason:
+            return where, found, REJECTS[found.kind](where, found.reason)
+        over = self._limit is not None and found.lengths[-1] - found.cut > self._limit
+        return where, found, too_long(where, found.lengths, self._limit) if over and self._limit else None
+
+
+def _stored(found: Fitted) -> StoredPair:
+    if isinstance(found.six, Reject):
+        kind, reason = type(found.six).__name__, found.six.reason
+        return StoredPair(found.lengths, 0, 0, array("i"), array("i"), kind, reason)
+    tree = PrefixTree.pack(found.six)
+    return StoredPair(found.lengths, sum(_lengths(found.six)), found.cut, array("i", tree.ids), tree.marks)
+
+
+def digest_of(pair: Pair) -> bytes:
+    """16 bytes that identify everything rendered of the pair."""
+    rendered = (pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs)
+    return hashlib.blake2b(json.dumps(rendered, sort_keys=True).encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""The same work over many chunks of pairs, in several processes, in order and in bounded memory."""
+"""One function over many chunks of pairs in several processes, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from itertools import islice
 from threading import Event, Semaphore
 from typing import Any, TypeVar
 
-CHUNK = 512  # pairs that travel together
-ALONE = 4 * CHUNK  # up to here starting processes takes longer than the work
+CHUNK = 512  # pairs sent to a process at once
+ALONE = 4 * CHUNK  # pairs; for fewer, starting processes takes longer than the work
 MOST = 8
 
 Item = TypeVar("Item")
@@ -21,8 +21,10 @@ _work: Callable[[list[Any]], Any]
 
 
 def processes(asked: int | None) -> int:
-    """How many to use: what is asked for, else one per core at hand and eight at most; 1 where a process cannot be
-    copied as it stands."""
+    """Number of processes: the number asked for, else one per available core and at most eight.
+
+    One where the system cannot fork a process.
+    """
     if sys.platform in ("darwin", "win32"):
         return 1
     return asked or min(MOST, len(os.sched_getaffinity(0)))
@@ -31,10 +33,10 @@ def processes(asked: int | None) -> int:
 def mapped(
     work: Callable[[list[Item]], Result], items: Iterable[Item], *, num_proc: int | None = None
 ) -> Iterator[Result]:
-    """`work` over chunks of items, in their order.
+    """Results of `work` over chunks of items, in order.
 
-    Workers are copies of this process, so that work may be any function, with whatever it holds on to. Only items and
-    results travel. An error in a worker is raised here.
+    Workers are forks of this process, so `work` may be any function with any state; only items and results are sent.
+    An error in a worker is raised here.
     """
     remaining = iter(items)
     head = list(islice(remaining, ALONE))
@@ -42,7 +44,7 @@ def mapped(
     if count == 1:
         yield from map(work, _chunks(_chained(head, remaining)))
         return
-    ahead, ended = Semaphore(3 * count), Event()  # imap would read all there is before the first result is taken
+    ahead, ended = Semaphore(3 * count), Event()  # imap alone would read every item before the first result
 
     def fed() -> Iterator[list[Item]]:
         for chunk in _chunks(_chained(head, remaining)):
@@ -54,14 +56,14 @@ def mapped(
     global _work
     _work = work
     before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of a copied process do not exist in the copy
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a fork has no threads of its parent
     try:
         with multiprocessing.get_context("fork").Pool(count) as pool:
             try:
                 for result in pool.imap(_call, fed()):
                     ahead.release()
                     yield result
-            finally:  # the pool's thread waits in `fed`, and leaving the pool would wait for it
+            finally:  # else the pool's thread waits in `fed` for ever
                 ended.set()
                 ahead.release()
     finally:

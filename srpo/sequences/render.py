@@ -1,30 +1,30 @@
-"""Pairs + tokenizer + revision template → token ids. The only owner of templates.
+"""Pairs, a tokenizer and a revision template → token ids.
 
-Training and revision both ask here, so they can never see different prompts. Answers are tokenised alone and appended
+Training and revision both render here, so they never see different prompts. Answers are tokenised alone and appended
 to the context ids, as generation does; the token that ends the model's turn belongs to the answer and is scored. Text
-that merely looks like a control token is encoded as text.
+that looks like a control token is encoded as text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from srpo.data.read import Pair, Prompt, PromptRow, Reject
+from srpo.data.read import ERRORS, Pair, Prompt, PromptRow, Refused, Reject
 from srpo.data.values import transcript
 from srpo.errors import DataError, TemplateError
-from srpo.sequences.chat_template import MARK, ChatTemplate, Guard
-from srpo.sequences.templates import PRESETS, TEMPLATE_FILE, RevisionTemplate, template_for
+from srpo.sequences.chat_template import MARK, ChatTemplate, ControlTokens
+from srpo.sequences.protocols import Options, Tokenizer
+from srpo.sequences.templates import RevisionTemplate, template_for
 from srpo.sequences.tree import TokenPair
 
-__all__ = ["PRESETS", "TEMPLATE_FILE", "Renderer", "RevisionTemplate", "options_of", "template_for"]
+__all__ = ["Renderer", "RevisionTemplate", "options_of", "template_for"]
 
-CHUNK = 512
-Options = Mapping[str, Any]
+CHUNK = 512  # pairs tokenised in one call
 
 
 class Renderer:
@@ -32,12 +32,12 @@ class Renderer:
 
     Args:
         tokenizer: a transformers tokenizer; with a chat template prompts become turns, without one they stay text.
-        template: how a draft is shown; None takes `quote` for a tokenizer with a chat template and `plain` without,
-            and `renderer.template.name` says which.
+        template: the request for a revision; None takes `quote` for a tokenizer with a chat template and `plain` for
+            one without, and `renderer.template.name` is the choice.
 
     Raises:
-        TemplateError: the template's form does not fit the tokenizer, it was saved with another tokenizer, or the
-            tokenizer has no token to end an answer.
+        TemplateError: the template's form does not fit the tokenizer, the template was saved with another tokenizer,
+            or the tokenizer has no token to end an answer.
 
     Example:
         >>> from srpo.tasks.carry import TEMPLATE, carry_tokenizer
@@ -46,74 +46,73 @@ class Renderer:
         '<bos>12+34=046?'
     """
 
-    def __init__(self, tokenizer: Any, template: RevisionTemplate | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: RevisionTemplate | None = None) -> None:
         self.tokenizer = tokenizer
         chat = bool(tokenizer.chat_template)
         self.template = template or RevisionTemplate.preset("quote" if chat else "plain")
         if (self.template.form == "text") == chat:
             has = "a" if chat else "no"
-            fix = "use --revision_template " + ("quote or turn" if chat else "plain")
             raise TemplateError(
                 f"its form is {self.template.form!r} but the tokenizer has {has} chat template",
                 where=f"revision template {self.template.name!r}",
-                fix=fix,
+                fix="use --revision_template " + ("quote or turn" if chat else "plain"),
             )
-        self._guard = Guard(tokenizer)
+        self._control = ControlTokens(tokenizer)
         self.chat = self._chat_template() if chat else None
         self.terminator = self._terminator()
-        self._expect_what_was_saved()
+        self._expect_same_tokenizer()
 
     def _chat_template(self) -> ChatTemplate:
         try:
-            return ChatTemplate(self.tokenizer, self._guard)
-        except TemplateError as error:  # which tokenizer it was, it does not know
+            return ChatTemplate(self.tokenizer, self._control)
+        except TemplateError as error:
             where = str(self.tokenizer.name_or_path)
             raise TemplateError(error.what, where=where, expected=error.expected, fix=error.fix) from None
 
     # ------------------------------------------------------------------ contexts and answers
 
     def draft(self, prompt: Prompt, options: Options | None = None) -> list[int]:
-        """Ids the model drafts from."""
-        return self._encode([self._draft_text(prompt, options)])[0]
+        """Ids of the context that the model drafts from."""
+        return self.drafts([prompt], [options])[0]
 
     def revision(self, prompt: Prompt, draft: str, options: Options | None = None) -> list[int]:
-        """Ids the model revises `draft` from."""
-        return self._encode([self._revision_text(prompt, draft, options)])[0]
+        """Ids of the context that the model revises `draft` from."""
+        return self.revisions([prompt], [draft], [options])[0]
 
     def answer(self, text: str) -> list[int]:
         """Ids of an answer, its terminator included."""
         return self.answers([text])[0]
 
     def drafts(self, prompts: Sequence[Prompt], options: Sequence[Options | None] | None = None) -> list[list[int]]:
-        """`draft` for many prompts at once.
+        """`draft` for many prompts.
 
         Args:
-            options: for the chat template, one mapping per prompt: `tools`, and whatever else it reads.
+            options: for the chat template, one mapping per prompt: `tools`, and any other variable that it reads.
         """
         given = options or [None] * len(prompts)
-        return self._encode([self._draft_text(*each) for each in zip(prompts, given, strict=True)])
+        return self._encode([self._context(prompt, None, each) for prompt, each in zip(prompts, given, strict=True)])
 
     def revisions(
         self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
     ) -> list[list[int]]:
-        """`revision` for many prompts at once."""
+        """`revision` for many prompts."""
         given = options or [None] * len(prompts)
-        return self._encode([self._revision_text(*each) for each in zip(prompts, drafts, given, strict=True)])
+        return self._encode([self._context(*each) for each in zip(prompts, drafts, given, strict=True)])
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """`answer` for many texts at once."""
-        return [[*row, self.terminator] for row in self._ids([self._guard.answer(text) for text in texts])]
+        """`answer` for many texts."""
+        return [[*row, self.terminator] for row in self._ids([self._control.marked_answer(text) for text in texts])]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of answer ids, up to where the model ended its turn.
+        """The text of an answer's ids, up to the end of the model's turn.
 
-        Thinking that ends in a special token leaves no trace of its end in a text, so it goes, as in the template.
+        A special token leaves no trace in the text. Thinking that ends in one is dropped, as in the chat template.
         """
-        ids = list(ids)
         stops = [i for i, token in enumerate(ids) if token in self.stop_ids]
-        ids = ids[: stops[0]] if stops else ids
+        ids = list(ids[: stops[0]] if stops else ids)
         thought = [i for i, token in enumerate(ids) if token in self._thinking_ids]
-        return self.tokenizer.decode(ids[thought[-1] + 1 :] if thought else ids, skip_special_tokens=True)
+        text: str = self.tokenizer.decode(ids[thought[-1] + 1 :] if thought else ids, skip_special_tokens=True)
+        return text
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -122,8 +121,10 @@ class Renderer:
 
     @cached_property
     def _thinking_ids(self) -> tuple[int, ...]:
-        ends = [end for end in self.chat.thinking_ends if end in self._guard.special] if self.chat else []
+        ends = [end for end in self.chat.thinking_ends if end in self._control.special] if self.chat else []
         return tuple(self.tokenizer.convert_tokens_to_ids(ends))
+
+    # ------------------------------------------------------------------ six sequences
 
     def six(self, pair: Pair) -> list[TokenPair]:
         """The six (context ids, answer ids) of a pair, in the order of `SixLogps`."""
@@ -133,55 +134,51 @@ class Renderer:
         """`six` for many pairs, tokenised in batches.
 
         Raises:
-            DataError: a pair has no token to score its answer at, or its prompt ends in another turn than the user's.
-            TemplateError: the chat template refuses a conversation; says which row it is.
+            DataError: a pair has no token to score its answer at, or its prompt does not end with the user's message.
+            TemplateError: the chat template rejects a conversation; the error names the row.
         """
         for pair, six in self.rendered(pairs):
             if isinstance(six, Reject):
-                raise (TemplateError if "chat template" in six.reason else DataError)(six.reason, where=pair.where)
+                raise ERRORS.get(type(six), DataError)(six.reason, where=pair.where)
             yield six
 
     def rendered(self, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, list[TokenPair] | Reject]]:
-        """Each pair with its six, or with the reason why it has none; reads ahead by one batch."""
+        """Each pair with its six sequences, or with the reason why it has none; reads ahead by one batch."""
         remaining = iter(pairs)
         while chunk := list(islice(remaining, CHUNK)):
-            found = [self._texts(pair) for pair in chunk]
-            texts = [text for each in found if not isinstance(each, Reject) for text in each]
-            contexts = iter(self._encode(texts))
+            texts = [self._contexts(pair) for pair in chunk]
+            contexts = iter(self._encode([text for each in texts if not isinstance(each, Reject) for text in each]))
             answers = iter(self.answers([text for pair in chunk for text in (pair.chosen, pair.rejected)]))
-            for pair, each in zip(chunk, found, strict=True):
+            for pair, each in zip(chunk, texts, strict=True):
                 w, l = next(answers), next(answers)
                 if isinstance(each, Reject):
                     yield pair, each
                     continue
                 x, xw, xl = next(contexts), next(contexts), next(contexts)
                 if not x:
-                    yield pair, Reject(pair.where, _NO_BOS)
+                    yield pair, Reject(pair.where, "the prompt is empty and the tokenizer has no BOS token")
                 else:
                     pieces = ((x, w), (x, l), (xw, w), (xw, l), (xl, w), (xl, l))
                     yield pair, [TokenPair(context, answer) for context, answer in pieces]
 
-    def _texts(self, pair: Pair) -> tuple[str, str, str] | Reject:
-        """The draft context, and the revision contexts of the chosen and of the rejected answer."""
+    def _contexts(self, pair: Pair) -> list[str] | Reject:
+        """The texts of the draft's context and of the revisions of the chosen and of the rejected answer."""
         try:
             self.expect_shown(pair)
             options = options_of(pair)
-            return (
-                self._draft_text(pair.prompt, options),
-                self._revision_text(pair.prompt, pair.chosen, options),
-                self._revision_text(pair.prompt, pair.rejected, options),
-            )
+            return [self._context(pair.prompt, draft, options) for draft in (None, pair.chosen, pair.rejected)]
         except (DataError, TemplateError) as error:
-            if str(error).startswith("revision template"):  # its own fault, not the row's
+            if self._is_ours(error, pair):
                 raise
-            return Reject(pair.where, str(error).removeprefix(f"{pair.where}: "))
+            reject = Refused if isinstance(error, TemplateError) else Reject
+            return reject(pair.where, str(error).removeprefix(f"{pair.where}: "))
 
     def expect_shown(self, row: Pair | PromptRow) -> None:
-        """Whether the chat template takes the row, and what the row hands to it comes to the model's eyes.
+        """Checks that the chat template accepts the row, and that the model sees everything in it.
 
         Raises:
-            DataError: there is no chat template, or it shows no tools and the row has some.
-            TemplateError: the chat template refuses the prompt.
+            DataError: the row has tools or options, and the tokenizer has no chat template or the template no tools.
+            TemplateError: the chat template rejects the prompt.
         """
         options = options_of(row)
         if self.chat is None:
@@ -190,45 +187,49 @@ class Renderer:
                 raise DataError(problem, where=row.where)
             return
         if isinstance(row, Pair) and not row.tools:
-            return  # its contexts are rendered next, and tell
+            return  # its contexts are rendered next, which fails in the same way
         shown = self._shown(row, options)
         if row.tools and shown == self._shown(row, row.chat_template_kwargs):
             raise DataError("the chat template shows no tools, and the row has some", where=row.where)
 
     def _shown(self, row: Pair | PromptRow, options: Options | None) -> str:
-        """The text a draft is made from; whatever refuses the row names it, and whose template it is."""
+        """The text of the draft's context; errors name the row and the tokenizer."""
         try:
-            return self._draft_text(row.prompt, options)
+            return self._context(row.prompt, None, options)
         except (DataError, TemplateError) as error:
-            if error.where:  # the revision template's own fault, not the row's
+            if self._is_ours(error, row):
                 raise
-            whose = self.tokenizer.name_or_path
-            fix = f"change the row or leave it out; the template is that of {whose}" if whose else error.fix
+            source = self.tokenizer.name_or_path
+            fix = f"change the row or leave it out; the template is that of {source}" if source else error.fix
             raise type(error)(error.what, where=row.where, expected=error.expected, fix=fix) from None
+
+    @staticmethod
+    def _is_ours(error: DataError | TemplateError, row: Pair | PromptRow) -> bool:
+        """True for an error that names another place than the row: the revision template is at fault, not the row."""
+        return error.where not in ("", row.where)
 
     # ------------------------------------------------------------------ identity
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over everything that decides which ids a row becomes: template, tokenizer, chat template."""
-        parts = [self.template.identity(), self.tokenizer.chat_template, *self._vocabulary]
-        return _sha256(parts)
+        """sha256 over everything that decides a row's ids: revision template, tokenizer, chat template."""
+        return _sha256([self.template.identity(), self.tokenizer.chat_template, *self._vocabulary])
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """sha256 over everything that decides which ids a text becomes."""
+        """sha256 over everything that decides a text's ids."""
         return _sha256(self._vocabulary)
 
     @cached_property
     def _vocabulary(self) -> list[Any]:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
-            state = sorted(self.tokenizer.get_vocab().items())
-        else:  # padding and truncation are left over from the tokenizer's last call, and have no part in ours
+            state: Any = sorted(self.tokenizer.get_vocab().items())
+        else:  # padding and truncation are left over from the tokenizer's last call, and change no id here
             state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
-        return [state, self._guard.control, [self._text_bos, self._lone_bos, *self.stop_ids]]
+        return [state, self._control.control, [self._text_bos, self._lone_bos, *self.stop_ids]]
 
-    def _expect_what_was_saved(self) -> None:
+    def _expect_same_tokenizer(self) -> None:
         saved = self.template.sha256
         if saved and saved != self.fingerprint:
             raise TemplateError(
@@ -240,58 +241,53 @@ class Renderer:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What the chat template does that one would not expect, a clause each."""
+        """Unexpected habits of the chat template, a clause each."""
         return self.chat.notes if self.chat else []
 
     # ------------------------------------------------------------------ text
 
-    def _draft_text(self, prompt: Prompt, options: Options | None = None) -> str:
+    def _context(self, prompt: Prompt, draft: str | None, options: Options | None = None) -> str:
+        """The text of a draft's context, or of a revision's where a draft is given."""
+        marked = self._control.marked
         if self.chat is None:
-            return self._filled(self._guard.content(transcript(prompt)))
-        turns = self.chat.turns(prompt)
-        if self.template.form == "quote":
-            turns[-1]["content"] = self._filled(turns[-1]["content"])
-        return self.chat.render(turns, self._options(options))
+            text = marked(transcript(prompt))
+            return self._filled(text) if draft is None else self._filled(text, draft)
+        turns = self.template.asking(
+            self.chat.turns(prompt),
+            None if draft is None else self.chat.shown(draft),
+            fill=self._filled,
+            own=self._control.marked_answer,
+        )
+        given = self._control.marked_value({**self.template.chat_template_kwargs, **(options or {})})
+        return self.chat.render(turns, given)
 
-    def _revision_text(self, prompt: Prompt, draft: str, options: Options | None = None) -> str:
-        if self.chat is None:
-            return self._filled(self._guard.content(transcript(prompt)), self._guard.answer(draft))
-        turns, draft = self.chat.turns(prompt), self.chat.shown(draft)
-        asked = turns[-1]["content"]
-        if self.template.form == "quote":
-            turns[-1]["content"] = self._filled(asked, self._guard.content(draft))
-        else:
-            turns.append({"role": "assistant", "content": self._guard.answer(draft)})
-            turns.append({"role": "user", "content": self._filled(asked, self._guard.content(draft))})
-        return self.chat.render(turns, self._options(options))
+    def _filled(self, prompt: str, *draft: str) -> str:
+        """The text that asks for a draft, or for a revision where a draft is given.
 
-    def _filled(self, *given: str) -> str:
-        """The text of a draft's prompt, or of a revision's where a draft is given too. Where one of them meets the
-        other, or the template, they may make a control token that neither holds; then, and only then, marks go between.
+        Args:
+            prompt: its control tokens marked.
+            draft: as it was written.
+
+        Prompt, draft and template may complete a control token where they meet. Only then marks separate them, since
+        tokenisers merge across these borders otherwise.
         """
-        fill = self.template.fill_revision if len(given) > 1 else self.template.fill_draft
-        text = fill(*given)
+        given = (prompt, *map(self._control.marked, draft))
+        text = self.template.fill(*given)
         half = any(each.endswith(MARK[0]) or each.startswith(MARK[1]) for each in given)
-        made = [token for token in self._guard.held(text) if token != MARK]
-        if not half and not made:
-            return text
+        made = [token for token in self._control.found_in(text) if token != MARK]
         if half or any(text.count(token) > self._own[len(given)].count(token) for token in made):
-            return fill(*(f"{MARK}{each}{MARK}" for each in given))
+            return self.template.fill(*(f"{MARK}{each}{MARK}" for each in given))
         return text
 
     @cached_property
     def _own(self) -> dict[int, str]:
-        """What the template writes around a prompt, and around a prompt and a draft."""
-        return {1: self.template.fill_draft("p"), 2: self.template.fill_revision("p", "d")}
-
-    def _options(self, options: Options | None) -> Options:
-        found: Options = self._guard.within({**self.template.chat_template_kwargs, **(options or {})})
-        return found
+        """The template's own text around a prompt, and around a prompt and a draft."""
+        return {1: self.template.fill("p"), 2: self.template.fill("p", "d")}
 
     # ------------------------------------------------------------------ ids
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of contexts; text marked by the guard goes in pieces, so that none holds a whole control token."""
+        """Ids of contexts, with BOS where the tokenizer starts a text with one."""
         bos = self._text_bos
         rows = self._ids(texts)
         if self.template.form == "text":
@@ -299,6 +295,7 @@ class Renderer:
         return [row or list(bos) or self._lone_bos for row in rows]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts, each encoded in pieces between marks, so that no piece holds a whole control token."""
         if not texts:
             return []
         pieces = [text.split(MARK) for text in texts]
@@ -308,14 +305,18 @@ class Renderer:
 
     def _encoded(self, texts: list[str]) -> list[list[int]]:
         if not self._plainly_fast:
-            return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        self.tokenizer("", add_special_tokens=False)  # takes back padding and truncation that a caller may have set
-        quick = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)[
+                "input_ids"
+            ]
+            return ids
+        self.tokenizer("", add_special_tokens=False)  # resets padding and truncation that a caller may have set
+        backend: Any = self.tokenizer
+        quick = backend.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [each.ids for each in quick]
 
     @cached_property
     def _plainly_fast(self) -> bool:
-        """Whether the library below may be asked at once, without the offsets that nobody here reads."""
+        """Whether the tokenizers library can be called directly, which leaves out offsets that nothing reads."""
         from transformers import PreTrainedTokenizerFast
 
         encode = getattr(type(self.tokenizer), "_encode_plus", None)
@@ -323,8 +324,8 @@ class Renderer:
 
     @cached_property
     def _text_bos(self) -> list[int]:
-        """[BOS] when the tokenizer itself starts a text with one, else []; chat templates bring their own."""
-        first = self.tokenizer("a")["input_ids"][:1]
+        """[BOS] if the tokenizer starts a text with it, else []; chat templates write their own."""
+        first: list[int] = self.tokenizer("a")["input_ids"][:1]
         return first if first and first[0] == self.tokenizer.bos_token_id else []
 
     @property
@@ -332,7 +333,7 @@ class Renderer:
         return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
 
     def _terminator(self) -> int:
-        """The id that ends an answer: what the chat template puts after one, else the end-of-sequence token."""
+        """The id that ends an answer: the chat template's token after an answer, else the end-of-sequence token."""
         if self.chat is not None and self.chat.terminator is not None:
             return int(self.tokenizer.convert_tokens_to_ids(self.chat.terminator))
         if self.tokenizer.eos_token_id is None:
@@ -341,11 +342,8 @@ class Renderer:
         return int(self.tokenizer.eos_token_id)
 
 
-_NO_BOS = "the prompt is empty and the tokenizer has no BOS token"
-
-
 def options_of(row: Pair | PromptRow) -> Options | None:
-    """What a row hands to the chat template beside its messages: `tools`, and its `chat_template_kwargs`."""
+    """A row's own variables for the chat template: `tools`, and its `chat_template_kwargs`; None without any."""
     tools = {"tools": row.tools} if row.tools else {}
     return {**tools, **(row.chat_template_kwargs or {})} or None
 

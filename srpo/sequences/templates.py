@@ -1,11 +1,13 @@
-"""Revision templates: how a prompt is put to the model, alone and together with a draft to revise.
+"""Revision templates: the texts that ask a model for a draft, and for a revision of a draft.
 
-Presets by name, a user's own from a `.jinja` file of two blocks, and the one saved with a model from its folder.
+A template is a preset by name, a user's own `.jinja` file of two blocks, or the template saved in a model's folder.
+`RevisionTemplate.asking` builds the messages of both requests; every renderer takes them from there.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +17,8 @@ import jinja2
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from srpo.errors import InputError, TemplateError, did_you_mean
+from srpo.data.values import Message, Prompt
+from srpo.errors import DataError, InputError, TemplateError, did_you_mean
 
 TEMPLATE_FILE = "revision_template.json"
 FORMS = ("text", "quote", "turn")
@@ -27,26 +30,25 @@ _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_tr
 
 @lru_cache(maxsize=64)
 def _compiled(source: str) -> jinja2.Template:
-    """Jinja compiles anew at every `from_string`, which takes as long as tokenising a row."""
+    """Jinja's own `from_string` compiles on every call, which takes as long as tokenising a row."""
     return _JINJA.from_string(source)
 
 
 @dataclass(frozen=True)
 class RevisionTemplate:
-    """How a prompt is put to the model, alone and together with a draft to revise.
+    """The request for a draft and the request for a revision, as Jinja.
 
     Attributes:
-        name: the preset's name, or the file it came from.
-        form: what the Jinja texts make. "text": the whole context, for models without a chat template. "quote": the
-            last user turn, the draft quoted inside it. "turn": the user turn that follows the draft, which stands as
-            the assistant's own turn before it.
+        name: the preset's name, or the name of its file.
+        form: the part of the context that the Jinja texts make. "text": the whole context, for models without a chat
+            template. "quote": the last user turn, with the draft quoted inside it. "turn": the user turn after the
+            draft, which is the assistant's own turn.
         draft: Jinja over `prompt`; if it has a block named `draft`, that block alone.
         revision: Jinja over `prompt` and `draft`; if it has a block named `revision`, that block alone.
         chat_template_kwargs: options of the tokenizer's chat template, such as `{"enable_thinking": False}`; a row's
-            own win over them.
-        assumes: what has to hold for it to fit, in words; "" where nothing has been said.
-        sha256: the renderer's fingerprint when the template was saved with a model, "" otherwise; has no part in
-            equality.
+            own options override them.
+        assumes: a sentence on the prompts and models that the template fits; "" for a user's own.
+        sha256: the renderer's fingerprint when the template was saved with a model, "" otherwise; ignored by `==`.
 
     Example:
         >>> RevisionTemplate.preset("plain").fill_revision("Q: 2+2? A:", " 5")
@@ -70,15 +72,44 @@ class RevisionTemplate:
             except jinja2.TemplateSyntaxError as error:
                 raise TemplateError(f"{part} is not Jinja: {error}", where=self.name) from None
 
+    def asking(
+        self,
+        turns: list[Message],
+        draft: str | None = None,
+        *,
+        fill: Callable[..., str] | None = None,
+        own: Callable[[str], str] = str,
+    ) -> list[Message]:
+        """The conversation that asks for a draft, or for a revision of `draft`; `turns` stay unchanged.
+
+        Args:
+            turns: the prompt, its last message from the user.
+            fill: makes a request's text from the prompt, and the draft if one is given; `fill` below by default.
+            own: makes the assistant turn of the form "turn" from the draft.
+        """
+        given = (turns[-1]["content"],) if draft is None else (turns[-1]["content"], draft)
+        if self.form != "turn":
+            return [*turns[:-1], {**turns[-1], "content": (fill or self.fill)(*given)}]
+        if draft is None:
+            return [*turns]
+        request = {"role": "user", "content": (fill or self.fill)(*given)}
+        return [*turns, {"role": "assistant", "content": own(draft)}, request]
+
     def fill_draft(self, prompt: str) -> str:
         """The text that asks for a draft."""
-        return self._fill("draft", prompt=prompt)
+        return self.fill(prompt)
 
     def fill_revision(self, prompt: str, draft: str) -> str:
         """The text that asks for a revision of `draft`."""
-        return self._fill("revision", prompt=prompt, draft=draft)
+        return self.fill(prompt, draft)
 
-    def _fill(self, part: str, **texts: str) -> str:
+    def fill(self, prompt: str, *draft: str) -> str:
+        """The text that asks for a draft, or for a revision where a draft is given.
+
+        Raises:
+            TemplateError: the Jinja fails on these texts.
+        """
+        part, texts = ("revision", {"prompt": prompt, "draft": draft[0]}) if draft else ("draft", {"prompt": prompt})
         try:
             template = _compiled(getattr(self, part))
             if block := template.blocks.get(part):
@@ -88,28 +119,28 @@ class RevisionTemplate:
             raise TemplateError(str(error), where=f"revision template {self.name!r}") from None
 
     def identity(self) -> dict[str, Any]:
-        """What decides which text comes out, and the name."""
+        """The name and everything that decides the text."""
         return {part: getattr(self, part) for part in ("name", "form", "draft", "revision", "chat_template_kwargs")}
 
     @classmethod
     def preset(cls, name: str) -> RevisionTemplate:
-        """A template by name.
+        """The preset of that name.
 
         Raises:
-            TemplateError: there is no such preset.
+            TemplateError: no such preset.
         """
-        if name not in PRESETS:
-            fix = did_you_mean(name, PRESETS)
-            expected = "a file, or one of " + ", ".join(PRESETS)
+        if name not in REVISION_PRESETS:
+            fix = did_you_mean(name, REVISION_PRESETS)
+            expected = "a file, or one of " + ", ".join(REVISION_PRESETS)
             raise TemplateError(f"no preset {name!r}", expected=expected, fix=fix)
-        return PRESETS[name]
+        return REVISION_PRESETS[name]
 
     @classmethod
     def load(cls, path: str | Path) -> RevisionTemplate:
-        """The template in a `.jinja` file of two blocks, in a JSON file, or beside a saved model in its folder.
+        """The template in a `.jinja` file of two blocks, in a JSON file, or in a saved model's folder.
 
         Raises:
-            InputError: there is none.
+            InputError: no such file, or no permission to read it.
             TemplateError: the file is not a revision template.
         """
         file = Path(path) / TEMPLATE_FILE if Path(path).is_dir() else Path(path)
@@ -123,7 +154,7 @@ class RevisionTemplate:
             template = cls(name, form, draft, revision, dict(row.get("chat_template_kwargs", {})))
             return replace(template, assumes=str(row.get("assumes", "")), sha256=str(row.get("sha256", "")))
         except FileNotFoundError:
-            fix = f"name one with --revision_template ({', '.join(PRESETS)} or a file)"
+            fix = f"name one with --revision_template ({', '.join(REVISION_PRESETS)} or a file)"
             raise InputError("no revision template", where=str(file), fix=fix) from None
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", where=str(file)) from None
@@ -132,37 +163,49 @@ class RevisionTemplate:
             raise TemplateError("not a revision template", where=str(file), expected=expected) from None
 
     def save(self, folder: str | Path, fingerprint: str = "") -> None:
-        """Writes the template beside a model; `load` reads it back.
+        """Writes the template into a model's folder, for `load`.
 
         Args:
-            fingerprint: the renderer's, so that a later mismatch of tokenizer can be seen.
+            fingerprint: the renderer's, which shows later that the tokenizer has changed.
         """
         row = {"format": 1, **asdict(self), "sha256": fingerprint}
         (Path(folder) / TEMPLATE_FILE).write_text(json.dumps(row, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
 def template_for(model: str, asked: str | None) -> RevisionTemplate | None:
-    """The template to use with a model: the one asked for by preset or file name, else the one saved with it, else
-    None, which leaves the choice to `Renderer`.
+    """The template for a model: the preset or file `asked` for, else the one saved with the model, else None.
 
-    One that is asked for is taken as it is. The one saved with a model carries the hash of what it was saved with, and
-    `Renderer` refuses any other tokenizer.
+    With None, `Renderer` chooses. A template asked for by name is used with any tokenizer. A template saved with the
+    model holds the renderer's fingerprint, and `Renderer` rejects any other tokenizer.
 
     Raises:
-        TemplateError: neither a preset nor a file.
+        TemplateError: `asked` is neither a preset nor a file.
     """
     if asked is not None:
-        if asked not in PRESETS and (Path(asked).exists() or Path(asked).suffix):
+        if asked not in REVISION_PRESETS and (Path(asked).exists() or Path(asked).suffix):
             return replace(RevisionTemplate.load(asked), sha256="")
         return RevisionTemplate.preset(asked)
     return RevisionTemplate.load(model) if model and (Path(model) / TEMPLATE_FILE).is_file() else None
 
 
-def _settings(source: str, file: Path) -> dict[str, Any]:
-    """What a `.jinja` file sets outside its blocks, once it is known to have both and a form.
+def conversation(prompt: Prompt) -> list[Message]:
+    """The prompt as messages that end with the user's; text becomes one user message.
 
     Raises:
-        TemplateError: it is not Jinja, or lacks a block or the form.
+        DataError: the last message is not the user's, or there is no message.
+    """
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not turns or turns[-1]["role"] != "user":
+        last = f"ends in a message of role {turns[-1]['role']!r}" if turns else "has no message"
+        raise DataError(f"the prompt {last}", expected="a user message last")
+    return turns
+
+
+def _settings(source: str, file: Path) -> Mapping[str, Any]:
+    """The constants that a `.jinja` file sets outside its blocks.
+
+    Raises:
+        TemplateError: the file is not Jinja, or lacks a block or the form.
     """
     try:
         tree = _JINJA.parse(source)
@@ -177,19 +220,19 @@ def _settings(source: str, file: Path) -> dict[str, Any]:
         if isinstance(line, nodes.Assign) and isinstance(line.target, nodes.Name) and isinstance(line.node, nodes.Expr):
             try:
                 found[line.target.name] = line.node.as_const()
-            except nodes.Impossible:  # not a value but a calculation
+            except nodes.Impossible:  # a calculation, not a constant
                 continue
     if not isinstance(found.get("form"), str):
         expected = '{% set form = "quote" %}, or "turn" or "text"'
-        raise TemplateError("does not say what its blocks make", where=str(file), expected=expected)
+        raise TemplateError("no form is set", where=str(file), expected=expected)
     if not isinstance(found.get("chat_template_kwargs", {}), dict):
         expected = '{% set chat_template_kwargs = {"enable_thinking": false} %}'
-        raise TemplateError("chat_template_kwargs is no mapping", where=str(file), expected=expected)
+        raise TemplateError("chat_template_kwargs is not a mapping", where=str(file), expected=expected)
     return found
 
 
 def _summary(first: str, fields: str, example: str) -> tuple[str, str]:
-    """The paper's two prompts: a first sentence, the fields of the row, the draft as one more field, then "TL;DR:"."""
+    """The paper's two prompts: a first sentence, the row's fields, the draft as another field, then "TL;DR:"."""
     source = '{% set given = (prompt | trim).removesuffix("TL;DR:") | trim %}'
     ask = f"Write a both precise and concise summary of the contents of the {first.split()[-1]}."
     head = f"Below is {first} and the corresponding {fields}"
@@ -198,7 +241,7 @@ def _summary(first: str, fields: str, example: str) -> tuple[str, str]:
     return draft, f"{source}{head}, and {example}. {ask}\n\n{shown}"
 
 
-PRESETS = {
+REVISION_PRESETS = {
     template.name: template
     for template in (
         RevisionTemplate(

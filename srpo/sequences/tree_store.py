@@ -1,30 +1,29 @@
-"""Many prefix trees in four arrays: 4 bytes a token, where a tuple of numbers takes 36."""
+"""Many prefix trees in four arrays (4 bytes a token, a tuple needs 36), and the file of rendered pairs."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import sys
+import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 from srpo.sequences.tree import Answer, Chain, PrefixTree, content_of
 
-KEPT_FROM = 1_000  # pairs; fewer are tokenised in less time than it takes to find them kept
-COLUMNS = {"ids": "i", "id_ends": "q", "marks": "i", "mark_ends": "q"}  # 4 bytes, and 8 where 4 may not do
+STORED_FROM = 1_000  # pairs; tokenising fewer takes less time than reading them from a file
+COLUMNS = {"ids": "i", "id_ends": "q", "marks": "i", "mark_ends": "q"}  # 4 bytes, or 8 for ends beyond 2³¹
 
 
 class TreeStore(Sequence[PrefixTree]):
-    """A sequence of prefix trees, each made anew when it is asked for.
+    """A sequence of prefix trees, each rebuilt on access.
 
     Attributes:
         ids: token ids of all trees, one after the other.
-        id_ends: where each tree's ids end.
-        marks: of each tree how many chains it has, their four numbers each, then two for each answer.
-        mark_ends: where each tree's marks end.
+        id_ends: the end of each tree's ids.
+        marks: for each tree its number of chains, four numbers per chain, then two per answer.
+        mark_ends: the end of each tree's marks.
 
     Example:
         >>> tree = PrefixTree.pack([([1, 2], [3]), ([1, 2], [4])])
@@ -38,22 +37,18 @@ class TreeStore(Sequence[PrefixTree]):
 
     @classmethod
     def of(cls, trees: Iterable[PrefixTree]) -> TreeStore:
-        """These trees."""
+        """A store of these trees."""
         store = cls()
         for tree in trees:
-            store.ids.extend(tree.ids)
-            store.marks.extend(tree.marks)
-            store.id_ends.append(len(store.ids))
-            store.mark_ends.append(len(store.marks))
+            store.add(tree.ids, tree.marks)
         return store
 
-    def extend(self, other: TreeStore) -> None:
-        """Takes up the trees of another store after its own."""
-        ids, marks = len(self.ids), len(self.marks)
-        self.ids.extend(other.ids)
-        self.marks.extend(other.marks)
-        self.id_ends.extend(ids + end for end in other.id_ends)
-        self.mark_ends.extend(marks + end for end in other.mark_ends)
+    def add(self, ids: Iterable[int], marks: Iterable[int]) -> None:
+        """Appends a tree by its ids and its `PrefixTree.marks`."""
+        self.ids.extend(ids)
+        self.marks.extend(marks)
+        self.id_ends.append(len(self.ids))
+        self.mark_ends.append(len(self.marks))
 
     @property
     def packed_tokens(self) -> int:
@@ -62,62 +57,24 @@ class TreeStore(Sequence[PrefixTree]):
 
     @property
     def flat_tokens(self) -> int:
-        """Tokens that their sequences would take unshared."""
+        """Tokens of all their sequences, unshared."""
         return sum(tree.flat_tokens for tree in self)
 
     def content(self, index: int) -> bytes:
-        """`PrefixTree.content` of one of them, without making the tree."""
+        """`PrefixTree.content` of one tree, without building it."""
         return content_of(*self._parts(index))
 
     def size(self, index: int) -> int:
-        """Tokens of one of them."""
+        """Tokens of one tree."""
         return self.id_ends[index] - (self.id_ends[index - 1] if index else 0)
 
     def digest(self) -> str:
-        """sha256 of the trees, in their order."""
+        """sha256 of the trees in order."""
         found = hashlib.sha256()
         for name in COLUMNS:
             column: array[int] = getattr(self, name)
             found.update(f"{name} {len(column)}\n".encode() + column.tobytes())
         return found.hexdigest()
-
-    def save(self, file: Path, note: str = "") -> None:
-        """Writes the trees and a note; the file appears whole or not at all."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        columns = {name: getattr(self, name).tobytes() for name in COLUMNS}
-        head = {"byteorder": sys.byteorder, "note": note, "bytes": {name: len(each) for name, each in columns.items()}}
-        unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-        try:
-            with unfinished.open("wb") as out:
-                out.write(json.dumps(head).encode() + b"\n")
-                for each in columns.values():
-                    out.write(each)
-            unfinished.replace(file)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, file: Path) -> tuple[TreeStore, str] | None:
-        """The trees and the note in a file; None when it is missing or torn."""
-        store = cls()
-        try:
-            with file.open("rb") as read:
-                head = json.loads(read.readline())
-                for name in COLUMNS:
-                    data = read.read(head["bytes"][name])
-                    if len(data) != head["bytes"][name]:
-                        return None
-                    getattr(store, name).frombytes(data)
-                if read.read(1) or head["byteorder"] != sys.byteorder:
-                    return None
-            note = str(head["note"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        whole = len(store.id_ends) == len(store.mark_ends) and all(
-            len(each) == (ends[-1] if ends else 0)
-            for each, ends in ((store.ids, store.id_ends), (store.marks, store.mark_ends))
-        )
-        return (store, note) if whole else None
 
     def __len__(self) -> int:
         return len(self.id_ends)
@@ -129,11 +86,7 @@ class TreeStore(Sequence[PrefixTree]):
     def __getitem__(self, index: int | slice) -> PrefixTree | list[PrefixTree]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        ids, marks = self._parts(range(len(self))[index])
-        count, *numbers = marks.tolist()
-        chains = tuple(Chain(*numbers[i : i + 4]) for i in range(0, 4 * count, 4))
-        answers = tuple(Answer(*numbers[i : i + 2]) for i in range(4 * count, len(numbers), 2))
-        return PrefixTree(tuple(ids), chains, answers)
+        return tree_of(*self._parts(range(len(self))[index]))
 
     def _parts(self, at: int) -> tuple[array[int], array[int]]:
         ids = self.ids[self.id_ends[at - 1] if at else 0 : self.id_ends[at]]
@@ -150,8 +103,112 @@ class TreeStore(Sequence[PrefixTree]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def tree_of(ids: array[int], marks: array[int]) -> PrefixTree:
+    """The tree of these ids and `PrefixTree.marks`."""
+    count, *numbers = marks.tolist()
+    chains = tuple(Chain(*numbers[i : i + 4]) for i in range(0, 4 * count, 4))
+    answers = tuple(Answer(*numbers[i : i + 2]) for i in range(4 * count, len(numbers), 2))
+    return PrefixTree(tuple(ids), chains, answers)
+
+
+# ---------------------------------------------------------------------- on disk
+
+
+class StoredPair(NamedTuple):
+    """One rendered pair in numbers.
+
+    Attributes:
+        lengths: those of `fit.Fitted`; () if the pair could not be rendered.
+        flat: tokens of its six sequences after any cut, unshared; 0 without a tree.
+        cut: tokens cut from its prompt.
+        ids, marks: its tree, as in `TreeStore`; empty without a tree.
+        kind, reason: class and text of its reject; "" for a usable pair.
+    """
+
+    lengths: tuple[int, ...]
+    flat: int
+    cut: int
+    ids: array[int]
+    marks: array[int]
+    kind: str = ""
+    reason: str = ""
+
+
+class PairStore:
+    """Rendered pairs by a digest of their contents, in an SQLite file.
+
+    Storing only saves time: a full disk, a read-only home or a damaged file sets `failed` and stops nothing.
+
+    Attributes:
+        path: the file; None stores nothing.
+        failed: why pairs are not stored; "" if they are.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.failed = path, ""
+        self._file: sqlite3.Connection | None = None
+        self._waiting: list[tuple[object, ...]] = []
+        if path and path.exists():
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(path, check_same_thread=False)
+            columns = "digest blob primary key, lengths blob, flat, cut, ids blob, marks blob, kind, reason"
+            self._file.execute(f"create table if not exists pairs ({columns}) without rowid")
+        except (sqlite3.Error, OSError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.failed, self._file = str(error), None
+        self._waiting.clear()
+        if self.path and isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            self.path.unlink(missing_ok=True)  # damaged: the next command makes it anew
+
+    def get(self, digest: bytes) -> StoredPair | None:
+        """The pair with this digest, or None."""
+        if self._file is None:
+            return None
+        try:
+            row = self._file.execute("select * from pairs where digest = ?", [digest]).fetchone()
+        except sqlite3.Error as error:
+            self._fail(error)
+            return None
+        if row is None:
+            return None
+        _, lengths, flat, cut, ids, marks, kind, reason = row
+        return StoredPair(tuple(array("i", lengths)), flat, cut, array("i", ids), array("i", marks), kind, reason)
+
+    def add(self, digest: bytes, pair: StoredPair) -> None:
+        """Stores a pair; the first thousand wait for each other, since a smaller file would not pay."""
+        if self.path is None or self.failed:
+            return
+        numbers = (array("i", pair.lengths).tobytes(), pair.flat, pair.cut, pair.ids.tobytes(), pair.marks.tobytes())
+        self._waiting.append((digest, *numbers, pair.kind, pair.reason))
+        if self._file is None and len(self._waiting) == STORED_FROM:
+            self._open(self.path)
+        if self._file is not None:
+            try:
+                self._file.executemany("insert or ignore into pairs values (?, ?, ?, ?, ?, ?, ?, ?)", self._waiting)
+                self._waiting.clear()
+            except sqlite3.Error as error:
+                self._fail(error)
+
+    def close(self) -> None:
+        """Ends the transaction; pairs of an interrupted command are stored as well."""
+        if self._file is None:
+            return
+        try:
+            self._file.commit()
+            self._file.close()
+            self._file = None
+        except sqlite3.Error as error:
+            self._fail(error)
+
+
 def cache_folder() -> Path:
-    """Where tokenised rows are kept by default: beside what `datasets` keeps."""
+    """The default folder of stored pairs: beside the cache of `datasets`."""
     home = (
         os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
     )

@@ -15,7 +15,6 @@ from srpo.data.read import Pair
 from srpo.errors import DataError, InputError
 from srpo.sequences.parallel import ALONE
 from srpo.sequences.render import Renderer
-from srpo.sequences.templates import RevisionTemplate
 from srpo.sequences.tree import PrefixTree
 from tests.conftest import make_byte_tokenizer
 
@@ -134,7 +133,8 @@ def test_a_second_look_tokenises_nothing(num_proc: int, tmp_path: Path) -> None:
     file, cache = tmp_path / "pairs.jsonl", tmp_path / "cache"
     rows = [{**row, "prompt": f"{turn}{row['prompt']}"} for turn in range(num_proc * 2) for row in MIXED]
     first, again = (look(file, cache, rows, num_proc=num_proc) for _ in range(2))
-    assert first.tokenised == len(rows) - sum(row.get("rejected") in (None, 4, 5) for row in rows)
+    pairs = len(rows) - sum(row.get("rejected") in (None, 4, 5) for row in rows)
+    assert pairs - first.duplicates <= first.tokenised <= pairs
     assert again.tokenised == 0
     assert replace(again, tokenised=first.tokenised) == first
     assert "nothing was tokenised" in "\n".join(again.sentences())
@@ -142,47 +142,8 @@ def test_a_second_look_tokenises_nothing(num_proc: int, tmp_path: Path) -> None:
     assert look(file, cache, [{**rows[0], "chosen": "other"}, *rows[1:]], num_proc=num_proc).tokenised == 1
 
 
-def other_tokenizer() -> Any:
-    tokenizer = make_byte_tokenizer()
-    tokenizer.add_tokens(["and"])
-    return tokenizer
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"renderer": Renderer(make_byte_tokenizer(), RevisionTemplate("own", "text", "{{ prompt }}", "{{ draft }}?"))},
-        {"renderer": Renderer(other_tokenizer())},
-        {"max_length": 99},
-        {"truncate": "prompt"},
-    ],
-    ids=["template", "tokenizer", "max_length", "truncate"],
-)
-def test_what_changes_the_findings_is_measured_anew(changed: dict[str, Any], tmp_path: Path) -> None:
-    file, cache = tmp_path / "pairs.jsonl", tmp_path / "cache"
-    plain = look(file, cache)
-    found = look(file, cache, **changed)
-    assert found.tokenised == plain.tokenised > len(MANY)
-    assert found == replace(look(file, tmp_path / "elsewhere", **changed), tokenised=found.tokenised)
-
-
-def test_what_is_kept_is_read_and_a_torn_file_is_not(tmp_path: Path) -> None:
-    file, cache = tmp_path / "pairs.jsonl", tmp_path / "cache"
-    plain = look(file, cache)
-    [kept] = cache.iterdir()
-    whole = kept.read_bytes()
-    head = whole.index(b"\n") + 1
-    for torn in (b"", whole[:10], whole[:head], whole[: len(whole) // 2], whole[:-1], b"[]\n" + whole[head:]):
-        kept.write_bytes(torn)
-        assert look(file, cache) == plain
-    # Control: other numbers in it are other findings.
-    kept.write_bytes(whole[:-12] + b"\x01\x00\x00\x00" * 3)
-    assert look(file, cache).packed_tokens != plain.packed_tokens
-
-
-def test_few_rows_and_rows_in_memory_are_not_kept(tmp_path: Path) -> None:
+def test_few_rows_are_not_stored_and_a_folder_without_permission_stops_nothing(tmp_path: Path) -> None:
     look(tmp_path / "pairs.jsonl", tmp_path / "cache", MANY[:900])
-    inspect(MANY, RENDERER, cache=tmp_path / "cache", num_proc=1)
     assert not (tmp_path / "cache").exists()
     (tmp_path / "file").write_text("in the way")
     assert look(tmp_path / "pairs.jsonl", tmp_path / "file" / "cache").usable > len(MANY)

@@ -369,9 +369,9 @@ def _prompt_reason(row: Any) -> str:
     [
         ({"tools": 5}, "'tools' is a number; want a list of objects"),
         ({"tools": ["add"]}, "'tools' is a list of strings"),
-        ({"tools": "add"}, "'tools' is not JSON"),
-        ({"tools": [{"a": object()}]}, "'tools' is not JSON"),
-        ({"tools": [{"a": "\ud800"}]}, "'tools' is not JSON"),
+        ({"tools": "add"}, "'tools' is not a JSON value"),
+        ({"tools": [{"a": object()}]}, "'tools' is not a JSON value"),
+        ({"tools": [{"a": "\ud800"}]}, "'tools' is not a JSON value"),
         ({"chat_template_kwargs": [1]}, "'chat_template_kwargs' is a list of numbers; want an object"),
         ({"chat_template_kwargs": {"tokenize": True}}, "may not set 'tokenize'"),
         ({"images": ["a.png"]}, "'images' is not empty; a text model cannot be shown it"),

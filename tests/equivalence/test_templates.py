@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from srpo.data.read import Pair
 from srpo.errors import DataError, TemplateError
-from srpo.sequences.render import PRESETS, Renderer
+from srpo.sequences.render import Renderer
+from srpo.sequences.templates import REVISION_PRESETS
 from tests.conftest import BOS, EOS, make_byte_tokenizer
 
 trl = pytest.importorskip("trl")
@@ -26,8 +27,8 @@ FOLDER = Path(trl.__file__).parent / "chat_templates"
 
 # Pictures' templates read a message as a list of parts, and a text as none: refused when the renderer is made.
 FOR_PARTS = {
-    "idefics3": "leaves out what the user says",
-    "smolvlm": "leaves out what the user says",
+    "idefics3": "leaves out the user's text",
+    "smolvlm": "leaves out the user's text",
     "llava_next": "'str object' has no attribute 'text'",
 }
 
@@ -145,7 +146,7 @@ def special_in(tokenizer: Any, ids: list[int]) -> list[int]:
 
 
 PAIR = Pair(" What is 2+2? ", "Four:\n4️⃣ ", "Five.", "row 1")
-QUOTE, TURN = PRESETS["quote"], PRESETS["turn"]
+QUOTE, TURN = REVISION_PRESETS["quote"], REVISION_PRESETS["turn"]
 BOTH = pytest.mark.parametrize("template", [QUOTE, TURN], ids=["quote", "turn"])
 EVERY = pytest.mark.parametrize("name", TEXT)
 
@@ -307,7 +308,7 @@ def test_a_refused_system_message_names_its_row(name: str) -> None:
         renderer.six(Pair(prompt, "a", "b", "row 3"))
     [(_, found)] = renderer.rendered([Pair(prompt, "a", "b", "row 3")])
     assert found.where == "row 3"
-    with pytest.raises(DataError, match="row 4: the prompt ends in a assistant message"):
+    with pytest.raises(DataError, match="row 4: the prompt ends in a message of role"):
         renderer.six(Pair([{"role": "assistant", "content": "a"}], "a", "b", "row 4"))
 
 

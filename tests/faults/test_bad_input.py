@@ -94,7 +94,7 @@ ROW = json.dumps(GOOD[0]).encode()
         (ROW[: len(ROW) // 2], ": not JSON: "),
         (b"\x00\x00\x00", ":3:1: not JSON: "),
         (ROW.replace(b"yes", b"\xe9"), "not UTF-8: byte 0xe9"),
-        (b'{"prompt": "a", "prompt": "b", "chosen": "c", "rejected": "d"}', ":3: key 'prompt' stands twice"),
+        (b'{"prompt": "a", "prompt": "b", "chosen": "c", "rejected": "d"}', ":3: key 'prompt' occurs twice"),
         (ROW.replace(b'"yes"', b"NaN"), ":3: not JSON: NaN is not a JSON number"),
         (b"[" * 100_000, ":3: not usable: nested too deeply"),
         (b'"text"', ":3: expected an object with prompt, chosen and rejected, got a string"),

@@ -204,7 +204,7 @@ def test_the_command_itself_says_it_in_words(model: Path, tmp_path: Path) -> Non
         f"{pairs}:2:1: not JSON",
         f"{pairs}:3:16: not UTF-8: byte 0xe9",
         f"{pairs}:4:{len(good)}: not JSON",
-        f"{pairs}:5: key 'prompt' stands twice",
+        f"{pairs}:5: key 'prompt' occurs twice",
         f"{pairs}:6:1: not JSON",
     ):
         assert said in done.stderr

@@ -17,7 +17,7 @@ from srpo.generate.engine import Completion
 from srpo.generate.plain import HFEngine
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail_files import revise_file
-from srpo.sequences.templates import PRESETS
+from srpo.sequences.templates import REVISION_PRESETS
 from srpo.train.dataset import TreeDataset
 from tests.conftest import PAD, make_byte_tokenizer, make_tiny_llama
 
@@ -47,7 +47,9 @@ class Answering(HFEngine):
 
 def reviser(template: str = "quote", chat: str = CHAT, rows: Sequence[dict[str, Any]] = ROWS) -> Reviser:
     model = make_tiny_llama(max_position_embeddings=1024)
-    made = Reviser(model, make_byte_tokenizer(chat_template=chat), PRESETS[template], reference=model, beta=0.1)
+    made = Reviser(
+        model, make_byte_tokenizer(chat_template=chat), REVISION_PRESETS[template], reference=model, beta=0.1
+    )
     engine = Answering(model, pad_id=PAD, batch_size=32)
     engine.answers = [made.renderer.answer(row["chosen"]) for row in rows]
     made.engine = engine
@@ -92,6 +94,6 @@ def test_what_would_not_be_shown_is_refused_before_anything_is_drawn() -> None:
     with pytest.raises(DataError, match="row 2: the chat template shows no tools"):
         deaf.revise(ROWS, revisions=1)
     assert not hasattr(deaf.engine, "contexts")
-    plain = Reviser(make_tiny_llama(), make_byte_tokenizer(), PRESETS["plain"])
+    plain = Reviser(make_tiny_llama(), make_byte_tokenizer(), REVISION_PRESETS["plain"])
     with pytest.raises(DataError, match=r"row 3: .*need a chat template"):
         plain.revise([ROWS[0], ROWS[0], ROWS[2]])

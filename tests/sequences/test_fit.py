@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from srpo.data.read import Pair, Reject
 from srpo.errors import ConfigError
 from srpo.sequences.fit import SAME_TOKENS, Fitted, cut_oldest, fitted, longest_of
-from srpo.sequences.render import PRESETS, Renderer
+from srpo.sequences.render import Renderer
+from srpo.sequences.templates import REVISION_PRESETS
 from tests.conftest import EOS, make_byte_tokenizer
 
 CHATML = (
@@ -26,7 +27,7 @@ PAIR = Pair("0123456789 abcdefghij", " yes", " no", "rows:3")
 def chat(preset: str = "quote") -> Renderer:
     tokenizer = make_byte_tokenizer(chat_template=CHATML)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    return Renderer(tokenizer, PRESETS[preset])
+    return Renderer(tokenizer, REVISION_PRESETS[preset])
 
 
 def fit(renderer: Renderer, pair: Pair, limit: int | None, truncate: str = "none") -> Fitted:

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 
 from srpo.data.read import Pair, Prompt, PromptRow
 from srpo.errors import DataError, InputError, TemplateError
-from srpo.sequences.render import CHUNK, PRESETS, TEMPLATE_FILE, Renderer, RevisionTemplate, template_for
+from srpo.sequences.render import CHUNK, Renderer, RevisionTemplate, template_for
 from srpo.sequences.render_messages import MessageRenderer
+from srpo.sequences.templates import REVISION_PRESETS, TEMPLATE_FILE
 from srpo.sequences.tree import PrefixTree
 from srpo.tasks.carry import TEMPLATE as CARRY
 from srpo.tasks.carry import carry_tokenizer
 from tests.conftest import BOS, EOS, make_byte_tokenizer
 from tests.sequences.chats import CHATML, bundled, chat_tokenizer, chatml_ids, ids_of, special_in
 
-QUOTE, TURN, PLAIN = (PRESETS[name] for name in ("quote", "turn", "plain"))
+QUOTE, TURN, PLAIN = (REVISION_PRESETS[name] for name in ("quote", "turn", "plain"))
 PAIR = Pair("What is 2+2?", "Four: 4️⃣", "Five.", "row 1")
 
 
@@ -331,10 +332,10 @@ RAISES = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{%
     [
         (RAISES, "chat template refuses this conversation: one turn only"),
         ("{{ messages[5]['content'] }}", "chat template refuses this conversation"),
-        (CHATML.replace("m['content']", "m['content'][0].text"), "leaves out what the user says"),
+        (CHATML.replace("m['content']", "m['content'][0].text"), "leaves out the user's text"),
         # Multimodal templates read a list of parts and render a string as nothing at all.
-        (CHATML.replace("{{ m['content'] }}", "{% for p in [] %}{{ p }}{% endfor %}"), "leaves out what the user says"),
-        (CHATML.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] == 'user' }}"), "what the assistant says"),
+        (CHATML.replace("{{ m['content'] }}", "{% for p in [] %}{{ p }}{% endfor %}"), "leaves out the user's text"),
+        (CHATML.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] == 'user' }}"), "the assistant's text"),
     ],
 )
 def test_chat_templates_that_fail_name_themselves(template: str, why: str) -> None:
@@ -357,7 +358,7 @@ def test_a_prompt_that_is_refused_names_its_row_and_the_model() -> None:
         renderer.expect_shown(PromptRow(turns, "prompts.jsonl:2", {}))
     answered = PromptRow([*turns[1:], {"role": "assistant", "content": "4"}], "prompts.jsonl:3", {})
     for each in (renderer, MessageRenderer()):
-        with pytest.raises(DataError, match=r"^prompts.jsonl:3: the prompt ends in a assistant message"):
+        with pytest.raises(DataError, match=r"^prompts.jsonl:3: the prompt ends in a message of role 'assistant'"):
             each.expect_shown(answered)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from srpo.errors import TemplateError
 from srpo.sequences.render import Renderer
-from srpo.sequences.templates import PRESETS, TEMPLATE_FILE, RevisionTemplate, template_for
+from srpo.sequences.templates import REVISION_PRESETS, TEMPLATE_FILE, RevisionTemplate, template_for
 from tests.conftest import make_byte_tokenizer
 
 POST = "SUBREDDIT: r/cats\n\nTITLE: Mine\n\nPOST: It sleeps."
@@ -25,7 +25,7 @@ OWN = """{% set form = "turn" %}
 
 
 def test_tldr_in_the_words_of_the_paper() -> None:
-    tldr = PRESETS["paper-tldr"]
+    tldr = REVISION_PRESETS["paper-tldr"]
     ask = "Write a both precise and concise summary of the contents of the POST."
     for prompt in (POST, f"{POST}\n\nTL;DR:", f" {POST}\nTL;DR: "):
         assert tldr.fill_draft(prompt) == (
@@ -39,7 +39,7 @@ def test_tldr_in_the_words_of_the_paper() -> None:
 
 
 def test_xsum_is_like_it() -> None:
-    xsum = PRESETS["paper-xsum"]
+    xsum = REVISION_PRESETS["paper-xsum"]
     ask = "Write a both precise and concise summary of the contents of the ARTICLE."
     assert xsum.fill_draft("ARTICLE: a") == (
         f"Below is an ARTICLE and the corresponding ID and TITLE. {ask}\n\nARTICLE: a\n\nTL;DR:"
@@ -49,9 +49,9 @@ def test_xsum_is_like_it() -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("name", sorted(REVISION_PRESETS))
 def test_every_preset_says_what_it_assumes_and_shows_prompt_or_draft(name: str) -> None:
-    template = PRESETS[name]
+    template = REVISION_PRESETS[name]
     assert template.name == name
     assert template.assumes
     assert "the prompt" in template.fill_draft("the prompt")
@@ -87,13 +87,13 @@ def test_a_jinja_file_of_two_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (OWN.replace('{% set form = "turn" %}', ""), "does not say what its blocks make; expected {% set form"),
-        (OWN.replace('"turn"', "prompt"), "does not say what its blocks make"),
+        (OWN.replace('{% set form = "turn" %}', ""), "no form is set; expected {% set form"),
+        (OWN.replace('"turn"', "prompt"), "no form is set"),
         (OWN.replace('"turn"', '"chat"'), "form 'chat'; expected one of text, quote, turn"),
         (OWN.replace("block draft", "block first"), "no block 'draft'"),
         (OWN.replace("{% endblock %}", ""), "own.jinja:"),
         ("{{ prompt", "not Jinja"),
-        (OWN.replace('{"enable_thinking": false}', "[1]"), "chat_template_kwargs is no mapping"),
+        (OWN.replace('{"enable_thinking": false}', "[1]"), "chat_template_kwargs is not a mapping"),
     ],
 )
 def test_jinja_files_refused(tmp_path: Path, text: str, why: str) -> None:
@@ -110,7 +110,7 @@ def test_a_block_may_not_reach_out(tmp_path: Path) -> None:
 
 
 def test_what_it_was_saved_with_has_no_part_in_equality() -> None:
-    template = PRESETS["quote"]
+    template = REVISION_PRESETS["quote"]
     assert replace(template, sha256="x", assumes="y") == template
     tokenizer = make_byte_tokenizer(chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
     saved = replace(template, sha256=Renderer(tokenizer, template).fingerprint)

@@ -1,8 +1,10 @@
-"""Trees kept compactly and on disk: the same trees come back, and what changes them is not taken for them."""
+"""Trees in memory and pairs on disk: the same trees come back, and changed rows are tokenised again."""
 
 from __future__ import annotations
 
+import json
 import logging
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srpo.check.inspection import Inspection, inspect
 from srpo.sequences.render import Renderer, RevisionTemplate
 from srpo.sequences.tree import PrefixTree
-from srpo.sequences.tree_store import KEPT_FROM, TreeStore, cache_folder
+from srpo.sequences.tree_store import STORED_FROM, TreeStore, cache_folder
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from srpo.train.dataset import TreeDataset
 
@@ -21,30 +24,16 @@ trees = st.lists(st.tuples(ids, ids), min_size=1, max_size=6).map(PrefixTree.pac
 ROWS = [{"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": "999"} for a in range(40) for b in range(30)]
 
 
-@given(st.lists(trees, max_size=5), st.lists(trees, max_size=5))
-def test_trees_come_back(some: list[PrefixTree], more: list[PrefixTree]) -> None:
+@given(st.lists(trees, max_size=5))
+def test_the_same_trees_come_back(some: list[PrefixTree]) -> None:
     store = TreeStore.of(some)
-    store.extend(TreeStore.of(more))
-    assert list(store) == [*some, *more]
-    assert store == TreeStore.of([*some, *more])
-    assert [store[i] for i in range(-len(store), 0)] == [*some, *more]
-    assert store[1:3] == [*some, *more][1:3]
-    assert store.packed_tokens == sum(map(len, [*some, *more]))
+    assert list(store) == some
+    assert store == TreeStore.of(some)
+    assert [store[i] for i in range(-len(store), 0)] == some
+    assert store[1:3] == some[1:3]
+    assert store.packed_tokens == sum(map(len, some))
     with pytest.raises(IndexError):
         store[len(store)]
-
-
-def test_on_disk(tmp_path: Path) -> None:
-    store = TreeStore.of([PrefixTree.pack([([1, 2], [3]), ([1, 2], [4])]), PrefixTree.pack([([70_000], [9])])])
-    file = tmp_path / "deep" / "trees.trees"
-    store.save(file, "α note")
-    assert TreeStore.load(file) == (store, "α note")
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
-    whole = file.read_bytes()
-    for torn in (b"", whole[:4], whole[: len(whole) // 2], whole[:-1], b"x" * 100):
-        file.write_bytes(torn)
-        assert TreeStore.load(file) is None
-    assert TreeStore.load(tmp_path / "nowhere") is None
 
 
 def build(cache: Path, **changed: Any) -> TreeDataset:
@@ -52,7 +41,11 @@ def build(cache: Path, **changed: Any) -> TreeDataset:
     return TreeDataset.build(settings.pop("source"), settings.pop("renderer"), cache=cache, num_proc=1, **settings)
 
 
-def test_a_second_run_does_not_tokenise_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def look(cache: Path, rows: Any) -> Inspection:
+    return inspect(rows, Renderer(carry_tokenizer(), TEMPLATE), max_length=50, cache=cache, num_proc=1)
+
+
+def test_a_second_run_tokenises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = build(tmp_path)
     with caplog.at_level(logging.INFO, "srpo"):
         again = build(tmp_path)
@@ -60,13 +53,47 @@ def test_a_second_run_does_not_tokenise_again(tmp_path: Path, caplog: pytest.Log
     assert "tokenised before" in caplog.text
     assert again.trees == first.trees
     assert (again.where, again.rejects, again.cut) == (first.where, first.rejects, first.cut)
-    # Control: what is kept is read, not made again.
-    [kept] = tmp_path.iterdir()
-    other = TreeStore.of([PrefixTree.pack([([1], [2])])] * len(ROWS))
-    other.save(kept, "[[], []]")
-    assert build(tmp_path).trees == other
-    kept.write_bytes(kept.read_bytes()[:-7])
-    assert build(tmp_path).trees == first.trees
+    # Control: stored trees are read, not made again.
+    [stored] = tmp_path.iterdir()
+    other = PrefixTree.pack([([1], [2])] * 6)
+    with sqlite3.connect(stored) as file:
+        file.execute("update pairs set ids = ?, marks = ?", [bytes(TreeStore.of([other]).ids), bytes(other.marks)])
+    assert build(tmp_path).trees == TreeStore.of([other] * len(ROWS))
+
+
+def test_check_and_training_tokenise_each_pair_once(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
+    # Check first, then train with another limit; the other way round; rows in memory.
+    assert (look(tmp_path / "a", file).tokenised, build(tmp_path / "a", source=file).tokenised) == (len(ROWS), 0)
+    assert (build(tmp_path / "b", source=file).tokenised, look(tmp_path / "b", file).tokenised) == (len(ROWS), 0)
+    assert (look(tmp_path / "c", ROWS).tokenised, build(tmp_path / "c").tokenised) == (len(ROWS), 0)
+    assert build(tmp_path / "a", source=file).trees == build(tmp_path / "none", source=file).trees
+    assert look(tmp_path / "a", file).flat_tokens == look(tmp_path / "none", file).flat_tokens
+    # Control: with caches of their own each would tokenise.
+    assert build(tmp_path / "d").tokenised == len(ROWS)
+
+
+def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
+    first = build(tmp_path)
+    [stored] = tmp_path.iterdir()
+    whole = stored.read_bytes()
+    for damaged in (b"", b"x" * 100, whole[: len(whole) // 2]):
+        stored.write_bytes(damaged)
+        assert build(tmp_path).trees == build(tmp_path).trees == first.trees
+        assert build(tmp_path).tokenised == 0
+
+
+def test_an_interrupted_command_stores_its_pairs(tmp_path: Path) -> None:
+    rows = [{**row, "chosen": f"{n}{row['chosen']}"} for n in range(3) for row in ROWS]
+
+    def interrupted() -> Any:
+        yield from rows
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look(tmp_path, interrupted())
+    assert 0 < build(tmp_path, source=rows).tokenised < len(rows)
 
 
 def other_tokenizer() -> Any:
@@ -76,26 +103,28 @@ def other_tokenizer() -> Any:
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "tokenised"),
     [
-        {"renderer": Renderer(carry_tokenizer(), RevisionTemplate("other", "text", "{{ prompt }}", "{{ draft }}?"))},
-        {"renderer": Renderer(other_tokenizer(), TEMPLATE)},
-        {"max_length": 100},
-        {"truncate": "prompt"},
-        {"drafts_only": True},
-        {"source": [{**ROWS[0], "rejected": "998"}, *ROWS[1:]]},
-        {"source": ROWS[::-1]},
+        ({"renderer": Renderer(carry_tokenizer(), RevisionTemplate("o", "text", "{{ prompt }}", "{{ draft }}"))}, None),
+        ({"renderer": Renderer(other_tokenizer(), TEMPLATE)}, None),
+        ({"truncate": "prompt"}, None),
+        ({"max_length": 100}, 0),
+        ({"drafts_only": True}, 0),
+        ({"source": [{**ROWS[0], "rejected": "998"}, *ROWS[1:]]}, 1),
+        ({"source": ROWS[::-1]}, 0),
     ],
-    ids=["template", "tokenizer", "max_length", "truncate", "drafts_only", "an answer", "the order"],
+    ids=["template", "tokenizer", "truncate", "max_length", "drafts_only", "an answer", "the order"],
 )
-def test_what_changes_the_trees_is_tokenised_anew(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_a_change_tokenises_only_the_pairs_it_changes(
+    tmp_path: Path, changed: dict[str, Any], tokenised: int | None
+) -> None:
     build(tmp_path)
     anew = build(tmp_path, **changed)
-    assert anew.tokenised == len(ROWS)
-    assert build(tmp_path, **changed).trees == anew.trees
+    assert anew.tokenised == (len(ROWS) if tokenised is None else tokenised)
+    assert build(tmp_path, **changed).trees == anew.trees == build(tmp_path / "none", **changed).trees
 
 
-def test_rejects_and_cuts_are_kept_too(tmp_path: Path) -> None:
+def test_rejects_and_cuts_are_stored_too(tmp_path: Path) -> None:
     rows = [
         {"prompt": "1+1=" * (i % 7), "chosen": "0" * (1 + 20 * (i % 7 == 0)), "rejected": "03"} for i in range(1, 1500)
     ]
@@ -108,14 +137,14 @@ def test_rejects_and_cuts_are_kept_too(tmp_path: Path) -> None:
     assert again.trees == first.trees
 
 
-def test_few_rows_are_not_kept_and_a_folder_that_takes_nothing_does_not_stop(
+def test_few_rows_are_not_stored_and_a_folder_without_permission_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    build(tmp_path, source=ROWS[: KEPT_FROM - 1])
+    build(tmp_path, source=ROWS[: STORED_FROM - 1])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("in the way")
     assert len(build(tmp_path / "file" / "cache")) == len(ROWS)
-    assert "not kept" in caplog.text
+    assert "not stored" in caplog.text
 
 
 def test_several_processes_make_the_same(tmp_path: Path) -> None:
@@ -129,7 +158,7 @@ def test_several_processes_make_the_same(tmp_path: Path) -> None:
     assert (together.where, together.rejects, together.cut) == (alone.where, alone.rejects, alone.cut)
 
 
-def test_where_it_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
     assert cache_folder() == tmp_path / "home" / "datasets" / "srpo"
