@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from srpo.data.read import Pair, Prompt, PromptRow
@@ -17,21 +17,33 @@ class Tokenizer(Protocol):
 
     chat_template: Any  # Jinja, or None
     name_or_path: str
-    is_fast: bool
-    eos_token_id: int | None
-    bos_token_id: int | None
-    pad_token_id: int | None
-    all_special_tokens: list[str]
-    all_special_ids: list[int]
-    added_tokens_decoder: dict[int, Any]
 
-    decode: Callable[..., str]
-    apply_chat_template: Callable[..., Any]
-    convert_tokens_to_ids: Callable[[Any], Any]
-    get_vocab: Callable[[], dict[str, int]]
+    @property
+    def is_fast(self) -> bool:
+        """Whether the tokenizer maps tokens to places in the text."""
 
-    def __call__(self, text: str | list[str], **options: Any) -> Any:
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """Id → added token."""
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens."""
+
+    def __call__(self, text: Any, *, add_special_tokens: bool = True, **options: Any) -> Any:
         """Ids of the text under `input_ids`."""
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The text of ids."""
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool = True, **options: Any) -> Any:
+        """The conversation as text, or as ids."""
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of each token."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token → id."""
 
 
 class PromptRenderer(Protocol[Context]):

@@ -117,7 +117,7 @@ class Renderer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which generation ends: the terminator and the tokenizer's end-of-sequence token."""
-        return tuple(dict.fromkeys(t for t in (self.terminator, self.tokenizer.eos_token_id) if t is not None))
+        return tuple(dict.fromkeys(t for t in (self.terminator, self._special_id("eos")) if t is not None))
 
     @cached_property
     def _thinking_ids(self) -> tuple[int, ...]:
@@ -326,20 +326,27 @@ class Renderer:
     def _text_bos(self) -> list[int]:
         """[BOS] if the tokenizer starts a text with it, else []; chat templates write their own."""
         first: list[int] = self.tokenizer("a")["input_ids"][:1]
-        return first if first and first[0] == self.tokenizer.bos_token_id else []
+        return first if first and [first[0]] == self._lone_bos else []
 
     @property
     def _lone_bos(self) -> list[int]:
-        return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        bos = self._special_id("bos")
+        return [] if bos is None else [bos]
+
+    def _special_id(self, name: str) -> int | None:
+        """The tokenizer's `eos_token_id` or `bos_token_id`, which transformers makes on demand."""
+        found: int | None = getattr(self.tokenizer, f"{name}_token_id", None)
+        return found
 
     def _terminator(self) -> int:
         """The id that ends an answer: the chat template's token after an answer, else the end-of-sequence token."""
         if self.chat is not None and self.chat.terminator is not None:
             return int(self.tokenizer.convert_tokens_to_ids(self.chat.terminator))
-        if self.tokenizer.eos_token_id is None:
+        eos = self._special_id("eos")
+        if eos is None:
             fix = "set tokenizer.eos_token"
             raise TemplateError("the tokenizer has no token that ends an answer", where="tokenizer", fix=fix)
-        return int(self.tokenizer.eos_token_id)
+        return eos
 
 
 def options_of(row: Pair | PromptRow) -> Options | None:
