@@ -1,6 +1,6 @@
-"""What an answer will say next, if it goes on following its draft, and how far ahead it pays to guess.
+"""Guesses of an answer's next tokens from its draft, and the number of tokens worth guessing.
 
-A guess is a hint: the model verifies it in one forward, and what it refuses costs time and nothing else.
+The model verifies a guess in one forward pass; a rejected guess costs time and changes no answer.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-_TAIL = 4  # tokens just written that are looked up in the draft, to find the place again after a difference
-_BACK, _AHEAD = 8, 24  # how far from where it should be the place is looked for
+_TAIL = 4  # latest tokens to look up in the draft, to find the place again after a difference
+_BACK, _AHEAD = 8, 24  # distance from the expected place to search
 _MEMORY = 64.0  # tokens over which acceptance is remembered
-# Guessing must promise this much over plain decoding: a forward over a single token is cheaper than the formula says,
-# and estimates of acceptance are off.
+# Least speed-up over plain decoding: a forward pass over one token is cheaper than the formula, and acceptance is only an
+# estimate.
 _WORTH = 1.3
 
 
 class Follower:
-    """Follows a draft while an answer is written: where in the draft the answer is, and how often that was right.
+    """Follows a draft while an answer is generated: the place in the draft, and the rate of correct guesses.
 
     Args:
-        draft: ids the answer is likely to follow.
-        hits, misses: acceptance so far, from an earlier answer of the same row.
+        draft: Ids that the answer probably follows.
+        hits, misses: Correct and wrong guesses in an earlier answer of the same row.
     """
 
     def __init__(self, draft: Sequence[int], *, hits: float = 9.0, misses: float = 1.0) -> None:
@@ -32,7 +32,7 @@ class Follower:
 
     @classmethod
     def after(cls, before: Follower | None, draft: Sequence[int]) -> Follower:
-        """For the next revision of the same row: as often right as before, or rather more, since revisions settle."""
+        """Returns the follower of the next revision; misses count half, since later revisions change less."""
         return cls(draft) if before is None else cls(draft, hits=before.hits, misses=before.misses / 2)
 
     @property
@@ -41,11 +41,11 @@ class Follower:
         return self.hits / (self.hits + self.misses)
 
     def ahead(self, most: int) -> list[int]:
-        """What the answer will say next, at most so many tokens."""
+        """Returns the guessed next tokens, `most` at most."""
         return self.draft[self.at : self.at + most]
 
     def see(self, tokens: Sequence[int]) -> None:
-        """Goes on by what was written, whether it had been guessed or not."""
+        """Moves on by the generated tokens, guessed or not."""
         for token in tokens:
             self.written.append(token)
             if self.at < len(self.draft) and self.draft[self.at] == token:
@@ -58,7 +58,7 @@ class Follower:
             self.hits, self.misses = self.hits * _MEMORY / seen, self.misses * _MEMORY / seen
 
     def _place(self) -> int:
-        """Where the draft goes on after the last tokens written; one further, as if one was replaced, if nowhere."""
+        """Returns the place in the draft after the latest tokens; without a match one further, as after a replacement."""
         expected = self.at + 1
         for length in range(min(_TAIL, len(self.written)), 0, -1):
             tail = self.written[-length:]
@@ -71,15 +71,15 @@ class Follower:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a forward costs, in the time of one more token of one row.
+    """Cost of a forward pass, in units of the time for one more token of one row.
 
-    Measured on CPU with 25M weights, milliseconds of a forward over q tokens of n rows after 400: (n, q) (1, 1) 7,
-    (1, 8) 12, (1, 32) 22, (1, 64) 35, (8, 1) 14, (8, 8) 46, (8, 32) 134, (32, 1) 49, (32, 16) 284. It is a formula and
-    no stopwatch, since other guess lengths are other roundings: a run that is interrupted and resumed must guess alike.
+    Measured on CPU with 25M weights, in milliseconds, for q tokens of n rows after 400 cached tokens: (n, q) (1, 1) 7,
+    (1, 8) 12, (1, 32) 22, (1, 64) 35, (8, 1) 14, (8, 8) 46, (8, 32) 134, (32, 1) 49, (32, 16) 284. A formula and
+    not a timer, since the guess length changes the rounding: a resumed run must guess as the uninterrupted one.
 
     Attributes:
-        fixed: reading the weights and starting the kernels, whatever is computed.
-        row: reading a row's keys and values.
+        fixed: Cost of reading the weights and starting the kernels.
+        row: Cost of reading a row's keys and values.
     """
 
     fixed: float
@@ -87,30 +87,29 @@ class Cost:
 
     @classmethod
     def of(cls, *, on_cpu: bool, weights: int, cached: int) -> Cost:
-        """From the number of weights, and of numbers in the cache of one row."""
+        """Estimates the cost from the number of weights and of cached numbers per row."""
         fixed = 18.0 if on_cpu else 200.0
         return cls(fixed, fixed * 2 * cached / weights)
 
     def __call__(self, rows: int, tokens: int) -> float:
-        """Of a forward over so many tokens of each row."""
+        """Returns the cost of a forward pass over `tokens` tokens of each of `rows` rows."""
         return self.fixed + rows * (self.row + tokens)
 
 
 def guess_length(acceptances: Sequence[float], cost: Cost, most: int = LENGTHS[-1]) -> int:
-    """How many tokens to guess for each row of a batch: what yields most tokens per time, 0 where little is to be won.
+    """Returns the number of tokens to guess for each row of a batch: the best expected tokens per time, or 0.
 
-    Tokens that have to be read in any case have no part in it: a guess is worth the tokens it is expected to yield
-    beyond what their cost would yield in the forwards that follow, and that is the same for every forward.
+    Context tokens are left out: every forward pass has to read them, with or without a guess.
 
     Args:
-        acceptances: of the rows, as `Follower` estimates them.
-        most: tokens at most.
+        acceptances: Estimated acceptance of each row, from `Follower`.
+        most: Largest number of tokens.
     """
     rows, alike = len(acceptances), Counter(round(p, 2) for p in acceptances)
     best, best_rate = 0, _WORTH * rows / cost(rows, 1)
     for length in LENGTHS[1:]:
         if length > most or rows * (length + 1) / cost(rows, 1 + length) <= best_rate:
-            break  # not even if all were accepted, and longer ones still less
+            break  # not even with every token accepted; longer guesses are worse
         expected = sum(n * ((1 - p ** (length + 1)) / (1 - p) if p < 1 else length + 1) for p, n in alike.items())
         rate = expected / cost(rows, 1 + length)
         if rate > best_rate:

@@ -1,9 +1,8 @@
-"""A KV cache in which a token's slot is its position, row by row: rolling back costs nothing and rows may differ.
+"""A key/value cache with one slot per position, row by row: rolling back costs nothing, and rows may differ in length.
 
-Row n keeps the token at position p in slot p + 1. What stands beyond a row's last token is left over from guesses that
-were refused; no query sees it, and the next token at that position overwrites it. So cropping is forgetting a number,
-and rows of one batch may advance by different amounts without gaps or padding between their tokens. Slot 0 takes
-whatever a row that has less to read than others is padded with.
+Row n stores the token at position p in slot p + 1. Slots after a row's last token hold rejected guesses; no query sees
+them, and the next token at a position overwrites its slot. Cropping a row therefore only changes a number, and the rows
+of a batch may advance by different amounts without gaps. Slot 0 takes the padding of rows with fewer new tokens.
 
 Axes: N rows, H key-value heads, W slots, D head size, Q queries.
 """
@@ -21,7 +20,7 @@ GROWTH = 1.25  # a wider buffer is a copy of the old one
 
 
 class _Where:
-    """Where the tokens of the forward under way go; all layers share it."""
+    """Slots of the current forward pass; all layers share them."""
 
     def __init__(self) -> None:
         self.slots_NQ = torch.zeros(0, 0, dtype=torch.long)
@@ -30,16 +29,16 @@ class _Where:
 
     def set(self, slots: Sequence[Sequence[int]], device: Any) -> None:
         first = slots[0]
-        together = all(row == first for row in slots) and first[0] > 0  # then a slice will do instead of a scatter
+        together = all(row == first for row in slots) and first[0] > 0  # then a slice replaces a scatter
         self.start = first[0] if together else -1
         self.width = max(row[-1] for row in slots) + 1
         self.slots_NQ = torch.tensor(slots if not together else [first], device=device)
         self.rows_N1 = torch.arange(len(slots), device=device)[:, None]
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """[N, 1, Q, W] what is added to attention scores; N is 1 where all rows stand alike.
+        """[N, 1, Q, W] mask to add to attention scores; N is 1 if all rows use the same slots.
 
-        Additive, as every attention takes it: under eager attention a boolean mask would be added as ones and zeros.
+        Eager attention would add a boolean mask as ones and zeros, so the mask is additive.
         """
         slots_NQ1 = self.slots_NQ[:, :, None]
         at_W = torch.arange(self.width, device=slots_NQ1.device)
@@ -49,14 +48,14 @@ class _Where:
 
 
 class SlotLayer(DynamicLayer):
-    """One layer's keys and values."""
+    """Keys and values of one layer."""
 
     def __init__(self, where: _Where) -> None:
         super().__init__()
         self.where = where
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes the block into its slots; all that a query may see comes back."""
+        """Writes the block into its slots; returns all keys and values that a query may see."""
         self.keys, self.values = self._written(self.keys, key_states), self._written(self.values, value_states)
         self.is_initialized = True
         return self.keys[:, :, : self.where.width], self.values[:, :, : self.where.width]
@@ -76,7 +75,7 @@ class SlotLayer(DynamicLayer):
 
 
 def widened(buffer_NHWD: Tensor, width: int) -> Tensor:
-    """The buffer with more slots: zeros, since even what no query sees must be finite."""
+    """Returns the buffer with more slots, filled with zeros: hidden slots must be finite too."""
     n, heads, old, size = buffer_NHWD.shape
     wide_NHWD = buffer_NHWD.new_zeros(n, heads, width, size)
     wide_NHWD[:, :, :old] = buffer_NHWD
@@ -84,11 +83,7 @@ def widened(buffer_NHWD: Tensor, width: int) -> Tensor:
 
 
 class SlotCache(Cache):
-    """The cache of a batch.
-
-    Args:
-        layers: of the model.
-    """
+    """The cache of a batch, for a model with a number of layers."""
 
     def __init__(self, layers: int) -> None:
         self.where = _Where()
@@ -96,12 +91,12 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.kv))
 
     def place(self, slots: Sequence[Sequence[int]], device: Any, dtype: torch.dtype) -> Tensor:
-        """Says where the next forward's tokens go; returns its attention mask."""
+        """Sets the slots of the next forward pass; returns its attention mask."""
         self.where.set(slots, device)
         return self.where.mask(dtype)
 
     def select(self, rows: Sequence[int]) -> SlotCache:
-        """A copy of some rows, in that order."""
+        """Returns a copy of some rows, in the given order."""
         part = SlotCache(len(self.kv))
         for mine, theirs in zip(self.kv, part.kv, strict=True):
             if mine.keys is not None and mine.values is not None:
@@ -111,16 +106,14 @@ class SlotCache(Cache):
         return part
 
     def put_back(self, rows: Sequence[int], part: SlotCache) -> None:
-        """Takes over rows that went on by themselves."""
+        """Copies rows back from a cache made by `select`."""
         for mine, theirs in zip(self.kv, part.kv, strict=True):
-            mine.keys, mine.values = (
-                _replaced(mine.keys, theirs.keys, rows),
-                _replaced(mine.values, theirs.values, rows),
-            )
+            mine.keys = _replaced(mine.keys, theirs.keys, rows)
+            mine.values = _replaced(mine.values, theirs.values, rows)
 
 
 def _replaced(whole_NHWD: Tensor | None, part_NHWD: Tensor | None, rows: Sequence[int]) -> Tensor:
-    assert whole_NHWD is not None  # a part is taken of what has been read
+    assert whole_NHWD is not None  # `select` copied from a filled cache
     assert part_NHWD is not None
     width = part_NHWD.shape[2]
     if whole_NHWD.shape[2] < width:

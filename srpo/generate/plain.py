@@ -1,4 +1,4 @@
-"""Completions in process by transformers' own `generate`, token by token: the plain way beside live.py.
+"""Completions in this process by transformers' own `generate`, one token at a time; speculative.py is the faster way.
 
 Axes: N rows, V vocabulary.
 """
@@ -18,44 +18,26 @@ from srpo.generate.engine import Completion, expect_temperature
 from srpo.generate.sampling import choose, uniforms
 from srpo.model.weights.load import model_context
 
-# Options that would shape the distribution, or cut answers short. A model may bring some along as its defaults, and
-# what is drawn would then no longer be what the model was trained to.
-_SHAPING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "repetition_penalty",
-    "encoder_repetition_penalty",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "bad_words_ids",
-    "sequence_bias",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-    "min_length",
-    "min_new_tokens",
-    "guidance_scale",
-    "watermarking_config",
-    "prompt_lookup_num_tokens",
-    "stop_strings",
-    "max_time",
-)
+# Options that shape the distribution or cut answers short. A model's own defaults may set them, and the draws would no
+# longer come from the distribution of training.
+_SHAPING = """
+    temperature top_p top_k min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty encoder_repetition_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids sequence_bias suppress_tokens begin_suppress_tokens
+    forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty min_length min_new_tokens guidance_scale
+    watermarking_config prompt_lookup_num_tokens stop_strings max_time
+""".split()
 
 
 class HFEngine:
-    """Generates with a transformers model on its own device.
+    """Generates with a transformers model on the model's device.
 
     Args:
-        model: a causal language model.
-        pad_id: id to pad with on the left; never attended to.
-        batch_size: rows generated together.
+        model: A causal language model.
+        pad_id: Padding id on the left; no token attends to padding.
+        batch_size: Rows generated together.
+
+    Raises:
+        ConfigError: A batch size below 1.
     """
 
     same_batch_same_bits = True
@@ -67,7 +49,7 @@ class HFEngine:
 
     @property
     def max_length(self) -> int | None:
-        """The model's window."""
+        """Length of the model's context."""
         return model_context(self.model)
 
     def complete(
@@ -81,7 +63,7 @@ class HFEngine:
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
     ) -> list[Completion]:
-        """As `Engine` says; equal (seed, key) draw equal numbers."""
+        """Completes the contexts, see `Engine`; equal (seed, key) draw equal numbers."""
         expect_temperature(temperature)
         done: dict[int, Completion] = {}
         by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))  # less padding
@@ -125,10 +107,9 @@ class HFEngine:
 
 
 class _InverseSampling(LogitsProcessor):
-    """Leaves only the token that a given uniform number falls on, so that greedy decoding samples.
+    """Leaves only the token that a given uniform number selects, so that greedy decoding samples.
 
-    The numbers come from outside: `generate`'s own sampling takes them from a global generator, in an order that
-    depends on the batch.
+    `generate`'s own sampling would draw from a global generator, in an order that depends on the batch.
     """
 
     def __init__(self, noise_NT: Tensor, temperature: float, prompt_width: int) -> None:
@@ -141,6 +122,7 @@ class _InverseSampling(LogitsProcessor):
 
 
 def _cut(ids: list[int], stop_ids: tuple[int, ...], seconds: float) -> Completion:
+    """Returns the ids up to the first stop id."""
     for i, token in enumerate(ids):
         if token in stop_ids:
             return Completion(tuple(ids[: i + 1]), True, seconds)

@@ -1,7 +1,7 @@
-"""One uniform number per token, keyed by (seed, row key, token position), and the distribution inverted with it.
+"""Sampling by keyed uniform numbers: one number per (seed, row key, token position), and the distribution inverted.
 
-A completion then depends on its prompt and key alone: not on the batch it shares, the rows before it, how many tokens
-were guessed ahead, or whether the run was interrupted and resumed.
+A completion depends on its prompt and key alone: not on its batch, on earlier rows, on the number of guessed tokens, or
+on an interruption.
 
 Axes: N rows, T tokens, V vocabulary.
 """
@@ -18,14 +18,14 @@ _CHUNK = 2**22
 
 
 def uniforms(seed: int, key: str, count: int) -> Tensor:
-    """[count] numbers in [0, 1) that depend on (seed, key) alone; a longer request begins with the same numbers."""
+    """[count] numbers in [0, 1) that depend on (seed, key) alone; a longer sequence starts with the same numbers."""
     digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def choose(logits_NV: Tensor, uniform_N: Tensor | None, temperature: float) -> Tensor:
-    """[N] the most probable token of each row, or the one its number falls on after temperature."""
+    """[N] the most probable token of each row, or the token that the row's number selects after temperature."""
     if uniform_N is None:
         return logits_NV.argmax(-1)
     rows = max(1, _CHUNK // logits_NV.shape[1])
@@ -34,7 +34,7 @@ def choose(logits_NV: Tensor, uniform_N: Tensor | None, temperature: float) -> T
 
 
 def inverse_sample(probabilities_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """[N] the token at which the cumulative distribution passes the uniform number; never one of probability zero."""
+    """[N] the token at which the cumulative distribution passes the uniform number; never of probability zero."""
     cumulative_NV = probabilities_NV.cumsum(-1)
     total_N1 = cumulative_NV[:, -1:]
     # Rounding leaves the last sum a little off 1: scale the number to it, and stay below, rather than fall off the end.

@@ -1,13 +1,12 @@
-"""Completions in process, by a loop of our own: the cache lives on from draft to revision, and drafts are guesses.
+"""Completions in this process by speculative decoding: the cache lives on from draft to revision, and drafts are guesses.
 
-A revision's context begins with what was read and written for its draft, so the cache is kept from one call to the
-next and cropped to the longest common prefix. And a revision mostly repeats its draft, so the draft's next tokens are
-guessed and verified in one forward; how many depends on how often that went well. Neither changes what is written: the
-token at a position is the most probable one, or the one that the row's own uniform number falls on, given the true
-tokens before it. What remains is rounding, as between any two batches.
+A revision's context starts with the prompt and draft of the step before, so the cache is kept between calls and cropped
+to the longest common prefix. A revision mostly repeats its draft, so the draft's next tokens are guessed and verified in
+one forward pass. Neither changes an answer: each token is the most probable one, or the one that the row's own uniform
+number selects, given the true tokens before it. Only rounding differs, as between any two batches.
 
-A model that this cannot be done with exactly (recurrent layers, windows that drop keys, attention without a mask) is
-served by transformers' own `generate`, and that is said once.
+Models with recurrent layers, windows that drop keys, or attention without a mask cannot be served this way. They use
+transformers' own `generate`, after one warning.
 
 Axes: N rows, Q tokens read of each, K tokens verified of each, V vocabulary.
 """
@@ -25,7 +24,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from srpo.errors import ConfigError
 from srpo.generate.draft_guesses import Cost, Follower, guess_length
 from srpo.generate.engine import Completion, expect_temperature
 from srpo.generate.kv_cache import SlotCache
@@ -37,20 +35,20 @@ from srpo.model.weights.load import model_context
 log = logging.getLogger("srpo")
 
 _LOGITS = 2**25  # entries of [N, K, V] at most: 128 MB in single precision
-# Logits by way of slots and by a plain forward may differ by this share of the largest.
+# Largest difference between slot logits and plain logits, as a share of the largest logit.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-_CHECKED = 32  # tokens, of the first context over and over, by which the two are compared
+_CHECKED = 32  # tokens of the comparison, the first context repeated
 
 
 @dataclass
 class _Row:
-    """A row under way, or left behind for the next call."""
+    """A row in progress, or kept for the next call."""
 
     context: list[int]
     noise: Tensor | None
     follower: Follower | None
     written: list[int] = field(default_factory=list)
-    known: int = 0  # tokens whose keys and values are in the cache
+    known: int = 0  # tokens with keys and values in the cache
     finished: bool = False
 
     @property
@@ -58,31 +56,31 @@ class _Row:
         return self.context + self.written
 
     def pending(self) -> list[int]:
-        """What is to be read next; at least the last token."""
+        """Returns the tokens to read next; at least the last token."""
         if self.known >= len(self.context):
             return self.written[self.known - len(self.context) :]
         return self.context[self.known :] + self.written
 
 
 class SpeculativeEngine:
-    """Generates with a transformers model on its own device; see the top of the file.
+    """Generates with a transformers model on the model's device; see the top of the file.
 
     Args:
-        model: a causal language model.
-        pad_id: id to pad with; never attended to.
-        batch_size: rows generated together.
+        model: A causal language model.
+        pad_id: Padding id; no token attends to padding.
+        batch_size: Rows generated together.
 
     Attributes:
-        forwards, read: forward passes so far, and tokens they read, padding included.
-        same_batch_same_bits: see `Engine`.
-        serves: whether the model can be served so; None until it has been tried.
+        forwards, read: Number of forward passes so far, and of the tokens they read, padding included.
+        serves: True if speculative decoding is exact for the model; None before the first call.
+
+    Raises:
+        ConfigError: A batch size below 1.
     """
 
     same_batch_same_bits = True
 
     def __init__(self, model: Any, *, pad_id: int, batch_size: int = 32) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"{batch_size}", where="batch_size", expected="at least 1")
         self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
         self.plain = HFEngine(model, pad_id=pad_id, batch_size=batch_size)
         self.forwards = self.read = 0
@@ -96,7 +94,7 @@ class SpeculativeEngine:
 
     @property
     def max_length(self) -> int | None:
-        """The model's window."""
+        """Length of the model's context."""
         return model_context(self.model)
 
     def complete(
@@ -110,10 +108,9 @@ class SpeculativeEngine:
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
     ) -> list[Completion]:
-        """As `Engine` says; equal (seed, key) draw equal numbers.
+        """Completes the contexts, see `Engine`; equal (seed, key) draw equal numbers.
 
-        Without guesses the cache begins empty: a batch then does not depend on the one before it, not even in its last
-        bits.
+        Without guesses the cache starts empty, so a batch does not depend on the batch before it, to the last bit.
         """
         expect_temperature(temperature)
         if not contexts or not self._settle(contexts[0]):
@@ -132,7 +129,7 @@ class SpeculativeEngine:
                 for i in some
             ]
             cache = self._recall(rows) if guesses is not None else self._new_cache()
-            self._kept = None  # only now: while rows are copied both are held, while a batch is drawn only one
+            self._kept = None  # after `_recall` copied its rows: generation then holds one cache only
             self._write(rows, cache, max_new_tokens, frozenset(stop_ids), temperature)
             self._kept = (rows, cache)
             seconds = (time.perf_counter() - began) / len(rows)
@@ -140,20 +137,20 @@ class SpeculativeEngine:
         return [done[i] for i in range(len(contexts))]
 
     def _batches(self, contexts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Rows of like length together; a single batch keeps its order, since the cache is kept in it."""
+        """Yields batches of rows of similar length; a single batch keeps its order, which is the order of the cache."""
         order = list(range(len(contexts)))
         if len(order) > self.batch_size:
             order.sort(key=lambda i: len(contexts[i]))
         for at in range(0, len(order), self.batch_size):
             yield order[at : at + self.batch_size]
 
-    # ------------------------------------------------------------------ from one call to the next
+    # ------------------------------------------------------------------ the cache between calls
 
     def _new_cache(self) -> SlotCache:
         return SlotCache(len(DynamicCache(config=self.model.config).layers))
 
     def _recall(self, rows: list[_Row]) -> SlotCache:
-        """The cache with what is known of each row's context, and how well guesses went in the answer before."""
+        """Returns the cache of each row's longest known prefix; passes on how well guesses went in the answer before."""
         if self._kept is None:
             return self._new_cache()
         old, cache = self._kept
@@ -162,7 +159,7 @@ class SpeculativeEngine:
         in_order = [ids[i] for i in order]
         sources = []
         for row in rows:
-            # Among sorted lists the longest common prefix is with a neighbour.
+            # In a sorted list a neighbour has the longest common prefix.
             at = bisect_left(in_order, row.context)
             near = order[max(0, at - 1) : at + 1]
             source = max(near, key=lambda i: common_prefix(ids[i], row.context))
@@ -178,12 +175,12 @@ class SpeculativeEngine:
     def _write(
         self, rows: list[_Row], cache: SlotCache, most: int, stop_ids: frozenset[int], temperature: float
     ) -> None:
-        """Writes until every row is finished or has so many tokens."""
+        """Generates until every row is finished or has `most` tokens."""
         open_rows, part, places = rows, cache, list(range(len(rows)))
         while open_rows:
             self._step(open_rows, part, most, stop_ids, temperature)
             still = [i for i, row in enumerate(open_rows) if not row.finished and len(row.written) < most]
-            if 2 * len(still) <= len(open_rows) and len(open_rows) > 1:  # rows that are done are read no longer
+            if 2 * len(still) <= len(open_rows) and len(open_rows) > 1:  # drop finished rows
                 if part is not cache:
                     cache.put_back(places, part)
                 places, open_rows = [places[i] for i in still], [open_rows[i] for i in still]
@@ -197,8 +194,7 @@ class SpeculativeEngine:
     def _step(
         self, rows: list[_Row], cache: SlotCache, most: int, stop_ids: frozenset[int], temperature: float
     ) -> None:
-        """One forward: reads what is pending of each row and its guess, keeps what the model agrees with and one more
-        token."""
+        """Runs one forward pass over pending tokens and guesses; keeps the accepted guesses and one more token."""
         guesses = self._guesses(rows, most)
         blocks = [row.pending() + guess for row, guess in zip(rows, guesses, strict=True)]
         verified = 1 + max(map(len, guesses))
@@ -206,7 +202,7 @@ class SpeculativeEngine:
         chosen_NK = self._choose(rows, logits_NKV, guesses, temperature)
         for row, guess, block, chosen in zip(rows, guesses, blocks, chosen_NK.tolist(), strict=True):
             if row.finished or len(row.written) >= most:
-                continue  # waits for the others
+                continue  # finished; waits for the others
             agreed = 0
             mine = chosen[verified - 1 - len(guess) :]
             while agreed < len(guess) and guess[agreed] == mine[agreed]:
@@ -237,7 +233,7 @@ class SpeculativeEngine:
         ]
 
     def _forward(self, rows: list[_Row], blocks: list[list[int]], cache: SlotCache, verified: int) -> Tensor:
-        """[N, K, V] logits after the last tokens of each block; blocks are aligned at their ends."""
+        """[N, K, V] logits after the last K tokens of each block; blocks are aligned at their ends."""
         width = max(map(len, blocks))
         ids = [[self.pad_id] * (width - len(block)) + block for block in blocks]
         slots = [
@@ -259,7 +255,7 @@ class SpeculativeEngine:
         return logits_NKV
 
     def _choose(self, rows: list[_Row], logits_NKV: Tensor, guesses: list[list[int]], temperature: float) -> Tensor:
-        """[N, K] the token of each verified position."""
+        """[N, K] token of each verified position."""
         n, verified, vocabulary = logits_NKV.shape
         flat_RV = logits_NKV.float().reshape(-1, vocabulary) if logits_NKV.dtype != torch.float64 else logits_NKV
         if temperature == 0:
@@ -268,14 +264,15 @@ class SpeculativeEngine:
         for row, guess in zip(rows, guesses, strict=True):
             assert row.noise is not None
             mine = row.noise[len(row.written) : len(row.written) + 1 + len(guess)]
-            spare = mine.new_zeros(verified - len(mine))  # positions that nobody reads: shorter guesses, finished rows
+            spare = mine.new_zeros(verified - len(mine))  # unread positions: shorter guesses, finished rows
             numbers.append(torch.cat([spare, mine]))
         uniform_R = torch.cat(numbers).to(flat_RV.device)
         return choose(flat_RV.reshape(-1, vocabulary), uniform_R, temperature).view(n, verified)
 
-    # ------------------------------------------------------------------ whether the model can be served so
+    # ------------------------------------------------------------------ the check of the model
 
     def _settle(self, context: Sequence[int]) -> bool:
+        """Returns whether speculative decoding is exact for the model; checks once."""
         if self.serves is None:
             config = self.model.config.get_text_config()
             why = why_not_speculative(self.model)
@@ -287,19 +284,19 @@ class SpeculativeEngine:
                 why = self._check((list(context) * _CHECKED)[:_CHECKED])
             self.serves = not why
             if why:
-                log.warning("srpo: plain decoding, a token at a time: %s", why)
+                log.warning("srpo: plain decoding, one token at a time: %s", why)
         return self.serves
 
     @torch.no_grad()
     def _check(self, context: list[int]) -> str:
-        """Reads a context in two blocks beside a shorter one, and once plainly; what is wrong, or nothing."""
+        """Compares a forward pass in two blocks beside a shorter row with a plain pass; returns the fault, or ""."""
         pair = [_Row(context, None, None), _Row(context[: _CHECKED // 2], None, None)]
         cache = self._new_cache()
         for size in (_CHECKED // 4, _CHECKED):  # once without and once with padding
             blocks = [row.context[row.known : size] for row in pair]
             logits_NKV = self._forward(pair, blocks, cache, 1)
             if logits_NKV.shape[1] != 1:
-                return "the model does not heed logits_to_keep"
+                return "the model ignores logits_to_keep"
             for row, block in zip(pair, blocks, strict=True):
                 row.known += len(block)
         for row, through_slots_V in zip(pair, logits_NKV[:, -1], strict=True):
@@ -307,29 +304,29 @@ class SpeculativeEngine:
                 plain_V = self.model(input_ids=torch.tensor([row.context], device=self._weight.device)).logits[0, -1]
             off, largest = (through_slots_V - plain_V).abs().max().item(), plain_V.abs().max().item()
             if not off <= _TOLERANCE[dtypes[0]] * max(1.0, largest):
-                return f"its logits with a cache cropped and padded differ from plain ones by {off:.2g}"
+                return f"its logits with a cropped and padded cache differ from plain ones by {off:.2g}"
         return ""
 
 
 def why_not_speculative(model: Any) -> str:
-    """Why a model's cache cannot be cropped and its guesses verified exactly; empty if nothing speaks against it."""
+    """Returns the reason against cropping the model's cache and verifying guesses; empty without one."""
     config = model.config.get_text_config()
     prompts = getattr(model, "active_peft_config", None)
     if prompts is not None and prompts.is_prompt_learning:
-        return "the adapter puts tokens of its own before the input"
+        return "the adapter adds tokens of its own before the input"
     others = {type(layer).__name__ for layer in DynamicCache(config=config).layers if type(layer) is not DynamicLayer}
     if others:
         return f"its cache cannot be rolled back ({', '.join(sorted(others))})"
     if config._attn_implementation not in ("sdpa", "eager"):
-        return f"{config._attn_implementation} takes no mask of our own"
+        return f"{config._attn_implementation} accepts no mask from outside"
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
-        return f"{rope['rope_type']} turns keys by the length of the whole"
+        return f"{rope['rope_type']} rotates keys by the total length"
     return ""
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Returns the length of the common prefix of two sequences."""
     most = min(len(a), len(b))
     if a[:most] == b[:most]:
         return most
