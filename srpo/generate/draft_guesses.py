@@ -13,8 +13,7 @@ LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _TAIL = 4  # latest tokens to look up in the draft, to find the place again after a difference
 _BACK, _AHEAD = 8, 24  # distance from the expected place to search
 _MEMORY = 64.0  # tokens over which acceptance is remembered
-# Least speed-up over plain decoding: a forward pass over one token is cheaper than the formula, and acceptance is only an
-# estimate.
+# Least speed-up over plain decoding: one token costs less than the formula, and acceptance is only an estimate.
 _WORTH = 1.3
 
 
@@ -58,7 +57,7 @@ class Follower:
             self.hits, self.misses = self.hits * _MEMORY / seen, self.misses * _MEMORY / seen
 
     def _place(self) -> int:
-        """Returns the place in the draft after the latest tokens; without a match one further, as after a replacement."""
+        """Returns the place in the draft after the latest tokens; without a match one token further."""
         expected = self.at + 1
         for length in range(min(_TAIL, len(self.written)), 0, -1):
             tail = self.written[-length:]

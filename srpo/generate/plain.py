@@ -20,12 +20,15 @@ from srpo.model.weights.load import model_context
 
 # Options that shape the distribution or cut answers short. A model's own defaults may set them, and the draws would no
 # longer come from the distribution of training.
-_SHAPING = """
-    temperature top_p top_k min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty encoder_repetition_penalty
-    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids sequence_bias suppress_tokens begin_suppress_tokens
-    forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty min_length min_new_tokens guidance_scale
-    watermarking_config prompt_lookup_num_tokens stop_strings max_time
-""".split()
+# fmt: off
+_SHAPING = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
+    "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
+    "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "min_length", "min_new_tokens", "guidance_scale", "watermarking_config",
+    "prompt_lookup_num_tokens", "stop_strings", "max_time",
+)
+# fmt: on
 
 
 class HFEngine:

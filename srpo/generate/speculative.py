@@ -1,7 +1,7 @@
-"""Completions in this process by speculative decoding: the cache lives on from draft to revision, and drafts are guesses.
+"""Completions in this process by speculative decoding: the cache is kept from draft to revision, drafts are guesses.
 
 A revision's context starts with the prompt and draft of the step before, so the cache is kept between calls and cropped
-to the longest common prefix. A revision mostly repeats its draft, so the draft's next tokens are guessed and verified in
+to the longest common prefix. A revision mostly repeats its draft, so the draft's next tokens are guesses, verified in
 one forward pass. Neither changes an answer: each token is the most probable one, or the one that the row's own uniform
 number selects, given the true tokens before it. Only rounding differs, as between any two batches.
 
@@ -150,7 +150,7 @@ class SpeculativeEngine:
         return SlotCache(len(DynamicCache(config=self.model.config).layers))
 
     def _recall(self, rows: list[_Row]) -> SlotCache:
-        """Returns the cache of each row's longest known prefix; passes on how well guesses went in the answer before."""
+        """Returns the cache of each row's longest known prefix; hands on the acceptance of the guesses before."""
         if self._kept is None:
             return self._new_cache()
         old, cache = self._kept

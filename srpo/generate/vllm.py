@@ -1,13 +1,11 @@
 """Completions and log-probs from vLLM in this process: a full model, or an adapter on its base.
 
-Contexts go in as the token ids of training. Prefixes that contexts share, the prompt of a draft and of its revisions
-above all, are computed once; guesses come from the context itself, in which the draft stands, so a revision that copies
-its draft is checked many tokens at a time. Greedy answers are those of the in-process engine up to rounding. Sampling
-draws from the same distribution with numbers of vLLM's own: equal (seed, key) repeat a draw on the same installation,
-and never make that of another engine.
+Contexts are the token ids of training. vLLM computes shared prefixes once, above all the prompt of a draft and its
+revisions. It takes guesses from the context, which contains the draft, so it verifies many tokens of a revision at
+once. Greedy answers equal those of the transformers engine up to rounding. Draws come from the same distribution with
+vLLM's own numbers: equal (seed, key) repeat a draw on the same installation, and no other engine repeats it.
 
-vLLM's processes start like Python's own: a script that makes a `VLLMEngine` has to do so under
-`if __name__ == "__main__":`.
+vLLM's processes start as Python's own do: a script that makes a `VLLMEngine` needs `if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
@@ -28,9 +26,9 @@ from srpo.model.weights.load import ADAPTER_FILE, adapter_base
 log = logging.getLogger("srpo")
 
 SPECULATIONS = ("auto", "suffix", "ngram", "none")
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be told of an adapter's rank
-GUESSED = 16  # tokens checked at once, at most
-# Read when vllm is imported. No statistics leave the machine, and what it says while it starts is not for users.
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
+GUESSED = 16  # largest number of tokens verified at once
+# vllm reads these on import: send no statistics, log no details of the start.
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -38,18 +36,18 @@ class VLLMEngine:
     """Completes with vLLM.
 
     Args:
-        model: folder or hub name of a model or of an adapter; safetensors only.
-        batch_size: prompts handed over together; vLLM makes batches of its own.
-        speculation: suffix, ngram, none, or auto: suffix where `arctic_inference` is installed, else ngram.
-        dtype: as in `load_model`.
-        options: passed on to `vllm.LLM`: `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`, ….
+        model: Folder or hub name of a model or adapter; safetensors only.
+        batch_size: Prompts passed together; vLLM forms its own batches.
+        speculation: suffix, ngram, none, or auto: suffix if `arctic_inference` is installed, otherwise ngram.
+        dtype: Precision, as in `load_model`.
+        options: Arguments of `vllm.LLM`, such as `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`.
 
     Attributes:
-        speculation: the one in use.
+        speculation: The speculation in use.
 
     Raises:
-        ConfigError: vLLM is not installed, or there is no such speculation.
-        InputError: no model there.
+        ConfigError: vLLM is not installed, or an unknown speculation.
+        InputError: The folder has no model.
         BackendError: vLLM cannot serve this adapter.
     """
 
@@ -69,18 +67,18 @@ class VLLMEngine:
             raise ConfigError(f"{speculation!r}", where="speculation", expected=f"one of {SPECULATIONS}", fix=fix)
         vllm = _imported()
         self.batch_size, self.model = batch_size, model
-        self.speculation = _settled(speculation)
+        self.speculation = _resolved(speculation)
         base = adapter_base(model)
         self._adapter: Any = None
         if base is not None:
             from vllm.lora.request import LoRARequest
 
             self._adapter = LoRARequest("adapter", 1, str(Path(model).resolve()))
-            options = {"enable_lora": True, "max_loras": 1, **_of_adapter(model), **options}
+            options = {"enable_lora": True, "max_loras": 1, **_adapter_options(model), **options}
         if self.speculation != "none":
             method = {"method": self.speculation, "num_speculative_tokens": GUESSED}
             lookup = {"prompt_lookup_min": 2, "prompt_lookup_max": 4} if self.speculation == "ngram" else {}
-            # Beside an adapter vLLM wants room for the guesses of every row at once.
+            # With an adapter, vLLM needs room for the guesses of all rows at once.
             room = {"max_num_seqs": batch_size, "max_num_batched_tokens": max(8192, batch_size * (GUESSED + 1))}
             options = {"speculative_config": {**method, **lookup}, **room, **options}
         self._sampling = vllm.SamplingParams
@@ -88,7 +86,7 @@ class VLLMEngine:
             base or model,
             dtype=dtype,
             load_format="safetensors",
-            generation_config="vllm",  # the model's own may shape the distribution
+            generation_config="vllm",  # the model's own file may shape the distribution
             skip_tokenizer_init=True,  # ids in, ids out
             enable_prefix_caching=True,
             **options,
@@ -97,16 +95,16 @@ class VLLMEngine:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens of context and answer that fit."""
+        """Largest number of context and answer tokens."""
         return int(self._llm.llm_engine.model_config.max_model_len)
 
     @property
     def has_adapter(self) -> bool:
-        """Whether there is an adapter to switch off."""
+        """True if the model is an adapter."""
         return self._adapter is not None
 
     def close(self) -> None:
-        """Ends vLLM's processes and gives its memory back."""
+        """Ends vLLM's processes and frees its memory."""
         self._llm.llm_engine.engine_core.shutdown()
 
     def complete(
@@ -120,14 +118,14 @@ class VLLMEngine:
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
     ) -> list[Completion]:
-        """As `Engine` says."""
+        """Completes the contexts; see `Engine`."""
         expect_temperature(temperature)
         settings = [
             self._sampling(
                 temperature=temperature,
                 max_tokens=max_new_tokens,
                 seed=seed_of(seed, key) if temperature > 0 else None,
-                ignore_eos=True,  # the model's files may call other tokens an end than training did
+                ignore_eos=True,  # the model's files may name other end tokens than training
                 stop_token_ids=list(stop_ids),
                 detokenize=False,
             )
@@ -142,18 +140,18 @@ class VLLMEngine:
         ]
 
     def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """log π of each answer after its context, nats, summed over the answer's tokens."""
+        """Returns log π of each answer after its context, nats, summed over the answer's tokens."""
         return self._logps(pairs, adapter=True)
 
     def base_logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """The same with the adapter switched off: what the model was before training.
+        """Returns the log-probs of the base, without the adapter: those of the model before training.
 
         Raises:
-            ConfigError: there is no adapter to switch off.
+            ConfigError: The model is not an adapter.
         """
         if self._adapter is None:
-            fix = "give an engine of what it was before training"
-            raise ConfigError("a full model is no reference for itself", where="reference", fix=fix)
+            fix = "pass an engine of the model before training"
+            raise ConfigError("a full model cannot be its own reference", where="reference", fix=fix)
         return self._logps(pairs, adapter=False)
 
     def _logps(self, pairs: Sequence[ContextAnswer], *, adapter: bool) -> list[float]:
@@ -179,28 +177,30 @@ def _imported() -> Any:
     try:
         import vllm
     except ImportError as error:
-        fix = "install vLLM for this machine, or ask a server of it: --engine openai"
+        fix = "install vLLM for this machine, or use a vLLM server: --engine openai"
         raise ConfigError(f"vLLM cannot be imported: {error}", where="engine", fix=fix) from None
     return vllm
 
 
-def _settled(speculation: str) -> str:
-    """The speculation that auto stands for."""
+def _resolved(speculation: str) -> str:
+    """Resolves auto, and checks that suffix is installed."""
     has_suffix = importlib.util.find_spec("arctic_inference") is not None
     if speculation == "suffix" and not has_suffix:
-        fix = "pip install arctic-inference, or take ngram"
+        fix = "pip install arctic-inference, or use ngram"
         raise ConfigError("suffix speculation needs arctic_inference", where="speculation", fix=fix)
     return speculation if speculation != "auto" else "suffix" if has_suffix else "ngram"
 
 
-def _of_adapter(folder: str) -> dict[str, Any]:
-    """What vLLM has to be told of the adapter in that folder: the least rank it knows that is enough, and where the
-    adapter stands. Not told where, it puts one on the head as well, and fails over log-probs of several prompts."""
+def _adapter_options(folder: str) -> dict[str, Any]:
+    """Returns vLLM's options for the adapter in a folder: the smallest sufficient rank, and the adapted modules.
+
+    Without the modules vLLM also adapts the head, and then fails on log-probs of several prompts.
+    """
     row = json.loads((Path(folder) / ADAPTER_FILE).read_text("utf-8"))
     largest = max([row.get("r", 0), *(row.get("rank_pattern") or {}).values()])
     fitting = [rank for rank in RANKS if rank >= largest]
     if row.get("peft_type") != "LORA" or not fitting:
-        problem = f"vLLM serves LoRA adapters of rank {RANKS[-1]} at most"
+        problem = f"vLLM serves LoRA adapters up to rank {RANKS[-1]}"
         raise BackendError(problem, where=folder, fix="merge it into its base: srpo merge")
-    where = row.get("target_modules")
-    return {"max_lora_rank": fitting[0], **({"lora_target_modules": where} if isinstance(where, list) else {})}
+    modules = row.get("target_modules")
+    return {"max_lora_rank": fitting[0], **({"lora_target_modules": modules} if isinstance(modules, list) else {})}

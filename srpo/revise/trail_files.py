@@ -1,4 +1,8 @@
-"""Prompts in a file → trails in a file: line by line, so that a killed run loses and repeats nothing."""
+"""Files of trails, one trail a line: the only reader and the only writer.
+
+Trails are written as they are drawn, so a killed run loses no finished trail and repeats none. The settings that decide
+the trails are in a second file, so that the halves of a file cannot come from different settings.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from typing import Any
 
 from srpo.data.read import PromptRow, Reject, read_prompts, reasons
 from srpo.data.rejected import REJECTED_FILE, rejected_lines
+from srpo.disk import write_file
 from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError
 from srpo.progress import Progress
 from srpo.revise.reviser import Reviser
@@ -21,9 +26,9 @@ from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.secrets import redacted
 
-SETTINGS = ".settings.json"  # how the trails were drawn, beside them
+SETTINGS = ".settings.json"  # suffix of the file with the settings
 OTHER = "choose another --output"
-TRAIL = b'{"prompt": '  # how a trail's line begins
+TRAIL = b'{"prompt": '  # first bytes of a trail's line
 log = logging.getLogger("srpo")
 Draw = Callable[[int, Collection[int] | None], Iterator[Trail]]
 
@@ -38,41 +43,41 @@ def revise_file(
     made_with: dict[str, str] | None = None,
     samples: int = 1,
 ) -> tuple[int, int]:
-    """Writes one trail per prompt, in the prompts' order.
+    """Writes one trail per prompt, in the order of the prompts.
 
-    Rows the target already holds are checked against the prompts and kept, a torn last line is dropped, and the rest
-    is drawn; the file is then the same as without the interruption.
+    Trails already in the target are compared with the prompts and kept, and a torn last line is removed. The finished
+    file equals that of an uninterrupted run.
 
     Args:
-        make_reviser: called once both files are known to be good.
-        bad_rows: "skip" leaves out rows without a usable prompt, and takes it that some trails failed.
-        made_with: what else decides the trails (the model's path, say); a target made otherwise is refused.
-        samples: trails per prompt, one after the other; each is drawn anew.
+        make_reviser: Makes the reviser; called after both files have been checked.
+        source: File of prompts.
+        target: File of trails.
+        settings: How trails are drawn.
+        bad_rows: "skip" leaves out rows without a usable prompt, and accepts failed trails.
+        made_with: Other settings that decide the trails, such as the model's path.
+        samples: Trails per prompt, one after the other, each drawn anew.
 
     Returns:
-        Trails in the target, and how many of them were there before.
+        Number of trails in the target, and number of trails that were there before.
 
     Raises:
-        DataError: unusable prompts, or a target that holds trails of other prompts, or no trails, or with damaged
-            settings beside it; it is left as it is.
-        ConfigError: a target made with other settings.
-        OutputError: the target cannot be written.
-        Interrupted: stopped by Ctrl-C; what is written stays.
-        InputError: a server failed at some prompts. Their lines say why, and the same command asks for them again.
+        DataError: Unusable prompts, or a target with other prompts, other lines or damaged settings; the target is left
+            as it is.
+        ConfigError: A target made with other settings.
+        OutputError: The target cannot be written.
+        Interrupted: Ctrl-C; written trails stay.
+        InputError: An engine failed on some prompts. Their lines give the reason, and the same command tries them
+            again.
     """
     rejects: list[Reject] = []
     rows = read_prompts(source, rejects=rejects if bad_rows == "skip" else None)
-    if rejects:
-        log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
-    rows = [row for row in rows for _ in range(samples)]  # equal prompts are told apart by how often they came before
+    rows = [row for row in rows for _ in range(samples)]  # the n-th of equal prompts has a key of its own
     path, drawn = Path(target), {**asdict(settings), **(made_with or {})}
     if rejects:
-        _found(path, rows, drawn)  # a target that is refused stays as it is, with nothing beside it
-        kept = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
-        try:
-            path.with_name(f"{path.name}.{REJECTED_FILE}").write_text(kept, "utf-8")
-        except OSError as error:
-            raise _unwritable(path, error) from None
+        log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
+        _finished(path, rows, drawn)  # writes nothing beside a target that is refused
+        lines = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
+        write_file(path.with_name(f"{path.name}.{REJECTED_FILE}"), lines.encode(), flag="--output")
     reviser = cache(make_reviser)
 
     def draw(skip: int, only: Collection[int] | None) -> Iterator[Trail]:
@@ -84,22 +89,24 @@ def revise_file(
 def write_trails(
     path: Path, rows: list[PromptRow], draw: Draw, made_with: Mapping[str, Any], *, strict: bool = True
 ) -> int:
-    """Writes one trail per row to a file that may hold some of them already.
+    """Writes one trail per row to a file that may already hold some of them.
 
     Args:
-        draw: (how many to leave out at the head, or the only places wanted) → trails, in the rows' order; called only
-            if some are missing.
-        made_with: all that decides the trails; a file begun with anything else is refused.
-        strict: trails that failed are an error, once the others are written.
+        path: The file.
+        rows: The prompts.
+        draw: Maps (number of leading rows to leave out, places of the only rows to draw or None) to trails in the order
+            of the rows; called only if trails are missing.
+        made_with: All settings that decide the trails; a file made with other settings is refused.
+        strict: Raise an error for failed trails, after the others are written.
 
     Returns:
-        How many were there before.
+        Number of trails that were there before.
 
     Raises:
-        SRPOError: as `revise_file` does.
+        SRPOError: As in `revise_file`.
     """
     try:
-        present, failed, end = _found(path, rows, made_with)
+        present, failed, end = _finished(path, rows, made_with)
         with path.open("a", encoding="utf-8") as file, Progress("prompts", len(rows), present) as progress:
             _begin(path, end, made_with)
             for trail in draw(present, None) if present < len(rows) else ():
@@ -107,13 +114,13 @@ def write_trails(
                 file.flush()
                 progress.step()
         if failed:
-            _ask_again(draw, path, failed)
+            _draw_again(draw, path, failed)
     except OSError as error:
         raise _unwritable(path, error) from None
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted; finished trails are in {path}", fix="the same command goes on") from None
     if failed or present < len(rows):
-        _tell_failed(path, strict=strict)
+        _report_failed(path, strict=strict)
     return present
 
 
@@ -142,11 +149,12 @@ def read_trails(path: str | Path, *, gold_key: str | None = "gold") -> list[Trai
     """Reads the trails of one file; leaves failed trails out and logs their number.
 
     Args:
-        gold_key: key of the gold answer that each row's `meta` must have; None requires no gold answer.
+        path: The file.
+        gold_key: Key of the gold answer that each row's `meta` must have; None requires no gold answer.
 
     Raises:
-        InputError: the file is missing or unreadable.
-        DataError: a line is not a trail or has no gold answer, or the file has no trails.
+        InputError: The file is missing or unreadable.
+        DataError: A line is not a trail or has no gold answer, or the file has no trails.
     """
     trails, failed = [], 0
     for where, trail in located_trails(path):
@@ -170,64 +178,62 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot be written: {error.strerror}", where=str(path), fix=fix)
 
 
-def _ask_again(draw: Draw, path: Path, failed: list[int]) -> None:
-    """Puts new trails in the places of those that failed."""
+def _draw_again(draw: Draw, path: Path, failed: list[int]) -> None:
+    """Replaces failed trails by new ones."""
     lines = path.read_bytes().split(b"\n")
     places = iter(failed)
     try:
-        with Progress("prompts asked again", len(failed)) as progress:
+        with Progress("failed prompts", len(failed)) as progress:
             for trail in draw(0, failed):
                 lines[next(places)] = trail.to_json().encode()
                 progress.step()
-    finally:  # what came before an interruption counts, too
-        beside = path.with_name(path.name + ".new")
-        beside.write_bytes(b"\n".join(lines))
-        os.replace(beside, path)
+    finally:  # after an interruption too
+        write_file(path, b"\n".join(lines), flag="--output")
 
 
-def _tell_failed(path: Path, *, strict: bool) -> None:
-    """Counts the trails that failed, by reason.
+def _report_failed(path: Path, *, strict: bool) -> None:
+    """Counts failed trails by reason.
 
     Raises:
-        InputError: there are some, and strict.
+        InputError: Some trails failed, and `strict`.
     """
-    lines = _lines(path.read_bytes())
-    reasons = (Trail.from_json(line, where=str(path)).failed for line in lines)
-    failed = Counter(filter(None, reasons))
+    trails = [trail for _, trail in located_trails(path)]
+    failed = Counter(trail.failed for trail in trails if trail.failed)
     if failed:
         most = "; ".join(f"{count} × {reason}" for reason, count in failed.most_common(3))
-        problem = f"{failed.total()} of {len(lines)} prompts failed: {most}"
+        problem = f"{failed.total()} of {len(trails)} prompts failed: {most}"
         if strict:
-            raise InputError(problem, where=str(path), fix="the same command asks for them again, and for no other")
+            raise InputError(problem, where=str(path), fix="the same command tries them again, and no others")
         log.warning("srpo: %s: %s", path, problem)
 
 
-def _found(path: Path, rows: list[PromptRow], made_with: Mapping[str, Any]) -> tuple[int, list[int], int]:
-    """Whole trails at the head of the file, the places of those that failed, and where the head ends in bytes.
+def _finished(path: Path, rows: list[PromptRow], made_with: Mapping[str, Any]) -> tuple[int, list[int], int]:
+    """Returns the number of finished trails in the file, the places of failed ones, and the length in bytes of both.
 
-    Nothing is changed here: what is not a file of these trails is somebody's data.
+    Changes no file: a file of anything else may be a user's data.
 
     Raises:
-        ConfigError: they were drawn with other settings; two halves drawn differently would look like one.
-        DataError: it holds something else, or its settings cannot be read.
-        OutputError: it cannot be read.
+        ConfigError: The trails were drawn with other settings.
+        DataError: The file holds something else, or its settings are damaged.
+        OutputError: The file cannot be read.
     """
     try:
         content = path.read_bytes() if path.exists() else b""
-        before = _settings_of(path) if content else None  # a file without a trail has no first half
+        before = _read_settings(path) if content else None  # an empty file has no settings to keep
     except OSError as error:
         raise _unwritable(path, error) from None
     if before is not None:
-        _expect_same(path, before, _settings(made_with))
+        _expect_same(path, before, redacted(dict(made_with)))
     end = content.rfind(b"\n") + 1
-    lines, failed = _lines(content[:end]), []
+    # str.splitlines would also split at separators inside a text.
+    lines, failed = content[:end].decode("utf-8", "replace").split("\n")[:-1], []
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         try:
             trail = Trail.from_json(line, where=where)
         except DataError as error:
             raise DataError(error.what, where=where, expected=error.expected, fix=OTHER) from None
-        if number > len(rows) or _asked(trail) != _asked(rows[number - 1]):
+        if number > len(rows) or _request(trail) != _request(rows[number - 1]):
             raise DataError("a trail of another prompt", where=where, fix=OTHER)
         if trail.failed:
             failed.append(number - 1)
@@ -239,7 +245,7 @@ def _found(path: Path, rows: list[PromptRow], made_with: Mapping[str, Any]) -> t
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a last line without its end is what `Trail.to_json` had begun to write."""
+    """Returns whether an incomplete last line is the beginning of a trail."""
     start = line.rstrip(b"\0")[: len(TRAIL)]  # a power cut leaves NUL bytes
     try:
         return TRAIL.startswith(start) and "answers" in json.loads(line)
@@ -248,30 +254,21 @@ def _is_torn(line: bytes) -> bool:
 
 
 def _begin(path: Path, end: int, made_with: Mapping[str, Any]) -> None:
-    """Cuts off a torn last line and sees to it that the settings stand beside the trails."""
+    """Removes a torn last line, and writes the settings file."""
     if end < path.stat().st_size:
         os.truncate(path, end)
-    beside = _beside(path)
+    beside = path.with_name(path.name + SETTINGS)
     if not end or not beside.exists():
-        beside.write_text(json.dumps(_settings(made_with), indent=2) + "\n", "utf-8")
+        beside.write_text(json.dumps(redacted(dict(made_with)), indent=2) + "\n", "utf-8")
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + SETTINGS)
-
-
-def _settings(made_with: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = redacted(dict(made_with))
-    return found
-
-
-def _settings_of(path: Path) -> dict[str, Any] | None:
-    """What stands beside a file of trails; None where nothing does.
+def _read_settings(path: Path) -> dict[str, Any] | None:
+    """Reads the settings of a file of trails; None without a settings file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: The settings file is damaged.
     """
-    beside = _beside(path)
+    beside = path.with_name(path.name + SETTINGS)
     if not beside.exists():
         return None
     try:
@@ -279,31 +276,24 @@ def _settings_of(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        fix = f"choose another --output; or delete it, if {path.name} was drawn as it is to go on"
+        fix = f"choose another --output; or delete the settings file, if {path.name} was drawn with these settings"
         raise DataError("damaged", where=str(beside), expected="the settings that the trails were drawn with", fix=fix)
     return found
 
 
 def _expect_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Settings at their default may be left out of either, so a key that one side lacks counts too."""
-    changed = [
-        f"{key} {_said(before, key)} → {_said(now, key)}"
-        for key in {**now, **before}
-        if before.get(key, "") != now.get(key, "")
-    ]
-    if changed:
+    """Compares two settings; a missing key equals "", since settings at their default may be left out."""
+
+    def shown(settings: dict[str, Any], key: str) -> str:
+        return repr(settings[key]) if key in settings else "not set"
+
+    keys = [key for key in {**now, **before} if before.get(key, "") != now.get(key, "")]
+    if keys:
+        changes = ", ".join(f"{key} {shown(before, key)} → {shown(now, key)}" for key in keys)
         fix = "use the same settings, or another --output"
-        raise ConfigError(f"was begun with other settings: {', '.join(changed)}", where=str(path), fix=fix)
+        raise ConfigError(f"was begun with other settings: {changes}", where=str(path), fix=fix)
 
 
-def _said(settings: Mapping[str, Any], key: str) -> str:
-    return repr(settings[key]) if key in settings else "not set"
-
-
-def _lines(content: bytes) -> list[str]:
-    return content.decode("utf-8", "replace").split("\n")[:-1]  # splitlines also splits inside JSON texts
-
-
-def _asked(row: PromptRow | Trail) -> list[object]:
-    """What the model is shown of a row, and its `meta` has beside the prompt."""
+def _request(row: PromptRow | Trail) -> list[object]:
+    """Returns the content of a row that the model sees: the prompt, and tools and options from `meta`."""
     return [row.prompt, *(row.meta.get(key) for key in ("tools", "chat_template_kwargs"))]

@@ -145,7 +145,7 @@ def test_a_calibration_is_kept_beside_the_model(tmp_path: Path) -> None:
     assert Reviser(str(tmp_path)).calibration == whole
     for text in ("", "{}", "[]", '{"format": 2}', (tmp_path / CALIBRATION_FILE).read_text().replace("if_pref", "pref")):
         (tmp_path / CALIBRATION_FILE).write_text(text)
-        with pytest.raises(InputError, match=r"srpo_calibration.json: not a calibration: .*`srpo calibrate` writes it"):
+        with pytest.raises(InputError, match=r"srpo_calibration.json: not a calibration: .*run `srpo calibrate` again"):
             Calibration.load(tmp_path)
 
 

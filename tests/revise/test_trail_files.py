@@ -248,7 +248,7 @@ def test_damaged_settings_name_themselves(damaged: str, source: str, tmp_path: P
     revise_file(make, source, str(out), QUICK)
     before = out.read_bytes()
     beside.write_bytes(damaged.encode("latin-1"))
-    said = r"out\.jsonl\.settings\.json: damaged; .*choose another --output; or delete it"
+    said = r"out\.jsonl\.settings\.json: damaged; .*choose another --output; or delete the settings"
     with pytest.raises(DataError, match=said):
         revise_file(never, source, str(out), QUICK)
     assert (out.read_bytes(), beside.read_bytes()) == (before, damaged.encode("latin-1"))
