@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rounds_plots import TITLES, plot
-from srpo.evaluate.best_of import best_of
+from srpo.evaluate.controls import best_of
 from srpo.judge.single import exact_match, per_character
 from srpo.judge.verdict import Verdict
 from srpo.revise.reviser import Reviser

@@ -33,8 +33,8 @@ from benchmarks.tasks.repair import (
     train_base,
 )
 from srpo.data.read import read_prompts
-from srpo.evaluate.best_of import best_of
 from srpo.evaluate.calibrate import calibrate, first_revisions
+from srpo.evaluate.controls import best_of
 from srpo.judge.load import ScoreJudge
 from srpo.judge.single import Judge, exact_match
 from srpo.revise.reviser import Reviser

@@ -36,11 +36,11 @@ def main(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from srpo.evaluate.run import evaluate, judges_of
+    from srpo.evaluate.run import evaluate
     from srpo.report.text_table import print_table
 
     show_progress()
-    results, report = evaluate(plan, judges_of(plan), shlex.join(redacted_command(["srpo", "evaluate", *argv])))
+    results, report = evaluate(plan, shlex.join(redacted_command(["srpo", "evaluate", *argv])))
     console = Console(highlight=False)
     print_table(results, console)
     for sentence in [*results.verdict, *results.advice]:

@@ -1,28 +1,116 @@
-"""What a revising model is held against, made from its own trails: no model is asked again."""
+"""Opponents of a revising model: its drafts alone, the best of k + 1 drafts, the judge's own pick, the gold answers.
+
+Best of k + 1 drafts is the opponent at equal compute: it reads about as many tokens as k revisions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, cast
 
+from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import DataError
-from srpo.evaluate.best_of import running_best
-from srpo.judge.single import score_answer
+from srpo.judge.single import Judge, score_answer
 from srpo.judge.verdict import AnswerPair
+from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Answer, Trail
+from srpo.score.scores import AnyJudge, compares
+from srpo.sequences.render import options_of
+
+if TYPE_CHECKING:
+    from srpo.revise.reviser import Reviser
+
+
+def best_of(reviser: Reviser, prompts: Iterable[object], settings: RevisionSettings) -> list[Trail]:
+    """Returns one trail per prompt whose answer in hand after k is the best of its first k + 1 drafts.
+
+    The best draft has the largest implied reward, the log-ratio g(y) = log π(y|x) − log π_ref(y|x), reduced over tokens
+    as in training; no judge is asked. The first draft is the draft of a reviser with the same seed.
+
+    Args:
+        settings: `revisions` is k, and each further draft has a seed of its own; `policy` has no effect.
+
+    Raises:
+        ConfigError: the reviser has no reference.
+    """
+    rows = read_prompts([row if isinstance(row, dict) else {"prompt": row} for row in prompts])
+    return list(keep_best(reviser, rows, list(several_drafts(reviser, rows, settings))))
+
+
+def several_drafts(
+    reviser: Reviser, rows: Sequence[PromptRow], settings: RevisionSettings, *, skip: int = 0
+) -> Iterator[Trail]:
+    """Yields k + 1 drafts of each prompt as one trail, batch by batch; only the first draft is marked kept.
+
+    Args:
+        skip: number of leading trails to leave out; the other trails stay the same.
+    """
+    size = reviser.engine.batch_size
+    for at in range(skip - skip % size, len(rows), size):
+        draws = []
+        for draw in range(settings.revisions + 1):
+            seed = settings.seed if draw == 0 else (settings.seed + 1) * 1_000_003 + draw
+            once = replace(settings, revisions=0, policy="always", seed=seed)
+            draws.append(list(islice(reviser.trails(rows, once, skip=at), size)))
+        for trails in list(zip(*draws, strict=True))[max(0, skip - at) :]:
+            first, *others = (trail.answers[0] for trail in trails)
+            answers = (first, *(replace(answer, kept=False) for answer in others))
+            yield Trail(trails[0].prompt, answers, meta=trails[0].meta)
+
+
+def keep_best(
+    reviser: Reviser, rows: Sequence[PromptRow], drafts: Sequence[Trail], *, skip: int = 0
+) -> Iterator[Trail]:
+    """Yields the same drafts, each marked kept if its implied reward exceeds that of all drafts before it.
+
+    Args:
+        drafts: from `several_drafts`, one trail per row.
+        skip: number of leading trails to leave out.
+
+    Raises:
+        ConfigError: the reviser has no reference.
+    """
+    for at in range(skip, len(rows), reviser.engine.batch_size):
+        batch = slice(at, at + reviser.engine.batch_size)
+        options = [options_of(row) for row in rows[batch]]
+        contexts = reviser.renderer.drafts([row.prompt for row in rows[batch]], options)
+        sequences = [
+            [(context, ids) for ids in reviser.renderer.answers([answer.text for answer in trail.answers])]
+            for context, trail in zip(contexts, drafts[batch], strict=True)
+        ]
+        rewards = reviser.log_ratios(sequences).tolist()
+        for trail, values, context in zip(drafts[batch], rewards, contexts, strict=True):
+            scoring = [2 * (len(context) + answer.tokens) for answer in trail.answers]  # by policy and reference
+            yield running_best(trail, values, scoring)
+
+
+def running_best(trail: Trail, values: Sequence[float], scoring: Sequence[int] | None = None) -> Trail:
+    """Marks each answer as kept if its value exceeds all values before it.
+
+    Args:
+        scoring: forward tokens spent on each value.
+    """
+    best, marked = float("-inf"), list[Answer]()
+    for place, (answer, value) in enumerate(zip(trail.answers, values, strict=True)):
+        spent = answer.forward_tokens + (scoring[place] if scoring else 0)
+        # The first answer is in hand whatever its value, nan included: no other answer precedes it.
+        marked.append(replace(answer, kept=place == 0 or value > best, forward_tokens=spent))
+        best = max(best, value)
+    return replace(trail, answers=tuple(marked))
 
 
 def draft_only(trails: Sequence[Trail]) -> list[Trail]:
-    """The drafts, which stay in hand whatever k is: what revising has to beat."""
+    """Returns trails of the drafts alone, which stay in hand whatever k is."""
     return [replace(trail, answers=trail.answers[:1], stopped="revisions") for trail in trails]
 
 
 def gold_answers(trails: Sequence[Trail], gold_key: str = "gold") -> list[Trail]:
-    """The gold answers as a system of their own.
+    """Returns the gold answers as a system of their own.
 
     Raises:
-        DataError: one is missing.
+        DataError: a gold answer is missing.
     """
     found = []
     for row, trail in enumerate(trails, 1):
@@ -32,27 +120,23 @@ def gold_answers(trails: Sequence[Trail], gold_key: str = "gold") -> list[Trail]
     return found
 
 
-def oracle(drafts: Sequence[Trail], judge: Any, gold_key: str = "gold") -> list[Trail]:
-    """The best of each prompt's drafts as the judge itself sees them: what no system can have, for it picks with the
-    answer key in hand. It says how much choosing among drafts could give at most.
+def oracle(drafts: Sequence[Trail], judge: AnyJudge, gold_key: str = "gold") -> list[Trail]:
+    """Keeps the best draft of each prompt by the judge that scores the systems: an upper bound for choosing drafts.
 
     Args:
-        drafts: several per trail, from `several_drafts` or `best_of`; how those are marked has no part in it.
-        judge: the one that scores the systems; a judge of two answers holds each draft against gold.
+        drafts: trails of several drafts each; their marks have no effect.
+        judge: of single answers, or a pair judge, which compares each draft with the gold answer.
     """
-    if not hasattr(judge, "compare"):
-        return [
-            running_best(
-                trail, [score_answer(judge, trail.prompt, a.text, trail.meta.get(gold_key)) for a in trail.answers]
-            )
-            for trail in drafts
-        ]
-    asked = [
+    if not compares(judge):
+        alone = cast("Judge", judge)
+        scored = [[score_answer(alone, t.prompt, a.text, t.meta.get(gold_key)) for a in t.answers] for t in drafts]
+        return [running_best(trail, scores) for trail, scores in zip(drafts, scored, strict=True)]
+    pairs = [
         AnswerPair(trail.prompt, answer.text, str(trail.meta[gold_key]), trail.meta[gold_key])
         for trail in drafts
         for answer in trail.answers
     ]
-    verdicts = iter(judge.compare(asked))
+    verdicts = iter(judge.compare(pairs))
     found = []
     for trail in drafts:
         scores = [next(verdicts).score for _ in trail.answers]

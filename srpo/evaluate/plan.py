@@ -7,11 +7,11 @@ A file may be a recipe, whose settings of training stand beside one key `evaluat
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from srpo.errors import ConfigError, did_you_mean
+from srpo.errors import ConfigError, InputError, did_you_mean
 from srpo.settings import expect_known
 from srpo.settings_file import read_settings
 
@@ -63,6 +63,31 @@ class Model:
     policy: str = "always"
     revisions: int | None = None
     controls: tuple[str, ...] = ()
+
+    def at(self, seed: int) -> Model:
+        """Returns the model of one seed."""
+        reference = self.reference.format(seed=seed) if self.reference else None
+        return replace(self, model=self.model.format(seed=seed), reference=reference)
+
+    def check(self, name: str) -> None:
+        """Checks policy and folders.
+
+        Raises:
+            ConfigError: an unknown policy.
+            InputError: a folder does not exist.
+        """
+        from srpo.revise.policy import AUTO, NAMES, Policy
+
+        known, where = [*NAMES, AUTO, BEST_OF], f"models: {name}"
+        try:
+            Policy.named("always" if self.policy in known else self.policy)
+        except ConfigError:
+            fix, expected = did_you_mean(self.policy, known), "one of " + ", ".join(known)
+            raise ConfigError(f"{self.policy!r}", where=f"{where}: policy", expected=expected, fix=fix) from None
+        for path in filter(None, (self.model, self.reference)):
+            if path.count("/") > 1 and not Path(path).is_dir():  # a hub name has one slash at most
+                fix = f"make it first, or leave the model out by `--without {name}`"
+                raise InputError("no such folder", where=f"{where}: {path}", expected="a saved model", fix=fix)
 
 
 def _option(help: str, default: Any = None, *, many: bool = False, metavar: str = "") -> Any:
@@ -170,21 +195,51 @@ class Plan:
         """Of a model, its own first."""
         return list(dict.fromkeys([*self.models[name].controls, *(self.controls if name == self.owner else ())]))
 
-    def expect_systems(self, given: Iterable[str]) -> None:
-        """Before anything is drawn: what is highlighted or shown in figures is there.
+    @property
+    def systems(self) -> list[str]:
+        """Names of all systems: models with their controls, then those whose trails are in files."""
+        drawn = [each for name in self.models for each in (name, *(f"{name}/{c}" for c in self.controls_of(name)))]
+        return list(dict.fromkeys([*drawn, *named_files(self.trails)]))
 
-        Args:
-            given: systems whose trails are in files.
+    def check(self) -> None:
+        """Checks all names, folders and policies, before any file is read or model loaded.
 
         Raises:
-            ConfigError: it is not.
+            ConfigError: a setting is missing, unknown or does not fit another one.
+            InputError: the folder of a model does not exist.
         """
-        drawn = [each for name in self.models for each in (name, *(f"{name}/{c}" for c in self.controls_of(name)))]
-        known = list(dict.fromkeys([*drawn, *given]))
-        for where, name in (("highlight", self.highlight), *(("curves", each) for each in self.curves)):
+        from srpo.score.pooling import RESAMPLINGS
+
+        if not self.output_dir:
+            raise ConfigError("no output_dir", fix="add `--output_dir FOLDER`")
+        if self.models and self.trails and len(self.temperature) > 1:
+            what = "several, and trails that do not state theirs"
+            raise ConfigError(what, where="temperature", expected="one")
+        systems = self.systems
+        names = [("highlight", self.highlight), *(("curves", each) for each in self.curves)]
+        for where, name in [("resampling", self.resampling), *names]:
+            known = list(RESAMPLINGS) if where == "resampling" else systems
             if name and name not in known:
-                fix = did_you_mean(name, known)
-                raise ConfigError(f"no system {name!r}", where=where, expected=" or ".join(known), fix=fix)
+                what = f"{name!r}" if where == "resampling" else f"no system {name!r}"
+                raise ConfigError(what, where=where, expected=" or ".join(known), fix=did_you_mean(name, known))
+        for name, model in self.models.items():
+            for seed in self.seeds:
+                model.at(seed).check(name)
+            if "reference" in self.controls_of(name) and not model.reference:
+                fix = "name it by --references"
+                raise ConfigError("no reference to ask", where=f"models: {name}: reference", fix=fix)
+
+    def check_labels(self, names: Iterable[str]) -> None:
+        """Checks that every label belongs to a system, a control, or one of `names`: splits and judges.
+
+        Raises:
+            ConfigError: a label of nothing.
+        """
+        controls = [f"{name}/{control}" for name in self.models for control in CONTROLS]
+        known = [*self.systems, *names, *controls]
+        for name in self.labels:
+            if name not in known:
+                raise ConfigError(f"nothing is named {name!r}", where="labels", fix=did_you_mean(name, known))
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], where: str = "") -> Plan:
@@ -265,6 +320,29 @@ def named(given: Any, where: str, alone: str) -> dict[str, Any]:
             problem = "stands twice" if name in found else "names nothing"
             raise ConfigError(f"{spec!r} {problem}", where=where, expected="path or name=path, each name once")
         found[name] = path
+    return found
+
+
+def named_files(specs: Iterable[str]) -> dict[str, list[str]]:
+    """Returns files of trails by system, one per seed.
+
+    Args:
+        specs: `[NAME=]PATH`; the name of a bare path is its stem.
+
+    Raises:
+        ConfigError: two bare paths with the same stem, or a name without a path.
+    """
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        name, equals, path = spec.partition("=")
+        # An equals sign behind a slash belongs to the path.
+        if not equals or "/" in name:
+            name, path = Path(spec).stem, spec
+            if name in found:
+                raise ConfigError(f"two systems named {name!r}", where=spec, fix="name them: --trails one=… other=…")
+        if not name or not path:
+            raise ConfigError(f"{spec!r} names no file", where="--trails", expected="path or name=path")
+        found.setdefault(name, []).append(path)
     return found
 
 

@@ -14,17 +14,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srpo.data.read import PromptRow, Reject, read_prompts, reasons
 from srpo.data.rejected import REJECTED_FILE, rejected_lines
 from srpo.disk import write_file
 from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError
 from srpo.progress import Progress
-from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.secrets import redacted
+
+if TYPE_CHECKING:
+    from srpo.revise.reviser import Reviser
 
 SETTINGS = ".settings.json"  # suffix of the file with the settings
 OTHER = "choose another --output"

@@ -149,7 +149,7 @@ def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, met
 
 def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, system: str, rows: Rows, seed: int) -> None:
     """Drafts and revises every sum at every temperature, as one system does: a file of trails for each."""
-    from srpo.evaluate.best_of import best_of
+    from srpo.evaluate.controls import best_of
     from srpo.revise.reviser import Reviser
     from srpo.revise.settings import RevisionSettings
 

@@ -10,14 +10,15 @@ import pytest
 
 from srpo.cli.evaluate import main
 from srpo.errors import ConfigError, InputError, Interrupted
-from srpo.evaluate import answers
-from srpo.evaluate.answers import contents, draw_all
+from srpo.evaluate.answers import Drawn, content_hash, draw_all, read_prompt_files
 from srpo.evaluate.controls import oracle
 from srpo.evaluate.plan import CONTROLS, Plan
 from srpo.judge.single import exact_match, per_character
+from srpo.revise import reviser
 from srpo.revise.reviser import Reviser
 from srpo.revise.trail import Answer, Trail
 from srpo.score.results_file import read_results
+from srpo.score.scores import AnyJudge
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.judge.pair_judges import Scripted, honest
 from tests.revise.tiny import PROMPTS, carry_llama
@@ -60,6 +61,11 @@ def plan(place: Path, out: Path, **settings: Any) -> Plan:
     )
 
 
+def drawn(plan: Plan, judge: AnyJudge) -> Drawn:
+    plan.check()
+    return draw_all(plan, read_prompt_files(plan), judge)
+
+
 def test_every_control_from_one_command(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--models", f"srpo={models}/srpo{{seed}}", "--prompts", f"{models}/prompts.jsonl", "--seeds", "0", "1"]
     words += ["--references", f"{models}/base", "--controls", *CONTROLS, "--revisions", "2", "--max_new_tokens", "4"]
@@ -81,32 +87,32 @@ def test_every_control_from_one_command(models: Path, tmp_path: Path, capsys: py
 
 
 def test_nothing_is_drawn_twice(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = draw_all(plan(models, tmp_path), exact_match)
-    monkeypatch.setattr(answers, "Reviser", None)  # whatever would draw now fails
-    assert draw_all(plan(models, tmp_path), exact_match) == first
+    first = drawn(plan(models, tmp_path), exact_match)
+    monkeypatch.setattr(reviser, "Reviser", None)  # whatever would draw now fails
+    assert drawn(plan(models, tmp_path), exact_match) == first
     # Fewer controls, another judge and another name ask for nothing new.
-    draw_all(plan(models, tmp_path, controls=["oracle"]), per_character)
+    drawn(plan(models, tmp_path, controls=["oracle"]), per_character)
     with pytest.raises(TypeError):  # control: another seed does
-        draw_all(plan(models, tmp_path, seeds=[1]), exact_match)
+        drawn(plan(models, tmp_path, seeds=[1]), exact_match)
     for change in ({"temperature": 0.7}, {"revisions": 1}, {"max_new_tokens": 3}):
         with pytest.raises(TypeError):
-            draw_all(plan(models, tmp_path, **change), exact_match)
+            drawn(plan(models, tmp_path, **change), exact_match)
 
 
 def test_a_changed_model_draws_anew_and_a_moved_one_does_not(models: Path, tmp_path: Path) -> None:
     here, there = save(tmp_path / "here", 0, trained=True), save(tmp_path / "there", 0, trained=True)
-    assert contents(str(here)) == contents(str(there))
+    assert content_hash(str(here)) == content_hash(str(there))
     (there / "trainer_state.json").write_text("{}")
     (there / "README.md").write_text("a card")
-    contents.cache_clear()
-    assert contents(str(here)) == contents(str(there))
+    content_hash.cache_clear()
+    assert content_hash(str(here)) == content_hash(str(there))
     save(there, 5, trained=True)
-    contents.cache_clear()
-    assert contents(str(here)) != contents(str(there))
+    content_hash.cache_clear()
+    assert content_hash(str(here)) != content_hash(str(there))
 
 
 def test_a_killed_run_goes_on(models: Path, tmp_path: Path) -> None:
-    whole = draw_all(plan(models, tmp_path / "whole", batch_size=2), exact_match)
+    whole = drawn(plan(models, tmp_path / "whole", batch_size=2), exact_match)
 
     class Killed(Reviser):
         """Is interrupted at the third batch."""
@@ -118,15 +124,15 @@ def test_a_killed_run_goes_on(models: Path, tmp_path: Path) -> None:
                 yield trail
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers, "Reviser", Killed)
+        patch.setattr(reviser, "Reviser", Killed)
         with pytest.raises(Interrupted):
-            draw_all(plan(models, tmp_path / "killed", batch_size=2), exact_match)
+            drawn(plan(models, tmp_path / "killed", batch_size=2), exact_match)
     (file,) = (tmp_path / "killed" / "drawn").glob("srpo.in.*.jsonl")
     assert file.read_text().count("\n") == 4
-    again = draw_all(plan(models, tmp_path / "killed", batch_size=2), exact_match)
+    again = drawn(plan(models, tmp_path / "killed", batch_size=2), exact_match)
 
-    def texts(drawn: Any) -> Any:
-        return {key: [[a.text for a in trail.answers] for trail in rows] for key, rows in drawn.trails.items()}
+    def texts(found: Drawn) -> Any:
+        return {key: [[a.text for a in trail.answers] for trail in rows] for key, rows in found.trails.items()}
 
     assert texts(again) == texts(whole)
 
@@ -141,10 +147,10 @@ def test_the_oracle_picks_with_the_key_in_hand() -> None:
 def test_the_best_of_drafts_is_a_policy_too(models: Path, tmp_path: Path) -> None:
     both = {"srpo": {"model": f"{models}/srpo0", "controls": ["best_of", "draft_only"]}}
     both |= {"chosen": {"model": f"{models}/srpo0", "policy": "best_of", "controls": ["draft_only"]}}
-    drawn = draw_all(plan(models, tmp_path, models=both, controls=[]), exact_match).trails
+    trails = drawn(plan(models, tmp_path, models=both, controls=[]), exact_match).trails
 
     def in_hand(system: str, split: str) -> list[list[str]]:
-        return [[trail.after(k).text for k in range(3)] for trail in drawn[0, system, split, 1.0]]
+        return [[trail.after(k).text for k in range(3)] for trail in trails[0, system, split, 1.0]]
 
     for split in ("in", "out"):
         assert in_hand("chosen", split) == in_hand("srpo/best_of", split) != in_hand("srpo", split)
@@ -153,7 +159,7 @@ def test_the_best_of_drafts_is_a_policy_too(models: Path, tmp_path: Path) -> Non
 
 def test_what_cannot_be_drawn_is_told(models: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no reference to ask"):
-        draw_all(plan(models, tmp_path, references=None, controls=["reference"]), exact_match)
+        drawn(plan(models, tmp_path, references=None, controls=["reference"]), exact_match)
     for model, kind, said in (
         ("a/b/missing", InputError, "a/b/missing: no such folder.*`--without srpo`"),
         (
@@ -163,7 +169,7 @@ def test_what_cannot_be_drawn_is_told(models: Path, tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(kind, match=said):
-            draw_all(plan(models, tmp_path / "none", models={"first": f"{models}/srpo0", "srpo": model}), exact_match)
+            drawn(plan(models, tmp_path / "none", models={"first": f"{models}/srpo0", "srpo": model}), exact_match)
         assert not [*(tmp_path / "none").rglob("*.jsonl")]  # told before the first model draws
     with pytest.raises(ConfigError, match="did you mean 'prompts'"):
         main(["--trails", "x.jsonl", "--output_dir", str(tmp_path), "--resampling", "prompt"])

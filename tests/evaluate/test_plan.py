@@ -32,16 +32,17 @@ def test_what_is_said_once_holds_for_all_models() -> None:
 
 def test_a_model_that_is_left_out_is_out_of_the_figures() -> None:
     models = {"a": "x", "b": {"model": "y", "controls": ["best_of"]}}
-    settings = {"models": models, "prompts": "p", "controls": ["gold"], "curves": ["b/best_of", "a", "a/gold"]}
+    settings = {"models": models, "prompts": "p", "controls": ["gold"], "output_dir": "out"}
+    settings["curves"] = ["b/best_of", "a", "a/gold"]
     whole, part = Plan.of(settings), Plan.of({**settings, "without": "b"})
     assert (list(part.models), part.curves) == (["a"], ["a", "a/gold"])
     for plan in (whole, part):
-        plan.expect_systems([])
+        plan.check()
     assert (whole.controls_of("a"), whole.controls_of("b")) == (["gold"], ["best_of"])
     for wrong in ({"curves": ["b/gold"]}, {"highlight": "c"}):
         with pytest.raises(ConfigError, match="no system"):
-            Plan.of({**settings, **wrong}).expect_systems(["file"])
-    Plan.of({**settings, "curves": ["file"], "highlight": "file"}).expect_systems(["file"])
+            Plan.of({**settings, "trails": "file", **wrong}).check()
+    Plan.of({**settings, "trails": "file", "curves": ["file"], "highlight": "file"}).check()
 
 
 def test_labels_are_named_in_two_ways() -> None:

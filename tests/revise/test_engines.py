@@ -11,7 +11,7 @@ import torch
 
 from srpo.cli.main import run
 from srpo.errors import ConfigError
-from srpo.evaluate.answers import Studio
+from srpo.evaluate.answers import ModelAnswers, Task
 from srpo.evaluate.plan import Model, Plan
 from srpo.model.weights.load import load_model
 from srpo.revise.engines import EngineSettings
@@ -87,13 +87,13 @@ def test_a_reference_by_its_path_goes_where_the_model_is(model: str, monkeypatch
 
 
 def test_an_evaluation_s_models_likewise(model: str, tmp_path: Path) -> None:
-    keys = []
+    files = []
     for dtype in ("float32", "float16"):
         plan = Plan(models={"a": Model(model)}, prompts={"all": "p"}, dtype=dtype, device="cpu")
-        studio = Studio(plan, Model(model), tmp_path, 0)
-        assert studio.reviser(Model(model)).model.dtype == getattr(torch, dtype)
-        keys.append(studio._made_with(Model(model), studio._settings(1.0, "always")))
-    assert keys[0] != keys[1]  # what was drawn in one precision does not stand for the other
+        answers = ModelAnswers(plan, Model(model), tmp_path, 0)
+        assert answers.reviser(Model(model)).model.dtype == getattr(torch, dtype)
+        files.append(answers.cache_file("answers", Task("a", "all", [], 1.0))[0])
+    assert files[0] != files[1]  # trails drawn in one precision do not serve for the other
 
 
 @pytest.mark.parametrize(

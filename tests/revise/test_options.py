@@ -12,7 +12,7 @@ import pytest
 from srpo import Reviser
 from srpo.data.read import read_prompts
 from srpo.errors import DataError
-from srpo.evaluate.best_of import best_of
+from srpo.evaluate.controls import best_of
 from srpo.generate.engine import Completion
 from srpo.generate.plain import HFEngine
 from srpo.revise.settings import RevisionSettings

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from srpo.errors import ConfigError, DataError
-from srpo.evaluate.best_of import best_of
+from srpo.evaluate.controls import best_of
 from srpo.revise.settings import RevisionSettings
 from srpo.tasks.carry import carry_tokenizer
 from tests.revise.tiny import PROMPTS, carry_llama, ids_of, reviser
