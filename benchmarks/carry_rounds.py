@@ -37,7 +37,7 @@ from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.run import run_rounds
-from srpo.statistics.bootstrap import paired_difference
+from srpo.statistics.bootstrap import bootstrap
 from srpo.tasks.carry import SPLITS, sums, write_rows
 from srpo.tasks.carry_run import CHOSEN, CarryConfig, Say, evaluation_rows, make_pairs, start_run
 from srpo.tasks.stages import run_stage, side_by_side
@@ -258,7 +258,8 @@ def compare(folder: Path, seeds: Sequence[int]) -> None:
         )
         for said, rival in rivals.items():
             a, b = ([column(seed, *each) for seed in seeds] for each in (ours, rival))
-            pooled = paired_difference(torch.cat(a), torch.cat(b), strata=[len(each) for each in a])
+            differences_N1 = (torch.cat(a) - torch.cat(b))[:, None]
+            pooled = bootstrap(differences_N1, strata=[len(each) for each in a]).column(0)
             alone = " | ".join(f"{100 * float((x - y).mean()):+.1f}" for x, y in zip(a, b, strict=True))
             print(
                 f"| {said} | {100 * pooled.mean:+.1f} ({100 * pooled.low:.1f} to {100 * pooled.high:.1f}) | {alone} |"

@@ -41,7 +41,7 @@ def read_answers(path: str | Path) -> list[Trail]:
 
     Raises:
         InputError: the file cannot be read.
-        DataError: a row has none of these forms, or there are no rows.
+        DataError: a row has another form, or there are no rows.
     """
     trails = [_trail(row, where) for where, row in _rows(path)]
     if not trails:

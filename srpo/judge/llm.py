@@ -112,8 +112,8 @@ class LLMJudge:
         prompt: the judge's instructions.
         asking: the model, its sampling and its price.
         cache: replies of earlier calls; new ones are added.
-        nonce: draws the mark around the texts of a call, which occurs in none of the texts it is given. A predictable
-            mark protects nothing.
+        nonce: draws the mark around the texts of a call, given those texts, in which the mark must not occur. A
+            predictable mark gives no protection.
 
     Attributes:
         spent: usage so far; cached replies cost nothing.

@@ -108,7 +108,7 @@ class JudgePrompt:
 
 
 def nonce_for(*texts: str) -> str:
-    """Eight random hexadecimal digits that occur in none of the texts."""
+    """Eight random hexadecimal digits that do not occur in the texts."""
     while True:
         nonce = secrets.token_hex(4)
         if not any(nonce in text.lower() for text in texts):

@@ -28,7 +28,7 @@ class CachedReply:
         reason: why the verdict is missing.
         reply: the full text.
         model: the model's name in the server's answer.
-        tokens_in, tokens_out: the server's own counts; None if the server gave none.
+        tokens_in, tokens_out: the server's own counts; None if the server did not count.
         orders: the verdict of each order, for a cached whole verdict; see `Verdict`.
     """
 
@@ -79,7 +79,7 @@ class VerdictCache:
         return len(self._replies)
 
     def get(self, key: str) -> CachedReply | None:
-        """The reply; None if there is none."""
+        """The cached reply, or None."""
         return self._replies.get(key)
 
     def add(self, key: str, reply: CachedReply) -> None:
@@ -105,7 +105,7 @@ def cache_key(identity: str, template: str, prompt: Prompt, shown_first: str, sh
 
 
 class CachingJudge:
-    """A judge whose verdicts are cached as they arrive, so that a resumed run asks for none of them again.
+    """A judge whose verdicts are cached as they arrive, so that a resumed run does not ask again.
 
     Unscored pairs are not cached and are asked again, because the server may have failed.
 

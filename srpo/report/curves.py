@@ -11,9 +11,13 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from srpo.score.results import POOL, Results, Row, capital, heat
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 HIGHLIGHT = "#0072b2"
 OTHERS = ("#c44e00", "#00805c", "#a8457e", "#8a6d00", "#5f5f5f", "#2f8ec4")
@@ -79,7 +83,7 @@ def panel_svg(results: Results, split: str, temperature: float | None, seed: int
 
 
 @contextmanager
-def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Any, Any]]:
+def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A transparent figure with one axis and text as text.
 
     Args:
@@ -117,7 +121,7 @@ def _small_print(results: Results, temperature: float | None, seed: int | str) -
     return "; ".join(parts)
 
 
-def _panel(axis: Any, results: Results, split: str, temperature: float | None, seed: int | str) -> None:
+def _panel(axis: Axes, results: Results, split: str, temperature: float | None, seed: int | str) -> None:
     curves = results.curves(split, temperature, seed)
     shown = {name: curves[name] for name in results.drawn if name in curves}
     colour = colours(results)
@@ -162,12 +166,14 @@ def _means(rows: Sequence[Row]) -> list[float]:
     return [100 * row["mean"] for row in rows]
 
 
-def _name_lines(figure: Any, axes: Sequence[Any]) -> None:
+def _name_lines(figure: Figure, axes: Sequence[Axes]) -> None:
     """Moves overlapping names at the line ends apart; a thin line connects a moved name with its line end."""
+    from matplotlib.text import Annotation
+
     figure.draw_without_rendering()
     scale = 72 / figure.dpi
     for axis in axes:
-        names = sorted(axis.texts, key=lambda text: text.xy[1])
+        names = sorted((text for text in axis.texts if isinstance(text, Annotation)), key=lambda text: text.xy[1])
         ends = [axis.transData.transform(text.xy)[1] * scale for text in names]
         heights = [1.15 * text.get_window_extent().height * scale for text in names]
         box = axis.get_window_extent()
@@ -212,14 +218,14 @@ def spread(
     return [below + level for below, level in zip(stack, ground, strict=True)]
 
 
-def _saved(figure: Any, kind: str) -> bytes:
+def _saved(figure: Figure, kind: str) -> bytes:
     picture = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
     figure.savefig(picture, format=kind, dpi=200, metadata=metadata, facecolor=figure.get_facecolor())
     return picture.getvalue()
 
 
-def on_page(figure: Any, title: str) -> str:
+def on_page(figure: Figure, title: str) -> str:
     """The figure as an `<svg>` inside a page, with unique ids, and colours and fonts from the page's variables."""
     svg = _saved(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]

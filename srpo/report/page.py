@@ -1,4 +1,4 @@
-"""Writes the files of an evaluation: report.html, tables, figures and data. Lays out numbers, computes none.
+"""Writes the files of an evaluation: report.html, tables, figures and data. Lays out numbers and does not compute any.
 
 The page is one file that loads nothing: style, script and figures are inside it, and a policy in its head forbids
 external resources. Every combination of split, temperature and seed is in the page; a short script hides all but the

@@ -1,4 +1,4 @@
-"""The tables of the report, one per measure, and the tables of win rates. Lays out numbers, computes none."""
+"""The tables of the report, one per measure, and the tables of win rates. Only lays out numbers."""
 
 from __future__ import annotations
 

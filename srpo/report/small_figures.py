@@ -6,10 +6,13 @@ Each shows all seeds pooled, in the colours and the frame of curves.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from srpo.report.curves import FAINT, INK, colours, on_page, page_figure
 from srpo.score.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Kind = Literal["wins", "tokens", "seconds", "length"]
 
@@ -70,7 +73,7 @@ def _line(results: Results, system: str, split: str, temperature: float | None, 
     return Line(system, costs, [100 * row["mean"] for row in rows], None)
 
 
-def _plot(axis: Any, results: Results, lines: Sequence[Line], kind: Kind) -> None:
+def _plot(axis: Axes, results: Results, lines: Sequence[Line], kind: Kind) -> None:
     colour = colours(results)
     for line in sorted(lines, key=lambda each: each.system == results.highlight):
         main, shade = line.system == results.highlight, colour[line.system]

@@ -100,48 +100,6 @@ def bootstrap(
     return Intervals(scores_NM.sum(0) / weights_NM.sum(0), low_M, high_M)
 
 
-def paired_difference(
-    a_N: Tensor,
-    b_N: Tensor,
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
-    level: float = LEVEL,
-    strata: Sequence[int] | None = None,
-) -> Interval:
-    """Mean of a − b over the same prompts, with its bootstrap interval.
-
-    Args:
-        a_N: [N] scores of one system.
-        b_N: [N] scores of the other system on the same prompts, in the same order.
-        draws, seed, level, strata: as in `bootstrap`.
-
-    Raises:
-        ConfigError: the lengths differ, or as in `bootstrap`.
-        NonFiniteError: a score is nan or infinite.
-
-    Example:
-        >>> import torch
-        >>> paired_difference(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.0]))
-        Interval(mean=1.0, low=1.0, high=1.0)
-    """
-    if a_N.shape != b_N.shape or a_N.dim() != 1:
-        raise ConfigError(f"scores of shapes {tuple(a_N.shape)} and {tuple(b_N.shape)}", expected="two of one length")
-    difference_N1 = (a_N.to(torch.float64) - b_N.to(torch.float64))[:, None]
-    return bootstrap(difference_N1, draws=draws, seed=seed, level=level, strata=strata).column(0)
-
-
-def wins(a_N: Tensor, b_N: Tensor) -> Tensor:
-    """[N] 1 where a scores higher than b, 0 where lower, 0.5 where they tie; the mean is a's win rate.
-
-    Example:
-        >>> import torch
-        >>> wins(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 1.0, 5.0])).tolist()
-        [1.0, 0.5, 0.0]
-    """
-    return 0.5 + 0.5 * torch.sign(a_N.to(torch.float64) - b_N.to(torch.float64))
-
-
 def ends_of(level: float) -> Tensor:
     """[2] the quantiles at the ends of a central interval of that coverage."""
     return torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)

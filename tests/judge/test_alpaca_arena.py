@@ -29,7 +29,7 @@ def write(path: Path, rows: Any, *, lines: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("form", ["alpaca", "arena", "trails"])
-def test_what_is_written_reads_back(form: str, tmp_path: Path) -> None:
+def test_written_files_are_read_back(form: str, tmp_path: Path) -> None:
     (tmp_path / "f").write_text(written_as(form, TRAILS, name="ours", revisions=1), "utf-8")
     back = read_answers(tmp_path / "f")
     assert [trail.prompt for trail in back] == ["2+2=", "3+3="]
@@ -60,7 +60,7 @@ def test_arena_answers_by_hand() -> None:
     assert len({other["ans_id"] for other in others}) == 2
 
 
-def test_questions_become_prompts_that_revise_reads_and_answers_keep_their_uid(tmp_path: Path) -> None:
+def test_arena_questions_become_prompts_and_keep_their_uid(tmp_path: Path) -> None:
     new = {"uid": "q1", "category": "hard_prompt", "subcategory": "coding", "prompt": "Write a loop."}
     old = {"question_id": "q2", "category": "x", "cluster": "y", "turns": [{"content": "Write two."}]}
     path = write(tmp_path / "question.jsonl", [new, old], lines=True)
@@ -75,7 +75,7 @@ def test_questions_become_prompts_that_revise_reads_and_answers_keep_their_uid(t
         written_as("arena", read_answers(path), name="m", revisions=0)
 
 
-def test_annotations_go_from_one_to_two_and_come_back(tmp_path: Path) -> None:
+def test_annotations_are_written_and_read_back(tmp_path: Path) -> None:
     scores = [1.0, 0.5, 0.0, None]
     items = [AnswerPair(f"q{n}", "a", "b") for n in range(4)]
     text = alpaca_annotations(items, [Verdict(score) for score in scores], ("one", "two"), "judge")
@@ -102,7 +102,7 @@ def test_annotations_go_from_one_to_two_and_come_back(tmp_path: Path) -> None:
         ({"answers": [{"text": 1}]}, ""),
     ],
 )
-def test_rows_of_another_kind_are_named(row: Any, said: str, tmp_path: Path) -> None:
+def test_invalid_rows_are_errors_with_their_place(row: Any, said: str, tmp_path: Path) -> None:
     path = write(
         tmp_path / "rows.jsonl", [TRAILS[0].__dict__ | {"answers": [{"text": "a", "tokens": 1}]}, row], lines=True
     )
@@ -112,7 +112,7 @@ def test_rows_of_another_kind_are_named(row: Any, said: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("row", [{"instruction": "q"}, {"instruction": "q", "output_1": "a", "output_2": "b"}, []])
-def test_annotations_of_another_kind_are_named(row: Any, tmp_path: Path) -> None:
+def test_invalid_annotations_are_errors_with_their_place(row: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.json"):
         read_annotations(write(tmp_path / "a.json", [row]))
     whole = {"instruction": "q", "output_1": "a", "output_2": "b"}
@@ -121,7 +121,7 @@ def test_annotations_of_another_kind_are_named(row: Any, tmp_path: Path) -> None
             read_annotations(write(tmp_path / "a.json", [{**whole, "preference": preference}]))
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_invalid_settings_are_errors_with_a_fix(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'alpaca'"):
         written_as("alpacca", TRAILS, name="n", revisions=0)
     with pytest.raises(ConfigError, match="no name"):
@@ -138,7 +138,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- comparing and agreeing
 
 
-def test_systems_are_compared_on_the_prompts_they_share() -> None:
+def test_systems_are_compared_on_common_prompts() -> None:
     others = [Trail("3+3=", (Answer("8", 1),)), Trail("2+2=", (Answer("5", 1),))]
     items = pair_up(TRAILS, others, revisions=1)
     assert items == [AnswerPair("2+2=", "4", "5", "4"), AnswerPair("3+3=", "6 \u2028\n", "8", "6")]
@@ -153,9 +153,7 @@ def test_systems_are_compared_on_the_prompts_they_share() -> None:
             pair_up(TRAILS, wrong, revisions=1)
 
 
-def test_two_judges_agree_on_what_stands_in_both_whichever_way_round(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_agreement_counts_common_pairs_in_either_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def row(n: int, preference: float | None, turned: bool = False) -> dict[str, Any]:
         a, b = ("b", "a") if turned else ("a", "b")
         return {"instruction": f"q{n}", "output_1": a, "output_2": b, "preference": preference}
@@ -174,7 +172,7 @@ def test_two_judges_agree_on_what_stands_in_both_whichever_way_round(
         agree(read_annotations(one)[:1], read_annotations(two)[1:])
 
 
-def test_the_commands_go_from_trails_to_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_turn_trails_into_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trails = tmp_path / "ours.jsonl"
     trails.write_text(written_as("trails", TRAILS, name="", revisions=0))
     outputs = tmp_path / "draft.json"

@@ -33,15 +33,15 @@ FAIR = {"ties": 0, "unscored": 0, "flips": 0, "first_shown": 0.5}
 ALL_RIGHT = {"accuracy": 1, "longer": 0.5, "accuracy_longer": 1, "accuracy_shorter": 1, "length_bias": 0}
 
 
-def test_an_honest_judge_is_right_and_fair() -> None:
+def test_an_honest_judge_has_full_accuracy_and_no_bias() -> None:
     assert measured(js.honest, runs=2) == {**FAIR, **ALL_RIGHT, "disagreement": 0}
 
 
-def test_a_verbose_one_is_no_worse() -> None:
+def test_a_verbose_judge_is_read_correctly() -> None:
     assert measured(js.verbose) == {**FAIR, **ALL_RIGHT}
 
 
-def test_a_position_biased_one_is_right_half_of_the_time_and_always_flips() -> None:
+def test_position_bias_gives_accuracy_50_and_flips_100() -> None:
     found = measured(js.position_biased)
     assert found == {
         **{name: 0.5 for name in ("accuracy", "longer", "accuracy_longer", "accuracy_shorter")},
@@ -54,14 +54,14 @@ def test_a_position_biased_one_is_right_half_of_the_time_and_always_flips() -> N
     assert 0.2 < one["accuracy"] < 0.8
 
 
-def test_a_length_biased_one_shows_in_the_length_alone() -> None:
+def test_length_bias_shows_only_in_the_length_measures() -> None:
     assert measured(js.length_biased) == {
         **FAIR,
         **{"ties": 0.3333, "accuracy": 0.5, "longer": 1, "accuracy_longer": 1, "accuracy_shorter": 0, "length_bias": 1},
     }
 
 
-def test_a_refusing_one_has_no_numbers_but_one() -> None:
+def test_a_judge_that_refuses_everything_has_only_the_unscored_measure() -> None:
     with judge_server(js.refusing) as server:
         checked = check_judge(lambda run: llm_judge(server), PAIRS)
     assert checked.measures["unscored"].value == 1
@@ -71,7 +71,7 @@ def test_a_refusing_one_has_no_numbers_but_one() -> None:
     assert "NaN" not in checked.to_json()
 
 
-def test_a_judge_that_changes_its_mind_shows_in_the_second_run() -> None:
+def test_disagreement_between_two_runs_is_measured() -> None:
     turns: dict[str, int] = {}
 
     def fickle(seen: js.Seen) -> str:
@@ -81,7 +81,7 @@ def test_a_judge_that_changes_its_mind_shows_in_the_second_run() -> None:
     assert measured(fickle, runs=2)["disagreement"] == round(1 / 24, 4)
 
 
-def test_the_coin_does_not_know_which_is_better() -> None:
+def test_the_order_shown_does_not_depend_on_the_label() -> None:
     ahead = check_judge(lambda run: js_scores(), PAIRS).better_first
     turned = [Pair(pair.prompt, chosen=pair.rejected, rejected=pair.chosen) for pair in PAIRS]
     assert [not first for first in check_judge(lambda run: js_scores(), turned).better_first] == list(ahead)
@@ -94,7 +94,7 @@ def js_scores() -> Any:
     return ScoreJudge("goodness", lambda prompt, answer, gold: min(1.0, answer.count("good")))
 
 
-def test_a_sample_is_drawn_and_keeps_its_order() -> None:
+def test_a_sample_keeps_the_order_of_the_pairs() -> None:
     drawn = sample(PAIRS, 5)
     assert len(drawn) == 5
     assert drawn == sorted(drawn, key=PAIRS.index) == sample(PAIRS, 5)
@@ -157,12 +157,14 @@ def test_the_command_prints_what_it_found(
         ([], UsageError, "no judge"),
     ],
 )
-def test_mistakes_are_named(pairs_file: Path, words: list[str], kind: type[SRPOError], said: str) -> None:
+def test_invalid_settings_are_errors_with_a_fix(
+    pairs_file: Path, words: list[str], kind: type[SRPOError], said: str
+) -> None:
     with pytest.raises(kind, match=said):
         run(["judge", "check", "--pairs", str(pairs_file), *words])
 
 
-def test_an_act_that_is_none_is_refused() -> None:
+def test_an_unknown_act_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'check'"):
         run(["judge", "chekc"])
     assert run(["judge", "--help"]) == 0
@@ -170,7 +172,7 @@ def test_an_act_that_is_none_is_refused() -> None:
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["llmbar.jsonl", "pandalm_test.jsonl"])
-def test_real_pairs_show_a_liking_for_length(name: str) -> None:
+def test_real_pairs_show_length_bias(name: str) -> None:
     """A judge that always names the longer answer, on real pairs: right where that is right, wrong where it is not."""
     if not os.environ.get("SRPO_REAL_DATA"):
         pytest.skip("SRPO_REAL_DATA names no folder")

@@ -36,14 +36,14 @@ def test_the_higher_score_is_better_and_equal_scores_tie() -> None:
 
 
 @pytest.mark.parametrize("name", JUDGES)
-def test_every_scoring_judge_compares(name: str) -> None:
+def test_every_shipped_judge_compares_two_answers(name: str) -> None:
     (verdict,) = load_pair_judge(name).compare([AnswerPair("p", "12", "34", gold="12")])
     assert verdict.score == 1.0
     with pytest.raises(DataError, match=f"{name}, row 1: the gold answer is NoneType"):
         list(load_pair_judge(name).compare([AnswerPair("p", "12", "34")]))
 
 
-def test_ones_own_judge_scores_or_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_judges_score_or_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_pair_judge.py").write_text(
         "from srpo.judge.verdict import OrderVerdict, combine\n"
         "def shorter(prompt, answer, gold):\n    return 1 / (1 + len(answer))\n"
@@ -58,14 +58,14 @@ def test_ones_own_judge_scores_or_compares(tmp_path: Path, monkeypatch: pytest.M
     assert [v.score for v in load_pair_judge("my_pair_judge:first").compare([item])] == [1.0]
 
 
-def test_an_unknown_judge_is_told_all_kinds() -> None:
+def test_the_error_for_an_unknown_judge_lists_all_kinds() -> None:
     with pytest.raises(ConfigError, match="votes:FILE, llm or module:function; did you mean 'llm'"):
         load_pair_judge("lm")
     with pytest.raises(ConfigError, match="reward:PATH or module:function"):  # one of single answers can be neither
         load_judge("lm")
 
 
-def test_there_is_no_server_by_default() -> None:
+def test_an_llm_judge_needs_a_server_and_a_model() -> None:
     for options in ({}, {"base_url": "http://localhost:1/v1"}, {"asking": Asking("m")}):
         with pytest.raises(ConfigError, match="expected a server's URL and a model's name"):
             load_pair_judge("llm", **options)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def alone(folder: Path, text: str) -> float:
 
 
 @pytest.mark.parametrize("pad", [True, False])
-def test_rewards_do_not_depend_on_what_is_scored_beside_them(tmp_path: Path, pad: bool) -> None:
+def test_rewards_do_not_depend_on_the_batch(tmp_path: Path, pad: bool) -> None:
     folder = save_reward(tmp_path, template=CHAT, pad=pad)
     rows: list[Any] = [("ask", "a"), ("ask", "a much longer answer"), ([{"role": "user", "content": "ask"}], "bb")]
     model = RewardModel(str(folder))
@@ -138,7 +138,7 @@ def test_a_reward_model_compares_by_its_rewards(tmp_path: Path) -> None:
     assert (scores[0] > scores[1]) == (rewards["one"] > rewards["two"])
 
 
-def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
+def test_models_that_are_not_reward_models_are_refused(tmp_path: Path) -> None:
     make_tiny_llama().save_pretrained(tmp_path / "lm")
     make_byte_tokenizer().save_pretrained(tmp_path / "lm")
     with pytest.raises(InputError, match=r"score\.weight"):  # transformers alone would draw such weights at random
@@ -151,6 +151,6 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
         RewardModel(str(save_reward(tmp_path / "short"))).rewards([("p", "a" * 99)])
 
 
-def test_an_adapter_of_a_broken_judge_is_named() -> None:
+def test_a_broken_judge_raises_a_typed_error() -> None:
     with pytest.raises(ConfigError, match="expected a number between 0 and 1"):
         list(ScoreJudge("five", lambda prompt, answer, gold: 5.0).compare([AnswerPair("p", "a", "b")]))

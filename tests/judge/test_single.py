@@ -37,7 +37,7 @@ DIGITS = st.text("0123456789", max_size=8)
         ("42", 42, 1, 1),
     ],
 )
-def test_pencil_scores(answer: str, gold: str | int, exact: float, share: float) -> None:
+def test_scores_worked_by_hand(answer: str, gold: str | int, exact: float, share: float) -> None:
     assert exact_match("p", answer, gold) == exact
     assert per_character("p", answer, gold) == share
 
@@ -75,12 +75,12 @@ def test_per_character_is_one_loop_over_positions(answer: str, gold: str) -> Non
         ("10", "#### 10", 1),
     ],
 )
-def test_numbers_are_equal_however_they_are_written(answer: str, gold: object, score: int) -> None:
+def test_numbers_compare_by_value(answer: str, gold: object, score: int) -> None:
     assert numeric("p", answer, gold) == score
 
 
 @pytest.mark.parametrize("gold", ["none", None, True, float("nan"), [1]])
-def test_a_gold_answer_without_a_number_is_named(gold: object) -> None:
+def test_a_gold_answer_without_a_number_is_an_error(gold: object) -> None:
     with pytest.raises(DataError, match="gold answer"):
         numeric("p", "1", gold)
 
@@ -111,7 +111,7 @@ def test_rouge_l_by_hand() -> None:
 
 
 @pytest.mark.parametrize("gold", [None, True, 4.0, ["4"]])
-def test_a_gold_answer_that_is_no_text_is_named(gold: object) -> None:
+def test_a_gold_answer_that_is_not_text_is_an_error(gold: object) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl:3: the gold answer is"):
         score_answer(exact_match, "p", "4", gold, where="a.jsonl:3")
 
@@ -140,12 +140,12 @@ def test_judges_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("not a module:f", "cannot be loaded"),
     ],
 )
-def test_a_judge_that_is_none_is_refused(name: str, said: str) -> None:
+def test_an_unknown_judge_is_refused(name: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_judge(name)
 
 
 @pytest.mark.parametrize("score", [1.5, -0.1, float("nan"), None, "1"])
-def test_a_judge_that_scores_otherwise_is_refused(score: object) -> None:
+def test_a_score_outside_0_to_1_is_refused(score: object) -> None:
     with pytest.raises(ConfigError, match="expected a number between 0 and 1"):
         score_answer(lambda prompt, answer, gold: score, "p", "a", "a")  # type: ignore[arg-type, return-value]

@@ -19,7 +19,7 @@ def test_two_orders_agree_tie_or_leave_it_unscored(a: float | None, b: float | N
         assert verdict.flipped == (a != b)
 
 
-def test_one_order_speaks_for_itself_and_none_for_nothing() -> None:
+def test_one_order_keeps_its_score_and_no_order_is_unscored() -> None:
     assert combine([OrderVerdict(0.0)]) == Verdict(0.0, (OrderVerdict(0.0),))
     assert combine([OrderVerdict(0.0)]).flipped is None
     assert combine([]).score is None

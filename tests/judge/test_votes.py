@@ -25,7 +25,7 @@ def vote(first: str, second: str, said: str | None, prompt: Any = "p") -> dict[s
     return {"prompt": prompt, "first": first, "second": second, "vote": said}
 
 
-def test_a_vote_counts_whichever_way_round_it_is_asked(tmp_path: Path) -> None:
+def test_a_vote_counts_for_the_exchanged_pair_too(tmp_path: Path) -> None:
     judge = votes(
         tmp_path / "v.jsonl",
         vote("a", "b", "first"),
@@ -41,7 +41,7 @@ def test_a_vote_counts_whichever_way_round_it_is_asked(tmp_path: Path) -> None:
     assert [verdict.score for verdict in judge.compare([chat])] == [0.0]
 
 
-def test_what_is_no_vote_is_named_with_its_line(tmp_path: Path) -> None:
+def test_invalid_votes_are_errors_with_their_line(tmp_path: Path) -> None:
     for row, said in ((vote("a", "b", "left"), "vote 'left'"), ({"prompt": "p"}, "not a vote")):
         with pytest.raises(DataError, match=rf"v\.jsonl:1: {said}"):
             votes(tmp_path / "v.jsonl", row)
@@ -51,7 +51,7 @@ def test_what_is_no_vote_is_named_with_its_line(tmp_path: Path) -> None:
         Votes(str(tmp_path / "none.jsonl"))
 
 
-def test_questions_are_written_as_they_are_read(tmp_path: Path) -> None:
+def test_vote_files_are_written_and_read_back(tmp_path: Path) -> None:
     file = tmp_path / "v.jsonl"
     write_questions([AnswerPair("p", "a", "b")], str(file))
     (row,) = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
@@ -76,7 +76,7 @@ class Counting:
             yield Verdict(None, reason="silent") if each.first == "?" else Verdict(1.0)
 
 
-def test_a_verdict_is_asked_for_once_and_an_unscored_one_again(tmp_path: Path) -> None:
+def test_verdicts_are_cached_and_unscored_pairs_asked_again(tmp_path: Path) -> None:
     asked = [AnswerPair("p", text, "other") for text in ("a", "?", "b", "c")]
     stopped = Counting(stops_after=3)
     with pytest.raises(KeyboardInterrupt):
@@ -90,7 +90,7 @@ def test_a_verdict_is_asked_for_once_and_an_unscored_one_again(tmp_path: Path) -
     assert forgetful.asked == ["a", "?", "b", "c"]
 
 
-def test_what_each_order_said_is_remembered(tmp_path: Path) -> None:
+def test_orders_are_cached(tmp_path: Path) -> None:
     asked = [AnswerPair("1", "a", "b"), AnswerPair("2", "b", "a"), AnswerPair("3", "a", "a")]
     said = list(CachingJudge(Scripted(first_shown), tmp_path / "v").compare(asked))
     again = CachingJudge(Counting(), tmp_path / "v")
@@ -105,7 +105,7 @@ def test_what_each_order_said_is_remembered(tmp_path: Path) -> None:
     assert [(verdict.score, verdict.flipped) for verdict in old] == [(0.5, None)] * 3
 
 
-def test_another_judge_or_another_gold_answer_is_another_question(tmp_path: Path) -> None:
+def test_the_cache_distinguishes_judges_and_gold_answers(tmp_path: Path) -> None:
     list(CachingJudge(Counting(), tmp_path / "v").compare([AnswerPair("p", "a", "b", gold="1")]))
     other = Counting()
     other.identity = "other"

@@ -38,12 +38,12 @@ def shown(found: tuple[Segment, ...]) -> str:
         ("", "1", "1", ""),
     ],
 )
-def test_marks(text: str, before: str | None, gold: str, expected: str) -> None:
+def test_segments_worked_examples(text: str, before: str | None, gold: str, expected: str) -> None:
     assert shown(segments(text, before, gold)) == expected
 
 
 @given(WORDS, st.none() | WORDS, WORDS)
-def test_marks_keep_every_character(text: str, before: str | None, gold: str) -> None:
+def test_segments_keep_every_character(text: str, before: str | None, gold: str) -> None:
     found = segments(text, before, gold)
     assert "".join(segment.text for segment in found) == text
     if before is None or before == text:
@@ -52,7 +52,7 @@ def test_marks_keep_every_character(text: str, before: str | None, gold: str) ->
         assert not any(segment.wrong for segment in found)
 
 
-def test_samples_count_all_and_show_some() -> None:
+def test_samples_count_all_trails_and_show_some() -> None:
     cells = samples.cells(prompts=150)
     found = sample_cases(score(cells, JUDGES), "SRPO", count=4)
     assert [sample.outcome for sample in found] == ["mended", "broken", "best", "worst"] * 2

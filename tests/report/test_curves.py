@@ -26,7 +26,7 @@ def results() -> Results:
 
 
 @given(LABELS, st.lists(st.integers(0, 15), min_size=8, max_size=8))
-def test_names_move_apart_and_no_further_than_need_be(labels: list[tuple[int, int]], steps: list[int]) -> None:
+def test_labels_move_by_the_least_squares(labels: list[tuple[int, int]], steps: list[int]) -> None:
     places, heights = sorted(float(place) for place, _ in labels), [float(height) for _, height in labels]
 
     def fits(at: list[float]) -> bool:
@@ -60,7 +60,7 @@ def test_the_readme_figure(results: Results) -> None:
     assert draw(results, "svg", seed=1) != svg
 
 
-def test_panels_fit_into_a_page(results: Results) -> None:
+def test_panels_have_unique_ids_and_no_style(results: Results) -> None:
     panels = [panel_svg(results, split, 0.0, seed) for split in ("in", "out") for seed in (POOL, 0, 1)]
     ids = [re.findall(r' id="([^"]*)"', panel) for panel in panels]
     flat = [name for names in ids for name in names]
@@ -78,7 +78,7 @@ def test_panels_fit_into_a_page(results: Results) -> None:
         assert all(system in texts for system in samples.SYSTEMS)
 
 
-def test_a_label_cannot_leave_its_text() -> None:
+def test_labels_are_escaped_in_figures() -> None:
     hostile = '<script>"&amp;'
     results = samples.results(prompts=5, seeds=1)
     results.labels["in"] = hostile
@@ -94,7 +94,7 @@ def test_every_system_has_a_colour_of_its_own(results: Results) -> None:
     assert len(set(colours(results).values())) == 3
 
 
-def test_a_figure_may_show_some_systems(results: Results) -> None:
+def test_a_figure_shows_only_the_chosen_systems(results: Results) -> None:
     some = replace(results, settings={**results.settings, "curves": ["base", "SRPO"]})
     panel = panel_svg(some, "in", 0.0)
     assert [system in panel for system in samples.SYSTEMS] == [True, False, True]
@@ -103,12 +103,12 @@ def test_a_figure_may_show_some_systems(results: Results) -> None:
     assert {line["system"]: line["colour"] for line in lines} == {"SRPO": "s0", "base": "s1", "DPO": "rule"}
 
 
-def test_names_stay_beside_their_figure() -> None:
+def test_labels_stay_within_the_figure() -> None:
     assert spread([9.0, 10.0], [4.0, 4.0], 0.0, 10.0) == [4.0, 8.0]
     assert spread([0.0, 10.0], [4.0, 4.0], 0.0, 10.0) == [2.0, 8.0]
     assert spread([5.0, 5.0], [8.0, 8.0], 0.0, 10.0) == [4.0, 12.0]  # too many: over the top
 
 
-def test_scores_that_never_move_are_drawn(results: Results) -> None:
+def test_constant_scores_can_be_drawn(results: Results) -> None:
     flat = samples.results(prompts=3, seeds=1, revisions=0)
     assert draw(flat, "png")[:4] == b"\x89PNG"

@@ -84,7 +84,7 @@ def page() -> Page:
     return Page(render(results, title="Sums", samples=sample_cases(scored, "SRPO", count=2), run=run))
 
 
-def test_it_loads_nothing(page: Page) -> None:
+def test_the_page_loads_no_external_resource(page: Page) -> None:
     assert page.loads == []
     policy = next(attrs["content"] for tag, attrs in page.tags if tag == "meta" and "http-equiv" in attrs)
     assert policy is not None
@@ -100,11 +100,11 @@ def test_it_loads_nothing(page: Page) -> None:
         '<p style="background: url(a.png)"></p>',
     ],
 )
-def test_control_what_would_be_loaded_is_seen(line: str) -> None:
+def test_control_external_resources_are_detected(line: str) -> None:
     assert len(Page(line).loads) == 1
 
 
-def test_it_shows_every_split_temperature_and_seed(page: Page) -> None:
+def test_the_page_shows_every_split_temperature_and_seed(page: Page) -> None:
     # 2 splits × 2 temperatures × (2 seeds and the pool), and of each place win rate against the draft and length;
     # 7 measures, since nobody counted tokens or seconds, and for the pool the win rate against the draft
     assert page.count("figure") == 12 + 8
@@ -117,7 +117,7 @@ def test_it_shows_every_split_temperature_and_seed(page: Page) -> None:
         assert page.count("input", name=name) == {"split": 3, "heat": 2, "seed": 3, "measure": 8}[name]
 
 
-def test_it_shows_every_sentence_and_number(page: Page) -> None:
+def test_the_page_shows_every_sentence_and_number(page: Page) -> None:
     results = samples.results(prompts=60, temperatures=(0.0, 0.7))
     for comparison in results.comparisons:
         assert comparison.sentence(results.labels, results.level) in page.text
@@ -152,7 +152,7 @@ def test_every_text_is_escaped() -> None:
     assert page.text.count(shown) >= 10
 
 
-def test_one_seed_and_one_split_leave_no_choice() -> None:
+def test_filters_with_one_choice_are_left_out() -> None:
     results, cases = hostile_results()
     page = Page(render(results, title="t", samples=cases))
     assert {attrs["name"] for tag, attrs in page.tags if tag == "input"} == {"measure", "outcome", "words"}
@@ -160,12 +160,12 @@ def test_one_seed_and_one_split_leave_no_choice() -> None:
     assert page.count("figure", seed="pool") == 1
 
 
-def test_it_is_the_same_twice() -> None:
+def test_rendering_is_deterministic() -> None:
     results = samples.results(prompts=10)
     assert render(results, title="t") == render(results, title="t")
 
 
-def test_the_folder(tmp_path: Path) -> None:
+def test_an_evaluation_writes_all_files(tmp_path: Path) -> None:
     results = samples.results(prompts=10)
     report = write_evaluation(tmp_path / "a" / "b", results, title="t")
     assert report == tmp_path / "a" / "b" / "report.html"
@@ -215,7 +215,7 @@ def by_base(cells: Any) -> list[Any]:
     return [((seed, split, at), rows) for (seed, system, split, at), rows in cells.items() if system == "base"]
 
 
-def test_the_markdown_table_says_what_the_rows_say() -> None:
+def test_the_markdown_table_equals_the_rows() -> None:
     results = samples.results()
     place = next((row["split"], row["temperature"]) for row in results.rows)
     line = next(line for line in as_markdown(results).splitlines() if line.startswith("| **"))

@@ -31,7 +31,7 @@ def test_in_a_terminal() -> None:
     assert "It is [-5-]{+4+}." in as_text(TRAIL, marks=True).plain
 
 
-def test_a_page(tmp_path: Path) -> None:
+def test_the_page_escapes_texts_and_marks_changes(tmp_path: Path) -> None:
     page = as_page([TRAIL], "a & b")
     assert "<title>a &amp; b</title>" in page
     assert "What is &lt;b&gt;2+2&lt;/b&gt;?" in page

@@ -14,7 +14,7 @@ from srpo.score.pooling import APART, ONE, SHARED
 from srpo.score.results import POOL, Side
 from srpo.score.scores import TrailsKey, score
 from srpo.score.summary import Question, summarise, usual_questions
-from srpo.statistics.bootstrap import bootstrap, paired_difference
+from srpo.statistics.bootstrap import bootstrap
 from tests.evaluate import samples
 
 QUICK = samples.QUICK
@@ -55,7 +55,7 @@ def test_intervals_are_those_of_the_bootstrap() -> None:
         alone = bootstrap(right_NR, draws=QUICK.draws)
         for k, row in enumerate(results.curve(system, "out", 0.0)):
             assert (row["low"], row["high"]) == pytest.approx(alone.column(k)[1:])
-            gain = paired_difference(right_NR[:, k], right_NR[:, 0], draws=QUICK.draws)
+            gain = bootstrap(right_NR[:, [k]] - right_NR[:, [0]], draws=QUICK.draws).column(0)
             assert (row["gain"], row["gain_low"], row["gain_high"]) == pytest.approx(gain)
         # Pairing matters here: revision after revision keeps most of its draft.
         low, high = (row := results.curve(system, "out", 0.0)[1])["gain_low"], row["gain_high"]
@@ -132,7 +132,7 @@ def test_a_comparison_is_the_paired_difference_of_common_seeds() -> None:
         torch.cat([scored[TrailsKey(seed, system, "out", 0.0)].primary_NR[:, k] for seed in (0, 2)])
         for system, k in (("SRPO", 2), ("DPO", 1))
     ]
-    plain = paired_difference(*sides, draws=QUICK.draws, strata=[50, 50])
+    plain = bootstrap((sides[0] - sides[1])[:, None], draws=QUICK.draws, strata=[50, 50]).column(0)
     assert against.pool[4:7] == pytest.approx(plain)
     assert (against.pool.a, against.pool.b) == pytest.approx([float(side.mean()) for side in sides])
     assert (against.pool.n, against.seeds[0].n) == (100, 50)

@@ -18,7 +18,7 @@ def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_a_share_leaves_out_what_has_no_verdict() -> None:
+def test_a_share_leaves_unscored_pairs_out() -> None:
     found = share(tensor(1, 0, NAN, 0.5, 1), draws=500)
     assert (found.value, found.of) == (0.625, 4)
     assert 0 <= found.low < found.value < found.high <= 1
@@ -28,7 +28,7 @@ def test_a_share_leaves_out_what_has_no_verdict() -> None:
     assert share(torch.zeros(0)).of == 0
 
 
-def test_a_share_of_none_or_all_is_not_certain() -> None:
+def test_a_share_of_0_or_1_has_the_binomial_bound() -> None:
     """The ends solve (1 − p)^n = 2.5 %: as unlikely as that is it to see none, if the share is p."""
     none, every = share(torch.zeros(50), draws=10), share(torch.ones(50), draws=10)
     assert (none.low, every.high) == (0.0, 1.0)
@@ -39,7 +39,7 @@ def test_a_share_of_none_or_all_is_not_certain() -> None:
     assert (1 - five.high) ** 5 == pytest.approx(0.025)
 
 
-def test_verdicts_on_one_prompt_are_drawn_together() -> None:
+def test_verdicts_on_one_prompt_are_resampled_together() -> None:
     """Ten verdicts each on twenty prompts, all alike within a prompt: as wide as twenty, not as two hundred."""
     one = torch.tensor([float(n % 2) for n in range(20)])
     ten, prompts = one.repeat_interleave(10), [n // 10 for n in range(200)]
@@ -48,7 +48,7 @@ def test_verdicts_on_one_prompt_are_drawn_together() -> None:
     assert careless.high - careless.low < 0.5 * (together.high - together.low)
 
 
-def test_the_interval_covers_what_it_is_said_to() -> None:
+def test_intervals_of_shares_cover_at_their_level() -> None:
     dice, hits = random.Random(1), 0
     for trial in range(200):
         drawn = torch.tensor([float(dice.random() < 0.8) for _ in range(100)])
@@ -65,7 +65,7 @@ def test_flips_and_places_by_hand() -> None:
     assert only_where(ahead, ahead == 1).nan_to_num(-1).tolist() == [1, 1, -1, -1, -1]
 
 
-def test_a_difference_of_two_groups() -> None:
+def test_difference_of_two_groups() -> None:
     found = difference(tensor(1, 1, NAN, NAN), tensor(NAN, NAN, 0, 1), draws=500)
     assert (found.value, found.of) == (0.5, 2)
     assert difference(tensor(1, 1), tensor(NAN, NAN)).of == 0
@@ -80,7 +80,7 @@ def plain_kappa(one: list[float], other: list[float]) -> float:
     return (agree - chance) / (1 - chance)
 
 
-def test_kappa_is_what_a_loop_says() -> None:
+def test_kappa_equals_a_plain_loop() -> None:
     dice = random.Random(3)
     for _ in range(20):
         one, other = ([dice.choice([0.0, 0.5, 1.0, NAN]) for _ in range(30)] for _ in range(2))
@@ -91,7 +91,7 @@ def test_kappa_is_what_a_loop_says() -> None:
     assert math.isnan(kappa(torch.ones(5), torch.ones(5), draws=50).value)  # two judges of one word
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_settings_are_errors_with_a_fix() -> None:
     with pytest.raises(ConfigError, match="2 prompts for 3 verdicts"):
         share(tensor(1, 0, 1), ["a", "b"])
     with pytest.raises(ConfigError, match="draws"):

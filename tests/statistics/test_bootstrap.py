@@ -12,7 +12,7 @@ from torch import Tensor
 
 from srpo.errors import ConfigError, DataError, NonFiniteError
 from srpo.statistics import bootstrap as bootstrap_module
-from srpo.statistics.bootstrap import bootstrap, paired_difference, wins
+from srpo.statistics.bootstrap import DRAWS, Interval, bootstrap
 
 # --- the plain second implementation ---
 
@@ -40,6 +40,11 @@ def quantile(ordered: list[float], q: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
+def paired_difference(a_N: Tensor, b_N: Tensor, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Mean of a − b over the same prompts, with its interval."""
+    return bootstrap((a_N - b_N)[:, None], draws=draws, seed=seed).column(0)
+
+
 def correlated(rows: int, seed: int) -> tuple[Tensor, Tensor]:
     """Two columns of 0/1 scores that agree on most prompts, as a draft and its revision do."""
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +57,7 @@ def correlated(rows: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("blocks", [[60], [20, 40]])
-def test_it_is_the_plain_loop(blocks: list[int]) -> None:
+def test_bootstrap_equals_a_plain_loop(blocks: list[int]) -> None:
     # Blocks that differ by far, so that resampling across them would be seen.
     scores_N = torch.rand(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     scores_N[blocks[0] :] += 3
@@ -70,7 +75,7 @@ def test_control_strata_matter() -> None:
     assert high - low > 0.2
 
 
-def test_chunks_change_no_draw_s_law_and_no_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunking_does_not_change_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     scores_NM = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
     whole = bootstrap(scores_NM, draws=5000)
     monkeypatch.setattr(bootstrap_module, "CHUNK", 120)  # two draws at a time
@@ -96,7 +101,7 @@ def test_the_interval_lies_within_the_scores_and_repeats(scores: list[float], se
 
 
 @pytest.mark.parametrize("kind", ["right or wrong", "share of characters"])
-def test_95_of_100_intervals_cover(kind: str) -> None:
+def test_95_percent_intervals_cover_95_percent(kind: str) -> None:
     # Every column is one experiment, so one call makes 4,000 intervals: a coverage that is 95 % is then seen within 0.7
     # points of it (two standard errors), and one of 92.5 % or 97.5 % passes less than once in ten.
     rows, experiments = 400, 4000
@@ -110,7 +115,7 @@ def test_95_of_100_intervals_cover(kind: str) -> None:
     assert float(((low_M <= truth) & (truth <= high_M)).double().mean()) < 0.85
 
 
-def test_pairing_narrows_what_is_correlated() -> None:
+def test_pairing_narrows_intervals_of_correlated_scores() -> None:
     a_N, b_N = correlated(1000, seed=5)
     mean, low, high = paired_difference(a_N, b_N)
     assert mean == pytest.approx(float((a_N - b_N).mean()))
@@ -138,16 +143,10 @@ def test_the_interval_of_a_difference_is_that_of_the_column_of_differences() -> 
     assert together.column(2) == pytest.approx(paired_difference(a_N, b_N, draws=500, seed=9))
 
 
-def test_wins_counts_ties_half() -> None:
-    a_N, b_N = torch.tensor([1.0, 0.5, 0.2, 0.9]), torch.tensor([0.0, 0.5, 0.7, 0.9])
-    assert wins(a_N, b_N).tolist() == [1.0, 0.5, 0.0, 0.5]
-    assert torch.equal(wins(a_N, b_N) + wins(b_N, a_N), torch.ones(4, dtype=torch.float64))
-
-
 # --- prompts without a score, and smaller draws ---
 
 
-def test_a_prompt_without_a_score_counts_for_nothing() -> None:
+def test_a_prompt_without_a_score_is_left_out_of_the_mean() -> None:
     generator = torch.Generator().manual_seed(10)
     scores_N, known_N = torch.rand(80, generator=generator).double(), torch.rand(80, generator=generator) < 0.7
     spoilt_N = torch.where(known_N, scores_N, torch.nan)
@@ -159,7 +158,7 @@ def test_a_prompt_without_a_score_counts_for_nothing() -> None:
     assert bootstrap(spoilt_N.nan_to_num(0.0)[:, None]).column(0).mean < ours.mean - 0.05
 
 
-def test_a_draw_without_any_known_prompt_has_no_part() -> None:
+def test_draws_without_a_scored_prompt_are_left_out() -> None:
     known_N1 = torch.tensor([[True], [False], [False]])
     assert bootstrap(torch.ones(3, 1), known_NM=known_N1, draws=50).column(0) == (1, 1, 1)
     with pytest.raises(DataError, match="no score at all"):
@@ -186,10 +185,9 @@ def test_draws_of_a_quarter_are_twice_as_wide() -> None:
         (lambda: bootstrap(torch.zeros(4, 1), draws=0), "draws"),
         (lambda: bootstrap(torch.zeros(4, 1), size=0), "size"),
         (lambda: bootstrap(torch.zeros(4, 1), level=1.0), "level"),
-        (lambda: paired_difference(torch.zeros(4), torch.zeros(3)), "one length"),
     ],
 )
-def test_what_makes_no_sense_is_refused(call: object, word: str) -> None:
+def test_invalid_arguments_are_refused(call: object, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         call()  # type: ignore[operator]
 

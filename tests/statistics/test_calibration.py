@@ -46,7 +46,7 @@ def test_the_reliability_table_by_hand() -> None:
     assert calibration_error(table) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_temperature_that_was_there_is_found_and_calibrates() -> None:
+def test_a_known_temperature_is_recovered() -> None:
     rng = random.Random(1)
     scores = [rng.uniform(-1, 2) for _ in range(20_000)]
     labels = [int(rng.random() < 1 / (1 + math.exp(-(s - 0.5) / 0.2))) for s in scores]
@@ -66,7 +66,7 @@ def test_a_temperature_that_was_there_is_found_and_calibrates() -> None:
     assert surprise(fitted) < min(surprise(fitted * 1.05), surprise(fitted / 1.05))
 
 
-def test_the_ends_of_the_temperature() -> None:
+def test_temperatures_are_bounded() -> None:
     assert fit_temperature([0.2, 0.9], [0, 1]) == pytest.approx(1e-3, rel=1e-6)  # separated
     assert fit_temperature([0.2, 0.9], [1, 0]) == pytest.approx(1e3, rel=1e-6)  # the wrong way round
     assert linked([0.5], 0.3) == [0.5]

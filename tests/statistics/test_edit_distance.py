@@ -23,11 +23,11 @@ def table(a: list[int], b: list[int]) -> tuple[int, int]:
 
 @settings(max_examples=150, deadline=None)
 @given(TEXTS, TEXTS)
-def test_they_are_the_tables(a: list[int], b: list[int]) -> None:
+def test_bit_parallel_distances_equal_the_textbook_tables(a: list[int], b: list[int]) -> None:
     assert (edit_distance(a, b), common_length(a, b)) == table(a, b)
 
 
-def test_by_hand() -> None:
+def test_worked_examples() -> None:
     assert edit_distance("kitten", "sitting") == 3
     assert common_length("kitten", "sitting") == 4
     assert (edit_distance("", ""), common_length("", "")) == (0, 0)

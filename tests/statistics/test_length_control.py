@@ -45,7 +45,7 @@ def verdicts(n: int, *, quality: float, taste: float, longer: float, seed: int) 
 
 
 @pytest.mark.parametrize("taste", [0.0, 1.5, -1.0])
-def test_it_is_the_plain_search(taste: float) -> None:
+def test_the_fit_equals_a_plain_search(taste: float) -> None:
     wins_N, longer_N = verdicts(120, quality=0.3, taste=taste, longer=5, seed=1)
     wins_N[::7] = 0.5
     assert length_controlled(wins_N, longer_N, draws=1).mean == pytest.approx(
@@ -54,14 +54,14 @@ def test_it_is_the_plain_search(taste: float) -> None:
 
 
 @pytest.mark.parametrize("wins", [[1.0] * 30, [0.0] * 30, [0.5] * 30])
-def test_verdicts_all_alike_have_a_finite_fit(wins: list[float]) -> None:
+def test_equal_verdicts_have_a_finite_fit(wins: list[float]) -> None:
     longer = [float(i - 9) for i in range(30)]
     ours = length_controlled(torch.tensor(wins), torch.tensor(longer))
     assert ours.mean == pytest.approx(plain(wins, longer), abs=1e-4)
     assert abs(ours.mean - wins[0]) < 0.01
 
 
-def test_a_taste_for_length_is_taken_out() -> None:
+def test_a_length_bias_is_removed() -> None:
     wins_N, longer_N = verdicts(3000, quality=0.0, taste=2.0, longer=15, seed=2)
     controlled = length_controlled(wins_N, longer_N, draws=200)
     assert float(wins_N.mean()) > 0.7  # the judge likes them long

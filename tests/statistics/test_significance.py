@@ -24,12 +24,12 @@ def every_sign(differences: list[float]) -> float:
     "differences",
     [[0.3, -0.1, 0.2, 0.4, 0.0, 0.1, -0.2, 0.5], [1.0, 1.0, 1.0, 0.0, 0.0, -1.0], [0.5] * 9, [0.0] * 5],
 )
-def test_it_is_every_sign_written_out(differences: list[float]) -> None:
+def test_p_values_equal_full_enumeration_of_signs(differences: list[float]) -> None:
     ours = sign_flip_p(torch.tensor(differences, dtype=torch.float64)[:, None], draws=40_000)[0]
     assert ours == pytest.approx(every_sign(differences), abs=0.008)
 
 
-def test_chance_alone_is_found_as_often_as_promised() -> None:
+def test_false_positives_occur_at_the_nominal_rate() -> None:
     # 2,000 experiments without a difference: 5 % of p-values below 5 %, within four standard errors (0.5 points each).
     noise_NM = torch.randint(3, (200, 2000), generator=torch.Generator().manual_seed(1)).double() - 1
     found = sum(p <= 0.05 for p in sign_flip_p(noise_NM, draws=2000)) / 2000
@@ -54,7 +54,7 @@ def test_holm_keeps_the_chance_of_any_false_finding() -> None:
     assert sum(min(family) <= 0.05 for family in families) / 600 > 0.15
 
 
-def test_a_difference_of_that_size_is_seen_four_times_in_five() -> None:
+def test_the_smallest_detectable_difference_is_detected_with_power_80_percent() -> None:
     generator = torch.Generator().manual_seed(3)
     rows, experiments = 500, 2000
     noise_NM = torch.randint(3, (rows, experiments), generator=generator).double() - 1
@@ -67,7 +67,7 @@ def test_a_difference_of_that_size_is_seen_four_times_in_five() -> None:
     assert seen(size / 2) < 0.4  # control
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ConfigError, match="prompts, columns"):
         sign_flip_p(torch.zeros(3))
     with pytest.raises(ConfigError, match="at least two"):
