@@ -102,11 +102,9 @@ def text_or_messages(value: object, key: str) -> Prompt:
     Raises:
         Unusable: the value is neither.
     """
-    if isinstance(value, str):
-        return text(value, key)
-    if shape(value) != "objects":
+    if shape(value) not in ("text", "objects"):
         raise Unusable(f"{key!r} is {kind(value)}; want a string or a list of messages")
-    return messages(value, key)
+    return text(value, key) if isinstance(value, str) else messages(value, key)
 
 
 def _message(message: Row, key: str) -> Message:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from srpo.data.read import REJECTS, Pair, Prompt, Reject, TooLong, Undecided
 from srpo.errors import ConfigError
@@ -23,57 +22,11 @@ from srpo.sequences.parallel import mapped
 from srpo.sequences.protocols import Tokenizer
 from srpo.sequences.render import Renderer
 from srpo.sequences.tree import PrefixTree, TokenPair
-from srpo.sequences.tree_store import PairStore, StoredPair
+from srpo.sequences.tree_store import PairStore, RenderedPair
 
 TRUNCATE = ("none", "prompt")
 SAME_TOKENS = "chosen and rejected become the same tokens, so neither is preferred"
 VERSION = 2  # of stored pairs; files of another version are not read
-
-
-class Fitted(NamedTuple):
-    """One pair.
-
-    Attributes:
-        pair: the pair, its prompt uncut.
-        six: its six sequences, in the order of `SixLogps`, or why it has none.
-        lengths: tokens before any cut: of the draft's context, of the chosen and of the rejected answer, of the six
-            sequences, of the longest of them; () if the pair could not be rendered.
-        cut: tokens cut from its prompt.
-    """
-
-    pair: Pair
-    six: list[TokenPair] | Reject
-    lengths: tuple[int, ...]
-    cut: int
-
-
-def fitted(
-    renderer: Renderer, pairs: Iterable[Pair], *, max_length: int | None, truncate: str = "none"
-) -> Iterator[Fitted]:
-    """Every pair in order, those over `max_length` tokens rejected or cut.
-
-    Raises:
-        ConfigError: an unknown way to truncate, or a tokenizer that does not map tokens to places in the text.
-    """
-    expect_truncate(renderer, truncate)
-    for pair, six in renderer.rendered(pairs):
-        if isinstance(six, Reject):
-            yield Fitted(pair, six, (), 0)
-            continue
-        longest = longest_of(six)
-        lengths = (len(six[0].context), len(six[0].answer), len(six[1].answer), *_lengths(six), longest)
-        if six[0].answer == six[1].answer:
-            yield Fitted(pair, Undecided(pair.where, SAME_TOKENS), lengths, 0)
-        elif max_length is None or longest <= max_length:
-            yield Fitted(pair, six, lengths, 0)
-        elif truncate == "none":
-            yield Fitted(pair, too_long(pair.where, lengths, max_length), lengths, 0)
-        else:
-            shorter = _shortened(renderer, pair, six, max_length)
-            if isinstance(shorter, Reject):
-                yield Fitted(pair, shorter, lengths, 0)
-            else:
-                yield Fitted(pair, shorter, lengths, longest - longest_of(shorter))
 
 
 def expect_truncate(renderer: Renderer, truncate: str) -> None:
@@ -101,11 +54,31 @@ def too_long(where: str, lengths: tuple[int, ...], limit: int, why: str = "") ->
     """The reject of a pair with a sequence over the limit.
 
     Args:
-        lengths: those of `Fitted`.
+        lengths: those of `RenderedPair`.
     """
     drafts, revisions = list(lengths[3:5]), list(lengths[5:9])
     reason = f"{lengths[-1]} tokens, over the limit of {limit} (as drafts {drafts}, as revisions {revisions})"
     return TooLong(where, reason + why)
+
+
+def fitted(renderer: Renderer, pairs: Iterable[Pair], limit: int | None) -> Iterator[RenderedPair]:
+    """Every pair in order; a prompt over the limit is cut, and None cuts nothing."""
+    for pair, six in renderer.rendered(pairs):
+        lengths: tuple[int, ...] = ()
+        cut = 0
+        if not isinstance(six, Reject):
+            longest = longest_of(six)
+            lengths = (len(six[0].context), len(six[0].answer), len(six[1].answer), *_lengths(six), longest)
+            if six[0].answer == six[1].answer:
+                six = Undecided(pair.where, SAME_TOKENS)
+            elif limit is not None and longest > limit:
+                six = _shortened(renderer, pair, six, limit)
+                cut = 0 if isinstance(six, Reject) else longest - longest_of(six)
+        if isinstance(six, Reject):
+            yield RenderedPair(lengths, 0, 0, array("i"), array("i"), type(six).__name__, six.reason)
+        else:
+            tree = PrefixTree.pack(six)
+            yield RenderedPair(lengths, sum(_lengths(six)), cut, array("i", tree.ids), tree.marks)
 
 
 def _shortened(renderer: Renderer, pair: Pair, six: list[TokenPair], limit: int) -> list[TokenPair] | Reject:
@@ -189,9 +162,9 @@ class StoredPairs:
 
     def all(
         self, pairs: Iterable[Pair], num_proc: int | None = None
-    ) -> Iterator[tuple[str, StoredPair, Reject | None]]:
+    ) -> Iterator[tuple[str, RenderedPair, Reject | None]]:
         """(place, rendered pair, reject or None) of each pair, in order."""
-        waiting: deque[tuple[str, bytes, StoredPair | None]] = deque()
+        waiting: deque[tuple[str, bytes, RenderedPair | None]] = deque()
 
         def new() -> Iterator[Pair]:
             for pair in pairs:  # read in another thread, so it changes nothing but the deque
@@ -201,7 +174,7 @@ class StoredPairs:
                 if known is None:
                     yield pair
 
-        def known() -> Iterator[tuple[str, StoredPair, Reject | None]]:
+        def known() -> Iterator[tuple[str, RenderedPair, Reject | None]]:
             while waiting and (found := waiting[0][2]) is not None:
                 yield self._limited(waiting.popleft()[0], found)
 
@@ -217,23 +190,15 @@ class StoredPairs:
         finally:
             self.store.close()
 
-    def _packed(self, pairs: list[Pair]) -> list[StoredPair]:
+    def _packed(self, pairs: list[Pair]) -> list[RenderedPair]:
         limit = self._limit if self._truncate != "none" else None
-        return [_stored(each) for each in fitted(self._renderer, pairs, max_length=limit, truncate=self._truncate)]
+        return list(fitted(self._renderer, pairs, limit))
 
-    def _limited(self, where: str, found: StoredPair) -> tuple[str, StoredPair, Reject | None]:
+    def _limited(self, where: str, found: RenderedPair) -> tuple[str, RenderedPair, Reject | None]:
         if found.reason:
             return where, found, REJECTS[found.kind](where, found.reason)
         over = self._limit is not None and found.lengths[-1] - found.cut > self._limit
         return where, found, too_long(where, found.lengths, self._limit) if over and self._limit else None
-
-
-def _stored(found: Fitted) -> StoredPair:
-    if isinstance(found.six, Reject):
-        kind, reason = type(found.six).__name__, found.six.reason
-        return StoredPair(found.lengths, 0, 0, array("i"), array("i"), kind, reason)
-    tree = PrefixTree.pack(found.six)
-    return StoredPair(found.lengths, sum(_lengths(found.six)), found.cut, array("i", tree.ids), tree.marks)
 
 
 def digest_of(pair: Pair) -> bytes:

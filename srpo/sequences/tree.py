@@ -52,7 +52,7 @@ class Chain(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Where one sequence's scored tokens stand.
+    """The place of one sequence's scored tokens.
 
     Attributes:
         leaf: node of the sequence's last token, −1 for an empty sequence.
@@ -126,7 +126,7 @@ class PrefixTree:
         """One past the last descendant of each node."""
         lengths = [chain.stop - chain.start for chain in self.chains]
         ends = np.repeat(np.array([chain.stop for chain in self.chains], np.int64), lengths)
-        for chain in reversed(self.chains):  # the last ones first: what hangs from a chain is known before it is asked
+        for chain in reversed(self.chains):  # children before their parents
             if chain.attach >= 0:
                 above = ends[self.chains[self._chain_of(chain.attach)].start : chain.attach + 1]
                 np.maximum(above, ends[chain.start], out=above)
@@ -134,7 +134,7 @@ class PrefixTree:
 
     @property
     def marks(self) -> array[int]:
-        """All but the ids, in numbers: how many chains, their four each, then two for each answer."""
+        """All but the ids, as numbers: the number of chains, four numbers per chain, then two per answer."""
         numbers = array("i", [len(self.chains)])
         for part in (*self.chains, *self.answers):
             numbers.extend(part)
@@ -142,7 +142,7 @@ class PrefixTree:
 
     @property
     def content(self) -> bytes:
-        """What tells this tree, and with it its sequences and what of them is scored, from every other."""
+        """Bytes that identify the tree, its sequences and their scored tokens."""
         return content_of(array("i", self.ids), self.marks)
 
     @property

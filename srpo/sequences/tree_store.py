@@ -114,11 +114,12 @@ def tree_of(ids: array[int], marks: array[int]) -> PrefixTree:
 # ---------------------------------------------------------------------- on disk
 
 
-class StoredPair(NamedTuple):
+class RenderedPair(NamedTuple):
     """One rendered pair in numbers.
 
     Attributes:
-        lengths: those of `fit.Fitted`; () if the pair could not be rendered.
+        lengths: tokens before any cut: of the draft's context, of the chosen and of the rejected answer, of the six
+            sequences, of the longest of them; () if the pair could not be rendered.
         flat: tokens of its six sequences after any cut, unshared; 0 without a tree.
         cut: tokens cut from its prompt.
         ids, marks: its tree, as in `TreeStore`; empty without a tree.
@@ -166,7 +167,7 @@ class PairStore:
         if self.path and isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
             self.path.unlink(missing_ok=True)  # damaged: the next command makes it anew
 
-    def get(self, digest: bytes) -> StoredPair | None:
+    def get(self, digest: bytes) -> RenderedPair | None:
         """The pair with this digest, or None."""
         if self._file is None:
             return None
@@ -178,9 +179,9 @@ class PairStore:
         if row is None:
             return None
         _, lengths, flat, cut, ids, marks, kind, reason = row
-        return StoredPair(tuple(array("i", lengths)), flat, cut, array("i", ids), array("i", marks), kind, reason)
+        return RenderedPair(tuple(array("i", lengths)), flat, cut, array("i", ids), array("i", marks), kind, reason)
 
-    def add(self, digest: bytes, pair: StoredPair) -> None:
+    def add(self, digest: bytes, pair: RenderedPair) -> None:
         """Stores a pair; the first thousand wait for each other, since a smaller file would not pay."""
         if self.path is None or self.failed:
             return

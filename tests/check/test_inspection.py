@@ -53,7 +53,7 @@ def test_the_counts() -> None:
     assert len(found.reasons[0].where) == 5
 
 
-def test_what_is_cut() -> None:
+def test_cut_prompts_are_counted() -> None:
     found = inspect(ROWS, RENDERER, max_length=50, truncate="prompt", num_proc=1)
     assert (found.usable, found.cut) == (len(ROWS), found.over)
     assert found.over > 0
@@ -102,7 +102,7 @@ def test_as_json(found: Inspection) -> None:
     assert row["examples"][0]["answer"] == "<b>yes</b><eos>"
 
 
-def test_the_page_says_it_and_loads_nothing(found: Inspection) -> None:
+def test_the_page_shows_the_findings_and_loads_nothing(found: Inspection) -> None:
     page = found.to_html()
     text = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
     for sentence in found.sentences()[1:]:

@@ -45,7 +45,7 @@ def test_counts_against_a_plain_count(place: Path) -> None:
     assert found.lengths["longest"].longest == max(len(ids) for six in sequences for ids in six)
 
 
-def test_the_command_tells_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_counts(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not list((place / "model").glob("*.safetensors"))
     words = ["check", "--dataset_name", str(place / "pairs.jsonl"), "--model_name_or_path", str(place / "model")]
     assert run([*words, "--max_length", str(LIMIT), "--examples", "1"]) == 0

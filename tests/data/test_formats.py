@@ -157,7 +157,7 @@ def test_transcripts_of_several_turns(said: list[str], good: str, bad: str) -> N
         assert (pair.chosen, pair.rejected) == (good, bad)
 
 
-def test_transcripts_that_cannot_be_told_apart() -> None:
+def test_ambiguous_transcripts_are_rejected() -> None:
     good = rows("transcripts")[0]
     assert "differ before their last turn" in reason(good, {**good, "rejected": good["rejected"].replace("2+2", "2+3")})
     assert "goes Human, Assistant, Human; want" in reason(good, {**good, "chosen": good["chosen"] + "\n\nHuman: Bye"})
@@ -228,7 +228,7 @@ def test_rankings_give_every_ordered_pair(scores: list[int]) -> None:
         assert scores[texts.index(worst)] == min(scores)
 
 
-def test_rankings_say_which_two() -> None:
+def test_rankings_name_the_two_completions() -> None:
     row = {"prompt": "2+2?", "completions": ["5", "4", "four"], "scores": [0, 2, 1], "id": 3}
     pairs = read_pairs([row])
     assert [pair.where for pair in pairs] == [f"row 1, completion {i} over {j}" for i, j in ((2, 3), (2, 1), (3, 1))]
@@ -380,11 +380,11 @@ def _prompt_reason(row: Any) -> str:
         ({"chosen": [{**says("x"), "thinking": "Hm."}]}, "has 'thinking', which would be left out"),
     ],
 )
-def test_what_would_be_lost_is_refused(changed: dict[str, Any], why: str) -> None:
+def test_parts_that_a_model_would_not_see_are_rejected(changed: dict[str, Any], why: str) -> None:
     assert why in reason({**rows("messages")[0], **changed})
 
 
-def test_empty_pictures_are_none() -> None:
+def test_empty_picture_columns_are_ignored() -> None:
     assert read_pairs([{**rows("messages")[0], "images": [], "image": None}])
 
 
@@ -485,7 +485,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_sets_that_people_have(name: str) -> None:
+def test_layouts_of_public_data_sets(name: str) -> None:
     row, columns, layout = PUBLISHED[name]
     found = read(Source([row], columns=columns_of(columns)))
     assert found.layout is not None
@@ -501,7 +501,7 @@ def test_sets_that_people_have(name: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["prompt", "prompt=", "=a", "prompt=a,prompt=b", "prompt=a,", ","])
-def test_a_map_that_is_none(wrong: str) -> None:
+def test_invalid_maps_are_rejected(wrong: str) -> None:
     with pytest.raises(ConfigError, match="map: "):
         columns_of(wrong)
 
@@ -597,7 +597,7 @@ def test_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_names_that_lead_nowhere(tmp_path: Path) -> None:
+def test_unknown_names_are_rejected(tmp_path: Path) -> None:
     for missing in ("no/such", str(tmp_path / "none"), str(tmp_path / "none.csv"), "", "a\0b", "x" * 5000):
         with pytest.raises(InputError) as error:
             read_pairs(missing)
@@ -609,7 +609,7 @@ def refused(path: Path) -> list[tuple[str, str]]:
     return [(each.where.removeprefix(str(path)), each.reason) for each in Stream(path) if isinstance(each, Reject)]
 
 
-def test_an_array_is_read_to_where_it_breaks(tmp_path: Path) -> None:
+def test_an_array_is_read_up_to_its_error(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     good = json.dumps(rows("strings")[0])
     path.write_text(f'\n[{good},\n {{"a": NaN}},\n\n{good[:-1]}, "chosen": ""}}, {good}\n]\n', "utf-8-sig")

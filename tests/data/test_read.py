@@ -79,7 +79,7 @@ def test_bom_crlf_and_blank_lines(write: Write) -> None:
     assert [pair.chosen for pair in read_pairs(path)] == ["4", "4"]
 
 
-def test_text_is_taken_as_it_is(write: Write) -> None:
+def test_text_is_read_unchanged(write: Write) -> None:
     row = {"prompt": " a\r\n", "chosen": "\x00 \u202e<eos>\U0001f600", "rejected": " \\ud83d"}
     escaped, plain = json.dumps(row).encode(), json.dumps(row, ensure_ascii=False).encode()
     assert rb"\ud83d\ude00" in escaped  # JSON may spell a character as the two halves of a pair
@@ -88,7 +88,7 @@ def test_text_is_taken_as_it_is(write: Write) -> None:
         assert (pair.prompt, pair.chosen, pair.rejected) == tuple(row.values())
 
 
-def test_an_empty_prompt_is_the_renderer_s_business() -> None:
+def test_an_empty_prompt_is_left_to_the_renderer() -> None:
     assert read_pairs([{**ROW, "prompt": ""}])[0].prompt == ""
     with pytest.raises(DataError, match="'prompt' is empty"):
         read_prompts([{"prompt": ""}])
@@ -215,7 +215,7 @@ def test_the_first_ten_are_named_and_the_rest_counted(write: Write) -> None:
     assert "--bad_rows skip" in str(error.value)
 
 
-def test_ten_are_not_eleven() -> None:
+def test_exactly_ten_bad_rows_are_all_named() -> None:
     with pytest.raises(DataError) as error:
         read_pairs([None] * 10)
     assert "more" not in str(error.value)
@@ -293,7 +293,7 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> 
 
 @settings(deadline=None)
 @given(st.lists(json_values | near_rows, max_size=3), st.integers(0, 400), st.binary(max_size=2))
-def test_any_json_with_a_hole_in_it(
+def test_any_json_with_a_damaged_part(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], at: int, splice: bytes
 ) -> None:
     content = b"\n".join(json.dumps(row).encode() for row in rows)

@@ -203,7 +203,7 @@ def test_trained_on_is_generated_from(name: str, template: Any) -> None:
         assert renderer.decode(renderer.answer(pair.chosen)) == pair.chosen
 
 
-def test_a_date_that_moves_would_make_other_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_date_is_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.utils import chat_template_utils
 
     class Tomorrow(chat_template_utils.datetime):  # type: ignore[name-defined,misc]
@@ -318,7 +318,7 @@ CHATS = {name: Renderer(tokenizer_of(name)) for name in ("qwen3", "llama3_1", "g
 
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(CHATS)), texts, texts.filter(str.strip))
-def test_rendered_and_decoded_is_what_was_said(name: str, prompt: str, answer: str) -> None:
+def test_rendering_and_decoding_give_the_text_back(name: str, prompt: str, answer: str) -> None:
     renderer = CHATS[name]
     assert renderer.decode(renderer.answer(answer)) == answer
     decode = renderer.tokenizer.decode

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from srpo.data.read import Pair, Reject
 from srpo.errors import ConfigError
-from srpo.sequences.fit import SAME_TOKENS, Fitted, cut_oldest, fitted, longest_of
+from srpo.sequences.fit import SAME_TOKENS, StoredPairs, cut_oldest, longest_of
 from srpo.sequences.render import Renderer
 from srpo.sequences.templates import REVISION_PRESETS
+from srpo.sequences.tree import TokenPair
+from srpo.sequences.tree_store import tree_of
 from tests.conftest import EOS, make_byte_tokenizer
 
 CHATML = (
@@ -30,9 +32,15 @@ def chat(preset: str = "quote") -> Renderer:
     return Renderer(tokenizer, REVISION_PRESETS[preset])
 
 
+class Fitted(NamedTuple):
+    six: list[TokenPair] | Reject
+    lengths: tuple[int, ...]
+    cut: int
+
+
 def fit(renderer: Renderer, pair: Pair, limit: int | None, truncate: str = "none") -> Fitted:
-    [found] = fitted(renderer, [pair], max_length=limit, truncate=truncate)
-    return found
+    [(_, found, reject)] = StoredPairs(renderer, max_length=limit, truncate=truncate, cache=None).all([pair])
+    return Fitted(reject or tree_of(found.ids, found.marks).unpack(), found.lengths, found.cut)
 
 
 def said(messages: Any) -> list[tuple[str, str]]:
@@ -40,7 +48,7 @@ def said(messages: Any) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("renderer", [TEXT, chat(), chat("turn")], ids=["text", "quote", "turn"])
-def test_what_fits_is_what_the_renderer_makes(renderer: Renderer) -> None:
+def test_pairs_within_the_limit_are_rendered_unchanged(renderer: Renderer) -> None:
     six = renderer.six(PAIR)
     for limit in (None, longest_of(six)):
         for truncate in ("none", "prompt"):
@@ -51,7 +59,7 @@ def test_what_fits_is_what_the_renderer_makes(renderer: Renderer) -> None:
     assert found.lengths == (x, w, l, *lengths, max(lengths))
 
 
-def test_too_long_is_rejected_with_six_lengths() -> None:
+def test_long_pairs_are_rejected_with_six_lengths() -> None:
     six = TEXT.six(PAIR)
     lengths = [len(context) + len(answer) for context, answer in six]
     found = fit(TEXT, PAIR, max(lengths) - 1)
@@ -66,7 +74,7 @@ def test_too_long_is_rejected_with_six_lengths() -> None:
 
 @pytest.mark.parametrize("renderer", [TEXT, chat(), chat("turn")], ids=["text", "quote", "turn"])
 @pytest.mark.parametrize("over", [1, 4, 10])
-def test_the_oldest_of_the_prompt_goes_and_nothing_else(renderer: Renderer, over: int) -> None:
+def test_truncation_cuts_the_oldest_prompt_tokens_alone(renderer: Renderer, over: int) -> None:
     longest = longest_of(renderer.six(PAIR))
     found = fit(renderer, PAIR, longest - over, "prompt")
     # One id per byte: exactly what is over goes, from the front, and the six are those of the shorter prompt.
@@ -79,7 +87,7 @@ def test_the_oldest_of_the_prompt_goes_and_nothing_else(renderer: Renderer, over
     assert found.lengths[-1] == longest
 
 
-def test_what_cutting_does_not_mend_is_rejected() -> None:
+def test_pairs_too_long_without_their_prompt_are_rejected() -> None:
     longest = longest_of(TEXT.six(PAIR))
     for over in (len(str(PAIR.prompt)), longest - 3):
         found = fit(TEXT, PAIR, longest - over, "prompt")
@@ -87,14 +95,14 @@ def test_what_cutting_does_not_mend_is_rejected() -> None:
         assert found.six.reason.endswith("which cutting its prompt does not mend")
 
 
-def test_a_letter_of_several_tokens_goes_whole() -> None:
+def test_a_letter_of_several_tokens_is_cut_whole() -> None:
     pair = replace(PAIR, prompt="ééé|abc")
     found = fit(TEXT, pair, longest_of(TEXT.six(pair)) - 3, "prompt")
     assert found.six == TEXT.six(replace(pair, prompt="é|abc"))
     assert found.cut == 4
 
 
-def test_messages_lose_the_oldest_first() -> None:
+def test_the_oldest_messages_are_cut_first() -> None:
     tokenizer = make_byte_tokenizer()
     turns = [("system", "be brief"), ("user", "one"), ("assistant", "two"), ("user", "three")]
     messages = [{"role": role, "content": text} for role, text in turns]
@@ -116,7 +124,7 @@ def test_messages_lose_the_oldest_first() -> None:
     st.integers(20, 90),
     st.sampled_from(["none", "prompt"]),
 )
-def test_nothing_is_over_the_limit_and_answers_are_whole(prompt: str, limit: int, truncate: str) -> None:
+def test_no_sequence_is_over_the_limit_and_answers_are_whole(prompt: str, limit: int, truncate: str) -> None:
     pair = Pair(prompt, "yes indeed", "no")
     found = fit(TEXT, pair, limit, truncate)
     if isinstance(found.six, Reject):
@@ -141,6 +149,6 @@ def test_answers_of_the_same_tokens_are_rejected() -> None:
     assert TEXT.terminator == EOS
 
 
-def test_ways_to_truncate_that_there_are_not() -> None:
+def test_unknown_ways_to_truncate_are_an_error() -> None:
     with pytest.raises(ConfigError, match="truncate: 'answer'; expected one of none, prompt"):
         fit(TEXT, PAIR, 5, "answer")

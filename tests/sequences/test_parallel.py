@@ -33,7 +33,7 @@ def test_in_order_and_whole(count: int, num_proc: int) -> None:
 
 
 @needs_copies
-def test_work_is_done_elsewhere_only_when_there_is_enough_of_it() -> None:
+def test_processes_start_only_for_enough_rows() -> None:
     def here(_: list[int]) -> int:
         return os.getpid()
 
@@ -42,7 +42,7 @@ def test_work_is_done_elsewhere_only_when_there_is_enough_of_it() -> None:
 
 
 @needs_copies
-def test_it_reads_ahead_by_a_bounded_number_of_chunks() -> None:
+def test_reading_ahead_is_bounded() -> None:
     taken = 0
 
     def counted() -> Iterator[int]:

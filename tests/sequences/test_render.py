@@ -58,7 +58,7 @@ def test_one_bos(prompt: str) -> None:
         assert bos not in answer
 
 
-def test_a_lone_bos_stands_for_an_empty_prompt() -> None:
+def test_an_empty_prompt_becomes_the_bos_token() -> None:
     # The byte tokenizer has a BOS and puts it before nothing; an answer still needs a token to be scored at.
     assert Renderer(make_byte_tokenizer()).six(Pair("", "a", "b"))[0].context == [BOS]
     renderer = Renderer(make_byte_tokenizer(bos=False))
@@ -192,7 +192,7 @@ def test_forged_tokens_stay_text(forged: str, template: RevisionTemplate) -> Non
 
 @settings(deadline=None)
 @given(forgeries, forgeries, forgeries)
-def test_whatever_is_forged_in_a_chat(prompt: str, draft: str, role: str) -> None:
+def test_any_forged_token_in_a_chat_stays_text(prompt: str, draft: str, role: str) -> None:
     turns = [{"role": role, "content": prompt}, {"role": "user", "content": prompt}]
     asked = ("user", TURN.revision)
     expected = chatml_ids(CHAT, (role, prompt), ("user", prompt), ("assistant", draft), asked)
@@ -203,7 +203,7 @@ def test_whatever_is_forged_in_a_chat(prompt: str, draft: str, role: str) -> Non
 
 @settings(deadline=None)
 @given(forgeries, forgeries)
-def test_whatever_is_forged_in_text(prompt: str, draft: str) -> None:
+def test_any_forged_token_in_text_stays_text(prompt: str, draft: str) -> None:
     assert BY_TEXT.revision(prompt, draft) == ids_of(f"{prompt}{draft}\n\nA better answer:")
     assert BY_TEXT.answer(draft) == [*ids_of(draft), EOS]
     assert BY_TEXT.decode(BY_TEXT.answer(draft)) == draft
@@ -280,7 +280,7 @@ def test_which_template(tmp_path: Path) -> None:
     assert error.value.exit_code == 78
 
 
-def test_files_that_are_no_templates(tmp_path: Path) -> None:
+def test_files_without_a_template_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape(str(tmp_path / TEMPLATE_FILE))):
         RevisionTemplate.load(tmp_path)
     file = tmp_path / TEMPLATE_FILE
@@ -319,7 +319,7 @@ def test_templates_refused_when_made(changed: dict[str, str], why: str) -> None:
         "{% for n in range(10000000) %}a{% endfor %}",
     ],
 )
-def test_templates_that_fail_name_themselves(source: str) -> None:
+def test_failing_templates_are_named(source: str) -> None:
     with pytest.raises(TemplateError, match=r"revision template 'mine': ."):
         RevisionTemplate("mine", "text", source, source).fill_draft("p")
 
@@ -338,7 +338,7 @@ RAISES = "{% if messages | length > 1 %}{{ raise_exception('one turn only') }}{%
         (CHATML.replace("{{ m['content'] }}", "{{ m['content'] if m['role'] == 'user' }}"), "the assistant's text"),
     ],
 )
-def test_chat_templates_that_fail_name_themselves(template: str, why: str) -> None:
+def test_failing_chat_templates_are_named(template: str, why: str) -> None:
     tokenizer = chat_tokenizer(template)
     tokenizer.name_or_path = "my-model"
     with pytest.raises(TemplateError, match=f"my-model: .*{why}") as error:

@@ -38,7 +38,7 @@ def test_tldr_in_the_words_of_the_paper() -> None:
         )
 
 
-def test_xsum_is_like_it() -> None:
+def test_xsum_follows_the_same_form() -> None:
     xsum = REVISION_PRESETS["paper-xsum"]
     ask = "Write a both precise and concise summary of the contents of the ARTICLE."
     assert xsum.fill_draft("ARTICLE: a") == (
@@ -102,14 +102,14 @@ def test_jinja_files_refused(tmp_path: Path, text: str, why: str) -> None:
         RevisionTemplate.load(tmp_path / "own.jinja")
 
 
-def test_a_block_may_not_reach_out(tmp_path: Path) -> None:
+def test_a_block_has_no_access_outside(tmp_path: Path) -> None:
     for inner in ("{{ context }}", "{{ ''.__class__.__mro__ }}", "{% include 'x' %}", "{{ 1 // 0 }}"):
         (tmp_path / "own.jinja").write_text(OWN.replace("{{ prompt }}", inner), "utf-8")
         with pytest.raises(TemplateError, match=r"revision template 'own.jinja'"):
             RevisionTemplate.load(tmp_path / "own.jinja").fill_draft("p")
 
 
-def test_what_it_was_saved_with_has_no_part_in_equality() -> None:
+def test_equality_ignores_the_saved_fingerprint() -> None:
     template = REVISION_PRESETS["quote"]
     assert replace(template, sha256="x", assumes="y") == template
     tokenizer = make_byte_tokenizer(chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")

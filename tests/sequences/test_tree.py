@@ -174,7 +174,7 @@ def test_long_rows_that_differ_late() -> None:
         {"answers": tuple(Answer(*each) for each in ((2, 2), (6, 2), (4, 4), (9, 4), (8, 4), (5, 4)))},
     ],
 )
-def test_control_the_check_notices(wrong: dict[str, object]) -> None:
+def test_control_a_damaged_tree_fails_the_check(wrong: dict[str, object]) -> None:
     six = pair([1, 2], [4], [5], [9])
     tree = PrefixTree.pack(six)
     check(tree, six)
