@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from srpo import progress
-from srpo.cli.parser import show_progress
+from srpo.cli.output import show_progress
 from srpo.progress import Progress
 from srpo.secrets import Redacting
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from srpo.cli.parser import Parser
+from dataclasses import dataclass
+
+from srpo.cli.flags import parse
+from srpo.settings import setting, shared
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo bandit`."""
+
+    output_dir: str = setting(help="Folder for the figure and the tables.")
+    steps: int = setting(1500, "Number of Adam steps of each trajectory.")
+    seed: int = shared("seed", help="Seed of the sampled pairs and the random starting points.")
 
 
 def main(argv: list[str]) -> int:
     """Fits the bandit, writes figure and tables, prints the tables.
 
     Raises:
-        SRPOError: a flag, the range of a number or the output folder is wrong.
+        SRPOError: a wrong flag, a number out of range, or an output folder that cannot be written.
     """
-    parser = Parser("bandit", "SRPO, IPO and DPO on the three-answer bandit of Figure 2, and what α = 0 leaves open.")
-    parser.add_argument("--output_dir", required=True, help="folder for the figure and the tables")
-    parser.add_argument("--steps", type=int, default=1500, help="Adam steps of each trajectory")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled pairs and the random starts")
-    args = parser.parse_args(argv)
+    description = "SRPO, IPO and DPO on the three-answer bandit of Figure 2, and the optima that α = 0 allows."
+    args = parse("bandit", description, Arguments, argv)
 
     from rich.console import Console
     from rich.table import Table

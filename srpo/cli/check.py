@@ -1,39 +1,46 @@
-"""`srpo check`: what a data file becomes, before anything is trained on it; needs a tokenizer and no weights."""
+"""`srpo check`: shows the result of reading and rendering data, before training; needs a tokenizer and no weights."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from srpo.cli.parser import Parser
+from srpo.cli.flags import parse
+from srpo.settings import setting, shared
 
-DESCRIPTION = """Show what data becomes: its layout, usable rows, lengths, sharing, rendered examples.
+DESCRIPTION = """Show the layout of a data set, its usable rows, lengths, shared prefixes and rendered examples.
 
-Ends with 0 when there is anything to train on, whatever it finds; 65 when no row is usable, 66 when there is no such
-file, 78 when the template does not fit.
+Ends with 0 if any row can be trained on, whatever else is found; 65 if no row is usable, 66 if there is no such file,
+78 if the template does not fit.
 """
 
 
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo check`."""
+
+    dataset_name: str = setting(help="Preference pairs: a file, a folder, or a name that `datasets` can load.")
+    model_name_or_path: str = setting(help="Folder or hub name of the tokenizer.")
+    revision_template: str | None = shared("revision_template")
+    max_length: int | None = shared("max_length")
+    truncate: str = shared("truncate")
+    eval_dataset_name: str | None = shared("eval_dataset_name")
+    map: str | None = shared("map")
+    rankings: str = shared("rankings")
+    dataset_config: str | None = shared("dataset_config")
+    dataset_train_split: str = shared("dataset_train_split")
+    dataset_test_split: str = shared("dataset_test_split")
+    dataset_num_proc: int | None = shared("dataset_num_proc")
+    examples: int = setting(3, "Number of rendered examples to show.")
+    trust_remote_code: bool = shared("trust_remote_code")
+    html: str | None = setting(None, "Write the findings as a page to this file as well.", metavar="FILE")
+    json: bool = setting(False, "Print the findings as JSON instead of text.")
+
+
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    parser = Parser("check", DESCRIPTION)
-    parser.add_argument("--dataset_name", required=True, help="a file, a folder, or a name that `datasets` can load")
-    parser.add_argument("--model_name_or_path", required=True, help="where the tokenizer is")
-    parser.add_argument("--revision_template", help="preset or file; default: the one saved there, or fitting")
-    parser.add_argument("--max_length", type=int, help="longest of the six sequences, tokens; default: the model's own")
-    parser.add_argument("--truncate", default="none", help="none, or prompt: cut the oldest part of a long prompt")
-    parser.add_argument("--eval_dataset_name", help="rows that ought not to be among those trained on")
-    parser.add_argument("--map", help="columns of other names, ours=theirs: prompt=instruction,chosen=good")
-    parser.add_argument("--rankings", default="all", help="pairs of a ranked list: all, or best-worst")
-    parser.add_argument("--dataset_config", help="configuration of a named data set")
-    parser.add_argument("--dataset_train_split", default="train", help="split of a named data set")
-    parser.add_argument("--dataset_test_split", default="test", help="split of a named evaluation set")
-    parser.add_argument("--dataset_num_proc", type=int, help="processes; default: one per core, eight at most")
-    parser.add_argument("--examples", type=int, default=3, help="rendered examples to show")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the tokenizer")
-    parser.add_argument("--html", help="write the findings as a page to this file as well")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON instead")
-    args = parser.parse_args(argv)
+    """Reads, renders and counts, and prints the findings."""
+    args = parse("check", DESCRIPTION, Arguments, argv)
 
     from srpo.check.inspection import inspect
     from srpo.check.inspection_print import print_inspection
@@ -47,15 +54,14 @@ def main(argv: list[str]) -> int:
     expect_writable({"--html": args.html}, {f"--{name}": getattr(args, name) for name in read})
     template = template_for(args.model_name_or_path, args.revision_template)
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
-    renderer = Renderer(tokenizer, template)
     how = (columns_of(args.map), args.rankings)
-    test = args.eval_dataset_name and Source(args.eval_dataset_name, *how, args.dataset_test_split, args.dataset_config)
+    name, split = args.eval_dataset_name, args.dataset_test_split
     found = inspect(
         Source(args.dataset_name, *how, args.dataset_train_split, args.dataset_config),
-        renderer,
+        Renderer(tokenizer, template),
         max_length=args.max_length or _context(args.model_name_or_path),
         truncate=args.truncate,
-        evaluation=test,
+        evaluation=Source(name, *how, split, args.dataset_config) if name else None,
         examples=args.examples,
         num_proc=args.dataset_num_proc,
         cache=cache_folder(),
@@ -67,7 +73,7 @@ def main(argv: list[str]) -> int:
 
 
 def _context(path: str) -> int | None:
-    """The model's own context where its folder says it; no weights are read for it."""
+    """The model's context length in config.json; None if the folder does not say. No weights are read."""
     try:
         settings = json.loads((Path(path) / "config.json").read_text("utf-8"))
         return {**settings, **(settings.get("text_config") or {})}.get("max_position_embeddings")

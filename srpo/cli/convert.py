@@ -1,16 +1,26 @@
-"""`srpo convert`: pickled weights → safetensors, without running what is pickled."""
+"""`srpo convert`: pickled weights → safetensors, without running pickled code."""
 
 from __future__ import annotations
 
-from srpo.cli.parser import Parser
+from dataclasses import dataclass
+
+from srpo.cli.flags import parse
+from srpo.settings import setting
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo convert`."""
+
+    model_name_or_path: str = setting(help="Folder of a model or adapter with pickled weights (.bin, .pt).")
+    output_dir: str = setting(help="Folder to write.")
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    parser = Parser("convert", "Make a folder of safetensors from a folder of pickled weights (.bin, .pt).")
-    parser.add_argument("--model_name_or_path", required=True, help="folder of a model or adapter")
-    parser.add_argument("--output_dir", required=True, help="folder to write")
-    args = parser.parse_args(argv)
+    """Writes a folder of safetensors from a folder of pickled weights."""
+    args = parse(
+        "convert", "Make a folder of safetensors from a folder of pickled weights (.bin, .pt).", Arguments, argv
+    )
 
     from srpo.model.weights.convert import convert
 

@@ -1,28 +1,37 @@
-"""`srpo demo`: the whole story on a generated task, offline."""
+"""`srpo demo`: base, pairs, training, revision and report on a generated task, offline."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
-from srpo.cli.parser import Parser
+from srpo.cli.flags import parse
+from srpo.cli.output import quiet_transformers
+from srpo.settings import setting
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo demo`."""
+
+    output_dir: str = setting("runs/demo", "Folder for models, trails and the report.")
+    seeds: int = setting(1, "Number of independent runs, each from its own base model.")
+    first_seed: int = setting(0, "Seed of the first run; every further run adds one.")
+    prompts: int = setting(2000, "Number of sums in each split of the evaluation.")
+    prepare: bool = setting(False, "Stop after base model, pairs and prompts, the input of recipes/carry.yaml.")
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    parser = Parser("demo", "Train a base, make pairs, train SRPO, DPO and IPO, revise, evaluate: the carry task.")
-    parser.add_argument("--output_dir", default="runs/demo", help="folder for models, trails and the report")
-    parser.add_argument("--seeds", type=int, default=1, help="independent runs, each from its own base")
-    parser.add_argument("--first_seed", type=int, default=0, help="seed of the first run; the others count on from it")
-    parser.add_argument("--prompts", type=int, default=2000, help="sums per split in the evaluation")
-    parser.add_argument("--prepare", action="store_true", help="stop at base, pairs and prompts: recipes/carry.yaml")
-    args = parser.parse_args(argv)
+    """Runs every stage and prints the results."""
+    description = "Train a base, make pairs, train SRPO, DPO and IPO, revise, evaluate: the carry task."
+    args = parse("demo", description, Arguments, argv)
 
     import time
     from dataclasses import replace
     from pathlib import Path
 
     from rich.console import Console
-    from transformers.utils import logging as hf_logging
+    from transformers.utils.logging import disable_progress_bar
 
     from srpo.report.cases import sample_cases
     from srpo.report.page import write_evaluation
@@ -30,15 +39,15 @@ def main(argv: list[str]) -> int:
     from srpo.tasks.carry_run import CarryConfig, Say, start_run
     from srpo.tasks.demo import run_demo, settings_shown, verdict
 
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # a file has no width
+    quiet_transformers()
+    disable_progress_bar()
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # for a file
     config = replace(CarryConfig(), prompts=args.prompts)
     times: dict[str, float] = {}
 
-    def stage(what: str, seconds: float) -> None:
-        times[what] = seconds
-        console.print(f"{what:<34} " + (f"{seconds:7.1f} s" if seconds else "  reused"))
+    def stage(name: str, seconds: float) -> None:
+        times[name] = seconds
+        console.print(f"{name:<34} " + (f"{seconds:7.1f} s" if seconds else "  reused"))
 
     def progress(step: int, steps: int, loss: float) -> None:
         if step % 100 == 0:
@@ -59,7 +68,7 @@ def main(argv: list[str]) -> int:
     run = {
         "command": " ".join(["srpo demo", *argv]),
         "settings": settings_shown(config),
-        "seconds": {what: f"{seconds:.1f}" if seconds else "reused" for what, seconds in times.items()},
+        "seconds": {name: f"{seconds:.1f}" if seconds else "reused" for name, seconds in times.items()},
     }
     title = "The carry task: drafts and revisions of SRPO, DPO and IPO"
     report = write_evaluation(

@@ -1,14 +1,17 @@
-"""`srpo env`: what a bug report needs: versions, devices and back-ends. No paths, no environment variables."""
+"""`srpo env`: versions, devices and back-ends for a bug report. No paths, no environment variables."""
 
 from __future__ import annotations
 
 import json
 import platform
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
-from srpo.cli.parser import Parser
+from srpo.cli.flags import parse
+from srpo.settings import setting
 
-# Written out, because importing model/ to ask would need a transformers that imports. tests/cli compares the two.
+# A copy: importing srpo/model would need a working transformers. tests/cli compares the copy.
 BACKENDS = {
     "path": "any device; attention that is a plain softmax, windows included",
     "flex": "CUDA; the same models, one fused kernel",
@@ -17,15 +20,22 @@ BACKENDS = {
 }
 
 
-def devices(torch: Any) -> dict[str, dict[str, Any]]:
-    """Device → what it is; `bf16` says whether it computes in bfloat16 natively, memory is in GiB."""
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo env`."""
+
+    json: bool = setting(False, "Print one JSON object instead of tables.")
+
+
+def devices(torch: ModuleType) -> dict[str, dict[str, Any]]:
+    """Properties of every device: memory in GiB; `bf16` is true if the device computes in bfloat16 natively."""
     isa = torch.backends.cpu.get_cpu_capability()
     found: dict[str, dict[str, Any]] = {
         "cpu": {"name": platform.machine(), "isa": isa, "threads": torch.get_num_threads()}
     }
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
-        # torch.cuda.is_bf16_supported() answers for the current device alone, and counts emulation as support.
+        # torch.cuda.is_bf16_supported() describes the current device only, and counts emulation as support.
         memory = round(card.total_memory / 2**30, 1)
         found[f"cuda:{index}"] = {"name": card.name, "memory_gib": memory, "bf16": card.major >= 8}
     if torch.backends.mps.is_available():
@@ -39,9 +49,7 @@ def main(argv: list[str]) -> int:
     Returns:
         0.
     """
-    parser = Parser("env", "versions, devices and back-ends on this machine")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    args = parser.parse_args(argv)
+    args = parse("env", "Versions, devices and back-ends on this machine.", Arguments, argv)
 
     import torch
 
@@ -59,7 +67,7 @@ def main(argv: list[str]) -> int:
     for title, rows in report.items():
         table = Table(title=title, title_justify="left", show_header=False, box=None)
         for name, value in rows.items():
-            told = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
-            table.add_row(name, told or "not installed")
+            shown = ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else value
+            table.add_row(name, shown or "not installed")
         console.print(table)
     return 0

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from srpo.cli.parser import Parser
+from srpo.cli.flags import parse
+from srpo.settings import setting
 
-DESCRIPTION = """Write answers in the form of another tool. Trails, AlpacaEval outputs, Arena-Hard answers and questions
-are read; which of them a file holds, its keys say."""
+DESCRIPTION = """Write answers in the form of another tool. Reads trails, AlpacaEval outputs, Arena-Hard answers and
+questions; the keys of a file decide which of these it holds."""
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo exchange`."""
+
+    input: str = setting(help="JSON or JSONL file: trails, AlpacaEval outputs, Arena-Hard answers or questions.")
+    output: str = setting(help="File to write.")
+    form: str = setting(help="Form of the output: alpaca, arena, trails, or prompts (for `srpo revise --input`).")
+    name: str = setting("", "Name of the system in the output: the generator of AlpacaEval, the model of Arena-Hard.")
+    revisions: int = setting(1_000_000, "Number of revisions after which an answer is taken; the default is the last.")
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    parser = Parser("exchange", DESCRIPTION)
-    parser.add_argument("--input", required=True, help="JSON or JSONL in any of these forms")
-    parser.add_argument("--output", required=True, help="file to write")
-    parser.add_argument("--form", required=True, help="alpaca, arena, trails, or prompts (for `srpo revise --input`)")
-    parser.add_argument("--name", default="", help="what the system is called there: AlpacaEval's generator, say")
-    parser.add_argument("--revisions", type=int, default=1_000_000, help="answers after so many; default: the last")
-    args = parser.parse_args(argv)
+    """Reads one file and writes the other."""
+    args = parse("exchange", DESCRIPTION, Arguments, argv)
 
     from srpo.disk import expect_writable, write_file
     from srpo.judge.alpaca_arena import read_answers, written_as

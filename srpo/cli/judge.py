@@ -1,61 +1,68 @@
-"""`srpo judge`: check a judge on labelled pairs, put two files of answers to it, see how far two judges agree."""
+"""`srpo judge`: checks a judge on labelled pairs, compares two files of answers, or compares two judges."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from srpo.cli.judging import add_judge_flags, expect_judge_writable, judge_of
-from srpo.cli.parser import Parser, show_progress
+from srpo.cli.flags import parse
+from srpo.cli.output import show_progress
 from srpo.errors import UsageError, did_you_mean
+from srpo.judge.settings import JudgeSettings
+from srpo.settings import part, setting, shared
 
-ACTS = ("check", "compare", "agree")
+ACTIONS = ("check", "compare", "agree")
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo judge check`."""
+
+    judge: JudgeSettings = part(JudgeSettings, group="judge")
+    pairs: str = setting(help="Labelled pairs: rows with prompt, chosen and rejected, in any layout srpo reads.")
+    map: str | None = shared("map")
+    split: str = setting("train", "Split of a data set loaded by name.")
+    limit: int | None = setting(None, "Number of pairs to draw at random; unset: all.")
+    runs: int = setting(
+        1, "1, or 2: ask everything twice, to measure how far the judge agrees with itself.", choices=(1, 2)
+    )
+    gold_key: str = shared("gold_key")
+    seed: int = shared("seed", help="Seed of the random choice of pairs and of the intervals.")
+    output: str | None = setting(None, "Write the numbers to this JSON file as well.")
 
 
 def main(argv: list[str]) -> int:
     """Runs `check`, `compare` or `agree`.
 
     Raises:
-        UsageError: it is none of them.
+        UsageError: an unknown action.
     """
     if argv[:1] in ([], ["-h"], ["--help"]):
         print("usage: srpo judge check|compare|agree [options]\n\n`srpo judge check --help` lists the options.")
         return 0
-    if argv[0] not in ACTS:
-        expected, fix = "one of " + ", ".join(ACTS), did_you_mean(argv[0], ACTS)
-        raise UsageError(f"unknown act {argv[0]!r}", where="srpo judge", expected=expected, fix=fix)
+    if argv[0] not in ACTIONS:
+        expected, fix = "one of " + ", ".join(ACTIONS), did_you_mean(argv[0], ACTIONS)
+        raise UsageError(f"unknown action {argv[0]!r}", where="srpo judge", expected=expected, fix=fix)
     show_progress()
-    if argv[0] == "check":
-        return check(argv[1:])
     from srpo.cli import judge_files
 
-    return judge_files.compare(argv[1:]) if argv[0] == "compare" else judge_files.agree(argv[1:])
+    return {"check": check, "compare": judge_files.compare, "agree": judge_files.agree}[argv[0]](argv[1:])
 
 
 def check(argv: list[str]) -> int:
-    """Accuracy, biases, flips and unscored pairs of a judge, with intervals."""
-    parser = Parser(
-        "judge check", "Put labelled pairs to a judge: accuracy, position and length bias, flips, unscored."
-    )
-    add_judge_flags(parser)
-    parser.add_argument("--pairs", required=True, help="rows with prompt, chosen, rejected; any layout srpo reads")
-    parser.add_argument("--map", help="columns of other names, ours=theirs: prompt=instruction,chosen=good")
-    parser.add_argument("--split", default="train", help="split of a named data set")
-    parser.add_argument("--limit", type=int, help="so many pairs, drawn at random; default: all")
-    parser.add_argument("--runs", type=int, default=1, choices=(1, 2), help="2: ask again, how far does it disagree?")
-    parser.add_argument("--gold_key", default="gold", help="column with a gold answer, for judges that need one")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing and the intervals")
-    parser.add_argument("--output", help="write the numbers to this JSON file as well")
-    args = parser.parse_args(argv)
-    expect_judge_writable(args, {"--output": args.output}, "pairs")
+    """Prints accuracy, biases, flips and unscored pairs of a judge, with intervals."""
+    description = "Measure a judge on labelled pairs: accuracy, position and length bias, flips, unscored pairs."
+    args = parse("judge check", description, Arguments, argv)
+    args.judge.expect_used()
 
     from srpo.data.read import Source, columns_of, read_pairs
-    from srpo.disk import write_file
+    from srpo.disk import expect_writable, write_file
     from srpo.judge.check import check_judge, print_check, sample
 
-    make = judge_of(args).load
-    make(0)  # a mistake in it is told before the pairs are read
+    expect_writable({"--output": args.output}, {"--pairs": args.pairs, **args.judge.files()})
+    args.judge.load()  # finds mistakes in the settings before the pairs are read
     pairs = sample(read_pairs(Source(args.pairs, columns_of(args.map), split=args.split)), args.limit, args.seed)
-    checked = check_judge(make, pairs, runs=args.runs, gold_key=args.gold_key, seed=args.seed)
+    checked = check_judge(args.judge.load, pairs, runs=args.runs, gold_key=args.gold_key, seed=args.seed)
     print_check(checked)
     if args.output:
         write_file(Path(args.output), checked.to_json().encode(), flag="--output")

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from srpo.cli.judging import add_judge_flags, expect_judge_writable, judge_of
-from srpo.cli.parser import Parser
+from srpo.cli.flags import parse
+from srpo.judge.settings import JudgeSettings
+from srpo.settings import part, setting, shared
+
+
+@dataclass(kw_only=True)
+class CompareArguments:
+    """Settings of `srpo judge compare`."""
+
+    judge: JudgeSettings = part(JudgeSettings, group="judge")
+    first: str = setting(help="Answers of the first system: trails, AlpacaEval outputs or Arena-Hard answers.")
+    second: str = setting(help="Answers of the second system to the same prompts, in any of these forms.")
+    revisions: int = setting(1_000_000, "Number of revisions after which an answer is taken; the default is the last.")
+    gold_key: str = shared("gold_key")
+    seed: int = shared("seed", help="Seed of the intervals.")
+    output: str = setting(help="File of AlpacaEval annotations to write.")
+
+
+@dataclass(kw_only=True)
+class AgreeArguments:
+    """Settings of `srpo judge agree`."""
+
+    first: str = setting(help="Annotations of one judge, as `srpo judge compare` or AlpacaEval writes them.")
+    second: str = setting(help="Annotations of another judge, or of another run of the same judge.")
+    seed: int = shared("seed", help="Seed of the intervals.")
 
 
 def compare(argv: list[str]) -> int:
-    """Puts the answers of two systems to a judge and writes its verdicts as AlpacaEval's annotations."""
-    parser = Parser("judge compare", "Put two systems' answers to the same prompts to a judge.")
-    add_judge_flags(parser)
-    parser.add_argument("--first", required=True, help="trails, AlpacaEval outputs or Arena-Hard answers")
-    parser.add_argument("--second", required=True, help="the same of another system")
-    parser.add_argument("--revisions", type=int, default=1_000_000, help="answers after so many; default: the last")
-    parser.add_argument("--gold_key", default="gold", help="key of a gold answer, for judges that need one")
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
-    parser.add_argument("--output", required=True, help="AlpacaEval annotations to write")
-    args = parser.parse_args(argv)
-    expect_judge_writable(args, {"--output": args.output}, "first", "second")
+    """Asks a judge about the answers of two systems and writes its verdicts as AlpacaEval annotations."""
+    description = "Ask a judge about the answers of two systems to the same prompts."
+    args = parse("judge compare", description, CompareArguments, argv)
+    args.judge.expect_used()
 
-    from srpo.disk import write_file
+    from srpo.disk import expect_writable, write_file
     from srpo.judge.alpaca_arena import alpaca_annotations, read_answers
     from srpo.judge.compare import compare, pair_up
     from srpo.statistics.percent import measured
 
+    inputs = {"--first": args.first, "--second": args.second, **args.judge.files()}
+    expect_writable({"--output": args.output}, inputs)
     one, other = read_answers(args.first), read_answers(args.second)
     comparisons = pair_up(one, other, revisions=args.revisions, gold_key=args.gold_key)
-    judge = judge_of(args).load()
+    judge = args.judge.load()
     found = compare(judge, comparisons, seed=args.seed)
     names = (Path(args.first).stem, Path(args.second).stem)
     text = alpaca_annotations(found.comparisons, found.verdicts, names, judge.identity)
@@ -41,20 +60,17 @@ def compare(argv: list[str]) -> int:
 
 
 def agree(argv: list[str]) -> int:
-    """How often two files of annotations say the same, and Cohen's kappa."""
-    parser = Parser("judge agree", "See how far two judges agree: two files of annotations on the same answers.")
-    parser.add_argument("--first", required=True, help="annotations, as `srpo judge compare` or AlpacaEval writes them")
-    parser.add_argument("--second", required=True, help="those of another judge, or of another run of the same")
-    parser.add_argument("--seed", type=int, default=0, help="of the intervals")
-    args = parser.parse_args(argv)
+    """Prints how often two files of annotations agree, and Cohen's kappa."""
+    description = "Measure how far two judges agree: two files of annotations on the same answers."
+    args = parse("judge agree", description, AgreeArguments, argv)
 
     from srpo.judge.alpaca_arena import read_annotations
     from srpo.judge.compare import agree
     from srpo.statistics.percent import measured
 
     found = agree(read_annotations(args.first), read_annotations(args.second), seed=args.seed)
-    value, low, high, of = found.kappa
+    value, low, high, pairs = found.kappa
     print(f"{found.pairs} pairs in both files")
     print(f"  the same verdict  {measured(found.same)}")
-    print(f"  Cohen's kappa     {value:.2f} [{low:.2f}, {high:.2f}] n={of}")
+    print(f"  Cohen's kappa     {value:.2f} [{low:.2f}, {high:.2f}] n={pairs}")
     return 0

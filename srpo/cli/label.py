@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
-from srpo.cli.judging import add_judge_flags, expect_judge_writable, judge_of
-from srpo.cli.parser import Parser, show_progress
+from dataclasses import dataclass
+
+from srpo.cli.flags import parse
+from srpo.cli.output import show_progress
+from srpo.judge.settings import JudgeSettings
+from srpo.settings import part, setting, shared
+
+DESCRIPTION = "Order a model's own drafts and revisions by a judge; the pairs are ordinary training data."
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo label`."""
+
+    trails: str = setting(help="JSONL file of trails, from `srpo sample` or `srpo revise`.")
+    output: str = setting(help="JSONL file of pairs to write; counts of the labels go to a file beside it.")
+    ask: str = setting(
+        "draft-revision,revision-revision,draft-draft", "Kinds of comparison, separated by commas: which two answers."
+    )
+    choose: str = setting("random", "Comparisons to label if there are more than --labels: random or uncertain.")
+    labels: int | None = setting(None, "Largest number of labels; unset: every comparison gets one.")
+    seed: int = shared("seed", help="Seed of the choice of comparisons.")
+    gold_key: str = shared("gold_key")
+    to_vote: bool = setting(False, "Write the comparisons to --output for people to vote on, and ask no judge.")
+    judge: JudgeSettings = part(JudgeSettings, group="judge")
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    parser = Parser(
-        "label", "Order a model's own drafts and revisions by a judge; the pairs are ordinary training data."
-    )
-    parser.add_argument("--trails", required=True, help="JSONL of trails, from `srpo sample` or `srpo revise`")
-    parser.add_argument("--output", required=True, help="JSONL of pairs; what became of the labels stands beside it")
-    parser.add_argument("--ask", default="draft-revision,revision-revision,draft-draft", help="which two are compared")
-    parser.add_argument("--choose", default="random", help="which comparisons get a label: random or uncertain")
-    parser.add_argument("--labels", type=int, help="labels at most; unset: every comparison gets one")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice")
-    parser.add_argument("--gold_key", default="gold", help="column with the gold answer, for judges that need one")
-    parser.add_argument(
-        "--to_vote", action="store_true", help="write the comparisons to --output for people to vote on"
-    )
-    add_judge_flags(parser)
-    args = parser.parse_args(argv)
-    beside = {"what is written beside --output": f"{args.output}.labels.json"}
-    expect_judge_writable(args, {"--output": args.output, **beside}, "trails")
+    """Labels comparisons of trails, or writes them for people to vote on."""
+    args = parse("label", DESCRIPTION, Arguments, argv)
+    args.judge.expect_used()
 
+    from srpo.disk import expect_writable
     from srpo.judge.votes import write_questions
     from srpo.revise.trail_files import read_trails
     from srpo.rounds.candidates import choose, find, kinds_of
     from srpo.rounds.label import LabelSettings, label_file
 
+    outputs = {"--output": args.output, "file beside --output": f"{args.output}.labels.json"}
+    expect_writable(outputs, {"--trails": args.trails, **args.judge.files()})
     show_progress()
     settings = LabelSettings(kinds_of(args.ask), args.choose, args.labels, args.seed, args.gold_key)
     if args.to_vote:
         found = find(read_trails(args.trails, gold_key=None), settings.ask)
         chosen = choose(found.candidates, settings.labels, by=settings.choose, seed=settings.seed)
         write_questions((each.comparison for each in chosen), args.output)
-        print(
-            f"{args.output}: {len(chosen)} comparisons; vote first, second or tie, then `--judge votes:{args.output}`"
-        )
+        votes = f"vote first, second or tie, then `--judge votes:{args.output}`"
+        print(f"{args.output}: {len(chosen)} comparisons; {votes}")
         return 0
-    counts = label_file(args.trails, args.output, judge_of(args).load(), settings)
+    counts = label_file(args.trails, args.output, args.judge.load(), settings)
     print("\n".join(counts.lines()))
     print(f"{args.output}: {sum(counts.pairs.values())} pairs")
     return 0

@@ -67,11 +67,11 @@ def main() -> None:
     from srpo.signals import signals
 
     stderr: Any = sys.stderr if isinstance(sys.stderr, Redacting) else Redacting(sys.stderr)
-    sys.stderr = stderr  # libraries log and warn there as well
+    sys.stderr = stderr  # libraries log and warn there, too
     try:
         with signals.heard(until_exit=True):
             code = run(sys.argv[1:])
-        sys.stdout.flush()  # here, where a closed pipe is still an answer and not a traceback at exit
+        sys.stdout.flush()  # here, where a closed pipe still has an exit code; at exit it is a traceback
     except SRPOError as error:
         print(f"srpo: error: {error}", file=sys.stderr)
         code = error.exit_code
@@ -81,20 +81,20 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = OutputError.exit_code
-    except Exception as error:  # our mistake, or a library's: still one line, and its own exit code
+    except Exception as error:  # our mistake, or a library's: one line and exit code 70
         if os.environ.get("SRPO_TRACEBACK"):
             raise
-        print(*_told(error), sep="\n", file=sys.stderr)
+        print(*_lines(error), sep="\n", file=sys.stderr)
         code = SRPOError.exit_code
     raise SystemExit(code)
 
 
-def _told(error: Exception) -> list[str]:
-    """Lines about what nothing here expected."""
-    said = (str(error).strip().splitlines() or [""])[0]
-    # torch's own, by its name, for it may not have been imported; that of its allocator on a CPU is no class of its own
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in said:
+def _lines(error: Exception) -> list[str]:
+    """Lines about an error that no code expected."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    # torch's error by its name, for torch may not be imported; its CPU allocator raises a plain RuntimeError
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
         fix = "take smaller batches (per_device_train_batch_size, max_tokens_per_batch, batch_size) or --dtype bfloat16"
-        return [f"srpo: error: out of memory{': ' * bool(said)}{said}; {fix}"]
-    internal = f"srpo: internal error: {type(error).__name__}: {said}"
+        return [f"srpo: error: out of memory{': ' * bool(text)}{text}; {fix}"]
+    internal = f"srpo: internal error: {type(error).__name__}: {text}"
     return [internal, "srpo: SRPO_TRACEBACK=1 shows where; please report it"]

@@ -1,26 +1,34 @@
-"""`srpo merge`: an adapter and its base → one model, compared before it is kept."""
+"""`srpo merge`: an adapter and its base → one model, compared with the two before it is kept."""
 
 from __future__ import annotations
 
-from srpo.cli.parser import Parser, show_progress
+from dataclasses import dataclass
+
+from srpo.cli.flags import parse
+from srpo.cli.output import quiet_transformers, show_progress
+from srpo.settings import setting, shared
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo merge`."""
+
+    model_name_or_path: str = setting(help="Folder of a saved adapter.")
+    output_dir: str = setting(help="Folder of the merged model; new, or empty.")
+    prompts: str | None = setting(None, "File of prompts to compare on; unset: prompts made of the vocabulary.")
+    max_new_tokens: int = shared("max_new_tokens", 16, "Number of tokens decoded greedily for each prompt.")
+    dtype: str = shared("dtype", "auto")
+    trust_remote_code: bool = shared("trust_remote_code")
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    parser = Parser("merge", "Merge an adapter into its base, and compare what was written with the two.")
-    parser.add_argument("--model_name_or_path", required=True, help="folder of a saved adapter")
-    parser.add_argument("--output_dir", required=True, help="folder of the merged model; not there yet, or empty")
-    parser.add_argument("--prompts", help="a file of prompts to compare on; default: made of the vocabulary")
-    parser.add_argument("--max_new_tokens", type=int, default=16, help="tokens generated greedily for each prompt")
-    parser.add_argument("--dtype", default="auto", help="auto (the base's own), float32, bfloat16 or float16")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base")
-    args = parser.parse_args(argv)
-
-    from transformers.utils import logging as hf_logging
+    """Merges, compares and prints the comparison."""
+    description = "Merge an adapter into its base, and compare the merged model with base and adapter."
+    args = parse("merge", description, Arguments, argv)
 
     from srpo.model.weights.merge import merge
 
-    hf_logging.set_verbosity_error()
+    quiet_transformers()
     show_progress()
     compared = merge(
         args.model_name_or_path,

@@ -1,32 +1,38 @@
-"""`srpo precompute`: the settings of a training run → the log-probs its reference gives, kept for every run to come."""
+"""`srpo precompute`: settings of a training run → cached log-probs of its reference, for all later runs."""
 
 from __future__ import annotations
 
-from srpo.cli.settings import settings_of
+from srpo.cli.flags import parse_training, training_groups
+from srpo.cli.output import quiet_transformers, show_progress
 from srpo.errors import Interrupted
 
-DESCRIPTION = """Score all pairs under the reference once and keep the log-probs; settings are those of `srpo train`.
+DESCRIPTION = """Score all pairs under the reference once and cache the log-probs; settings are those of `srpo train`.
 
 srpo precompute --config settings.yaml --reference_cache kept
 srpo train --config settings.yaml --reference_cache kept
 
-Rows that are kept already are not scored again, so it goes on where it was stopped.
+Pairs in the cache are not scored again, so the same command goes on after an interruption.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    config, model, data, _ = settings_of("precompute", DESCRIPTION, argv)
+    """Scores the pairs that the cache lacks, and prints the counts."""
+    found, _ = parse_training("precompute", DESCRIPTION, argv)
+    quiet_transformers()
+    show_progress()
+    config, model, data, _ = training_groups(found)
 
     from srpo.train.run import precompute
 
     try:
-        found = precompute(config, model, data)
+        done = precompute(config, model, data)
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; what was scored is kept", fix="the same command goes on from there") from None
+        raise Interrupted(
+            "interrupted; the log-probs scored so far are kept", fix="the same command goes on from there"
+        ) from None
     if config.process_index > 0:
         return 0
-    print(f"{found.pairs} pairs, {found.scored} of them scored now; kept in {found.folder}")
-    use = "--precompute_ref_log_probs" if config.reference_cache is None else f"--reference_cache {found.folder}"
+    print(f"{done.pairs} pairs, {done.scored} of them scored now; kept in {done.folder}")
+    use = "--precompute_ref_log_probs" if config.reference_cache is None else f"--reference_cache {done.folder}"
     print(f"srpo train with {use} scores none of them again")
     return 0

@@ -1,8 +1,9 @@
-"""`srpo rounds`: one settings file runs offline training and then rounds of sample, label and train."""
+"""`srpo rounds`: offline training, then rounds of sample, label and train, from one settings file."""
 
 from __future__ import annotations
 
-from srpo.cli.settings import settings_beside
+from srpo.cli.flags import parse_training
+from srpo.cli.output import quiet_transformers, show_progress
 from srpo.errors import Interrupted
 
 DESCRIPTION = """Offline training, then rounds of sample, label and train: learning to revise one's own drafts.
@@ -15,11 +16,13 @@ The same command goes on where a run was stopped.
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    from srpo.judge.settings import JudgeArguments
+    """Runs or goes on with the rounds, and prints a line for each."""
+    from srpo.judge.settings import JudgeSettings
     from srpo.rounds.plan import RoundsArguments
 
-    settings, (plan, judge) = settings_beside("rounds", DESCRIPTION, argv, (RoundsArguments, JudgeArguments))
+    settings, (plan, judge) = parse_training("rounds", DESCRIPTION, argv, RoundsArguments, JudgeSettings)
+    quiet_transformers()
+    show_progress()
 
     from srpo.rounds.run import run_rounds
     from srpo.signals import signals

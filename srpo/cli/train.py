@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from srpo.cli.settings import settings_of
+from srpo.cli.flags import parse_training, training_groups
+from srpo.cli.output import quiet_transformers, show_progress
 from srpo.errors import Interrupted
 
 DESCRIPTION = """Train a model to draft and to revise from preference pairs.
@@ -16,8 +17,11 @@ srpo train --config settings.yaml --beta 0.1
 
 
 def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    config, model, data, run = settings_of("train", DESCRIPTION, argv)
+    """Trains, or goes on with a training, and prints the final loss."""
+    found, _ = parse_training("train", DESCRIPTION, argv)
+    quiet_transformers()
+    show_progress()
+    config, model, data, run = training_groups(found)
 
     from srpo.signals import signals
     from srpo.train.run import train
@@ -36,7 +40,7 @@ def main(argv: list[str]) -> int:
 
 
 def _interrupted(folder: str) -> Interrupted:
-    """Before a step was taken, or where no loop could stop at one."""
+    """The error of a training that was interrupted outside its loop."""
     from srpo.train.durable.checkpoint import checkpoints
 
     if not (found := checkpoints(Path(folder))):
@@ -46,7 +50,7 @@ def _interrupted(folder: str) -> Interrupted:
 
 
 def _watch(trainer: Any, source: Any, run: Any) -> Any:
-    """What draws and judges at every evaluation."""
+    """The callback that draws and judges answers at every evaluation."""
     from srpo.evaluate.callback import RevisionEvaluation, Watch
     from srpo.evaluate.run import judge_named
 

@@ -3,36 +3,19 @@
 A file may be a recipe, whose settings of training stand beside one key `evaluate` with all of this below it.
 """
 
-# ruff: noqa: RUF009  `_option` makes a field
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from srpo.errors import ConfigError, InputError, did_you_mean
-from srpo.settings import expect_known
+from srpo.judge.settings import LLMSettings
+from srpo.settings import build, expect_known, options, part, setting, shared
 from srpo.settings_file import read_settings
 
 SECTION = "evaluate"
-# Fields of JudgeArguments, which is not imported here: this file is read for `--help`.
-ASKED = (
-    "judge_model",
-    "judge_base_url",
-    "judge_api_key_env",
-    "judge_prompt",
-    "judge_temperature",
-    "judge_max_tokens",
-    "judge_orders",
-    "judge_body",
-    "judge_concurrency",
-    "judge_timeout",
-    "price_in",
-    "price_out",
-    "max_cost",
-    "verdicts",
-)
 BEST_OF = "best_of"  # a policy of this file's models beside those of srpo.revise.policy
 CONTROLS = {
     "draft_only": "its drafts, whatever k",
@@ -90,83 +73,67 @@ class Model:
                 raise InputError("no such folder", where=f"{where}: {path}", expected="a saved model", fix=fix)
 
 
-def _option(help: str, default: Any = None, *, many: bool = False, metavar: str = "") -> Any:
-    metadata = {"help": help, "many": many, "metavar": metavar}
-    return field(default_factory=lambda: type(default)(default) if many else default, metadata=metadata)
-
-
 @dataclass(frozen=True)
 class Plan:
-    """One evaluation. What its fields mean is said where they are flags.
+    """One evaluation.
 
     Raises:
-        ConfigError: a control that does not exist, or models without prompts.
+        ConfigError: an unknown control, models without prompts, or nothing to evaluate.
     """
 
-    trails: list[str] = _option(
-        "files written by `srpo revise`, one per system; a name that stands twice is a system with two seeds",
+    trails: list[str] = setting(
         [],
-        many=True,
+        "Files written by `srpo revise`, one for each system; files with the same name are seeds of one system.",
         metavar="[NAME=]FILE",
     )
-    models: dict[str, Model] = _option(
-        "models to draw from; {seed} in a path stands for each seed", {}, many=True, metavar="[NAME=]PATH"
+    models: dict[str, Model] = setting(
+        {}, "Models to draw answers from; {seed} in a path stands for each seed.", metavar="[NAME=]PATH"
     )
-    prompts: dict[str, str] = _option(
-        "file or name of the prompts, one per split", {}, many=True, metavar="[SPLIT=]FILE"
+    prompts: dict[str, str] = setting(
+        {}, "Prompts, one file or data set for each split; drawn answers need them.", metavar="[SPLIT=]FILE"
     )
-    prompts_split: str = _option("split of what `datasets` loads", "test")
-    prompts_config: str | None = _option("configuration of what `datasets` loads")
-    map: str | None = _option("columns of other names, ours=theirs: prompt=post,gold=summary")
-    limit: int | None = _option("take the first so many prompts of each split")
-    references: str | None = _option("what the models were before training, for confidence and best_of")
-    revision_template: str | None = _option("preset or file, for models that were saved without one")
-    controls: list[str] = _option(
-        "what to hold the highlighted model against: " + ", ".join(CONTROLS), [], many=True, metavar="CONTROL"
+    prompts_split: str = setting("test", "Split of prompts that `datasets` loads by name.")
+    prompts_config: str | None = setting(None, "Configuration of prompts that `datasets` loads by name.")
+    map: str | None = shared("map", help="Columns under other names, as ours=theirs: prompt=post,gold=summary.")
+    limit: int | None = setting(None, "Number of prompts to take from the start of each split; unset: all.")
+    references: str | None = setting(None, "Models before training, for confidence and best_of; {seed} as in --models.")
+    revision_template: str | None = shared("revision_template")
+    controls: list[str] = setting(
+        [], "Controls to compare with the highlighted model: " + ", ".join(CONTROLS) + ".", metavar="CONTROL"
     )
-    without: list[str] = _option("models of the settings file to leave out", [], many=True, metavar="NAME")
-    revisions: int = _option("revisions at most", 5)
-    policy: str = _option("always, if_preferred: keep what the model prefers, best_of: of k+1 drafts, …", "always")
-    temperature: list[float] = _option("0 is greedy; several are reported apart", [1.0], many=True, metavar="T")
-    max_new_tokens: int = _option("tokens per answer", 256)
-    batch_size: int = _option("prompts generated together", 32)
-    seeds: list[int] = _option("seeds to draw with; each is reported alone and pooled", [0], many=True, metavar="SEED")
-    judge: str = _option("who scores: a judge of single answers or of two; this one costs nothing", "exact_match")
-    judge_runs: int = _option("of llm: how often everything is asked, to see how far the judge agrees with itself", 1)
-    secondary: list[str] = _option("judges to report beside it", [], many=True, metavar="JUDGE")
-    against: str = _option("what a judge of two answers holds them against: gold or draft", "gold")
-    versus: list[str] = _option(
-        "whom else to hold them against: draft, rivals, everyone", ["draft"], many=True, metavar="WHOM"
+    without: list[str] = setting([], "Models of the settings file to leave out.", metavar="NAME")
+    revisions: int = shared("revisions")
+    policy: str = setting(
+        "always", "Policy that keeps revisions: always, if_preferred, …; best_of: best of k+1 drafts."
     )
-    highlight: str = _option("the system that the comparisons are about; default: the first", "")
-    curves: list[str] = _option(
-        "systems in the figures, in this order; the tables have all of them", [], many=True, metavar="SYSTEM"
+    temperature: list[float] = setting(
+        [1.0], "Sampling temperatures; 0 decodes greedily. Each one is reported separately.", metavar="T"
     )
-    labels: dict[str, str] = _option(
-        "what systems, splits and judges are called in print", {}, many=True, metavar="NAME=TEXT"
+    max_new_tokens: int = shared("max_new_tokens")
+    batch_size: int = shared("batch_size")
+    seeds: list[int] = setting([0], "Seeds to draw with; each is reported alone and pooled.", metavar="SEED")
+    judge: str = setting("exact_match", "Judge that scores: of single answers or of two; exact_match costs nothing.")
+    judge_runs: int = setting(1, "Judge llm: number of times everything is asked, to measure its self-agreement.")
+    secondary: list[str] = setting([], "Judges to report as well.", metavar="JUDGE")
+    against: str = setting("gold", "Opponent of each answer for a judge of two answers: gold or draft.")
+    versus: list[str] = setting(
+        ["draft"], "Further opponents for a judge of two answers: draft, rivals, everyone.", metavar="OPPONENT"
     )
-    resampling: str = _option("prompts: 10,000 draws of all of them, or paper: 20 of 512", "prompts")
-    gold_key: str = _option("column of the prompts that holds the gold answer", "gold")
-    split_key: str = _option("column of trails that holds the name of the split, if any", "split")
-    seed: int = _option("of the resampling and of the trails shown", 0)
-    output_dir: str | None = _option("folder for report, figure, tables and what is drawn")
-    cache_dir: str | None = _option("folder for what is drawn, if several evaluations share it")
-    dtype: str = _option("of the models' weights: float32, bfloat16, float16, or auto, as they are stored", "float32")
-    device: str = _option("where they work: cpu, cuda, cuda:1, …; unset: a GPU if there is one", "")
-    trust_remote_code: bool = _option("run code that comes with a model", False)
-
-    asked: dict[str, Any] = _option("how a model behind a server is asked, as the flags of the judge are", {})
-
-    def asking(self) -> Any:
-        """How a model behind a server is asked; prices and limits with it.
-
-        Raises:
-            ConfigError: a setting that no judge has.
-        """
-        from srpo.judge.settings import JudgeArguments
-
-        expect_known(self.asked, [each.name for each in fields(JudgeArguments)], where="judge")
-        return JudgeArguments(**self.asked)
+    highlight: str = setting("", "System that the comparisons are about; unset: the first system.")
+    curves: list[str] = setting(
+        [], "Systems in the figures, in this order; the tables show all systems.", metavar="SYSTEM"
+    )
+    labels: dict[str, str] = setting({}, "Printed names of systems, splits and judges.", metavar="NAME=TEXT")
+    resampling: str = setting("prompts", "Bootstrap: prompts: 10,000 draws of all prompts; paper: 20 draws of 512.")
+    gold_key: str = shared("gold_key", help="Column of the prompts with the gold answer.")
+    split_key: str = setting("split", "Column of the trails with the name of the split, if there is one.")
+    seed: int = shared("seed", help="Seed of the bootstrap and of the trails that the report shows.")
+    output_dir: str | None = setting(None, "Folder for report, figure, tables and drawn answers.")
+    cache_dir: str | None = setting(None, "Folder for drawn answers, if several evaluations share them.")
+    dtype: str = shared("dtype")
+    device: str = shared("device")
+    trust_remote_code: bool = shared("trust_remote_code")
+    llm: LLMSettings = part(LLMSettings, group="judge llm")
 
     def __post_init__(self) -> None:
         for where, names in (("controls", self.controls), *((n, m.controls) for n, m in self.models.items())):
@@ -259,31 +226,31 @@ class Plan:
         """
         expect_known(settings, KNOWN, where=where, verb="evaluate")
         found = dict(settings)
-        for each in fields(cls):
-            value = found.get(each.name)
-            if each.metadata["many"] and isinstance(value, str | int | float):
-                found[each.name] = [value]
-            elif each.name not in NAMED and each.metadata["many"] and value is not None:
+        for name in LISTS:
+            value = found.get(name)
+            if isinstance(value, str | int | float):
+                found[name] = [value]
+            elif name not in NAMED and value is not None:
                 if not isinstance(value, list | tuple):
-                    raise ConfigError(f"{value!r}", where=each.name, expected="a list")
-                found[each.name] = list(value)
+                    raise ConfigError(f"{value!r}", where=name, expected="a list")
+                found[name] = list(value)
         models = named(found.pop("models", {}), "models", "")
         found["labels"] = _labels(found.get("labels") or {})
         _leave_out(found, models)
-        shared = {
+        common = {
             "reference": found.get("references"),
             "revision_template": found.get("revision_template"),
             "policy": found.get("policy", "always"),
         }
-        found["models"] = {name: _model(name, value, shared) for name, value in models.items()}
-        found["asked"] = {name: found.pop(name) for name in [*found] if name in ASKED}
+        found["models"] = {name: _model(name, value, common) for name, value in models.items()}
         found["prompts"] = named(found.pop("prompts", {}), "prompts", "all")
-        return cls(**found)
+        return build(cls, found)
 
 
 NAMED = ("models", "prompts", "labels")  # by name, in a mapping or as NAME=…
 LISTED = ("curves", "labels")  # that name systems
-KNOWN = [*(each.name for each in fields(Plan) if each.name != "asked"), *ASKED]
+KNOWN = [option.name for option in options(Plan)]
+LISTS = [option.name for option in options(Plan) if option.rule.metavar]
 
 
 def read_plan(path: str) -> dict[str, Any]:
@@ -366,9 +333,9 @@ def _labels(given: Any) -> dict[str, str]:
     return found
 
 
-def _model(name: str, value: Any, shared: Mapping[str, Any]) -> Model:
+def _model(name: str, value: Any, common: Mapping[str, Any]) -> Model:
     own = {"model": value} if isinstance(value, str) else value
     if not isinstance(own, Mapping) or "model" not in own:
         raise ConfigError(f"{value!r}", where=f"models: {name}", expected="a path, or a mapping with `model`")
     expect_known(own, [each.name for each in fields(Model)], where=f"models: {name}", verb="evaluate")
-    return Model(**{**shared, **own, "controls": tuple(own.get("controls", ()))})
+    return Model(**{**common, **own, "controls": tuple(own.get("controls", ()))})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ from srpo.disk import writable_folder
 from srpo.errors import ConfigError
 from srpo.evaluate.answers import draw_all, read_prompt_files, read_systems
 from srpo.evaluate.plan import Plan
-from srpo.judge.load import LLM
-from srpo.judge.settings import JudgeArguments
+from srpo.judge.settings import LLM, JudgeSettings, LLMSettings
 from srpo.judge.single import JUDGES, import_judge, load_judge
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
@@ -22,6 +21,7 @@ from srpo.score.results import Results
 from srpo.score.scores import AnyJudge, compares, score, tallies
 from srpo.score.summary import summarise, usual_questions
 from srpo.secrets import redacted
+from srpo.settings import options, values_of
 
 TITLED = 4  # systems that a title names, at most
 
@@ -90,8 +90,10 @@ def _title(names: list[str]) -> str:
 
 def _record(plan: Plan, judges: Mapping[str, AnyJudge]) -> dict[str, Any]:
     """The settings that the report prints: those of each judge, and those of the plan that are set."""
-    hidden = ("trails", "output_dir", "cache_dir", "judge", "secondary")
+    hidden = ("trails", "output_dir", "cache_dir", "judge", "secondary", "llm")
     settings = {name: value for name, value in asdict(plan).items() if name not in hidden}
+    llm = values_of(plan.llm)
+    settings["asked"] = {each.name: llm[each.name] for each in options(LLMSettings) if llm[each.name] != each.default}
     return {
         "judge": {name: judge.record() if hasattr(judge, "record") else "" for name, judge in judges.items()},
         "settings": {name: value for name, value in settings.items() if value not in (None, [], {}, "")},
@@ -104,20 +106,20 @@ def judges_of(plan: Plan) -> dict[str, AnyJudge]:
     Raises:
         ConfigError: a judge cannot be loaded, or a setting of judge llm without that judge.
     """
-    arguments, names = plan.asking(), (plan.judge, *plan.secondary)
+    names = (plan.judge, *plan.secondary)
     if LLM not in names:
-        replace(arguments, judge=plan.judge).expect_used()
+        JudgeSettings(plan.judge, plan.llm).expect_used()
         if plan.judge_runs != 1:
             fix = "leave it out: the judge would repeat its scores"
             raise ConfigError(f"{plan.judge} asks no server", where="judge_runs", fix=fix)
-    return {name: judge_named(name, arguments, plan.judge_runs) for name in names}
+    return {name: judge_named(name, plan.llm, plan.judge_runs) for name in names}
 
 
-def judge_named(name: str, arguments: JudgeArguments | None = None, runs: int = 1) -> AnyJudge:
+def judge_named(name: str, llm: LLMSettings | None = None, runs: int = 1) -> AnyJudge:
     """Loads a judge of single answers if the name is one, otherwise a pair judge.
 
     Args:
-        arguments: settings of judge llm.
+        llm: settings of judge llm.
         runs: number of times everything is asked.
 
     Raises:
@@ -130,4 +132,4 @@ def judge_named(name: str, arguments: JudgeArguments | None = None, runs: int = 
     own = ":" in name and name.partition(":")[0] not in ("reward", "votes")
     if name in JUDGES or (own and not compares(import_judge(name))):
         return load_judge(name)
-    return replace(arguments or JudgeArguments(), judge=name).load(runs=runs)
+    return JudgeSettings(name, llm or LLMSettings()).load(runs=runs)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote, unquote
 
 from srpo.errors import ConfigError, InputError, SRPOError
+from srpo.generate.settings import EndpointSettings
 
 if TYPE_CHECKING:
     import httpx
@@ -117,16 +118,12 @@ class Endpoint:
         base_url: str,
         *,
         api_key_env: str = "",
-        timeout: float = 120.0,
-        tries: int = 6,
-        concurrency: int = 16,
-        backoff: float = 0.5,
+        timeout: float = EndpointSettings.timeout,
+        tries: int = EndpointSettings.tries,
+        concurrency: int = EndpointSettings.concurrency,
+        backoff: float = EndpointSettings.backoff,
     ) -> None:
-        for name, value, least in (("tries", tries, 1), ("concurrency", concurrency, 1), ("backoff", backoff, 0)):
-            if not value >= least:
-                raise ConfigError(f"{value}", where=name, expected=f"{least} or more")
-        if not timeout > 0:
-            raise ConfigError(f"{timeout}", where="timeout", expected="seconds above 0")
+        EndpointSettings(base_url, timeout=timeout, tries=tries, concurrency=concurrency, backoff=backoff)
         self.timeout, self.tries, self.concurrency, self.backoff = timeout, tries, concurrency, backoff
         key = _key(api_key_env)
         self._client = _client(base_url, key, timeout, concurrency)

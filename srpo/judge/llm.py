@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from srpo.data.values import prompt_text
 from srpo.errors import ConfigError, Interrupted
 from srpo.generate.http import Endpoint, UnusableAnswer
-from srpo.judge.asking import Asking
 from srpo.judge.prompt import JudgePrompt, nonce_for
+from srpo.judge.settings import LLMSettings
 from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, Verdict, combine
 from srpo.judge.verdict_cache import CachedReply, VerdictCache, cache_key
 
@@ -123,7 +123,7 @@ class LLMJudge:
         self,
         endpoint: Endpoint,
         prompt: JudgePrompt,
-        asking: Asking,
+        asking: LLMSettings,
         cache: VerdictCache | None = None,
         nonce: Callable[..., str] = nonce_for,
     ) -> None:
@@ -154,7 +154,7 @@ class LLMJudge:
         return {
             "identity": self.identity,
             "url": self.endpoint.url,
-            **asdict(self.asking),
+            **self.asking.record(),
             "prompt": self.prompt.name,
             "prompt_digest": self.prompt.digest,
             "system": self.prompt.system,

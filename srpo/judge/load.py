@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from srpo.errors import ConfigError
-from srpo.judge.asking import Asking
+from srpo.judge.settings import LLM, LLMSettings
 from srpo.judge.single import JUDGES, REWARD, Judge, import_judge, load_judge, score_answer
 from srpo.judge.verdict import TIE, AnswerPair, PairJudge, Verdict, prefer_higher
 from srpo.judge.votes import VOTES, Votes
 
-LLM = "llm"
 OTHERS = (VOTES + "FILE", LLM)  # judges that only compare two answers
 
 
@@ -53,30 +52,14 @@ class ScoreJudge:
             yield prefer_higher(pair, first, second)
 
 
-def load_pair_judge(
-    name: str,
-    *,
-    asking: Asking | None = None,
-    base_url: str = "",
-    api_key_env: str = "",
-    prompt: str = "general",
-    verdicts: str | None = None,
-    concurrency: int = 16,
-    timeout: float = 120.0,
-    tries: int = 6,
-) -> PairJudge:
-    """Loads a judge of two answers. The arguments after `name` are for `llm` only.
+def load_pair_judge(name: str, llm: LLMSettings | None = None) -> PairJudge:
+    """Loads a judge of two answers by name.
 
     Args:
         name: `llm`, a model behind an OpenAI-compatible server; `votes:` and a file; `reward:` and a path or hub name;
             a key of `JUDGES`; or `module:name` of a function that scores single answers, or of an object with
             `identity` and `compare`.
-        asking: the model and its sampling.
-        base_url: the server's address; it has no default, because any call might cost money.
-        api_key_env: name of the environment variable that holds the key.
-        prompt: a shipped prompt or a file.
-        verdicts: file that caches replies.
-        concurrency, timeout, tries: as in `Endpoint`.
+        llm: settings of judge `llm`; it has no default server or model, because any call might cost money.
 
     Raises:
         ConfigError: the judge does not exist, or `llm` lacks a server or a model.
@@ -87,17 +70,15 @@ def load_pair_judge(
         'numeric'
     """
     if name == LLM:
-        from srpo.generate.http import Endpoint
         from srpo.judge.llm import LLMJudge
         from srpo.judge.prompt import load_prompt
         from srpo.judge.verdict_cache import VerdictCache
 
-        if not base_url or asking is None:
-            expected = "a server's URL and a model's name; there is no default, since any would cost somebody money"
-            raise ConfigError("no model is named", where="judge llm", expected=expected)
-        endpoint = Endpoint(base_url, api_key_env=api_key_env, timeout=timeout, tries=tries, concurrency=concurrency)
-        return LLMJudge(endpoint, load_prompt(prompt), asking, VerdictCache(verdicts))
-    if base_url or asking is not None:
+        if llm is None or not llm.endpoint.base_url or not llm.model:
+            fix = "name judge_model and judge_base_url; there is no default, since any might cost money"
+            raise ConfigError("no model is named", where="judge llm", fix=fix)
+        return LLMJudge(llm.endpoint.connect(), load_prompt(llm.prompt), llm, VerdictCache(llm.verdicts))
+    if llm is not None:
         raise ConfigError(f"{name} asks no server", where="judge", fix=f"name the judge {LLM!r}, or no model")
     if name.startswith(VOTES):
         return Votes(name.removeprefix(VOTES))

@@ -1,100 +1,150 @@
-"""Who judges two answers, as settings: the same names on every command that asks a judge and in settings files."""
+"""Settings of a judge of two answers: flags, YAML keys and the judge they name."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from typing import Any
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from srpo.errors import ConfigError, UsageError
-from srpo.judge.asking import Asking
-from srpo.judge.load import LLM, load_pair_judge
-from srpo.judge.verdict import PairJudge
+from srpo.generate.settings import EndpointSettings
+from srpo.settings import expect_valid, part, setting
+
+if TYPE_CHECKING:
+    from srpo.judge.verdict import PairJudge
+
+LLM = "llm"
+MILLION = 1_000_000
+OWN_FIELDS = {"model", "messages", "stream", "n"}  # of a request; no setting may replace them
 
 
-@dataclass
-class JudgeArguments:
-    """Which judge, and for a model behind a server how it is asked. There is no default judge: any might cost money."""
+@dataclass(frozen=True)
+class LLMSettings:
+    """A language model as a judge: server, prompt, sampling, and limits of its cost.
 
-    judge: str | None = field(
-        default=None,
-        metadata={"help": "exact_match, reward:PATH, module:function, votes:FILE, llm, …"},
+    Attributes:
+        run: number of this run; another number asks everything again, to measure how far the judge agrees with itself.
+        runs: number of runs, counted from `run`; the first one gives the verdict.
+
+    Raises:
+        ConfigError: a number out of range, one price without the other, or a limit without prices.
+    """
+
+    endpoint: EndpointSettings = part(EndpointSettings, prefix="judge_")
+    prompt: str = setting("general", "Judge llm: name of a shipped prompt, or a file.", flag="judge_prompt")
+    temperature: float = setting(
+        0.0, "Judge llm: sampling temperature; 0 takes the likeliest verdict.", least=0, flag="judge_temperature"
     )
-    judge_model: str = field(default="", metadata={"help": "Of llm: the model's name at the server."})
-    judge_base_url: str = field(default="", metadata={"help": "Of llm: the server, http://localhost:8000/v1."})
-    judge_api_key_env: str = field(default="", metadata={"help": "Of llm: the variable that holds its key."})
-    judge_prompt: str = field(default="general", metadata={"help": "Of llm: a shipped prompt or a file."})
-    judge_temperature: float = field(default=0.0, metadata={"help": "Of llm: 0 for the likeliest verdict."})
-    judge_max_tokens: int = field(default=1024, metadata={"help": "Of llm: tokens of one reply."})
-    judge_orders: str = field(default="both", metadata={"help": "Of llm: both, or one, at half the price."})
-    price_in: float | None = field(default=None, metadata={"help": "Of llm: price of a million tokens read."})
-    price_out: float | None = field(default=None, metadata={"help": "Of llm: price of a million tokens written."})
-    max_cost: float | None = field(default=None, metadata={"help": "Of llm: no call that could take it above this."})
-    judge_body: str = field(default="{}", metadata={"help": "Of llm: JSON, other fields of a request; null: none."})
-    judge_concurrency: int = field(default=16, metadata={"help": "Of llm: calls under way at the same time."})
-    judge_timeout: float = field(default=120.0, metadata={"help": "Of llm: seconds that one call may take."})
-    verdicts: str = field(default="verdicts.jsonl", metadata={"help": "Of llm: file where replies are kept."})
+    max_tokens: int = setting(
+        1024, "Judge llm: largest number of tokens in a reply, reasoning included.", least=1, flag="judge_max_tokens"
+    )
+    orders: str = setting(
+        "both",
+        "Judge llm: both shows the two answers in both orders; one halves the price and keeps the position bias.",
+        choices=("both", "one"),
+        flag="judge_orders",
+    )
+    price_in: float | None = setting(
+        None, "Judge llm: price of a million tokens that the judge reads.", least=0, below=float("inf")
+    )
+    price_out: float | None = setting(
+        None, "Judge llm: price of a million tokens that the judge writes.", least=0, below=float("inf")
+    )
+    max_cost: float | None = setting(
+        None, "Judge llm: limit of the cost; a call that could exceed it is not made.", least=0, below=float("inf")
+    )
+    verdicts: str | None = setting("verdicts.jsonl", "Judge llm: file that keeps replies; none is paid for twice.")
+    run: int = 0
+    runs: int = 1
+
+    def __post_init__(self) -> None:
+        expect_valid(self)
+        if self.runs < 1:
+            raise ConfigError(f"{self.runs}", where="runs", expected="1 or more")
+        for name in {*self.body} & OWN_FIELDS:
+            raise ConfigError(f"{name!r} cannot be set", where="judge_body", expected="other fields of a request")
+        if (self.price_in is None) != (self.price_out is None):
+            raise ConfigError("one price of two", where="price", expected="both, of a million tokens read and written")
+        if self.max_cost is not None and self.price_in is None:
+            raise ConfigError("a limit without prices", where="max_cost", fix="give price_in and price_out as well")
+
+    @property
+    def model(self) -> str:
+        """Name of the model at the server."""
+        return self.endpoint.model
+
+    @property
+    def body(self) -> Mapping[str, Any]:
+        """More fields of each request."""
+        return self.endpoint.body
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens in the longest reply that a request allows."""
+        named = [self.body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        return max([count for count in named if type(count) is int] or [self.max_tokens])
+
+    def cost(self, tokens_in: float, tokens_out: float) -> float:
+        """Cost of reading and writing tokens; 0 without prices."""
+        return (tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)) / MILLION
+
+    def record(self) -> dict[str, Any]:
+        """The settings that a report prints."""
+        names = ("model", "temperature", "max_tokens", "orders", "run", "runs", "price_in", "price_out", "max_cost")
+        return {name: getattr(self, name) for name in (*names, "body")}
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """A judge by name, and the settings of judge llm. No judge is the default: a judge may cost money."""
+
+    judge: str | None = setting(
+        None, "Judge of two answers: exact_match, reward:PATH, module:function, votes:FILE, llm; see docs/judges.md."
+    )
+    llm: LLMSettings = part(LLMSettings)
 
     def load(self, run: int = 0, runs: int = 1) -> PairJudge:
-        """The judge they name.
+        """Loads the judge.
 
         Args:
-            run: of llm: another number asks everything anew.
-            runs: of llm: how often everything is asked, to see how far the judge agrees with itself.
+            run: for judge llm, the number of the run; another number asks everything again.
+            runs: for judge llm, the number of runs.
 
         Raises:
-            UsageError: none is named.
-            ConfigError, InputError: it cannot be had.
+            UsageError: no judge is named.
+            ConfigError: an unknown judge, or settings that the judge does not use.
+            InputError: a file or a model cannot be read.
 
         Example:
-            >>> JudgeArguments(judge="exact_match").load().identity
+            >>> JudgeSettings("exact_match").load().identity
             'exact_match'
         """
+        from srpo.judge.load import load_pair_judge
+
         if not self.judge:
             raise UsageError("no judge", fix="add `--judge …` or put it in the settings file")
-        if self.judge != LLM:
-            return load_pair_judge(self.judge)
-        if not self.judge_model or not self.judge_base_url:
-            fix = "name judge_model and judge_base_url; there is no default, since any would cost somebody money"
-            raise ConfigError("no model is named", where="judge llm", fix=fix)
-        asking = Asking(
-            self.judge_model,
-            temperature=self.judge_temperature,
-            max_tokens=self.judge_max_tokens,
-            orders=self.judge_orders,  # type: ignore[arg-type]  # which Asking checks
-            price_in=self.price_in,
-            price_out=self.price_out,
-            max_cost=self.max_cost,
-            run=run,
-            runs=runs,
-            body=self._body(),
-        )
-        return load_pair_judge(
-            self.judge,
-            asking=asking,
-            base_url=self.judge_base_url,
-            api_key_env=self.judge_api_key_env,
-            prompt=self.judge_prompt,
-            verdicts=self.verdicts,
-            concurrency=self.judge_concurrency,
-            timeout=self.judge_timeout,
-        )
+        return load_pair_judge(self.judge, replace(self.llm, run=run, runs=runs) if self.judge == LLM else None)
 
     def expect_used(self) -> None:
-        """For one judge alone: a limit or a server that nobody looks at would be a false comfort.
+        """Checks that settings of a server are given for judge llm alone.
 
         Raises:
-            ConfigError: one is given, and the judge asks no server.
+            ConfigError: another judge would ignore a server or a limit of cost.
         """
-        for name in ("judge_model", "judge_base_url", "max_cost"):
-            if self.judge and self.judge != LLM and getattr(self, name):
+        given = {
+            "judge_model": self.llm.model,
+            "judge_base_url": self.llm.endpoint.base_url,
+            "max_cost": self.llm.max_cost,
+        }
+        for name, value in given.items():
+            if self.judge and self.judge != LLM and value:
                 raise ConfigError(f"{self.judge} asks no server", where=name, fix="name the judge llm, or leave it out")
 
-    def _body(self) -> dict[str, Any]:
-        try:
-            body = json.loads(self.judge_body)
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            raise ConfigError("not a JSON object", where="judge_body", expected='{"seed": 1}, say')
-        return body
+    def files(self) -> dict[str, str | None]:
+        """Files that the judge reads, by flag."""
+        if self.judge == LLM:
+            prompt = self.llm.prompt
+            return {"--verdicts": self.llm.verdicts, "--judge_prompt": prompt if os.path.isfile(prompt) else None}
+        kind, _, path = (self.judge or "").partition("votes:")
+        return {"--judge": path if not kind and path else None}

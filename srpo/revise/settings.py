@@ -1,4 +1,4 @@
-"""Settings of a `Reviser`: how its trails are drawn, and how its model is loaded, batched and scored."""
+"""Settings of a `Reviser`: sampling of trails, loading and batching of its model, and the engine that generates."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from srpo.errors import ConfigError, did_you_mean
-from srpo.generate.engine import expect_temperature
+from srpo.generate.settings import EndpointSettings
 from srpo.revise.policy import AUTO, Policy
+from srpo.settings import expect_valid, options, part, setting, shared, values_of
+
+ENGINES = ("hf", "vllm", "openai", "chat")
+SERVERS = ("openai", "chat")
+# The engines that use a setting; the server engines use every other one.
+_ENGINES_OF = {"dtype": ("hf", "vllm"), "device": ("hf",), "speculation": ("vllm",)}
 
 
 @dataclass(frozen=True)
@@ -28,19 +34,20 @@ class RevisionSettings:
         ConfigError: An unknown policy or a number out of range.
     """
 
-    revisions: int = 5
-    temperature: float = 1.0
-    seed: int = 0
-    max_new_tokens: int = 256
-    policy: str = AUTO
+    revisions: int = shared("revisions")
+    temperature: float = shared("temperature")
+    seed: int = shared("seed")
+    max_new_tokens: int = shared("max_new_tokens")
+    policy: str = setting(
+        AUTO,
+        "Policy that keeps or refuses revisions: always, if_preferred, until_worse, until_unchanged, fixed:K, drafts; "
+        "auto takes the policy that `srpo calibrate` stored with the model.",
+    )
 
     def __post_init__(self) -> None:
         if self.policy != AUTO:
             Policy.named(self.policy)
-        for name, least in (("revisions", 0), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{getattr(self, name)}", where=name, expected=f"{least} or more")
-        expect_temperature(self.temperature)
+        expect_valid(self)
 
 
 @dataclass(frozen=True)
@@ -64,23 +71,74 @@ class ReviserSettings:
     beta: float | None = None
     logps_reduction: str | None = None
     equation: str = "eq9"
-    batch_size: int = 32
+    batch_size: int = shared("batch_size")
     backend: str = "auto"
     device: str = ""
     dtype: str = ""
     trust_remote_code: bool = False
 
-    def with_options(self, options: dict[str, Any]) -> ReviserSettings:
+    def with_options(self, given: dict[str, Any]) -> ReviserSettings:
         """Returns the settings with some fields replaced.
 
         Raises:
             ConfigError: An option that is not a field.
         """
         known = [each.name for each in fields(self)]
-        for name in options:
+        for name in given:
             if name not in known:
                 expected = "one of " + ", ".join(known)
                 raise ConfigError(
                     "unknown option of Reviser", where=name, expected=expected, fix=did_you_mean(name, known)
                 )
-        return replace(self, **options)
+        return replace(self, **given)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The engine that writes the answers, and its settings.
+
+    Raises:
+        ConfigError: an unknown engine, a server without a URL, or a setting that the engine does not use.
+
+    Example:
+        >>> EngineSettings("openai", EndpointSettings("http://localhost:8000/v1")).made_with()
+        {'engine': 'openai'}
+    """
+
+    engine: str = setting(
+        "hf",
+        "hf: transformers in this process; vllm: vLLM in this process; openai: token ids to a server; chat: messages "
+        "to a server; see docs/server.md.",
+        choices=ENGINES,
+    )
+    endpoint: EndpointSettings = part(EndpointSettings, names={"model": "served_model"}, without=["body"])
+    served_reference: str = setting(
+        "", "Name at the server of the model before training; the model's own confidence needs it."
+    )
+    dtype: str = shared("dtype")
+    device: str = shared("device")
+    speculation: str = setting("auto", "Speculative decoding of engine vllm: suffix, ngram, none or auto.")
+
+    def __post_init__(self) -> None:
+        expect_valid(self)
+        given = values_of(self)
+        for option in options(type(self)):
+            engines = ENGINES if option.name == "engine" else _ENGINES_OF.get(option.name, SERVERS)
+            if self.engine not in engines and given[option.name] != option.default:
+                fix = f"leave it out, or take --engine {' or '.join(engines)}"
+                raise ConfigError(f"has no use with engine {self.engine}", where=option.name, fix=fix)
+        if self.engine in SERVERS and not self.endpoint.base_url:
+            fix = "name its address: http://…/v1"
+            raise ConfigError(f"engine {self.engine} needs a server", where="base_url", fix=fix)
+        if self.engine == "chat" and self.served_reference:
+            raise ConfigError("engine chat has no log-probs", where="served_reference", fix="take --engine openai")
+
+    def made_with(self) -> dict[str, str]:
+        """The settings that decide the answers; the address of a server and the device do not."""
+        named = {
+            "engine": self.engine,
+            "served_model": self.endpoint.model,
+            "served_reference": self.served_reference,
+        }
+        decides = {} if self.engine == "hf" else {name: value for name, value in named.items() if value}
+        return decides if self.dtype == "float32" else {**decides, "dtype": self.dtype}

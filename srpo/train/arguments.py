@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from srpo.settings import expect_known, expect_valid, setting, shared
+from srpo.settings import expect_known, expect_valid, options, setting, shared
 from srpo.settings_file import read_settings as read_file
 from srpo.train.config import DATA, EVALUATION, MODEL, PRESETS, REFERENCE, RUN, SRPOConfig
 
@@ -81,7 +81,8 @@ def known_settings(more: Iterable[Any] = ()) -> list[str]:
     Args:
         more: further dataclasses of settings.
     """
-    return [each.name for group in (*GROUPS, *more) for each in fields(group) if each.init]
+    own = [each.name for group in GROUPS for each in fields(group) if each.init]
+    return own + [option.name for kind in more for option in options(kind)]
 
 
 def read_settings(path: str, more: Iterable[Any] = ()) -> dict[str, Any]:

@@ -1,37 +1,35 @@
-"""The flags of a judge are the settings of a judge."""
+"""The flags of a judge come from the settings of a judge."""
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import fields
-from typing import get_args, get_type_hints
-
 import pytest
 
-from srpo.cli.judging import FLAGS, NUMBERS, add_judge_flags, judge_of
+from srpo.cli.flags import parse
 from srpo.errors import ConfigError, UsageError
-from srpo.judge.settings import JudgeArguments
+from srpo.judge.settings import JudgeSettings
+from srpo.settings import options
 
 
-def parsed(*words: str) -> JudgeArguments:
-    parser = argparse.ArgumentParser()
-    add_judge_flags(parser)
-    return judge_of(parser.parse_args(words))
+def parsed(*words: str) -> JudgeSettings:
+    return parse("label", "Labels.", JudgeSettings, words)
 
 
-def test_every_setting_has_a_flag_of_its_kind() -> None:
-    assert list(FLAGS) == [field.name for field in fields(JudgeArguments)]
-    hints = get_type_hints(JudgeArguments)  # not `field.type`, which a parser of the settings writes over
-    kinds = {name: (*get_args(hint), hint)[0] for name, hint in hints.items()}
-    assert {name: kind for name, kind in kinds.items() if kind is not str} == NUMBERS
+def test_every_setting_has_a_flag() -> None:
+    for option in options(JudgeSettings):
+        value = {int: 3, float: 3.0, dict: {"n_probs": 3}}.get(type(option.default), "both")
+        if option.hint == float | None:
+            continue  # prices and limits, which need each other
+        words = [f"--{option.name}", '{"n_probs": 3}' if isinstance(value, dict) else str(value)]
+        assert parsed(*words) != JudgeSettings() or value == option.default
 
 
-def test_what_is_not_given_is_as_the_settings_have_it() -> None:
-    assert parsed() == JudgeArguments()
-    assert parsed("--judge", "llm", "--max_cost", "2").max_cost == 2.0
+def test_settings_without_a_flag_take_their_defaults() -> None:
+    assert parsed() == JudgeSettings()
+    words = ("--judge", "llm", "--max_cost", "2", "--price_in", "1", "--price_out", "1", "--judge_timeout", "9")
+    assert (parsed(*words).llm.max_cost, parsed(*words).llm.endpoint.timeout) == (2.0, 9.0)
 
 
-def test_a_judge_has_to_be_named_and_a_model_behind_one_too() -> None:
+def test_a_judge_and_a_model_behind_it_must_be_named() -> None:
     with pytest.raises(UsageError, match="no judge"):
         parsed().load()
     with pytest.raises(ConfigError, match="judge_model"):

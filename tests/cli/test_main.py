@@ -18,7 +18,7 @@ import srpo
 from srpo import errors
 from srpo.cli import env as env_verb
 from srpo.cli import main as command
-from srpo.cli.parser import Parser
+from srpo.cli.flags import FlagParser
 from srpo.versions import versions
 
 SECRET = "hf_planted_0123456789"
@@ -91,7 +91,7 @@ def test_a_wrong_word_is_one_line_and_64(words: list[str], line: str) -> None:
     ],
 )
 def test_a_parser_raises_usage_errors(argv: list[str], said: str) -> None:
-    parser = Parser("fit", "fits")
+    parser = FlagParser(prog="srpo fit")
     parser.add_argument("--steps", type=int, required=True)
     with pytest.raises(errors.UsageError) as caught:
         parser.parse_args(argv)

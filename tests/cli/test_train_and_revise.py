@@ -243,13 +243,13 @@ def test_ctrl_c_while_training_is_75_and_resume_goes_on(place: Path, tmp_path: P
 def test_ctrl_c_while_revising_is_75_and_the_same_command_goes_on(place: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "trails.jsonl"
     settings = revise_settings(place, model, out, input=place / "many.jsonl", batch_size=50, revisions=1)
-    code, _, err = interrupted(words_of("revise", settings), stream="stderr", after="100 of 5000 prompts")
+    code, _, err = interrupted(words_of("revise", settings), stream="stderr", after="of 5000 prompts")
     assert code == 75, err
     last = err.rstrip("\n").split("\n")[-1]
     assert last == f"srpo: error: interrupted; finished trails are in {out}; the same command goes on"
     assert "Traceback" not in err
     done = rows(out)
-    assert 100 <= len(done) < 5000
+    assert 50 <= len(done) < 5000
     # Control: the command does go on where it was, given less to do.
     few = tmp_path / "few.jsonl"
     few.write_text("".join((place / "many.jsonl").read_text("utf-8").splitlines(True)[: len(done) + 3]), "utf-8")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from srpo.errors import ConfigError, InputError
-from srpo.evaluate.plan import ASKED, Model, Plan, read_plan
-from srpo.judge.settings import JudgeArguments
+from srpo.evaluate.plan import Model, Plan, read_plan
+from srpo.judge.settings import LLMSettings
+from srpo.settings import build
 
 
 def test_three_ways_to_name_models_and_prompts() -> None:
@@ -97,7 +97,10 @@ def test_files_that_are_no_plan(text: str | None, kind: type[Exception], said: s
         read_plan(str(tmp_path / "plan.yaml"))
 
 
-def test_how_a_judge_is_asked_has_the_names_of_its_settings() -> None:
-    assert {*ASKED} | {"judge"} == {each.name for each in fields(JudgeArguments)}
-    plan = Plan.of({"trails": "a", "judge": "llm", "judge_model": "m", "max_cost": 2.5})
-    assert plan.asking() == JudgeArguments(judge_model="m", max_cost=2.5)
+def test_settings_of_judge_llm_are_keys_of_the_plan() -> None:
+    given = {"judge_model": "m", "judge_timeout": 2, "price_in": 1, "price_out": 2, "max_cost": 2.5}
+    plan = Plan.of({"trails": "a", "judge": "llm", **given})
+    assert plan.llm == build(LLMSettings, given)
+    assert (plan.llm.model, plan.llm.endpoint.timeout, plan.llm.max_cost) == ("m", 2, 2.5)
+    with pytest.raises(ConfigError, match="judge_timeout: -1; expected above 0"):
+        Plan.of({"trails": "a", "judge_timeout": -1})

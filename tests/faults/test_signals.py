@@ -187,14 +187,14 @@ def test_a_file_of_trails_keeps_what_is_finished(tmp_path: Path) -> None:
     code = (
         "import os, signal, time\n"
         "from srpo.cli.main import main\n"
-        "from srpo.revise.engines import EngineSettings\n"
+        "from srpo.revise import engines\n"
         "from srpo.revise.trail import Answer, Trail\n"
         "class Stopped:\n"
         "    def trails(self, rows, settings, **how):\n"
         "        yield Trail(rows[0].prompt, (Answer('2', 1),))\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        time.sleep(60)\n"
-        "EngineSettings.reviser = lambda *a, **k: Stopped()\n"
+        "engines.make_reviser = lambda *a, **k: Stopped()\n"
         "main()\n"
     )
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 from srpo.generate.http import Endpoint
-from srpo.judge.asking import Asking
+from srpo.generate.settings import EndpointSettings
 from srpo.judge.llm import LLMJudge
 from srpo.judge.prompt import load_prompt
+from srpo.judge.settings import LLMSettings
 from srpo.judge.verdict import AnswerPair
 from srpo.judge.verdict_cache import VerdictCache
 
@@ -18,7 +19,9 @@ def pairs(count: int) -> list[AnswerPair]:
 
 def judge(url: str, cache: str, concurrency: int) -> LLMJudge:
     endpoint = Endpoint(url, tries=2, backoff=0.0, concurrency=concurrency)
-    return LLMJudge(endpoint, load_prompt("general"), Asking("scripted"), VerdictCache(cache))
+    return LLMJudge(
+        endpoint, load_prompt("general"), LLMSettings(EndpointSettings(model="scripted")), VerdictCache(cache)
+    )
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ one with more of the word "good".
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from srpo.generate.http import Endpoint
-from srpo.judge.asking import Asking
+from srpo.generate.settings import EndpointSettings
 from srpo.judge.llm import LLMJudge
 from srpo.judge.prompt import load_prompt, nonce_for
+from srpo.judge.settings import LLMSettings
 from srpo.judge.verdict_cache import VerdictCache
 from tests.scripted_server import Asked, Say, serve
 
@@ -168,7 +169,12 @@ def llm_judge(
     endpoint = Endpoint(server.url, tries=2, backoff=0.0, timeout=timeout, concurrency=concurrency)
     _OPEN.append(endpoint)
     kept = cache if isinstance(cache, VerdictCache) else VerdictCache(cache)
-    return LLMJudge(endpoint, load_prompt(prompt), Asking("scripted", **asking), kept, nonce)
+    return LLMJudge(endpoint, load_prompt(prompt), settings("scripted", **asking), kept, nonce)
+
+
+def settings(model: str, body: Mapping[str, Any] | None = None, **others: Any) -> LLMSettings:
+    """Settings of a judge that asks a model of that name."""
+    return LLMSettings(EndpointSettings(model=model, body=dict(body or {})), **others)
 
 
 def showings(server: Asked) -> list[tuple[str, str, str]]:

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from srpo.errors import ConfigError, InputError, Interrupted
-from srpo.judge.asking import Asking
 from srpo.judge.prompt import load_prompt
 from srpo.judge.verdict import TIE, AnswerPair, Verdict
 from srpo.judge.verdict_cache import CachedReply, VerdictCache
 from tests.judge import judge_server as js
-from tests.judge.judge_server import judge_server, llm_judge, showings
+from tests.judge.judge_server import judge_server, llm_judge, settings, showings
 from tests.scripted_server import Say
 
 # The first is better in even rows, the second in odd ones; the worse is the longer in every third.
@@ -272,21 +271,20 @@ def test_max_cost_stops_early_and_a_higher_limit_continues(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"model": ""}, "no model is named"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"runs": 0}, "runs"),
-        ({"orders": "two"}, "both or one"),
+        ({"orders": "two"}, "one of both, one"),
         ({"max_cost": 1.0}, "a limit without prices"),
         ({"price_in": 1.0}, "one price of two"),
         ({"price_in": -1.0, "price_out": 1.0}, "price_in"),
-        ({"body": {"model": "other"}}, "not yours to set"),
+        ({"body": {"model": "other"}}, "cannot be set"),
     ],
 )
 def test_invalid_settings_are_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        Asking(**{"model": "m", **wrong})  # type: ignore[arg-type]
+        settings(**{"model": "m", **wrong})
 
 
 def test_extra_request_fields_override_the_defaults() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from srpo.errors import ConfigError, DataError, InputError, LengthError
-from srpo.judge.asking import Asking
+from srpo.generate.settings import EndpointSettings
 from srpo.judge.load import ScoreJudge, load_pair_judge
 from srpo.judge.reward_model import RewardModel
+from srpo.judge.settings import LLMSettings
 from srpo.judge.single import JUDGES, load_judge, score_answer
 from srpo.judge.verdict import TIE, AnswerPair
 from tests.conftest import EOS, PAD, VOCAB, make_byte_tokenizer, make_tiny_llama
@@ -66,13 +67,14 @@ def test_the_error_for_an_unknown_judge_lists_all_kinds() -> None:
 
 
 def test_an_llm_judge_needs_a_server_and_a_model() -> None:
-    for options in ({}, {"base_url": "http://localhost:1/v1"}, {"asking": Asking("m")}):
-        with pytest.raises(ConfigError, match="expected a server's URL and a model's name"):
-            load_pair_judge("llm", **options)  # type: ignore[arg-type]
+    url = "http://localhost:1/v1"
+    for endpoint in (EndpointSettings(), EndpointSettings(url), EndpointSettings(model="m")):
+        with pytest.raises(ConfigError, match="name judge_model and judge_base_url"):
+            load_pair_judge("llm", LLMSettings(endpoint))
     with pytest.raises(ConfigError, match="asks no server"):
-        load_pair_judge("numeric", base_url="http://localhost:1/v1")
+        load_pair_judge("numeric", LLMSettings())
     with pytest.raises(ConfigError, match="did you mean 'general'"):
-        load_pair_judge("llm", base_url="http://localhost:1/v1", asking=Asking("m"), prompt="genral")
+        load_pair_judge("llm", LLMSettings(EndpointSettings(url, "m"), "genral"))
 
 
 # ---------------------------------------------------------------------- reward models

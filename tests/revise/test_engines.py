@@ -14,8 +14,10 @@ from srpo.errors import ConfigError
 from srpo.evaluate.answers import ModelAnswers, Task
 from srpo.evaluate.plan import Model, Plan
 from srpo.model.weights.load import load_model
-from srpo.revise.engines import EngineSettings
+from srpo.revise.engines import make_reviser
 from srpo.revise.reviser import Reviser
+from srpo.revise.settings import EngineSettings
+from srpo.settings import build
 from tests.revise.tiny import PROMPTS, carry_llama, reviser, saved
 
 SERVER = {"base_url": "http://localhost:1/v1"}
@@ -30,19 +32,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     ("settings", "message"),
     [
         ({"engine": "hff"}, "engine: 'hff'; expected one of hf, vllm, openai, chat; did you mean 'hf'?"),
-        ({"engine": "openai"}, "base_url: engine openai asks a server"),
-        (SERVER, "base_url: means nothing to engine hf"),
-        ({"timeout": 3.0}, "timeout: means nothing to engine hf"),
-        ({"speculation": "none"}, "speculation: means nothing to engine hf"),
-        ({"engine": "vllm", "device": "cpu"}, "device: means nothing to engine vllm"),
-        ({"engine": "chat", "dtype": "auto", **SERVER}, "dtype: means nothing to engine chat"),
-        ({"engine": "openai", "device": "cpu", **SERVER}, "device: means nothing to engine openai"),
-        ({"engine": "chat", "served_reference": "base", **SERVER}, "served_reference: chat tells no log-probs"),
+        ({"engine": "openai"}, "base_url: engine openai needs a server"),
+        (SERVER, "base_url: has no use with engine hf"),
+        ({"timeout": 3.0}, "timeout: has no use with engine hf"),
+        ({"speculation": "none"}, "speculation: has no use with engine hf"),
+        ({"engine": "vllm", "device": "cpu"}, "device: has no use with engine vllm"),
+        ({"engine": "chat", "dtype": "auto", **SERVER}, "dtype: has no use with engine chat"),
+        ({"engine": "openai", "device": "cpu", **SERVER}, "device: has no use with engine openai"),
+        ({"engine": "chat", "served_reference": "base", **SERVER}, "served_reference: engine chat has no log-probs"),
     ],
 )
 def test_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        EngineSettings(**settings)
+        build(EngineSettings, settings)
     assert message in str(caught.value)
 
 
@@ -57,7 +59,7 @@ def test_refused(settings: dict[str, Any], message: str) -> None:
     ],
 )
 def test_what_decides_the_answers(settings: dict[str, Any], decides: dict[str, str]) -> None:
-    assert EngineSettings(**settings).made_with() == decides
+    assert build(EngineSettings, settings).made_with() == decides
 
 
 def places(reviser: Reviser) -> set[tuple[torch.dtype, str]]:
@@ -74,7 +76,7 @@ def test_weights_of_the_asked_dtype_on_the_asked_device(model: str, monkeypatch:
         (EngineSettings(), (torch.float32, "meta")),
         (EngineSettings(dtype="bfloat16", device="cpu"), (torch.bfloat16, "cpu")),
     ):
-        assert places(serving.reviser(model, reference=model, beta=0.1)) == {place}
+        assert places(make_reviser(serving, model, reference=model, beta=0.1)) == {place}
 
 
 def test_a_reference_by_its_path_goes_where_the_model_is(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

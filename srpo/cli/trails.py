@@ -1,0 +1,94 @@
+"""Settings of the verbs that write a file of trails, and what they do alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from srpo.cli.flags import parse
+from srpo.cli.output import quiet_transformers, show_progress
+from srpo.errors import UsageError
+from srpo.revise.settings import EngineSettings
+from srpo.settings import part, setting, shared
+
+if TYPE_CHECKING:
+    from srpo.revise.reviser import Reviser
+
+ANSWERS = ".answers.jsonl"
+
+
+@dataclass(kw_only=True)
+class TrailArguments:
+    """Settings of a file of trails: prompts, model, engine and output."""
+
+    input: str = setting(help="File of prompts: a `prompt` in each row; JSONL, JSON, CSV or Parquet.")
+    model_name_or_path: str = setting("", "Folder or hub name of a trained model or adapter.")
+    output: str = setting(help="JSONL file of trails to write; rows that it already holds are not drawn again.")
+    batch_size: int = shared("batch_size")
+    revision_template: str | None = shared("revision_template")
+    reference: str | None = shared("reference")
+    bad_rows: str = shared("bad_rows")
+    trust_remote_code: bool = shared("trust_remote_code")
+    engine: EngineSettings = part(EngineSettings, group="engine that writes the answers")
+
+    @property
+    def answers(self) -> Path:
+        """File that keeps the answers of a server until the trails are complete."""
+        return Path(self.output + ANSWERS)
+
+    def reviser(self) -> Reviser:
+        """Loads the model on its engine."""
+        from srpo.revise.engines import make_reviser
+
+        return make_reviser(
+            self.engine,
+            self.model_name_or_path,
+            template=self.revision_template,
+            reference=self.reference,
+            batch_size=self.batch_size,
+            journal=self.answers,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def made_with(self) -> dict[str, str]:
+        """The settings that decide the answers, kept beside the trails."""
+        return {
+            "model": self.model_name_or_path,
+            "revision_template": self.revision_template or "saved",
+            "reference": self.reference or "",
+            **self.engine.made_with(),
+        }
+
+    def finish(self, done: int, skipped: int) -> None:
+        """Removes the kept answers, for the trails are complete, and prints the number of trails."""
+        self.answers.unlink(missing_ok=True)
+        print(f"{self.output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
+
+
+T = TypeVar("T", bound=TrailArguments)
+
+
+def parse_trails(verb: str, description: str, kind: type[T], argv: list[str], *, html: str = "") -> T:
+    """Reads the command line and checks the files that will be written.
+
+    Raises:
+        UsageError, ConfigError: as `parse`, or an output that is an input or another output.
+        OutputError: an output cannot be written.
+    """
+    args = parse(verb, description, kind, argv)
+    if not args.model_name_or_path and args.engine.engine != "chat":
+        message = "the following arguments are required: --model_name_or_path"
+        raise UsageError(message, where=f"srpo {verb}", fix=f"`srpo {verb} --help` lists the options")
+
+    from srpo.data.rejected import REJECTED_FILE
+    from srpo.disk import expect_writable
+    from srpo.revise.trail_files import SETTINGS
+
+    outputs: dict[str, str | Path | None] = {"--output": args.output, "--html": getattr(args, "html", None)}
+    for kind_of_file in (SETTINGS, ANSWERS, f".{REJECTED_FILE}"):
+        outputs[f"file beside --output ({kind_of_file})"] = args.output + kind_of_file
+    expect_writable(outputs, {"--input": args.input, "--revision_template": args.revision_template})
+    quiet_transformers()
+    show_progress()
+    return args

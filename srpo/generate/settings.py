@@ -1,0 +1,53 @@
+"""Settings of a connection to a model server; engines and judges share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from srpo.settings import expect_valid, setting
+
+if TYPE_CHECKING:
+    from srpo.generate.http import Endpoint
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """A model on an OpenAI-compatible server, and how requests to it are made.
+
+    Raises:
+        ConfigError: a number out of range.
+
+    Example:
+        >>> EndpointSettings("http://localhost:8000/v1", model="my-model").timeout
+        120.0
+    """
+
+    base_url: str = setting("", "Address of the server, for example http://localhost:8000/v1.")
+    model: str = setting("", "Name of the model at the server; not needed if the server serves one model.")
+    api_key_env: str = setting("", "Name of the environment variable that holds the key of the server.")
+    concurrency: int = setting(16, "Number of requests to the server at the same time.", least=1)
+    timeout: float = setting(120.0, "Seconds that one request to the server may take.", above=0)
+    tries: int = setting(6, "Largest number of requests for one answer.", least=1)
+    backoff: float = setting(0.5, "Seconds before a failed request is repeated; doubled each time.", least=0)
+    body: dict[str, Any] = setting({}, "More fields of each request, as a JSON object; null leaves a field out.")
+
+    def __post_init__(self) -> None:
+        expect_valid(self)
+
+    def connect(self) -> Endpoint:
+        """Opens a client for the server.
+
+        Raises:
+            ConfigError: not a URL, or the variable that `api_key_env` names is unset.
+        """
+        from srpo.generate.http import Endpoint
+
+        return Endpoint(
+            self.base_url,
+            api_key_env=self.api_key_env,
+            timeout=self.timeout,
+            tries=self.tries,
+            concurrency=self.concurrency,
+            backoff=self.backoff,
+        )
