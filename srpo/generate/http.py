@@ -140,7 +140,7 @@ class Endpoint:
         self,
         path: str,
         bodies: Iterable[JSONObject],
-        read: Callable[[Any], T],
+        read: Callable[[JSONObject], T],
         keep: Callable[[JSONObject, T], None] | None = None,
     ) -> Iterator[Reply[T]]:
         """Yields the reply to each body, in order, as soon as all earlier items ended.
@@ -177,13 +177,15 @@ class Endpoint:
         finally:
             stop.set()  # waiting requests are not sent
 
-    def get(self, path: str, read: Callable[[Any], T]) -> Reply[T]:
+    def get(self, path: str, read: Callable[[JSONObject], T]) -> Reply[T]:
         """Returns the reply to a GET request; an unknown path is a failed reply, not an error."""
         return self._item(path, None, read, threading.Event())
 
     # ------------------------------------------------------------------ one item
 
-    def _item(self, path: str, body: JSONObject | None, read: Callable[[Any], T], stop: threading.Event) -> Reply[T]:
+    def _item(
+        self, path: str, body: JSONObject | None, read: Callable[[JSONObject], T], stop: threading.Event
+    ) -> Reply[T]:
         """Sends requests until the item ends."""
         from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt
 
@@ -216,7 +218,7 @@ class Endpoint:
             return error.after
         return min(LONGEST_WAIT, self.backoff * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1.0)
 
-    def _try(self, path: str, body: JSONObject | None, read: Callable[[Any], T], stop: threading.Event) -> T:
+    def _try(self, path: str, body: JSONObject | None, read: Callable[[JSONObject], T], stop: threading.Event) -> T:
         """Sends one request and reads its answer, once no Retry-After holds requests back."""
         if stop.wait(max(0.0, self._quiet_until - time.monotonic())):
             raise _Stopped
@@ -236,7 +238,7 @@ class Endpoint:
                 raise ConfigError(problem, where=f"{self.url}/{path}", fix=fix)
             raise Refused(problem)
 
-    def _value(self, content: bytes, read: Callable[[Any], T]) -> T:
+    def _value(self, content: bytes, read: Callable[[JSONObject], T]) -> T:
         """Returns the result of `read`; its errors become `_TryAgain` or `Refused` without secrets."""
         try:
             return read(json.loads(content))
@@ -298,7 +300,7 @@ def _start(work: Callable[[], T]) -> Future[T]:
 
 
 def _read_and_keep(
-    body: JSONObject, read: Callable[[Any], T], keep: Callable[[JSONObject, T], None] | None, answer: Any
+    body: JSONObject, read: Callable[[JSONObject], T], keep: Callable[[JSONObject, T], None] | None, answer: JSONObject
 ) -> T:
     value = read(answer)
     if keep is not None:

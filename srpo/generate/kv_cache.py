@@ -10,7 +10,6 @@ Axes: N rows, H key-value heads, W slots, D head size, Q queries.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ class _Where:
         self.rows_N1 = torch.zeros(0, 1, dtype=torch.long)
         self.width, self.start = 0, -1
 
-    def set(self, slots: Sequence[Sequence[int]], device: Any) -> None:
+    def set(self, slots: Sequence[Sequence[int]], device: torch.device) -> None:
         first = slots[0]
         together = all(row == first for row in slots) and first[0] > 0  # then a slice replaces a scatter
         self.start = first[0] if together else -1
@@ -54,7 +53,9 @@ class SlotLayer(DynamicLayer):
         super().__init__()
         self.where = where
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Writes the block into its slots; returns all keys and values that a query may see."""
         self.keys, self.values = self._written(self.keys, key_states), self._written(self.values, value_states)
         self.is_initialized = True
@@ -90,7 +91,7 @@ class SlotCache(Cache):
         self.kv = [SlotLayer(self.where) for _ in range(layers)]
         super().__init__(layers=list(self.kv))
 
-    def place(self, slots: Sequence[Sequence[int]], device: Any, dtype: torch.dtype) -> Tensor:
+    def place(self, slots: Sequence[Sequence[int]], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Sets the slots of the next forward pass; returns its attention mask."""
         self.where.set(slots, device)
         return self.where.mask(dtype)

@@ -12,7 +12,7 @@ equal those of the engine in this process up to rounding.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +70,7 @@ class CompletionsEngine:
 
     def complete(
         self,
-        contexts: Sequence[Any],
+        contexts: Sequence[Sequence[object]],
         keys: Sequence[str],
         *,
         max_new_tokens: int,
@@ -123,7 +123,7 @@ class CompletionsEngine:
                 sums.append(sum(reply.value([*context, *answer])[len(context) :]))
         return sums
 
-    def _fields(self, context: Any, stop_ids: Sequence[int]) -> Body:
+    def _fields(self, context: Sequence[object], stop_ids: Sequence[int]) -> Body:
         """Returns the fields of a request that are particular to this path."""
         if self.dialect != "vllm":
             return {"prompt": list(context), **UNSHAPED}
@@ -131,7 +131,7 @@ class CompletionsEngine:
         ends = {"ignore_eos": True, "stop_token_ids": list(stop_ids)}
         return {"prompt": list(context), **UNSHAPED_VLLM, **ends, "return_token_ids": True}
 
-    def _read(self, answer: Any) -> Completion:
+    def _read(self, answer: JSONObject) -> Completion:
         choice, finished, tokens, read = _ending(answer)
         ids, text = choice.get("token_ids"), choice["text"]
         if ids is not None:
@@ -160,10 +160,10 @@ class ChatEngine(CompletionsEngine):
 
     path = "chat/completions"
 
-    def _fields(self, context: Any, stop_ids: Sequence[int]) -> Body:
+    def _fields(self, context: Sequence[object], stop_ids: Sequence[int]) -> Body:
         return {"messages": list(context), **(UNSHAPED_VLLM if self.dialect == "vllm" else UNSHAPED)}
 
-    def _read(self, answer: Any) -> Completion:
+    def _read(self, answer: JSONObject) -> Completion:
         choice, finished, tokens, read = _ending(answer)
         return _text_completion(choice["message"]["content"], finished, tokens, read)
 
@@ -174,7 +174,7 @@ class ChatEngine(CompletionsEngine):
 # ---------------------------------------------------------------------- reading a server's answer
 
 
-def _ending(answer: Any) -> tuple[Mapping[str, Any], bool, int | None, int | None]:
+def _ending(answer: JSONObject) -> tuple[JSONObject, bool, int | None, int | None]:
     """Returns the choice, whether the model ended it, the generated tokens and the read tokens of an answer."""
     choice, usage = answer["choices"][0], answer.get("usage") or {}
     reason = choice.get("finish_reason")
@@ -185,7 +185,7 @@ def _ending(answer: Any) -> tuple[Mapping[str, Any], bool, int | None, int | Non
     return choice, reason == "stop", usage.get("completion_tokens"), usage.get("prompt_tokens")
 
 
-def _text_completion(text: Any, finished: bool, tokens: int | None, read: int | None) -> Completion:
+def _text_completion(text: object, finished: bool, tokens: int | None, read: int | None) -> Completion:
     if not isinstance(text, str):
         raise UnusableAnswer("an answer without text")
     if not text and (not finished or tokens == 0):
@@ -202,7 +202,7 @@ def _completion(reply: Reply[Completion]) -> Completion:
 LogpsOf = Callable[[list[int]], list[float]]  # ids of the prompt → log-prob of each
 
 
-def _prompt_logps(answer: Any) -> LogpsOf:
+def _prompt_logps(answer: JSONObject) -> LogpsOf:
     """Reads vLLM's `prompt_logprobs`: for each position a mapping of token ids, the prompt's own among them."""
     rows = answer["choices"][0].get("prompt_logprobs")
     if not rows:
@@ -217,7 +217,7 @@ def _prompt_logps(answer: Any) -> LogpsOf:
     return logps_of
 
 
-def _echoed_logps(answer: Any) -> LogpsOf:
+def _echoed_logps(answer: JSONObject) -> LogpsOf:
     """Reads `echo` with `logprobs`: the prompt's log-probs, then that of the generated token."""
     rows = (answer["choices"][0].get("logprobs") or {}).get("token_logprobs")
     if not rows or any(row is None for row in rows[1:]):

@@ -30,7 +30,6 @@ from srpo.generate.kv_cache import SlotCache
 from srpo.generate.plain import HFEngine
 from srpo.generate.sampling import choose, uniforms
 from srpo.model.packed.head import head_dtypes
-from srpo.model.weights.load import model_context
 
 log = logging.getLogger("srpo")
 
@@ -62,27 +61,16 @@ class _Row:
         return self.context[self.known :] + self.written
 
 
-class SpeculativeEngine:
+class SpeculativeEngine(HFEngine):
     """Generates with a transformers model on the model's device; see the top of the file.
-
-    Args:
-        model: A causal language model.
-        pad_id: Padding id; no token attends to padding.
-        batch_size: Rows generated together.
 
     Attributes:
         forwards, read: Number of forward passes so far, and of the tokens they read, padding included.
         serves: True if speculative decoding is exact for the model; None before the first call.
-
-    Raises:
-        ConfigError: A batch size below 1.
     """
 
-    same_batch_same_bits = True
-
     def __init__(self, model: Any, *, pad_id: int, batch_size: int = 32) -> None:
-        self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
-        self.plain = HFEngine(model, pad_id=pad_id, batch_size=batch_size)
+        super().__init__(model, pad_id=pad_id, batch_size=batch_size)
         self.forwards = self.read = 0
         self.serves: bool | None = None
         self._kept: tuple[list[_Row], SlotCache] | None = None
@@ -91,11 +79,6 @@ class SpeculativeEngine:
     def _weight(self) -> Tensor:
         weight: Tensor = next(self.model.parameters())
         return weight
-
-    @property
-    def max_length(self) -> int | None:
-        """Length of the model's context."""
-        return model_context(self.model)
 
     def complete(
         self,
@@ -114,7 +97,7 @@ class SpeculativeEngine:
         """
         expect_temperature(temperature)
         if not contexts or not self._settle(contexts[0]):
-            return self.plain.complete(
+            return super().complete(
                 contexts, keys, max_new_tokens=max_new_tokens, stop_ids=stop_ids, temperature=temperature, seed=seed
             )
         done: dict[int, Completion] = {}

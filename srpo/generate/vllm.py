@@ -60,7 +60,7 @@ class VLLMEngine:
         batch_size: int = 256,
         speculation: str = "auto",
         dtype: str = "float32",
-        **options: Any,
+        **options: object,
     ) -> None:
         if speculation not in SPECULATIONS:
             fix = did_you_mean(speculation, SPECULATIONS)
@@ -163,7 +163,7 @@ class VLLMEngine:
             sums.append(sum(float(row[id_].logprob) for row, id_ in zip(rows, answer, strict=True)))
         return sums
 
-    def _generate(self, contexts: Sequence[Sequence[int]], settings: Any, *, adapter: bool) -> list[Any]:
+    def _generate(self, contexts: Sequence[Sequence[int]], settings: object, *, adapter: bool) -> list[Any]:
         prompts = [{"prompt_token_ids": list(context)} for context in contexts]
         outputs: list[Any] = self._llm.generate(
             prompts, settings, lora_request=self._adapter if adapter else None, use_tqdm=False

@@ -23,7 +23,8 @@ from srpo.maths.confidence import preference_eq9, preference_eq14
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
-from srpo.sequences.render import Renderer, options_of
+from srpo.sequences.protocols import PromptRenderer
+from srpo.sequences.render import options_of
 from srpo.sequences.tree import PrefixTree
 
 Sequences = Sequence[Sequence[tuple[list[int], list[int]]]]
@@ -127,7 +128,7 @@ class Confidence:
     """
 
     scorer: Scorer
-    renderer: Renderer
+    renderer: PromptRenderer[list[int]]
     beta: float
     reduction: str = "sum"
     equation: str = "eq9"

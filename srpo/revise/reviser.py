@@ -27,6 +27,7 @@ from srpo.revise.policy import AUTO, Policy
 from srpo.revise.settings import ReviserSettings, RevisionSettings
 from srpo.revise.stored_calibration import Calibration
 from srpo.revise.trail import FAILED, Answer, Trail
+from srpo.sequences.protocols import Tokenizer
 from srpo.sequences.render import Renderer, RevisionTemplate, options_of, template_for
 
 log = logging.getLogger("srpo")
@@ -46,8 +47,8 @@ class Reviser:
         engine: Generates the answers; None generates in this process. With an engine and a model given by path, no
             weights are loaded here unless a reference is passed.
         scorer: Computes the log-ratios of the confidence; None computes them from model and reference in this process.
-        renderer: Makes contexts from prompts and drafts; None makes one from tokenizer and template. An engine that
-            sends chat messages takes a `MessageRenderer`.
+        renderer: A `PromptRenderer` for the contexts; None makes one from tokenizer and template. An engine that sends
+            chat messages takes a `MessageRenderer`.
         options: Fields of `ReviserSettings` by name, such as `beta=0.1` or `batch_size=8`.
 
     Raises:
@@ -65,7 +66,7 @@ class Reviser:
     def __init__(
         self,
         model: Any,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         template: RevisionTemplate | str | None = None,
         *,
         reference: Any = None,
@@ -99,8 +100,8 @@ class Reviser:
             else None
         )
         if engine is None:
-            tokenizer = self.renderer.tokenizer
-            pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+            ids: Any = self.renderer.tokenizer
+            pad = next((i for i in (ids.pad_token_id, ids.eos_token_id) if i is not None), 0)
             engine = SpeculativeEngine(self.model, pad_id=pad, batch_size=settings.batch_size)
         self.engine: Engine = engine
 

@@ -1,4 +1,4 @@
-"""What a well-behaved server says, for scripts that let it misbehave."""
+"""Answers of a well-behaved server, for scripts that let it misbehave."""
 
 from __future__ import annotations
 

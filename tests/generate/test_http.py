@@ -1,4 +1,4 @@
-"""The HTTP client: every item ends exactly once, in order, and no message holds a secret."""
+"""The HTTP client: every item ends exactly once, in order, and no message contains a secret."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def good(body: JSON, before: int) -> Say:
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )
-def test_what_may_pass_is_tried_again(wrong: Say, reason: str) -> None:
+def test_temporary_errors_are_tried_again(wrong: Say, reason: str) -> None:
     """Item 1 goes wrong once and item 2 for ever; the others are untouched by it."""
 
     def script(body: JSON, before: int) -> Say:
@@ -71,7 +71,7 @@ def test_what_may_pass_is_tried_again(wrong: Say, reason: str) -> None:
         assert [server.times({"n": n}) for n in range(4)] == [1, 2, 3, 1]
 
 
-def test_what_is_refused_is_not_tried_again() -> None:
+def test_refused_requests_are_not_tried_again() -> None:
     with serve(
         lambda body, before: Say({"message": "too\nlong"}, 400) if body["n"] == 1 else good(body, before)
     ) as server:
@@ -84,7 +84,7 @@ def test_what_is_refused_is_not_tried_again() -> None:
         assert server.times({"n": 1}) == 1
 
 
-def test_order_is_kept_and_the_limit_too() -> None:
+def test_replies_keep_their_order_and_concurrency_its_limit() -> None:
     """The first four requests wait for each other, and the very first is answered last."""
     together, last = threading.Barrier(4), threading.Event()
 
@@ -102,7 +102,7 @@ def test_order_is_kept_and_the_limit_too() -> None:
         assert server.at_once == 4
 
 
-def test_bodies_are_taken_as_they_are_needed() -> None:
+def test_bodies_are_consumed_as_needed() -> None:
     taken = []
 
     def bodies() -> Any:
@@ -117,7 +117,7 @@ def test_bodies_are_taken_as_they_are_needed() -> None:
         replies.close()
 
 
-def test_a_server_that_is_over_its_limit_is_left_alone_by_all() -> None:
+def test_one_retry_after_holds_back_all_requests() -> None:
     """One Retry-After holds back every other request, too."""
     wait = Say("later", 429, {"Retry-After": "500"})
     with serve(lambda body, before: wait) as server:
@@ -133,7 +133,7 @@ def test_a_server_that_is_over_its_limit_is_left_alone_by_all() -> None:
         assert server.times({"n": 2}) == 0
 
 
-def test_waits_grow() -> None:
+def test_the_wait_doubles_with_each_try() -> None:
     client = Endpoint("http://h", backoff=1.0)
     for attempt, most in ((1, 1.0), (2, 2.0), (3, 4.0), (19, 60.0)):
         assert most / 2 <= client._wait(after(attempt, _TryAgain("HTTP 500"))) <= most
@@ -163,14 +163,14 @@ def test_retry_after(said: str, seconds: float | None) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 401, 403, 404, 405])
-def test_what_is_wrong_for_all_stops_at_once(status: int) -> None:
+def test_errors_of_every_request_stop_at_once(status: int) -> None:
     with serve(lambda body, before: Say({"error": "no"}, status, {"Location": "http://elsewhere.test/"})) as server:
         with pytest.raises(ConfigError, match=f"numbers: HTTP {status}"):
             ask(server, 50, concurrency=1)
         assert len(server.bodies) <= 4  # the window, not the fifty
 
 
-def test_no_server_is_an_error_and_no_failed_item() -> None:
+def test_an_unreachable_server_raises_an_error() -> None:
     with serve(good) as server:
         pass
     with pytest.raises(InputError, match="no server answers"):
@@ -185,7 +185,7 @@ def test_a_server_that_only_fails_stops_the_run() -> None:
         assert len({body["n"] for body in server.bodies}) < 30
 
 
-def test_one_success_in_between_goes_on() -> None:
+def test_one_success_resets_the_count_of_failures() -> None:
     with serve(lambda body, before: Say("down", 500) if body["n"] % 8 else good(body, before)) as server:
         replies = ask(server, 33, concurrency=2, tries=1)
         assert [reply.value for reply in replies if not reply.failed] == [0, 80, 160, 240, 320]
@@ -247,7 +247,7 @@ def test_a_user_in_the_url_is_sent_and_never_shown() -> None:
         ("http://h", {"timeout": float("nan")}, "timeout: nan"),
     ],
 )
-def test_a_wrong_setting_is_told_before_anything_is_sent(
+def test_invalid_settings_are_rejected_before_any_request(
     url: str, settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_KEY", SECRET)

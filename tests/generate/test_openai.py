@@ -1,4 +1,4 @@
-"""Engines that ask a server: what goes over, what is made of the answer, and what is not taken for one."""
+"""Engines on a server: the fields of requests, the reading of answers, and the rejection of unusable ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ask(subject: CompletionsEngine, contexts: list[Any], **settings: Any) -> lis
     )
 
 
-def test_trails_are_those_of_the_same_answers_in_process() -> None:
+def test_trails_from_a_server_equal_trails_in_process() -> None:
     """A scripted engine in process and a server of the same script: the same contexts, answers and token counts."""
 
     def answer(text: str) -> str:
@@ -51,7 +51,7 @@ def test_trails_are_those_of_the_same_answers_in_process() -> None:
         ]
 
 
-def test_what_goes_over_to_vllm() -> None:
+def test_fields_of_a_request_to_vllm() -> None:
     with serve(answering(str), VLLM) as server:
         subject = engine(server)
         assert (subject.model, subject.max_length, subject.dialect) == ("tiny", 64, "vllm")
@@ -66,7 +66,7 @@ def test_what_goes_over_to_vllm() -> None:
     assert sampled == {**greedy, "temperature": 0.5, "seed": seed_of(9, "key 0")}
 
 
-def test_any_other_server_is_asked_in_standard_fields_alone() -> None:
+def test_other_servers_get_standard_fields_only() -> None:
     standard = {"model", "prompt", "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty"}
     with serve(
         lambda body, before: Say(completion(body, "42", token_ids=None, prompt_token_ids=None)), OTHER
@@ -81,7 +81,7 @@ def test_any_other_server_is_asked_in_standard_fields_alone() -> None:
             engine(server, dialect="klingon")
 
 
-def test_seeds_hang_on_seed_and_key_alone() -> None:
+def test_request_seeds_depend_on_seed_and_key_only() -> None:
     assert seed_of(1, "a") == seed_of(1, "a") < 2**31
     assert len({seed_of(seed, key) for seed in range(50) for key in "abc"}) == 150
 
@@ -98,21 +98,21 @@ def test_seeds_hang_on_seed_and_key_alone() -> None:
         ({"token_ids": None, "text": None}, "an answer without text"),
     ],
 )
-def test_what_is_no_answer_fails(changes: JSON, reason: str) -> None:
+def test_unusable_answers_fail(changes: JSON, reason: str) -> None:
     with serve(lambda body, before: Say(completion(body, **changes)), VLLM) as server:
         (done,) = ask(engine(server), [[3, 4]])
     assert reason in done.failed
     assert len(server.bodies) == (1 if reason == "content filter" else 2)
 
 
-def test_an_answer_that_ends_at_once_is_one() -> None:
+def test_an_answer_of_the_terminator_alone_is_accepted() -> None:
     with serve(lambda body, before: Say(completion(body, "")), VLLM) as server:
         (done,) = ask(engine(server), [[3, 4]])
     assert (len(done.ids), done.finished, done.failed) == (1, True, "")
 
 
 @pytest.mark.parametrize("told", ["prompt_token_ids", "usage"])
-def test_a_server_that_reads_other_tokens_is_no_engine(told: str) -> None:
+def test_a_server_that_reads_other_tokens_raises_an_error(told: str) -> None:
     """It puts a BOS before ids, say; without the check every answer would be one to another prompt."""
 
     def script(body: JSON, before: int) -> Say:
@@ -126,7 +126,7 @@ def test_a_server_that_reads_other_tokens_is_no_engine(told: str) -> None:
         ask(engine(server), [[3, 4]])
 
 
-def test_models_are_told_apart() -> None:
+def test_the_model_is_chosen_by_name() -> None:
     several = [*VLLM, {"id": "adapter", "owned_by": "vllm", "parent": "tiny"}, {"id": "other", "owned_by": "vllm"}]
     with serve(answering(str), several) as server:
         assert engine(server, model="adapter").max_length == 64
@@ -149,7 +149,7 @@ SEQUENCES = [
 
 
 @pytest.mark.parametrize("models", [VLLM, OTHER], ids=["vllm", "openai"])
-def test_ratios_are_those_of_the_models_in_process(models: list[JSON]) -> None:
+def test_log_ratios_equal_those_of_the_models_in_process(models: list[JSON]) -> None:
     policy, reference = carry_llama(0), carry_llama(1)
     expected = ModelScorer(policy, reference).log_ratios(SEQUENCES)
     with serve(scoring(policy), models) as ours, serve(scoring(reference), models) as theirs:
@@ -163,7 +163,7 @@ def test_ratios_are_those_of_the_models_in_process(models: list[JSON]) -> None:
 
 @pytest.mark.parametrize("models", [VLLM, OTHER], ids=["vllm", "openai"])
 @pytest.mark.parametrize("hole", ["absent", "a position"])
-def test_missing_log_probs_are_asked_for_again_and_then_missing(
+def test_missing_log_probs_are_tried_again_and_become_nan(
     models: list[JSON], hole: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     honest = scoring(carry_llama(0))
@@ -189,7 +189,7 @@ def test_missing_log_probs_are_asked_for_again_and_then_missing(
 # ---------------------------------------------------------------------- chat
 
 
-def test_chat_sends_messages_and_takes_text() -> None:
+def test_chat_sends_messages_and_reads_text() -> None:
     def script(body: JSON, before: int) -> Say:
         content = "42" if len(body["messages"]) == 1 else "43"
         choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
@@ -220,7 +220,7 @@ def test_a_chat_answer_without_content_fails() -> None:
 # ---------------------------------------------------------------------- the journal
 
 
-def test_what_was_answered_is_never_asked_again(tmp_path: Path) -> None:
+def test_answered_requests_are_not_sent_again(tmp_path: Path) -> None:
     """Whatever line the file is cut in, only what is missing or torn goes over again, and the answers are the same."""
     file = tmp_path / "answers.jsonl"
     contexts = [ids_of(prompt) for prompt in PROMPTS[:4]]
@@ -242,7 +242,7 @@ def test_what_was_answered_is_never_asked_again(tmp_path: Path) -> None:
         assert len(server.bodies) - asked == 4
 
 
-def test_a_failure_is_not_remembered(tmp_path: Path) -> None:
+def test_failures_are_not_stored_in_the_journal(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     with serve(lambda body, before: Say("no", 400) if not before else Say(completion(body)), VLLM) as server:
         assert ask(engine(server, journal=Journal(file)), [[3, 4]])[0].failed

@@ -1,4 +1,4 @@
-"""Completions are draws from the model, whatever batch they are in, and greedy ones are transformers' own."""
+"""Completions by `generate`: draws from the model whatever the batch, and the greedy answers of transformers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def walked(probabilities: list[float], uniform: float) -> int:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_inverse_sample_equals_a_walk(seed: int) -> None:
+def test_inverse_sampling_equals_a_walk_over_the_sums(seed: int) -> None:
     source = torch.Generator().manual_seed(seed)
     weights = torch.rand(200, 9, generator=source, dtype=torch.float64)
     weights[torch.rand(200, 9, generator=source) < 0.4] = 0.0
@@ -96,14 +96,14 @@ def test_inverse_sample_equals_a_walk(seed: int) -> None:
 
 @pytest.mark.parametrize("uniform", [0.0, 2.0**-53, 0.5, 1 - 2.0**-53])
 @pytest.mark.parametrize("total", [1.0, 1 - 2.0**-52, 1 + 2.0**-52, 1 + 2.0**-51])
-def test_inverse_sample_never_takes_what_has_no_probability(uniform: float, total: float) -> None:
+def test_inverse_sampling_never_selects_probability_zero(uniform: float, total: float) -> None:
     probabilities = torch.tensor([[0.0, total / 4, 0.0, total - total / 4, 0.0, 0.0]], dtype=torch.float64)
     assert probabilities.sum() == total
     taken = inverse_sample(probabilities, torch.tensor([uniform], dtype=torch.float64)).item()
     assert taken == (1 if uniform < 0.25 else 3)
 
 
-def test_numbers_depend_on_seed_and_key_alone() -> None:
+def test_uniform_numbers_depend_on_seed_and_key_only() -> None:
     assert torch.equal(uniforms(3, "a", 5), uniforms(3, "a", 9)[:5])
     different = {tuple(uniforms(seed, key, 5).tolist()) for seed in (0, 1) for key in ("a", "b", "a/0")}
     assert len(different) == 6
@@ -117,7 +117,7 @@ def chi_squared(counts: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def test_first_tokens_are_distributed_as_the_model_says(model: Any) -> None:
+def test_first_tokens_follow_the_model_s_distribution(model: Any) -> None:
     rows = 4000
     drawn = complete(
         model, [[65]] * rows, [str(i) for i in range(rows)], max_new_tokens=1, temperature=0.7, batch_size=1000
@@ -140,7 +140,7 @@ def test_first_tokens_are_distributed_as_the_model_says(model: Any) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
-def test_a_completion_is_the_one_written_by_hand(model: Any, temperature: float) -> None:
+def test_a_completion_equals_a_loop_written_out(model: Any, temperature: float) -> None:
     done = complete(model, temperature=temperature, seed=5)
     for completion, context, key in zip(done, CONTEXTS, KEYS, strict=True):
         plain = by_hand(model, context, key, temperature=temperature, seed=5, tokens=12)
@@ -164,7 +164,7 @@ def test_a_completion_does_not_depend_on_its_batch(model: Any, temperature: floa
     assert (ids(complete(model, temperature=temperature, seed=1)) == alone) == (temperature == 0)
 
 
-def test_greedy_is_transformers_own_greedy(model: Any) -> None:
+def test_greedy_decoding_equals_that_of_transformers(model: Any) -> None:
     for completion, context in zip(complete(model, temperature=0.0), CONTEXTS, strict=True):
         out = model.generate(
             torch.tensor([context]),
@@ -194,7 +194,7 @@ def test_greedy_is_transformers_own_greedy(model: Any) -> None:
     ids=lambda options: next(iter(options)),
 )
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_models_own_generation_defaults_shape_nothing(
+def test_a_model_s_generation_defaults_are_ignored(
     model: Any, temperature: float, brought_along: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contexts = [*CONTEXTS, [EOS - 1, 65]]
@@ -219,7 +219,7 @@ def test_a_stop_id_ends_a_completion_and_is_part_of_it(model: Any) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
-def test_max_new_tokens(model: Any, tokens: int) -> None:
+def test_max_new_tokens_limits_the_answer(model: Any, tokens: int) -> None:
     done = complete(model, max_new_tokens=tokens, stop_ids=[PAD])
     longer = complete(model, max_new_tokens=tokens + 3, stop_ids=[PAD])
     assert [len(completion.ids) for completion in done] == [tokens] * len(CONTEXTS)
@@ -228,16 +228,16 @@ def test_max_new_tokens(model: Any, tokens: int) -> None:
     assert all(completion.seconds > 0 for completion in done)
 
 
-def test_nothing_to_complete(model: Any) -> None:
+def test_no_contexts_give_no_completions(model: Any) -> None:
     assert complete(model, [], []) == []
 
 
 @pytest.mark.parametrize("temperature", [-0.5, math.nan])
-def test_no_such_temperature(model: Any, temperature: float) -> None:
+def test_an_invalid_temperature_is_rejected(model: Any, temperature: float) -> None:
     with pytest.raises(ConfigError, match=r"temperature: .*expected 0 \(greedy\) or more"):
         complete(model, temperature=temperature)
 
 
-def test_no_such_batch_size(model: Any) -> None:
+def test_an_invalid_batch_size_is_rejected(model: Any) -> None:
     with pytest.raises(ConfigError, match="batch_size: 0; expected at least 1"):
         HFEngine(model, pad_id=PAD, batch_size=0)

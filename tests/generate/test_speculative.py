@@ -1,4 +1,4 @@
-"""What the live engine writes is what plain decoding writes, whatever was guessed and whatever the cache still held."""
+"""Speculative answers equal plain answers, whatever the guesses and the content of the cache."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ def chain(model: Any, rows: int, temperature: float, *, seed: int = 0, batch_siz
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("rows", [1, 2, 7])
-def test_what_comes_out_is_what_plain_decoding_writes(model: Any, rows: int, temperature: float) -> None:
+def test_speculative_answers_equal_plain_answers(model: Any, rows: int, temperature: float) -> None:
     engine = chain(model, rows, temperature)
     assert engine.serves is True  # and has not fallen back to the plain way
 
 
-def test_batches_smaller_than_what_is_asked(model: Any) -> None:
+def test_requests_larger_than_a_batch(model: Any) -> None:
     chain(model, 7, 1.0, batch_size=3)
 
 
-def test_a_wrong_slot_would_be_seen(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_a_wrong_mask_is_detected(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: with a mask that shows what was refused, what is written differs, or the engine finds out itself."""
     right = speculative.SlotCache.place
     monkeypatch.setattr(speculative.SlotCache, "place", lambda *args: torch.zeros_like(right(*args)))
@@ -81,7 +81,7 @@ def test_a_wrong_slot_would_be_seen(model: Any, monkeypatch: pytest.MonkeyPatch)
     assert ids(mine) != ids(HFEngine(model, pad_id=PAD).complete(contexts, ["a", "b", "c"], **settings))
 
 
-def test_right_guesses_save_forwards_and_wrong_ones_cost_none(model: Any) -> None:
+def test_right_guesses_save_forward_passes_and_wrong_ones_add_none(model: Any) -> None:
     settings: dict[str, Any] = {"max_new_tokens": 60, "stop_ids": [], "temperature": 1.0}
     (first,) = HFEngine(model, pad_id=PAD).complete([[65, 66, 67, 68]], ["a"], **settings)
 
@@ -101,7 +101,7 @@ def test_right_guesses_save_forwards_and_wrong_ones_cost_none(model: Any) -> Non
     assert forwards([*right[:15], 3, *right[16:30], *right[31:45], 4, *right[45:]]) <= 15
 
 
-def test_the_cache_is_kept_from_draft_to_revision_and_not_from_batch_to_batch(model: Any) -> None:
+def test_the_cache_is_kept_between_revisions_and_dropped_between_batches(model: Any) -> None:
     engine = SpeculativeEngine(model, pad_id=PAD)
     context = list(range(40, 100))
     settings: dict[str, Any] = {"max_new_tokens": 5, "stop_ids": [], "temperature": 0.0}
@@ -114,7 +114,7 @@ def test_the_cache_is_kept_from_draft_to_revision_and_not_from_batch_to_batch(mo
     assert engine.read - before == len(context) + 4
 
 
-def test_rows_that_are_done_are_read_no_longer(model: Any) -> None:
+def test_finished_rows_leave_the_batch(model: Any) -> None:
     engine = SpeculativeEngine(model, pad_id=PAD)
     contexts, keys = [[65 + i] * 4 for i in range(8)], [str(i) for i in range(8)]
     settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.0}
@@ -127,7 +127,7 @@ def test_rows_that_are_done_are_read_no_longer(model: Any) -> None:
     assert engine.read - before < 8 * 3 + 8 * max(len(one.ids) for one in short)
 
 
-def test_what_cannot_be_rolled_back_is_decoded_plainly_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_models_without_rollback_decode_plainly_after_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def test_what_cannot_be_rolled_back_is_decoded_plainly_and_said_once(caplog: pyt
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_in_float64_logits_agree_to_many_digits(attention: str) -> None:
+def test_float64_logits_pass_the_check(attention: str) -> None:
     model = make_tiny_llama(initializer_range=0.3, attn_implementation=attention).double()
     engine = SpeculativeEngine(model, pad_id=PAD)
     assert engine._check(list(range(60, 92))) == ""
@@ -155,7 +155,7 @@ def test_in_float64_logits_agree_to_many_digits(attention: str) -> None:
     )
 
 
-def test_mixed_precision_is_judged_by_what_the_head_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_uses_the_precision_of_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer's model has float32 weights and gives float32 logits, and computes in bfloat16 between."""
     from accelerate.utils import convert_outputs_to_fp32
 

@@ -1,4 +1,4 @@
-"""vLLM really run: `make vllm`, which makes it an environment of its own. Elsewhere these tests are skipped.
+"""vLLM itself, under `make vllm`, in an environment of its own; skipped in other environments.
 
 Greedy trails and confidences are those of the engine in this process, in float32, for an adapter, for the same adapter
 merged, and through `vllm serve`. A trail may part from the other only where the two likeliest tokens are within 1e-3.
@@ -105,7 +105,7 @@ def unlike(ours: list[Trail], theirs: list[Trail]) -> float:
     )
 
 
-def test_greedy_trails_and_confidences_are_those_in_process(
+def test_greedy_trails_and_confidences_equal_those_in_process(
     served: tuple[Path, VLLMEngine], folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, engine = served
@@ -138,7 +138,7 @@ def logps_in_process(model: Any, pairs: Any) -> list[float]:
     return sums
 
 
-def test_log_probs_are_those_in_process(served: tuple[Path, VLLMEngine], folders: dict[str, Path]) -> None:
+def test_log_probs_equal_those_in_process(served: tuple[Path, VLLMEngine], folders: dict[str, Path]) -> None:
     folder, engine = served
     pairs = [(tuple(ids_of(prompt)), tuple(ids_of(answer))) for prompt in PROMPTS[:6] for answer in ("17", "4", "1234")]
     policy = load_model(str(folder)).eval()

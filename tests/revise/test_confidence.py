@@ -1,4 +1,4 @@
-"""Confidence by Eq. 9 and Eq. 14 is what plain forward passes say; a scorer or engine of one's own stands in."""
+"""The confidence of Eq. 9 and Eq. 14 equals plain forward passes; scorers and engines can be replaced."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def eq14(model: Any, reference: Any, prompt: str, old: str, new: str, beta: floa
     return 0.5 + beta / 2 * (h_new + ratio(prompt, new) - h_old - ratio(prompt, old))
 
 
-def test_eq_14_by_hand() -> None:
+def test_confidence_of_eq_14_equals_plain_forward_passes() -> None:
     model, reference = carry_llama(0), carry_llama(1)
     subject = reviser(model, reference=reference, beta=0.3, equation="eq14")
     trails = subject.revise(PROMPTS, 2, max_new_tokens=4, policy="always")
@@ -46,7 +46,7 @@ def test_eq_14_by_hand() -> None:
     assert trails[0].answers[1].forward_tokens > ninth[0].answers[1].forward_tokens
 
 
-def test_no_such_equation() -> None:
+def test_an_unknown_equation_is_rejected() -> None:
     with pytest.raises(ConfigError, match="equation: 'eq15'; expected one of eq9, eq14; did you mean 'eq14'"):
         reviser(equation="eq15")
 
@@ -58,7 +58,7 @@ class Longer:
         return torch.tensor([[float(len(answer)) for _, answer in each] for each in sequences])
 
 
-def test_a_scorer_and_an_engine_of_ones_own_need_no_weights(tmp_path: Path) -> None:
+def test_a_given_scorer_and_engine_load_no_weights(tmp_path: Path) -> None:
     saved(tmp_path)  # and no model
     first = reviser()
     engine = Scripted(first, lambda context: "4" if context.endswith("=") else "444")

@@ -1,4 +1,4 @@
-"""Which settings an engine takes, what of them decides the answers, and where a model in this process is put."""
+"""Settings each engine accepts, settings that decide the answers, and the device of models in this process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
         ({"engine": "chat", "served_reference": "base", **SERVER}, "served_reference: engine chat has no log-probs"),
     ],
 )
-def test_refused(settings: dict[str, Any], message: str) -> None:
+def test_settings_without_use_for_the_engine_are_rejected(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(EngineSettings, settings)
     assert message in str(caught.value)
@@ -58,7 +58,7 @@ def test_refused(settings: dict[str, Any], message: str) -> None:
         ({"engine": "openai", "timeout": 3.0, **SERVER}, {"engine": "openai"}),
     ],
 )
-def test_what_decides_the_answers(settings: dict[str, Any], decides: dict[str, str]) -> None:
+def test_recorded_settings_are_those_that_decide_the_answers(settings: dict[str, Any], decides: dict[str, str]) -> None:
     assert build(EngineSettings, settings).made_with() == decides
 
 
@@ -88,7 +88,7 @@ def test_a_reference_by_its_path_goes_where_the_model_is(model: str, monkeypatch
             reviser(loaded, **{where: asked})
 
 
-def test_an_evaluation_s_models_likewise(model: str, tmp_path: Path) -> None:
+def test_an_evaluation_loads_models_in_its_dtype(model: str, tmp_path: Path) -> None:
     files = []
     for dtype in ("float32", "float16"):
         plan = Plan(models={"a": Model(model)}, prompts={"all": "p"}, dtype=dtype, device="cpu")
@@ -107,7 +107,7 @@ def test_an_evaluation_s_models_likewise(model: str, tmp_path: Path) -> None:
         ("meta", "device: 'meta'; expected"),
     ],
 )
-def test_no_such_device(device: str, message: str, tmp_path: Path) -> None:
+def test_an_unknown_device_is_rejected(device: str, message: str, tmp_path: Path) -> None:
     saved(tmp_path)  # without weights: the device is looked at before them
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPTS[0]}) + "\n", "utf-8")
     words = ["revise", "--model_name_or_path", str(tmp_path), "--input", str(tmp_path / "in.jsonl"), "--device", device]

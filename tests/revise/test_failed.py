@@ -1,4 +1,4 @@
-"""Prompts that an engine fails at: the trail says so, the file counts them, and the same command asks for no other."""
+"""Prompts on which an engine fails: the trail has the reason, the file counts them, the same command repeats them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def trails(path: Path) -> list[Trail]:
     return [Trail.from_json(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_a_failed_step_ends_its_trail_and_no_other() -> None:
+def test_a_failed_step_ends_only_its_own_trail() -> None:
     found = failing({("1+0=", 0), ("2+0=", 1), ("3+0=", 2)}).revise(PROMPTS[:5], revisions=2, max_new_tokens=4)
     assert [len(trail.answers) for trail in found] == [3, 0, 1, 2, 3]
     assert [trail.failed for trail in found] == ["", *["HTTP 400: too long"] * 3, ""]
@@ -71,7 +71,7 @@ def test_a_failed_step_ends_its_trail_and_no_other() -> None:
     assert Trail.from_json(found[1].to_json()) == found[1]
 
 
-def test_the_same_command_asks_for_what_failed_and_for_no_other(source: str, tmp_path: Path) -> None:
+def test_the_same_command_tries_failed_prompts_only(source: str, tmp_path: Path) -> None:
     out = tmp_path / "trails.jsonl"
     with pytest.raises(InputError, match=r"2 of 9 prompts failed: 2 × HTTP 400: too long; the same command") as caught:
         revise_file(lambda: failing({("1+0=", 0), ("6+0=", 1)}), source, str(out), ALL)
@@ -96,7 +96,7 @@ def never() -> Reviser:
     raise AssertionError("asked for")
 
 
-def test_a_resumed_run_asks_only_for_what_is_missing(source: str, tmp_path: Path) -> None:
+def test_a_resumed_run_requests_missing_trails_only(source: str, tmp_path: Path) -> None:
     """Killed in the middle of a batch of four: what stands in the file is not asked again."""
     out, seen = tmp_path / "trails.jsonl", list[Failing]()
     revise_file(lambda: failing(set()), source, str(out), ALL)
@@ -107,7 +107,7 @@ def test_a_resumed_run_asks_only_for_what_is_missing(source: str, tmp_path: Path
     assert {prompt for prompt, _ in seen[0].keys} == {*PROMPTS[6:]}
 
 
-def test_interrupted_while_asking_again(source: str, tmp_path: Path) -> None:
+def test_an_interruption_while_trying_failed_prompts_again(source: str, tmp_path: Path) -> None:
     out = tmp_path / "trails.jsonl"
     failed = {(prompt, 0) for prompt in PROMPTS[1:7]}
     with pytest.raises(InputError, match="6 of 9"):
@@ -131,7 +131,7 @@ def test_interrupted_while_asking_again(source: str, tmp_path: Path) -> None:
     assert not any(trail.failed for trail in trails(out))
 
 
-def test_a_revision_that_cannot_be_scored_is_not_taken_for_unwanted() -> None:
+def test_a_revision_without_a_score_fails_instead_of_being_rejected() -> None:
     class Silent:
         def log_ratios(self, sequences: Sequences) -> torch.Tensor:
             return torch.tensor(
@@ -145,7 +145,7 @@ def test_a_revision_that_cannot_be_scored_is_not_taken_for_unwanted() -> None:
     assert [len(trail.answers) for trail in found] == [3, 1, 3]
 
 
-def test_failures_taken_as_they_are(source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_rows_skip_accepts_failed_trails(source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "trails.jsonl"
     with caplog.at_level(logging.WARNING, "srpo"):
         assert revise_file(lambda: failing({("1+0=", 0)}), source, str(out), ALL, bad_rows="skip") == (9, 0)

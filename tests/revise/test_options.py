@@ -1,4 +1,4 @@
-"""System prompts, tools and template options of a row: what the model revises from is what it was trained on."""
+"""System prompts, tools and template options of a row: contexts of revising equal those of training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reviser(template: str = "quote", chat: str = CHAT, rows: Sequence[dict[str, 
 
 
 @pytest.mark.parametrize("template", ["quote", "turn"])
-def test_the_ids_are_those_of_training(template: str) -> None:
+def test_contexts_with_tools_equal_those_of_training(template: str) -> None:
     subject = reviser(template)
     trained = [tree.unpack() for tree in TreeDataset.build(ROWS, subject.renderer, max_length=None).trees]
     list(subject.trails(read_prompts(ROWS), TWO))
@@ -71,14 +71,14 @@ def test_the_ids_are_those_of_training(template: str) -> None:
     assert [one == other for one, other in zip(drafted, others, strict=True)] == [True, False, False, False]
 
 
-def test_the_best_of_several_drafts_sees_them_too() -> None:
+def test_best_of_drafts_sees_tools_too() -> None:
     subject = reviser()
     best_of(subject, ROWS, TWO)
     expected = [tree.unpack()[0].context for tree in TreeDataset.build(ROWS, subject.renderer, max_length=None).trees]
     assert subject.engine.contexts == expected * 2  # type: ignore[attr-defined]
 
 
-def test_a_file_of_trails_begun_with_other_tools_is_of_other_prompts(tmp_path: Path) -> None:
+def test_other_tools_count_as_other_prompts(tmp_path: Path) -> None:
     source, out = tmp_path / "prompts.jsonl", str(tmp_path / "trails.jsonl")
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
     assert revise_file(reviser, str(source), out, TWO) == (len(ROWS), 0)
@@ -89,7 +89,7 @@ def test_a_file_of_trails_begun_with_other_tools_is_of_other_prompts(tmp_path: P
         revise_file(reviser, str(source), out, TWO)
 
 
-def test_what_would_not_be_shown_is_refused_before_anything_is_drawn() -> None:
+def test_hidden_tools_are_rejected_before_any_draw() -> None:
     deaf = reviser(chat=CHAT[CHAT.index("{% for") :])
     with pytest.raises(DataError, match="row 2: the chat template shows no tools"):
         deaf.revise(ROWS, revisions=1)

@@ -1,4 +1,4 @@
-"""Policies: what is kept and when it stops, by scripted trails; what `auto` comes to, and that it is said."""
+"""Policies: kept revisions and stops of scripted trails; the policy that `auto` chooses, and its log line."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def subject(**keywords: Any) -> Reviser:
         ("drafts", "3", "t", "revisions"),
     ],
 )
-def test_each_policy(policy: str, said: str, kept: str, stopped: str) -> None:
+def test_kept_revisions_and_stops_of_each_policy(policy: str, said: str, kept: str, stopped: str) -> None:
     (trail,) = subject().revise(["1+2="], 4, max_new_tokens=4, policy=policy)
     assert " ".join(answer.text for answer in trail.answers) == said
     assert "".join("ft"[answer.kept] for answer in trail.answers) == kept
     assert trail.stopped == stopped
 
 
-def test_greedy_trails_stop_where_nothing_more_can_come() -> None:
+def test_greedy_trails_stop_at_a_fixed_point() -> None:
     stopped = {
         policy: (len(trail.answers), trail.stopped)
         for policy in ("always", "if_preferred", "until_worse", "until_unchanged")
@@ -69,7 +69,7 @@ def test_greedy_trails_stop_where_nothing_more_can_come() -> None:
     }
 
 
-def test_indifference_is_no_preference() -> None:
+def test_a_confidence_of_one_half_is_not_a_preference() -> None:
     policy = Policy.named("if_preferred")
     assert policy.decide(preferred=0.5, unchanged=False) == Decision(False)
     assert policy.decide(preferred=0.5, unchanged=True) == Decision(True)
@@ -77,13 +77,13 @@ def test_indifference_is_no_preference() -> None:
 
 
 @pytest.mark.parametrize("policy", ["if_preferred", "until_worse"])
-def test_what_needs_a_confidence_says_so(policy: str) -> None:
+def test_a_policy_without_the_confidence_it_needs_is_rejected(policy: str) -> None:
     with pytest.raises(ConfigError, match=f"{policy} needs the model's own confidence"):
         reviser().revise(["1+2="], 1, policy=policy)
 
 
 @pytest.mark.parametrize("name", ["fixed", "fixed:", "fixed:-1", "fixed:two", "never", ""])
-def test_no_such_policy(name: str) -> None:
+def test_an_unknown_policy_is_rejected(name: str) -> None:
     with pytest.raises(ConfigError, match=r"policy: .* expected one of always, .*fixed:K, drafts"):
         Policy.named(name)
 
@@ -96,7 +96,7 @@ def calibration(policy: str, revisions: int) -> Calibration:
     return Calibration(choice, 100, 40, 0.9, 0.1, 0.05, 0.2, 0.09, 0.04, (Bin(0.0, 0.1, 3, 0.05, 0.0),), {"seed": 0})
 
 
-def test_auto_is_what_was_calibrated_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_uses_and_logs_the_calibrated_policy(caplog: pytest.LogCaptureFixture) -> None:
     made = subject()
     with caplog.at_level(logging.INFO, "srpo"):
         assert len(made.revise(["1+2="], 3, max_new_tokens=4)[0].answers) == 4
@@ -117,7 +117,7 @@ def test_auto_is_what_was_calibrated_and_says_so(caplog: pytest.LogCaptureFixtur
     assert reviser().policy(made_settings())[0].name == "always"  # without a confidence
 
 
-def test_a_calibration_at_another_temperature_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_calibration_at_another_temperature_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     made = subject()
     made.calibration = replace(calibration("always", 1), made_with={"temperature": 1.0})
     with caplog.at_level(logging.WARNING, "srpo"):
@@ -149,7 +149,7 @@ def test_a_calibration_is_kept_beside_the_model(tmp_path: Path) -> None:
             Calibration.load(tmp_path)
 
 
-def test_the_fitted_link() -> None:
+def test_confidence_through_the_fitted_link() -> None:
     whole = calibration("always", 1)
     assert whole.probability(0.5) == 0.5
     assert whole.probability(0.7) == pytest.approx(1 / (1 + 2.718281828459045**-1))

@@ -1,4 +1,4 @@
-"""Drafting and revising: the contexts of training, stops that lose nothing, confidence by Eq. 9, draws of one's own."""
+"""Drafting and revising: contexts of training, stops without loss, confidence by Eq. 9, keyed draws."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def without_seconds(trail: Trail) -> dict[str, Any]:
 # ---------------------------------------------------------------------- contexts
 
 
-def test_contexts_are_those_of_training() -> None:
+def test_contexts_equal_those_of_training() -> None:
     subject = reviser()
     engine = Recording.put_into(subject)
     (trail,) = subject.revise(["12+34="], 2, max_new_tokens=5)
@@ -56,7 +56,7 @@ def test_contexts_are_those_of_training() -> None:
 
 
 @pytest.mark.parametrize("form", ["quote", "turn"])
-def test_contexts_of_a_chat_are_those_of_training(form: str) -> None:
+def test_chat_contexts_equal_those_of_training(form: str) -> None:
     tokenizer = make_byte_tokenizer(chat_template=CHAT)
     subject = Reviser(make_tiny_llama(initializer_range=0.2), tokenizer, RevisionTemplate.preset(form))
     engine = Recording.put_into(subject)
@@ -84,7 +84,7 @@ def greedy(model: Any, context: list[int], tokens: int) -> str:
     return text
 
 
-def test_a_fixed_point_stops_and_equals_revising_on() -> None:
+def test_stopping_at_a_fixed_point_changes_no_answer() -> None:
     model = carry_llama()
     trails = reviser(model).revise(PROMPTS, 6, temperature=0.0, max_new_tokens=4)
     for prompt, trail in zip(PROMPTS, trails, strict=True):
@@ -99,7 +99,7 @@ def test_a_fixed_point_stops_and_equals_revising_on() -> None:
     assert {trail.stopped for trail in trails} == {"revisions", "fixed point"}
 
 
-def test_a_longer_cycle_is_no_fixed_point() -> None:
+def test_a_longer_cycle_is_not_a_fixed_point() -> None:
     subject = reviser()
     engine = Scripted(subject, lambda context: "7" if context.endswith("=4?") else "4")
     (trail,) = subject.revise(["2+2="], 5, temperature=0.0, max_new_tokens=4)
@@ -115,7 +115,7 @@ def test_sampling_has_no_fixed_point() -> None:
         assert (len(trail.answers), trail.stopped) == (answers, stopped)
 
 
-def test_a_refused_greedy_revision_stops_too() -> None:
+def test_a_rejected_greedy_revision_is_a_fixed_point() -> None:
     # Reference and model are one, so nothing is ever preferred; greedily the same revision would come for ever.
     model = carry_llama()
     subject = reviser(model, reference=copy.deepcopy(model), beta=0.1)
@@ -129,7 +129,7 @@ def test_a_refused_greedy_revision_stops_too() -> None:
     assert texts([trail]) == [["4", "9", "9"]]
 
 
-def test_no_revisions() -> None:
+def test_zero_revisions_give_drafts_only() -> None:
     trails = reviser().revise(PROMPTS, 0, max_new_tokens=4)
     assert [len(trail.answers) for trail in trails] == [1] * len(PROMPTS)
 
@@ -151,7 +151,7 @@ def eq9(model: Any, reference: Any, prompt: str, old: str, new: str, beta: float
 
 @pytest.mark.parametrize("policy", ["always", "if_preferred"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_confidence_is_eq_9_and_decides(policy: str, reduction: str) -> None:
+def test_confidence_equals_eq_9_and_decides(policy: str, reduction: str) -> None:
     model, reference = carry_llama(0), carry_llama(1)
     subject = reviser(model, reference=reference, beta=0.3, logps_reduction=reduction)
     trails = subject.revise(PROMPTS, 3, max_new_tokens=4, policy=policy)
@@ -175,7 +175,7 @@ def test_confidence_is_eq_9_and_decides(policy: str, reduction: str) -> None:
     assert first[1].preferred != pytest.approx(other, abs=1e-3)
 
 
-def test_what_is_refused_is_not_revised() -> None:
+def test_a_rejected_revision_is_not_revised() -> None:
     subject = reviser(reference=carry_llama(1), beta=0.3)
     engine = Recording.put_into(subject)
     (trail,) = subject.revise(["12+34="], 6, max_new_tokens=4, policy="if_preferred", seed=3)
@@ -185,13 +185,13 @@ def test_what_is_refused_is_not_revised() -> None:
     assert {answer.kept for answer in trail.answers} == {True, False}
 
 
-def test_at_step_0_the_model_is_indifferent() -> None:
+def test_confidence_of_an_untrained_model_is_one_half() -> None:
     model = carry_llama()
     trails = reviser(model, reference=copy.deepcopy(model), beta=0.7).revise(PROMPTS, 2, max_new_tokens=4)
     assert {answer.preferred for trail in trails for answer in trail.answers[1:]} == {0.5}
 
 
-def test_an_adapter_brings_its_reference() -> None:
+def test_the_base_is_the_reference_of_an_adapter() -> None:
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(carry_llama(), peft.LoraConfig(r=4, task_type="CAUSAL_LM")).eval()
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_trails_do_not_depend_on_their_batch() -> None:
 
 
 @pytest.mark.parametrize("skip", [0, 1, 3, 4, 5, 8, 9])
-def test_skipping_changes_nothing_else_to_the_last_bit(skip: int) -> None:
+def test_skipping_leaves_other_trails_bit_equal(skip: int) -> None:
     subject = reviser(reference=carry_llama(1), beta=0.3, batch_size=4)
     from srpo.data.read import read_prompts
 
@@ -253,7 +253,7 @@ def test_skipping_changes_nothing_else_to_the_last_bit(skip: int) -> None:
     assert [without_seconds(trail) for trail in subject.trails(rows, settings, skip=skip)] == whole[skip:]
 
 
-def test_equal_prompts_get_draws_of_their_own() -> None:
+def test_equal_prompts_get_different_draws() -> None:
     subject = reviser()
     twice = texts(subject.revise(["12+34="] * 4, 2, max_new_tokens=6))
     assert len({tuple(row) for row in twice}) == 4
@@ -304,7 +304,7 @@ def test_rows_keep_their_columns_and_their_order() -> None:
     assert all(answer.tokens <= 4 for trail in trails for answer in trail.answers)
 
 
-def test_finished_is_whether_the_model_ended_it() -> None:
+def test_finished_answers_end_with_a_terminator() -> None:
     trails = reviser().revise(PROMPTS, 2, max_new_tokens=5, seed=1)
     drawn = [answer for trail in trails for answer in trail.answers]
     assert all(answer.tokens == 5 for answer in drawn if not answer.finished)
@@ -312,7 +312,7 @@ def test_finished_is_whether_the_model_ended_it() -> None:
     assert {answer.finished for answer in drawn} == {True, False}
 
 
-def test_a_context_without_room_is_named() -> None:
+def test_a_context_without_room_names_its_row() -> None:
     long = "1" * 50 + "+1="
     with pytest.raises(LengthError) as caught:
         reviser().revise(["1+1=", long], 1, max_new_tokens=20)
@@ -341,7 +341,7 @@ def test_a_context_without_room_is_named() -> None:
         ({"temperature": math.nan}, "temperature: nan; expected 0 (greedy) or more"),
     ],
 )
-def test_settings_out_of_range(settings: dict[str, Any], line: str) -> None:
+def test_settings_out_of_range_are_rejected(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RevisionSettings(**settings)
     assert str(caught.value) == line
@@ -373,7 +373,7 @@ def test_a_saved_model_brings_tokenizer_template_beta_and_reduction(saved: Path)
     assert other.has_confidence
 
 
-def test_an_adapter_trained_on_from_another_does_without_its_base(saved: Path, tmp_path: Path) -> None:
+def test_an_adapter_trained_from_an_adapter_has_no_base_reference(saved: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
@@ -386,13 +386,13 @@ def test_an_adapter_trained_on_from_another_does_without_its_base(saved: Path, t
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"beta": "much"}', '{"beta": null}'])
-def test_a_record_of_training_that_is_none(saved: Path, text: str) -> None:
+def test_a_damaged_record_of_training_is_rejected(saved: Path, text: str) -> None:
     (saved / TRAINING_FILE).write_text(text, "utf-8")
     with pytest.raises(InputError, match=r"srpo_training\.json: not a record of training"):
         Reviser(str(saved))
 
 
-def test_what_is_missing_is_named(saved: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         Reviser(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="logps_reduction: 'most'; expected one of sum, mean"):

@@ -1,4 +1,4 @@
-"""A trail is a value: what is in hand after each revision, and a line of JSON that reads back as it was."""
+"""A trail: the answer in hand after each revision, and the round trip through one line of JSON."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ trails = st.builds(
 
 
 @pytest.mark.parametrize(("revisions", "text"), [(0, "5"), (1, "4"), (2, "4"), (3, "6"), (4, "6"), (99, "6")])
-def test_the_answer_in_hand(revisions: int, text: str) -> None:
+def test_the_answer_in_hand_after_each_revision(revisions: int, text: str) -> None:
     assert TRAIL.after(revisions).text == text
 
 
-def test_a_draft_alone_and_one_never_improved() -> None:
+def test_the_answer_in_hand_without_kept_revisions() -> None:
     assert Trail("p", (Answer("a", 1),)).after(5).text == "a"
     refused = Trail("p", (Answer("a", 1), Answer("b", 1, kept=False), Answer("c", 1, kept=False)))
     assert [refused.after(k).text for k in range(4)] == ["a"] * 4
 
 
 @given(trails)
-def test_one_line_and_back(trail: Trail) -> None:
+def test_json_round_trip_on_one_line(trail: Trail) -> None:
     line = trail.to_json()
     assert "\n" not in line
     assert "\r" not in line
@@ -96,13 +96,13 @@ def changed(**changes: Any) -> str:
         "[" * 100_000,
     ],
 )
-def test_what_is_no_trail_is_a_data_error_that_names_its_line(line: str) -> None:
+def test_other_lines_are_data_errors_with_their_place(line: str) -> None:
     with pytest.raises(DataError) as caught:
         Trail.from_json(line, where="trails.jsonl:7")
     assert str(caught.value).startswith("trails.jsonl:7: ")
     assert "a line written by `srpo revise`" in str(caught.value)
 
 
-def test_rows_of_an_older_kind_have_no_meta() -> None:
+def test_older_rows_without_meta_are_read() -> None:
     row = {key: value for key, value in json.loads(TRAIL.to_json()).items() if key != "meta"}
     assert Trail.from_json(json.dumps(row)).meta == {}

@@ -1,4 +1,4 @@
-"""A file of trails: killed anywhere and begun again it ends as if it had not been; begun otherwise it is refused."""
+"""Files of trails: a killed run resumes to an equal file, and files made otherwise are rejected."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_trail_per_prompt_in_order(source: str, tmp_path: Path) -> None:
     assert revise_file(never, source, str(out), QUICK) == (len(PROMPTS), len(PROMPTS))
 
 
-def test_killed_after_any_line_it_goes_on_to_the_same_file(source: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_an_equal_file(source: str, tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     revise_file(make, source, str(whole), QUICK)
     content = whole.read_bytes()
@@ -69,7 +69,7 @@ def test_killed_after_any_line_it_goes_on_to_the_same_file(source: str, tmp_path
             assert cut.read_bytes()[:end] == content[:end]
 
 
-def test_control_a_line_lost_in_the_middle_is_seen(source: str, tmp_path: Path) -> None:
+def test_control_a_lost_line_is_detected(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     revise_file(make, source, str(out), QUICK)
     lines = out.read_bytes().split(b"\n")
@@ -78,7 +78,7 @@ def test_control_a_line_lost_in_the_middle_is_seen(source: str, tmp_path: Path) 
         revise_file(never, source, str(out), QUICK)
 
 
-def test_other_prompts_are_refused(source: str, tmp_path: Path) -> None:
+def test_other_prompts_are_rejected(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     revise_file(make, source, str(out), QUICK)
     before = out.read_bytes()
@@ -93,7 +93,7 @@ def test_other_prompts_are_refused(source: str, tmp_path: Path) -> None:
     assert out.read_bytes() == b"not a trail\n" + before
 
 
-def test_more_prompts_at_the_end_go_on(source: str, tmp_path: Path) -> None:
+def test_added_prompts_are_drawn(source: str, tmp_path: Path) -> None:
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     first = write_prompts(tmp_path / "first.jsonl", PROMPTS[:5])
     revise_file(make, first, str(out), QUICK)
@@ -104,7 +104,7 @@ def test_more_prompts_at_the_end_go_on(source: str, tmp_path: Path) -> None:
     assert texts[0] == texts[1]
 
 
-def test_other_settings_are_refused_old_and_new(source: str, tmp_path: Path) -> None:
+def test_other_settings_are_rejected_with_old_and_new_values(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     revise_file(make, source, str(out), QUICK, made_with={"model": "a"})
     before = out.read_bytes()
@@ -124,7 +124,7 @@ def test_other_settings_are_refused_old_and_new(source: str, tmp_path: Path) -> 
     assert out.read_bytes() == before
 
 
-def test_a_run_that_failed_before_its_first_trail_binds_nothing(source: str, tmp_path: Path) -> None:
+def test_a_run_without_trails_accepts_other_settings(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
 
     def missing() -> Reviser:
@@ -137,7 +137,7 @@ def test_a_run_that_failed_before_its_first_trail_binds_nothing(source: str, tmp
         revise_file(never, source, str(out), QUICK, made_with={"model": "wrong"})
 
 
-def test_texts_with_line_separators_inside_are_one_line(tmp_path: Path) -> None:
+def test_line_separators_inside_texts_split_no_line(tmp_path: Path) -> None:
     # JSON leaves these as they are, and str.splitlines splits at them.
     separators = "\u2028\u2029\x85\x0b\x0c\x1c\r"
     prompts = [f"a{separators}b", "plain", f"c{separators}"]
@@ -157,7 +157,7 @@ def test_texts_with_line_separators_inside_are_one_line(tmp_path: Path) -> None:
     assert rows(out) == whole
 
 
-def test_ctrl_c_keeps_what_is_finished(source: str, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_finished_trails(source: str, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
 
     def interrupted(context: str) -> str:
@@ -188,7 +188,7 @@ def test_unusable_prompts_stop_or_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["a folder", "below a file", "below nothing"])
-def test_a_target_that_cannot_be_written(where: str, source: str, tmp_path: Path) -> None:
+def test_an_unwritable_target_raises_an_error(where: str, source: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     target = {
         "a folder": tmp_path / "folder",
@@ -206,7 +206,7 @@ def test_a_target_that_cannot_be_written(where: str, source: str, tmp_path: Path
     ids=["rows", "a row", "notes", "lines"],
 )
 @pytest.mark.parametrize("bad_rows", ["error", "skip"])
-def test_a_target_that_is_somebodys_data_is_refused_and_stays(content: bytes, bad_rows: str, tmp_path: Path) -> None:
+def test_a_target_with_other_data_is_rejected_and_left_as_it_is(content: bytes, bad_rows: str, tmp_path: Path) -> None:
     source, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "1+1="}\n' + '{"answer": "2"}\n' * (bad_rows == "skip"), "utf-8")
     out.write_bytes(content)
@@ -228,7 +228,7 @@ def test_notes_after_trails_are_not_cut_off(source: str, tmp_path: Path) -> None
         assert out.read_bytes() == kept
 
 
-def test_a_torn_only_line_is_ours_with_its_settings_alone(source: str, tmp_path: Path) -> None:
+def test_a_single_torn_line_needs_its_settings_file(source: str, tmp_path: Path) -> None:
     out, beside = tmp_path / "out.jsonl", tmp_path / "out.jsonl.settings.json"
     revise_file(make, source, str(out), QUICK)
     torn = out.read_bytes()[:30]
@@ -243,7 +243,7 @@ def test_a_torn_only_line_is_ours_with_its_settings_alone(source: str, tmp_path:
 
 
 @pytest.mark.parametrize("damaged", ["{", "[]", "\xff", "[" * 100_000])
-def test_damaged_settings_name_themselves(damaged: str, source: str, tmp_path: Path) -> None:
+def test_damaged_settings_are_named(damaged: str, source: str, tmp_path: Path) -> None:
     out, beside = tmp_path / "out.jsonl", tmp_path / "out.jsonl.settings.json"
     revise_file(make, source, str(out), QUICK)
     before = out.read_bytes()
@@ -262,7 +262,7 @@ def test_damaged_settings_name_themselves(damaged: str, source: str, tmp_path: P
         ({"engine": "openai"}, {}, "engine 'openai' → not set"),
     ],
 )
-def test_a_setting_that_one_side_leaves_out_has_changed(
+def test_a_setting_missing_on_one_side_is_a_change(
     first: dict[str, str], then: dict[str, str], said: str, source: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"

@@ -1,4 +1,4 @@
-"""A tiny model over sums with opinions of its own, and engines whose answers are known beforehand."""
+"""A tiny model over sums with preferences of its own, and engines with known answers."""
 
 from __future__ import annotations
 
