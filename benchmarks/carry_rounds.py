@@ -39,7 +39,7 @@ from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.run import run_rounds
 from srpo.statistics.bootstrap import bootstrap
 from srpo.tasks.carry import SPLITS, sums, write_rows
-from srpo.tasks.carry_run import CHOSEN, CarryConfig, Say, evaluation_rows, make_pairs, start_run
+from srpo.tasks.carry_run import CHOSEN, CarryConfig, StageLog, evaluation_rows, make_pairs, start_run
 from srpo.tasks.stages import run_stage, side_by_side
 from srpo.train.run import train_with
 
@@ -91,11 +91,11 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="*", default=[2000], help="smaller label budgets a round, for SRPO")
     args = parser.parse_args()
     logging.getLogger("srpo").setLevel(logging.ERROR)
-    say = Say(lambda what, seconds: print(f"{what}: {seconds:.0f} s", flush=True))
+    log = StageLog(lambda what, seconds: print(f"{what}: {seconds:.0f} s", flush=True))
     jobs = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         run = Path(args.runs) / f"seed{seed}"
-        start_run(run, CarryConfig(), seed, say)
+        start_run(run, CarryConfig(), seed, log)
         out = str(Path(args.output_dir) / f"seed{seed}")
         for method in ("srpo", "offline", "ipo", "dpo"):
             jobs.append(Job(str(run), out, method, seed, BATCH * STEPS, args.prompts, args.sampled))

@@ -27,7 +27,7 @@ from srpo.tasks.carry_run import (
     CarryConfig,
     Job,
     MethodSettings,
-    Say,
+    StageLog,
     start_run,
     trail_file,
     trail_folder,
@@ -64,11 +64,11 @@ def main() -> None:
     folder = Path(args.output_dir)
     base = BaseConfig(steps=args.base_steps)
     config = replace(CarryConfig(), base=base, prompts=args.prompts, temperatures=(1.0,))
-    say = Say(lambda what, seconds: print(f"{what}: {seconds:.0f} s", flush=True))
+    log = StageLog(lambda what, seconds: print(f"{what}: {seconds:.0f} s", flush=True))
     jobs = []
     for seed in range(FIRST_SEED, FIRST_SEED + args.bases):
         run = folder / f"seed{seed}"
-        jobs += jobs_of(run, start_run(run, config, seed, say), seed)
+        jobs += jobs_of(run, start_run(run, config, seed, log), seed)
     runs: dict[tuple[str, str], list[Row]] = {}
     for job, seconds in zip(jobs, side_by_side(work, jobs), strict=True):
         print(f"seed {job.seed}, {job.name}: {sum(seconds.values()):.0f} s", flush=True)

@@ -25,7 +25,7 @@ from benchmarks.carry_rounds import BATCH, NEW_TOKENS, ROUNDS, STEPS, Job, Right
 from srpo.revise.reviser import Reviser
 from srpo.rounds.run import run_rounds
 from srpo.tasks.carry import SPLITS, BaseConfig
-from srpo.tasks.carry_run import VALIDATION, CarryConfig, Say, evaluation_rows, start_run
+from srpo.tasks.carry_run import VALIDATION, CarryConfig, StageLog, evaluation_rows, start_run
 from srpo.tasks.stages import run_stage
 from srpo.train.run import train_with
 
@@ -80,11 +80,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1000, help="validation sums per split")
     args = parser.parse_args()
     quiet()
-    say = Say(lambda what, seconds: print(f"{what}: {seconds:.0f} s", flush=True))
+    log = StageLog(lambda what, seconds: print(f"{what}: {seconds:.0f} s", flush=True))
     found = []
     for seed in args.seeds:
         run = Path(args.runs) / f"seed{seed}"
-        start_run(run, replace(CarryConfig(), base=BaseConfig(threads=args.threads)), seed, say)
+        start_run(run, replace(CarryConfig(), base=BaseConfig(threads=args.threads)), seed, log)
         for name in args.ways:
             out = Path(args.output_dir) / f"seed{seed}" / name.replace(" ", "_")
             rows = measured(Job(str(run), str(out), "srpo", seed, BATCH * STEPS, args.prompts), name, args.rounds)

@@ -25,7 +25,7 @@ from srpo.model.weights.load import load_model, load_tokenizer
 from srpo.sequences.render import Renderer, RevisionTemplate
 from srpo.tasks import repair
 from srpo.tasks.carry import BaseConfig, sums
-from srpo.tasks.carry_run import CarryConfig, Job, Say, start_run, work
+from srpo.tasks.carry_run import CarryConfig, Job, StageLog, start_run, work
 from srpo.tasks.pretraining import Outcomes, character_tokenizer, fit, small_llama
 from srpo.tasks.stages import run_stage
 
@@ -75,7 +75,7 @@ def carry(folder: str, output_dir: Path) -> Trained:
     run = Path(folder) if folder else output_dir / "carry"
     if not folder:
         config = CarryConfig(base=BaseConfig(steps=800, threads=1), sampled=4000, steps=100, prompts=8)
-        config = start_run(run, config, 0, Say())
+        config = start_run(run, config, 0, StageLog())
         work(Job(str(run), "srpo", (), config, 0))
     asked = lambda rows, seed: [row["prompt"] for row in sums(rows, "out", seed=PROMPT_SEED + seed)]  # noqa: E731
     return Trained(run / "srpo", asked, 7)

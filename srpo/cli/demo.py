@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     from srpo.report.cases import sample_cases
     from srpo.report.page import write_evaluation
     from srpo.report.text_table import print_table
-    from srpo.tasks.carry_run import CarryConfig, Say, start_run
+    from srpo.tasks.carry_run import CarryConfig, StageLog, start_run
     from srpo.tasks.demo import run_demo, settings_shown, verdict
 
     quiet_transformers()
@@ -55,11 +55,11 @@ def main(argv: list[str]) -> int:
 
     if args.prepare:
         for seed in range(args.first_seed, args.first_seed + args.seeds):
-            start_run(Path(args.output_dir) / f"seed{seed}", config, seed, Say(stage, progress))
+            start_run(Path(args.output_dir) / f"seed{seed}", config, seed, StageLog(stage, progress))
         return 0
     began = time.perf_counter()
     scored = run_demo(
-        args.output_dir, seeds=args.seeds, first_seed=args.first_seed, config=config, say=Say(stage, progress)
+        args.output_dir, seeds=args.seeds, first_seed=args.first_seed, config=config, log=StageLog(stage, progress)
     )
     judging = time.perf_counter()
     results = verdict(scored, config)

@@ -1,6 +1,6 @@
 """The model's own confidence that one answer beats another: log-ratios in, p(revision ≻ draft) out.
 
-Both estimates are linear in log-ratios, so they may leave [0, 1]. They are returned as they are; clip them, or fit a
+Both estimates are linear in log-ratios, so they may leave [0, 1]. They are returned unclipped; clip them, or fit a
 link, before a Brier score or a calibration table.
 
 Axes: B prompts.
@@ -16,7 +16,7 @@ def preference_eq9(h_new_given_old: Tensor, h_old_given_old: Tensor, *, beta: fl
 
     Args:
         h_new_given_old: [B] log π†(y'|y,x) − log π_ref(y'|y,x), nats, summed over answer tokens.
-        h_old_given_old: [B] the same for repeating the draft y.
+        h_old_given_old: [B] log π†(y|y,x) − log π_ref(y|y,x), nats: the draft y repeated as its own revision.
         beta: the β the model was trained with.
 
     Returns:

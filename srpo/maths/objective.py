@@ -1,12 +1,12 @@
-"""The objectives: six log-probs under policy and reference in, a loss out. Pure functions, torch only.
+"""The objectives: pure functions from six log-probs under policy and reference to a loss.
 
-Equations are those of arXiv 2406.01660, exactly as printed; w is the chosen answer, l the rejected one.
+Equations follow arXiv 2406.01660 exactly as printed; w is the chosen answer, l the rejected one.
 
     g(a)   = log π(a|x)  − log π_ref(a|x)           a drafted after the prompt x
     h(a|b) = log π†(a|b,x) − log π_ref(a|b,x)       a as a revision of the draft b
 
 One language model plays both roles by prompting, so both come from the same six sequences. α weights the improvement
-term: Section 4.2.3 of the camera-ready prints it the other way round, Equations 2 and 17 and the appendix as here.
+term, as in Equations 2 and 17 and the appendix; Section 4.2.3 of the camera-ready prints it the other way round.
 
 Axes: B pairs.
 """
@@ -26,7 +26,7 @@ class SixLogps(NamedTuple):
     """Log-probs of the six answers of each pair: six [B] tensors in nats, summed over answer tokens, reached by name.
 
     `w_given_l` is log π†(w | l, x): the chosen answer as a revision of the rejected one. Objectives that draft only
-    (DPO, IPO) need `w` and `l`; a caller that scored nothing else leaves the other four at nan, which no mean survives.
+    (DPO, IPO) need `w` and `l`; if only those are scored, the other four are nan, and so is any mean over them.
 
     Example:
         >>> import torch
@@ -47,18 +47,18 @@ class SixLogps(NamedTuple):
         return SixLogps(*(ours - theirs for ours, theirs in zip(self, other, strict=True)))
 
     def detach(self) -> SixLogps:
-        """The same numbers without their graph."""
+        """Detaches all six fields from the autograd graph."""
         return SixLogps(*(logps.detach() for logps in self))
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What an objective returns.
+    """Result of an objective.
 
     Attributes:
-        loss: scalar, mean over the batch; what is minimised.
-        generation: [B], each pair's share from drafting (Eq. 16; all of DPO's and IPO's loss).
-        improvement: [B], each pair's share from revising (Eq. 15; zero for DPO and IPO).
+        loss: scalar to minimise, a mean over the batch.
+        generation: [B], each pair's drafting term (Eq. 16; the whole loss of DPO and IPO).
+        improvement: [B], each pair's revising term (Eq. 15; zero for DPO and IPO).
     """
 
     loss: Tensor
@@ -71,7 +71,7 @@ def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: floa
 
     Args:
         policy: six log-probs under the model in training; gradients flow through all six.
-        reference: the same six under the frozen reference, in nats.
+        reference: the six log-probs under the frozen reference, nats.
         beta: weight of the divergence from the reference, > 0.
         alpha: weight of the improvement term, in [0, 1]. The minimiser is unique only strictly between: at 0 the
             drafting policy is not identified, at 1 an untied one is never trained.
@@ -90,7 +90,7 @@ def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: floa
 
 
 def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
-    """Direct preference optimisation (arXiv 2305.18290, Eq. 7) on the same inputs; `alpha` has no part in it.
+    """Direct preference optimisation (arXiv 2305.18290, Eq. 7) on the same inputs; `alpha` has no effect.
 
     Example:
         >>> import torch
@@ -104,7 +104,7 @@ def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
 
 
 def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
-    """Identity preference optimisation (arXiv 2310.12036, Eq. 17 with τ = β) on the same inputs; no `alpha` in it.
+    """Identity preference optimisation (arXiv 2310.12036, Eq. 17 with τ = β); `alpha` has no effect.
 
     Example:
         >>> import torch
@@ -137,11 +137,11 @@ def length_averaged(six: SixLogps, tokens_w: Tensor, tokens_l: Tensor) -> SixLog
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and the sequences it needs scored; the rest of `SixLogps` may be nan.
+    """A loss and the fields of `SixLogps` that it reads; other fields may be nan.
 
     Attributes:
         loss: `(policy, reference, *, beta, alpha) -> LossOutput`.
-        drafts_only: True when `w` and `l` are all it reads.
+        drafts_only: True if the loss reads only `w` and `l`.
     """
 
     loss: Callable[..., LossOutput]

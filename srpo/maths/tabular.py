@@ -1,7 +1,7 @@
 """Preference games small enough to solve exactly: closed forms, policies as tables, and fits of any objective to them.
 
-There is no prompt and there are A answers ("actions"). What is fitted is always `srpo.maths.objective.OBJECTIVES`: the
-loss a language model is trained with, here on tables of logits, in float64.
+There is no prompt and there are A answers ("actions"). The fitted losses are those of language-model training
+(`srpo.maths.objective.OBJECTIVES`), here on tables of logits in float64.
 
 Every [A, A] table is indexed [answer, other]: P[i, j] = p(y_i ≻ y_j), π†[i, j] = π†(y_i | y_j), and a weight W[w, l]
 belongs to the pair "y_w chosen, y_l rejected". Equations are those of arXiv 2406.01660.
@@ -35,17 +35,17 @@ class Tables:
 
     @classmethod
     def of(cls, pi_A: Tensor, pi_dagger_AA: Tensor) -> Tables:
-        """Tables that hold these probabilities, all > 0."""
+        """Tables with the given probabilities, all > 0."""
         return cls(pi_A.double().log(), pi_dagger_AA.double().log())
 
     @classmethod
     def tied(cls, pi_A: Tensor) -> Tables:
-        """A revision policy that ignores what it revises: π†(·|y) = π for every y, as a reference is."""
+        """Tables whose revision policy ignores the draft: π†(·|y) = π for every y, as for the reference."""
         return cls.of(pi_A, pi_A[:, None].expand(-1, len(pi_A)))
 
     @classmethod
     def random(cls, actions: int, *, seed: int) -> Tables:
-        """Logits from N(0, 1)."""
+        """Tables with logits drawn from N(0, 1)."""
         source = torch.Generator().manual_seed(seed)
         draft_A = torch.randn(actions, generator=source, dtype=torch.float64)
         return cls(draft_A, torch.randn(actions, actions, generator=source, dtype=torch.float64))
@@ -59,7 +59,7 @@ class Tables:
         return self.draft_A.detach().softmax(0), self.revision_AA.detach().softmax(0)
 
     def six(self) -> SixLogps:
-        """Log-probs of every ordered pair, six [C] tensors in nats; cell w·A + l is "y_w chosen, y_l rejected"."""
+        """Log-probs of all ordered pairs, six [C] tensors, nats; element w·A + l is "y_w chosen, y_l rejected"."""
         actions = len(self.draft_A)
         w, l = torch.cartesian_prod(torch.arange(actions), torch.arange(actions)).unbind(1)
         draft_A, revision_AA = self.draft_A.log_softmax(0), self.revision_AA.log_softmax(0)
@@ -75,13 +75,13 @@ class Tables:
 
 @dataclass(frozen=True)
 class Fit:
-    """Where a minimisation ended.
+    """Result of a minimisation.
 
     Attributes:
         pi_A: [A] π.
         pi_dagger_AA: [A, A] π†; columns sum to 1.
-        loss: the weighted mean loss there.
-        gradient: largest absolute partial derivative there; how well it converged.
+        loss: weighted mean loss at the result.
+        gradient: largest absolute partial derivative at the result, near zero after convergence.
     """
 
     pi_A: Tensor
@@ -91,7 +91,7 @@ class Fit:
 
 
 def closed_form(P_AA: Tensor, reference_A: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The optimal π [A] and π† [A, A] of a game, whatever policy collected the data: Eq. 5 and 11.
+    """The optimal π [A] and π† [A, A] of a game, Eq. 5 and 11; they do not depend on the collecting policy.
 
     Args:
         P_AA: [A, A] preferences in [0, 1], P[i, j] + P[j, i] = 1.
@@ -99,7 +99,7 @@ def closed_form(P_AA: Tensor, reference_A: Tensor, beta: float) -> tuple[Tensor,
         beta: weight of the divergence from the reference, > 0.
 
     Raises:
-        ConfigError: an argument is none of that.
+        ConfigError: an argument is out of range.
 
     Example:
         >>> import torch
@@ -116,7 +116,7 @@ def closed_form(P_AA: Tensor, reference_A: Tensor, beta: float) -> tuple[Tensor,
 
 
 def ipo_closed_form(P_AA: Tensor, mu_A: Tensor, reference_A: Tensor, beta: float) -> Tensor:
-    """IPO's optimum [A], which does depend on μ: π(y) ∝ π_ref(y) exp(p(y ≻ μ)/β) (arXiv 2310.12036, Eq. 7, τ = β).
+    """IPO's optimum [A], which depends on μ: π(y) ∝ π_ref(y) exp(p(y ≻ μ)/β) (arXiv 2310.12036, Eq. 7, τ = β).
 
     Args:
         P_AA: [A, A] preferences.
@@ -125,7 +125,7 @@ def ipo_closed_form(P_AA: Tensor, mu_A: Tensor, reference_A: Tensor, beta: float
         beta: > 0.
 
     Raises:
-        ConfigError: an argument is none of that.
+        ConfigError: an argument is out of range.
     """
     P_AA, reference_A = _preferences(P_AA), _distribution("the reference", reference_A, like=P_AA)
     _check_beta(beta)
@@ -137,7 +137,7 @@ def population_weights(P_AA: Tensor, mu_A: Tensor) -> Tensor:
     """W [A, A]: the probability that a labelled pair of two draws from μ is "y_w chosen, y_l rejected"; sums to 1.
 
     Raises:
-        ConfigError: P or μ is not what `closed_form` asks for.
+        ConfigError: P or μ is out of range, see `ipo_closed_form`.
     """
     P_AA = _preferences(P_AA)
     mu_A = _distribution("mu", mu_A, like=P_AA)
@@ -145,10 +145,10 @@ def population_weights(P_AA: Tensor, mu_A: Tensor) -> Tensor:
 
 
 def sampled_weights(P_AA: Tensor, mu_A: Tensor, *, pairs: int, seed: int) -> Tensor:
-    """W [A, A] of that many sampled pairs: two independent draws from μ, one label from P; counts divided by `pairs`.
+    """W [A, A] of sampled pairs, each two independent draws from μ and one label from P: counts divided by `pairs`.
 
     Raises:
-        ConfigError: P or μ is not what `closed_form` asks for, or there is no pair.
+        ConfigError: P or μ is out of range, see `ipo_closed_form`, or there is no pair.
     """
     P_AA = _preferences(P_AA)
     mu_A = _distribution("mu", mu_A, like=P_AA)
@@ -165,7 +165,7 @@ def sampled_weights(P_AA: Tensor, mu_A: Tensor, *, pairs: int, seed: int) -> Ten
 def table_loss(
     objective: Objective, tables: Tables, weights_AA: Tensor, reference_A: Tensor, *, beta: float, alpha: float
 ) -> Tensor:
-    """The objective's own loss, averaged over pairs with these weights; a scalar with a graph.
+    """The objective's loss, averaged over pairs with the given weights; a scalar with a graph.
 
     Args:
         objective: an entry of `OBJECTIVES`.
@@ -176,14 +176,14 @@ def table_loss(
         alpha: weight of the improvement term, in [0, 1].
     """
 
-    # Each cell is a batch of one pair, so mean and Eq. 17 are the objective's. Weighing its per-pair parts instead
-    # would mean writing Eq. 17 a second time, here.
-    def cell(policy: SixLogps, reference: SixLogps) -> Tensor:
+    # Each call is a batch of one pair, so the mean and Eq. 17 are the objective's own. Weighing its per-pair terms
+    # would need a second copy of Eq. 17 here.
+    def pair_loss(policy: SixLogps, reference: SixLogps) -> Tensor:
         loss: Tensor = objective.loss(policy, reference, beta=beta, alpha=alpha).loss
         return loss
 
     ours, theirs = (SixLogps(*(logps[:, None] for logps in t.six())) for t in (tables, Tables.tied(reference_A)))
-    loss_C: Tensor = torch.func.vmap(cell)(ours, theirs)
+    loss_C: Tensor = torch.func.vmap(pair_loss)(ours, theirs)
     return (weights_AA.flatten() * loss_C).sum()
 
 
@@ -261,7 +261,7 @@ def _preferences(P_AA: Tensor) -> Tensor:
     P_AA = torch.as_tensor(P_AA, dtype=torch.float64)
     if P_AA.ndim != 2 or P_AA.shape[0] != P_AA.shape[1] or not len(P_AA):
         raise ConfigError(f"preferences of shape {tuple(P_AA.shape)}", where="P", expected="a square table")
-    # 1e-6 lets in tables that were typed or stored in float32.
+    # 1e-6 accepts tables that were typed by hand or stored in float32.
     if not ((P_AA >= 0).all() and ((P_AA + P_AA.T - 1).abs() < 1e-6).all()):
         raise ConfigError("not preferences", where="P", expected="P[i][j] ≥ 0 and P[i][j] + P[j][i] = 1")
     return P_AA

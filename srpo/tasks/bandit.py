@@ -1,14 +1,14 @@
 """The paper's bandit (Figure 2 of arXiv 2406.01660): three answers, no prompt, two policies that collected the data.
 
-Which answer is best should not depend on who collected the pairs. Every number comes from the objectives a language
-model is trained with, on tables of logits (`srpo.maths.tabular`).
+The best answer should not depend on the policy that collected the pairs. Every number comes from the objectives that
+train language models, applied to tables of logits (`srpo.maths.tabular`).
 
 Deviations from the paper:
-1. α = 0.5 for SRPO. The figure uses α = 0, where Eq. 16 alone is minimised by a whole family of drafting policies; the
-   run shows that too.
-2. Beside the trajectories of Adam, every fit is also carried to convergence, on the sampled pairs and on the exact
-   frequencies, so that slow training cannot pass for a difference between methods.
-3. The sampling is repeated with other seeds, so that one lucky draw of pairs cannot either.
+1. α = 0.5 for SRPO. The figure uses α = 0, where a whole family of drafting policies minimises Eq. 16; the run shows
+   that too.
+2. Besides the trajectories of Adam, every fit is carried to convergence, on the sampled pairs and on the exact
+   frequencies, so that slow training does not look like a difference between methods.
+3. The sampling is repeated with other seeds, so that a lucky draw of pairs does not either.
 
 Axes: A = 3 actions, T optimiser steps.
 """
@@ -56,9 +56,9 @@ class Panel:
         collector: a key of `COLLECTORS`.
         path: [steps + 1][A] π after each step of Adam on the sampled pairs, the start first.
         fitted: [A] π that minimises the loss on the sampled pairs.
-        resampled: [SAMPLES][A] the same on fresh pairs from each seed on; the first is `fitted`.
+        resampled: [SAMPLES][A] π fitted to fresh pairs of successive seeds; the first is `fitted`.
         population: [A] π that minimises the loss on the exact frequencies.
-        closed_form: [A] what theory says `population` is; None for DPO, which has none here.
+        closed_form: [A] theory's value of `population`; None for DPO, which has no closed form here.
     """
 
     method: str
@@ -77,8 +77,8 @@ class Start:
     Attributes:
         alpha: weight of the improvement term.
         start: "reference", or the seed of N(0, 1) logits.
-        pi: [A] where it ended.
-        excess: its loss minus the loss of the closed form, which is the smallest there is.
+        pi: [A] π at convergence.
+        excess: loss at convergence minus the loss of the closed form, which is the minimum.
     """
 
     alpha: float
@@ -89,7 +89,7 @@ class Start:
 
 @dataclass(frozen=True)
 class BanditResult:
-    """Everything the figure and the tables show."""
+    """All numbers of the figure and the tables."""
 
     steps: int
     seed: int
@@ -97,14 +97,14 @@ class BanditResult:
     starts: list[Start]
 
     def moved(self) -> list[str]:
-        """Methods whose best answer, at convergence on the sampled pairs, depends on who collected them."""
+        """Methods whose best answer, at convergence on the sampled pairs, depends on the collecting policy."""
         best: dict[str, set[int]] = {}
         for panel in self.panels:
             best.setdefault(panel.method, set()).add(argmax(panel.fitted))
         return [method for method, answers in best.items() if len(answers) > 1]
 
     def fits(self) -> list[list[str]]:
-        """The table of fits as text, its header first."""
+        """Table of the fits as text, header first."""
         head = ["pairs", "sampled", "exact", "closed form", "best"]
         rows = []
         for panel in self.panels:
@@ -121,7 +121,7 @@ class BanditResult:
         return max(abs(last - fitted) for pair in ends for last, fitted in zip(*pair, strict=True))
 
     def caption(self) -> str:
-        """What the columns of `fits` are."""
+        """Caption that explains the columns of `fits`."""
         return (
             f"π(y0) π(y1) π(y2) at convergence: on {PAIRS:,} sampled pairs (seed {self.seed}), on exact frequencies, "
             f"and in theory; β = {BETA:g}, SRPO's α = {ALPHA:g}. In brackets: how many of {SAMPLES} samples agree "
@@ -129,7 +129,7 @@ class BanditResult:
         )
 
     def starting_points(self) -> list[list[str]]:
-        """The table of random starts as text, its header first."""
+        """Table of the starting points as text, header first."""
         head = ["α", "start", "π at convergence", "excess loss", "best"]
         rows = [
             [f"{s.alpha:g}", s.start, _probabilities(s.pi), f"{abs(s.excess):.1g}", f"y{argmax(s.pi)}"]
@@ -138,7 +138,7 @@ class BanditResult:
         return [head, *rows]
 
     def verdict(self) -> str:
-        """One sentence: whose best answer moves with the collector."""
+        """One sentence that names the methods whose best answer moves with the collector."""
         moved = self.moved()
         stays = [panel.method for panel in self.panels if panel.collector == "mu0" and panel.method not in moved]
         parts = []
@@ -159,9 +159,9 @@ def run_bandit(output_dir: str | Path, *, steps: int = 1500, seed: int = 0) -> B
     table.md.
 
     Args:
-        output_dir: folder for the files; made when missing.
+        output_dir: folder for the files; made if missing.
         steps: Adam steps of each trajectory, ≥ 1.
-        seed: of the sampled pairs and the random starts, 0 ≤ seed < 2⁶².
+        seed: seed of the sampled pairs and the random starts, 0 ≤ seed < 2⁶².
 
     Raises:
         ConfigError: steps or seed is out of range.
@@ -185,7 +185,7 @@ def run_bandit(output_dir: str | Path, *, steps: int = 1500, seed: int = 0) -> B
 
 
 def draw(result: BanditResult, kind: str) -> bytes:
-    """The figure: one row per collector, one column per method, π against Adam steps, closed forms dashed.
+    """Draws π against Adam steps: one row per collector, one column per method, closed forms dashed.
 
     Args:
         kind: "png" or "svg".
@@ -197,7 +197,7 @@ def draw(result: BanditResult, kind: str) -> bytes:
     style: Any = {"svg.hashsalt": "srpo", "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(10.5, 5.8), layout="constrained")
-        # One scale per method: what is compared is the upper panel with the lower one.
+        # One scale per method, because the upper panel is compared with the lower one.
         grid = figure.subplots(len(COLLECTORS), len(METHODS), sharex=True, sharey="col")
         for axis, panel in zip(grid.flat, result.panels, strict=True):
             _draw_panel(axis, panel)
@@ -297,7 +297,7 @@ def _as_json(result: BanditResult) -> dict[str, Any]:
     }
     numbers = asdict(result)
     for panel in numbers["panels"]:
-        panel["adam"] = panel.pop("path")[-1]  # all of it is in trajectories.csv
+        panel["adam"] = panel.pop("path")[-1]  # trajectories.csv has the whole path
     return {"srpo": __version__, "settings": settings, "moved": result.moved(), **numbers}
 
 

@@ -1,15 +1,15 @@
 """The carry task: a sum of two numbers, its answer written most significant digit first.
 
-A draft must commit to a digit before it has worked out the carries to the right of it; a revision can read them off its
-draft. So one pass is hard, revising is natural, and the judge is exact.
+A draft must write a digit before it has worked out the carries to the right of it; a revision can read them off the
+draft. So one pass is hard, a revision is easier, and the judge is exact.
 
     in distribution        operands uniform
     out of distribution    long carry chains: a_i + b_i = 9 in 70 % of the columns
 
 The base model is trained from scratch, in both roles, on answers that forget or invent each carry with probability
-0.25: it knows the task and makes mistakes. Its revisions copy the draft or answer afresh, half of the time each, so it
-has seen the format of revising and learnt nothing about improving. Preference pairs are two of its own samples, ordered
-by the number of right digits.
+0.25: it knows the task and makes mistakes. Half of its training revisions copy the draft and half answer afresh, so it
+knows the format of a revision and has not learnt to improve a draft. Preference pairs are two of its own samples,
+ordered by the number of right digits.
 
 Axes: N sums, D digits of an operand, A = D + 1 digits of an answer, L tokens of a row.
 """
@@ -20,7 +20,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,13 @@ from srpo.judge.single import Judge, per_character
 from srpo.sequences.render import RevisionTemplate
 from srpo.tasks.pretraining import Outcomes, character_tokenizer, fit, small_llama
 
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
 TEMPLATE = RevisionTemplate("carry", "text", "{{ prompt }}", "{{ prompt }}{{ draft }}?")
 SPLITS = ("in", "out")
 ALPHABET = "0123456789+=?"
-Right = Callable[[Tensor, Tensor], Tensor]  # two [N, D] of operands' digits → [N, A] digits of the answer
+Answers = Callable[[Tensor, Tensor], Tensor]  # digits of two operands, [N, D] each → digits of the answer, [N, A]
 NINES = 0.7  # share of columns that pass a carry on, out of distribution
 
 
@@ -45,10 +48,10 @@ class BaseConfig:
     Attributes:
         digits: digits of each operand.
         hidden, layers, heads: shape of the Llama.
-        steps, batch, learning_rate: its training, in optimiser steps and sums per step.
+        steps, batch, learning_rate: optimiser steps, sums per step and learning rate of its training.
         mistakes: probability that a digit of a training answer forgets or invents its carry.
-        seed: seeds weights and data.
-        threads: of its training; sums in another order are other numbers, and another base.
+        seed: seed of weights and data.
+        threads: CPU threads of its training; another number rounds differently and gives another base.
     """
 
     digits: int = 5
@@ -67,7 +70,7 @@ class BaseConfig:
 
 
 def operands(n: int, digits: int, split: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two [N, D] tensors of digits.
+    """Draws the digits of two operands, [N, D] each.
 
     Raises:
         ConfigError: `split` is neither "in" nor "out".
@@ -78,7 +81,7 @@ def operands(n: int, digits: int, split: str, generator: torch.Generator) -> tup
     if split == "out":
         passes_on_ND = torch.rand(n, digits, generator=generator) < NINES
         b_ND = torch.where(passes_on_ND, 9 - a_ND, b_ND)
-        starts_N = torch.rand(n, generator=generator) < NINES  # the last column is where a chain begins
+        starts_N = torch.rand(n, generator=generator) < NINES  # a chain of carries begins in the last column
         for operand_ND in (a_ND, b_ND):
             high_N = torch.randint(5, 10, (n,), generator=generator)
             operand_ND[:, -1] = torch.where(starts_N, high_N, operand_ND[:, -1])
@@ -86,7 +89,7 @@ def operands(n: int, digits: int, split: str, generator: torch.Generator) -> tup
 
 
 def answers(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """[N, A] digits of the sums."""
+    """Digits of the sums, [N, A]."""
     answer_NA = torch.zeros(len(a_ND), a_ND.shape[1] + 1, dtype=torch.long)
     carry_N = torch.zeros(len(a_ND), dtype=torch.long)
     for column in range(a_ND.shape[1] - 1, -1, -1):
@@ -98,7 +101,7 @@ def answers(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def with_mistakes(answer_NA: Tensor, a_ND: Tensor, b_ND: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """[N, A] the answers with each digit but the last flipped between "carry came in" and "none came in"."""
+    """Answers with mistakes, [N, A]: each digit but the last forgets or invents its incoming carry at a rate."""
     no_carry_NA = F.pad((a_ND + b_ND) % 10, (1, 0))
     carry_in_NA = (answer_NA - no_carry_NA) % 10
     wrong_NA = torch.rand(answer_NA.shape, generator=generator) < rate
@@ -107,7 +110,7 @@ def with_mistakes(answer_NA: Tensor, a_ND: Tensor, b_ND: Tensor, rate: float, ge
 
 
 def sums(n: int, split: str, *, digits: int = 5, seed: int = 0) -> list[dict[str, str]]:
-    """Rows of `prompt` and `gold`, the same for the same seed.
+    """Rows with `prompt` and `gold`, a function of the seed.
 
     Example:
         >>> sums(1, "in", digits=3, seed=1)[0]["prompt"][3]
@@ -125,22 +128,22 @@ def sums(n: int, split: str, *, digits: int = 5, seed: int = 0) -> list[dict[str
 # ---------------------------------------------------------------------- the base model
 
 
-def carry_tokenizer() -> Any:
-    """A tokenizer with one token per character of a sum."""
+def carry_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer with one token per character of a sum."""
     return character_tokenizer(ALPHABET)
 
 
-def untrained_base(config: BaseConfig) -> Any:
-    """A Llama of the configured shape with random weights."""
+def untrained_base(config: BaseConfig) -> LlamaForCausalLM:
+    """Returns a Llama of the configured shape with random weights."""
     shape = {"hidden": config.hidden, "layers": config.layers, "heads": config.heads}
     return small_llama(carry_tokenizer(), window=64, seed=config.seed, **shape)
 
 
-def train_base(config: BaseConfig, right: Right | None = None) -> Iterator[tuple[int, float, Any]]:
-    """Trains the base from scratch; yields (step, loss, model) after each step, so that the caller can show it.
+def train_base(config: BaseConfig, right: Answers | None = None) -> Iterator[tuple[int, float, LlamaForCausalLM]]:
+    """Trains the base from scratch; yields (step, loss, model) after each step.
 
     Args:
-        right: the right answers to two operands, for a task other than sums; `answers` if None.
+        right: computes the right answers to two operands, for another task than sums; None stands for `answers`.
     """
     tokenizer, generator = carry_tokenizer(), torch.Generator().manual_seed(config.seed)
     batches = (_both_roles(config, tokenizer, generator, right or answers) for _ in range(config.steps))
@@ -153,12 +156,14 @@ def train_base(config: BaseConfig, right: Right | None = None) -> Iterator[tuple
     )
 
 
-def _both_roles(config: BaseConfig, tokenizer: Any, generator: torch.Generator, right: Right) -> Outcomes:
-    """Rows `<bos>a+b=draft?revision`, what each token is to predict, and what it predicts if it makes a mistake.
+def _both_roles(
+    config: BaseConfig, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator, right: Answers
+) -> Outcomes:
+    """Draws rows `<bos>a+b=draft?revision` with the next token of each position, without and with a mistake.
 
-    The last digit of the draft predicts the end of the draft although a revision mark follows it, so that one row
-    teaches both roles. What comes before a digit is drawn with mistakes; the digit itself is not, `fit` weighs its two
-    outcomes. A revision that copies its draft has one outcome.
+    The last digit of the draft predicts the end of the draft although a revision mark follows it, so one row teaches
+    both roles. The digits in the context of a digit are drawn with mistakes; the digit itself has two outcomes, which
+    `fit` weighs. A revision that copies its draft has one outcome.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     plus, equals, revise = tokenizer.convert_tokens_to_ids(["+", "=", "?"])
@@ -185,7 +190,7 @@ def _both_roles(config: BaseConfig, tokenizer: Any, generator: torch.Generator, 
 def label(
     rows: list[dict[str, str]], first: list[str], second: list[str], judge: Judge = per_character
 ) -> list[dict[str, str]]:
-    """Ordinary preference rows from two answers to each prompt; those that the judge scores alike are dropped."""
+    """Preference rows from two answers to each prompt; prompts whose answers get the same score are dropped."""
     pairs = []
     for row, one, other in zip(rows, first, second, strict=True):
         score, rival = (judge(row["prompt"], answer, row["gold"]) for answer in (one, other))
@@ -196,5 +201,5 @@ def label(
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object per line."""
+    """Writes one JSON object per line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

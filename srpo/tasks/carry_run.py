@@ -1,8 +1,8 @@
 """One run on the carry task, stage by stage: base → pairs → a method trained from it → trails.
 
-Every step goes through what a user calls: `SRPOTrainer` on an ordinary JSONL of pairs, `Reviser`, `best_of`. All
-methods start from the same base and see the same pairs in as many steps of as many pairs. Stages are folders
-(stages.py), and a method is a `Job` of plain values, so that it can be sent to a process of its own.
+Every step uses the public API: `SRPOTrainer` on a JSONL file of pairs, `Reviser`, `best_of`. All methods start from the
+same base and see the same pairs in the same number of steps and of pairs per step. Stages are folders (stages.py); a
+method is a `Job` of plain values, which can be sent to another process.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Rows = Mapping[str, list[dict[str, str]]]
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What the search chose for one way of answering.
+    """Settings that the search chose for one method.
 
     Attributes:
-        objective, beta, learning_rate, alpha: of the training; alpha is SRPO's alone.
-        revisions: after how many revisions, or further drafts, it does best.
+        objective, beta, learning_rate, alpha: settings of the training; only SRPO uses alpha.
+        revisions: number of revisions, or of further drafts, with the best validation score.
     """
 
     objective: str
@@ -59,13 +59,13 @@ class CarryConfig:
     """Sizes of a run.
 
     Attributes:
-        base: the base model; its seed is replaced by each run's.
-        sampled: sums that get two drafts each, from which the pairs are made.
+        base: the base model; each run replaces its seed.
+        sampled: sums with two drafts each, from which the pairs are made.
         steps, batch: optimiser steps and pairs per step of each method.
         prompts: sums per split in the evaluation.
-        revisions: revisions drawn.
+        revisions: revisions of each draft in the evaluation.
         methods: settings by method.
-        temperatures: at which answers are drawn.
+        temperatures: sampling temperatures of the answers.
     """
 
     base: BaseConfig = field(default_factory=BaseConfig)
@@ -78,23 +78,23 @@ class CarryConfig:
     temperatures: tuple[float, ...] = (1.0, 0.0)
 
 
-# Seeds are kept apart: evaluation, pairs and validation never share sums. A run's seed is added to each.
+# First seeds, to which a run's seed is added: pairs, evaluation and validation never share sums.
 _PAIRS, EVALUATION, VALIDATION = 1_000_000, 2_000_000, 3_000_000
 _DRAW_BATCH = 1000
-_NEW_TOKENS = 1  # beyond the digits of an answer: its terminator
+_NEW_TOKENS = 1  # of an answer besides its digits: the terminator
 
 
 # ---------------------------------------------------------------------- stages
 
 
 def make_base(folder: Path, config: BaseConfig, show: Callable[[int, int, float], None] | None = None) -> None:
-    """Trains the base, on as many threads as it asks for, and saves model, tokenizer and template."""
+    """Trains the base on the configured number of threads and saves model, tokenizer and template."""
     import torch
 
     threads, model = torch.get_num_threads(), None
     torch.set_num_threads(config.threads)
     try:
-        for step, loss, model in train_base(config):  # noqa: B007  the last one is saved
+        for step, loss, model in train_base(config):  # noqa: B007  the model of the last step is saved
             if show is not None:
                 show(step, config.steps, loss)
     finally:
@@ -106,7 +106,7 @@ def make_base(folder: Path, config: BaseConfig, show: Callable[[int, int, float]
 
 
 def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int) -> None:
-    """Two drafts of the base for each sum → `pairs.jsonl`, as anybody's data would look."""
+    """Draws two answers of the base to each sum and writes preference rows to pairs.jsonl."""
     from srpo.revise.reviser import Reviser
 
     rows = sums(config.sampled, "in", digits=config.base.digits, seed=_PAIRS + seed)
@@ -119,7 +119,7 @@ def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int) -> None
 
 
 def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, method: str, seed: int) -> None:
-    """Trains one method from the base and saves it."""
+    """Trains one method from the base and saves the model."""
     from transformers import PrinterCallback
 
     from srpo.train.config import SRPOConfig
@@ -139,23 +139,23 @@ def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, met
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
-        reference_cache=str(base.parent / "reference"),  # methods on the same pairs in the same order score them once
+        reference_cache=str(base.parent / "reference"),  # methods share the scores of the same pairs
     )
     trainer = SRPOTrainer(str(base), args=args, train_dataset=str(pairs))
-    trainer.remove_callback(PrinterCallback)  # its metrics are in metrics.jsonl
+    trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the same numbers
     trainer.train()
     trainer.save_model()
 
 
 def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, system: str, rows: Rows, seed: int) -> None:
-    """Drafts and revises every sum at every temperature, as one system does: a file of trails for each."""
+    """Draws one system's drafts and revisions of every sum; one file of trails per split and temperature."""
     from srpo.evaluate.controls import best_of
     from srpo.revise.reviser import Reviser
     from srpo.revise.settings import RevisionSettings
 
     way = way_of(system)
-    weighs = way != "always"  # to go on from whatever comes needs no log-ratios, which cost as much again
-    reference = str(base) if weighs else None
+    # Keeping every revision needs no confidence, which costs as much as drawing.
+    reference = str(base) if way != "always" else None
     reviser = Reviser(str(model), reference=reference, batch_size=_DRAW_BATCH, device="cpu")
     for split, temperature in cells(config, system):
         settings = RevisionSettings(
@@ -174,17 +174,18 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
 
 
 def cells(config: CarryConfig, system: str) -> list[tuple[str, float]]:
-    """The (split, temperature) a system is drawn in; greedy drafts are all the same, so none is the best of them."""
-    heats = [heat for heat in config.temperatures if heat or way_of(system) != "best_of"]
-    return [(split, heat) for split in SPLITS for heat in heats]
+    """The (split, temperature) pairs of a system; best-of needs sampling, since greedy drafts are all the same."""
+    temperatures = [each for each in config.temperatures if each or way_of(system) != "best_of"]
+    return [(split, temperature) for split in SPLITS for temperature in temperatures]
 
 
 def trail_file(split: str, temperature: float) -> str:
+    """Name of the file of trails for one split and temperature."""
     return f"{split}.T{temperature:g}.jsonl"
 
 
 def evaluation_rows(config: CarryConfig, seed: int, start: int = EVALUATION) -> Rows:
-    """Fresh sums of both splits; `start` keeps validation and evaluation apart."""
+    """Draws the sums of both splits; `start` is `EVALUATION` or `VALIDATION`."""
     return {
         split: sums(config.prompts, split, digits=config.base.digits, seed=start + 1000 * i + seed)
         for i, split in enumerate(SPLITS)
@@ -196,15 +197,15 @@ def evaluation_rows(config: CarryConfig, seed: int, start: int = EVALUATION) -> 
 
 @dataclass(frozen=True)
 class Job:
-    """A method to train and draw, by plain values, so that it can be sent to another process.
+    """A method to train and the systems to draw from it, in plain values that can be sent to another process.
 
     Attributes:
         run: folder of the seed's run, with its base and pairs.
-        method: what to train; "base" trains nothing.
-        systems: what to draw with it.
-        config, seed: as everywhere.
-        start: which sums to draw on.
-        name: folder of the model in `run`, the method's own name if empty.
+        method: key of `CarryConfig.methods`, or "base", which needs no training.
+        systems: systems to draw with the trained model.
+        config, seed: sizes and seed of the run.
+        start: first seed of the sums, `EVALUATION` or `VALIDATION`.
+        name: folder of the model in `run`; empty for the name of the method.
     """
 
     run: str
@@ -217,11 +218,11 @@ class Job:
 
 
 def work(job: Job) -> dict[str, float]:
-    """Trains the method (the base is there already) and draws its systems' trails; returns seconds by stage."""
+    """Trains the job's method on the existing base and draws its systems' trails; returns seconds by stage."""
     import torch
     from transformers.utils import logging as hf_logging
 
-    torch.set_num_threads(1)  # the processes share the cores; results do not depend on how many there are
+    torch.set_num_threads(1)  # one process per core; results do not depend on the number of processes
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     run, config, seconds = Path(job.run), job.config, {}
@@ -247,7 +248,7 @@ def work(job: Job) -> dict[str, float]:
 
 
 def trail_folder(job: Job, system: str) -> Path:
-    """Where a job leaves the trails of a system."""
+    """Folder of a system's trails."""
     return Path(job.run) / "trails" / (f"{job.name}.{system}" if job.name else system)
 
 
@@ -259,34 +260,34 @@ def _settings(config: CarryConfig, seed: int, *names: str) -> dict[str, Any]:
 
 
 @dataclass
-class Say:
-    """Where progress goes; the command line prints it, a caller may do otherwise.
+class StageLog:
+    """Callbacks for progress, which the command line prints.
 
     Attributes:
-        stage: told (what, seconds) when a stage is done; 0.0 seconds for one that was there already.
-        progress: told (step, steps, loss) while the base is trained.
+        stage: called with (name, seconds) after each stage; seconds are 0.0 for a reused stage.
+        progress: called with (step, steps, loss) while the base is trained.
     """
 
-    stage: Callable[[str, float], None] = lambda what, seconds: None
+    stage: Callable[[str, float], None] = lambda name, seconds: None
     progress: Callable[[int, int, float], None] | None = None
 
 
-def start_run(folder: Path, config: CarryConfig, seed: int, say: Say) -> CarryConfig:
-    """Base, pairs and prompts of a seed; returns the configuration with the base's seed in it."""
+def start_run(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> CarryConfig:
+    """Makes base, pairs and prompts of a seed; returns the configuration with the base's seed set."""
     config = replace(config, base=replace(config.base, seed=seed))
     base, pairs = folder / "base", folder / "pairs"
-    took = run_stage(base, _settings(config, seed, "base"), lambda into: make_base(into, config.base, say.progress))
-    say.stage(f"seed {seed}: base model", took)
+    took = run_stage(base, _settings(config, seed, "base"), lambda into: make_base(into, config.base, log.progress))
+    log.stage(f"seed {seed}: base model", took)
     took = run_stage(
         pairs, _settings(config, seed, "base", "sampled"), lambda into: make_pairs(into, base, config, seed)
     )
-    say.stage(f"seed {seed}: pairs", took)
+    log.stage(f"seed {seed}: pairs", took)
     prompts = folder / "prompts"
     run_stage(prompts, {"seed": seed, "prompts": config.prompts}, lambda into: write_prompts(into, config, seed))
     return config
 
 
 def write_prompts(folder: Path, config: CarryConfig, seed: int) -> None:
-    """The sums of the evaluation as files, one per split, for whoever evaluates by other means."""
+    """Writes the sums of the evaluation as one file per split, for `srpo revise` and `srpo evaluate`."""
     for split, rows in evaluation_rows(config, seed).items():
         write_rows(folder / f"{split}.jsonl", rows)

@@ -1,6 +1,6 @@
-"""The whole story on the carry task: base → pairs → SRPO, DPO, IPO → drafts and revisions → verdict.
+"""`srpo demo` on the carry task: base → pairs → SRPO, DPO, IPO → drafts and revisions → results.
 
-β, learning rate and number of revisions of every way of answering come from one search on sums of other seeds
+β, learning rate and number of revisions of every method come from one search on sums of other seeds
 (benchmarks/carry_search.py; its table is in the lab book).
 """
 
@@ -20,11 +20,11 @@ from srpo.score.results import Results, Side
 from srpo.score.scores import ScoredTrails, TrailsKey, score
 from srpo.score.summary import Question, summarise
 from srpo.tasks.carry import SPLITS
-from srpo.tasks.carry_run import CarryConfig, Job, Say, cells, start_run, trail_file, trail_folder, work
+from srpo.tasks.carry_run import CarryConfig, Job, StageLog, cells, start_run, trail_file, trail_folder, work
 from srpo.tasks.stages import side_by_side
 
-# What is drawn with each model. Every way of answering has a model of its own, trained with what serves it best; the
-# best of SRPO's drafts is the exception, for it asks what revising adds to the very drafts that are revised.
+# Method → systems drawn with its model. Every system has a model of its own, trained with its best settings, except the
+# best of SRPO's drafts: that system measures the gain of revising over drafts of the same model.
 SYSTEMS_OF = {
     "srpo": ("srpo", "srpo_best_of"),
     "srpo_always": ("srpo_always",),
@@ -54,30 +54,30 @@ def run_demo(
     seeds: int = 1,
     first_seed: int = 0,
     config: CarryConfig | None = None,
-    say: Say | None = None,
+    log: StageLog | None = None,
 ) -> dict[TrailsKey, ScoredTrails]:
     """Runs every seed and scores its trails.
 
     Args:
-        output_dir: each seed gets a folder in it; stages already there with the same settings are reused.
-        seeds: how many runs; all of a run depends on its seed: base, pairs, training, sums.
-        first_seed: the first run's; the others count on from it.
+        output_dir: folder with one subfolder per seed; finished stages with the same settings are reused.
+        seeds: number of runs; base, pairs, training and sums of a run depend on its seed.
+        first_seed: seed of the first run; the others follow in steps of one.
 
     Returns:
         The scored trails of all seeds, by (seed, system, split, temperature).
 
     Raises:
-        ConfigError: no seed to run, or a negative one.
+        ConfigError: no seed, or a negative one.
         OutputError: the folder cannot be written.
     """
     for name, value, least in (("seeds", seeds, 1), ("first_seed", first_seed, 0)):
         if value < least:
             raise ConfigError(f"{value}", where=name, expected=f"at least {least}")
-    config, say = config or CarryConfig(), say or Say()
+    config, log = config or CarryConfig(), log or StageLog()
     folder = writable_folder(Path(output_dir))
     trails: dict[tuple[int, str, str, float | None], list[Trail]] = {}
     for seed in range(first_seed, first_seed + seeds):
-        for job in run_seed(folder / f"seed{seed}", config, seed, say):
+        for job in run_seed(folder / f"seed{seed}", config, seed, log):
             for system in job.systems:
                 for split, heat in cells(config, system):
                     file = trail_folder(job, system) / trail_file(split, heat)
@@ -86,25 +86,28 @@ def run_demo(
     return score(trails, judges, revisions=config.revisions)
 
 
-def run_seed(folder: Path, config: CarryConfig, seed: int, say: Say) -> list[Job]:
-    """One seed from nothing to trails: base and pairs here, then the methods side by side."""
-    config = start_run(folder, config, seed, say)
+def run_seed(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> list[Job]:
+    """Runs one seed: base and pairs in this process, then the methods in parallel processes; returns their jobs."""
+    config = start_run(folder, config, seed, log)
     jobs = [Job(str(folder), method, systems, config, seed) for method, systems in SYSTEMS_OF.items()]
-    # The second of two methods that score the same sequences starts when the first has, and finds them scored.
+    # Methods that share reference log-probs are started one after the other, so that the second finds them stored.
     for seconds in side_by_side(work, sorted(jobs, key=lambda job: job.method.endswith(("_always", "_best_of")))):
         for stage, took in seconds.items():
-            say.stage(f"seed {seed}: {stage}", took)
+            log.stage(f"seed {seed}: {stage}", took)
     return jobs
 
 
 def verdict(scored: Mapping[TrailsKey, ScoredTrails], config: CarryConfig) -> Results:
-    """Averages, intervals and the answers to the questions the task was made for."""
+    """Means, intervals and the answers to the task's `questions`."""
     return summarise(scored, questions(config), highlight="srpo", labels=LABELS)
 
 
 def questions(config: CarryConfig) -> list[Question]:
-    """What the demo is to show or fail to show: does the first revision help, and does SRPO, drawn as served it best on
-    validation, beat as many drafts of its own and the others at their best?"""
+    """The comparisons that the demo reports.
+
+    Does the first revision improve the draft? Does SRPO, at its best number of revisions on validation, beat the best
+    of as many drafts of its own, and the other methods at their best?
+    """
     ours, *others = [Side(name, settings.revisions) for name, settings in config.methods.items()]
     rivals = [Side("srpo_best_of", ours.revision), *others]
     asked = []
@@ -117,7 +120,7 @@ def questions(config: CarryConfig) -> list[Question]:
 
 
 def settings_shown(config: CarryConfig) -> dict[str, str]:
-    """The run's settings as the report prints them."""
+    """The run's settings, as text for the report."""
     settings = asdict(config)
     methods = {name: json.dumps(method) for name, method in settings.pop("methods").items()}
     return {name: json.dumps(value) for name, value in settings.items()} | methods

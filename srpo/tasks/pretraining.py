@@ -1,4 +1,4 @@
-"""A base model from scratch that knows its task and makes mistakes at a known rate.
+"""Training of a base model from scratch that knows its task and makes mistakes at a known rate.
 
 Axes: N rows, L tokens of a row, R = N · L, V vocabulary.
 """
@@ -6,20 +6,23 @@ Axes: N rows, L tokens of a row, R = N · L, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
 
 class Outcomes(NamedTuple):
-    """A batch of rows and what each of their tokens is to predict.
+    """A batch of rows with two possible next tokens for each position.
 
     Attributes:
-        ids_NL: the rows, padded on the right.
-        right_NL: the next token if no mistake is made; −100 is not scored.
-        mistaken_NL: the next token if one is made, equal where none can be.
+        ids_NL: token ids of the rows, padded on the right.
+        right_NL: next token without a mistake; −100 is not scored.
+        mistaken_NL: next token with a mistake; equal to `right_NL` where no mistake is possible.
     """
 
     ids_NL: Tensor
@@ -27,8 +30,8 @@ class Outcomes(NamedTuple):
     mistaken_NL: Tensor
 
 
-def character_tokenizer(alphabet: str) -> Any:
-    """A tokenizer with one token per character of that alphabet."""
+def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer with one token per character of the alphabet."""
     from tokenizers import Tokenizer, decoders, models, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -42,8 +45,10 @@ def character_tokenizer(alphabet: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
-def small_llama(tokenizer: Any, *, hidden: int, layers: int, heads: int, window: int, seed: int) -> Any:
-    """A Llama of that shape with random weights."""
+def small_llama(
+    tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, heads: int, window: int, seed: int
+) -> LlamaForCausalLM:
+    """Returns a Llama of the given shape with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -63,15 +68,15 @@ def small_llama(tokenizer: Any, *, hidden: int, layers: int, heads: int, window:
 
 
 def fit(
-    model: Any, batches: Iterable[Outcomes], *, steps: int, learning_rate: float, mistakes: float
-) -> Iterator[tuple[int, float, Any]]:
-    """Trains on a batch per step; yields (step, loss, model) after each, so that the caller can show it.
+    model: LlamaForCausalLM, batches: Iterable[Outcomes], *, steps: int, learning_rate: float, mistakes: float
+) -> Iterator[tuple[int, float, LlamaForCausalLM]]:
+    """Trains on one batch per step; yields (step, loss, model) after each step.
 
-    The loss weighs the two outcomes of a token, which is the same in expectation as drawing one and spares the model
-    the noise of drawing.
+    The loss weighs the two outcomes of a token by their probabilities. Its expectation equals that of drawing one
+    outcome, without the noise of drawing.
 
     Args:
-        batches: at least one for each step.
+        batches: at least one batch for each step.
         mistakes: probability of the mistaken outcome.
     """
     optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.01)

@@ -1,4 +1,4 @@
-"""Stages of a longer run: each in a folder of its own, done once, reused as long as its settings are the same."""
+"""Stages of a longer run: each has its own folder, is done once, and is reused while its settings are the same."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 STAGE_FILE = "stage.json"
+Job, Result = TypeVar("Job"), TypeVar("Result")
 
 
 def run_stage(folder: Path, settings: dict[str, Any], work: Callable[[Path], None]) -> float:
-    """Does the work in an empty folder, unless it has been done there with these settings.
+    """Does the work in an empty folder, unless the folder already holds its result for these settings.
 
-    The folder is marked as done last, so a stage that was interrupted is done again.
+    The folder is marked as done last, so an interrupted stage is done again.
 
     Args:
-        settings: everything the result depends on; JSON values.
-        work: given the folder, leaves its files there.
+        settings: everything that the result depends on, as JSON values.
+        work: writes its files into the folder it is called with.
 
     Returns:
-        Wall seconds the work took; 0.0 when it was there already.
+        Wall seconds of the work; 0.0 if the stage was reused.
     """
     if is_done(folder, settings):
         return 0.0
@@ -39,15 +40,15 @@ def run_stage(folder: Path, settings: dict[str, Any], work: Callable[[Path], Non
 
 
 def is_done(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether `run_stage` would find its work done."""
+    """Whether the folder holds a finished stage with these settings."""
     try:
         return json.loads((folder / STAGE_FILE).read_text("utf-8")) == json.loads(json.dumps(settings))
     except (OSError, ValueError):
         return False
 
 
-def side_by_side(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-    """Results in the order of the jobs, one spawned process per core."""
+def side_by_side(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    """Yields the results in the order of the jobs, computed by one spawned process per core."""
     jobs = list(jobs)
     workers = max(1, min(len(jobs), os.cpu_count() or 1))
     if workers == 1:

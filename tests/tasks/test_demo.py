@@ -11,7 +11,7 @@ from srpo.errors import ConfigError, OutputError
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
 from srpo.tasks.carry import SPLITS, BaseConfig
-from srpo.tasks.carry_run import CHOSEN, CarryConfig, Say, cells, evaluation_rows
+from srpo.tasks.carry_run import CHOSEN, CarryConfig, StageLog, cells, evaluation_rows
 from srpo.tasks.demo import LABELS, SYSTEMS_OF, questions, run_demo, settings_shown, verdict
 
 SMALL = CarryConfig(
@@ -29,7 +29,7 @@ SYSTEMS = [system for systems in SYSTEMS_OF.values() for system in systems]
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     folder, stages = tmp_path_factory.mktemp("demo"), dict[str, float]()
-    run_demo(str(folder), config=SMALL, say=Say(stages.__setitem__))
+    run_demo(str(folder), config=SMALL, log=StageLog(stages.__setitem__))
     return folder, stages
 
 
@@ -40,7 +40,7 @@ def test_every_stage_runs_once_and_is_reused(ran: tuple[Path, dict[str, float]])
     assert sorted(stages) == sorted(["seed 0: base model", "seed 0: pairs", *trained, *drawn])
     assert min(stages.values()) > 0
     again: dict[str, float] = {}
-    run_demo(str(folder), config=SMALL, say=Say(again.__setitem__))
+    run_demo(str(folder), config=SMALL, log=StageLog(again.__setitem__))
     assert again == dict.fromkeys(stages, 0.0)
 
 
@@ -48,7 +48,7 @@ def test_a_changed_setting_redoes_what_depends_on_it_and_no_more(ran: tuple[Path
     folder, _ = ran
     changed = replace(SMALL, methods={**SMALL.methods, "ipo": replace(SMALL.methods["ipo"], beta=0.7)})
     again: dict[str, float] = {}
-    run_demo(str(folder), config=changed, say=Say(again.__setitem__))
+    run_demo(str(folder), config=changed, log=StageLog(again.__setitem__))
     assert {stage for stage, seconds in again.items() if seconds} == {"seed 0: train ipo", "seed 0: draw ipo"}
     run_demo(str(folder), config=SMALL)  # as the other tests expect it
 
