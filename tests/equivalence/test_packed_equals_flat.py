@@ -136,7 +136,7 @@ def test_drafts_alone() -> None:
             assert (part - sequence_logps(LLAMA, whole, backend)[:, :2]).abs().max() < 1e-4
 
 
-def test_a_forest_planted_once_is_scored_often() -> None:
+def test_a_planted_forest_can_be_scored_again() -> None:
     forest = Forest.plant(forest_of())
     with torch.no_grad():
         for name in ("llama", *WINDOWED, "llama"):

@@ -45,7 +45,7 @@ def numbers(digits_ND: torch.Tensor) -> list[int]:
 
 @pytest.mark.parametrize("split", ["in", "out"])
 @pytest.mark.parametrize("digits", [1, 2, 5, 8])
-def test_answers_are_pythons(split: str, digits: int) -> None:
+def test_answers_equal_python_s_sums(split: str, digits: int) -> None:
     a, b = operands(300, digits, split, source(digits))
     expected = [f"{x + y:0{digits + 1}d}" for x, y in zip(numbers(a), numbers(b), strict=True)]
     assert ["".join(map(str, row)) for row in answers(a, b).tolist()] == expected
@@ -107,7 +107,7 @@ def test_mistakes_flip_a_carry_and_nothing_else(rate: float) -> None:
             assert theirs in (ours, (ours + (-1 if carry else 1)) % 10)
 
 
-def test_rows_are_the_same_for_the_same_seed_and_others_for_another() -> None:
+def test_rows_depend_on_the_seed_alone() -> None:
     assert sums(50, "out", seed=4) == sums(50, "out", seed=4)
     rows = {seed: {row["prompt"] for row in sums(2000, split, seed=seed)} for seed in range(4) for split in ("in",)}
     for one, other in itertools.combinations(rows.values(), 2):

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "deep" / "stage"
 
 
-def test_done_once(folder: Path) -> None:
+def test_a_stage_is_done_once(folder: Path) -> None:
     work = Work()
     assert not is_done(folder, {"seed": 1})
     assert run_stage(folder, {"seed": 1}, work) > 0.0
@@ -52,7 +52,7 @@ def test_done_again_in_an_empty_folder_when_settings_change(folder: Path, change
     assert json.loads((folder / STAGE_FILE).read_text("utf-8")) == changed
 
 
-def test_settings_that_json_writes_alike_are_alike(folder: Path) -> None:
+def test_settings_are_compared_as_json(folder: Path) -> None:
     work = Work()
     run_stage(folder, {"heats": (1.0, 0.0), "nested": {"b": 1, "a": None}}, work)
     assert run_stage(folder, {"nested": {"a": None, "b": 1}, "heats": [1.0, 0.0]}, work) == 0.0
@@ -69,7 +69,7 @@ def test_an_interrupted_stage_is_done_again_from_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
-def test_a_torn_mark_counts_as_none(folder: Path, text: str) -> None:
+def test_a_torn_stage_file_counts_as_unfinished(folder: Path, text: str) -> None:
     work = Work()
     run_stage(folder, {"seed": 1}, work)
     (folder / STAGE_FILE).write_text(text, "utf-8")
@@ -77,7 +77,7 @@ def test_a_torn_mark_counts_as_none(folder: Path, text: str) -> None:
     assert work.done == 2
 
 
-def test_jobs_side_by_side_come_in_order_and_their_errors_come_through() -> None:
+def test_parallel_jobs_keep_their_order_and_raise_their_errors() -> None:
     assert list(side_by_side(math.factorial, [5, 3, 4])) == [120, 6, 24]
     with pytest.raises(ValueError, match="factorial"):
         list(side_by_side(math.factorial, [3, -1, 4]))

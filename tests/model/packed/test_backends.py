@@ -116,13 +116,13 @@ def test_the_cache_tree_does_not_train() -> None:
         sequence_logps(model, forest_of(), "cache")  # settled or not
 
 
-def test_a_state_that_goes_by_another_name_is_refused() -> None:
+def test_a_state_outside_past_key_values_is_refused() -> None:
     model = build("mamba", hidden_size=32, state_size=4, num_hidden_layers=1)
     with torch.no_grad(), pytest.raises(BackendError, match="its state does not pass through past_key_values"):
         sequence_logps(model, forest_of(), "cache")
 
 
-def test_segments_cover_the_tree_once_and_hang_from_branchings() -> None:
+def test_segments_cover_the_tree_once_and_start_at_branchings() -> None:
     for shape in ("turn", "quote", "paper"):
         for tree in forest_of(shape):
             found = segments(tree)

@@ -80,7 +80,7 @@ def grouping(request: Any, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 100])
 @pytest.mark.parametrize("shape", ["turn", "quote", "paper"])
-def test_everyone_sees_their_path(shape: str, window: int | None, grouping: str) -> None:
+def test_every_token_sees_its_path(shape: str, window: int | None, grouping: str) -> None:
     trees = forest_of(shape, pairs=4)
     forest = Forest.plant(trees)
     assert attended(forest, window) == visible(trees, window)
@@ -89,7 +89,7 @@ def test_everyone_sees_their_path(shape: str, window: int | None, grouping: str)
 
 @settings(deadline=None)
 @given(trees, st.sampled_from([None, 1, 2, 4]))
-def test_every_forest_sees_its_paths(trees: list[PrefixTree], window: int | None) -> None:
+def test_random_forests_see_their_paths(trees: list[PrefixTree], window: int | None) -> None:
     forest = Forest.plant(trees)
     assert forest.ids_1S.tolist() == [[token for tree in trees for token in tree.ids]]
     assert forest.positions_1S.tolist() == [[depth for tree in trees for depth in tree.depth]]
@@ -98,7 +98,7 @@ def test_every_forest_sees_its_paths(trees: list[PrefixTree], window: int | None
     assert len(set(forest.parents_P.tolist())) == len(forest.parents_P)
 
 
-def test_groupings_differ_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_groupings_give_the_same_visibility(monkeypatch: pytest.MonkeyPatch) -> None:
     trees = forest_of(pairs=4)
     groups = {}
     for name, changed in GROUPINGS.items():
@@ -133,7 +133,7 @@ def test_masks_are_made_once_per_window_and_not_carried_to_another_device() -> N
     assert group.to("cpu").masks == {}
 
 
-def test_control_the_comparison_notices_one_wrong_key() -> None:
+def test_control_the_comparison_detects_one_wrong_key() -> None:
     trees = forest_of()
     forest = Forest.plant(trees)
     group = next(group for group in forest.groups if not group.causal)
@@ -141,7 +141,7 @@ def test_control_the_comparison_notices_one_wrong_key() -> None:
     assert attended(forest, None) != visible(trees, None)
 
 
-def test_control_the_comparison_notices_an_answer_scored_one_token_early() -> None:
+def test_control_the_comparison_detects_an_answer_scored_one_token_early() -> None:
     trees = forest_of()
     forest = Forest.plant(trees)
     forest.parents_P[3] -= 1
@@ -162,7 +162,7 @@ def test_answers_that_cannot_be_scored(sequences: list[tuple[list[int], list[int
         Forest.plant([PrefixTree.pack(sequences)])
 
 
-def test_trees_that_do_not_go_together() -> None:
+def test_trees_with_different_numbers_of_sequences_are_refused() -> None:
     six = random_six(0)
     for trees in (
         [],

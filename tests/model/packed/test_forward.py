@@ -41,7 +41,7 @@ def gradient(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", ["path", "flat", "auto"])
-def test_six_by_name(backend: str) -> None:
+def test_six_logps_has_named_fields(backend: str) -> None:
     model, trees = build("llama"), forest_of()
     six = six_logps(model, trees, backend)
     plain = plain_logps(model, trees)
@@ -56,7 +56,7 @@ def test_six_by_name(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["path", "flat"])
-def test_what_was_not_scored_is_nan(backend: str) -> None:
+def test_unscored_fields_are_nan(backend: str) -> None:
     model = build("llama")
     six = six_logps(model, [PrefixTree.pack(random_six(seed)[:2]) for seed in range(2)], backend)
     whole = six_logps(model, [PrefixTree.pack(random_six(seed)) for seed in range(2)], backend)
@@ -150,7 +150,7 @@ def test_auto_takes_path_and_says_so_once(caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_path_cannot_serve(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_models_that_path_attention_refuses(name: str, caplog: pytest.LogCaptureFixture) -> None:
     model_type, settings, why = REFUSED[name]
     model, trees = build(model_type, **settings), forest_of()
     with torch.no_grad():
@@ -240,12 +240,12 @@ def test_the_self_check_catches_a_wrong_packed_path(
     assert attention(model) == {"sdpa"}
 
 
-def test_control_the_fakes_are_served_when_they_do_nothing_wrong() -> None:
+def test_control_fakes_without_a_fault_are_served() -> None:
     model = llama_like(LlamaForCausalLM)
     assert settle_backend(model, forest_of(), "path") == "path"
 
 
-def test_a_model_that_knows_no_logits_to_keep_is_served() -> None:
+def test_a_model_without_logits_to_keep_is_served() -> None:
     model, trees = llama_like(KeepsAllLogits), forest_of()
     for backend in ("auto", "flat", "path"):
         assert (sequence_logps(model, trees, backend) - plain_logps(model, trees)).abs().max() < 1e-4
@@ -260,7 +260,7 @@ def test_the_self_check_draws_no_dropout_and_keeps_every_mode() -> None:
     assert [module.training for module in model.modules()] == modes
 
 
-def test_the_self_check_looks_at_the_longest_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_self_check_scores_the_longest_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[PrefixTree]] = []
     flat = backends.flat_logps
     monkeypatch.setattr(
@@ -327,7 +327,7 @@ def checkpointing(request: Any) -> Any:
     return model, expected, request.param
 
 
-def test_checkpointing_must_be_held(checkpointing: Any) -> None:
+def test_activation_checkpointing_outside_serving_is_refused(checkpointing: Any) -> None:
     model, _, _ = checkpointing
     with pytest.raises(BackendError, match=r"serving\(model, 'path'\)"):
         six_logps(model, forest_of(), "path")

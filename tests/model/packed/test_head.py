@@ -101,7 +101,7 @@ def test_no_tile_is_kept_for_the_backward_pass(tiled: list[int]) -> None:
 
 @pytest.mark.parametrize("backend", ["path", "flat"])
 @pytest.mark.parametrize("name", CHANGES_LOGITS)
-def test_whatever_a_model_does_to_its_logits(name: str, backend: str, tiled: list[int]) -> None:
+def test_logits_that_a_model_scales_or_caps(name: str, backend: str, tiled: list[int]) -> None:
     model_type, settings = CHANGES_LOGITS[name]
     model, trees = build(model_type, **settings), forest_of()
     plain = plain_logps(model, trees)
@@ -115,7 +115,7 @@ def test_whatever_a_model_does_to_its_logits(name: str, backend: str, tiled: lis
 
 
 @pytest.mark.parametrize("name", ["scaled by logit_scale", "divided by logits_scaling", "capped"])
-def test_control_a_change_that_is_overlooked_costs(
+def test_control_an_overlooked_scale_or_cap_changes_log_probs(
     name: str, tiled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_type, settings = CHANGES_LOGITS[name]
@@ -138,7 +138,7 @@ class Louder(nn.Module):
         return out
 
 
-def test_an_unknown_change_is_left_to_the_model(tiled: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_transform_uses_the_model_s_own_head(tiled: list[int], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "srpo")
     model, trees = Louder(build("llama")), forest_of()
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_an_unknown_change_is_left_to_the_model(tiled: list[int], caplog: pytest
     assert len([r for r in caplog.records if "head is not tiled" in r.getMessage()]) == 1
 
 
-def test_an_adapter_on_the_head_is_left_to_the_model(tiled: list[int]) -> None:
+def test_an_adapter_on_the_head_uses_the_model_s_own_head(tiled: list[int]) -> None:
     from peft import LoraConfig, get_peft_model
 
     model: Any = get_peft_model(build("llama"), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))

@@ -41,7 +41,7 @@ def held(folder: Path, content: dict[bytes, list[float]], width: int = 6) -> lis
 
 
 @pytest.mark.parametrize("width", [2, 6])
-def test_what_was_added_is_read_bit_for_bit(width: int, tmp_path: Path) -> None:
+def test_added_rows_are_read_bit_for_bit(width: int, tmp_path: Path) -> None:
     content = rows(50, width)
     segment = written(tmp_path, content, width)
     assert held(tmp_path, content, width) == [True] * 50
@@ -114,7 +114,7 @@ def test_processes_that_write_at_once_keep_each_other_s_rows(tmp_path: Path) -> 
     assert len(list(tmp_path.glob("*.logps"))) == 3
 
 
-def test_what_others_write_is_found_by_looking_again(tmp_path: Path) -> None:
+def test_refresh_finds_rows_of_other_processes(tmp_path: Path) -> None:
     mine, other = store(tmp_path), store(tmp_path)
     first, second, third = (rows(2, seed=seed) for seed in range(3))
     mine.add(first, first.values())

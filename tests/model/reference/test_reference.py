@@ -136,7 +136,7 @@ def test_the_policy_is_not_its_own_reference() -> None:
     assert all(p.requires_grad for p in policy.parameters())
 
 
-def test_a_model_edited_in_memory_gets_itself(tmp_path: Path) -> None:
+def test_the_reference_of_a_model_edited_in_memory_is_that_model(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path)
     model = type(build("llama")).from_pretrained(tmp_path)
     stirred(model)
@@ -144,7 +144,7 @@ def test_a_model_edited_in_memory_gets_itself(tmp_path: Path) -> None:
     assert torch.equal(scored(Reference(model)), policy_logps(model))
 
 
-def test_a_frozen_copy_is_one() -> None:
+def test_a_frozen_copy_shares_no_weights() -> None:
     model = build("llama").train()
     reference = Reference(model)
     assert model.training
@@ -154,7 +154,7 @@ def test_a_frozen_copy_is_one() -> None:
     assert not ours & {p.data_ptr() for p in reference.model.parameters()}
 
 
-def test_where_it_is_placed() -> None:
+def test_prepare_places_a_copy_and_not_an_adapter() -> None:
     given = build("llama", seed=1)
     for policy, moved in (("full", True), ("fresh", False), ("pre-trained", False)):
         reference = Reference(POLICIES[policy][1]())
@@ -198,7 +198,7 @@ def test_every_adapter_is_copied_whole_and_the_policy_left_alone(name: str) -> N
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["adapter off", "frozen adapter"])
-def test_what_the_user_froze_stays_frozen(trained: bool) -> None:
+def test_weights_frozen_by_the_user_stay_frozen(trained: bool) -> None:
     model = adapted(lora(), trained=trained)
     frozen = next(p for n, p in model.named_parameters() if "lora_A" in n)
     frozen.requires_grad_(False)
@@ -326,7 +326,7 @@ def test_every_log_ratio_is_exactly_zero_at_the_start(dtype: torch.dtype, backen
         assert any(ratio.any() for ratio in apart)
 
 
-def test_weights_that_are_not_here_have_no_fingerprint_and_no_cache(tmp_path: Path) -> None:
+def test_weights_on_the_meta_device_have_no_fingerprint_and_no_cache(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = build("llama")
     assert Reference(build("llama"), model).fingerprint == "not known"

@@ -226,7 +226,7 @@ def test_pickles_beside_good_weights_are_left_alone(saved: Path, adapter: Path, 
     assert not (tmp_path / "ran").exists()
 
 
-def test_control_the_canary_sings(tmp_path: Path) -> None:
+def test_control_an_unsafe_load_runs_the_pickle(tmp_path: Path) -> None:
     torch.save(Canary(tmp_path / "ran"), tmp_path / "canary.bin")
     torch.load(tmp_path / "canary.bin", weights_only=False)
     assert (tmp_path / "ran").exists()

@@ -87,14 +87,14 @@ def test_a_merged_model_revises(place: Path, merged: Path) -> None:
     assert not Reviser(str(merged)).has_confidence
 
 
-def test_words_of_the_vocabulary_stand_in_for_prompts(place: Path, tmp_path: Path) -> None:
+def test_random_tokens_replace_missing_prompts(place: Path, tmp_path: Path) -> None:
     compared = merge(str(place / "adapter"), str(tmp_path / "out"), max_new_tokens=2)
     assert (compared.prompts, compared.positions, compared.generated) == (4, 4 * 18, 8)
     assert compared.same
     assert "8 of 8 greedy tokens equal; logits differ by" in str(compared)
 
 
-def test_what_is_not_the_same_is_refused(tmp_path: Path) -> None:
+def test_a_merged_model_that_differs_is_refused(tmp_path: Path) -> None:
     """Tied weights: an adapter on the head alone, merged, would move the embeddings with it."""
     base = save_base(tmp_path / "base", tie_word_embeddings=True)
     config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["lm_head"], init_lora_weights=False)
@@ -107,7 +107,7 @@ def test_what_is_not_the_same_is_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
-def test_one_changed_weight_is_seen(place: Path, merged: Path) -> None:
+def test_one_changed_weight_is_detected(place: Path, merged: Path) -> None:
     model, changed = load_model(str(merged)), load_model(str(merged))
     ids = [1, 2, 3, 200, 5]
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_one_changed_weight_is_seen(place: Path, merged: Path) -> None:
         assert not compare(before, changed, [before[0][1]], [3]).same
 
 
-def test_what_cannot_be_merged_is_told(place: Path, tmp_path: Path) -> None:
+def test_adapters_that_cannot_be_merged_are_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no adapter_config\.json here"):
         merge(str(place / "base"), str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="is not empty"):
@@ -163,14 +163,14 @@ assert not [name for name in sys.modules if name.split(".")[0] == "srpo"]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("full", []), ("merged", []), ("adapter", ["adapter"])])
-def test_what_is_saved_loads_without_srpo(name: str, kind: list[str], place: Path, merged: Path) -> None:
+def test_saved_models_load_without_srpo(name: str, kind: list[str], place: Path, merged: Path) -> None:
     command = [sys.executable, "-c", PLAIN, str(place / name), *kind]
     done = subprocess.run(command, capture_output=True, text=True, cwd=place)
     assert done.returncode == 0, done.stderr
     assert torch.equal(torch.tensor(json.loads(done.stdout)), logits(load_model(str(place / name))))
 
 
-def test_control_srpo_would_be_seen(place: Path) -> None:
+def test_control_an_import_of_srpo_is_detected(place: Path) -> None:
     command = [sys.executable, "-c", "import srpo\n" + PLAIN, str(place / "full")]
     assert "AssertionError" in subprocess.run(command, capture_output=True, text=True, cwd=place).stderr
 
@@ -179,7 +179,7 @@ def test_control_srpo_would_be_seen(place: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["full", "adapter", "merged"])
-def test_a_card_says_what_was_done(name: str, place: Path, merged: Path) -> None:
+def test_a_card_describes_the_training(name: str, place: Path, merged: Path) -> None:
     from huggingface_hub import ModelCard
 
     text = (place / name / "README.md").read_text("utf-8")
@@ -202,7 +202,7 @@ def test_a_card_says_what_was_done(name: str, place: Path, merged: Path) -> None
     assert f"| {record['data']['sha256']} |" in text
 
 
-def test_a_card_of_ones_own_is_never_touched(
+def test_a_card_written_by_a_person_is_never_changed(
     place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -217,7 +217,7 @@ def test_a_card_of_ones_own_is_never_touched(
     assert "is not srpo's and stays; the card is SRPO_CARD.md" in caplog.text
 
 
-def test_our_own_card_is_written_anew(tmp_path: Path) -> None:
+def test_a_card_of_srpo_is_rewritten(tmp_path: Path) -> None:
     write_card(tmp_path, Card("a/b", False, {"beta": 1}, {}), None)
     before = (tmp_path / "README.md").read_bytes()
     write_card(tmp_path, Card("a/b", False, {"beta": 2}, {}), before)
@@ -226,7 +226,7 @@ def test_our_own_card_is_written_anew(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
-def test_nothing_of_the_machine_is_told(tmp_path: Path) -> None:
+def test_a_card_has_no_path_of_the_machine(tmp_path: Path) -> None:
     words = ["srpo", "train", "--output_dir", "/home/me/run", "--dataset_name=/data/x.jsonl", "--map", "a b"]
     assert portable_command(words) == 'srpo train --output_dir run --dataset_name=x.jsonl --map "a b"'
     words = ["--model_init_kwargs", '{"cache_dir": "/home/me/cache"}', "org/name", "https://a.b/c/d", "runs/a/b"]
