@@ -166,7 +166,7 @@ def _both_roles(
     `fit` weighs. A revision that copies its draft has one outcome.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    plus, equals, revise = tokenizer.convert_tokens_to_ids(["+", "=", "?"])
+    plus, equals, revise = (int(tokenizer.vocab[mark]) for mark in "+=?")
     n = config.batch
     a_ND, b_ND = operands(n, config.digits, "in", generator)
     right_NA = right(a_ND, b_ND)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 STAGE_FILE = "stage.json"
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def run_stage(folder: Path, settings: dict[str, Any], work: Callable[[Path], None]) -> float:
