@@ -1,95 +1,80 @@
-"""Settings of `srpo rounds`: those of `srpo train`, which say how each round trains, and these."""
+"""Settings of `srpo rounds` besides those of `srpo train`, which decide how each round trains."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from srpo.errors import ConfigError, did_you_mean
+from srpo.errors import ConfigError
 from srpo.rounds.candidates import CHOICES, KINDS, kinds_of
+from srpo.settings import expect_valid, setting, shared
 
 REFERENCES = ("fixed", "moving")
+ROUNDS, SAMPLING, LABELS, VALIDATION = "rounds", "sampling of rounds", "labels of rounds", "validation of rounds"
 
 
 @dataclass
 class RoundsArguments:
-    """Sampling, labelling and when to stop.
+    """Sampling, labelling, training and stopping of rounds.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range, or values that contradict each other.
 
     Example:
         >>> RoundsArguments(rounds=3, labels_per_round=2000).asked
         ('draft-revision', 'revision-revision', 'draft-draft')
     """
 
-    rounds: int = field(default=2, metadata={"help": "Rounds of sample, label, train after the offline training."})
-    sample_prompts: str | None = field(
-        default=None, metadata={"help": "File of prompts to sample from; unset: those of the preference data."}
+    rounds: int = setting(2, "Rounds of sample, label and train after the offline training.", group=ROUNDS, least=1)
+    round_steps: int = setting(-1, "Optimiser steps of a round; -1 trains one epoch of its pairs.", group=ROUNDS)
+    round_learning_rate: float | None = setting(
+        None, "Peak learning rate of rounds; unset: that of the offline training.", group=ROUNDS
     )
-    samples_per_prompt: int = field(default=2, metadata={"help": "Drafts per prompt, each revised."})
-    sample_revisions: int = field(default=2, metadata={"help": "Revisions of each draft."})
-    sample_temperature: float = field(default=1.0, metadata={"help": "Temperature of sampling, above 0."})
-    sample_max_new_tokens: int = field(default=256, metadata={"help": "Tokens per answer."})
-    sample_batch_size: int = field(default=32, metadata={"help": "Prompts generated together."})
-    gold_key: str = field(default="gold", metadata={"help": "Column with the gold answer, for judges that need one."})
-    ask: str = field(default=",".join(KINDS), metadata={"help": "Which two answers are compared."})
-    choose: str = field(default="random", metadata={"help": "Which comparisons get a label: random or uncertain."})
-    labels_per_round: int | None = field(default=None, metadata={"help": "Labels per round; unset: all comparisons."})
-    round_steps: int = field(default=-1, metadata={"help": "Optimiser steps per round; −1: one epoch of its pairs."})
-    round_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the rounds; unset: that of the offline training."}
+    round_reference: str = setting(
+        "fixed",
+        "Reference of a round: fixed, the model before the offline training; moving, the model before the round.",
+        group=ROUNDS,
+        choices=REFERENCES,
     )
-    offline_share: float = field(default=0.0, metadata={"help": "Share of offline pairs among a round's, in [0, 1)."})
-    round_reference: str = field(
-        default="fixed",
-        metadata={"help": "fixed: what offline training began from; moving: what each round does."},
+    offline_share: float = setting(
+        0.0, "Share of offline pairs among the pairs of a round.", group=ROUNDS, least=0, below=1
     )
-    validation_prompts: str | None = field(
-        default=None, metadata={"help": "File of prompts that say when to stop; unset: every round is run."}
+    sample_prompts: str | None = setting(
+        None, "File of prompts to sample from; unset: the prompts of the preference data.", group=SAMPLING
     )
-    validation_revisions: int = field(default=5, metadata={"help": "Revisions of each validation draft."})
-    patience: int = field(default=1, metadata={"help": "Rounds without a better validation before it stops."})
+    samples_per_prompt: int = setting(2, "Drafts of each prompt in a round.", group=SAMPLING, least=1)
+    sample_revisions: int = setting(2, "Revisions of each draft in a round.", group=SAMPLING, least=0)
+    sample_temperature: float = setting(1.0, "Sampling temperature of drafts and revisions.", group=SAMPLING, above=0)
+    sample_max_new_tokens: int = setting(256, "Largest number of tokens in each sample.", group=SAMPLING, least=1)
+    sample_batch_size: int = setting(32, "Number of prompts sampled together.", group=SAMPLING, least=1)
+    gold_key: str = shared("gold_key", group=LABELS)
+    ask: str = setting(",".join(KINDS), "Kinds of comparison that the judge labels, with commas.", group=LABELS)
+    choose: str = setting("random", "Comparisons that get a label: random or uncertain.", group=LABELS, choices=CHOICES)
+    labels_per_round: int | None = setting(None, "Labels in a round; unset: all comparisons.", group=LABELS, least=1)
+    validation_prompts: str | None = setting(
+        None, "File of prompts that decide when to stop; unset: every round is run.", group=VALIDATION
+    )
+    validation_revisions: int = setting(5, "Revisions of each validation draft.", group=VALIDATION, least=0)
+    patience: int = setting(1, "Rounds without a better validation before stopping.", group=VALIDATION, least=1)
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """Kinds of comparison."""
+        """Kinds of comparison to label."""
         return kinds_of(self.ask)
 
     def __post_init__(self) -> None:
+        expect_valid(self)
         kinds = self.asked
-        for name, least in (
-            ("rounds", 1),
-            ("samples_per_prompt", 1),
-            ("sample_revisions", 0),
-            ("sample_max_new_tokens", 1),
-            ("sample_batch_size", 1),
-            ("validation_revisions", 0),
-            ("patience", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{getattr(self, name)}", where=name, expected=f"{least} or more")
-        for name, known in (("choose", CHOICES), ("round_reference", REFERENCES)):
-            value = getattr(self, name)
-            if value not in known:
-                expected, fix = "one of " + ", ".join(known), did_you_mean(str(value), known)
-                raise ConfigError(f"{value!r}", where=name, expected=expected, fix=fix)
-        if not 0 <= self.offline_share < 1:
-            raise ConfigError(f"{self.offline_share}", where="offline_share", expected="at least 0 and below 1")
-        if not self.sample_temperature > 0:
-            fix = "greedy drafts of one prompt are all the same"
-            raise ConfigError(f"{self.sample_temperature}", where="sample_temperature", expected="above 0", fix=fix)
         if self.round_steps != -1 and self.round_steps < 1:
-            raise ConfigError(f"{self.round_steps}", where="round_steps", expected="at least 1, or -1 for one epoch")
+            raise ConfigError(f"{self.round_steps}", where="round_steps", expected="1 or more, or -1 for one epoch")
         if kinds == ("draft-draft",) and self.samples_per_prompt < 2:
             raise ConfigError("draft-draft alone, with one draft per prompt", where="samples_per_prompt", expected="2")
         if self.sample_revisions < 1 and set(kinds) <= {"draft-revision", "revision-revision"}:
-            raise ConfigError(
-                "revisions are compared and none is drawn", where="sample_revisions", expected="1 or more"
-            )
+            what = "revisions are compared, but none are drawn"
+            raise ConfigError(what, where="sample_revisions", expected="1 or more")
 
     def training(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """What a round's training has otherwise than the offline one."""
+        """Settings of a round's training, from those of the offline training."""
         changed: dict[str, Any] = {"max_steps": self.round_steps}
         if self.round_steps == -1:
             changed["num_train_epochs"] = 1

@@ -255,13 +255,13 @@ def test_another_plan_needs_another_folder(ran: tuple[Path, list[Round], RightDi
         ({"choose": "randon"}, "did you mean 'random'"),
         ({"round_reference": "move"}, "round_reference"),
         ({"offline_share": 1.0}, "below 1"),
-        ({"sample_temperature": 0.0}, "all the same"),
+        ({"sample_temperature": 0.0}, "expected above 0"),
         ({"round_steps": 0}, "round_steps"),
         ({"ask": "draft-draft", "samples_per_prompt": 1}, "one draft per prompt"),
-        ({"ask": "draft-revision", "sample_revisions": 0}, "none is drawn"),
+        ({"ask": "draft-revision", "sample_revisions": 0}, "none are drawn"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(changed: dict[str, Any], said: str) -> None:
+def test_invalid_plans_are_rejected(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         RoundsArguments(**changed)
 
