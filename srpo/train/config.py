@@ -184,7 +184,7 @@ class SRPOConfig(TrainingArguments):
         return options
 
     def reference_folder(self) -> Path | None:
-        """Folder of cached reference log-probs; None if this run caches none."""
+        """Folder of cached reference log-probs; None without a cache."""
         return self.reference_cache_folder() if self.reference_cache or self.precompute_ref_log_probs else None
 
     def reference_cache_folder(self) -> Path:

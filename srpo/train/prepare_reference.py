@@ -62,7 +62,7 @@ def make_ready(trainer: TrainerView, settle: Settle) -> None:
 
 
 def _fill(trainer: TrainerView, reference: CachedReference, settle: Settle) -> None:
-    """Checks cached rows, computes missing ones if asked for, and drops the reference model if none is missing."""
+    """Checks cached rows, computes missing ones if asked for, and drops the reference model if all are cached."""
     args = trainer.args
     sets = [data for data in sets_of(trainer) if len(data)]
     if not sets:

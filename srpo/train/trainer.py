@@ -9,15 +9,17 @@ Axes: B pairs, K sequences.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, set_seed
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import EvalLoopOutput
 
 from srpo.data.read import Source
 from srpo.errors import ConfigError
@@ -42,6 +44,9 @@ from srpo.train.microbatches import SHARE, pieces, share_out
 from srpo.train.prepare_reference import Following, make_ready, make_reference, sets_of
 from srpo.train.run_record import card_of
 from srpo.train.validation import expect_one_device, expect_served, named, settings_in
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 Rows = str | Source | Iterable[Mapping[str, Any]]
 
@@ -94,12 +99,12 @@ class SRPOTrainer(DurableTrainer):
         data_collator: Callable[..., dict[str, Any]] | None = None,
         train_dataset: Rows | None = None,
         eval_dataset: Rows | dict[str, Rows] | None = None,
-        processing_class: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[..., dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: Any = None,
-        peft_config: Any = None,
+        quantization_config: object = None,
+        peft_config: PeftConfig | None = None,
     ) -> None:
         args = args or SRPOConfig(output_dir="srpo_output")
         expect_one_device(args, model)
@@ -157,7 +162,11 @@ class SRPOTrainer(DurableTrainer):
     # ------------------------------------------------------------------ the method
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Six log-probs under policy and reference → the objective."""
         backend = self.settled_backend(model, inputs["trees"])
@@ -170,7 +179,9 @@ class SRPOTrainer(DurableTrainer):
         loss = output.loss.float() * inputs.get(SHARE, 1.0)
         return (loss, {"loss": loss}) if return_outputs else loss
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """Forward and backward, piece by piece, with the model's attention held in place over both."""
         backend = self.settled_backend(model, inputs["trees"])
         *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
@@ -183,14 +194,16 @@ class SRPOTrainer(DurableTrainer):
         self._measured.gather(self.accelerator, "train")
         return loss
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
         """The batches of one optimiser step, each with its share of the step."""
-        batches, items = super().get_batch_samples(*args, **kwargs)
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         share_out(batches, self.accelerator)
         return batches, items
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
         """The loss of an evaluation batch; also collects its metrics."""
         inputs = self._prepare_inputs(inputs)
@@ -213,7 +226,7 @@ class SRPOTrainer(DurableTrainer):
         tokens_KB = six.w.new_tensor([[len(answer) for _, answer in tree.unpack()[:2]] for tree in trees]).T
         return length_averaged(six, *tokens_KB)
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
         """The gradients' norm, checked before the optimiser steps; under float16 the scaler skips overflows."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         step = self.state.global_step + 1
@@ -247,12 +260,21 @@ class SRPOTrainer(DurableTrainer):
 
     # ------------------------------------------------------------------ metrics
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Adds the means over the data set to its metrics, with the data set's prefix."""
         self._measured.means("eval")  # discards metrics of an earlier `predict`
-        output: Any = super().evaluation_loop(*args, **kwargs)
+        loop = super().evaluation_loop
+        output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         self.guard.settle(step=self.state.global_step)
-        output.metrics.update(self._measured.means("eval", f"{kwargs.get('metric_key_prefix', 'eval')}_"))
+        assert output.metrics is not None
+        output.metrics.update(self._measured.means("eval", f"{metric_key_prefix}_"))
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -263,7 +285,7 @@ class SRPOTrainer(DurableTrainer):
 
     # ------------------------------------------------------------------ saving
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         card = read_card(folder)
         super()._save(output_dir, state_dict)
@@ -285,7 +307,9 @@ def _name_of(model: str | nn.Module) -> str:
     return model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
 
 
-def _policy(model: str | nn.Module, args: SRPOConfig, quantization_config: Any, peft_config: Any) -> Any:
+def _policy(
+    model: str | nn.Module, args: SRPOConfig, quantization_config: object, peft_config: PeftConfig | None
+) -> Any:
     """The model to train: loaded if given by name, with a new adapter if `peft_config` asks for one."""
     policy: Any = model
     if isinstance(model, str):

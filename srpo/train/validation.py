@@ -42,7 +42,7 @@ RANGES = {
     "per_device_train_batch_size": _COUNT,
     "per_device_eval_batch_size": _COUNT,
     "gradient_accumulation_steps": _COUNT,
-    "save_total_limit": _COUNT,  # transformers keeps all checkpoints at 0; a slice of the checkpoints keeps none
+    "save_total_limit": _COUNT,  # transformers keeps all checkpoints at 0; a slice of the checkpoints would keep 0
     "dataloader_num_workers": _NOT_NEGATIVE,
     "seed": Rule(least=0, below=2**32),
     "adam_beta1": _BETA,

@@ -176,7 +176,7 @@ def newest(folder: Path) -> tuple[Path, Manifest] | None:
     """The newest valid checkpoint, or None in a folder without any.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is valid.
+        CheckpointError: no checkpoint is valid.
     """
     reasons = []
     for step, path in checkpoints(folder):

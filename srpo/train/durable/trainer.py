@@ -1,6 +1,6 @@
 """A transformers Trainer that can be killed at any moment and resumes to bit-identical weights.
 
-transformers decides what is saved and when. Its saves are redirected into a staging folder and committed in the
+transformers decides when to save which files. Its saves are redirected into a staging folder and committed in the
 background (checkpoint.py). Added to each checkpoint: sums not logged yet, a moving reference, and the run's identity
 (identity.py).
 """
@@ -103,7 +103,7 @@ class DurableTrainer(Trainer):
 
         Raises:
             LockedError: another process holds the run folder.
-            CheckpointError: there are checkpoints, and none is valid.
+            CheckpointError: no checkpoint is valid.
             ConfigError: the run's identity has changed (see `accept_change`).
             NonFiniteError: a nan or an infinity; the optimiser has not used it.
             Interrupted: a signal arrived; a checkpoint is saved.
