@@ -77,7 +77,7 @@ def nothing_left(place: Place) -> bool:
 
 
 @pytest.mark.parametrize("verb", ["train", "revise"])
-def test_control_unbroken_both_work(verb: str, place: Place) -> None:
+def test_control_both_verbs_work_with_good_input(verb: str, place: Place) -> None:
     assert run(place.words(verb)) == 0
     assert not nothing_left(place)
 
@@ -102,7 +102,7 @@ ROW = json.dumps(GOOD[0]).encode()
     ],
     ids=["garbage", "torn", "NUL", "latin-1", "duplicate key", "NaN", "deep", "string", "list"],
 )
-def test_a_line_that_is_no_row(line: bytes, said: str, place: Place) -> None:
+def test_lines_that_are_not_rows(line: bytes, said: str, place: Place) -> None:
     place.pairs.write_bytes(ROW + b"\n\n" + line + b"\n" + ROW.replace(b"p0", b"p9"))
     error = failure(place.words("train"))
     assert error.exit_code == 65
@@ -148,7 +148,7 @@ def test_an_empty_file(content: bytes, place: Place) -> None:
         assert nothing_left(place)
 
 
-def test_a_folder_in_the_place_of_a_file(place: Place, tmp_path: Path) -> None:
+def test_a_folder_instead_of_a_file(place: Place, tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     error = failure(place.words("revise", input=tmp_path / "folder.jsonl"))
     assert (error.exit_code, error.what) == (66, "cannot be read: Is a directory")
@@ -172,7 +172,7 @@ def test_a_folder_in_the_place_of_a_file(place: Place, tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_row_that_is_no_pair(changes: dict[str, Any], said: str, place: Place) -> None:
+def test_rows_that_are_not_pairs(changes: dict[str, Any], said: str, place: Place) -> None:
     broken = {key: value for key, value in {**GOOD[0], **changes}.items() if value is not ...}
     place.pairs.write_text(json.dumps(GOOD[1]) + "\n" + json.dumps(broken) + "\n", "utf-8")
     error = failure(place.words("train"))
@@ -190,7 +190,7 @@ def test_a_row_that_is_no_pair(changes: dict[str, Any], said: str, place: Place)
         ({"rejected": "yes"}, "1 × chosen and rejected are identical, so neither is preferred"),
     ],
 )
-def test_a_row_that_prefers_nothing_is_left_out_and_counted(
+def test_rows_without_a_preference_are_left_out_and_counted(
     changes: dict[str, Any], said: str, place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     place.pairs.write_text(json.dumps(GOOD[1]) + "\n" + json.dumps({**GOOD[0], **changes}) + "\n", "utf-8")
@@ -203,7 +203,7 @@ def test_a_row_that_prefers_nothing_is_left_out_and_counted(
     assert f"1 of 1 rows cannot be used as pairs:\n  {place.pairs}:1: {said[4:]}" in str(error)
 
 
-def test_rows_that_are_all_unusable_are_no_data_even_when_skipped(place: Place) -> None:
+def test_a_file_without_usable_rows_is_an_error_under_skip(place: Place) -> None:
     place.pairs.write_text(json.dumps({**GOOD[0], "rejected": "yes"}) + "\n" + "nonsense\n", "utf-8")
     error = failure(place.words("train", bad_rows="skip"))
     assert error.exit_code == 65
@@ -304,7 +304,7 @@ def test_bad_settings_are_found_before_weights_and_data(changes: dict[str, Any],
         ({"push_to_hub": "true"}, "push_to_hub: the hub cannot be reached"),
     ],
 )
-def test_what_the_libraries_cannot_serve_is_found_before_weights(
+def test_settings_that_libraries_reject_are_found_before_weights(
     changes: dict[str, Any], said: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -318,14 +318,14 @@ def test_what_the_libraries_cannot_serve_is_found_before_weights(
 
 
 @pytest.mark.parametrize("name", ["model_name_or_path", "ref_model_name_or_path"])
-def test_a_run_does_not_write_over_what_it_begins_with(name: str, place: Place, model: Path) -> None:
+def test_a_run_does_not_overwrite_the_model_it_starts_from(name: str, place: Place, model: Path) -> None:
     absent = {"model_name_or_path": "/no/such/model"}
     error = failure(place.words("train", **{**absent, name: model}, output_dir=f"{model}/."))
     assert error.exit_code == 78
     assert str(error).startswith(f"{name}: {model} is output_dir: the run would overwrite the model")
 
 
-def test_alpha_at_its_end_can_be_asked_for(place: Place) -> None:
+def test_alpha_one_can_be_allowed(place: Place) -> None:
     assert run(place.words("train", alpha=1, allow_unidentified="true")) == 0
 
 
@@ -358,7 +358,7 @@ def test_settings_files(text: str | None, code: int, said: str, place: Place, tm
     assert not place.out.exists()
 
 
-def test_a_settings_file_is_named_once(place: Place, tmp_path: Path) -> None:
+def test_the_config_flag_may_be_given_only_once(place: Place, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("beta: 0.1\n", "utf-8")
     words = place.words("train", config=tmp_path / "s.yaml")
     for more, said in (
@@ -440,7 +440,7 @@ def test_a_missing_model(verb: str, place: Place, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("verb", "key"), [("train", "output_dir"), ("revise", "output")])
-def test_a_place_that_cannot_be_written(verb: str, key: str, place: Place) -> None:
+def test_output_that_cannot_be_written(verb: str, key: str, place: Place) -> None:
     target = place.pairs / "below a file"
     # Found out before the model is read: it is not there either.
     error = failure(place.words(verb, **{key: target}, model_name_or_path="/no/such/model"))
@@ -467,7 +467,7 @@ def break_prompt(place: Place) -> list[str]:
 
 
 @pytest.mark.parametrize(("broken", "code"), [(break_line, 65), (break_beta, 78), (break_prompt, 65)])
-def test_a_process_ends_with_the_code_and_no_traceback(
+def test_a_process_exits_with_the_code_and_no_traceback(
     broken: Callable[[Place], list[str]], code: int, place: Place
 ) -> None:
     words = broken(place)

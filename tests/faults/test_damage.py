@@ -69,7 +69,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def test_control_undamaged_the_newest_is_taken(place: Path) -> None:
+def test_control_without_damage_the_newest_checkpoint_is_used(place: Path) -> None:
     found = newest(place / "run")
     assert found is not None
     assert (found[0].name, found[1].step, found[1].of) == ("checkpoint-5", 5, 5)
@@ -118,7 +118,7 @@ def rewrite(run: Path, change: Callable[[dict[str, object]], object], *, sealed:
         ("an unknown key", lambda body: body.update(more=1), False),
     ],
 )
-def test_a_manifest_that_lies(
+def test_a_manifest_with_false_entries(
     what: str, change: Callable[[dict[str, object]], object], sealed: bool, place: Path, tmp_path: Path
 ) -> None:
     run = copied(place, tmp_path / "run")
@@ -130,20 +130,20 @@ def test_a_manifest_that_lies(
     assert found[0].name == "checkpoint-4", what
 
 
-def test_control_a_manifest_that_is_rewritten_as_it_was_is_believed(place: Path, tmp_path: Path) -> None:
+def test_control_a_manifest_rewritten_unchanged_is_valid(place: Path, tmp_path: Path) -> None:
     run = copied(place, tmp_path / "run")
     rewrite(run, lambda body: None, sealed=True)
     assert read(run / "checkpoint-5", step=5).step == 5
 
 
-def test_a_file_that_nobody_wrote_is_not_loaded_with_the_rest(place: Path, tmp_path: Path) -> None:
+def test_files_outside_the_manifest_are_rejected(place: Path, tmp_path: Path) -> None:
     run = copied(place, tmp_path / "run")
     (run / "checkpoint-5" / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(Invalid, match=r"pytorch_model\.bin is not in its manifest"):
         read(run / "checkpoint-5", step=5)
 
 
-def test_checkpoints_that_changed_places(place: Path, tmp_path: Path) -> None:
+def test_swapped_checkpoints_are_rejected(place: Path, tmp_path: Path) -> None:
     run = copied(place, tmp_path / "run")
     (run / "checkpoint-5").rename(run / "x")
     (run / "checkpoint-4").rename(run / "checkpoint-5")
@@ -152,7 +152,7 @@ def test_checkpoints_that_changed_places(place: Path, tmp_path: Path) -> None:
         newest(run)
 
 
-def test_none_is_whole(place: Path, tmp_path: Path) -> None:
+def test_no_checkpoint_is_valid(place: Path, tmp_path: Path) -> None:
     run = copied(place, tmp_path / "run")
     for step in (4, 5):
         (run / f"checkpoint-{step}" / "optimizer.pt").unlink()
@@ -163,7 +163,7 @@ def test_none_is_whole(place: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_run_goes_on_from_the_one_before_and_ends_as_ever(place: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_from_the_previous_checkpoint_to_the_same_weights(place: Path, tmp_path: Path) -> None:
     run = copied(place, tmp_path / "run")
     flip(run / "checkpoint-5" / "optimizer.pt", 0.5)
     end = forked(lambda: train(place / "base", run, max_steps=5, resume=True))

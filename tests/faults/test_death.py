@@ -126,7 +126,7 @@ def sweep(runs: Runs, save: str, place: Path, points: Callable[[int], list[int]]
     return len(names)
 
 
-def test_killed_here_and_there_in_a_rotating_save(runs: Callable[[str], Runs], tmp_path: Path) -> None:
+def test_killed_at_some_writes_of_a_rotating_save(runs: Callable[[str], Runs], tmp_path: Path) -> None:
     sweep(runs("full"), "rotating", tmp_path / "run", lambda n: [n // 3, n - 6])
 
 
@@ -166,7 +166,7 @@ def test_killed_at_every_write_of_the_finished_model(
         print(f"\n{kind}, finished model: {len(names)} of {len(names)} points end bit-identical")
 
 
-def test_control_stock_saves_do_not_survive_it(runs: Callable[[str], Runs], tmp_path: Path) -> None:
+def test_control_saves_of_transformers_do_not_survive_a_kill(runs: Callable[[str], Runs], tmp_path: Path) -> None:
     whole, place = runs("full"), tmp_path / "run"
 
     def stock(at: int | None) -> Any:
@@ -230,6 +230,6 @@ def test_killed_at_random_moments(seed: int, runs: Callable[[str], Runs], tmp_pa
     killed_now_and_then(runs("lora" if seed % 2 else "full"), tmp_path / "run", seed, kills=3)
 
 
-def test_what_is_tested_has_dropout_and_accumulates() -> None:
+def test_the_killed_runs_have_dropout_and_accumulation() -> None:
     assert SETTINGS["gradient_accumulation_steps"] == 2
     assert SETTINGS["disable_dropout"] is False

@@ -54,6 +54,6 @@ def test_killed_at_a_write(at: str, place: Path, tmp_path: Path) -> None:
     assert steps_logged(tmp_path / "run") == [1, 2, 3]
 
 
-def test_resuming_what_is_complete(place: Path) -> None:
+def test_resuming_a_complete_run(place: Path) -> None:
     done = command(place, place / "whole", "--resume")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, f"{place / 'whole'}: already complete (3 of 3)")

@@ -96,7 +96,9 @@ WRONG: dict[str, tuple[Callable[[JSON], Say], str]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_every_prompt_ends_once(kind: str, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_prompt_gets_exactly_one_result(
+    kind: str, model: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong, reason = WRONG[kind]
     monkeypatch.setenv(KEY, SECRET)
     flags = {"api_key_env": KEY, "timeout": 0.5 if kind == "hangs" else 30}
@@ -130,7 +132,7 @@ def honest_again(body: JSON, before: int) -> Say:
     return honest(body)
 
 
-def test_control_a_server_that_behaves_fails_nobody(model: Path, prompts: Path) -> None:
+def test_control_a_good_server_fails_no_prompt(model: Path, prompts: Path) -> None:
     with serve(honest_again, VLLM) as server:
         assert run(command(server, model, prompts)) == 0
         assert len(server.bodies) == 18
@@ -142,7 +144,7 @@ def test_control_a_server_that_behaves_fails_nobody(model: Path, prompts: Path) 
     [(signal.SIGKILL, 1), (signal.SIGINT, 4), (signal.SIGKILL, 10)],
     ids=lambda each: int(each),
 )
-def test_a_killed_client_asks_for_nothing_twice(
+def test_a_killed_client_repeats_no_request(
     sent: signal.Signals, killed_after: int, model: Path, prompts: Path
 ) -> None:
     """Killed, or stopped by Ctrl-C, while a request is under way: that one is lost, and no other."""
@@ -171,7 +173,7 @@ def test_a_killed_client_asks_for_nothing_twice(
     assert [[answer.text for answer in trail.answers] for trail in trails(prompts)] == [["7", "8", "9"]] * 6
 
 
-def test_control_without_the_journal_answers_are_asked_for_twice(model: Path, prompts: Path) -> None:
+def test_control_without_the_journal_requests_are_repeated(model: Path, prompts: Path) -> None:
     """What the test above rests on: the file of answers gone, a rerun repeats the batch that was cut off."""
 
     def script(body: JSON, before: int) -> Say:
@@ -188,7 +190,7 @@ def test_control_without_the_journal_answers_are_asked_for_twice(model: Path, pr
         assert {*before[:4]} <= {spoken(body) for body in server.bodies[len(before) :]}
 
 
-def test_no_server_leaves_every_prompt_unchanged(model: Path, prompts: Path) -> None:
+def test_without_a_server_no_prompt_gets_a_trail(model: Path, prompts: Path) -> None:
     with serve(honest_again, VLLM) as server:
         pass
     with pytest.raises(InputError, match="no server answers") as caught:
@@ -197,7 +199,7 @@ def test_no_server_leaves_every_prompt_unchanged(model: Path, prompts: Path) -> 
     assert prompts.with_name("trails.jsonl").read_bytes() == b""  # it was found out to be writable, no more
 
 
-def test_confidence_that_cannot_be_had_fails_its_prompt(model: Path, prompts: Path) -> None:
+def test_a_failed_confidence_fails_its_prompt_only(model: Path, prompts: Path) -> None:
     """A server that tells no log-probs for prompt 4: its revision is neither taken nor thrown away unseen."""
 
     def script(body: JSON, before: int) -> Say:
@@ -227,9 +229,7 @@ def test_confidence_that_cannot_be_had_fails_its_prompt(model: Path, prompts: Pa
         ({"engine": "opneai"}, "argument --engine: invalid choice"),
     ],
 )
-def test_a_flag_that_would_do_nothing_is_a_mistake(
-    flags: dict[str, str], said: str, model: Path, prompts: Path
-) -> None:
+def test_a_flag_without_effect_is_an_error(flags: dict[str, str], said: str, model: Path, prompts: Path) -> None:
     with serve(honest_again, VLLM) as server, pytest.raises(SRPOError) as caught:
         run(command(server, model, prompts, **flags))
     assert said in str(caught.value)

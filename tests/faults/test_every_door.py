@@ -38,13 +38,13 @@ def words(verb: str, place: Path) -> list[str]:  # noqa: F811
     return [verb, *flags] if verb in ("evaluate", "judge") else [verb, *flags, "--model_name_or_path", model]
 
 
-def test_there_is_no_other_door() -> None:
+def test_every_loading_function_is_listed() -> None:
     assert {*VERBS} == LOADS_NO_MODEL | ELSEWHERE | {*DOORS}
 
 
 # Without malice the others go on to ask for more than these two pairs are.
 @pytest.mark.parametrize("verb", sorted({*DOORS} - {"calibrate", "rounds", "judge"}))
-def test_control_without_malice_it_opens(verb: str, place: Path) -> None:  # noqa: F811
+def test_control_harmless_models_load(verb: str, place: Path) -> None:  # noqa: F811
     assert run(words(verb, place)) == 0
 
 

@@ -78,12 +78,12 @@ def sweep(place: Path, run: Path, every: int) -> int:
     return len(writes)
 
 
-def test_full_here_and_there(place: Path, tmp_path: Path) -> None:
+def test_disk_full_at_some_writes(place: Path, tmp_path: Path) -> None:
     sweep(place, tmp_path / "run", every=24)
 
 
 @pytest.mark.faults
-def test_full_at_every_write(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_disk_full_at_every_write(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     count = sweep(place, tmp_path / "run", every=1)
     with capsys.disabled():
         print(f"\nfull at each of {count} writes: 74, and then the same weights")
@@ -107,9 +107,7 @@ def small_disk(folder: Path) -> Iterator[Any]:
 
 
 @pytest.mark.faults
-def test_a_disk_that_is_really_full_at_every_page(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_real_disk_full_at_every_page(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The preflight is taken out: this is about what happens when it was wrong."""
 
     def work(spare: int) -> str:
@@ -166,7 +164,7 @@ def test_too_little_room_is_found_before_anything_is_written(place: Path, tmp_pa
 # ---------------------------------------------------------------------- who holds the folder
 
 
-def test_a_folder_is_held_by_one_process(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_is_locked_by_one_process(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wait, go = os.pipe()
     ready, say = os.pipe()
 
@@ -193,7 +191,7 @@ def test_a_folder_is_held_by_one_process(place: Path, tmp_path: Path, caplog: py
     os.close(go)
 
 
-def test_a_child_does_not_keep_it(tmp_path: Path) -> None:
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     """As the workers of a data loader would, which outlive a killed parent for a while."""
 
     def hold() -> int:
@@ -211,7 +209,7 @@ def test_a_child_does_not_keep_it(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- a finished run
 
 
-def test_a_finished_run_is_left_as_it_is(place: Path, tmp_path: Path) -> None:
+def test_a_finished_run_stays_unchanged(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != LOCK_FILE and path.is_file()}
@@ -233,7 +231,7 @@ def test_a_finished_run_with_other_settings_is_another_run(place: Path, tmp_path
     assert read(run, alone=False).accepted == [{"step": STEPS, "key": "max_steps", "old": STEPS, "new": STEPS + 2}]
 
 
-def test_a_finished_run_is_complete_whatever_has_become_of_its_checkpoints(place: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_complete_without_its_checkpoints(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run)
     for file in run.glob("checkpoint-*/optimizer.pt"):
@@ -252,7 +250,7 @@ def test_a_finished_run_is_complete_whatever_has_become_of_its_checkpoints(place
     assert "a finished model without a checkpoint to resume from" in more.error
 
 
-def test_starting_afresh_sets_an_earlier_run_aside(place: Path, tmp_path: Path) -> None:
+def test_starting_from_scratch_archives_an_earlier_run(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run)
     (run / "nonfinite.json").write_text("{}")
@@ -272,9 +270,7 @@ def test_starting_afresh_sets_an_earlier_run_aside(place: Path, tmp_path: Path) 
     assert (end.code, end.value) == (0, (place / "straight").read_text())
 
 
-def test_a_finished_model_is_not_written_over_without_a_word(
-    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_overwriting_a_finished_model_is_logged(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     changes = {"max_steps": 1, "save_strategy": "no"}
     train(place / "base", tmp_path, **changes)
     assert "starting from scratch" not in caplog.text
@@ -285,7 +281,9 @@ def test_a_finished_model_is_not_written_over_without_a_word(
     assert (tmp_path / "model.safetensors").read_bytes() != before
 
 
-def test_a_forgotten_resume_can_be_made_good(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_can_be_resumed_after_a_forgotten_resume_flag(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The run that was begun by mistake is killed before its first save; then the flag is remembered."""
     run = tmp_path / "run"
     shutil.copytree(place / "begun", run)

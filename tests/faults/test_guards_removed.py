@@ -61,13 +61,13 @@ def straight(place: Path) -> str:
     return (place / "straight").read_text()
 
 
-def test_control_with_all_guards_it_ends_as_the_whole_run(place: Path, tmp_path: Path) -> None:
+def test_control_with_all_guards_the_weights_are_equal(place: Path, tmp_path: Path) -> None:
     end = resumed(place, tmp_path / "run", lambda: None)
     assert (end.code, end.value) == (0, straight(place))
     assert steps_logged(tmp_path / "run") == [1, 2, 3, 4]
 
 
-def test_7_without_the_identity_another_beta_is_taken_in_silence(place: Path, tmp_path: Path) -> None:
+def test_7_without_the_identity_a_changed_beta_goes_unnoticed(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
         trainer.accepted = lambda *args, **kwargs: []
 
@@ -101,7 +101,7 @@ def second_save(place: Path, run: Path, at: int | None, remove: Callable[[], Any
     return forked(work)
 
 
-def test_11_with_the_old_deleted_first_nothing_is_left_to_go_on_from(place: Path, tmp_path: Path) -> None:
+def test_11_deleting_the_old_checkpoint_first_loses_both(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
         finish = checkpoint.finish
 
@@ -119,7 +119,7 @@ def test_11_with_the_old_deleted_first_nothing_is_left_to_go_on_from(place: Path
         assert (found and found[1].step) == step
 
 
-def test_11_named_before_it_is_sealed_it_is_not_believed(place: Path, tmp_path: Path) -> None:
+def test_11_a_checkpoint_renamed_before_its_manifest_is_invalid(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
         def unsealed(run: Path, name: str, manifest: checkpoint.Manifest, **kwargs: Any) -> None:
             checkpoint.commit(run / checkpoint.STAGING / name, run / name)
@@ -135,7 +135,7 @@ def test_11_named_before_it_is_sealed_it_is_not_believed(place: Path, tmp_path: 
         checkpoint.newest(run)
 
 
-def test_12_not_cut_back_the_metrics_tell_a_step_twice(place: Path, tmp_path: Path) -> None:
+def test_12_without_the_cut_metrics_repeat_a_step(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
         metrics.MetricsFile.on_train_begin = lambda *args, **kwargs: None  # type: ignore[method-assign]
 
@@ -143,7 +143,7 @@ def test_12_not_cut_back_the_metrics_tell_a_step_twice(place: Path, tmp_path: Pa
     assert steps_logged(tmp_path / "run") == [1, 2, 3, 3, 4]
 
 
-def test_13_without_the_sums_a_flipped_bit_is_trained_on(place: Path, tmp_path: Path) -> None:
+def test_13_without_hashes_a_flipped_bit_is_trained_on(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(place / "begun", run)
     flip(run / "checkpoint-2" / "model.safetensors", 0.9)
@@ -158,7 +158,7 @@ def test_13_without_the_sums_a_flipped_bit_is_trained_on(place: Path, tmp_path: 
     assert end.value != straight(place)
 
 
-def test_15_without_the_look_at_the_disk_a_run_without_room_begins(place: Path, tmp_path: Path) -> None:
+def test_15_without_the_space_check_a_run_starts_on_a_full_disk(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
         usage = shutil.disk_usage(tmp_path)
         shutil.disk_usage = lambda path: usage._replace(free=10)  # type: ignore[assignment]
@@ -167,7 +167,7 @@ def test_15_without_the_look_at_the_disk_a_run_without_room_begins(place: Path, 
     assert resumed(place, tmp_path / "run", remove).code == 0
 
 
-def test_15_unheard_a_full_disk_is_no_74_and_leaves_half_a_save(place: Path, tmp_path: Path) -> None:
+def test_15_without_the_context_a_full_disk_leaves_half_a_save(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
         checkpoint.DiskErrors.__exit__ = lambda *args: None  # type: ignore[method-assign]
         disk = Disk(at=1, then="fail")  # of what is done behind the steps: the manifest
@@ -180,7 +180,7 @@ def test_15_unheard_a_full_disk_is_no_74_and_leaves_half_a_save(place: Path, tmp
     assert (tmp_path / "run" / checkpoint.STAGING).exists()
 
 
-def test_16_without_the_lock_two_train_in_one_folder(place: Path, tmp_path: Path) -> None:
+def test_16_without_the_lock_two_processes_train_in_one_folder(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
         trainer.held = lambda folder: nullcontext()
 
@@ -190,7 +190,7 @@ def test_16_without_the_lock_two_train_in_one_folder(place: Path, tmp_path: Path
         assert resumed(place, tmp_path / "run", remove).code == 0
 
 
-def test_16_unrecognised_a_finished_run_is_written_again(place: Path, tmp_path: Path) -> None:
+def test_16_without_recognition_a_finished_run_is_saved_again(place: Path, tmp_path: Path) -> None:
     def remove() -> None:
         DurableTrainer._final = lambda self: None  # type: ignore[method-assign]
 

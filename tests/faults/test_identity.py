@@ -41,7 +41,7 @@ def resumed(place: Path, run: Path, **changed: Any) -> End:
     return forked(work)
 
 
-def test_control_unchanged_it_goes_on(place: Path, tmp_path: Path) -> None:
+def test_control_an_unchanged_run_resumes(place: Path, tmp_path: Path) -> None:
     assert resumed(place, tmp_path / "run").code == 0
 
 
@@ -61,7 +61,7 @@ def test_control_unchanged_it_goes_on(place: Path, tmp_path: Path) -> None:
         ({"disable_dropout": True}, "disable_dropout: false → true"),
     ],
 )
-def test_a_changed_condition_is_78(change: dict[str, Any], said: str, place: Path, tmp_path: Path) -> None:
+def test_a_changed_condition_exits_with_78(change: dict[str, Any], said: str, place: Path, tmp_path: Path) -> None:
     end = resumed(place, tmp_path / "run", **change)
     assert end.code == 78, end
     assert f"\n  {said}" in end.error
@@ -75,7 +75,7 @@ def test_a_changed_condition_is_78(change: dict[str, Any], said: str, place: Pat
     ("change", "key", "line"),
     [({"kind": "lora"}, "adapter", "adapter: null → LORA"), ({"optim": "adafactor"}, "optim", " → adafactor")],
 )
-def test_what_a_checkpoint_cannot_be_read_with_cannot_be_accepted(
+def test_a_change_that_no_checkpoint_fits_cannot_be_accepted(
     change: dict[str, Any], key: str, line: str, place: Path, tmp_path: Path
 ) -> None:
     for accept in (None, [key]):
@@ -88,7 +88,7 @@ def test_what_a_checkpoint_cannot_be_read_with_cannot_be_accepted(
     assert "; restore the others, or add `--accept_change beta`" in end.error
 
 
-def test_of_an_adapter_only_what_differs_is_listed() -> None:
+def test_only_changed_settings_of_an_adapter_are_listed() -> None:
     old = {"adapter": {"r": 8, "lora_alpha": 16, "peft_type": "LORA"}}
     new = {"adapter": {"r": 4, "lora_alpha": 16, "peft_type": "LORA"}}
     with pytest.raises(ConfigError) as caught:
@@ -97,11 +97,11 @@ def test_of_an_adapter_only_what_differs_is_listed() -> None:
 
 
 @pytest.mark.parametrize("change", [{"logging_steps": 2}, {"save_steps": 3}, {"per_device_eval_batch_size": 1}])
-def test_what_no_number_depends_on_may_change(change: dict[str, Any], place: Path, tmp_path: Path) -> None:
+def test_settings_without_effect_on_numbers_may_change(change: dict[str, Any], place: Path, tmp_path: Path) -> None:
     assert resumed(place, tmp_path / "run", **change).code == 0
 
 
-def test_another_model_another_tokenizer_another_template(place: Path, tmp_path: Path) -> None:
+def test_another_model_tokenizer_or_template_is_refused(place: Path, tmp_path: Path) -> None:
     small = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     other = make_tiny_llama(seed=1, initializer_range=0.15, attention_dropout=0.1, num_key_value_heads=1, **small)
     other.save_pretrained(tmp_path / "other")
@@ -140,16 +140,16 @@ def test_one_change_can_be_accepted_and_is_recorded(place: Path, tmp_path: Path)
     assert again.code == 0, again.error
 
 
-def test_a_key_that_is_none_is_named() -> None:
+def test_an_unknown_accepted_key_is_named() -> None:
     with pytest.raises(ConfigError, match="did you mean 'beta'"):
         accepted({"beta": 1}, {"beta": 2}, ["beat"], step=1, where="x")
 
 
-def test_keys_that_come_and_go_are_changes() -> None:
+def test_added_and_removed_keys_are_changes() -> None:
     assert changes({"a": 1, "b": 2}, {"a": 1, "c": 3}) == [("b", 2, None), ("c", None, 3)]
 
 
-def test_control_the_identity_tells_two_references_apart(place: Path, tmp_path: Path) -> None:
+def test_control_two_references_have_two_identities(place: Path, tmp_path: Path) -> None:
     from srpo.model.weights.load import load_model
 
     before = frozen_weights_hash(make_trainer(place / "base", tmp_path))

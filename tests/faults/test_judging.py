@@ -65,7 +65,7 @@ def killed_at(request: int, concurrency: int, cache: Path, moment: str) -> tuple
 
 
 @pytest.mark.parametrize("request_", [1, 4, 9])
-def test_a_killed_run_one_call_at_a_time_asks_at_most_the_call_under_way_again(request_: int, tmp_path: Path) -> None:
+def test_a_killed_run_repeats_at_most_the_current_call(request_: int, tmp_path: Path) -> None:
     kept, asked, times = killed_at(request_, 1, tmp_path / "kept.jsonl", "before")
     # Every call before the one that was under way had been kept.
     assert (kept, asked) == (request_ - 1, request_)
@@ -132,7 +132,7 @@ def test_hostile_answers_and_broken_judges_through_the_command(
     assert told in capsys.readouterr().out
 
 
-def test_a_password_in_the_url_of_a_judge_stands_in_no_file(
+def test_no_file_contains_a_password_from_a_judge_url(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rows = [Trail(f"question {n}", (Answer("bad", 1), Answer("good", 1)), meta={"gold": "good good"}) for n in range(4)]
@@ -151,7 +151,7 @@ def test_a_password_in_the_url_of_a_judge_stands_in_no_file(
     assert "/v1" in (tmp_path / "out" / "report.html").read_text("utf-8")  # the place itself is told
 
 
-def test_with_nothing_kept_all_is_paid_for_twice(tmp_path: Path) -> None:
+def test_control_without_the_cache_verdicts_are_paid_twice(tmp_path: Path) -> None:
     """The negative control: the same kill, and the file lost."""
     kept, asked, times = killed_at(9, 1, Path(os.devnull), "before")
     assert (kept, asked) == (0, 9)

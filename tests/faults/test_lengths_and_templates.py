@@ -59,7 +59,7 @@ LONG = [
 ]
 
 
-def test_nothing_is_cut_unasked(model: Path, tmp_path: Path) -> None:
+def test_nothing_is_cut_by_default(model: Path, tmp_path: Path) -> None:
     file = pairs(tmp_path, LONG)
     with pytest.raises(LengthError) as caught:
         train(model, file)
@@ -78,7 +78,7 @@ def test_nothing_is_cut_unasked(model: Path, tmp_path: Path) -> None:
     train(model, pairs(tmp_path, SHORT))  # control
 
 
-def test_left_out_or_cut_when_asked(
+def test_long_rows_are_left_out_or_cut_on_request(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     file = pairs(tmp_path, LONG)
@@ -116,7 +116,7 @@ def test_control_tokens_are_text(model: Path, tmp_path: Path, capsys: pytest.Cap
 # ---------------------------------------------------------------------- 6: templates
 
 
-def test_a_template_that_refuses_names_the_row(model: Path, tmp_path: Path) -> None:
+def test_a_refusal_by_the_template_names_the_row(model: Path, tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}]
     answer = {key: [{"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
     file = pairs(tmp_path, [{"prompt": turns[1:], **answer}, {"prompt": turns, **answer}])

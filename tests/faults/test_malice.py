@@ -146,7 +146,7 @@ def test_pickles_beside_good_weights_do_not_run(place: Path) -> None:
     assert not (place / SUNG).exists()
 
 
-def test_control_the_pickled_canary_sings(place: Path) -> None:
+def test_control_the_canary_runs_when_unpickled(place: Path) -> None:
     pickle_weights(place, "model", "pytorch_model.bin")
     torch.load(place / "model" / "pytorch_model.bin", weights_only=False)
     assert (place / SUNG).exists()
@@ -237,7 +237,7 @@ def test_code_of_a_repository_does_not_run(verb: str, kind: str, place: Path) ->
 
 
 @pytest.mark.parametrize("verb", ["check", "train", "revise"])
-def test_control_asked_for_it_runs(verb: str, place: Path) -> None:
+def test_control_trusted_code_runs(verb: str, place: Path) -> None:
     """Each door has the flag, and behind it the canary sings; it then is no tokenizer, which ends the command."""
     bring_code(place, "tokenizer")
     (place / "model" / "theirs.py").write_text(
@@ -265,7 +265,7 @@ def test_attention_from_the_hub_is_code_too(place: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["use_safetensors", "weights_only", "trust_remote_code"])
-def test_no_option_of_loading_opens_the_door(option: str, place: Path) -> None:
+def test_no_loading_option_enables_remote_code(option: str, place: Path) -> None:
     pickle_weights(place, "model", "pytorch_model.bin")
     with pytest.raises(SRPOError) as caught:
         run([*words("train", place), "--model_init_kwargs", json.dumps({option: False})])
@@ -333,7 +333,7 @@ def sealed_again(folder: Path, **names: str) -> None:
     (folder / MANIFEST).write_bytes(Manifest(**{**vars(made), "files": files}).sealed())
 
 
-def test_control_sealed_again_it_goes_on(clean: Path, begun: Path, tmp_path: Path) -> None:
+def test_control_a_resealed_checkpoint_resumes(clean: Path, begun: Path, tmp_path: Path) -> None:
     shutil.copytree(begun, tmp_path / "run")
     sealed_again(tmp_path / "run" / "checkpoint-1")
     assert run(resume(clean, tmp_path / "run")) == 0

@@ -30,7 +30,7 @@ def command(folder: Path, vocabulary: int) -> list[str]:
     return [str(word) for word in [*words, "--output_dir", folder / "run", *QUICK]]
 
 
-def test_rows_hold_a_token_that_the_model_does_not_know(tmp_path: Path) -> None:
+def test_a_token_id_outside_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=f"its vocabulary has 200 tokens, but the rows contain token id {VOCAB - 1}"
     ) as caught:
@@ -40,7 +40,7 @@ def test_rows_hold_a_token_that_the_model_does_not_know(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_control_a_model_that_knows_more_tokens_than_the_rows_hold_trains(tmp_path: Path) -> None:
+def test_control_a_larger_vocabulary_trains(tmp_path: Path) -> None:
     assert run(command(tmp_path, VOCAB + 5)) == 0
 
 
@@ -57,7 +57,7 @@ def test_a_reference_of_another_vocabulary(known: int, said: str, tmp_path: Path
         trainer(tmp_path, ref_model=reference)
 
 
-def test_rows_of_evaluation_are_looked_at_too(tmp_path: Path) -> None:
+def test_evaluation_rows_are_checked_too(tmp_path: Path) -> None:
     model = make_tiny_llama(vocab_size=VOCAB - 1, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     plain = make_byte_tokenizer()
     plain.eos_token = "a"  # within the smaller vocabulary, so that only a row can leave it
@@ -67,9 +67,7 @@ def test_rows_of_evaluation_are_looked_at_too(tmp_path: Path) -> None:
         trainer(tmp_path, rows, model=model, eval_dataset=ROWS)
 
 
-def test_control_unchecked_a_larger_reference_trains_without_a_word(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_control_without_the_check_a_larger_reference_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "expect_vocabulary", lambda *args: None)
     reference = make_tiny_llama(vocab_size=VOCAB + 5)
     unlike = trainer(tmp_path, ref_model=reference)

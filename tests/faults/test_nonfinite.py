@@ -117,17 +117,19 @@ def expect_stopped(base: Path, folder: Path, place: str, batch: int, value: floa
         *(pytest.param(name, marks=pytest.mark.faults) for name in SixLogps._fields if name != "w_given_l"),
     ],
 )
-def test_wherever_it_comes_from(place: str, base: Path, tmp_path: Path) -> None:
+def test_nonfinite_numbers_from_every_source(place: str, base: Path, tmp_path: Path) -> None:
     expect_stopped(base, tmp_path, place, batch=3)  # the second micro-batch of the second step
 
 
 @pytest.mark.parametrize("batch", [0, 1, 6])
-def test_whenever_it_comes(batch: int, base: Path, tmp_path: Path) -> None:  # 6: the last, alone in its step
+def test_nonfinite_numbers_at_every_step(
+    batch: int, base: Path, tmp_path: Path
+) -> None:  # 6: the last, alone in its step
     expect_stopped(base, tmp_path, "logits", batch)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
-def test_infinities_too(value: float, base: Path, tmp_path: Path) -> None:
+def test_infinite_numbers(value: float, base: Path, tmp_path: Path) -> None:
     expect_stopped(base, tmp_path, "l", 2, value)
 
 
@@ -142,7 +144,7 @@ def test_an_infinite_log_ratio_that_leaves_the_loss_of_dpo_at_0(base: Path, tmp_
     assert policy.loss == 0.0
 
 
-def test_control_without_the_guard_every_weight_is_lost(base: Path, tmp_path: Path) -> None:
+def test_control_without_the_guard_every_weight_is_nan(base: Path, tmp_path: Path) -> None:
     trainer = make_trainer(base, tmp_path, max_steps=STEPS, save_strategy="no")
     Poison(trainer, "logits", 3, math.nan)
     trainer.guard.expect_finite = lambda *args, **kwargs: None
@@ -151,7 +153,7 @@ def test_control_without_the_guard_every_weight_is_lost(base: Path, tmp_path: Pa
     assert all(p.isnan().any() for p in trainer.model.parameters())
 
 
-def test_weights_that_the_last_step_spoilt_are_not_saved(base: Path, tmp_path: Path) -> None:
+def test_nonfinite_weights_are_not_saved(base: Path, tmp_path: Path) -> None:
     from transformers import TrainerCallback
 
     class Spoiler(TrainerCallback):

@@ -80,7 +80,7 @@ def test_rows_of_every_kind_of_file(suffix: str, model: Path, tmp_path: Path) ->
         assert json.loads(kept[0]["raw"]) == long
 
 
-def test_rows_that_prefer_nothing_are_kept_without_being_asked_for(model: Path, tmp_path: Path) -> None:
+def test_rows_without_a_preference_are_written_to_the_rejects(model: Path, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs.jsonl"
     FILES[".jsonl"](pairs, [*GOOD, {**GOOD[0], "rejected": ""}])
     [kept] = train(model, pairs)
@@ -91,7 +91,7 @@ def test_rows_that_prefer_nothing_are_kept_without_being_asked_for(model: Path, 
         train(model, pairs)
 
 
-def test_answers_that_become_the_same_tokens_prefer_nothing() -> None:
+def test_answers_with_equal_tokens_have_no_preference() -> None:
     tokenizer = make_byte_tokenizer()
     from tokenizers import normalizers
 
@@ -105,7 +105,7 @@ def test_answers_that_become_the_same_tokens_prefer_nothing() -> None:
     assert len(TreeDataset.build(rows, Renderer(make_byte_tokenizer()), max_length=None)) == len(rows)
 
 
-def test_prompts_that_cannot_be_used_are_kept_beside_the_trails(model: Path, tmp_path: Path) -> None:
+def test_unusable_prompts_are_written_beside_the_trails(model: Path, tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "trails.jsonl"
     prompts.write_bytes(b'{"prompt": "p"}\nnonsense\n')
     words = ["revise", "--model_name_or_path", str(model), "--input", str(prompts), "--output", str(out)]

@@ -122,7 +122,7 @@ def weights(out: str) -> Iterator[str]:
 
 
 @pytest.mark.sweep
-def test_killed_at_ten_moments_the_run_ends_as_if_nothing_had_been(place: Path) -> None:
+def test_rounds_killed_at_ten_moments_end_with_the_same_files(place: Path) -> None:
     whole = command("whole")
     said, error = whole.communicate()
     assert whole.returncode == 0, error
@@ -143,7 +143,7 @@ def test_killed_at_ten_moments_the_run_ends_as_if_nothing_had_been(place: Path) 
 
 
 @pytest.mark.sweep
-def test_without_the_file_of_verdicts_labels_are_asked_for_again(place: Path) -> None:
+def test_without_the_verdict_cache_labels_are_judged_again(place: Path) -> None:
     """The control: what the file is for."""
     assert killed("cut", 44)
     Path("cut/verdicts.jsonl").unlink()

@@ -103,7 +103,7 @@ def test_a_broken_row_is_named(name: str, changed: dict[str, Any], said: str, mo
 
 
 @pytest.mark.parametrize("name", WRITE)
-def test_every_layout_is_checked_trained_and_revised_by_its_file_s_name_alone(
+def test_every_layout_works_by_file_name_alone(
     name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The control: the files above, whole; and the broken row skipped where that is asked for."""
@@ -188,7 +188,7 @@ def test_tools_that_would_not_be_shown_are_refused() -> None:
         assert not said or said in six.reason  # type: ignore[union-attr]
 
 
-def test_the_command_itself_says_it_in_words(model: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_reason(model: Path, tmp_path: Path) -> None:
     """In a process of its own: the code, the lines, no traceback and nothing left behind."""
     pairs = tmp_path / "pairs.jsonl"
     good = json.dumps(rows("strings")[0]).encode()

@@ -90,13 +90,13 @@ def test_a_run_writes_and_prints_no_secret(settings: Path) -> None:
     assert "--config settings.yaml" in card
 
 
-def test_control_without_the_guard_the_record_tells_them(settings: Path) -> None:
+def test_control_without_redaction_the_record_has_secrets(settings: Path) -> None:
     code, found = told_by(["-c", UNGUARDED], settings)
     assert code == 0
     assert found["run.json"] == set(PLANTED.values())
 
 
-def test_control_the_file_that_is_not_kept_would_tell(tmp_path: Path) -> None:
+def test_control_training_args_bin_would_have_the_secret(tmp_path: Path) -> None:
     torch.save(SRPOConfig(output_dir=str(tmp_path), hub_token=PLANTED["setting"]), tmp_path / "training_args.bin")
     assert PLANTED["setting"].encode() in (tmp_path / "training_args.bin").read_bytes()
 
@@ -112,7 +112,7 @@ def test_control_the_file_that_is_not_kept_would_tell(tmp_path: Path) -> None:
     ],
     ids=["url", "value", "data", "environment", "verb"],
 )
-def test_a_mistake_is_told_without_the_secret_in_it(
+def test_errors_of_settings_are_redacted(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -146,7 +146,7 @@ def planted_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(command.VERBS, "stop", "stops")
 
 
-def test_what_a_library_says_is_told_without_it(
+def test_messages_of_libraries_are_redacted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted_verb(monkeypatch)
@@ -157,7 +157,7 @@ def test_what_a_library_says_is_told_without_it(
     assert not [secret for secret in PLANTED.values() if secret in err]
 
 
-def test_nor_does_the_traceback_that_was_asked_for(tmp_path: Path) -> None:
+def test_a_requested_traceback_is_redacted(tmp_path: Path) -> None:
     script = f"from srpo.cli import main\ndef fail(argv): raise RuntimeError({NOTE!r})\nmain.run = fail\nmain.main()\n"
     environment = {**os.environ, "SRPO_TRACEBACK": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
@@ -165,7 +165,7 @@ def test_nor_does_the_traceback_that_was_asked_for(tmp_path: Path) -> None:
     assert not [secret for secret in PLANTED.values() if secret in done.stderr]
 
 
-def test_errors_and_settings_hide_it_in_python_too() -> None:
+def test_errors_and_settings_are_redacted_in_python() -> None:
     error = InputError(f"no answer from {NOTE}", where=f"https://me:{PLANTED['url']}@host")
     args = SRPOConfig(output_dir="x", model_init_kwargs={"token": PLANTED["option"]}, hub_token=PLANTED["setting"])
     for shown in (str(error), repr(error), str(args), repr(args), json.dumps(args.to_dict()), args.to_json_string()):
@@ -184,11 +184,11 @@ def test_errors_and_settings_hide_it_in_python_too() -> None:
         "Basic understanding, bearer of news",
     ],
 )
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert redacted(text) == text
 
 
-def test_settings_that_are_no_secret_stay() -> None:
+def test_settings_without_secrets_are_unchanged() -> None:
     told = {"eos_token": "<eos>", "max_new_tokens": 5, "hub_token": None, "push_to_hub": False, "beta": 0.1}
     assert redacted(told) == told
     words = ["srpo", "revise", "--max_new_tokens", "5", "--input", "a.jsonl"]

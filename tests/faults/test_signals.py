@@ -56,7 +56,7 @@ def hit(phase: str, step: int, number: int, times: int = 1) -> Any:
 @pytest.mark.parametrize(
     "phase", [pytest.param(name, marks=[pytest.mark.faults] * (name not in SHORT)) for name in PHASES]
 )
-def test_in_any_phase(phase: str, place: Path, tmp_path: Path) -> None:
+def test_a_signal_in_any_phase(phase: str, place: Path, tmp_path: Path) -> None:
     number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[PHASES.index(phase) % 3]
     begun = phase != "train_begin"
     end = forked(lambda: train(place / "base", tmp_path, callbacks=[hit(phase, 2 * begun, number)], **settings()))
@@ -74,7 +74,7 @@ def test_in_any_phase(phase: str, place: Path, tmp_path: Path) -> None:
     assert steps_logged(tmp_path) == list(range(1, STEPS + 1))
 
 
-def test_control_half_a_step_that_is_not_dropped_changes_the_rest(place: Path, tmp_path: Path) -> None:
+def test_control_keeping_half_a_step_changes_the_weights(place: Path, tmp_path: Path) -> None:
     def run() -> str:
         from srpo.train.durable import stop_and_resume
 
@@ -87,7 +87,7 @@ def test_control_half_a_step_that_is_not_dropped_changes_the_rest(place: Path, t
     assert again.value != (place / "straight").read_text()
 
 
-def test_in_the_last_step_nothing_is_named_final_either(place: Path, tmp_path: Path) -> None:
+def test_a_signal_in_the_last_step_saves_no_final_model(place: Path, tmp_path: Path) -> None:
     hits = [hit("step_end", STEPS, signal.SIGTERM)]
     assert forked(lambda: train(place / "base", tmp_path, callbacks=hits, **settings())).code == 75
     assert not (tmp_path / "model.safetensors").exists()
@@ -102,14 +102,14 @@ def test_a_second_signal_exits_at_once(place: Path, tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == []
 
 
-def test_handlers_are_put_back(place: Path, tmp_path: Path) -> None:
+def test_handlers_are_restored(place: Path, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     make_trainer(place / "base", tmp_path, max_steps=1, save_strategy="no").train()
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.faults
-def test_a_command_that_has_not_begun_to_train(place: Path, tmp_path: Path) -> None:
+def test_a_signal_before_training(place: Path, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "import srpo.train.trainer\n"
@@ -170,7 +170,7 @@ def test_control_without_the_guard_sigterm_kills() -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
 
 
-def test_a_forked_worker_ends_as_it_would_have_and_handlers_are_put_back() -> None:
+def test_forked_workers_die_by_the_signal_and_handlers_are_restored() -> None:
     from srpo.signals import signals
 
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
@@ -207,7 +207,7 @@ def test_a_file_of_trails_keeps_what_is_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_command_that_is_still_importing(name: str, tmp_path: Path) -> None:
+def test_a_signal_during_imports(name: str, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "class Hit:\n"
@@ -221,7 +221,7 @@ def test_a_command_that_is_still_importing(name: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (75, f"srpo: interrupted by {name}\n")
 
 
-def test_where_a_command_was_stopped_is_told_as_it_is(tmp_path: Path) -> None:
+def test_the_error_names_the_newest_checkpoint(tmp_path: Path) -> None:
     from srpo.cli.train import _interrupted
 
     assert "no checkpoint is in" in str(_interrupted(str(tmp_path)))

@@ -118,7 +118,7 @@ def test_the_second_killed(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_a_nan_in_one_stops_both(place: Path, tmp_path: Path) -> None:
+def test_a_nan_in_one_process_stops_both(place: Path, tmp_path: Path) -> None:
     from tests.faults.test_nonfinite import Poison
 
     def work(rank: int) -> None:
@@ -137,7 +137,7 @@ def test_a_nan_in_one_stops_both(place: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_a_signal_to_one_stops_both_where_they_can_go_on(place: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint(place: Path, tmp_path: Path) -> None:
     from tests.faults.test_signals import hit
 
     def work(rank: int) -> None:

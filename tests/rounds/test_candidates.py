@@ -25,7 +25,7 @@ def told(candidates: list[Candidate]) -> list[tuple[str, str, str]]:
     return [(each.kind, each.comparison.first, each.comparison.second) for each in candidates]
 
 
-def test_each_revision_is_compared_with_what_it_was_made_from() -> None:
+def test_each_revision_is_compared_with_its_predecessor() -> None:
     assert told(find([trail("a", "b", "c")], KINDS).candidates) == [
         ("draft-revision", "a", "b"),
         ("revision-revision", "b", "c"),
@@ -35,7 +35,7 @@ def test_each_revision_is_compared_with_what_it_was_made_from() -> None:
     assert told(refused.candidates) == [("draft-revision", "a", "b"), ("draft-revision", "a", "c")]
 
 
-def test_drafts_of_one_prompt_are_compared_with_each_other_and_with_no_other_prompts() -> None:
+def test_drafts_are_compared_within_one_prompt() -> None:
     trails = [trail("a"), trail("b"), trail("x", prompt="q"), trail("c")]
     assert told(find(trails, ["draft-draft"]).candidates) == [
         ("draft-draft", "a", "b"),
@@ -46,25 +46,25 @@ def test_drafts_of_one_prompt_are_compared_with_each_other_and_with_no_other_pro
     assert find([trail("a"), with_tools], ["draft-draft"]).candidates == []
 
 
-def test_kinds_that_are_not_asked_for_are_not_there() -> None:
+def test_only_requested_kinds_are_found() -> None:
     assert {kind for kind, *_ in told(find([trail("a", "b", "c")], ["revision-revision"]).candidates)} == {
         "revision-revision"
     }
 
 
-def test_identical_texts_are_counted_and_no_pair_is_asked_twice_whichever_way_round() -> None:
+def test_identical_and_repeated_comparisons_are_counted() -> None:
     found = find([trail("a", "a"), trail("a", "b"), trail("b", "a"), trail("a", "b", prompt="q")], ["draft-revision"])
     assert told(found.candidates) == [("draft-revision", "a", "b"), ("draft-revision", "a", "b")]
     assert [each.comparison.prompt for each in found.candidates] == ["p", "q"]
     assert (dict(found.identical), found.repeated) == ({"draft-revision": 1}, 1)
 
 
-def test_an_empty_answer_is_not_worth_a_label() -> None:
+def test_empty_answers_are_not_labelled() -> None:
     found = find([trail("a", " ", "b"), trail("", "")], KINDS)
     assert (found.candidates, found.empty, sum(found.identical.values())) == ([], 3, 1)  # draft-draft is the third
 
 
-def test_the_gold_answer_goes_along() -> None:
+def test_the_gold_answer_is_passed_to_the_judge() -> None:
     assert find([trail("a", "b")], KINDS).candidates[0].comparison.gold == "g"
 
 
@@ -72,7 +72,7 @@ def many(count: int = 30) -> list[Candidate]:
     return find([trail("a", "b", prompt=str(n), preferred=n / count) for n in range(count)], KINDS).candidates
 
 
-def test_a_draw_depends_on_what_is_drawn_from_and_the_seed_and_not_on_the_order() -> None:
+def test_the_choice_does_not_depend_on_the_order() -> None:
     candidates = many()
     drawn = choose(candidates, 10, seed=1)
     assert choose(candidates[::-1], 10, seed=1) == drawn
@@ -81,7 +81,7 @@ def test_a_draw_depends_on_what_is_drawn_from_and_the_seed_and_not_on_the_order(
     assert sorted(map(id, choose(candidates, None))) == sorted(map(id, candidates))
 
 
-def test_a_random_draw_favours_no_place_in_the_file() -> None:
+def test_a_random_choice_is_uniform_over_the_file() -> None:
     """Each of 30 candidates is drawn in a third of 300 draws: between 64 and 139 times but for 1 in 10^4 runs."""
     candidates = many()
     drawn = list(itertools.chain(*(map(id, choose(candidates, 10, seed=seed)) for seed in range(300))))
@@ -89,7 +89,7 @@ def test_a_random_draw_favours_no_place_in_the_file() -> None:
     assert 64 < min(counts) <= max(counts) < 139
 
 
-def test_uncertain_takes_what_the_model_is_least_sure_of() -> None:
+def test_uncertain_takes_the_least_certain_comparisons() -> None:
     candidates = many()
     assert sorted(each.preferred for each in choose(candidates, 3, by="uncertain")) == [14 / 30, 0.5, 16 / 30]
     unknown = find([trail("a", "b"), trail("c", "d", prompt="q", preferred=9.0)], KINDS).candidates

@@ -46,7 +46,7 @@ TRAILS = [
 ]
 
 
-def test_what_the_judge_orders_becomes_rows_and_the_rest_is_counted() -> None:
+def test_preferences_become_rows_and_the_rest_is_counted() -> None:
     rows, account = label(TRAILS, Digits(), LabelSettings())
     pairs = {(row["prompt"], row["chosen"], row["rejected"], row["made_by"]["kind"]) for row in rows}
     assert pairs == {
@@ -66,20 +66,20 @@ def test_what_the_judge_orders_becomes_rows_and_the_rest_is_counted() -> None:
     assert (account.labels, account.informative) == (5, 3 / 5)
 
 
-def test_no_more_labels_are_asked_for_than_there_are() -> None:
+def test_the_number_of_labels_is_limited() -> None:
     judge = Digits()
     _, account = label(TRAILS, judge, LabelSettings(labels=2))
     assert len(judge.asked) == account.labels == 2
 
 
-def test_columns_go_along_and_say_where_a_pair_is_from() -> None:
+def test_rows_keep_columns_and_origin() -> None:
     rows, _ = label(TRAILS, Digits(), LabelSettings())
     row = next(row for row in rows if row["prompt"] == "q")
     assert row["source"] == "here"
     assert row["made_by"] == {"kind": "draft-revision", "judge": "digits", "later_better": False}
 
 
-def test_every_reader_of_pairs_takes_the_file(tmp_path: Path) -> None:
+def test_every_reader_of_pairs_reads_the_file(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi"}]
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     source, target = tmp_path / "trails.jsonl", tmp_path / "pairs.jsonl"
@@ -94,7 +94,7 @@ def test_every_reader_of_pairs_takes_the_file(tmp_path: Path) -> None:
     assert chat.meta["made_by"]["kind"] == "draft-revision"
 
 
-def test_the_same_file_comes_out_of_the_same_trails(tmp_path: Path) -> None:
+def test_equal_trails_give_an_equal_file(tmp_path: Path) -> None:
     made = []
     for name, order in (("one", TRAILS), ("other", TRAILS[::-1])):
         source, target = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.pairs.jsonl"
@@ -104,7 +104,7 @@ def test_the_same_file_comes_out_of_the_same_trails(tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
-def test_nothing_to_order_is_an_error_that_says_what_became_of_it(tmp_path: Path) -> None:
+def test_no_preference_is_an_error_with_counts(tmp_path: Path) -> None:
     source = tmp_path / "trails.jsonl"
     source.write_text(trail("7", "7").to_json() + "\n", "utf-8")
     with pytest.raises(DataError, match="1 identical"):
@@ -117,7 +117,7 @@ def test_nothing_to_order_is_an_error_that_says_what_became_of_it(tmp_path: Path
         label_file(str(source), str(tmp_path / "pairs.jsonl"), Digits(), LabelSettings())
 
 
-def test_a_target_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+def test_an_unwritable_target_fails_before_judging(tmp_path: Path) -> None:
     trails = tmp_path / "trails.jsonl"
     trails.write_text("".join(each.to_json() + "\n" for each in TRAILS), "utf-8")
     judge = Digits()
@@ -128,7 +128,7 @@ def test_a_target_that_cannot_be_written_is_told_before_anything_is_asked(tmp_pa
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"votes": 3}'])
-def test_an_account_that_is_missing_or_damaged_is_named(content: str | None, tmp_path: Path) -> None:
+def test_missing_or_damaged_counts_are_named(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "pairs.jsonl.labels.json").write_text(content, "utf-8")
     said = r"pairs\.jsonl\.labels\.json: label counts cannot be read: .*; delete .*pairs.jsonl"

@@ -88,7 +88,7 @@ def ran(files: Path) -> tuple[Path, list[Round], RightDigits]:
     return out, run_rounds(str(out), settings(files), plan(files), judge, train_with), judge
 
 
-def test_each_round_leaves_what_its_stages_make(ran: tuple[Path, list[Round], RightDigits]) -> None:
+def test_each_round_writes_the_files_of_its_stages(ran: tuple[Path, list[Round], RightDigits]) -> None:
     out, done, _ = ran
     assert [each.round for each in done] == [0, 1, 2]
     assert [each.labels for each in done] == [0, 30, 30]
@@ -106,7 +106,7 @@ def test_each_round_leaves_what_its_stages_make(ran: tuple[Path, list[Round], Ri
     assert json.loads((out / "rounds.json").read_text())[2]["round"] == 2
 
 
-def test_a_round_trains_on_from_the_model_before_against_the_first_reference(
+def test_a_round_continues_the_model_with_the_first_reference(
     ran: tuple[Path, list[Round], RightDigits], files: Path
 ) -> None:
     import torch
@@ -139,13 +139,13 @@ def test_a_round_trains_on_from_the_model_before_against_the_first_reference(
     assert any(not torch.equal(ours[name], other[name]) for name in ours)
 
 
-def test_round_zero_ties_with_its_own_drafts(ran: tuple[Path, list[Round], RightDigits]) -> None:
+def test_round_zero_has_win_rate_one_half_at_zero_revisions(ran: tuple[Path, list[Round], RightDigits]) -> None:
     _, done, _ = ran
     assert done[0].validation[0] == 0.5
     assert all(len(each.validation) == 2 and each.best_k in (0, 1) for each in done)
 
 
-def test_the_same_command_again_asks_nothing_and_changes_nothing(
+def test_running_again_judges_nothing_and_changes_nothing(
     ran: tuple[Path, list[Round], RightDigits], files: Path
 ) -> None:
     out, done, _ = ran
@@ -159,7 +159,7 @@ def test_the_same_command_again_asks_nothing_and_changes_nothing(
     assert judge.asked == []
 
 
-def test_no_verdict_is_asked_for_twice(ran: tuple[Path, list[Round], RightDigits]) -> None:
+def test_no_comparison_is_judged_twice(ran: tuple[Path, list[Round], RightDigits]) -> None:
     _, _, judge = ran
     assert len(judge.asked) == len(set(judge.asked)) > 60
 
@@ -177,7 +177,7 @@ def test_offline_pairs_are_mixed_in_at_their_share(files: Path) -> None:
     assert len(read_pairs(out / "round1" / "mixed.jsonl")) == 2 * done[1].pairs
 
 
-def test_the_least_sure_comparisons_are_asked_about(files: Path) -> None:
+def test_uncertain_comparisons_are_labelled_first(files: Path) -> None:
     out = files / "uncertain"
     wanted = plan(files, choose="uncertain", ask="draft-revision", labels_per_round=10, validation_prompts=None)
     run_rounds(str(out), settings(files), wanted, RightDigits(), train_with)
@@ -196,7 +196,7 @@ def _doubt(candidate: Candidate) -> float:
     return abs(candidate.preferred - 0.5)
 
 
-def test_what_a_round_will_ask_is_said_before_it_is_asked(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_cost_of_labels_is_logged_before_judging(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Priced(RightDigits):
         """Remembers what had been said by the time it was asked."""
 
@@ -275,7 +275,7 @@ def test_a_round_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_damaged_settings_of_rounds_name_themselves(content: str, tmp_path: Path) -> None:
+def test_damaged_settings_of_rounds_are_named(content: str, tmp_path: Path) -> None:
     file = tmp_path / SETTINGS_FILE
     _expect_same(file, {"beta": 0.1})
     _expect_same(file, {"beta": 0.1})

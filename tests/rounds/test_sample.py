@@ -63,7 +63,7 @@ def test_a_server_writes_every_sample(model: Path, prompts: Path) -> None:
     assert all(each["later_better"] for each in made if each["kind"] == "draft-revision")
 
 
-def test_revisions_are_all_kept_whatever_the_model_prefers(tmp_path: Path, prompts: Path) -> None:
+def test_sampling_keeps_every_revision(tmp_path: Path, prompts: Path) -> None:
     for name, seed in (("base", 0), ("trained", 1)):
         saved(tmp_path / name, untrained_base(BaseConfig(hidden=24, layers=1, heads=2, seed=seed)))
     (tmp_path / "trained" / "srpo_training.json").write_text(json.dumps({"beta": 0.1, "logps_reduction": "sum"}))
@@ -77,7 +77,7 @@ def test_revisions_are_all_kept_whatever_the_model_prefers(tmp_path: Path, promp
     ("flags", "code"),
     [(("--engine", "openai"), 78), (("--engine", "vlm"), 64), (("--served_model", "tiny"), 78)],
 )
-def test_an_engine_that_cannot_be_is_refused(model: Path, prompts: Path, flags: tuple[str, ...], code: int) -> None:
+def test_invalid_engines_are_rejected(model: Path, prompts: Path, flags: tuple[str, ...], code: int) -> None:
     with pytest.raises(SRPOError) as found:
         run(command(model, prompts, *flags))
     assert found.value.exit_code == code

@@ -53,7 +53,7 @@ def logits(model: Any) -> torch.Tensor:
     return out
 
 
-def test_a_fresh_adapter_is_all_that_trains(base: Path, tmp_path: Path) -> None:
+def test_only_a_new_adapter_is_trained(base: Path, tmp_path: Path) -> None:
     run = adapter_run(base, tmp_path, peft_config=lora())
     assert run.reference.kind == "adapter off"
     before = weights_of(run.model)
@@ -66,7 +66,7 @@ def test_a_fresh_adapter_is_all_that_trains(base: Path, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_the_reference_of_a_fresh_adapter_is_the_base(base: Path, tmp_path: Path) -> None:
+def test_the_reference_of_a_new_adapter_is_the_base(base: Path, tmp_path: Path) -> None:
     run = adapter_run(base, tmp_path, peft_config=lora())
     run.train()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_the_reference_of_a_fresh_adapter_is_the_base(base: Path, tmp_path: Path
     assert (policy.w - plain.w).abs().max() > 0.1
 
 
-def test_what_is_saved_loads_in_plain_peft(base: Path, adapter: Path) -> None:
+def test_saved_adapters_load_in_peft(base: Path, adapter: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     names = {path.name for path in adapter.iterdir()}
@@ -93,7 +93,7 @@ def test_what_is_saved_loads_in_plain_peft(base: Path, adapter: Path) -> None:
     assert not torch.allclose(off, logits(ours), atol=1e-2)
 
 
-def test_a_pretrained_adapter_goes_on_from_itself(adapter: Path, tmp_path: Path) -> None:
+def test_the_reference_of_a_pretrained_adapter_is_a_copy(adapter: Path, tmp_path: Path) -> None:
     run = adapter_run(adapter, tmp_path)
     assert run.reference.kind == "frozen adapter"
     was = flat_six(load_model(str(adapter)), FOUR)
@@ -109,7 +109,7 @@ def test_a_pretrained_adapter_goes_on_from_itself(adapter: Path, tmp_path: Path)
     assert not any(REFERENCE_ADAPTER in name for name in moved)
 
 
-def test_the_reference_adapter_is_not_part_of_what_is_saved(adapter: Path, tmp_path: Path) -> None:
+def test_the_reference_adapter_is_not_saved(adapter: Path, tmp_path: Path) -> None:
     run = adapter_run(adapter, tmp_path, args={"save_strategy": "steps", "save_steps": 2, "max_steps": 2})
     run.train()
     run.save_model()
@@ -146,7 +146,7 @@ def test_activation_checkpointing_changes_nothing_under_an_adapter(base: Path, t
     assert logged(runs[0], "grad_norm") == pytest.approx(logged(runs[1], "grad_norm"), rel=1e-4)
 
 
-def test_a_compiled_adapter_has_its_base_for_a_reference(base: Path, tmp_path: Path) -> None:
+def test_the_reference_of_a_compiled_adapter_is_the_base(base: Path, tmp_path: Path) -> None:
     # The trainer is then given another object than the reference: a wrapper round the model both score with.
     torch._dynamo.reset()
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}

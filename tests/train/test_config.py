@@ -39,7 +39,7 @@ def test_alpha(alpha: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("alpha", "why"), [(0, "the drafting policy is then not identified"), (1, "Eq. 16")])
-def test_alpha_at_its_ends_is_explained_and_can_be_allowed(alpha: float, why: str, tmp_path: Path) -> None:
+def test_alpha_zero_and_one_need_permission(alpha: float, why: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"alpha: {alpha}; .*{why}.*strictly between 0 and 1.*allow_unidentified"):
         config(tmp_path, alpha=alpha)
     assert config(tmp_path, alpha=alpha, allow_unidentified=True).alpha == alpha
@@ -95,13 +95,13 @@ def test_other_values(name: str, value: Any, line: str, tmp_path: Path) -> None:
         ("output_dir", "", "output_dir: ''; expected a folder"),
     ],
 )
-def test_a_value_of_another_kind(name: str, value: Any, line: str, tmp_path: Path) -> None:
+def test_values_of_a_wrong_type(name: str, value: Any, line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         config(tmp_path, **{name: value})
     assert str(caught.value) == line
 
 
-def test_a_copy_of_settings_passes_again(tmp_path: Path) -> None:
+def test_a_copy_of_valid_settings_is_valid(tmp_path: Path) -> None:
     """transformers has put values of other kinds in the places of some by then."""
     given = {"report_to": "none", "lr_scheduler_kwargs": '{"min_lr": 0.1}', "accelerator_config": {}, "max_steps": 1e1}
     made = config(tmp_path, **given)
@@ -115,7 +115,7 @@ class TwoDevices(SRPOConfig):
     n_gpu = 2  # type: ignore[assignment]
 
 
-def test_one_process_does_not_cut_packed_rows_up(tmp_path: Path) -> None:
+def test_one_process_with_two_gpus_is_refused(tmp_path: Path) -> None:
     """Before the model is read: there is none of that name."""
     two = TwoDevices(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ConfigError) as caught:
@@ -130,7 +130,7 @@ def test_one_process_does_not_cut_packed_rows_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("emulated", [True, False])
-def test_bfloat16_is_for_devices_that_have_it(emulated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_needs_hardware_support(emulated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def supported(including_emulation: bool = True) -> bool:
@@ -143,7 +143,7 @@ def test_bfloat16_is_for_devices_that_have_it(emulated: bool, tmp_path: Path, mo
     assert asked == [False]
 
 
-def test_what_is_good_passes(tmp_path: Path) -> None:
+def test_valid_settings_pass(tmp_path: Path) -> None:
     made = config(tmp_path, beta=1, alpha=0.5, max_length=2, backend="flat", objective="ipo", bad_rows="skip")
     assert (made.beta, made.alpha, made.max_length, made.backend, made.objective) == (1, 0.5, 2, "flat", "ipo")
 
@@ -189,7 +189,7 @@ def test_presets_are_the_tables(name: str, tmp_path: Path) -> None:
     assert made.logps_reduction == ("mean" if name == "paper-ultrafeedback" else "sum")
 
 
-def test_what_stands_beside_a_preset_wins(tmp_path: Path) -> None:
+def test_settings_override_a_preset(tmp_path: Path) -> None:
     made = SRPOConfig.preset("paper-tldr", output_dir=str(tmp_path), use_cpu=True, report_to="none", beta=0.2)
     assert (made.beta, made.weight_decay) == (0.2, 0.1)
     assert PRESETS["paper-tldr"]["beta"] == 0.01

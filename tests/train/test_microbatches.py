@@ -50,7 +50,7 @@ def test_pieces_by_hand() -> None:
     assert cut(2 * flat, 10, 10, 10) == [[10, 10, 10]]
 
 
-def test_processes_cut_as_often_as_the_one_that_has_to_most() -> None:
+def test_all_processes_cut_into_equally_many_pieces() -> None:
     assert _cut_again([0, 8], 3) == [0, 2, 4, 8]
     assert _cut_again([0, 1, 4], 2) == [0, 1, 4]
     assert _cut_again([0, 2], 2) == [0, 1, 2]
@@ -138,7 +138,7 @@ def test_a_mean_of_unequal_batches_is_another_gradient(whole: SRPOTrainer, tmp_p
     assert (gradient(made) - gradient(whole)).abs().max() > 1e-3
 
 
-def test_evaluation_goes_in_pieces_to_the_same_numbers(tmp_path: Path) -> None:
+def test_evaluation_in_pieces_gives_the_same_numbers(tmp_path: Path) -> None:
     found = []
     for most in (None, 130, 1):
         args = {"max_tokens_per_batch": most, "per_device_eval_batch_size": 5}
@@ -149,7 +149,7 @@ def test_evaluation_goes_in_pieces_to_the_same_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.sweep
-def test_processes_with_unlike_pieces_train_as_one(tmp_path: Path) -> None:
+def test_processes_with_different_pieces_train_as_one(tmp_path: Path) -> None:
     found = []
     for processes, pairs in ((1, 8), (2, 4)):
         folder = tmp_path / str(processes)

@@ -29,7 +29,7 @@ def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([each.flatten() for each in weights.values()])
 
 
-def test_it_moves_by_its_share_at_its_steps(tmp_path: Path) -> None:
+def test_the_reference_moves_by_its_share_at_its_steps(tmp_path: Path) -> None:
     start = flat(weights_of(sharp_llama()))
     policies = []
     for steps in (2, 4):  # the policy on the way: the same run, ended earlier
@@ -56,7 +56,7 @@ def test_a_share_of_one_is_the_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_resuming_restores_where_it_was(given: bool, tmp_path: Path) -> None:
+def test_resuming_restores_a_moved_reference(given: bool, tmp_path: Path) -> None:
     def made(**args: Any) -> SRPOTrainer:
         own = {"ref_model": sharp_llama(seed=1)} if given else {}
         return run(tmp_path / "run", args={"save_strategy": "steps", "save_steps": 3, **args}, **own)
@@ -72,7 +72,7 @@ def test_resuming_restores_where_it_was(given: bool, tmp_path: Path) -> None:
     assert not torch.equal(flat(weights_of(again.reference.model)), flat(weights_of(made().reference.model)))
 
 
-def test_what_a_checkpoint_holds_fits_or_is_refused() -> None:
+def test_a_reference_state_of_another_shape_is_refused() -> None:
     policy = sharp_llama()
     reference = MovingReference(policy)
     state = {name: 2 * tensor for name, tensor in reference.state_dict().items()}
@@ -109,7 +109,7 @@ def test_a_reference_of_another_shape_cannot_follow(tmp_path: Path) -> None:
         ("precompute_ref_batch_size", -1, "precompute_ref_batch_size: -1; expected a whole number above 0"),
     ],
 )
-def test_settings_that_cannot_be(name: str, value: Any, line: str, tmp_path: Path) -> None:
+def test_invalid_settings_of_a_moving_reference(name: str, value: Any, line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         settings(tmp_path, **{name: value})
     assert str(caught.value) == line

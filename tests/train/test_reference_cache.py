@@ -126,7 +126,7 @@ def test_a_second_epoch_and_a_second_run_do_no_reference_forward(kind: str, tmp_
     assert forwards(reference_cache=None)[0] == 2 * (4 + 4)
 
 
-def test_no_copy_is_made_when_every_row_is_there(tmp_path: Path) -> None:
+def test_no_reference_model_is_kept_if_every_row_is_cached(tmp_path: Path) -> None:
     def models() -> int:
         gc.collect()
         return len(Counting.alive)
@@ -147,7 +147,7 @@ def test_no_copy_is_made_when_every_row_is_there(tmp_path: Path) -> None:
     assert (other.reference.model is not None, models()) == (True, 2)
 
 
-def test_new_rows_are_refused_by_name_where_no_copy_was_made(tmp_path: Path) -> None:
+def test_new_rows_are_refused_by_name_without_a_reference_model(tmp_path: Path) -> None:
     made = run(tmp_path, precompute=True)
     made.train()
     others = TreeDataset.build(ROWS[4:], made.renderer, max_length=None)
@@ -159,7 +159,7 @@ def test_new_rows_are_refused_by_name_where_no_copy_was_made(tmp_path: Path) -> 
     assert switched.evaluate(others)["eval_loss"] > 0
 
 
-def test_one_missing_row_has_the_whole_micro_batch_scored(tmp_path: Path) -> None:
+def test_one_missing_row_scores_the_whole_micro_batch(tmp_path: Path) -> None:
     run(tmp_path, rows=FOUR[:3], precompute=True)
     made = run(tmp_path)
     made.train()
@@ -172,7 +172,7 @@ def test_one_missing_row_has_the_whole_micro_batch_scored(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("policy", ["full", "adapter off", "frozen adapter", "given"])
-def test_kept_numbers_are_the_plain_ones(policy: str, tmp_path: Path) -> None:
+def test_cached_numbers_equal_the_plain_ones(policy: str, tmp_path: Path) -> None:
     def made(**keywords: Any) -> SRPOTrainer:
         model = adapted() if policy == "frozen adapter" else sharp_llama()
         extra: dict[str, Any] = {"adapter off": {"peft_config": lora()}, "given": {"ref_model": sharp_llama(1)}}
@@ -230,7 +230,7 @@ HITS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", HITS)
-def test_what_numbers_do_not_depend_on_is_not_in_the_key(change: str, folder: Path) -> None:
+def test_settings_without_effect_are_not_in_the_key(change: str, folder: Path) -> None:
     made = run(folder, **HITS[change])
     assert missing(made) == 0
     torch.testing.assert_close(scored(made), plain(sharp_llama(), HITS[change].get("rows")), rtol=0, atol=1e-4)
@@ -289,7 +289,7 @@ def test_only_rows_that_a_limit_cuts_are_scored_again(folder: Path) -> None:
     assert missing(made) == len(made.train_dataset.cut)
 
 
-def test_the_scale_of_an_adapter_counts_though_it_is_no_weight(tmp_path: Path) -> None:
+def test_the_scale_of_an_adapter_is_in_the_key(tmp_path: Path) -> None:
     def made(alpha: int) -> SRPOTrainer:
         return run(tmp_path, model=adapted(alpha))
 
@@ -322,9 +322,7 @@ def forged(segment: Path, row: int = 0, by: float = 1.0) -> None:
     segment.write_bytes(data)
 
 
-def test_rows_that_are_not_what_the_reference_gives_are_set_aside_aloud(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_wrong_cached_rows_are_discarded_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     def warnings() -> list[str]:
         return [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
 
@@ -351,7 +349,7 @@ def test_a_torn_tail_costs_one_row(folder: Path) -> None:
     assert missing(run(folder)) == 0
 
 
-def test_a_nan_is_not_kept(tmp_path: Path) -> None:
+def test_a_nan_is_not_cached(tmp_path: Path) -> None:
     broken = sharp_llama(seed=1)
     made = run(tmp_path, ref_model=broken, args={"backend": "flat"})
     with torch.no_grad():
@@ -361,9 +359,7 @@ def test_a_nan_is_not_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*/*.logps"))
 
 
-def test_a_folder_that_cannot_be_written_is_said_and_training_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unwritable_cache_warns_and_training_continues(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     args = {"reference_cache": str(tmp_path / "file"), "max_steps": 2}
     made = run(tmp_path, args=args)
@@ -373,7 +369,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_training_goes_on(
     assert (cached(made).scored, cached(made).found) == (4, 4)  # it knows them for as long as it lives
 
 
-def test_two_runs_at_once_share_what_they_find(tmp_path: Path) -> None:
+def test_two_concurrent_runs_share_the_cache(tmp_path: Path) -> None:
     one, two = run(tmp_path), run(tmp_path)
     one.train()
     two.train()
@@ -391,7 +387,7 @@ def test_checkpointed_runs_resume_to_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(copy.deepcopy(again.model).get_parameter(name), weight)
 
 
-def test_a_reference_of_its_own_is_placed_before_it_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_model_is_moved_before_it_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # It stands where it was loaded; scored there, its log-probs would be kept as those of the device that trains.
     given, order, place = sharp_llama(seed=1), [], Accelerator.prepare_model
 

@@ -89,7 +89,7 @@ def test_every_kind_of_value_reaches_the_run(settings: dict[str, Any], tmp_path:
 @pytest.mark.parametrize(
     ("value", "made"), [("q_proj", {"q_proj"}), ("[v_proj, q_proj]", {"q_proj", "v_proj"}), ("all-linear", None)]
 )
-def test_modules_are_named_as_trl_names_them(
+def test_lora_modules_have_trls_names(
     value: str, made: set[str] | None, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     file = write(tmp_path / "s.yaml", settings, f"use_peft: true\nlora_target_modules: {value}\n")
@@ -99,7 +99,7 @@ def test_modules_are_named_as_trl_names_them(
     assert found == made if made else {name.split(".")[-1] for name in found} >= {"q_proj", "down_proj"}, found
 
 
-def test_no_in_a_settings_file_is_a_word(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_no_in_a_settings_file_is_the_text_no(settings: dict[str, Any], tmp_path: Path) -> None:
     """YAML reads it as false."""
     del settings["save_strategy"]
     file = write(tmp_path / "s.yaml", settings, "save_strategy: no\neval_strategy: no\nlogging_strategy: no\n")
@@ -116,7 +116,7 @@ def test_one_accepted_change_in_a_settings_file_needs_no_list(settings: dict[str
     assert run(["train", "--config", file]) == 0
 
 
-def test_where_only_saving_was_left_no_loss_is_told(
+def test_no_loss_is_printed_if_only_the_save_was_missing(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "s.yaml", {**settings, "save_strategy": "steps", "save_steps": 1, "max_steps": 2})
@@ -127,7 +127,7 @@ def test_where_only_saving_was_left_no_loss_is_told(
     assert capsys.readouterr().out.endswith(f"saved {tmp_path / 'run'} (all steps had been taken before)\n")
 
 
-def test_a_revision_is_the_policys_alone(
+def test_a_hub_revision_applies_to_the_policy_only(
     settings: dict[str, Any], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reaches the policy's tokenizer, and no other repository is asked for the policy's branch."""
@@ -163,7 +163,9 @@ def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
 # ---------------------------------------------------------------------- what was resolved is said
 
 
-def test_what_was_resolved_is_said(settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resolved_settings_are_logged(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = write(tmp_path / "s.yaml", settings)
     with caplog.at_level(logging.INFO, "srpo"):
         run(["train", "--config", file, "--beta", "0.5", "--resume"])
@@ -203,7 +205,7 @@ def test_an_evaluation_file_is_used(settings: dict[str, Any], place: Path, tmp_p
     assert "eval_loss" in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
 
 
-def test_evaluating_on_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_evaluation_without_data_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     file = write(tmp_path / "s.yaml", settings, "eval_strategy: steps\n")
     with pytest.raises(ConfigError, match="eval_strategy: no data to evaluate on; add `--eval_dataset_name"):
         run(["train", "--config", file])
@@ -246,13 +248,13 @@ def test_a_file_that_cannot_be_used(text: bytes, said: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "line"), [("beta: 1\nbeta: 2\n", 2), ("a: {b: 1, b: 2}\n", 1), ("a:\n- b: 1\n- c: 1\n  c: 2\n", 4)]
 )
-def test_a_key_that_stands_twice(text: str, line: int, tmp_path: Path) -> None:
+def test_a_repeated_key_is_refused(text: str, line: int, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(text, "utf-8")
     with pytest.raises(ConfigError, match=rf"s\.yaml:{line}: key '\w' stands twice, first in line|key 'beta'"):
         read_settings(str(tmp_path / "s.yaml"))
 
 
-def test_a_file_that_is_not_there_or_is_none(tmp_path: Path) -> None:
+def test_a_missing_settings_file_or_a_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such file; expected a YAML file of settings"):
         read_settings(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
@@ -295,14 +297,14 @@ def test_a_run_needs_a_model_and_data(missing: str, settings: dict[str, Any], tm
     assert caught.value.exit_code == 64
 
 
-def test_what_training_arguments_refuse_is_a_config_error(tmp_path: Path) -> None:
+def test_errors_of_training_arguments_are_config_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="non-zero --logging_steps"):
         SRPOConfig(output_dir=str(tmp_path), logging_steps=0, use_cpu=True, report_to="none")
     with pytest.raises(ConfigError, match=r"model_init_kwargs: '\[1\]'; expected a JSON object of options"):
         SRPOConfig(output_dir=str(tmp_path), model_init_kwargs="[1]", use_cpu=True, report_to="none")
 
 
-def test_modules_that_an_adapter_cannot_find(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_unknown_lora_modules_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     file = write(tmp_path / "s.yaml", settings, "use_peft: true\nlora_target_modules: [nope]\n")
     with pytest.raises(ConfigError, match="peft_config: Target modules"):
         run(["train", "--config", file])

@@ -103,7 +103,7 @@ def test_training_lowers_the_loss(objective: str, tmp_path: Path) -> None:
     assert logged(run, "rewards/accuracies")[-1] == 1.0
 
 
-def test_the_reference_is_the_model_as_it_was(tmp_path: Path) -> None:
+def test_the_reference_is_the_model_before_training(tmp_path: Path) -> None:
     model = sharp_llama()
     before = copy.deepcopy(model)
     run = trainer(tmp_path, FOUR, model=model, args={"max_steps": 3})
@@ -139,7 +139,7 @@ def test_accumulation_gives_the_update_of_one_large_batch(batch: int, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
-def test_checkpointing_changes_memory_alone(name: str, tmp_path: Path) -> None:
+def test_activation_checkpointing_does_not_change_numbers(name: str, tmp_path: Path) -> None:
     if name not in (field.name for field in dataclasses.fields(SRPOConfig)):
         pytest.skip(f"this transformers has no {name}")
     runs = [one_step(tmp_path, args={"optim": "sgd", "learning_rate": 0.1, **on}) for on in ({}, {name: True})]
@@ -152,7 +152,7 @@ def test_checkpointing_changes_memory_alone(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(recomputed.detach(), plain_one, rtol=1e-5, atol=1e-7, msg=key)
 
 
-def test_dropout_is_off_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_dropout_is_off_by_default(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     def gpt2() -> Any:
@@ -245,7 +245,7 @@ def test_evaluation_metrics_are_means_over_rows_with_a_ragged_last_batch(tmp_pat
     assert found["eval_logps/chosen"] != pytest.approx(float(of_batches), rel=1e-2)
 
 
-def test_evaluation_sets_keep_apart(tmp_path: Path) -> None:
+def test_evaluation_sets_have_separate_metrics(tmp_path: Path) -> None:
     run = trainer(tmp_path, FOUR, eval_dataset={"short": ROWS[3:4], "rest": ROWS[:3]})
     run.predict(run.eval_dataset["rest"])  # leaves nothing behind for the next evaluation
     found = run.evaluate()
@@ -331,7 +331,7 @@ def test_a_model_without_a_trainable_weight(tmp_path: Path) -> None:
         trainer(tmp_path, FOUR, model=sharp_llama().requires_grad_(False))
 
 
-def test_rows_longer_than_the_models_context_are_refused_unasked(tmp_path: Path) -> None:
+def test_rows_longer_than_the_models_context_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LengthError, match=r"4 of 4 rows are too long.*\n.*over the limit of 16"):
         trainer(tmp_path, FOUR, model=sharp_llama(max_position_embeddings=16))
     # max_length cannot ask for more than the context, but for less.

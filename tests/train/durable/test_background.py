@@ -21,7 +21,7 @@ from tests.train.plain import ROWS, trainer, weights_of
 SAVING: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
 
-def test_one_piece_of_work_at_a_time_and_its_error_once() -> None:
+def test_one_task_at_a_time_and_its_error_once() -> None:
     background, go, done = Background(), threading.Event(), []
     background.start("first", go.wait)
     background.settle(wait=False)
@@ -39,7 +39,7 @@ def test_one_piece_of_work_at_a_time_and_its_error_once() -> None:
     background.settle()
 
 
-def test_steps_go_on_while_a_save_is_put_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_continue_while_a_save_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finish, go, there = checkpoint.finish, threading.Event(), [(0, tmp_path)]
 
     def held_up(*args: Any, **kwargs: Any) -> None:
@@ -58,7 +58,7 @@ def test_steps_go_on_while_a_save_is_put_on_the_disk(tmp_path: Path, monkeypatch
     assert [step for step, _ in checkpoints(tmp_path)] == [4, 2]
 
 
-def test_who_is_told_of_a_save_finds_the_checkpoint(tmp_path: Path) -> None:
+def test_callbacks_find_the_checkpoint_after_a_save(tmp_path: Path) -> None:
     found = []
 
     class Looking(TrainerCallback):
@@ -69,7 +69,7 @@ def test_who_is_told_of_a_save_finds_the_checkpoint(tmp_path: Path) -> None:
     assert found == [2, 4]
 
 
-def test_a_full_disk_is_told_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OutputError("no room")
 
@@ -85,7 +85,7 @@ def test_a_full_disk_is_told_at_the_next_step(tmp_path: Path, monkeypatch: pytes
     assert run.state.global_step == 2
 
 
-def test_what_was_saved_before_an_error_is_a_checkpoint(tmp_path: Path) -> None:
+def test_a_save_before_an_error_becomes_a_checkpoint(tmp_path: Path) -> None:
     class Failing(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 2:
@@ -96,7 +96,7 @@ def test_what_was_saved_before_an_error_is_a_checkpoint(tmp_path: Path) -> None:
     assert [read(path).step for _, path in checkpoints(tmp_path)] == [2]
 
 
-def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no kill of a process can show: the system outlives it, and a power cut does not spare what it holds back."""
     stage = tmp_path / ".staging" / "checkpoint-2"
     (stage / "inner").mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_all_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("keep", [None, 1])
-def test_the_best_one_is_loaded_though_it_is_the_last(keep: int | None, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_loaded_if_it_is_the_last(keep: int | None, tmp_path: Path) -> None:
     best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": keep}
     run = trainer(tmp_path, args={**SAVING, **best}, eval_dataset=ROWS[:2])
     run.train()

@@ -67,7 +67,7 @@ def fresh_adapter() -> Any:
 @pytest.mark.parametrize(
     ("kind", "steps"), [("full", 2), ("full", 3), ("full", 5), ("fresh adapter", 3), ("trained adapter", 3)]
 )
-def test_a_resumed_run_is_the_uninterrupted_one(kind: str, steps: int, base: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one(kind: str, steps: int, base: Path, tmp_path: Path) -> None:
     def keywords() -> dict[str, Any]:
         return {"peft_config": fresh_adapter()} if kind == "fresh adapter" else {}
 
@@ -93,7 +93,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(kind: str, steps: int, base: Pat
     assert [line["step"] for line in lines(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6, 6]
 
 
-def test_control_a_checkpoint_taken_as_the_start_has_another_reference(base: Path, tmp_path: Path) -> None:
+def test_control_starting_from_a_checkpoint_changes_the_reference(base: Path, tmp_path: Path) -> None:
     whole = make(base, tmp_path / "whole")
     whole.train()
     wrong = make(tmp_path / "whole" / "checkpoint-2", tmp_path / "wrong", args={"max_steps": 4})
@@ -147,7 +147,7 @@ def scaled_run(base: Path, folder: Path, *, forget: bool = False) -> tuple[dict[
     return again.accelerator.scaler.state_dict(), weights_of(again.model)
 
 
-def test_the_scaler_goes_on_where_it_was(base: Path, tmp_path: Path) -> None:
+def test_the_loss_scaler_is_resumed(base: Path, tmp_path: Path) -> None:
     whole = make_scaled(base, tmp_path / "whole", args=SCALED)
     whole.train()
     state, weights = scaled_run(base, tmp_path / "killed")
@@ -156,7 +156,7 @@ def test_the_scaler_goes_on_where_it_was(base: Path, tmp_path: Path) -> None:
     assert len({entry for entry in map(str, logged(whole, "grad_norm")) if entry in ("inf", "nan")}) > 0  # it skipped
 
 
-def test_control_a_scaler_that_begins_anew_ends_elsewhere(base: Path, tmp_path: Path) -> None:
+def test_control_a_new_loss_scaler_changes_the_weights(base: Path, tmp_path: Path) -> None:
     whole = make_scaled(base, tmp_path / "whole", args=SCALED)
     whole.train()
     state, weights = scaled_run(base, tmp_path / "killed", forget=True)
