@@ -364,7 +364,7 @@ def test_an_unwritable_cache_warns_and_training_continues(tmp_path: Path, caplog
     args = {"reference_cache": str(tmp_path / "file"), "max_steps": 2}
     made = run(tmp_path, args=args)
     made.train()
-    said = [each.getMessage() for each in caplog.records if "are not kept" in each.getMessage()]
+    said = [each.getMessage() for each in caplog.records if "cannot be stored" in each.getMessage()]
     assert len(said) == 1
     assert (cached(made).scored, cached(made).found) == (4, 4)  # it knows them for as long as it lives
 
