@@ -1,33 +1,34 @@
-"""Whether a model's revisions help, and how far its own confidence in them goes, measured on labelled prompts.
+"""Calibration of one model on labelled prompts: whether revising helps, and how far its confidence can be trusted.
 
-A revision can only spoil what is right already, so that revising helps is nothing to take on trust. Ways of revising
-are compared with the same model's drafts, prompt by prompt: which way and how many revisions is chosen on one half of
-the prompts, and whether it is done at all depends on the other half, where luck has no part in the choice. Without a
-gain whose interval lies above zero, drafts it is: they are cheaper, and they cannot be worse than themselves.
+A revision can break a right answer, so the gain of revising has to be measured. Every policy is compared with the same
+model's drafts, prompt by prompt. One half of the prompts chooses the policy and the number of revisions; the other half
+decides whether to revise at all, free of the luck in that choice. Without a gain whose interval lies above zero the
+choice is drafts: they cost less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from srpo import __version__
 from srpo.data.read import PromptRow
+from srpo.data.values import Prompt
 from srpo.errors import ConfigError, DataError
 from srpo.judge.single import Judge, score_answer
 from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.stored_calibration import CalibratedPolicy, Calibration
 from srpo.revise.trail import Trail
-from srpo.score.best_revision import LEAST, halves
+from srpo.score.best_revision import LEAST, halves, largest_mean
 from srpo.statistics.bootstrap import bootstrap
 from srpo.statistics.calibration import auc, brier, calibration_error, fit_temperature, linked, reliability
 
-WAYS = ("if_preferred", "always")
-# What somebody's function may raise; ours are typed.
+POLICIES = ("if_preferred", "always")
+# Errors that a user's function may raise; errors of this library have types of their own.
 JUDGE_FAILS = (
     TypeError,
     ValueError,
@@ -49,16 +50,16 @@ def calibrate(
     gold_key: str = "gold",
     bins: int = 10,
 ) -> Calibration:
-    """Draws trails of the labelled prompts every way, and decides.
+    """Draws trails of labelled prompts under every policy, and chooses a policy.
 
     Args:
-        rows: prompts whose `meta` has the gold answer.
-        settings: how trails are drawn; `revisions` is the most that is tried, `policy` has no part in it.
+        rows: prompts with the gold answer in `meta`.
+        settings: sampling; `revisions` is the largest number to try, `policy` has no effect.
+        bins: of the reliability table.
 
     Raises:
-        DataError: a row without a gold answer, or too few of them.
-        ConfigError: no revision is to be tried, or the judge cannot be asked; it is tried on the first row before
-            anything is drawn.
+        DataError: a row without a gold answer, or fewer than `LEAST` rows.
+        ConfigError: no revision to try, or the judge fails; the judge is tried on the first row before any drawing.
     """
     if settings.revisions < 1:
         raise ConfigError(f"{settings.revisions}", where="revisions", expected="at least 1, to have something to weigh")
@@ -67,10 +68,10 @@ def calibrate(
     for row in rows:
         if gold_key not in row.meta:
             raise DataError(f"no {gold_key!r}", where=row.where, expected="a gold answer beside each prompt")
-    _asked(judge, rows[0].prompt, str(rows[0].meta[gold_key]), rows[0].meta[gold_key], where=rows[0].where)
-    ways = WAYS if reviser.has_confidence else ("always",)
-    trails = {way: list(reviser.trails(rows, replace(settings, policy=way))) for way in ways}
-    scores = {way: _scores(trails[way], judge, gold_key, settings.revisions) for way in ways}
+    _score(judge, rows[0].prompt, str(rows[0].meta[gold_key]), rows[0].meta[gold_key], where=rows[0].where)
+    policies = POLICIES if reviser.has_confidence else ("always",)
+    trails = {policy: list(reviser.trails(rows, replace(settings, policy=policy))) for policy in policies}
+    scores = {policy: _scores(trails[policy], judge, gold_key, settings.revisions) for policy in policies}
     preferred, better = first_revisions(trails["always"], scores["always"])
     both = 0 < sum(better) < len(better)
     temperature = fit_temperature(preferred, better) if both else None
@@ -100,39 +101,33 @@ def calibrate(
 
 
 def choose(
-    prompts: Sequence[str], scores: dict[str, list[list[float]]], settings: RevisionSettings
+    prompts: Sequence[str], scores: Mapping[str, list[list[float]]], settings: RevisionSettings
 ) -> CalibratedPolicy:
-    """Drafts, or the way and number of revisions with the largest gain on one half of the prompts, if the interval of
-    its gain on the other half lies above zero.
+    """Chooses a policy and a number of revisions on one half of the prompts, or drafts if the other half shows no gain.
 
     Args:
-        scores: by way of revising, of each prompt the score in hand after 0, 1, … revisions.
+        scores: policy → for each prompt the score of the answer in hand after 0, 1, … revisions.
     """
-    choosing, telling = halves(list(prompts), settings.seed)
+    choosing, reporting = halves(list(prompts), settings.seed)
 
-    def gains(way: str, k: int, rows: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([scores[way][i][k] - scores[way][i][0] for i in rows], dtype=torch.float64)
+    def gains(policy: str, k: int, rows: Sequence[int]) -> Tensor:
+        return torch.tensor([scores[policy][i][k] - scores[policy][i][0] for i in rows], dtype=torch.float64)
 
-    # Of equal gains the earliest: fewer revisions, and the model's own judgement before none.
-    tried = [(k, way) for k in range(1, settings.revisions + 1) for way in scores]
-    k, way = max(tried, key=lambda each: float(gains(each[1], each[0], choosing).mean()))
-    mean, low, high = (float(each) for each in _interval(gains(way, k, telling), settings.seed))
-    rival = f"{way}, k = {k}"
-    if low > 0:
-        return CalibratedPolicy(way, k, mean, low, high, rival)
-    return CalibratedPolicy("drafts", 0, mean, low, high, rival)
-
-
-def _interval(gains_N: torch.Tensor, seed: int) -> tuple[float, float, float]:
-    found = bootstrap(gains_N[:, None], seed=seed)
-    return float(found.mean[0]), float(found.low[0]), float(found.high[0])
+    # Of equal gains the first: fewer revisions, and the model's own judgement before every revision.
+    tried = [(k, policy) for k in range(1, settings.revisions + 1) for policy in scores]
+    k, policy = largest_mean({(k, policy): gains(policy, k, choosing) for k, policy in tried})
+    mean, low, high = bootstrap(gains(policy, k, reporting)[:, None], seed=settings.seed).column(0)
+    chosen = (policy, k) if low > 0 else ("drafts", 0)
+    return CalibratedPolicy(*chosen, mean, low, high, rival=f"{policy}, k = {k}")
 
 
 def first_revisions(trails: Sequence[Trail], scores: Sequence[Sequence[float]]) -> tuple[list[float], list[int]]:
-    """Confidence in each first revision that differs from its draft, and whether it is better; ties are left out.
+    """Returns the confidence in each first revision that differs from its draft, and 1 if it is better, 0 if worse.
+
+    Revisions that score as their draft does are left out.
 
     Args:
-        scores: of each prompt after 0 and 1 revisions, all kept.
+        scores: for each prompt, the scores after 0 and 1 revisions, every revision kept.
     """
     preferred, better = [], []
     for trail, score in zip(trails, scores, strict=True):
@@ -145,21 +140,17 @@ def first_revisions(trails: Sequence[Trail], scores: Sequence[Sequence[float]]) 
 
 
 def _scores(trails: Sequence[Trail], judge: Judge, gold_key: str, revisions: int) -> list[list[float]]:
-    """Of each prompt the score of the answer in hand after 0, 1, … revisions."""
+    """For each prompt, the score of the answer in hand after 0, 1, … revisions; each text is judged once."""
     found = []
     for at, trail in enumerate(trails, 1):
-        known: dict[str, float] = {}
-
-        def score(text: str, trail: Trail = trail, known: dict[str, float] = known, at: int = at) -> float:
-            if text not in known:
-                known[text] = _asked(judge, trail.prompt, text, trail.meta[gold_key], where=f"prompt {at}")
-            return known[text]
-
-        found.append([score(trail.after(k).text) for k in range(revisions + 1)])
+        texts = [trail.after(k).text for k in range(revisions + 1)]
+        gold, where = trail.meta[gold_key], f"prompt {at}"
+        known = {text: _score(judge, trail.prompt, text, gold, where=where) for text in dict.fromkeys(texts)}
+        found.append([known[text] for text in texts])
     return found
 
 
-def _asked(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: str) -> float:
+def _score(judge: Judge, prompt: Prompt, answer: str, gold: object, *, where: str) -> float:
     try:
         return score_answer(judge, prompt, answer, gold, where=where)
     except JUDGE_FAILS as error:
@@ -168,8 +159,8 @@ def _asked(judge: Judge, prompt: Any, answer: str, gold: Any, *, where: str) -> 
         raise ConfigError(what, where=where, expected="a function (prompt, answer, gold)") from error
 
 
-def lines(found: Calibration) -> list[list[Any]]:
-    """The reliability table as text, its header first."""
+def lines(found: Calibration) -> list[list[str]]:
+    """Returns the cells of the reliability table as text, the header first."""
     head = ["p(revision ≻ draft)", "pairs", "mean p", "really better"]
-    rows = [[f"{b.low:.1f} to {b.high:.1f}", b.n, f"{b.score:.2f}", f"{100 * b.share:.1f} %"] for b in found.table]
-    return [head, *rows]
+    body = [[f"{b.low:.1f} to {b.high:.1f}", f"{b.n}", f"{b.score:.2f}", f"{100 * b.share:.1f} %"] for b in found.table]
+    return [head, *body]

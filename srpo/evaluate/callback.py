@@ -1,8 +1,8 @@
-"""Drafts and revisions during training: at every evaluation some prompts are answered, judged and logged.
+"""Evaluation of drafts and revisions during training: some prompts are answered, judged and logged.
 
-It must not disturb what it watches. Answers are drawn from numbers of their own (generate/sampling), the model is put
-back into the mode each of its parts was in, and every global generator into the state it was in; a run with it has the
-same weights, to the last bit, as one without.
+The evaluation does not change the training. Answers are drawn from random numbers of their own (generate/sampling);
+afterwards every module is back in its mode and every global generator in its state. A run with this callback has the
+same weights, to the last bit, as a run without it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from srpo.data.read import PromptRow, Source, read
+from srpo.data.source import AnySource
 from srpo.data.values import last_message
 from srpo.errors import ConfigError, DataError
 from srpo.model.randomness import left_as_found
@@ -22,24 +24,27 @@ from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.score.pooling import Resampling
-from srpo.score.results import POOL, Results
-from srpo.score.scores import score
+from srpo.score.results import POOL
+from srpo.score.scores import AnyJudge, score
 from srpo.score.summary import summarise
 
+if TYPE_CHECKING:
+    from srpo.train.trainer import SRPOTrainer
+
 PREFIX = "eval_revisions/"
-DRAWS = 2000  # of the bootstrap: an interval to look at while training
-SHOWN = 3  # prompts whose answers are logged
+DRAWS = 2000  # bootstrap draws: enough for an interval to look at during training
+SHOWN = 3  # prompts whose answers are logged in full
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What is answered at every evaluation.
+    """Settings of the answers at every evaluation.
 
     Attributes:
-        revisions: how many at most.
-        prompts: how many different prompts, from the head of the evaluation data.
+        revisions: largest number of revisions.
+        prompts: number of different prompts, from the start of the evaluation data.
         temperature, max_new_tokens: as in `RevisionSettings`.
-        seed: of the drawing; the same at every evaluation, so that two of them differ by the model alone.
+        seed: seed of the answers; the same at every evaluation, so that evaluations differ by the model alone.
     """
 
     revisions: int
@@ -50,33 +55,40 @@ class Watch:
 
 
 class RevisionEvaluation(TrainerCallback):
-    """Logs the score of drafts and revisions, with intervals, and a few of them in full.
+    """Logs scores of drafts and revisions with intervals, and a few answers in full.
 
-    The chosen answer of each pair is the gold one. Logged for every revision k are `eval_revisions/k`, its `_low` and
-    `_high`, `eval_revisions/k_gain` over the draft with its ends, and the share of answers changed; then
-    `eval_revisions/sample_1`, … as text. They reach whatever the trainer reports to, metrics.jsonl, and, numbers only,
-    the metrics of the evaluation, so that `metric_for_best_model` may name one.
+    The chosen answer of each pair is the gold answer. The logged metrics of revision k are `eval_revisions/k` with
+    `_low` and `_high`, `eval_revisions/k_gain` over the draft with its ends, and the share of changed answers; the
+    answers are `eval_revisions/sample_1`, … . They go to the trainer's reporters and metrics.jsonl. The numbers also
+    join the metrics of the evaluation, so `metric_for_best_model` can name one.
 
     Args:
-        trainer: an `SRPOTrainer`.
-        source: what it evaluates on.
-        judge: of single answers, or of two, which then holds each against the chosen one.
-        watch: what is answered.
+        trainer: the trainer that evaluates.
+        source: pairs to take prompts from.
+        judge: of single answers, or a pair judge, which compares each answer with the chosen one.
+        watch: settings of the answers.
 
     Raises:
-        ConfigError: weights that are split over processes, from which one alone cannot draw.
-        DataError: no pair to take a prompt from.
+        ConfigError: the weights are split over processes; one process cannot draw alone.
+        DataError: the source has no pair.
     """
 
-    def __init__(self, trainer: Any, source: Any, judge: Any, watch: Watch) -> None:
+    def __init__(self, trainer: SRPOTrainer, source: AnySource, judge: AnyJudge, watch: Watch) -> None:
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
             fix = "evaluate the checkpoints by `srpo evaluate` instead"
             raise ConfigError("weights are split over processes", where="eval_revisions", fix=fix)
-        self.trainer, self.judge, self.watch = trainer, judge, watch
+        self.trainer, self.judge = trainer, judge
         self.rows = _rows(source, watch.prompts)
         self.settings = RevisionSettings(watch.revisions, watch.temperature, watch.seed, watch.max_new_tokens, "always")
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Draws, judges and logs, on the main process."""
         if not state.is_world_process_zero:
             return
@@ -84,27 +96,25 @@ class RevisionEvaluation(TrainerCallback):
         found = numbers(trails, self.judge)
         if metrics is not None:
             metrics.update(found)
-        self.trainer.log({**found, **{f"{PREFIX}sample_{i}": text for i, text in enumerate(_samples(trails), 1)}})
+        samples: Any = {f"{PREFIX}sample_{i}": text for i, text in enumerate(_samples(trails), 1)}
+        self.trainer.log({**found, **samples})
 
     def draw(self) -> list[Trail]:
-        """Trails of the model as it is now, and nothing left changed."""
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        """Returns trails of the current model; the training state stays unchanged."""
+        trainer = self.trainer
+        model = trainer.accelerator.unwrap_model(trainer.model)
         with undisturbed(model):
-            reviser = Reviser(
-                model,
-                self.trainer.processing_class,
-                self.trainer.renderer.template,
-                beta=self.trainer.args.beta,
-                batch_size=self.trainer.args.per_device_eval_batch_size,
-            )
-            reviser.confidence = None  # an adapter would bring its base along, and each revision be weighed
+            batch_size = trainer.args.per_device_eval_batch_size
+            template, beta = trainer.renderer.template, trainer.args.beta
+            reviser = Reviser(model, trainer.processing_class, template, beta=beta, batch_size=batch_size)
+            reviser.confidence = None  # an adapter's base would serve as reference and score every revision
             return list(reviser.trails(self.rows, self.settings))
 
 
-def numbers(trails: list[Trail], judge: Any) -> dict[str, float]:
-    """The averages of some trails under the names they are logged by."""
+def numbers(trails: list[Trail], judge: AnyJudge) -> dict[str, float]:
+    """Returns the averages of some trails by the name of the logged metric."""
     scored = score({(0, "policy", "eval", None): trails}, {"judge": judge}, versus=())
-    results: Results = summarise(scored, resampling=Resampling(DRAWS))
+    results = summarise(scored, resampling=Resampling(DRAWS))
     logged: dict[str, float] = {}
     for row in results.curve("policy", "eval", None, POOL):
         name = f"{PREFIX}{row['revision']}"
@@ -118,18 +128,18 @@ def numbers(trails: list[Trail], judge: Any) -> dict[str, float]:
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """Puts every generator back to its state, and every part of the model into its mode."""
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Restores the state of every generator and the mode of every module."""
     training = [module for module in model.modules() if module.training]
     try:
         with left_as_found():
             yield
     finally:
-        for module in training:  # not `train()`, which would wake the parts that had been put to rest
+        for module in training:  # `train()` would also switch modules that were in evaluation mode
             module.training = True
 
 
-def _rows(source: Any, limit: int) -> list[PromptRow]:
+def _rows(source: AnySource, limit: int) -> list[PromptRow]:
     """The first different prompts of the pairs, each with its chosen answer as `gold`."""
     rows: dict[str, PromptRow] = {}
     for pair in read(Source.of(source)).pairs:
@@ -146,9 +156,6 @@ def _rows(source: Any, limit: int) -> list[PromptRow]:
 def _samples(trails: list[Trail]) -> list[str]:
     shown = []
     for trail in trails[:SHOWN]:
-        lines = [
-            last_message(trail.prompt),
-            *(f"[{k or 'draft'}] {answer.text}" for k, answer in enumerate(trail.answers)),
-        ]
-        shown.append("\n".join([*lines, f"[chosen] {trail.meta['gold']}"]))
+        answers = [f"[{k or 'draft'}] {answer.text}" for k, answer in enumerate(trail.answers)]
+        shown.append("\n".join([last_message(trail.prompt), *answers, f"[chosen] {trail.meta['gold']}"]))
     return shown

@@ -9,24 +9,17 @@ Axes: N prompts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
-from srpo.score.pooling import Columns, Group, Resampling, Table, estimate
+from torch import Tensor
+
+from srpo.score.pooling import Columns, Group, Resampling, estimate
 from srpo.score.results import BestRevision
 from srpo.score.scores import ScoredTrails
 
 LEAST = 40  # prompts; a half of fewer than 20 chooses little but luck
-
-
-def best_revisions(group: Group, resampling: Resampling) -> list[BestRevision]:
-    """Chooses for each system whose answers changed; returns nothing below `LEAST` prompts."""
-    found = []
-    for system, seeds in group.systems.items():
-        table = group.table([system], seeds, _columns)
-        changed = any(bool(each.changed_NR.any()) for each in seeds.values())
-        if group.last and changed and len(table.keys) >= LEAST:
-            found.append(_chosen(group, system, table, resampling))
-    return found
+Name = TypeVar("Name", bound=Hashable)
 
 
 def halves(keys: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
@@ -45,17 +38,29 @@ def halves(keys: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
     return sorted(order[:middle]), sorted(order[middle:])
 
 
+def largest_mean(columns: Mapping[Name, Tensor]) -> Name:
+    """Returns the name of the column with the largest mean, nan left out; the first of equals."""
+    means = {name: float(column_N.nanmean()) for name, column_N in columns.items()}
+    return max(means, key=means.__getitem__)
+
+
+def best_revisions(group: Group, resampling: Resampling) -> list[BestRevision]:
+    """Chooses for each system whose answers changed; returns nothing below `LEAST` prompts."""
+    found = []
+    for system, seeds in group.systems.items():
+        table = group.table([system], seeds, _columns)
+        changed = any(bool(each.changed_NR.any()) for each in seeds.values())
+        if group.last and changed and len(table.keys) >= LEAST:
+            chooses, reports = (table.only(rows) for rows in halves(table.keys, resampling.seed))
+            k = largest_mean({k: chooses.column(("score", k)) for k in range(group.last + 1)})
+            intervals = estimate(reports, resampling)
+            numbers = (k, len(chooses.keys), len(reports.keys), *intervals["score", k], *intervals["gain", k])
+            found.append(BestRevision(system, group.split, group.temperature, *numbers))
+    return found
+
+
 def _columns(system: str, scored: ScoredTrails) -> Columns:
     columns: Columns = {}
     for k, (score_N, gain_N) in enumerate(zip(scored.primary_NR.unbind(1), scored.gain_NR.unbind(1), strict=True)):
         columns |= {("score", k): score_N, ("gain", k): gain_N}
     return columns
-
-
-def _chosen(group: Group, system: str, table: Table, resampling: Resampling) -> BestRevision:
-    chooses, reports = (table.only(rows) for rows in halves(table.keys, resampling.seed))
-    means = [float(chooses.column(("score", k)).nanmean()) for k in range(group.last + 1)]
-    best = means.index(max(means))  # the fewest revisions of equals
-    found = estimate(reports, resampling)
-    numbers = (*found["score", best], *found["gain", best])
-    return BestRevision(system, group.split, group.temperature, best, len(chooses.keys), len(reports.keys), *numbers)
