@@ -106,7 +106,7 @@ class RevisionEvaluation(TrainerCallback):
         with undisturbed(model):
             batch_size = trainer.args.per_device_eval_batch_size
             template, beta = trainer.renderer.template, trainer.args.beta
-            reviser = Reviser(model, trainer.processing_class, template, beta=beta, batch_size=batch_size)
+            reviser = Reviser(model, trainer.renderer.tokenizer, template, beta=beta, batch_size=batch_size)
             reviser.confidence = None  # an adapter's base would serve as reference and score every revision
             return list(reviser.trails(self.rows, self.settings))
 

@@ -144,7 +144,7 @@ def test_the_command(base: Path, tmp_path: Path) -> None:
     words += ["--eval_revisions", "1", "--eval_prompts", "2", "--eval_max_new_tokens", "3", "--disable_tqdm", "true"]
     with pytest.raises(ConfigError, match="add `--eval_judge"):
         run(words)
-    with pytest.raises(ConfigError, match="never evaluated"):
+    with pytest.raises(ConfigError, match="no evaluation"):
         run([*words, "--eval_judge", "exact_match"])
     assert run([*words, "--eval_judge", "exact_match", "--eval_strategy", "steps", "--eval_steps", "1"]) == 0
     logged = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text("utf-8").splitlines()]
