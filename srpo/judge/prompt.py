@@ -121,10 +121,6 @@ def load_prompt(name: str) -> JudgePrompt:
     Raises:
         ConfigError: no such prompt, or the file does not have the form shown at the top of this module.
         InputError: the file cannot be read.
-
-    Example:
-        >>> load_prompt("arena-hard").verdicts["A>>B"]
-        1.0
     """
     shipped = sorted(path.stem for path in FOLDER.glob("*.md"))
     path = FOLDER / f"{name}.md" if name in shipped else Path(name)

@@ -73,12 +73,7 @@ class Verdict:
 
     @property
     def contradicted(self) -> float | None:
-        """Share of the pairs of runs with different verdicts; None with fewer than two readable runs.
-
-        Example:
-            >>> Verdict(1.0, again=(1.0, 0.5)).contradicted, Verdict(1.0, again=(None,)).contradicted
-            (0.6666666666666666, None)
-        """
+        """Share of the pairs of runs with different verdicts; None with fewer than two readable runs."""
         read = [score for score in (self.score, *self.again) if score is not None]
         pairs = list(combinations(read, 2))
         return sum(a != b for a, b in pairs) / len(pairs) if pairs else None
@@ -129,10 +124,6 @@ def prefer_higher(pair: AnswerPair, first: float, second: float, form: str = "g"
 
     Args:
         form: format of the scores in the verdict's label.
-
-    Example:
-        >>> prefer_higher(AnswerPair("2+2=", "5", "4"), 0.0, 1.0).orders
-        (OrderVerdict(score=0.0, label='0 1', reason=''),)
     """
     score = 0.5 + 0.5 * ((first > second) - (first < second))
     return TIE if pair.identical else combine([OrderVerdict(score, f"{first:{form}} {second:{form}}")])

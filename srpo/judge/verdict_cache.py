@@ -52,12 +52,6 @@ class VerdictCache:
 
     Raises:
         InputError: the file cannot be read.
-
-    Example:
-        >>> cache = VerdictCache(None)
-        >>> cache.add("k", CachedReply("A"))
-        >>> cache.get("k").label, len(cache)
-        ('A', 1)
     """
 
     def __init__(self, path: str | Path | None) -> None:
@@ -94,12 +88,7 @@ class VerdictCache:
 
 
 def cache_key(identity: str, template: str, prompt: Prompt, shown_first: str, shown_second: str) -> str:
-    """The SHA-256 of everything a reply depends on: judge, wording, prompt, answers and the order shown.
-
-    Example:
-        >>> cache_key("m", "t", "p", "a", "b") == cache_key("m", "t", "p", "b", "a")
-        False
-    """
+    """The SHA-256 of everything a reply depends on: judge, wording, prompt, answers and the order shown."""
     parts = json.dumps([identity, template, prompt, shown_first, shown_second], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()
 

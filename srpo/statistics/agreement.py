@@ -69,13 +69,7 @@ def share(values_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, see
 
 
 def difference(a_N: Tensor, b_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Mean of a minus mean of b, each over its values that are not nan, with both on the same draws of prompts.
-
-    Example:
-        >>> import torch
-        >>> difference(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0]), draws=100).value
-        0.5
-    """
+    """Mean of a minus mean of b, each over its values that are not nan, with both on the same draws of prompts."""
     known = [~a_N.isnan(), ~b_N.isnan()]
     sums_CM = _sums([a_N.nan_to_num(0.0), known[0], b_N.nan_to_num(0.0), known[1]], prompts)
 
@@ -105,23 +99,12 @@ def for_first_shown(ahead_N: Tensor, behind_N: Tensor) -> Tensor:
     Args:
         ahead_N: [N] verdicts with the first answer shown first; both arguments are as seen from the first answer.
         behind_N: [N] verdicts with the second answer shown first.
-
-    Example:
-        >>> import torch
-        >>> for_first_shown(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0])).tolist()
-        [1.0, 0.5]
     """
     return (ahead_N + 1 - behind_N) / 2
 
 
 def only_where(values_N: Tensor, chosen_N: Tensor) -> Tensor:
-    """[N] the values where `chosen_N` is true, nan elsewhere.
-
-    Example:
-        >>> import torch
-        >>> only_where(torch.tensor([1.0, 0.5]), torch.tensor([True, False])).tolist()
-        [1.0, nan]
-    """
+    """[N] the values where `chosen_N` is true, nan elsewhere."""
     return values_N.to(torch.float64).masked_fill(~chosen_N, NAN)
 
 

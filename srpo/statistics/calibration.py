@@ -37,12 +37,7 @@ def auc(scores: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def brier(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Mean squared difference between the clipped score and the label; a constant score of ½ gives ¼.
-
-    Example:
-        >>> brier([0.5, 1.2], [0, 1])
-        0.125
-    """
+    """Mean squared difference between the clipped score and the label; a constant score of ½ gives ¼."""
     return float((_clipped(scores) - torch.tensor(list(labels), dtype=torch.float64)).square().mean())
 
 

@@ -9,22 +9,12 @@ if TYPE_CHECKING:
 
 
 def bare(share: float) -> str:
-    """A share in percent, one decimal, without the sign.
-
-    Example:
-        >>> bare(0.1234)
-        '12.3'
-    """
+    """A share in percent, one decimal, without the sign."""
     return f"{100 * share:.1f}"
 
 
 def percent(share: float) -> str:
-    """A share as percent, one decimal.
-
-    Example:
-        >>> percent(0.1234)
-        '12.3 %'
-    """
+    """A share as percent, one decimal."""
     return f"{bare(share)} %"
 
 
