@@ -1,5 +1,7 @@
 # Every target makes its own environment under .venv/, once, and again when pyproject.toml or constraints.txt changes.
 PYTHON ?= python3
+# Processes that share the tests; each computes on one thread.
+WORKERS ?= 2
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
@@ -13,10 +15,10 @@ demo: .venv/core ## the whole story on a generated task, offline, on a CPU; resu
 	$(OFFLINE) $(BIN)/srpo demo --output_dir runs/demo
 
 test: .venv/core ## every test but the long sweeps
-	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not sweep and not faults'
+	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not sweep and not faults'
 
 faults: .venv/core ## a run killed at every write of its saves, and other ways to die
-	$(OFFLINE) $(BIN)/python -m pytest -q -m 'not sweep' tests/faults
+	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not sweep' tests/faults
 
 sweep: .venv/core ## the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -m sweep
