@@ -1,4 +1,4 @@
-"""What an evaluation is to do: a value, from a YAML file, flags, or both.
+"""The plan of an evaluation: a value made from a YAML file, flags, or both.
 
 A file may be a recipe, whose settings of training stand beside one key `evaluate` with all of this below it.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import srpo
-from tests.house import laws
+from tests.house import laws, prose
 
 PACKAGE = Path(srpo.__file__).parent
 Law = Callable[[Path], list[str]]
@@ -95,6 +95,31 @@ BREACHES: dict[Law, list[tuple[str, str, list[str]]]] = {
         ("maths/a.py", "\n" * 401, ["maths/a.py:401: more than 400 lines"]),
         ("maths/b.py", "\n" * 400, []),
     ],
+    prose.docstring_openings: [
+        ("maths/a.py", '"""What a loss is."""\n', ["maths/a.py:1: opens with 'What'"]),
+        ("maths/b.py", 'def f():\n    """Whoever reads."""\n', ["maths/b.py:1: opens with 'Whoever'"]),
+        ("maths/c.py", '"""Whatever the loss, its value."""\n', []),
+    ],
+    prose.word_rates: [
+        (
+            "maths/a.py",
+            "# what stands here is told\n",
+            ["what: 10.0 per 1,000 words", "stand(s): 10.0 per 1,000 words"],
+        ),
+        ("maths/b.py", f"# {'word ' * 94}None\n", ["say, tell: 10.0 per 1,000 words"]),
+    ],
+    prose.any_share: [
+        ("maths/a.py", "def f(a: Any, b: int, c: list[Any]) -> Any: ...\n", ["maths/a.py:1: Any"]),
+        ("maths/b.py", "def f(*a: Any | None, **b: Anyone): ...\n", ["maths/b.py:1: Any | None"]),
+    ],
+    prose.long_functions: [
+        ("maths/a.py", "def f():\n" + "    x\n" * 80, ["maths/a.py:1: f has 81 lines"]),
+        ("maths/b.py", "@decorated\ndef f():\n" + "    x\n" * 79, []),
+    ],
+    prose.crowded_folders: [
+        ("maths/a.py", "\n" * 16, ["maths: 16.0 % of all lines"]),
+        *((f"{room}/a.py", "\n" * 14, []) for room in ("data", "model", "judge", "score", "train", "tasks")),
+    ],
 }
 
 
@@ -117,7 +142,7 @@ def test_every_law_is_tried() -> None:
     """A law that is written and never run is no law."""
     written = {
         each
-        for name, each in vars(laws).items()
+        for name, each in [*vars(laws).items(), *vars(prose).items()]
         if callable(each) and getattr(each, "__annotations__", {}).get("return") == "list[str]"
     }
     assert written == set(BREACHES)
