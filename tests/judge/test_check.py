@@ -145,14 +145,14 @@ def test_the_command_prints_what_it_found(
 @pytest.mark.parametrize(
     ("words", "kind", "said"),
     [
-        (["--judge", "llm"], ConfigError, "no default, since any would cost somebody money"),
+        (["--judge", "llm"], ConfigError, "no default, since any might cost money"),
         (["--judge", "numeric", "--judge_model", "m"], ConfigError, "numeric asks no server"),
         (["--judge", "numerik"], ConfigError, "did you mean 'numeric'"),
         (["--judge", "exact_match"], DataError, "exact_match, row 1: the gold answer is NoneType"),
         (
             ["--judge", "llm", "--judge_base_url", "http://localhost:1", "--judge_model", "m", "--judge_body", "[]"],
             ConfigError,
-            "not a JSON object",
+            "expected a mapping",
         ),
         ([], UsageError, "no judge"),
     ],
