@@ -93,13 +93,10 @@ class Endpoint:
     Args:
         base_url: URL before every path, such as `http://localhost:8000/v1`. `user:password@` is sent as basic
             authentication, and a query is added to every request.
-        api_key_env: Name of the environment variable with the key, sent as a bearer token. Shell histories and process
-            lists would show a key given directly.
-        timeout: Seconds from the request to the last byte of the answer, for one try.
-        tries: Largest number of requests for one item.
-        concurrency: Largest number of requests under way at the same time.
-        backoff: Longest wait in seconds before the second try. The wait doubles with each try, up to a minute, and a
-            random part of up to one half is left out. A Retry-After replaces the wait and holds back all requests.
+        options: Other fields of `EndpointSettings`. `timeout` covers one try, from the request to the last byte of the
+            answer. The wait before the second try is `backoff` seconds less a random part of up to one half; it doubles
+            with each try, up to a minute. A Retry-After replaces the wait and holds back all requests. Keys are named,
+            not given, because shell histories and process lists would show it.
 
     Attributes:
         close: Closes the connections; garbage collection closes them otherwise.
@@ -113,24 +110,16 @@ class Endpoint:
         Endpoint('http://localhost:8000/v1')
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        api_key_env: str = "",
-        timeout: float = EndpointSettings.timeout,
-        tries: int = EndpointSettings.tries,
-        concurrency: int = EndpointSettings.concurrency,
-        backoff: float = EndpointSettings.backoff,
-    ) -> None:
-        EndpointSettings(base_url, timeout=timeout, tries=tries, concurrency=concurrency, backoff=backoff)
-        self.timeout, self.tries, self.concurrency, self.backoff = timeout, tries, concurrency, backoff
-        key = _key(api_key_env)
-        self._client = _client(base_url, key, timeout, concurrency)
+    def __init__(self, base_url: str, **options: Any) -> None:
+        settings = EndpointSettings(base_url, **options)
+        self.timeout, self.backoff = settings.timeout, settings.backoff
+        self.tries, self.concurrency = settings.tries, settings.concurrency
+        key = _key(settings.api_key_env)
+        self._client = _client(base_url, key, self.timeout, self.concurrency)
         self._secrets = _spellings(self._client, key)
         self.url = str(self._client.base_url.copy_with(userinfo=b"")).rstrip("/")
         self.close = weakref.finalize(self, self._client.close)
-        self._slots = threading.Semaphore(concurrency)
+        self._slots = threading.Semaphore(self.concurrency)
         self._quiet_until = 0.0  # monotonic clock; a server over its limit wants no request at all
 
     def __repr__(self) -> str:

@@ -43,11 +43,5 @@ class EndpointSettings:
         """
         from srpo.generate.http import Endpoint
 
-        return Endpoint(
-            self.base_url,
-            api_key_env=self.api_key_env,
-            timeout=self.timeout,
-            tries=self.tries,
-            concurrency=self.concurrency,
-            backoff=self.backoff,
-        )
+        names = ("api_key_env", "concurrency", "timeout", "tries", "backoff")
+        return Endpoint(self.base_url, **{name: getattr(self, name) for name in names})
