@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from srpo.errors import ConfigError
@@ -45,10 +45,11 @@ class HFEngine:
 
     same_batch_same_bits = True
 
-    def __init__(self, model: Any, *, pad_id: int, batch_size: int = 32) -> None:
+    def __init__(self, model: nn.Module, *, pad_id: int, batch_size: int = 32) -> None:
         if batch_size < 1:
             raise ConfigError(f"{batch_size}", where="batch_size", expected="at least 1")
-        self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
+        self.model: Any = model
+        self.pad_id, self.batch_size = pad_id, batch_size
 
     @property
     def max_length(self) -> int | None:

@@ -18,10 +18,9 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from srpo.generate.draft_guesses import Cost, Follower, guess_length
@@ -30,6 +29,7 @@ from srpo.generate.kv_cache import SlotCache
 from srpo.generate.plain import HFEngine
 from srpo.generate.sampling import choose, uniforms
 from srpo.model.packed.head import head_dtypes
+from srpo.model.unwrap import core
 
 log = logging.getLogger("srpo")
 
@@ -69,7 +69,7 @@ class SpeculativeEngine(HFEngine):
         serves: True if speculative decoding is exact for the model; None before the first call.
     """
 
-    def __init__(self, model: Any, *, pad_id: int, batch_size: int = 32) -> None:
+    def __init__(self, model: nn.Module, *, pad_id: int, batch_size: int = 32) -> None:
         super().__init__(model, pad_id=pad_id, batch_size=batch_size)
         self.forwards = self.read = 0
         self.serves: bool | None = None
@@ -291,9 +291,9 @@ class SpeculativeEngine(HFEngine):
         return ""
 
 
-def why_not_speculative(model: Any) -> str:
+def why_not_speculative(model: nn.Module) -> str:
     """Returns the reason against cropping the model's cache and verifying guesses; empty without one."""
-    config = model.config.get_text_config()
+    config = core(model).config.get_text_config()
     prompts = getattr(model, "active_peft_config", None)
     if prompts is not None and prompts.is_prompt_learning:
         return "the adapter adds tokens of its own before the input"

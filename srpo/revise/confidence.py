@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srpo.data.read import PromptRow
 from srpo.errors import ConfigError, did_you_mean
@@ -23,6 +23,7 @@ from srpo.maths.confidence import preference_eq9, preference_eq14
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
+from srpo.model.unwrap import adapted, device_of
 from srpo.sequences.protocols import PromptRenderer
 from srpo.sequences.render import options_of
 from srpo.sequences.tree import PrefixTree
@@ -61,11 +62,13 @@ class ModelScorer:
         backend: auto, path or flat.
     """
 
-    def __init__(self, model: Any, reference: Any | None, *, backend: str = "auto") -> None:
+    def __init__(self, model: nn.Module, reference: nn.Module | None, *, backend: str = "auto") -> None:
         self.model, self.reference, self.backend = model, reference, backend
 
     @classmethod
-    def available(cls, model: Any, reference: Any, trained_from: str | None, *, backend: str) -> ModelScorer | None:
+    def available(
+        cls, model: nn.Module, reference: nn.Module | None, trained_from: str | None, *, backend: str
+    ) -> ModelScorer | None:
         """Returns a scorer, or None without a reference.
 
         Args:
@@ -73,24 +76,26 @@ class ModelScorer:
             trained_from: Kind of reference in training, if recorded. For an adapter trained on from an earlier adapter,
                 the base is not the reference.
         """
-        has_base = hasattr(model, "disable_adapter") and trained_from in (None, "adapter off")
+        has_base = adapted(model) is not None and trained_from in (None, "adapter off")
         return cls(model, reference, backend=backend) if reference is not None or has_base else None
 
     @torch.no_grad()
     def log_ratios(self, sequences: Sequences) -> Tensor:
         """Computes the log-ratios; see `Scorer`."""
-        forest = Forest.plant([PrefixTree.pack(each) for each in sequences], next(self.model.parameters()).device)
+        forest = Forest.plant([PrefixTree.pack(each) for each in sequences], device_of(self.model))
         backend = settle_backend(self.model, forest.trees, self.backend)  # one back-end for both models
         policy_BK = sequence_logps(self.model, forest, backend)
         with self._active_reference() as reference:
             return policy_BK - sequence_logps(reference, forest, backend)
 
     @contextmanager
-    def _active_reference(self) -> Iterator[Any]:
+    def _active_reference(self) -> Iterator[nn.Module]:
         if self.reference is not None:
             yield self.reference.eval()
         else:
-            with self.model.disable_adapter():
+            adapter = adapted(self.model)
+            assert adapter is not None  # otherwise `available` returns no scorer
+            with adapter.disable_adapter():
                 yield self.model
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srpo.data.read import Prompt, PromptRow, read_prompts
 from srpo.errors import ConfigError, InputError, LengthError
 from srpo.generate.engine import Engine
 from srpo.generate.speculative import SpeculativeEngine
+from srpo.model.unwrap import core
 from srpo.model.weights.load import TRAINING_FILE, inference_device, load_model, load_tokenizer
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
 from srpo.revise.policy import AUTO, Policy
@@ -65,11 +66,11 @@ class Reviser:
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module | str,
         tokenizer: Tokenizer | None = None,
         template: RevisionTemplate | str | None = None,
         *,
-        reference: Any = None,
+        reference: nn.Module | str | None = None,
         settings: ReviserSettings | None = None,
         engine: Engine | None = None,
         scorer: Scorer | None = None,
@@ -77,7 +78,7 @@ class Reviser:
         **options: Any,
     ) -> None:
         settings = (settings or ReviserSettings()).with_options(options)
-        path = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
+        path = model if isinstance(model, str) else core(model).config._name_or_path
         if renderer is None:
             tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=settings.trust_remote_code)
             if not isinstance(template, RevisionTemplate):
@@ -86,9 +87,11 @@ class Reviser:
         self.renderer = renderer
         record = training_record(path)
         self.calibration = Calibration.load(path)
-        self.model, reference = _models(model, reference, settings, needed=engine is None or reference is not None)
-        if scorer is None and self.model is not None:
-            scorer = ModelScorer.available(self.model, reference, record.get("reference"), backend=settings.backend)
+        needed = engine is None or reference is not None
+        policy, frozen = _models(model, reference, settings, needed=needed)
+        self.model: Any = policy
+        if scorer is None and policy is not None:
+            scorer = ModelScorer.available(policy, frozen, record.get("reference"), backend=settings.backend)
         self.beta = settings.beta if settings.beta is not None else record.get("beta")
         self.logps_reduction = settings.logps_reduction or record.get("logps_reduction", "sum")
         expect_known(self.logps_reduction, settings.equation)
@@ -102,7 +105,8 @@ class Reviser:
         if engine is None:
             ids: Any = self.renderer.tokenizer
             pad = next((i for i in (ids.pad_token_id, ids.eos_token_id) if i is not None), 0)
-            engine = SpeculativeEngine(self.model, pad_id=pad, batch_size=settings.batch_size)
+            assert policy is not None  # loaded, since `needed`
+            engine = SpeculativeEngine(policy, pad_id=pad, batch_size=settings.batch_size)
         self.engine: Engine = engine
 
     @property
@@ -290,13 +294,14 @@ def _key(prompt: Prompt, counts: dict[str, int]) -> str:
     return f"{digest}/{counts[digest]}"
 
 
-def _models(model: Any, reference: Any, settings: ReviserSettings, *, needed: bool) -> tuple[Any, Any]:
+def _models(
+    model: nn.Module | str, reference: nn.Module | str | None, settings: ReviserSettings, *, needed: bool
+) -> tuple[nn.Module | None, nn.Module | None]:
     """Returns the model, or None where its weights are not needed, and the reference; loads those given by path.
 
     Raises:
         ConfigError: A device or dtype was asked for, and the model is already loaded.
     """
-    device: torch.device
     dtype: torch.dtype | str
     if isinstance(model, str):
         device, dtype = inference_device(settings.device), settings.dtype or "float32"
@@ -305,16 +310,16 @@ def _models(model: Any, reference: Any, settings: ReviserSettings, *, needed: bo
             if asked:
                 fix = "move the model yourself, or pass its path"
                 raise ConfigError(f"{asked!r}, and a model that is loaded", where=where, fix=fix)
-        device, dtype = model.device, model.dtype
+        device, dtype = core(model).device, core(model).dtype
 
-    def loaded(path: str) -> Any:
-        return load_model(path, dtype=dtype, trust_remote_code=settings.trust_remote_code).to(device)
+    def loaded(path: str) -> nn.Module:
+        found: nn.Module = load_model(path, dtype=dtype, trust_remote_code=settings.trust_remote_code).to(device)
+        return found
 
+    frozen = loaded(reference) if isinstance(reference, str) else reference
     if isinstance(model, str):
-        model = loaded(model) if needed else None
-    if model is not None:
-        model.eval()
-    return model, loaded(reference) if isinstance(reference, str) else reference
+        return loaded(model).eval() if needed else None, frozen
+    return model.eval(), frozen
 
 
 def training_record(path: str) -> Mapping[str, Any]:

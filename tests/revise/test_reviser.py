@@ -337,8 +337,8 @@ def test_a_context_without_room_names_its_row() -> None:
         ),
         ({"revisions": -1}, "revisions: -1; expected 0 or more"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0; expected 1 or more"),
-        ({"temperature": -0.1}, "temperature: -0.1; expected 0 (greedy) or more"),
-        ({"temperature": math.nan}, "temperature: nan; expected 0 (greedy) or more"),
+        ({"temperature": -0.1}, "temperature: -0.1; expected 0 or more"),
+        ({"temperature": math.nan}, "temperature: nan; expected 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_rejected(settings: dict[str, Any], line: str) -> None:
