@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from srpo.cli.flags import parse_training, training_groups
 from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.training_flags import parse_training, training_groups
 from srpo.errors import Interrupted
 
 DESCRIPTION = """Score all pairs under the reference once and cache the log-probs; settings are those of `srpo train`.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from srpo.cli.flags import parse_training
 from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.training_flags import parse_training
 from srpo.errors import Interrupted
 
 DESCRIPTION = """Offline training, then rounds of sample, label and train: learning to revise one's own drafts.

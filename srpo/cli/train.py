@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from srpo.cli.flags import parse_training, training_groups
 from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.training_flags import parse_training, training_groups
 from srpo.errors import Interrupted
 
 DESCRIPTION = """Train a model to draft and to revise from preference pairs.

@@ -87,7 +87,7 @@ class Plan:
         metavar="[NAME=]FILE",
     )
     models: dict[str, Model] = setting(
-        {}, "Models to draw answers from; {seed} in a path stands for each seed.", metavar="[NAME=]PATH"
+        {}, "Models to draw answers from; {seed} in a path is replaced by each seed.", metavar="[NAME=]PATH"
     )
     prompts: dict[str, str] = setting(
         {}, "Prompts, one file or data set for each split; drawn answers need them.", metavar="[SPLIT=]FILE"

@@ -45,8 +45,8 @@ class RoundsArguments:
     samples_per_prompt: int = setting(2, "Drafts of each prompt in a round.", group=SAMPLING, least=1)
     sample_revisions: int = setting(2, "Revisions of each draft in a round.", group=SAMPLING, least=0)
     sample_temperature: float = setting(1.0, "Sampling temperature of drafts and revisions.", group=SAMPLING, above=0)
-    sample_max_new_tokens: int = setting(256, "Largest number of tokens in each sample.", group=SAMPLING, least=1)
-    sample_batch_size: int = setting(32, "Number of prompts sampled together.", group=SAMPLING, least=1)
+    sample_max_new_tokens: int = shared("max_new_tokens", help="Largest number of tokens in a sample.", group=SAMPLING)
+    sample_batch_size: int = shared("batch_size", help="Number of prompts sampled together.", group=SAMPLING)
     gold_key: str = shared("gold_key", group=LABELS)
     ask: str = setting(",".join(KINDS), "Kinds of comparison that the judge labels, with commas.", group=LABELS)
     choose: str = setting("random", "Comparisons that get a label: random or uncertain.", group=LABELS, choices=CHOICES)
@@ -54,7 +54,7 @@ class RoundsArguments:
     validation_prompts: str | None = setting(
         None, "File of prompts that decide when to stop; unset: every round is run.", group=VALIDATION
     )
-    validation_revisions: int = setting(5, "Revisions of each validation draft.", group=VALIDATION, least=0)
+    validation_revisions: int = shared("revisions", help="Revisions of each validation draft.", group=VALIDATION)
     patience: int = setting(1, "Rounds without a better validation before stopping.", group=VALIDATION, least=1)
 
     @property

@@ -93,7 +93,7 @@ class SRPOConfig(TrainingArguments):
         0.8, "Weight of the improvement term, between 0 and 1 (arXiv 2406.01660).", group=METHOD, least=0, most=1
     )
     allow_unidentified: bool = setting(
-        False, "Allow alpha 0 or 1 for an ablation; the optimum is then not unique.", group=METHOD
+        False, "Allow alpha 0 or 1 for an ablation, although the optimum is not unique.", group=METHOD
     )
     logps_reduction: str = setting(
         "sum", "Log-prob of an answer: sum or mean over its tokens.", group=METHOD, choices=("sum", "mean")
