@@ -1,6 +1,6 @@
 """`srpo judge`: checks a judge on labelled pairs, compares two files of answers, or compares two judges."""
 
-from __future__ import annotations
+from __future__ import functools
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +58,14 @@ def check(argv: list[str]) -> int:
     from srpo.data.read import Source, columns_of, read_pairs
     from srpo.disk import expect_writable, write_file
     from srpo.judge.check import check_judge, print_check, sample
+    from srpo.judge.load import judge_from
 
     expect_writable({"--output": args.output}, {"--pairs": args.pairs, **args.judge.files()})
-    args.judge.load()  # finds mistakes in the settings before the pairs are read
+    judge_from(args.judge)  # finds mistakes in the settings before the pairs are read
     pairs = sample(read_pairs(Source(args.pairs, columns_of(args.map), split=args.split)), args.limit, args.seed)
-    checked = check_judge(args.judge.load, pairs, runs=args.runs, gold_key=args.gold_key, seed=args.seed)
+    checked = check_judge(
+        functools.partial(judge_from, args.judge), pairs, runs=args.runs, gold_key=args.gold_key, seed=args.seed
+    )
     print_check(checked)
     if args.output:
         write_file(Path(args.output), checked.to_json().encode(), flag="--output")

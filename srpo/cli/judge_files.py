@@ -41,13 +41,14 @@ def compare(argv: list[str]) -> int:
     from srpo.disk import expect_writable, write_file
     from srpo.judge.alpaca_arena import alpaca_annotations, read_answers
     from srpo.judge.compare import compare, pair_up
+    from srpo.judge.load import judge_from
     from srpo.statistics.percent import measured
 
     inputs = {"--first": args.first, "--second": args.second, **args.judge.files()}
     expect_writable({"--output": args.output}, inputs)
     one, other = read_answers(args.first), read_answers(args.second)
     comparisons = pair_up(one, other, revisions=args.revisions, gold_key=args.gold_key)
-    judge = args.judge.load()
+    judge = judge_from(args.judge)
     found = compare(judge, comparisons, seed=args.seed)
     names = (Path(args.first).stem, Path(args.second).stem)
     text = alpaca_annotations(found.comparisons, found.verdicts, names, judge.identity)

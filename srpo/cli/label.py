@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     args.judge.expect_used()
 
     from srpo.disk import expect_writable
+    from srpo.judge.load import judge_from
     from srpo.judge.votes import write_questions
     from srpo.revise.trail_files import read_trails
     from srpo.rounds.candidates import choose, find, kinds_of
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
         votes = f"vote first, second or tie, then `--judge votes:{args.output}`"
         print(f"{args.output}: {len(chosen)} comparisons; {votes}")
         return 0
-    counts = label_file(args.trails, args.output, args.judge.load(), settings)
+    counts = label_file(args.trails, args.output, judge_from(args.judge), settings)
     print("\n".join(counts.lines()))
     print(f"{args.output}: {sum(counts.pairs.values())} pairs")
     return 0

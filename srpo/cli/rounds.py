@@ -17,6 +17,7 @@ The same command goes on where a run was stopped.
 
 def main(argv: list[str]) -> int:
     """Runs or goes on with the rounds, and prints a line for each."""
+    from srpo.judge.load import judge_from
     from srpo.judge.settings import JudgeSettings
     from srpo.rounds.plan import RoundsArguments
 
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
 
     try:
         with signals.heard():
-            done = run_rounds(str(settings["output_dir"]), settings, plan, judge.load(), train_with)
+            done = run_rounds(str(settings["output_dir"]), settings, plan, judge_from(judge), train_with)
     except KeyboardInterrupt:
         what = f"interrupted; finished stages are in {settings['output_dir']}"
         raise Interrupted(what, fix="the same command goes on") from None

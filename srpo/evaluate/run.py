@@ -12,6 +12,7 @@ from srpo.disk import writable_folder
 from srpo.errors import ConfigError
 from srpo.evaluate.answers import draw_all, read_prompt_files, read_systems
 from srpo.evaluate.plan import Plan
+from srpo.judge.load import judge_from
 from srpo.judge.settings import LLM, JudgeSettings, LLMSettings
 from srpo.judge.single import JUDGES, import_judge, load_judge
 from srpo.report.cases import sample_cases
@@ -132,4 +133,4 @@ def judge_named(name: str, llm: LLMSettings | None = None, runs: int = 1) -> Any
     own = ":" in name and name.partition(":")[0] not in ("reward", "votes")
     if name in JUDGES or (own and not compares(import_judge(name))):
         return load_judge(name)
-    return JudgeSettings(name, llm or LLMSettings()).load(runs=runs)
+    return judge_from(JudgeSettings(name, llm or LLMSettings()), runs=runs)

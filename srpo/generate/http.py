@@ -99,7 +99,7 @@ class Endpoint:
             not given, because shell histories and process lists would show it.
 
     Attributes:
-        close: Closes the connections; garbage collection closes them otherwise.
+        close: Closes the connections, as garbage collection does.
 
     Raises:
         ConfigError: An invalid URL, an unset or empty key, two ways to authenticate, a number out of range, or missing
@@ -270,6 +270,12 @@ class Endpoint:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return " ".join(re.sub(r"[^ -~\u00a0-\ud7ff\ue000-\U0010ffff]+", " ", text).split())[:200]
+
+
+def connect(settings: EndpointSettings) -> Endpoint:
+    """Opens a client for the server that the settings name; raises as `Endpoint` does."""
+    names = ("api_key_env", "timeout", "tries", "concurrency", "backoff")
+    return Endpoint(settings.base_url, **{name: getattr(settings, name) for name in names})
 
 
 def _start(work: Callable[[], T]) -> Future[T]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from srpo.settings import expect_valid, setting
-
-if TYPE_CHECKING:
-    from srpo.generate.http import Endpoint
 
 
 @dataclass(frozen=True)
@@ -34,14 +31,3 @@ class EndpointSettings:
 
     def __post_init__(self) -> None:
         expect_valid(self)
-
-    def connect(self) -> Endpoint:
-        """Opens a client for the server.
-
-        Raises:
-            ConfigError: not a URL, or the variable that `api_key_env` names is unset.
-        """
-        from srpo.generate.http import Endpoint
-
-        names = ("api_key_env", "concurrency", "timeout", "tries", "backoff")
-        return Endpoint(self.base_url, **{name: getattr(self, name) for name in names})

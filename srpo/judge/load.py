@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from srpo.errors import ConfigError
-from srpo.judge.settings import LLM, LLMSettings
+from srpo.errors import ConfigError, UsageError
+from srpo.judge.settings import LLM, JudgeSettings, LLMSettings
 from srpo.judge.single import JUDGES, REWARD, Judge, import_judge, load_judge, score_answer
 from srpo.judge.verdict import TIE, AnswerPair, PairJudge, Verdict, prefer_higher
 from srpo.judge.votes import VOTES, Votes
@@ -70,6 +70,7 @@ def load_pair_judge(name: str, llm: LLMSettings | None = None) -> PairJudge:
         'numeric'
     """
     if name == LLM:
+        from srpo.generate.http import connect
         from srpo.judge.llm import LLMJudge
         from srpo.judge.prompt import load_prompt
         from srpo.judge.verdict_cache import VerdictCache
@@ -77,7 +78,7 @@ def load_pair_judge(name: str, llm: LLMSettings | None = None) -> PairJudge:
         if llm is None or not llm.endpoint.base_url or not llm.model:
             fix = "name judge_model and judge_base_url; there is no default, since any might cost money"
             raise ConfigError("no model is named", where="judge llm", fix=fix)
-        return LLMJudge(llm.endpoint.connect(), load_prompt(llm.prompt), llm, VerdictCache(llm.verdicts))
+        return LLMJudge(connect(llm.endpoint), load_prompt(llm.prompt), llm, VerdictCache(llm.verdicts))
     if llm is not None:
         raise ConfigError(f"{name} asks no server", where="judge", fix=f"name the judge {LLM!r}, or no model")
     if name.startswith(VOTES):
@@ -87,3 +88,24 @@ def load_pair_judge(name: str, llm: LLMSettings | None = None) -> PairJudge:
         compares: PairJudge = found
         return compares
     return ScoreJudge(name, load_judge(name))
+
+
+def judge_from(settings: JudgeSettings, run: int = 0, runs: int = 1) -> PairJudge:
+    """Loads the judge of two answers that the settings name.
+
+    Args:
+        run: for judge llm, the number of the run; another number asks everything again.
+        runs: for judge llm, the number of runs.
+
+    Raises:
+        UsageError: no judge is named.
+        ConfigError: an unknown judge, or settings that the judge does not use.
+        InputError: a file or a model cannot be read.
+
+    Example:
+        >>> judge_from(JudgeSettings("exact_match")).identity
+        'exact_match'
+    """
+    if not settings.judge:
+        raise UsageError("no judge", fix="add `--judge …` or put it in the settings file")
+    return load_pair_judge(settings.judge, replace(settings.llm, run=run, runs=runs) if settings.judge == LLM else None)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from srpo.errors import ConfigError, UsageError
+from srpo.errors import ConfigError
 from srpo.generate.settings import EndpointSettings
 from srpo.settings import expect_valid, part, setting
-
-if TYPE_CHECKING:
-    from srpo.judge.verdict import PairJudge
 
 LLM = "llm"
 MILLION = 1_000_000
@@ -103,28 +100,6 @@ class JudgeSettings:
         None, "Judge of two answers: exact_match, reward:PATH, module:function, votes:FILE, llm; see docs/judges.md."
     )
     llm: LLMSettings = part(LLMSettings)
-
-    def load(self, run: int = 0, runs: int = 1) -> PairJudge:
-        """Loads the judge.
-
-        Args:
-            run: for judge llm, the number of the run; another number asks everything again.
-            runs: for judge llm, the number of runs.
-
-        Raises:
-            UsageError: no judge is named.
-            ConfigError: an unknown judge, or settings that the judge does not use.
-            InputError: a file or a model cannot be read.
-
-        Example:
-            >>> JudgeSettings("exact_match").load().identity
-            'exact_match'
-        """
-        from srpo.judge.load import load_pair_judge
-
-        if not self.judge:
-            raise UsageError("no judge", fix="add `--judge …` or put it in the settings file")
-        return load_pair_judge(self.judge, replace(self.llm, run=run, runs=runs) if self.judge == LLM else None)
 
     def expect_used(self) -> None:
         """Checks that settings of a server are given for judge llm alone.

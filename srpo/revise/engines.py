@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import ConfigError
+from srpo.generate.http import connect
 from srpo.generate.journal import Journal
 from srpo.generate.openai import ChatEngine, CompletionsEngine
 from srpo.revise.confidence import RatioScorer
@@ -44,7 +45,7 @@ def make_reviser(
     if reference is not None:
         fix = "name it as the server does: served_reference"
         raise ConfigError(f"has no use with engine {settings.engine}", where="reference", fix=fix)
-    endpoint = settings.endpoint.connect()
+    endpoint = connect(settings.endpoint)
     kind = ChatEngine if settings.engine == "chat" else CompletionsEngine
     kept = Journal(journal) if journal is not None else None
     engine = kind(endpoint, settings.endpoint.model, batch_size=batch_size, journal=kept)

@@ -27,7 +27,7 @@ from srpo.secrets import redacted
 from srpo.sequences.fit import TRUNCATE
 from srpo.sequences.tree_store import cache_folder
 from srpo.settings import expect_kinds, expect_valid, setting, shared
-from srpo.train.validation import expect_valid_transformers, named, settings_in
+from srpo.train.transformers_settings import expect_valid_transformers, named, settings_in
 
 METHOD, DATA, MODEL, REFERENCE = "method", "data", "model and adapter", "reference"  # groups of the help page
 EVALUATION, RUN = "logging and evaluation", "run"

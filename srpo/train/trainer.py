@@ -43,7 +43,8 @@ from srpo.train.metrics import Measured, MetricsFile, metrics
 from srpo.train.microbatches import SHARE, pieces, share_out
 from srpo.train.prepare_reference import Following, make_ready, make_reference, sets_of
 from srpo.train.run_record import card_of
-from srpo.train.validation import expect_one_device, expect_served, named, settings_in
+from srpo.train.transformers_settings import expect_served, named, settings_in
+from srpo.train.validation import expect_one_device
 
 if TYPE_CHECKING:
     from peft import PeftConfig

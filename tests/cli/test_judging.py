@@ -6,6 +6,7 @@ import pytest
 
 from srpo.cli.flags import parse
 from srpo.errors import ConfigError, UsageError
+from srpo.judge.load import judge_from
 from srpo.judge.settings import JudgeSettings
 from srpo.settings import options
 
@@ -31,7 +32,7 @@ def test_settings_without_a_flag_take_their_defaults() -> None:
 
 def test_a_judge_and_a_model_behind_it_must_be_named() -> None:
     with pytest.raises(UsageError, match="no judge"):
-        parsed().load()
+        judge_from(parsed())
     with pytest.raises(ConfigError, match="judge_model"):
-        parsed("--judge", "llm", "--judge_base_url", "http://127.0.0.1:1").load()
-    assert parsed("--judge", "numeric").load().identity == "numeric"
+        judge_from(parsed("--judge", "llm", "--judge_base_url", "http://127.0.0.1:1"))
+    assert judge_from(parsed("--judge", "numeric")).identity == "numeric"

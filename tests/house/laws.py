@@ -152,6 +152,25 @@ def _target(each: Import, home: dict[str, str]) -> str:
     return parts[1]
 
 
+def circles(package: Path) -> list[str]:
+    """Files that import each other in a loop, wherever the imports stand and types included; one line a loop."""
+    home, read = homes(package), sources(package)
+    modules = {f"{package.name}.{source.path.removesuffix('.py').replace('/', '.')}": source.path for source in read}
+    reached: dict[str, set[str]] = {}
+    for source in read:
+        named = [(each.module, each.name) for each in imports(source, package.name)]
+        named = [(home[name].rpartition(".")[0], "") if name in home else (module, name) for module, name in named]
+        found = {modules.get(f"{module}.{name}", modules.get(module, "")) for module, name in named}
+        reached[source.path] = found - {"", source.path} if source.path != "__init__.py" else set()
+    while True:  # files that import none of the files left, or are imported by none of them, are in no circle
+        imported = set[str]().union(*reached.values())
+        free = {path for path, found in reached.items() if not found & reached.keys() or path not in imported}
+        if not free:
+            break
+        reached = {path: found - free for path, found in reached.items() if path not in free}
+    return [f"{path}:1: in a circle with {', '.join(sorted(found))}" for path, found in sorted(reached.items())]
+
+
 def imports_by_name(package: Path) -> list[str]:
     """`import_module` and `__import__` outside the two files that need them: they would hide from every other law."""
     return [

@@ -36,6 +36,13 @@ BREACHES: dict[Law, list[tuple[str, str, list[str]]]] = {
         ("__init__.py", "_HOME = {'Reviser': 'fake.revise.reviser'}\n", []),
         ("__main__.py", "from fake.cli.main import main\n", []),
     ],
+    laws.circles: [
+        ("maths/a.py", "from fake.maths import b\n", ["maths/a.py:1: in a circle with maths/b.py"]),
+        ("maths/b.py", "def f():\n    from .c import C\n", ["maths/b.py:1: in a circle with maths/c.py"]),
+        ("maths/c.py", "import fake.maths.a\nimport fake.maths.d\n", ["maths/c.py:1: in a circle with maths/a.py"]),
+        ("maths/d.py", "import torch\n", []),
+        ("maths/e.py", "from fake.maths.a import A\n", []),
+    ],
     laws.imports_by_name: [
         (
             "maths/a.py",
