@@ -1,7 +1,8 @@
 """`srpo judge`: checks a judge on labelled pairs, compares two files of answers, or compares two judges."""
 
-from __future__ import functools
+from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
