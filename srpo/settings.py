@@ -15,11 +15,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from srpo.errors import ConfigError, did_you_mean
 
-T = TypeVar("T")
+
+class Dataclass(Protocol):
+    """A dataclass, or an instance of one."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=Dataclass)
 # transformers' parser replaces values of these settings by another kind; a copy of the settings starts from that kind.
 _REWRITTEN = ("fsdp", "debug")
 _PLAIN = (type(None), bool, int, float, str, list, tuple, dict, os.PathLike, Real)
@@ -57,21 +64,18 @@ class Rule:
         words = [text.format(bound) for bound, text in (*bounds, (self.below, "below {:g}")) if bound is not None]
         return " and ".join(words)
 
-    def check(self, value: Any, where: str) -> None:
+    def check(self, value: object, where: str) -> None:
         """Checks one value; None, and what a check of kinds refuses, pass.
 
         Raises:
             ConfigError: the value is out of range or not among the choices.
         """
-        if value is None:
-            return
         if self.choices:
-            fits, fix = value in self.choices, did_you_mean(str(value), map(str, self.choices))
-        elif isinstance(value, Real):
-            fits, fix = self._in_range(float(value)), ""
+            fits = value is None or value in self.choices
         else:
-            return
+            fits = not isinstance(value, Real) or self._in_range(float(value))
         if not fits:
+            fix = did_you_mean(str(value), map(str, self.choices))
             raise ConfigError(f"{value!r}", where=where, expected=self.expected, fix=fix)
 
     def _in_range(self, value: float) -> bool:
@@ -93,7 +97,7 @@ class Help(str):
     rule = Rule()
 
 
-def setting(default: Any = MISSING, help: str = "", **rule: Any) -> Any:
+def setting(default: object = MISSING, help: str = "", **rule: Any) -> Any:
     """A dataclass field with help text and rule.
 
     Args:
@@ -117,11 +121,7 @@ def setting(default: Any = MISSING, help: str = "", **rule: Any) -> Any:
 
 # One definition for settings that several commands share: default, help text and rule.
 SHARED: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "revision_template": (
-        None,
-        "How a draft is shown: name of a preset, or a .jinja or JSON file; unset: the template saved with the model.",
-        {},
-    ),
+    "revision_template": (None, "Template that shows a draft: a preset or a file; unset: the one in the model.", {}),
     "reference": (None, "Model before training (folder or hub name); the model's own confidence needs it.", {}),
     "trust_remote_code": (False, "Run Python code that comes with the model or tokenizer.", {}),
     "dtype": ("float32", "Precision of the weights: float32, bfloat16, float16, or auto: the stored precision.", {}),
@@ -145,10 +145,10 @@ SHARED: dict[str, tuple[Any, str, dict[str, Any]]] = {
 }
 
 
-def shared(name: str, default: Any = MISSING, help: str = "", **rule: Any) -> Any:
-    """A field declared as `SHARED` has it; default, help text and parts of the rule may differ."""
+def shared(name: str, default: object = MISSING, help: str = "", **rule: Any) -> Any:
+    """A field as `SHARED` declares it; default, help text and parts of the rule may differ."""
     usual, text, rules = SHARED[name]
-    return setting(usual if default is MISSING else default, help or text, **{**rules, **rule})
+    return setting(usual if default is MISSING else default, help or text, **(rules | rule))
 
 
 class Part(NamedTuple):
@@ -163,7 +163,7 @@ class Part(NamedTuple):
         group: heading of its flags in the help.
     """
 
-    kind: Any
+    kind: type[Dataclass]
     prefix: str
     names: Mapping[str, str]
     without: tuple[str, ...]
@@ -172,7 +172,7 @@ class Part(NamedTuple):
 
 
 def part(
-    kind: Any,
+    kind: type[Dataclass],
     *,
     prefix: str = "",
     names: Mapping[str, str] | None = None,
@@ -203,12 +203,12 @@ class Option(NamedTuple):
     rule: Rule
 
 
-def options(kind: Any) -> list[Option]:
+def options(kind: type[Dataclass]) -> list[Option]:
     """Every setting of a dataclass, those of its parts included, in order."""
     return [option for option, _ in _located(kind)]
 
 
-def _located(kind: Any) -> Iterator[tuple[Option, tuple[str, ...]]]:
+def _located(kind: type[Dataclass]) -> Iterator[tuple[Option, tuple[str, ...]]]:
     """Every setting with the names of the fields that lead to it."""
     hints = get_type_hints(kind)
     for each in fields(kind):
@@ -253,13 +253,13 @@ def build(kind: type[T], values: Mapping[str, Any], *, file: str = "") -> T:
     return made
 
 
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: object) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value
 
 
-def _made(kind: Any, tree: dict[str, Any]) -> Any:
+def _made(kind: type[Dataclass], tree: dict[str, Any]) -> Any:
     found = dict(tree)
     for each in fields(kind):
         inner: Part | None = each.metadata.get("part")
@@ -268,18 +268,18 @@ def _made(kind: Any, tree: dict[str, Any]) -> Any:
     return kind(**found)
 
 
-def values_of(settings: Any) -> dict[str, Any]:
+def values_of(settings: Dataclass) -> dict[str, Any]:
     """The values of settings by flag name, parts included: the inverse of `build`."""
     found = {}
     for option, path in _located(type(settings)):
-        value = settings
+        value: object = settings
         for name in path:
             value = getattr(value, name)
         found[option.name] = value
     return found
 
 
-def expect_valid(settings: Any) -> None:
+def expect_valid(settings: Dataclass) -> None:
     """Checks range and choices of every setting; for `__post_init__`. Parts have checked themselves.
 
     Raises:
@@ -290,7 +290,7 @@ def expect_valid(settings: Any) -> None:
             help.rule.check(getattr(settings, each.name), help.rule.flag or each.name)
 
 
-def expect_known(names: Iterable[Any], known: Iterable[str], *, where: str = "", verb: str = "") -> None:
+def expect_known(names: Iterable[object], known: Iterable[str], *, where: str = "", verb: str = "") -> None:
     """Raises ConfigError at the first name that is no setting, with the nearest known name."""
     known = list(known)
     for name in names:
@@ -299,7 +299,7 @@ def expect_known(names: Iterable[Any], known: Iterable[str], *, where: str = "",
             raise ConfigError(f"unknown key {name!r}", where=where, fix=fix)
 
 
-def _converted(value: Any, hint: Any) -> Any:
+def _converted(value: object, hint: object) -> object:
     """A value as its setting takes it: YAML reads 2e-6 as text, and a flag gives a mapping as JSON."""
     kinds = [get_origin(kind) or kind for kind in _kinds(hint)]
     if isinstance(value, str) and str not in kinds:
@@ -318,7 +318,7 @@ def _converted(value: Any, hint: Any) -> Any:
     return value
 
 
-def expect_kinds(values: Mapping[str, Any], groups: Iterable[Any], *, file: str = "") -> None:
+def expect_kinds(values: Mapping[str, Any], groups: Iterable[type[Dataclass]], *, file: str = "") -> None:
     """Checks that every value is of a kind that its setting is declared with; objects made in Python pass.
 
     Args:
@@ -335,14 +335,14 @@ def expect_kinds(values: Mapping[str, Any], groups: Iterable[Any], *, file: str 
                 _expect_kind(name, values[name], hints[name], file)
 
 
-def _expect_kind(name: str, value: Any, hint: Any, file: str) -> None:
+def _expect_kind(name: str, value: object, hint: object, file: str) -> None:
     if not _fits(value, hint):
         fix = did_you_mean(value, _words_of(hint)) if isinstance(value, str) else ""
         what, where = (f"{name}: {value!r}", file) if file else (f"{value!r}", name)
         raise ConfigError(what, where=where, expected=_in_words(hint), fix=fix)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     if not isinstance(value, _PLAIN):
         return True
     if isinstance(value, str) and (words := _words_of(hint)):
@@ -350,7 +350,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return any(_is(value, kind) for kind in _kinds(hint))
 
 
-def _is(value: Any, kind: Any) -> bool:
+def _is(value: object, kind: object) -> bool:
     origin = get_origin(kind) or kind
     if origin is Any:
         return True
@@ -373,17 +373,17 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, origin)
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
+def _kinds(hint: object) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _words_of(hint: Any) -> list[str]:
+def _words_of(hint: object) -> list[str]:
     """The words of an enumeration; [] where any text is allowed."""
     enums = [kind for kind in _kinds(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
     return [str(each.value) for enum in enums for each in enum]
 
 
-def _in_words(hint: Any) -> str:
+def _in_words(hint: object) -> str:
     """A type in the words of people who write settings files."""
     if words := _words_of(hint):
         return "one of " + ", ".join(words)

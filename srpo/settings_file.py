@@ -57,7 +57,7 @@ def read_yaml(path: str) -> Any:
         raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", where=path) from None
 
 
-def _expect_each_once(root: Any, path: str) -> None:
+def _expect_each_once(root: object, path: str) -> None:
     """Refuses repeated keys; YAML itself takes the last of two equal keys silently."""
     import yaml
 

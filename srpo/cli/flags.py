@@ -12,9 +12,9 @@ from dataclasses import MISSING
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 from srpo.errors import UsageError, did_you_mean
-from srpo.settings import Option, build, options
+from srpo.settings import Dataclass, Option, build, options
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Dataclass)
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -63,11 +63,11 @@ def _argument(option: Option) -> dict[str, Any]:
     return {**found, "type": origin if origin in (int, float) else str}
 
 
-def _in_words(value: Any) -> str:
+def _in_words(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def parser_of(verb: str, description: str, kind: Any) -> FlagParser:
+def parser_of(verb: str, description: str, kind: type[Dataclass]) -> FlagParser:
     """The parser of a verb, without abbreviations of flags."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = FlagParser(prog=f"srpo {verb}", description=description, allow_abbrev=False, formatter_class=formatter)

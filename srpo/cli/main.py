@@ -1,4 +1,4 @@
-"""`srpo <verb> …`: find the verb, run it, turn an error into one line and its exit code."""
+"""`srpo VERB …`: finds the verb, runs it, and turns an error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from srpo import __version__
 from srpo.errors import Interrupted, OutputError, SRPOError, UsageError, did_you_mean
 
 VERBS = {
-    "demo": "the whole story on a generated task: base, pairs, training, revision, report; offline, minutes on a CPU",
+    "demo": "base, pairs, training, revision and report on a generated task; offline, minutes on a CPU",
     "train": "train on preference pairs, with SRPO, DPO or IPO",
-    "precompute": "score pairs under the reference once, for every epoch and run to come",
+    "precompute": "score pairs under the reference once, for all epochs and later runs",
     "revise": "draft answers to a file of prompts and revise them",
     "calibrate": "measure on labelled prompts whether revising helps a model, and how far to trust its confidence",
-    "sample": "draw drafts and revisions of a model's own, to be labelled",
-    "label": "order them by a judge: preference pairs of the model's own answers",
+    "sample": "draw several drafts of each prompt and revise them, for a judge to label",
+    "label": "make preference pairs of the model's own answers, ordered by a judge",
     "rounds": "offline training, then rounds of sample, label and train",
-    "evaluate": "score drafts and revisions, with intervals",
-    "judge": "check a judge on labelled pairs, compare two files of answers, compare two judges",
-    "exchange": "answers to and from the files of AlpacaEval and Arena-Hard",
-    "check": "show what a data file becomes before anything is trained on it",
-    "merge": "make one model of an adapter and its base, and compare it with them",
-    "convert": "make safetensors of pickled weights, without running what is pickled",
-    "bandit": "the paper's Figure 2 from the library's own loss",
-    "env": "versions, devices and back-ends on this machine",
+    "evaluate": "score drafts and revisions, with confidence intervals",
+    "judge": "measure a judge on labelled pairs, compare two files of answers, compare two judges",
+    "exchange": "convert answers to and from the files of AlpacaEval and Arena-Hard",
+    "check": "show how a data file is read and rendered, before training",
+    "merge": "merge an adapter into its base, and compare the merged model with both",
+    "convert": "convert pickled weights to safetensors, without running pickled code",
+    "bandit": "draw the paper's Figure 2 with the library's own losses",
+    "env": "show versions, devices and back-ends on this machine",
 }
 
 
@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
         0 when done.
 
     Raises:
-        SRPOError: for a user's mistake; `main` prints it.
+        SRPOError: a user's mistake; `main` prints it.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage(), end="")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from srpo.cli.output import quiet_transformers, show_progress
 from srpo.cli.training_flags import parse_training, training_groups
 from srpo.errors import Interrupted
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from srpo.data.source import Source
+    from srpo.train.arguments import RunArguments
+    from srpo.train.trainer import SRPOTrainer
 
 DESCRIPTION = """Train a model to draft and to revise from preference pairs.
 
@@ -45,14 +52,15 @@ def _interrupted(folder: str) -> Interrupted:
 
     if not (found := checkpoints(Path(folder))):
         return Interrupted(f"interrupted; no checkpoint is in {folder} yet", fix="run the same command again")
-    what = f"interrupted; the newest checkpoint in {folder} is of step {found[0][0]}"
-    return Interrupted(what, fix="the same command with --resume goes on from it")
+    message = f"interrupted; the newest checkpoint in {folder} is of step {found[0][0]}"
+    return Interrupted(message, fix="the same command with --resume goes on from it")
 
 
-def _watch(trainer: Any, source: Any, run: Any) -> Any:
+def _watch(trainer: SRPOTrainer, source: Source, run: RunArguments) -> TrainerCallback:
     """The callback that draws and judges answers at every evaluation."""
     from srpo.evaluate.callback import RevisionEvaluation, Watch
     from srpo.evaluate.run import judge_named
 
+    assert run.eval_revisions is not None and run.eval_judge  # checked by train
     watch = Watch(run.eval_revisions, run.eval_prompts, run.eval_temperature, run.eval_max_new_tokens)
     return RevisionEvaluation(trainer, source, judge_named(run.eval_judge), watch)

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from srpo.cli.flags import FlagParser
 from srpo.errors import ConfigError, UsageError
-from srpo.settings import Option, Rule, build, expect_kinds, options
+from srpo.settings import Dataclass, Option, Rule, build, expect_kinds, options
 
 FROM_TRANSFORMERS = "from transformers"
 HEADINGS = ("method", "optimisation", "data", "model and adapter", "reference", "logging and evaluation", "run")
@@ -42,7 +42,7 @@ COMMON = {
 
 
 def parse_training(
-    verb: str, description: str, argv: Sequence[str], *more: Any
+    verb: str, description: str, argv: Sequence[str], *more: type[Dataclass]
 ) -> tuple[dict[str, Any], tuple[Any, ...]]:
     """The settings of a training by name, and a dataclass for each further group.
 
@@ -92,7 +92,7 @@ def _training_parser(verb: str, description: str, extra: Iterable[Option]) -> Fl
     class TrainingParser(FlagParser, HfArgumentParser):
         """HfArgumentParser with our errors and headings."""
 
-        def _add_dataclass_arguments(self, kind: Any) -> None:
+        def _add_dataclass_arguments(self, kind: type[Dataclass]) -> None:
             hints = get_type_hints(kind)
             for each in fields(kind):
                 help = each.metadata.get("help", "")
@@ -125,7 +125,9 @@ def _training_parser(verb: str, description: str, extra: Iterable[Option]) -> Fl
 class _Help(argparse.Action):
     """`--help` leaves the flags of transformers out; `--help all` shows them."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: object, option_string: object = None
+    ) -> None:
         folded = next(group for group in parser._action_groups if group.title == FROM_TRANSFORMERS)
         if values != "all":
             for action in folded._group_actions:
