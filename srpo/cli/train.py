@@ -61,6 +61,7 @@ def _watch(trainer: SRPOTrainer, source: Source, run: RunArguments) -> TrainerCa
     from srpo.evaluate.callback import RevisionEvaluation, Watch
     from srpo.evaluate.run import judge_named
 
-    assert run.eval_revisions is not None and run.eval_judge  # checked by train
+    assert run.eval_revisions is not None  # checked by train, like the judge
+    assert run.eval_judge
     watch = Watch(run.eval_revisions, run.eval_prompts, run.eval_temperature, run.eval_max_new_tokens)
     return RevisionEvaluation(trainer, source, judge_named(run.eval_judge), watch)
