@@ -21,7 +21,9 @@ from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, Verdict, combine
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
 from srpo.revise.trail import Answer, Trail
-from srpo.score.scores import score, tallies
+from srpo.score.matches import tallies
+from srpo.score.pooling import grouped
+from srpo.score.scores import score
 from srpo.score.summary import summarise, usual_questions
 
 PROMPTS, REVISIONS, WORDS = 1024, 6, 40
@@ -64,7 +66,7 @@ def main() -> None:
     took = {"start": (time.process_time(), time.perf_counter())}
     scored = score(cells, judges, versus=("draft", "rivals"))
     took["judging, lengths, edits"] = (time.process_time(), time.perf_counter())
-    results = summarise(scored, usual_questions(scored, "one"), judging=tallies(scored, judges))
+    results = summarise(grouped(scored), usual_questions(grouped(scored), "one"), judging=tallies(scored, judges))
     took["numbers"] = (time.process_time(), time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
         write_evaluation(Path(folder), results, title="benchmark", samples=sample_cases(scored, "one", others=True))

@@ -24,7 +24,8 @@ from srpo.evaluate.plan import BEST_OF, CONTROLS, Model, Plan, named_files
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import located_trails, read_trails, write_trails
-from srpo.score.scores import AnyJudge, Key
+from srpo.score.matches import AnyJudge
+from srpo.score.scores import Key
 from srpo.sequences.templates import RevisionTemplate, template_for
 
 if TYPE_CHECKING:

@@ -23,9 +23,10 @@ from srpo.model.randomness import left_as_found
 from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
-from srpo.score.pooling import Resampling
+from srpo.score.matches import AnyJudge
+from srpo.score.pooling import Resampling, grouped
 from srpo.score.results import POOL
-from srpo.score.scores import AnyJudge, score
+from srpo.score.scores import score
 from srpo.score.summary import summarise
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class RevisionEvaluation(TrainerCallback):
 def numbers(trails: list[Trail], judge: AnyJudge) -> dict[str, float]:
     """Returns the averages of some trails by the name of the logged metric."""
     scored = score({(0, "policy", "eval", None): trails}, {"judge": judge}, versus=())
-    results = summarise(scored, resampling=Resampling(DRAWS))
+    results = summarise(grouped(scored), resampling=Resampling(DRAWS))
     logged: dict[str, float] = {}
     for row in results.curve("policy", "eval", None, POOL):
         name = f"{PREFIX}{row['revision']}"

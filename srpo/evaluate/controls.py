@@ -16,7 +16,7 @@ from srpo.judge.single import Judge, score_answer
 from srpo.judge.verdict import AnswerPair
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Answer, Trail
-from srpo.score.scores import AnyJudge, compares
+from srpo.score.matches import AnyJudge, compares
 from srpo.sequences.render import options_of
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ from srpo.judge.settings import LLM, JudgeSettings, LLMSettings
 from srpo.judge.single import JUDGES, import_judge, load_judge
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
-from srpo.score.pooling import RESAMPLINGS
+from srpo.score.matches import AnyJudge, compares, tallies
+from srpo.score.pooling import RESAMPLINGS, grouped
 from srpo.score.results import Results
-from srpo.score.scores import AnyJudge, compares, score, tallies
+from srpo.score.scores import score
 from srpo.score.summary import summarise, usual_questions
 from srpo.secrets import redacted
 from srpo.settings import options, values_of
@@ -64,14 +65,15 @@ def evaluate(plan: Plan, command: str = "") -> tuple[Results, Path]:
         versus=plan.versus,
         highlight=highlight,
     )
+    judging, groups = tallies(scored, judges, plan.against), grouped(scored)
     results = summarise(
-        scored,
-        usual_questions(scored, highlight),
+        groups,
+        usual_questions(groups, highlight),
         highlight=highlight,
         labels=labels,
         curves=plan.curves,
         resampling=RESAMPLINGS[plan.resampling]._replace(seed=plan.seed),
-        judging=tallies(scored, judges, plan.against),
+        judging=judging,
     )
     own = dict.fromkeys(key[1] for key in trails if key[1] not in {*drawn.labels, highlight})
     report = write_evaluation(

@@ -9,15 +9,16 @@ Axes: N prompts, R = revisions + 1 answers in hand, the draft first.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from srpo.data.values import Prompt
 from srpo.errors import DataError
+from srpo.judge.single import Judge
 from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
 from srpo.score.text_measures import Unit, lengths
 
@@ -25,6 +26,13 @@ GOLD, DRAFT = "gold", "draft"
 NAN = float("nan")
 READABLE = "a judge that says which answer is better"
 Name = TypeVar("Name", bound=Hashable)
+AnyJudge = Judge | PairJudge
+Judges = Mapping[str, AnyJudge]
+
+
+def compares(judge: AnyJudge) -> TypeGuard[PairJudge]:
+    """Whether a judge compares two answers."""
+    return hasattr(judge, "compare")
 
 
 class Match(NamedTuple):
@@ -34,22 +42,7 @@ class Match(NamedTuple):
     golds: Sequence[object]
     ours: Sequence[Sequence[str]]
     theirs: Sequence[Sequence[str]]
-    unit: Unit
     where: str = ""
-
-    def decided(
-        self, wins_NR: Tensor, flipped_NR: Tensor | None = None, contradicted_NR: Tensor | None = None
-    ) -> MatchScores:
-        """Returns the scores of this match; flips and contradictions are nan unless given."""
-        rows = zip(self.ours, self.theirs, strict=True)
-        unknown_NR = torch.full_like(wins_NR, NAN)
-        return MatchScores(
-            wins_NR,
-            longer_NR=lengths(self.ours, self.unit) - lengths(self.theirs, self.unit),
-            flipped_NR=unknown_NR if flipped_NR is None else flipped_NR,
-            contradicted_NR=unknown_NR if contradicted_NR is None else contradicted_NR,
-            same_NR=torch.tensor([[a == b for a, b in zip(*row, strict=True)] for row in rows]),
-        )
 
 
 @dataclass(frozen=True)
@@ -76,10 +69,13 @@ class MatchScores:
         return [int(count) for count in self.wins_NR.isnan().sum(0)]
 
 
-def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Name, MatchScores]:
+def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match], unit: Unit) -> dict[Name, MatchScores]:
     """Decides all matches in one pass over a pair judge, which can then announce its cost first.
 
     Each different question is asked once.
+
+    Args:
+        unit: unit of lengths.
 
     Raises:
         DataError: every verdict was unreadable, of all matches or of one revision of one match.
@@ -101,42 +97,43 @@ def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Nam
         what = f"not one of {len(shown)} verdicts could be read: {shown[0].reason}"
         raise DataError(what, where=judge.identity, expected=READABLE)
     found = {name: [[answers[key] for key in row] for row in rows] for name, rows in asked.items()}
-    return {name: _from_verdicts(matches[name], verdicts) for name, verdicts in found.items()}
+    return {name: _decided(matches[name], unit, *_read(matches[name], rows)) for name, rows in found.items()}
 
 
-def decide_by_scores(match: Match, ours_NR: Tensor, theirs_NR: Tensor) -> MatchScores:
-    """Decides a match by the scores of a judge of single answers: the higher score wins; nan where one is missing."""
-    return match.decided(0.5 + 0.5 * torch.sign(ours_NR - theirs_NR))
+def decide_by_scores(
+    matches: Mapping[Name, Match], scores: Mapping[Name, tuple[Tensor, Tensor]], unit: Unit
+) -> dict[Name, MatchScores]:
+    """Decides all matches by scores of single answers, ours and theirs: the higher one wins; nan where one is missing.
+
+    Args:
+        scores: [N, R] scores of our answers and of the opponent's.
+        unit: unit of lengths.
+    """
+    found = {}
+    for name, (ours_NR, theirs_NR) in scores.items():
+        unknown_NR = torch.full_like(ours_NR, NAN)
+        wins_NR = 0.5 + 0.5 * torch.sign(ours_NR - theirs_NR)
+        found[name] = _decided(matches[name], unit, wins_NR, unknown_NR, unknown_NR)
+    return found
 
 
-def _from_verdicts(match: Match, verdicts: Sequence[Sequence[Verdict]]) -> MatchScores:
+def _read(match: Match, verdicts: Sequence[Sequence[Verdict]]) -> list[Tensor]:
+    """Returns wins, flips and contradictions, [N, R] each."""
     for k, column in enumerate(zip(*verdicts, strict=True)):
         if all(verdict.score is None for verdict in column):
             what = f"not one of {len(column)} verdicts after {k} revisions could be read: {column[0].reason}"
             raise DataError(what, where=match.where, expected=READABLE)
-    wins_NR, flipped_NR, contradicted_NR = (
-        torch.tensor(
-            [[NAN if (value := getattr(each, part)) is None else float(value) for each in row] for row in verdicts],
-            dtype=torch.float64,
-        )
-        for part in ("score", "flipped", "contradicted")
-    )
-    return match.decided(wins_NR, flipped_NR, contradicted_NR)
+    parts = ("score", "flipped", "contradicted")
+    values = [[[getattr(each, part) for each in row] for row in verdicts] for part in parts]
+    numbers = [[[NAN if each is None else float(each) for each in row] for row in rows] for rows in values]
+    return [torch.tensor(rows, dtype=torch.float64) for rows in numbers]
 
 
-def gold_texts(golds: Iterable[object], where: str) -> list[str]:
-    """Returns gold answers as texts that a pair judge can compare.
-
-    Raises:
-        DataError: a gold answer is neither text nor an integer.
-    """
-    found = []
-    for row, gold in enumerate(golds, 1):
-        if not isinstance(gold, str | int) or isinstance(gold, bool):
-            expected = "text, for a judge that compares answers with it"
-            raise DataError(f"the gold answer is {type(gold).__name__}", where=f"{where}, row {row}", expected=expected)
-        found.append(str(gold))
-    return found
+def _decided(match: Match, unit: Unit, wins_NR: Tensor, flipped_NR: Tensor, contradicted_NR: Tensor) -> MatchScores:
+    longer_NR = lengths(match.ours, unit) - lengths(match.theirs, unit)
+    rows = zip(match.ours, match.theirs, strict=True)
+    same_NR = torch.tensor([[a == b for a, b in zip(*row, strict=True)] for row in rows])
+    return MatchScores(wins_NR, longer_NR, flipped_NR, contradicted_NR, same_NR)
 
 
 # ---------------------------------------------------------------------- counts of a judge's verdicts
@@ -168,6 +165,34 @@ class Tally(NamedTuple):
     flips: float | None
     disagreement: float | None
     agreement: float | None
+
+
+class Decided(Protocol):
+    """Trails whose matches are decided; see `srpo.score.scores.ScoredTrails`."""
+
+    @property
+    def matches(self) -> Mapping[str, MatchScores]:
+        """Opponent → outcome by the primary judge."""
+
+    @property
+    def others(self) -> Mapping[str, MatchScores]:
+        """Secondary pair judge → outcome against the opponent of its score."""
+
+
+def tallies(scored: Mapping[Name, Decided], judges: Judges, against: str = GOLD) -> list[Tally]:
+    """Counts the verdicts of each pair judge by opponent; a secondary judge has the opponent `against` alone."""
+    found, every = [], list(scored.values())
+    for place, (name, judge) in enumerate(judges.items()):
+        if not compares(judge):
+            continue
+        if place:
+            first = [each.matches[against] for each in every if against in each.matches]
+            mine = [each.others[name] for each in every]
+            found.append(tally(name, against, mine, first if len(first) == len(mine) else None))
+        else:
+            for opponent in dict.fromkeys(opponent for each in every for opponent in each.matches):
+                found.append(tally(name, opponent, [e.matches[opponent] for e in every if opponent in e.matches]))
+    return found
 
 
 def tally(

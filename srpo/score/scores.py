@@ -9,33 +9,30 @@ Axes: N prompts, R = revisions + 1 answers in hand, the draft first.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeGuard, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from srpo.errors import ConfigError, DataError, did_you_mean
 from srpo.judge.single import Judge, score_answer
-from srpo.judge.verdict import PairJudge
 from srpo.revise.trail import Trail
 from srpo.score.matches import (
     DRAFT,
     GOLD,
+    AnyJudge,
+    Judges,
     Match,
     MatchScores,
-    Tally,
+    compares,
     decide_by_judge,
     decide_by_scores,
-    gold_texts,
-    tally,
 )
 from srpo.score.text_measures import Unit, measured, unit_of
 
 VERSUS = ("draft", "rivals", "everyone")
-AnyJudge = Judge | PairJudge
-Judges = Mapping[str, AnyJudge]
 Key = tuple[int, str, str, float | None]
 
 
@@ -52,12 +49,9 @@ class TrailsKey(NamedTuple):
         return ", ".join(parts if self.temperature is None else [*parts, f"temperature {self.temperature:g}"])
 
 
-Opponents = Mapping[TrailsKey, Sequence[str]]
-
-
 @dataclass(frozen=True)
-class ScoredTrails:
-    """One list of trails with its scores, ordered by prompt and gold answer whatever the order of the file.
+class OrderedTrails:
+    """One list of trails, ordered by prompt and gold answer whatever the order of the file.
 
     Attributes:
         keys: one text per prompt, equal for equal prompts with equal gold answers; equal prompts keep their order.
@@ -65,13 +59,8 @@ class ScoredTrails:
         golds: gold answers; None where there is none and none is needed.
         texts: [N][R] the answers in hand.
         places: the row of each trail, for messages.
-        measures: [N, R] measures without a judge; see `srpo.score.text_measures.measured`.
         tokens: R mean forward tokens per prompt, cumulative; None where they were not counted.
         seconds: R mean seconds per prompt, cumulative; None where they were not measured.
-        unit: unit of lengths.
-        scores: judge → [N, R] score of the answer in hand, in [0, 1], nan where unscored; the first judge is primary.
-        matches: opponent → outcome by the primary judge.
-        others: name of a secondary pair judge → outcome against the opponent of its score.
     """
 
     keys: tuple[str, ...]
@@ -79,13 +68,27 @@ class ScoredTrails:
     golds: tuple[object, ...]
     texts: tuple[tuple[str, ...], ...]
     places: tuple[str, ...]
-    measures: dict[str, Tensor]
     tokens: tuple[float, ...] | None
     seconds: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class ScoredTrails(OrderedTrails):
+    """One list of trails with its scores.
+
+    Attributes:
+        unit: unit of lengths.
+        measures: [N, R] measures without a judge; see `srpo.score.text_measures.measured`.
+        scores: judge → [N, R] score of the answer in hand, in [0, 1], nan where unscored; the first judge is primary.
+        matches: opponent → outcome by the primary judge.
+        others: secondary pair judge → outcome against the opponent of its score.
+    """
+
     unit: Unit
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    matches: dict[str, MatchScores] = field(default_factory=dict)
-    others: dict[str, MatchScores] = field(default_factory=dict)
+    measures: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    matches: dict[str, MatchScores]
+    others: dict[str, MatchScores]
 
     @property
     def primary_NR(self) -> Tensor:
@@ -103,9 +106,6 @@ class ScoredTrails:
         return self.measures["changed"]
 
 
-Scores = dict[TrailsKey, ScoredTrails]
-
-
 def score(
     trails: Mapping[Key, Sequence[Trail]],
     judges: Judges,
@@ -116,7 +116,7 @@ def score(
     against: str = GOLD,
     versus: Sequence[str] = (DRAFT,),
     highlight: str = "",
-) -> Scores:
+) -> dict[TrailsKey, ScoredTrails]:
     """Judges every answer in hand.
 
     Args:
@@ -142,99 +142,107 @@ def score(
         tensor([[0., 1.]], dtype=torch.float64)
     """
     _check_opponents(against, versus)
-    needs_gold = against == GOLD or not all(map(compares, judges.values()))
-    scored = _laid_out(trails, gold_key, needs_gold, revisions, tokens or {})
-    _check_prompts(scored)
-    (primary, first), *others = judges.items()
-    opponents = _opponents(scored, compares(first), against, versus, highlight or next(iter(scored)).system)
-    if compares(first):
-        for (key, opponent), outcome in decide_by_judge(first, _matches(scored, opponents)).items():
-            scored[key].matches[opponent] = outcome
-            if opponent == against:
-                scored[key].scores[primary] = outcome.wins_NR
-    else:
-        _score_alone(primary, first, scored)
-        for (key, opponent), match in _matches(scored, opponents).items():
-            rival = scored[key if opponent == DRAFT else key._replace(system=opponent)].primary_NR
-            theirs_NR = rival[:, :1].expand_as(rival) if opponent == DRAFT else rival
-            scored[key].matches[opponent] = decide_by_scores(match, scored[key].primary_NR, theirs_NR)
-    for name, judge in others:
-        if compares(judge):
-            matches = _matches(scored, {key: [against] for key in scored})
-            for (key, _), outcome in decide_by_judge(judge, matches).items():
-                scored[key].others[name], scored[key].scores[name] = outcome, outcome.wins_NR
-        else:
-            _score_alone(name, judge, scored)
-    return scored
+    by_pairs = {name: judge for name, judge in judges.items() if compares(judge)}
+    primary = next(iter(judges))
+    laid = _laid_out(trails, gold_key, against == GOLD or len(by_pairs) < len(judges), revisions, tokens or {})
+    highlight = highlight or next(iter(laid)).system
+    alone = {name: _score_alone(judge, laid) for name, judge in judges.items() if name not in by_pairs}
+    asked = _matches(laid, _opponents(laid, against if primary in by_pairs else "", versus, highlight))
+    against_one = _matches(laid, {key: [against] for key in laid}) if by_pairs else {}
+    unit = unit_of(text for each in laid.values() for texts in each.texts for text in texts)
+    measures = {key: measured(each.texts, unit) for key, each in laid.items()}
+    outcomes = {
+        name: decide_by_judge(judge, asked if name == primary else against_one, unit)
+        for name, judge in by_pairs.items()
+    }
+    if primary in alone:
+        pairs = {(key, name): (alone[primary][key], _rival(alone[primary], key, name)) for key, name in asked}
+        outcomes[primary] = decide_by_scores(asked, pairs, unit)
+    return {
+        key: ScoredTrails(
+            **vars(each),
+            unit=unit,
+            measures=measures[key],
+            scores={
+                name: alone[name][key] if name in alone else outcomes[name][key, against].wins_NR for name in judges
+            },
+            matches={name: outcome for (at, name), outcome in outcomes[primary].items() if at == key},
+            others={name: outcomes[name][key, against] for name in by_pairs if name != primary},
+        )
+        for key, each in laid.items()
+    }
 
 
-def compares(judge: AnyJudge) -> TypeGuard[PairJudge]:
-    """Whether a judge compares two answers."""
-    return hasattr(judge, "compare")
-
-
-def tallies(scored: Mapping[TrailsKey, ScoredTrails], judges: Judges, against: str = GOLD) -> list[Tally]:
-    """Counts the verdicts of each pair judge by opponent; a secondary judge has the opponent `against` alone."""
-    found, every = [], list(scored.values())
-    for place, (name, judge) in enumerate(judges.items()):
-        if not compares(judge):
-            continue
-        if place:
-            first = [each.matches[against] for each in every if against in each.matches]
-            mine = [each.others[name] for each in every]
-            found.append(tally(name, against, mine, first if len(first) == len(mine) else None))
-        else:
-            for opponent in dict.fromkeys(opponent for each in every for opponent in each.matches):
-                found.append(tally(name, opponent, [e.matches[opponent] for e in every if opponent in e.matches]))
-    return found
-
-
-def _score_alone(name: str, judge: AnyJudge, scored: Scores) -> None:
-    """Adds a single-answer judge's scores; each text is judged once, for judges are slow and revisions repeat texts."""
-    alone = cast("Judge", judge)
-    for each in scored.values():
+def _score_alone(judge: AnyJudge, laid: Mapping[TrailsKey, OrderedTrails]) -> dict[TrailsKey, Tensor]:
+    """Scores all answers by a judge of single answers, [N, R]; a text that a revision repeats is judged once."""
+    alone, found = cast("Judge", judge), {}
+    for key, each in laid.items():
         rows = []
         for trail, gold, texts, where in zip(each.trails, each.golds, each.texts, each.places, strict=True):
             known = {text: score_answer(alone, trail.prompt, text, gold, where=where) for text in {*texts}}
             rows.append([known[text] for text in texts])
-        each.scores[name] = torch.tensor(rows, dtype=torch.float64)
+        found[key] = torch.tensor(rows, dtype=torch.float64)
+    return found
+
+
+def _rival(scores: Mapping[TrailsKey, Tensor], key: TrailsKey, opponent: str) -> Tensor:
+    """Scores of the opponent's answers, [N, R]."""
+    if opponent == DRAFT:
+        return scores[key][:, :1].expand_as(scores[key])
+    return scores[key._replace(system=opponent)]
 
 
 # ---------------------------------------------------------------------- opponents
 
 
-def _opponents(scored: Scores, by_pairs: bool, against: str, versus: Sequence[str], highlight: str) -> Opponents:
-    """Lists the opponents of each list of trails; the opponent of a pair judge's score comes first."""
-    found = {}
-    for key in scored:
-        names = [against] if by_pairs else []
+def _opponents(
+    keys: Iterable[TrailsKey], against: str, versus: Sequence[str], highlight: str
+) -> dict[TrailsKey, list[str]]:
+    """Lists the opponents of each list of trails.
+
+    Args:
+        against: opponent of a pair judge's score, which comes first; "" without one.
+    """
+    keys, found = list(keys), {}
+    for key in keys:
+        names = [against] if against else []
         names += [DRAFT] if DRAFT in versus else []
         if "everyone" in versus or ("rivals" in versus and key.system == highlight):
-            present = [other.system for other in scored if other._replace(system="") == key._replace(system="")]
+            present = [other.system for other in keys if other._replace(system="") == key._replace(system="")]
             names += [system for system in present if system != key.system]
         found[key] = list(dict.fromkeys(names))
     return found
 
 
-def _matches(scored: Scores, opponents: Opponents) -> dict[tuple[TrailsKey, str], Match]:
+def _matches(
+    laid: Mapping[TrailsKey, OrderedTrails], opponents: Mapping[TrailsKey, Sequence[str]]
+) -> dict[tuple[TrailsKey, str], Match]:
     found = {}
     for key, names in opponents.items():
-        ours = scored[key]
+        ours = laid[key]
         prompts = [trail.prompt for trail in ours.trails]
         for name in names:
-            theirs = _opposing(scored, key, name)
-            where = f"{key}, against {name}"
-            found[key, name] = Match(prompts, ours.golds, ours.texts, theirs, ours.unit, where)
+            theirs: Sequence[Sequence[str]]
+            if name == GOLD:
+                golds = _gold_texts(ours.golds, str(key))
+                theirs = [[gold] * len(row) for gold, row in zip(golds, ours.texts, strict=True)]
+            elif name == DRAFT:
+                theirs = [[row[0]] * len(row) for row in ours.texts]
+            else:
+                theirs = laid[key._replace(system=name)].texts
+            found[key, name] = Match(prompts, ours.golds, ours.texts, theirs, f"{key}, against {name}")
     return found
 
 
-def _opposing(scored: Scores, key: TrailsKey, opponent: str) -> Sequence[Sequence[str]]:
-    """Returns the opponent's texts, [N][R]."""
-    texts = scored[key].texts
-    if opponent == GOLD:
-        golds = gold_texts(scored[key].golds, str(key))
-        return [[gold] * len(row) for gold, row in zip(golds, texts, strict=True)]
-    return [[row[0]] * len(row) for row in texts] if opponent == DRAFT else scored[key._replace(system=opponent)].texts
+def _gold_texts(golds: Iterable[object], where: str) -> list[str]:
+    """Returns gold answers as texts that a pair judge can compare."""
+    found = []
+    for row, gold in enumerate(golds, 1):
+        if not isinstance(gold, str | int) or isinstance(gold, bool):
+            expected = "text, for a judge that compares answers with it"
+            raise DataError(f"the gold answer is {type(gold).__name__}", where=f"{where}, row {row}", expected=expected)
+        found.append(str(gold))
+    return found
 
 
 def _check_opponents(against: str, versus: Sequence[str]) -> None:
@@ -253,8 +261,8 @@ def _laid_out(
     needs_gold: bool,
     revisions: int | None,
     tokens: Mapping[Key, Sequence[float]],
-) -> Scores:
-    """Orders the trails, measures their texts and adds up their costs; no scores yet."""
+) -> dict[TrailsKey, OrderedTrails]:
+    """Orders the trails and adds up their costs."""
     keyed = {TrailsKey(*key): rows for key, rows in trails.items()}
     for key, rows in keyed.items():
         if not rows:
@@ -269,7 +277,6 @@ def _laid_out(
         if len(counted) != len(in_hand):
             expected = f"{len(in_hand)}, the draft's first"
             raise ConfigError(f"{len(counted)} token counts", where=str(key), expected=expected)
-    unit = unit_of(trail.after(k).text for rows in keyed.values() for trail in rows for k in in_hand)
     found = {}
     for key, rows in keyed.items():
         places = [f"{key}, row {number}" for number in range(1, len(rows) + 1)]
@@ -277,18 +284,16 @@ def _laid_out(
         names = [json.dumps([t.prompt, gold], sort_keys=True, default=str) for t, gold in zip(rows, golds, strict=True)]
         order = sorted(range(len(rows)), key=names.__getitem__)
         ordered = tuple(rows[row] for row in order)
-        texts = tuple(tuple(trail.after(k).text for k in in_hand) for trail in ordered)
-        found[key] = ScoredTrails(
+        found[key] = OrderedTrails(
             keys=tuple(names[row] for row in order),
             trails=ordered,
             golds=tuple(golds[row] for row in order),
-            texts=texts,
+            texts=tuple(tuple(trail.after(k).text for k in in_hand) for trail in ordered),
             places=tuple(places[row] for row in order),
-            measures=measured(texts, unit),
             tokens=counts.get(key) or _mean_cost([[a.forward_tokens for a in t.answers] for t in ordered], revisions),
             seconds=_mean_cost([[answer.seconds for answer in trail.answers] for trail in ordered], revisions),
-            unit=unit,
         )
+    _check_prompts(found)
     return found
 
 
@@ -307,12 +312,12 @@ def _gold(trail: Trail, gold_key: str, needed: bool, where: str) -> object:
     return trail.meta.get(gold_key)
 
 
-def _check_prompts(scored: Scores) -> None:
+def _check_prompts(laid: Mapping[TrailsKey, OrderedTrails]) -> None:
     """Requires the same prompts of all systems of a seed, split and temperature."""
     first: dict[tuple[int, str, float | None], TrailsKey] = {}
-    for key in scored:
+    for key in laid:
         other = first.setdefault((key.seed, key.split, key.temperature), key)
-        ours, theirs = scored[key].keys, scored[other].keys
+        ours, theirs = laid[key].keys, laid[other].keys
         if ours != theirs:
             missing, added = len({*theirs} - {*ours}), len({*ours} - {*theirs})
             raise DataError(

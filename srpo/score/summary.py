@@ -5,8 +5,8 @@ Axes: N prompts, R = revisions + 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple, cast
 
 import torch
 
@@ -14,11 +14,10 @@ from srpo import __version__
 from srpo.errors import ConfigError, did_you_mean
 from srpo.score.best_revision import best_revisions
 from srpo.score.matches import Tally
-from srpo.score.pooling import USUAL, Block, Columns, Group, Resampling, Scope, Table, estimate, grouped, pooled
+from srpo.score.pooling import USUAL, Block, Columns, Group, Resampling, Scope, estimate, pooled
 from srpo.score.results import POOL, Difference, Results, Row, Side, SystemComparison
-from srpo.score.scores import ScoredTrails, TrailsKey
+from srpo.score.scores import ScoredTrails
 from srpo.score.win_rates import win_rates
-from srpo.statistics.bootstrap import Interval
 from srpo.statistics.significance import holm, sign_flip_p, smallest_detectable
 
 
@@ -32,7 +31,7 @@ class Question(NamedTuple):
 
 
 def summarise(
-    scored: Mapping[TrailsKey, ScoredTrails],
+    groups: Sequence[Group],
     questions: Iterable[Question] = (),
     *,
     highlight: str = "",
@@ -44,7 +43,7 @@ def summarise(
     """Averages every system, per seed and pooled, and answers the questions.
 
     Args:
-        scored: from `score`.
+        groups: scores by split and temperature, from `grouped`.
         questions: comparisons to make; see `usual_questions`.
         highlight: the system that the evaluation is about; default: the first one.
         labels: printed names of systems, splits and judges.
@@ -57,22 +56,23 @@ def summarise(
 
     Example:
         >>> from srpo.judge.single import JUDGES
+        >>> from srpo.score.pooling import grouped
         >>> from srpo.score.scores import score
         >>> from srpo.revise.trail import Answer, Trail
         >>> trails = [Trail(str(i), (Answer("5", 2), Answer("4", 2)), meta={"gold": "4"}) for i in range(50)]
-        >>> scored = score({(0, "SRPO", "all", None): trails}, JUDGES)
-        >>> summarise(scored, [Question(Side("SRPO", 1), Side("SRPO", 0), "all", None)]).verdict[0].split(":")[0]
+        >>> groups = grouped(score({(0, "SRPO", "all", None): trails}, JUDGES))
+        >>> summarise(groups, [Question(Side("SRPO", 1), Side("SRPO", 0), "all", None)]).verdict[0].split(":")[0]
         'Revision helps SRPO'
     """
-    systems = list(dict.fromkeys(key.system for key in scored))
+    systems = list(dict.fromkeys(system for group in groups for system in group.systems))
     if highlight and highlight not in systems:
         fix = did_you_mean(highlight, systems)
         raise ConfigError(f"no system {highlight!r}", expected=" or ".join(systems), fix=fix)
-    groups, asked = grouped(scored), list(questions)
+    asked = list(questions)
     for question in asked:
         _check(question, groups)
     rows = [row for group in groups for scope in group.scopes for row in _rows(group, scope, resampling)]
-    some = next(iter(scored.values()))
+    some = next(iter(groups[0].systems[systems[0]].values()))
     settings = {
         "judge": next(iter(some.scores)),
         "secondary": list(some.scores)[1:],
@@ -94,10 +94,10 @@ def summarise(
     )
 
 
-def usual_questions(scored: Mapping[TrailsKey, ScoredTrails], system: str) -> list[Question]:
+def usual_questions(groups: Sequence[Group], system: str) -> list[Question]:
     """Asks whether revising helps a system, and whether it beats each other system after the last revision."""
     questions = []
-    for group in grouped(scored):
+    for group in groups:
         if system not in group.systems:
             continue
         place, ours = (group.split, group.temperature), Side(system, group.last)
@@ -113,17 +113,43 @@ def usual_questions(scored: Mapping[TrailsKey, ScoredTrails], system: str) -> li
 
 def _rows(group: Group, scope: Scope, resampling: Resampling) -> list[Row]:
     """Averages the systems of one scope by revision."""
+    revisions, parts = range(group.last + 1), _parts(group, scope)
+    counts = {(system, k): _counts(parts[system], k) for system in scope.systems for k in revisions}
     table = group.table(scope.systems, scope.seeds, _columns)
-    found = estimate(table, resampling)
-    adjusted = _adjusted(table, scope.systems, group.last, resampling)
+    intervals = estimate(table, resampling)
+    gains = [(system, "gain", k) for system in scope.systems for k in revisions if k]
+    raw: dict[Hashable, float] = {}
+    if gains:
+        gains_NC = torch.stack([table.column(name) for name in gains], 1).nan_to_num(0.0)
+        raw |= zip(gains, sign_flip_p(gains_NC, draws=resampling.draws, seed=resampling.seed), strict=True)
     rows: list[Row] = []
     for system in scope.systems:
-        parts = [group.systems[system][seed] for seed in scope.seeds]
-        for k in range(group.last + 1):
-            where = {"seed": scope.name, "system": system, "split": group.split, "temperature": group.temperature}
-            numbers = _numbers(parts, k, {name: found[system, name, k] for name in [*parts[0].scores, "gain"]})
-            rows.append(cast("Row", {**where, "revision": k, **numbers, "p": adjusted.get((system, k))}))
+        primary, *others = parts[system][0].scores
+        adjusted = [None, *(holm([raw[system, "gain", k] for k in revisions if k]) if group.last else ())]
+        for k in revisions:
+            score, gain = intervals[system, primary, k], intervals[system, "gain", k]
+            numbers = {
+                "seed": scope.name,
+                "system": system,
+                "split": group.split,
+                "temperature": group.temperature,
+                "revision": k,
+                "mean": score.mean,
+                "low": score.low,
+                "high": score.high,
+                "secondary": {name: list(intervals[system, name, k]) for name in others},
+                "gain": gain.mean,
+                "gain_low": gain.low,
+                "gain_high": gain.high,
+                **counts[system, k],
+                "p": adjusted[k],
+            }
+            rows.append(cast("Row", {name: numbers[name] for name in Row.__annotations__}))
     return rows
+
+
+def _parts(group: Group, scope: Scope) -> dict[str, list[ScoredTrails]]:
+    return {system: [group.systems[system][seed] for seed in scope.seeds] for system in scope.systems}
 
 
 def _columns(system: str, scored: ScoredTrails) -> Columns:
@@ -132,9 +158,8 @@ def _columns(system: str, scored: ScoredTrails) -> Columns:
     return {(system, name, k): each for name, of_NR in measures.items() for k, each in enumerate(of_NR.unbind(1))}
 
 
-def _numbers(parts: list[ScoredTrails], k: int, found: Mapping[str, Interval]) -> dict[str, Any]:
-    """The numbers of a row, from the scores of a system's seeds and the intervals of its columns."""
-    primary, *others = parts[0].scores
+def _counts(parts: list[ScoredTrails], k: int) -> dict[str, object]:
+    """The numbers of a row that need no interval, over a system's seeds."""
     gains = [value for part in parts for value in part.gain_NR[:, k].tolist() if value == value]
     scores_N = torch.cat([part.primary_NR[:, k] for part in parts])
 
@@ -147,44 +172,22 @@ def _numbers(parts: list[ScoredTrails], k: int, found: Mapping[str, Interval]) -
 
     return {
         "n": int((~scores_N.isnan()).sum()),
-        "mean": found[primary].mean,
-        "low": found[primary].low,
-        "high": found[primary].high,
-        "secondary": {name: list(found[name]) for name in others},
-        "gain": found["gain"].mean,
-        "gain_low": found["gain"].low,
-        "gain_high": found["gain"].high,
+        "unscored": int(scores_N.isnan().sum()),
         "mended": sum(gain > 0 for gain in gains) / len(gains),
         "broken": sum(gain < 0 for gain in gains) / len(gains),
         "changed": mean("changed") if k else None,
         "tokens": cost([part.tokens for part in parts]),
         "seconds": cost([part.seconds for part in parts]),
-        "unscored": int(scores_N.isnan().sum()),
         "length": mean("length"),
         "edited": mean("edited"),
         "copied": mean("copied"),
     }
 
 
-def _adjusted(table: Table, systems: Sequence[str], last: int, resampling: Resampling) -> dict[tuple[str, int], float]:
-    """(system, revision) → p-value of its gain over the draft, adjusted for the system's other revisions."""
-    revisions = range(1, last + 1)
-    if not revisions:
-        return {}
-    names = [(system, "gain", k) for system in systems for k in revisions]
-    gains_NC = torch.stack([table.column(name) for name in names], 1).nan_to_num(0.0)
-    raw = dict(zip(names, sign_flip_p(gains_NC, draws=resampling.draws, seed=resampling.seed), strict=True))
-    adjusted: dict[tuple[str, int], float] = {}
-    for system in systems:
-        p_values = holm([raw[system, "gain", k] for k in revisions])
-        adjusted |= {(system, k): p for k, p in zip(revisions, p_values, strict=True)}
-    return adjusted
-
-
 # ---------------------------------------------------------------------- comparisons
 
 
-def _comparisons(groups: list[Group], asked: list[Question], resampling: Resampling) -> list[SystemComparison]:
+def _comparisons(groups: Sequence[Group], asked: list[Question], resampling: Resampling) -> list[SystemComparison]:
     """Answers the questions in their order; one bootstrap for all questions about the same group and seeds."""
     found: dict[int, SystemComparison] = {}
     for group in groups:
@@ -234,7 +237,7 @@ def _common(group: Group, a: str, b: str) -> tuple[int, ...]:
     return tuple(seed for seed in group.systems[a] if seed in group.systems[b])
 
 
-def _check(question: Question, groups: list[Group]) -> None:
+def _check(question: Question, groups: Sequence[Group]) -> None:
     where = f"split {question.split}, temperature {question.temperature}"
     group = next((g for g in groups if (g.split, g.temperature) == (question.split, question.temperature)), None)
     systems = group.systems if group else {}

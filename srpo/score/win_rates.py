@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from srpo.score.pooling import Columns, Group, Resampling, Table, estimate
+from srpo.score.pooling import Columns, Group, Resampling, estimate
 from srpo.score.results import WinRow
 from srpo.score.scores import ScoredTrails
 from srpo.statistics.length_control import REFITS, length_controlled
@@ -35,10 +35,15 @@ def _rows(group: Group, system: str, opponent: str, resampling: Resampling) -> l
     table = group.table([system], met, columns)
     found = estimate(table, resampling)
     rows: list[WinRow] = []
+    draws, seed, level = min(resampling.draws, REFITS), resampling.seed, resampling.level
     for k in range(group.last + 1):
         unscored = sum(each.unscored_R[k] for each in met.values())
-        different = any(not bool(each.same_NR[:, k].all()) for each in met.values())
-        controlled, low, high = _at_equal_length(table, k, resampling) if different else (None, None, None)
+        controlled: tuple[float | None, ...] = (None, None, None)
+        if any(not bool(each.same_NR[:, k].all()) for each in met.values()):
+            # Each refit draws over all strata, which weigh as much as their prompts.
+            wins_N, longer_N = table.column((WINS, k)), table.column((LONGER, k))
+            known_N = ~torch.isnan(wins_N)
+            controlled = length_controlled(wins_N[known_N], longer_N[known_N], draws=draws, seed=seed, level=level)
         rows.append(
             {
                 "system": system,
@@ -51,18 +56,10 @@ def _rows(group: Group, system: str, opponent: str, resampling: Resampling) -> l
                 "win": found[WINS, k].mean,
                 "low": found[WINS, k].low,
                 "high": found[WINS, k].high,
-                "controlled": controlled,
-                "controlled_low": low,
-                "controlled_high": high,
+                "controlled": controlled[0],
+                "controlled_low": controlled[1],
+                "controlled_high": controlled[2],
                 "longer": found[LONGER, k].mean,
             }
         )
     return rows
-
-
-def _at_equal_length(table: Table, k: int, resampling: Resampling) -> tuple[float, float, float]:
-    """Win rate at equal length; each refit draws over all strata, which weigh as much as their prompts."""
-    wins_N, longer_N = table.column((WINS, k)), table.column((LONGER, k))
-    known_N = ~torch.isnan(wins_N)
-    draws, seed, level = min(resampling.draws, REFITS), resampling.seed, resampling.level
-    return length_controlled(wins_N[known_N], longer_N[known_N], draws=draws, seed=seed, level=level)

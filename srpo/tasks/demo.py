@@ -16,6 +16,7 @@ from srpo.errors import ConfigError
 from srpo.judge.single import exact_match, per_character
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import read_trails
+from srpo.score.pooling import grouped
 from srpo.score.results import Results, Side
 from srpo.score.scores import ScoredTrails, TrailsKey, score
 from srpo.score.summary import Question, summarise
@@ -99,7 +100,7 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> lis
 
 def verdict(scored: Mapping[TrailsKey, ScoredTrails], config: CarryConfig) -> Results:
     """Means, intervals and the answers to the task's `questions`."""
-    return summarise(scored, questions(config), highlight="srpo", labels=LABELS)
+    return summarise(grouped(scored), questions(config), highlight="srpo", labels=LABELS)
 
 
 def questions(config: CarryConfig) -> list[Question]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from srpo.judge.single import JUDGES, Judge
 from srpo.revise.trail import Answer, Trail
-from srpo.score.pooling import Resampling
+from srpo.score.pooling import Resampling, grouped
 from srpo.score.results import Results
 from srpo.score.scores import ScoredTrails, TrailsKey, score
 from srpo.score.summary import Question, summarise, usual_questions
@@ -92,6 +92,6 @@ def scored(judges: dict[str, Judge] | None = None, **size: Any) -> dict[TrailsKe
 def results(questions: list[Question] | None = None, **size: Any) -> Results:
     """`cells` judged and averaged, with the usual comparisons."""
     found = scored(**size)
-    asked = usual_questions(found, "SRPO") if questions is None else questions
+    asked = usual_questions(grouped(found), "SRPO") if questions is None else questions
     labels = {"in": "in distribution", "out": "out of distribution"}
-    return summarise(found, asked, labels=labels, resampling=QUICK)
+    return summarise(grouped(found), asked, labels=labels, resampling=QUICK)

@@ -17,8 +17,8 @@ from srpo.judge.single import exact_match, per_character
 from srpo.revise import reviser
 from srpo.revise.reviser import Reviser
 from srpo.revise.trail import Answer, Trail
+from srpo.score.matches import AnyJudge
 from srpo.score.results_file import read_results
-from srpo.score.scores import AnyJudge
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.judge.pair_judges import Scripted, honest
 from tests.revise.tiny import PROMPTS, carry_llama

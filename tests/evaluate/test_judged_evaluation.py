@@ -10,8 +10,10 @@ import pytest
 
 from srpo.errors import DataError
 from srpo.revise.trail import Answer, Trail
+from srpo.score.matches import tallies
+from srpo.score.pooling import grouped
 from srpo.score.results import Results
-from srpo.score.scores import score, tallies
+from srpo.score.scores import score
 from srpo.score.summary import summarise
 from tests.evaluate import samples
 from tests.judge import judge_server as js
@@ -44,7 +46,7 @@ def evaluated(judge: js.Judge, attack: str = "", beside: Any = None, fails: Any 
     with js.judge_server(judge, **({"fails": fails} if fails else {})) as server:
         judges: dict[str, Any] = {"llm": js.llm_judge(server, **asking)} | (beside or {})
         scored = score({(0, "ours", "all", None): rows}, judges)
-    return summarise(scored, resampling=samples.QUICK, judging=tallies(scored, judges))
+    return summarise(grouped(scored), resampling=samples.QUICK, judging=tallies(scored, judges))
 
 
 def expect(results: Results, taste: Taste, attack: str = "", known: Callable[[int], bool] = lambda n: True) -> None:

@@ -18,6 +18,7 @@ from srpo.report.cases import sample_cases
 from srpo.report.page import render, write_evaluation
 from srpo.report.text_table import as_markdown, print_table
 from srpo.revise.trail import Answer, Trail
+from srpo.score.pooling import grouped
 from srpo.score.results import Results
 from srpo.score.results_file import as_csv, as_json
 from srpo.score.scores import score
@@ -136,8 +137,8 @@ def hostile_results() -> tuple[Results, list[Any]]:
     answers = (Answer(HOSTILE, 1), Answer("right", 1))
     rows = [Trail(f"{i} {HOSTILE}", answers, meta={"gold": "right"}) for i in range(4)]
     scored = score({(0, HOSTILE, HOSTILE, None): rows}, {HOSTILE: JUDGES["exact_match"]})
-    questions = usual_questions(scored, HOSTILE)
-    return summarise(scored, questions, resampling=samples.QUICK), sample_cases(scored, HOSTILE)
+    questions = usual_questions(grouped(scored), HOSTILE)
+    return summarise(grouped(scored), questions, resampling=samples.QUICK), sample_cases(scored, HOSTILE)
 
 
 def test_every_text_is_escaped() -> None:
@@ -183,7 +184,7 @@ def test_an_evaluation_writes_all_files(tmp_path: Path) -> None:
 def test_the_table_fits_100_columns_and_stars_the_best() -> None:
     cells = samples.cells(prompts=60, revisions=5)
     cells |= {(seed, "base, best of k+1 drafts", *rest): rows for (seed, *rest), rows in by_base(cells)}
-    results = summarise(score(cells, JUDGES), resampling=samples.QUICK)
+    results = summarise(grouped(score(cells, JUDGES)), resampling=samples.QUICK)
     console = Console(width=100, record=True, file=io.StringIO())
     print_table(results, console)
     text = console.export_text()

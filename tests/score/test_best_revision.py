@@ -11,6 +11,7 @@ import torch
 from srpo.judge.single import JUDGES
 from srpo.revise.trail import Answer, Trail
 from srpo.score.best_revision import halves
+from srpo.score.pooling import grouped
 from srpo.score.scores import score
 from srpo.score.summary import summarise
 from srpo.statistics.significance import holm, sign_flip_p
@@ -42,7 +43,7 @@ def test_luck_is_not_told_as_merit() -> None:
     told, flattered = [], []
     for seed in range(60):
         scored = score({(0, "a", "all", None): guesses(100, 8, seed)}, {"exact_match": JUDGES["exact_match"]})
-        results = summarise(scored, resampling=samples.QUICK)
+        results = summarise(grouped(scored), resampling=samples.QUICK)
         (choice,) = results.choices
         told.append(choice.mean)
         flattered.append(max(row["mean"] for row in results.curve("a", "all", None)))
@@ -54,7 +55,7 @@ def test_luck_is_not_told_as_merit() -> None:
 def test_a_choice_is_told_on_the_other_half() -> None:
     rows = samples.trails(samples.sums(300, 0), wrong=0.2, mends=0.3, breaks=0.02)
     scored = score({(0, "srpo", "all", None): rows}, {"exact_match": JUDGES["exact_match"]})
-    (choice,) = summarise(scored, resampling=samples.QUICK).choices
+    (choice,) = summarise(grouped(scored), resampling=samples.QUICK).choices
     (cell,) = scored.values()
     first, second = halves(list(cell.keys), seed=0)
     means = [float(cell.primary_NR[first, k].mean()) for k in range(4)]
@@ -67,13 +68,13 @@ def test_a_choice_is_told_on_the_other_half() -> None:
 
 def test_few_prompts_or_nothing_revised_choose_nothing() -> None:
     for rows in (guesses(30, 3, 0), [Trail(str(i), (Answer("1", 1),), meta={"gold": "1"}) for i in range(100)]):
-        assert not summarise(score({(0, "a", "all", None): rows}, JUDGES), resampling=samples.QUICK).choices
+        assert not summarise(grouped(score({(0, "a", "all", None): rows}, JUDGES)), resampling=samples.QUICK).choices
 
 
 def test_p_values_are_adjusted_for_all_revisions() -> None:
     rows = samples.trails(samples.sums(80, 0), wrong=0.2, mends=0.1)
     scored = score({(0, "a", "all", None): rows}, JUDGES)
-    curve = summarise(scored, resampling=samples.QUICK).curve("a", "all", None)
+    curve = summarise(grouped(scored), resampling=samples.QUICK).curve("a", "all", None)
     right_NR = next(iter(scored.values())).primary_NR
     plain = sign_flip_p(right_NR[:, 1:] - right_NR[:, :1], draws=samples.QUICK.draws)
     assert [row["p"] for row in curve] == [None, *holm(plain)]

@@ -10,7 +10,9 @@ import torch
 from srpo.errors import ConfigError, DataError
 from srpo.judge.single import JUDGES
 from srpo.revise.trail import Answer, Trail
-from srpo.score.scores import TrailsKey, score, tallies
+from srpo.score.matches import tallies
+from srpo.score.pooling import grouped
+from srpo.score.scores import TrailsKey, score
 from srpo.score.summary import summarise, usual_questions
 from tests.evaluate import samples
 from tests.judge.pair_judges import Scripted, first_shown, honest, longest, mute, often_mute
@@ -25,7 +27,7 @@ def wins(ours: str, theirs: str, gold: str) -> float:
 
 def test_win_rates_are_plain_averages() -> None:
     cells = samples.cells(prompts=40, seeds=2)
-    results = summarise(score(cells, {"pairs": Scripted(honest)}, versus=VERSUS), resampling=samples.QUICK)
+    results = summarise(grouped(score(cells, {"pairs": Scripted(honest)}, versus=VERSUS)), resampling=samples.QUICK)
     seen = set()
     for row in results.wins:
         at, k = (row["split"], row["temperature"]), row["revision"]
@@ -51,9 +53,9 @@ def test_win_rates_are_plain_averages() -> None:
 
 def test_a_judge_of_single_answers_gives_the_same_win_rates() -> None:
     cells = samples.cells(prompts=40, seeds=1)
-    by_pairs = summarise(score(cells, {"pairs": Scripted(honest)}, versus=VERSUS), resampling=samples.QUICK)
+    by_pairs = summarise(grouped(score(cells, {"pairs": Scripted(honest)}, versus=VERSUS)), resampling=samples.QUICK)
     judges = {"per_character": JUDGES["per_character"]}
-    by_scores = summarise(score(cells, judges, versus=VERSUS), resampling=samples.QUICK)
+    by_scores = summarise(grouped(score(cells, judges, versus=VERSUS)), resampling=samples.QUICK)
     assert {row["opponent"] for row in by_scores.wins} == {"draft", *samples.SYSTEMS}
     for row in by_scores.wins:
         (twin,) = (
@@ -82,7 +84,7 @@ def test_a_judge_of_positions_says_nothing_and_is_seen() -> None:
 
 def test_unscored_prompts_are_counted_and_left_out() -> None:
     cells = samples.cells(prompts=60, seeds=2)
-    results = summarise(score(cells, {"pairs": Scripted(often_mute)}), resampling=samples.QUICK)
+    results = summarise(grouped(score(cells, {"pairs": Scripted(often_mute)})), resampling=samples.QUICK)
     for row in results.rows:
         seeds = (0, 1) if row["seed"] == "pool" else (row["seed"],)
         trails = [trail for seed in seeds for trail in cells[int(seed), row["system"], row["split"], 0.0]]
@@ -128,7 +130,7 @@ def test_a_taste_for_length_is_taken_out() -> None:
         for i, (a, b) in enumerate(lengths)
     ]
     scored = score({(0, "a", "all", None): rows}, {"longest": Scripted(longest)}, against="draft")
-    row = summarise(scored, usual_questions(scored, "a"), resampling=samples.QUICK).wins[-1]
+    row = summarise(grouped(scored), usual_questions(grouped(scored), "a"), resampling=samples.QUICK).wins[-1]
     assert row["win"] > 0.65
     assert abs(row["controlled"] - 0.5) < 0.1
     assert row["longer"] == pytest.approx(12, abs=3)

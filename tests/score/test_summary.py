@@ -10,7 +10,7 @@ import torch
 from srpo.errors import ConfigError
 from srpo.judge.single import JUDGES
 from srpo.revise.trail import Trail
-from srpo.score.pooling import APART, ONE, SHARED
+from srpo.score.pooling import APART, ONE, SHARED, grouped
 from srpo.score.results import POOL, Side
 from srpo.score.scores import TrailsKey, score
 from srpo.score.summary import Question, summarise, usual_questions
@@ -26,7 +26,7 @@ def one_system(*seeds: list[Trail], system: str = "srpo") -> dict[tuple[int, str
 
 def test_rows_are_plain_averages() -> None:
     cells = samples.cells(prompts=40, temperatures=(0.0, 1.0))
-    results = summarise(score(cells, JUDGES), resampling=QUICK)
+    results = summarise(grouped(score(cells, JUDGES)), resampling=QUICK)
     assert len(results.rows) == len(cells) * 4 * 3 // 2  # four k; a pooled row for every two seeds
     for row in results.rows:
         at = (row["system"], row["split"], row["temperature"])
@@ -49,7 +49,7 @@ def test_rows_are_plain_averages() -> None:
 
 def test_intervals_are_those_of_the_bootstrap() -> None:
     scored = samples.scored(prompts=50, seeds=1)
-    results = summarise(scored, resampling=QUICK)
+    results = summarise(grouped(scored), resampling=QUICK)
     for system in ("SRPO", "DPO"):
         right_NR = scored[TrailsKey(0, system, "out", 0.0)].primary_NR
         alone = bootstrap(right_NR, draws=QUICK.draws)
@@ -65,7 +65,7 @@ def test_intervals_are_those_of_the_bootstrap() -> None:
 def test_seeds_with_their_own_prompts_are_pooled_as_strata() -> None:
     seeds = [samples.trails(samples.sums(n, n), wrong=wrong, mends=0.3) for n, wrong in ((60, 0.05), (90, 0.4))]
     scored = score(one_system(*seeds), JUDGES)
-    results = summarise(scored, resampling=QUICK)
+    results = summarise(grouped(scored), resampling=QUICK)
     assert results.settings["pooling"] == APART
     rows_NR = torch.cat([scored[TrailsKey(seed, "srpo", "all", None)].primary_NR for seed in (0, 1)])
     within, across = (bootstrap(rows_NR, draws=QUICK.draws, strata=strata).column(0) for strata in ([60, 90], None))
@@ -78,14 +78,14 @@ def test_seeds_with_their_own_prompts_are_pooled_as_strata() -> None:
 def test_prompts_shared_by_seeds_are_not_new_prompts() -> None:
     # The extreme case: a second seed that answers every prompt exactly as the first adds nothing to know.
     rows = samples.trails(samples.sums(200, 0), wrong=0.2, mends=0.3)
-    results = summarise(score(one_system(rows, rows), JUDGES), resampling=QUICK)
+    results = summarise(grouped(score(one_system(rows, rows), JUDGES)), resampling=QUICK)
     assert results.settings["pooling"] == SHARED
     for alone, pooled in zip(results.curve("srpo", "all", None, 0), results.curve("srpo", "all", None), strict=True):
         assert (pooled["low"], pooled["high"]) == pytest.approx((alone["low"], alone["high"]))
         assert pooled["n"] == 2 * alone["n"]
     # Control: as many answers to other prompts do narrow the interval.
     others = samples.trails(samples.sums(200, 1), wrong=0.2, mends=0.3)
-    apart = summarise(score(one_system(rows, others), JUDGES), resampling=QUICK).curve("srpo", "all", None)[0]
+    apart = summarise(grouped(score(one_system(rows, others), JUDGES)), resampling=QUICK).curve("srpo", "all", None)[0]
     alone = results.curve("srpo", "all", None, 0)[0]
     assert apart["high"] - apart["low"] < 0.85 * (alone["high"] - alone["low"])
 
@@ -112,7 +112,7 @@ def test_what_was_built_in_is_found() -> None:
         Question(Side("base", 3), Side("base", 0), "in", 0.0),  # never revises
         Question(Side("SRPO", 0), Side("SRPO", 3), "in", 0.0),
     ]
-    results = summarise(score(cells, JUDGES), asked, resampling=QUICK)
+    results = summarise(grouped(score(cells, JUDGES)), asked, resampling=QUICK)
     assert [each.finding for each in results.comparisons] == ["worse", "level", "worse"]
 
 
@@ -125,7 +125,7 @@ def test_a_comparison_is_the_paired_difference_of_common_seeds() -> None:
         Question(Side("SRPO", 2), Side("DPO", 1), "out", 0.0),
         Question(Side("SRPO", 1), Side("SRPO", 0), "out", 0.0),
     ]
-    against, own = summarise(scored, asked, resampling=QUICK).comparisons
+    against, own = summarise(grouped(scored), asked, resampling=QUICK).comparisons
     assert [seed.seed for seed in against.seeds] == [0, 2]
     assert [seed.seed for seed in own.seeds] == [0, 1, 2]
     sides = [
@@ -141,7 +141,7 @@ def test_a_comparison_is_the_paired_difference_of_common_seeds() -> None:
 def test_pooled_tokens_are_the_seeds_mean() -> None:
     cells = samples.cells(prompts=10)
     tokens = {key: [10.0 * (key[0] + 1) * (k + 1) for k in range(4)] for key in cells if key[1] == "SRPO"}
-    results = summarise(score(cells, JUDGES, tokens=tokens), resampling=QUICK)
+    results = summarise(grouped(score(cells, JUDGES, tokens=tokens)), resampling=QUICK)
     assert [row["tokens"] for row in results.curve("SRPO", "in", 0.0, 1)] == [20, 40, 60, 80]
     assert [row["tokens"] for row in results.curve("SRPO", "in", 0.0)] == [15, 30, 45, 60]
     assert [row["tokens"] for row in results.curve("DPO", "in", 0.0)] == [None] * 4
@@ -151,7 +151,7 @@ def test_usual_questions_leave_out_what_was_not_run() -> None:
     cells = samples.cells(prompts=10)
     for seed in (0, 1):
         del cells[seed, "DPO", "out", 0.0]
-    asked = usual_questions(score(cells, JUDGES), "SRPO")
+    asked = usual_questions(grouped(score(cells, JUDGES)), "SRPO")
     assert [(question.split, question.b) for question in asked] == [
         ("in", Side("SRPO", 0)),
         ("in", Side("DPO", 3)),
@@ -159,7 +159,9 @@ def test_usual_questions_leave_out_what_was_not_run() -> None:
         ("out", Side("SRPO", 0)),
         ("out", Side("base", 3)),
     ]
-    assert usual_questions(score(samples.cells(prompts=10, revisions=0), JUDGES), "base")[0].b == Side("SRPO", 0)
+    assert usual_questions(grouped(score(samples.cells(prompts=10, revisions=0), JUDGES)), "base")[0].b == Side(
+        "SRPO", 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,11 +183,11 @@ def test_systems_without_a_common_seed_cannot_be_compared() -> None:
     del cells[0, "SRPO", "in", 0.0], cells[1, "DPO", "in", 0.0]
     asked = [Question(Side("SRPO", 1), Side("DPO", 1), "in", 0.0)]
     with pytest.raises(ConfigError, match="SRPO and DPO share no seed"):
-        summarise(score(cells, JUDGES), asked, resampling=QUICK)
+        summarise(grouped(score(cells, JUDGES)), asked, resampling=QUICK)
 
 
 def test_a_highlight_that_is_none_is_refused() -> None:
     scored = samples.scored(prompts=10)
-    assert summarise(scored, resampling=QUICK).highlight == "SRPO"
+    assert summarise(grouped(scored), resampling=QUICK).highlight == "SRPO"
     with pytest.raises(ConfigError, match="did you mean 'base'"):
-        summarise(scored, highlight="bases", resampling=QUICK)
+        summarise(grouped(scored), highlight="bases", resampling=QUICK)
