@@ -59,9 +59,9 @@ def _interrupted(folder: str) -> Interrupted:
 def _watch(trainer: SRPOTrainer, source: Source, run: RunArguments) -> TrainerCallback:
     """The callback that draws and judges answers at every evaluation."""
     from srpo.evaluate.callback import RevisionEvaluation, Watch
-    from srpo.evaluate.run import judge_named
+    from srpo.judge.load import load_any_judge
 
     assert run.eval_revisions is not None  # checked by train, like the judge
     assert run.eval_judge
     watch = Watch(run.eval_revisions, run.eval_prompts, run.eval_temperature, run.eval_max_new_tokens)
-    return RevisionEvaluation(trainer, source, judge_named(run.eval_judge), watch)
+    return RevisionEvaluation(trainer, source, load_any_judge(run.eval_judge), watch)

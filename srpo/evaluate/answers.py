@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
@@ -21,10 +22,10 @@ from srpo.data.source import Source, columns_of
 from srpo.disk import writable_folder
 from srpo.evaluate.controls import draft_only, gold_answers, keep_best, oracle, several_drafts
 from srpo.evaluate.plan import BEST_OF, CONTROLS, Model, Plan, named_files
+from srpo.judge.load import AnyJudge
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import located_trails, read_trails, write_trails
-from srpo.score.matches import AnyJudge
 from srpo.score.scores import Key
 from srpo.sequences.templates import RevisionTemplate, template_for
 
@@ -68,12 +69,12 @@ def read_systems(
         InputError: a file is missing or unreadable.
         DataError: a line is not a trail or has no gold answer, or a file has no trails.
     """
-    found: dict[Key, list[Trail]] = {}
+    found: dict[Key, list[Trail]] = defaultdict(list)
     for system, paths in named_files(specs).items():
         for seed, path in enumerate(paths):
             for trail in read_trails(path, gold_key=gold_key):
-                found.setdefault((seed, system, str(trail.meta.get(split_key, ALL)), temperature), []).append(trail)
-    return found
+                found[seed, system, str(trail.meta.get(split_key, ALL)), temperature] += [trail]
+    return dict(found)
 
 
 def read_prompt_files(plan: Plan) -> Prompts:
@@ -143,8 +144,9 @@ class ModelAnswers:
             found[BEST_OF] = self.draw(BEST_OF, task)
         if REFERENCE in controls:
             found[REFERENCE] = self.draw(REFERENCE, task)
-        if "oracle" in controls and sampled:
-            found["oracle"] = oracle(self.draw(DRAFTS, task), judge, self.plan.gold_key)
+        drafts = self.draw(DRAFTS, task) if "oracle" in controls and sampled else None
+        if drafts is not None:
+            found["oracle"] = oracle(drafts, judge, self.plan.gold_key)
         if "draft_only" in controls:
             found["draft_only"] = draft_only(found[""])
         if "gold" in controls:
@@ -166,10 +168,10 @@ class ModelAnswers:
 
         def draw(skip: int, only: Collection[int] | None) -> Iterator[Trail]:
             reviser = self.reviser(model, template)
-            if kind == DRAFTS:
-                return several_drafts(reviser, task.rows, settings, skip=skip)
             if kind == BEST_OF:
                 return keep_best(reviser, task.rows, drafts, skip=skip)
+            if kind == DRAFTS:
+                return several_drafts(reviser, task.rows, settings, skip=skip)
             return reviser.trails(task.rows, settings, skip=skip, only=only)
 
         present = write_trails(path, task.rows, draw, made_with)

@@ -19,11 +19,11 @@ from srpo.data.read import PromptRow, Source, read
 from srpo.data.source import AnySource
 from srpo.data.values import last_message
 from srpo.errors import ConfigError, DataError
+from srpo.judge.load import AnyJudge
 from srpo.model.randomness import left_as_found
 from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
-from srpo.score.matches import AnyJudge
 from srpo.score.pooling import Resampling, grouped
 from srpo.score.results import POOL
 from srpo.score.scores import score

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, cast
 
 from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import DataError
+from srpo.judge.load import AnyJudge, compares
 from srpo.judge.single import Judge, score_answer
 from srpo.judge.verdict import AnswerPair
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Answer, Trail
-from srpo.score.matches import AnyJudge, compares
 from srpo.sequences.render import options_of
 
 if TYPE_CHECKING:

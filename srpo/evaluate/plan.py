@@ -1,22 +1,22 @@
 """The plan of an evaluation: a value made from a YAML file, flags, or both.
 
-A file may be a recipe, whose settings of training stand beside one key `evaluate` with all of this below it.
+The file may be a recipe: settings of training, and the settings of a plan below the key `evaluate`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from srpo.errors import ConfigError, InputError, did_you_mean
 from srpo.judge.settings import LLMSettings
-from srpo.settings import build, expect_known, options, part, setting, shared
+from srpo.settings import build, expect_known, options, part, setting, shared, values_of
 from srpo.settings_file import read_settings
 
 SECTION = "evaluate"
-BEST_OF = "best_of"  # a policy of this file's models beside those of srpo.revise.policy
+BEST_OF = "best_of"  # a policy of models in a plan, in addition to those of srpo.revise.policy
 CONTROLS = {
     "draft_only": "its drafts, whatever k",
     "best_of": "best of k+1 drafts",
@@ -28,16 +28,15 @@ CONTROLS = {
 
 @dataclass(frozen=True)
 class Model:
-    """A system that is drawn.
+    """A model to draw answers from.
 
     Attributes:
-        model: folder or hub name; `{seed}` in it stands for the seed, for models trained with several.
-        reference: what it was before training, for its own confidence and the control best_of; `{seed}` likewise.
-        revision_template: preset or file; what was saved with the model, if None.
-        policy: as in `RevisionSettings`; or "best_of", which revises nothing and answers with the best of
-            k + 1 drafts by implied reward.
-        revisions: fewer than the others have, if it is to stop earlier; None for as many.
-        controls: of this system, beside those of the highlighted one.
+        model: folder or hub name; `{seed}` is replaced by the seed, for models trained with several seeds.
+        reference: the model before training, for its confidence and the control best_of; `{seed}` likewise.
+        revision_template: preset or file; None takes the template saved with the model.
+        policy: as in `RevisionSettings`, or "best_of": no revisions, but the best of k + 1 drafts by implied reward.
+        revisions: largest number of revisions; None takes that of the plan.
+        controls: controls of this model; the highlighted model has those of the plan too.
     """
 
     model: str
@@ -51,26 +50,6 @@ class Model:
         """Returns the model of one seed."""
         reference = self.reference.format(seed=seed) if self.reference else None
         return replace(self, model=self.model.format(seed=seed), reference=reference)
-
-    def check(self, name: str) -> None:
-        """Checks policy and folders.
-
-        Raises:
-            ConfigError: an unknown policy.
-            InputError: a folder does not exist.
-        """
-        from srpo.revise.policy import AUTO, NAMES, Policy
-
-        known, where = [*NAMES, AUTO, BEST_OF], f"models: {name}"
-        try:
-            Policy.named("always" if self.policy in known else self.policy)
-        except ConfigError:
-            fix, expected = did_you_mean(self.policy, known), "one of " + ", ".join(known)
-            raise ConfigError(f"{self.policy!r}", where=f"{where}: policy", expected=expected, fix=fix) from None
-        for path in filter(None, (self.model, self.reference)):
-            if path.count("/") > 1 and not Path(path).is_dir():  # a hub name has one slash at most
-                fix = f"make it first, or leave the model out by `--without {name}`"
-                raise InputError("no such folder", where=f"{where}: {path}", expected="a saved model", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -137,10 +116,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for where, names in (("controls", self.controls), *((n, m.controls) for n, m in self.models.items())):
-            for name in names:
-                if name not in CONTROLS:
-                    fix = did_you_mean(name, CONTROLS)
-                    raise ConfigError(f"no control {name!r}", where=where, expected=", ".join(CONTROLS), fix=fix)
+            _expect_known(where, names, CONTROLS, "no control ")
         if self.models and not self.prompts:
             raise ConfigError("models but no prompts", where="prompts", fix="add `--prompts FILE`, or give --trails")
         if not self.models and not self.trails:
@@ -151,16 +127,12 @@ class Plan:
             raise ConfigError("greedy drafts are all the same", where=f"models: {greedy[0]}: policy best_of", fix=fix)
         for name in ("seeds", "temperature"):
             if not getattr(self, name):
-                raise ConfigError("none", where=name, expected="at least one")
-
-    @property
-    def owner(self) -> str:
-        """The model that `controls` belong to."""
-        return self.highlight if self.highlight in self.models else next(iter(self.models), "")
+                raise ConfigError("no value", where=name, expected="at least one")
 
     def controls_of(self, name: str) -> list[str]:
-        """Of a model, its own first."""
-        return list(dict.fromkeys([*self.models[name].controls, *(self.controls if name == self.owner else ())]))
+        """Returns the controls of a model: its own, then those of the plan if it is the highlighted or first model."""
+        owner = self.highlight if self.highlight in self.models else next(iter(self.models), "")
+        return list(dict.fromkeys([*self.models[name].controls, *(self.controls if name == owner else ())]))
 
     @property
     def systems(self) -> list[str]:
@@ -169,12 +141,13 @@ class Plan:
         return list(dict.fromkeys([*drawn, *named_files(self.trails)]))
 
     def check(self) -> None:
-        """Checks all names, folders and policies, before any file is read or model loaded.
+        """Checks all names, folders and policies before a file is read or a model loaded.
 
         Raises:
             ConfigError: a setting is missing, unknown or does not fit another one.
             InputError: the folder of a model does not exist.
         """
+        from srpo.revise.policy import AUTO, NAMES, Policy
         from srpo.score.pooling import RESAMPLINGS
 
         if not self.output_dir:
@@ -182,39 +155,48 @@ class Plan:
         if self.models and self.trails and len(self.temperature) > 1:
             what = "several, and trails that do not state theirs"
             raise ConfigError(what, where="temperature", expected="one")
-        systems = self.systems
-        names = [("highlight", self.highlight), *(("curves", each) for each in self.curves)]
-        for where, name in [("resampling", self.resampling), *names]:
-            known = list(RESAMPLINGS) if where == "resampling" else systems
-            if name and name not in known:
-                what = f"{name!r}" if where == "resampling" else f"no system {name!r}"
-                raise ConfigError(what, where=where, expected=" or ".join(known), fix=did_you_mean(name, known))
         for name, model in self.models.items():
-            for seed in self.seeds:
-                model.at(seed).check(name)
             if "reference" in self.controls_of(name) and not model.reference:
                 fix = "name it by --references"
                 raise ConfigError("no reference to ask", where=f"models: {name}: reference", fix=fix)
+            for seed in self.seeds:
+                _expect_folders(name, model.at(seed))
+        fixed = [model.policy for model in self.models.values() if model.policy.startswith("fixed:")]
+        policies = [*NAMES, AUTO, BEST_OF, *fixed]
+        _expect_known("resampling", [self.resampling], RESAMPLINGS)
+        _expect_known("highlight", filter(None, [self.highlight]), self.systems, "no system ")
+        _expect_known("curves", self.curves, self.systems, "no system ")
+        for name, model in self.models.items():
+            _expect_known(f"models: {name}: policy", [model.policy], policies)
+        for name in fixed:
+            Policy.named(name)
 
     def check_labels(self, names: Iterable[str]) -> None:
         """Checks that every label belongs to a system, a control, or one of `names`: splits and judges.
 
         Raises:
-            ConfigError: a label of nothing.
+            ConfigError: no such name.
         """
         controls = [f"{name}/{control}" for name in self.models for control in CONTROLS]
-        known = [*self.systems, *names, *controls]
-        for name in self.labels:
-            if name not in known:
-                raise ConfigError(f"nothing is named {name!r}", where="labels", fix=did_you_mean(name, known))
+        _expect_known("labels", self.labels, [*self.systems, *names, *controls], "nothing is named ")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The settings that a report prints: those that are set, without paths of output and names of judges."""
+        hidden = ("trails", "output_dir", "cache_dir", "judge", "secondary", "llm")
+        found = {name: value for name, value in asdict(self).items() if name not in hidden}
+        llm = values_of(self.llm)
+        found["asked"] = {each.name: llm[each.name] for each in options(LLMSettings) if llm[each.name] != each.default}
+        return {name: value for name, value in found.items() if value not in (None, [], {}, "")}
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], where: str = "") -> Plan:
-        """The plan that these settings make; what is named in several ways is brought into one.
+        """Makes a plan from settings as a file or flags give them.
 
         Args:
-            settings: by field; prompts and models as a path, a list of `[NAME=]PATH`, or a mapping of names to paths,
-                a model's value a path or a mapping of `Model`'s fields.
+            settings: by field; prompts and models as a path, a list of `[NAME=]PATH`, or a mapping of names to paths;
+                the value of a model is a path or a mapping of `Model`'s fields.
+            where: the file, for messages.
 
         Raises:
             ConfigError: an unknown key, or a value of the wrong kind.
@@ -247,28 +229,28 @@ class Plan:
         return build(cls, found)
 
 
-NAMED = ("models", "prompts", "labels")  # by name, in a mapping or as NAME=…
-LISTED = ("curves", "labels")  # that name systems
+NAMED = ("models", "prompts", "labels")  # mappings, also given as NAME=VALUE
+LISTED = ("curves", "labels")  # settings that name systems
 KNOWN = [option.name for option in options(Plan)]
 LISTS = [option.name for option in options(Plan) if option.rule.metavar]
 
 
 def read_plan(path: str) -> dict[str, Any]:
-    """The settings in a YAML file, or below `evaluate` in a recipe.
+    """Reads the settings of a YAML file, or those below `evaluate` in a recipe.
 
     Raises:
         InputError: no such file.
-        ConfigError: it is no mapping.
+        ConfigError: the file does not hold a mapping, or an unknown key.
     """
     return read_settings(path, KNOWN, section=SECTION, verb="evaluate")
 
 
-def named(given: Any, where: str, alone: str) -> dict[str, Any]:
-    """Paths by name.
+def named(given: object, where: str, alone: str) -> dict[str, Any]:
+    """Returns paths by name.
 
     Args:
         given: a mapping, or a list of `[NAME=]PATH`.
-        alone: what a path without a name is called; its last part, if empty.
+        alone: name of a bare path; "" takes the last part of the path.
 
     Raises:
         ConfigError: a name twice, or without a path.
@@ -279,19 +261,16 @@ def named(given: Any, where: str, alone: str) -> dict[str, Any]:
     for spec in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
         if not isinstance(spec, str):
             raise ConfigError(f"{spec!r}", where=where, expected="path or name=path")
-        name, equals, path = spec.partition("=")
-        # An equals sign behind a slash belongs to the path.
-        if not equals or "/" in name:
-            name, path = alone or Path(spec).name, spec
+        name, path = _name_and_path(spec, alone or Path(spec).name)
         if not name or not path or name in found:
-            problem = "stands twice" if name in found else "names nothing"
+            problem = "has a name that is given twice" if name in found else "names nothing"
             raise ConfigError(f"{spec!r} {problem}", where=where, expected="path or name=path, each name once")
         found[name] = path
     return found
 
 
 def named_files(specs: Iterable[str]) -> dict[str, list[str]]:
-    """Returns files of trails by system, one per seed.
+    """Returns files of trails by system, one file per seed.
 
     Args:
         specs: `[NAME=]PATH`; the name of a bare path is its stem.
@@ -301,31 +280,48 @@ def named_files(specs: Iterable[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for spec in specs:
-        name, equals, path = spec.partition("=")
-        # An equals sign behind a slash belongs to the path.
-        if not equals or "/" in name:
-            name, path = Path(spec).stem, spec
-            if name in found:
-                raise ConfigError(f"two systems named {name!r}", where=spec, fix="name them: --trails one=… other=…")
+        name, path = _name_and_path(spec, Path(spec).stem)
+        if path == spec and name in found:
+            raise ConfigError(f"two systems named {name!r}", where=spec, fix="name them: --trails one=… other=…")
         if not name or not path:
             raise ConfigError(f"{spec!r} names no file", where="--trails", expected="path or name=path")
-        found.setdefault(name, []).append(path)
+        found[name] = [*found.get(name, ()), path]
     return found
 
 
+def _name_and_path(spec: str, alone: str) -> tuple[str, str]:
+    """Splits `NAME=PATH`; an equals sign behind a slash belongs to the path."""
+    name, equals, path = spec.partition("=")
+    return (name, path) if equals and "/" not in name else (alone, spec)
+
+
+def _expect_known(where: str, names: Iterable[str], known: Iterable[str], what: str = "") -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            expected, fix = " or ".join(known), did_you_mean(name, known)
+            raise ConfigError(f"{what}{name!r}", where=where, expected=expected, fix=fix)
+
+
+def _expect_folders(name: str, model: Model) -> None:
+    for path in filter(None, (model.model, model.reference)):
+        if path.count("/") > 1 and not Path(path).is_dir():  # a hub name has one slash at most
+            fix = f"make it first, or leave the model out by `--without {name}`"
+            raise InputError("no such folder", where=f"models: {name}: {path}", expected="a saved model", fix=fix)
+
+
 def _leave_out(found: dict[str, Any], models: dict[str, Any]) -> None:
-    """Takes the models that are named under `without` out of the others, out of figures and out of labels."""
+    """Removes the models named by `without` from models, figures and labels."""
     out = found.get("without") or []
+    _expect_known("without", out, models, "no model ")
     for name in out:
-        if models.pop(name, None) is None:
-            fix = did_you_mean(name, models)
-            raise ConfigError(f"no model {name!r}", where="without", expected=" or ".join(models), fix=fix)
+        models.pop(name, None)
     stay = {where: [name for name in found.get(where) or [] if name.partition("/")[0] not in out] for where in LISTED}
     found |= {"curves": stay["curves"], "labels": {name: found["labels"][name] for name in stay["labels"]}}
 
 
-def _labels(given: Any) -> dict[str, str]:
-    """Text by name, from a mapping or a list of `NAME=TEXT`."""
+def _labels(given: Mapping[str, object] | Iterable[object]) -> dict[str, str]:
+    """Returns labels by name, from a mapping or a list of `NAME=TEXT`."""
     pairs = given.items() if isinstance(given, Mapping) else [str(each).partition("=")[::2] for each in given]
     found = {str(name): str(text) for name, text in pairs}
     if not all(map(str.strip, [*found, *found.values()])):
@@ -333,7 +329,7 @@ def _labels(given: Any) -> dict[str, str]:
     return found
 
 
-def _model(name: str, value: Any, common: Mapping[str, Any]) -> Model:
+def _model(name: str, value: object, common: Mapping[str, Any]) -> Model:
     own = {"model": value} if isinstance(value, str) else value
     if not isinstance(own, Mapping) or "model" not in own:
         raise ConfigError(f"{value!r}", where=f"models: {name}", expected="a path, or a mapping with `model`")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from srpo.errors import ConfigError, UsageError
 from srpo.judge.settings import LLM, JudgeSettings, LLMSettings
@@ -13,6 +13,48 @@ from srpo.judge.verdict import TIE, AnswerPair, PairJudge, Verdict, prefer_highe
 from srpo.judge.votes import VOTES, Votes
 
 OTHERS = (VOTES + "FILE", LLM)  # judges that only compare two answers
+AnyJudge = Judge | PairJudge
+
+
+def compares(judge: AnyJudge) -> TypeGuard[PairJudge]:
+    """Whether a judge compares two answers."""
+    return hasattr(judge, "compare")
+
+
+def load_judges(names: Sequence[str], llm: LLMSettings, runs: int = 1) -> dict[str, AnyJudge]:
+    """Loads several judges by name, in their order.
+
+    Raises:
+        ConfigError: a judge cannot be loaded, or a setting of judge llm without that judge.
+        InputError: a file or model cannot be read.
+    """
+    if LLM not in names:
+        JudgeSettings(names[0], llm).expect_used()
+        if runs != 1:
+            fix = "leave it out: the judge would repeat its scores"
+            raise ConfigError(f"{names[0]} asks no server", where="judge_runs", fix=fix)
+    return {name: load_any_judge(name, llm, runs) for name in names}
+
+
+def load_any_judge(name: str, llm: LLMSettings | None = None, runs: int = 1) -> AnyJudge:
+    """Loads a judge of single answers if the name is one, otherwise a judge of two.
+
+    Args:
+        llm: settings of judge llm.
+        runs: number of times everything is asked.
+
+    Raises:
+        ConfigError: the judge does not exist, or `llm` lacks a server or a model.
+        InputError: a file or model cannot be read.
+
+    Example:
+        >>> load_any_judge("exact_match")("2+2=", "4", "4")
+        1.0
+    """
+    own = ":" in name and name.partition(":")[0] not in ("reward", "votes")
+    if name in JUDGES or (own and not compares(import_judge(name))):
+        return load_judge(name)
+    return judge_from(JudgeSettings(name, llm or LLMSettings()), runs=runs)
 
 
 @dataclass(frozen=True)
@@ -85,8 +127,8 @@ def load_pair_judge(name: str, llm: LLMSettings | None = None) -> PairJudge:
         return Votes(name.removeprefix(VOTES))
     found: Any = load_judge(name) if name in JUDGES or name.startswith(REWARD) else import_judge(name, OTHERS)
     if not isinstance(found, type) and hasattr(found, "compare") and hasattr(found, "identity"):
-        compares: PairJudge = found
-        return compares
+        judge: PairJudge = found
+        return judge
     return ScoreJudge(name, load_judge(name))
 
 

@@ -48,14 +48,18 @@ def write_evaluation(
     Raises:
         OutputError: the folder or a file in it cannot be written.
     """
+    files = {
+        "results.json": as_json(results).encode(),
+        "results.csv": as_csv(results.rows).encode(),
+        "wins.csv": as_csv(results.wins).encode(),
+        "table.md": as_markdown(results).encode(),
+        "curve.png": draw(results, "png"),
+        "curve.svg": draw(results, "svg"),
+        "report.html": render(results, title=title, samples=samples, run=run).encode(),
+    }
     folder = writable_folder(Path(output_dir))
-    write_file(folder / "results.json", as_json(results).encode())
-    write_file(folder / "results.csv", as_csv(results.rows).encode())
-    write_file(folder / "wins.csv", as_csv(results.wins).encode())
-    write_file(folder / "table.md", as_markdown(results).encode())
-    write_file(folder / "curve.png", draw(results, "png"))
-    write_file(folder / "curve.svg", draw(results, "svg"))
-    write_file(folder / "report.html", render(results, title=title, samples=samples, run=run).encode())
+    for name, content in files.items():
+        write_file(folder / name, content)
     return folder / "report.html"
 
 

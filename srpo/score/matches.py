@@ -11,37 +11,48 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from srpo.data.values import Prompt
 from srpo.errors import DataError
-from srpo.judge.single import Judge
+from srpo.judge.load import AnyJudge, compares
 from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
-from srpo.score.text_measures import Unit, lengths
+from srpo.revise.trail import Trail
 
 GOLD, DRAFT = "gold", "draft"
 NAN = float("nan")
 READABLE = "a judge that says which answer is better"
 Name = TypeVar("Name", bound=Hashable)
-AnyJudge = Judge | PairJudge
 Judges = Mapping[str, AnyJudge]
 
 
-def compares(judge: AnyJudge) -> TypeGuard[PairJudge]:
-    """Whether a judge compares two answers."""
-    return hasattr(judge, "compare")
+class Answers(Protocol):
+    """Trails with their gold answers and the answers in hand; see `srpo.score.scores.OrderedTrails`."""
+
+    @property
+    def trails(self) -> Sequence[Trail]:
+        """N trails."""
+
+    @property
+    def golds(self) -> Sequence[object]:
+        """N gold answers."""
+
+    @property
+    def texts(self) -> Sequence[Sequence[str]]:
+        """[N][R] the answers in hand."""
 
 
 class Match(NamedTuple):
-    """Answers of one system and the texts of one opponent, [N][R] each; `where` is for messages."""
+    """Answers of one system and the texts of one opponent, [N][R].
 
-    prompts: Sequence[Prompt]
-    golds: Sequence[object]
-    ours: Sequence[Sequence[str]]
+    `longer_NR` is the length of our answer minus the opponent's; `where` is for messages.
+    """
+
+    ours: Answers
     theirs: Sequence[Sequence[str]]
+    longer_NR: Tensor
     where: str = ""
 
 
@@ -69,13 +80,10 @@ class MatchScores:
         return [int(count) for count in self.wins_NR.isnan().sum(0)]
 
 
-def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match], unit: Unit) -> dict[Name, MatchScores]:
+def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Name, MatchScores]:
     """Decides all matches in one pass over a pair judge, which can then announce its cost first.
 
     Each different question is asked once.
-
-    Args:
-        unit: unit of lengths.
 
     Raises:
         DataError: every verdict was unreadable, of all matches or of one revision of one match.
@@ -84,36 +92,36 @@ def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match], unit: Unit)
     asked: dict[Name, list[list[str]]] = {}
     for name, match in matches.items():
         rows: list[list[str]] = []
-        for prompt, gold, ours, theirs in zip(match.prompts, match.golds, match.ours, match.theirs, strict=True):
+        answers = zip(match.ours.trails, match.ours.golds, match.ours.texts, match.theirs, strict=True)
+        for trail, gold, ours, theirs in answers:
             rows.append([])
             for first, second in zip(ours, theirs, strict=True):
-                key = json.dumps([prompt, gold, first, second], sort_keys=True, default=str)
-                questions.setdefault(key, AnswerPair(prompt, first, second, gold))
+                key = json.dumps([trail.prompt, gold, first, second], sort_keys=True, default=str)
+                questions.setdefault(key, AnswerPair(trail.prompt, first, second, gold))
                 rows[-1].append(key)
         asked[name] = rows
-    answers = dict(zip(questions, judge.compare(list(questions.values())), strict=True))
-    shown = [verdict for key, verdict in answers.items() if not questions[key].identical]
+    verdicts = dict(zip(questions, judge.compare(list(questions.values())), strict=True))
+    shown = [verdict for key, verdict in verdicts.items() if not questions[key].identical]
     if shown and all(verdict.score is None for verdict in shown):
         what = f"not one of {len(shown)} verdicts could be read: {shown[0].reason}"
         raise DataError(what, where=judge.identity, expected=READABLE)
-    found = {name: [[answers[key] for key in row] for row in rows] for name, rows in asked.items()}
-    return {name: _decided(matches[name], unit, *_read(matches[name], rows)) for name, rows in found.items()}
+    found = {name: [[verdicts[key] for key in row] for row in rows] for name, rows in asked.items()}
+    return {name: _decided(matches[name], *_read(matches[name], rows)) for name, rows in found.items()}
 
 
 def decide_by_scores(
-    matches: Mapping[Name, Match], scores: Mapping[Name, tuple[Tensor, Tensor]], unit: Unit
+    matches: Mapping[Name, Match], scores: Mapping[Name, tuple[Tensor, Tensor]]
 ) -> dict[Name, MatchScores]:
     """Decides all matches by scores of single answers, ours and theirs: the higher one wins; nan where one is missing.
 
     Args:
         scores: [N, R] scores of our answers and of the opponent's.
-        unit: unit of lengths.
     """
     found = {}
     for name, (ours_NR, theirs_NR) in scores.items():
         unknown_NR = torch.full_like(ours_NR, NAN)
         wins_NR = 0.5 + 0.5 * torch.sign(ours_NR - theirs_NR)
-        found[name] = _decided(matches[name], unit, wins_NR, unknown_NR, unknown_NR)
+        found[name] = _decided(matches[name], wins_NR, unknown_NR, unknown_NR)
     return found
 
 
@@ -129,11 +137,10 @@ def _read(match: Match, verdicts: Sequence[Sequence[Verdict]]) -> list[Tensor]:
     return [torch.tensor(rows, dtype=torch.float64) for rows in numbers]
 
 
-def _decided(match: Match, unit: Unit, wins_NR: Tensor, flipped_NR: Tensor, contradicted_NR: Tensor) -> MatchScores:
-    longer_NR = lengths(match.ours, unit) - lengths(match.theirs, unit)
-    rows = zip(match.ours, match.theirs, strict=True)
+def _decided(match: Match, wins_NR: Tensor, flipped_NR: Tensor, contradicted_NR: Tensor) -> MatchScores:
+    rows = zip(match.ours.texts, match.theirs, strict=True)
     same_NR = torch.tensor([[a == b for a, b in zip(*row, strict=True)] for row in rows])
-    return MatchScores(wins_NR, longer_NR, flipped_NR, contradicted_NR, same_NR)
+    return MatchScores(wins_NR, match.longer_NR, flipped_NR, contradicted_NR, same_NR)
 
 
 # ---------------------------------------------------------------------- counts of a judge's verdicts

@@ -17,20 +17,19 @@ import torch
 from torch import Tensor
 
 from srpo.errors import ConfigError, DataError, did_you_mean
+from srpo.judge.load import AnyJudge, compares
 from srpo.judge.single import Judge, score_answer
 from srpo.revise.trail import Trail
 from srpo.score.matches import (
     DRAFT,
     GOLD,
-    AnyJudge,
     Judges,
     Match,
     MatchScores,
-    compares,
     decide_by_judge,
     decide_by_scores,
 )
-from srpo.score.text_measures import Unit, measured, unit_of
+from srpo.score.text_measures import Unit, lengths, measured, unit_of
 
 VERSUS = ("draft", "rivals", "everyone")
 Key = tuple[int, str, str, float | None]
@@ -147,17 +146,23 @@ def score(
     laid = _laid_out(trails, gold_key, against == GOLD or len(by_pairs) < len(judges), revisions, tokens or {})
     highlight = highlight or next(iter(laid)).system
     alone = {name: _score_alone(judge, laid) for name, judge in judges.items() if name not in by_pairs}
-    asked = _matches(laid, _opponents(laid, against if primary in by_pairs else "", versus, highlight))
-    against_one = _matches(laid, {key: [against] for key in laid}) if by_pairs else {}
+    opponents = _opponents(laid, against if primary in by_pairs else "", versus, highlight)
+    own = [(key, against, _opposing(laid, key, against)) for key in laid] if by_pairs else []
+    every = [(key, name, _opposing(laid, key, name)) for key, names in opponents.items() for name in names]
+    pairs = {(key, name): _both_scores(alone[primary], key, name) for key, name, _ in every if primary in alone}
     unit = unit_of(text for each in laid.values() for texts in each.texts for text in texts)
-    measures = {key: measured(each.texts, unit) for key, each in laid.items()}
-    outcomes = {
-        name: decide_by_judge(judge, asked if name == primary else against_one, unit)
-        for name, judge in by_pairs.items()
+    length = {key: lengths(each.texts, unit) for key, each in laid.items()}
+    matches = {
+        (key, name): Match(laid[key], theirs, length[key] - lengths(theirs, unit), where=f"{key}, against {name}")
+        for key, name, theirs in [*every, *own]
     }
+    measures = {key: measured(each.texts, unit) for key, each in laid.items()}
+    outcomes = {}
+    for name, judge in by_pairs.items():
+        places = [(key, opponent) for key, opponent, _ in (every if name == primary else own)]
+        outcomes[name] = decide_by_judge(judge, {place: matches[place] for place in places})
     if primary in alone:
-        pairs = {(key, name): (alone[primary][key], _rival(alone[primary], key, name)) for key, name in asked}
-        outcomes[primary] = decide_by_scores(asked, pairs, unit)
+        outcomes[primary] = decide_by_scores(matches, pairs)
     return {
         key: ScoredTrails(
             **vars(each),
@@ -185,11 +190,12 @@ def _score_alone(judge: AnyJudge, laid: Mapping[TrailsKey, OrderedTrails]) -> di
     return found
 
 
-def _rival(scores: Mapping[TrailsKey, Tensor], key: TrailsKey, opponent: str) -> Tensor:
-    """Scores of the opponent's answers, [N, R]."""
+def _both_scores(scores: Mapping[TrailsKey, Tensor], key: TrailsKey, opponent: str) -> tuple[Tensor, Tensor]:
+    """Scores of our answers and of the opponent's, [N, R] each."""
+    ours_NR = scores[key]
     if opponent == DRAFT:
-        return scores[key][:, :1].expand_as(scores[key])
-    return scores[key._replace(system=opponent)]
+        return ours_NR, ours_NR[:, :1].expand_as(ours_NR)
+    return ours_NR, scores[key._replace(system=opponent)]
 
 
 # ---------------------------------------------------------------------- opponents
@@ -214,24 +220,13 @@ def _opponents(
     return found
 
 
-def _matches(
-    laid: Mapping[TrailsKey, OrderedTrails], opponents: Mapping[TrailsKey, Sequence[str]]
-) -> dict[tuple[TrailsKey, str], Match]:
-    found = {}
-    for key, names in opponents.items():
-        ours = laid[key]
-        prompts = [trail.prompt for trail in ours.trails]
-        for name in names:
-            theirs: Sequence[Sequence[str]]
-            if name == GOLD:
-                golds = _gold_texts(ours.golds, str(key))
-                theirs = [[gold] * len(row) for gold, row in zip(golds, ours.texts, strict=True)]
-            elif name == DRAFT:
-                theirs = [[row[0]] * len(row) for row in ours.texts]
-            else:
-                theirs = laid[key._replace(system=name)].texts
-            found[key, name] = Match(prompts, ours.golds, ours.texts, theirs, f"{key}, against {name}")
-    return found
+def _opposing(laid: Mapping[TrailsKey, OrderedTrails], key: TrailsKey, opponent: str) -> Sequence[Sequence[str]]:
+    """Returns the texts of an opponent, [N][R]."""
+    texts = laid[key].texts
+    if opponent == GOLD:
+        golds = _gold_texts(laid[key].golds, str(key))
+        return [[gold] * len(row) for gold, row in zip(golds, texts, strict=True)]
+    return [[row[0]] * len(row) for row in texts] if opponent == DRAFT else laid[key._replace(system=opponent)].texts
 
 
 def _gold_texts(golds: Iterable[object], where: str) -> list[str]:

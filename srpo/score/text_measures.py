@@ -56,6 +56,7 @@ def measured(texts: Sequence[Sequence[str]], unit: Unit) -> dict[str, Tensor]:
         length: in `unit`.
         edited, copied: against the draft, as shares.
     """
+    length_NR = lengths(texts, unit)
     rows: dict[str, list[list[float]]] = {"changed": [], "edited": [], "copied": []}
     for answers in texts:
         both = [_edited_and_copied(answers[0], answer, unit) for answer in answers]
@@ -63,7 +64,7 @@ def measured(texts: Sequence[Sequence[str]], unit: Unit) -> dict[str, Tensor]:
         rows["edited"].append([edits for edits, _ in both])
         rows["copied"].append([kept for _, kept in both])
     found = {name: torch.tensor(each, dtype=torch.float64) for name, each in rows.items()}
-    return found | {"length": lengths(texts, unit)}
+    return found | {"length": length_NR}
 
 
 def lengths(texts: Sequence[Sequence[str]], unit: Unit) -> Tensor:

@@ -13,11 +13,11 @@ from srpo.errors import ConfigError, InputError, Interrupted
 from srpo.evaluate.answers import Drawn, content_hash, draw_all, read_prompt_files
 from srpo.evaluate.controls import oracle
 from srpo.evaluate.plan import CONTROLS, Plan
+from srpo.judge.load import AnyJudge
 from srpo.judge.single import exact_match, per_character
 from srpo.revise import reviser
 from srpo.revise.reviser import Reviser
 from srpo.revise.trail import Answer, Trail
-from srpo.score.matches import AnyJudge
 from srpo.score.results_file import read_results
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.judge.pair_judges import Scripted, honest
