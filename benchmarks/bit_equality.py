@@ -18,6 +18,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -91,53 +92,65 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return sorted(paths, key=lambda path: not isinstance(one.get(path, other.get(path)), int | float))
 
 
+def reported(one: dict[str, Any], other: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    """Of each group, whether it is equal and a line that says so or names the first difference."""
+    for name in {**one, **other}:
+        if name not in one or name not in other:
+            yield False, f"{name}: missing in {'A' if name not in one else 'B'}"
+            continue
+        values = one[name]["values"], other[name]["values"]
+        found = differences(*values)
+        if found:
+            count = sum(isinstance(values[0].get(path, values[1].get(path)), int | float) for path in found)
+            first = " -> ".join(repr(side[found[0]])[:WIDTH] if found[0] in side else "missing" for side in values)
+            told = f"{len(found)} of {len(values[0])} values differ, {count} of them numbers"
+            yield False, f"{name}: {told}; first {found[0]}: {first}"
+        elif one[name]["sha256"] != other[name]["sha256"]:
+            yield False, f"{name}: digests differ, values do not: a file was edited"
+        else:
+            yield True, f"{name}: equal ({len(values[0])} values)"
+
+
 def compare(one: dict[str, Any], other: dict[str, Any]) -> int:
-    """Prints a line for each group: equal, or the first difference.
+    """Prints a line for each group.
 
     Returns:
         0 if all groups are equal, 1 if not.
     """
-    code = 0
-    for name in {**one, **other}:
-        if name not in one or name not in other:
-            print(f"{name}: missing in {'A' if name not in one else 'B'}")
-            code = 1
-            continue
-        values = one[name]["values"], other[name]["values"]
-        found = differences(*values)
-        if not found and one[name]["sha256"] == other[name]["sha256"]:
-            print(f"{name}: equal ({len(values[0])} values)")
-            continue
-        code = 1
-        if not found:
-            print(f"{name}: digests differ, values do not: a file was edited")
-            continue
-        count = sum(isinstance(values[0].get(path, values[1].get(path)), int | float) for path in found)
-        first = " -> ".join(repr(side[found[0]])[:WIDTH] if found[0] in side else "missing" for side in values)
-        told = f"{len(found)} of {len(values[0])} values differ, {count} of them numbers"
-        print(f"{name}: {told}; first {found[0]}: {first}")
-    return code
+    lines = list(reported(one, other))
+    print(*(line for _, line in lines), sep="\n")
+    return int(not all(equal for equal, _ in lines))
+
+
+def first_number(values: dict[str, Any]) -> str:
+    """Path of the first float, or of the first integer where there is no float."""
+    for kind in (float, int):
+        for path, value in values.items():
+            if isinstance(value, kind) and not isinstance(value, bool):
+                return path
+    raise SystemExit("a group without numbers")
 
 
 def self_test(numbers: dict[str, Any]) -> int:
-    """Changes the last bit of one float of each group in a copy, which has to be reported as that one difference.
+    """Changes the first float of each group by its last bit, in a copy; that and nothing else has to be reported.
+
+    A group without floats has its first integer changed by one.
 
     Returns:
         0 if the copy without a change is equal and every change is found, 1 if not.
     """
-    import math
-
-    failed = compare(numbers, copy.deepcopy(numbers)) != 0
+    failed = not all(equal for equal, _ in reported(numbers, copy.deepcopy(numbers)))
     for name, group in numbers.items():
-        path = next((path for path, value in group["values"].items() if isinstance(value, float)), None)
-        if path is None:
-            continue
-        changed = copy.deepcopy(numbers)
-        values = changed[name]["values"]
-        values[path] = math.nextafter(values[path], math.inf)
-        changed[name]["sha256"] = digest(values)
-        found = differences(group["values"], values) == [path]
-        failed |= not found or compare(numbers, changed) != 1
+        path = first_number(group["values"])
+        number = group["values"][path]
+        values = {
+            **group["values"],
+            path: math.nextafter(number, math.inf) if isinstance(number, float) else number + 1,
+        }
+        changed = {**numbers, name: {"sha256": digest(values), "values": values}}
+        lines = [line for equal, line in reported(numbers, changed) if not equal]
+        failed |= len(lines) != 1 or f"1 of {len(values)} values differ" not in lines[0] or path not in lines[0]
+        print(*lines, sep="\n")
     print("self-test failed" if failed else "self-test passed: every changed number was found")
     return int(failed)
 

@@ -73,8 +73,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "watched": {"eval_revisions": 1, "eval_judge": "exact_match", "eval_prompts": 6, "eval_max_new_tokens": 10},
 }
 DRAW: dict[str, Any] = {"input": "in.jsonl", "max_new_tokens": 10, "batch_size": 16}
-JUDGED: dict[str, Any] = {"judge": "llm", "judge_model": "scripted", "price_in": 1, "price_out": 2}
-JUDGED["judge_concurrency"] = 1  # costs are summed in the order of the replies, so their last bit depends on it
+# One token read costs 1 and one written 2: sums of whole numbers are exact in whatever order the replies arrive.
+JUDGED: dict[str, Any] = {"judge": "llm", "judge_model": "scripted", "price_in": 1_000_000, "price_out": 2_000_000}
 CONTROLS = ["draft_only", "best_of", "oracle", "reference", "gold"]
 
 
