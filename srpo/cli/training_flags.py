@@ -105,7 +105,10 @@ def _training_parser(verb: str, description: str, extra: Iterable[Option]) -> Fl
     words = {"prog": f"srpo {verb}", "description": description, "usage": usage}
     parser = TrainingParser((), **words, allow_abbrev=False, add_help=False, formatter_class=_Formatter)
     text = "Show the flags that most runs need; all: every flag."
-    parser.add_argument("-h", "--help", nargs="?", choices=["all"], metavar="all", action=_Help, help=text)
+    shown, absent = ["all"], argparse.SUPPRESS  # the option of a help page is no setting
+    parser.add_argument(
+        "-h", "--help", nargs="?", choices=shown, metavar="all", default=absent, action=_Help, help=text
+    )
     parser.add_argument("--config", help="Flat YAML file of settings; its keys are the names of the flags.")
     for title in HEADINGS:
         parser.heading(title)
