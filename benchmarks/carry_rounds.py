@@ -9,7 +9,7 @@ base, with as many optimiser steps and labels a round:
     dpo, ipo    offline, then rounds on drafts of its own (and asked to revise at evaluation, as everywhere)
     offline     SRPO without rounds: the steps and labels of all rounds go into more offline pairs
 
-Each stands at its offline settings of the two-base search (lab book, entry 5); learning rate and steps of a round are
+Offline settings are those of docs/lab-book/05-search-on-two-bases.md; learning rate and steps of a round are
 those of one earlier run on another base (1e-4, 150 steps of 64 pairs), how many sums it samples was chosen by
 benchmarks/rounds_search.py. Evaluated on fresh sums, T = 1, every revision kept, and the best of k+1 drafts by implied
 reward. Prints Markdown tables; everything is in `results.json`.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.no_harm --output_dir runs/columns --seeds 0
 
-The columns task (srpo/tasks/columns.py). A base, pairs of its drafts, SRPO at the carry task's settings, a calibration
+The columns task (benchmarks/tasks/columns.py). A base, pairs of its drafts, SRPO at the carry task's settings, a calibration
 on labelled prompts in distribution; then final answers against drafts on other prompts, in distribution and shifted.
 """
 

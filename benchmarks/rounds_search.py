@@ -32,7 +32,7 @@ from srpo.train.run import train_with
 
 @dataclass(frozen=True)
 class Way:
-    """What differs from a round as it was first measured (lab book, entry 13).
+    """What differs from a round as it was first measured (docs/lab-book/13-rounds-on-the-carry-task.md).
 
     Attributes:
         prompts: sampled in each round.

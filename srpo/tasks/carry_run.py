@@ -36,7 +36,7 @@ class MethodSettings:
     revisions: int = 0
 
 
-# benchmarks/carry_search.py --bases 2; its table is entry 5 of the lab book.
+# benchmarks/carry_search.py --bases 2; the table is in docs/lab-book/05-search-on-two-bases.md.
 CHOSEN: Mapping[str, MethodSettings] = {
     "srpo": MethodSettings("srpo", beta=0.2, learning_rate=2e-4, revisions=5),
     "srpo_always": MethodSettings("srpo", beta=0.1, learning_rate=2e-4, revisions=2),

@@ -1,7 +1,7 @@
 """`srpo demo` on the carry task: base → pairs → SRPO, DPO, IPO → drafts and revisions → results.
 
 β, learning rate and number of revisions of every method come from one search on sums of other seeds
-(benchmarks/carry_search.py; its table is in the lab book).
+(benchmarks/carry_search.py; the table is in docs/lab-book/05-search-on-two-bases.md).
 """
 
 from __future__ import annotations

@@ -180,8 +180,8 @@ def rounding(dtype: torch.dtype, layers: int) -> float:
     """Difference of logits, as a share of their range, that rounding weights and activations to a dtype explains.
 
     The errors of the layers add up; the result is twice the difference measured on correct merges of random models
-    (docs/lab-book.md, "How far rounding moves a merged model"). In float32 the order of sums matters more than the
-    rounding of numbers, hence the floor.
+    (docs/lab-book/06-rounding-of-merged-models.md). In float32 the order of sums matters more than the rounding of
+    numbers, hence the floor.
 
     Example:
         >>> rounding(torch.float32, 24), round(rounding(torch.bfloat16, 24), 3)
