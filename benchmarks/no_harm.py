@@ -2,8 +2,9 @@
 
     python -m benchmarks.no_harm --output_dir runs/columns --seeds 0
 
-The columns task (benchmarks/tasks/columns.py). A base, pairs of its drafts, SRPO at the carry task's settings, a calibration
-on labelled prompts in distribution; then final answers against drafts on other prompts, in distribution and shifted.
+The columns task (benchmarks/tasks/columns.py): a base, pairs of its drafts, SRPO at the carry task's settings, and a
+calibration on labelled prompts in distribution. Then final answers are compared with drafts on other prompts, in
+distribution and shifted.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m benchmarks.second_task --seeds 0 1 --output_dir runs/repair
 
-Base, offline SRPO and rounds of each seed (benchmarks/tasks/repair.py). β, α and learning rates are those of the carry task
-(carry_run.CHOSEN, benchmarks/carry_rounds.py), with fewer steps for the smaller model; nothing was chosen on what is
-reported. Evaluated on fresh sentences of both splits: every revision kept, those kept that the model itself prefers,
+Base, offline SRPO and rounds of each seed (benchmarks/tasks/repair.py). β, α and learning rates are those of the carry
+task (carry_run.CHOSEN, benchmarks/carry_rounds.py), with fewer steps for the smaller model; no reported number had a
+part in a choice. Evaluated on fresh sentences of both splits: every revision kept, preferred revisions kept,
 and (above T = 0) the best of as many drafts. A calibration on labelled sentences in distribution decides for each model
 whether to revise, and is followed on both splits. Prints Markdown tables; everything is in `results.json`.
 """

@@ -3,8 +3,8 @@
     carry   the carry task's SRPO model (0.4M weights, a token per digit), asked for sums with long carry chains; a run
             folder of `srpo demo`, or else a smaller run of its own: base 800 steps, SRPO 100, under two minutes
     text    a character-level model of sentences (0.6M weights), trained by this file in some minutes: a sentence whose
-            nouns and verb lost their number is to be put right (benchmarks/tasks/repair.py), about 45 characters; a revision
-            mends every other mistake of its draft
+            nouns and verb lost their number is to be corrected (benchmarks/tasks/repair.py), about 45 characters; a
+            revision corrects every other mistake of its draft
 
 Both stay in `--output_dir` and are used again.
 """
