@@ -1,4 +1,4 @@
-"""Models and prompts to a report: every control, nothing drawn twice, nothing drawn that has gone stale."""
+"""Drawing a plan: every control, the cache of answers, and interrupted runs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def drawn(plan: Plan, judge: AnyJudge) -> Drawn:
     return draw_all(plan, read_prompt_files(plan), judge)
 
 
-def test_every_control_from_one_command(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_command_draws_every_control(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--models", f"srpo={models}/srpo{{seed}}", "--prompts", f"{models}/prompts.jsonl", "--seeds", "0", "1"]
     words += ["--references", f"{models}/base", "--controls", *CONTROLS, "--revisions", "2", "--max_new_tokens", "4"]
     assert main([*words, "--judge", "per_character", "--output_dir", str(tmp_path)]) == 0
@@ -86,7 +86,7 @@ def test_every_control_from_one_command(models: Path, tmp_path: Path, capsys: py
     assert "The report is" in capsys.readouterr().out
 
 
-def test_nothing_is_drawn_twice(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_answers_are_not_drawn_again(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = drawn(plan(models, tmp_path), exact_match)
     monkeypatch.setattr(reviser, "Reviser", None)  # whatever would draw now fails
     assert drawn(plan(models, tmp_path), exact_match) == first
@@ -99,7 +99,7 @@ def test_nothing_is_drawn_twice(models: Path, tmp_path: Path, monkeypatch: pytes
             drawn(plan(models, tmp_path, **change), exact_match)
 
 
-def test_a_changed_model_draws_anew_and_a_moved_one_does_not(models: Path, tmp_path: Path) -> None:
+def test_content_hash_changes_with_weights_and_not_with_path_or_card(models: Path, tmp_path: Path) -> None:
     here, there = save(tmp_path / "here", 0, trained=True), save(tmp_path / "there", 0, trained=True)
     assert content_hash(str(here)) == content_hash(str(there))
     (there / "trainer_state.json").write_text("{}")
@@ -111,7 +111,7 @@ def test_a_changed_model_draws_anew_and_a_moved_one_does_not(models: Path, tmp_p
     assert content_hash(str(here)) != content_hash(str(there))
 
 
-def test_a_killed_run_goes_on(models: Path, tmp_path: Path) -> None:
+def test_interrupted_drawing_resumes_with_the_same_answers(models: Path, tmp_path: Path) -> None:
     whole = drawn(plan(models, tmp_path / "whole", batch_size=2), exact_match)
 
     class Killed(Reviser):
@@ -137,14 +137,14 @@ def test_a_killed_run_goes_on(models: Path, tmp_path: Path) -> None:
     assert texts(again) == texts(whole)
 
 
-def test_the_oracle_picks_with_the_key_in_hand() -> None:
+def test_oracle_keeps_the_draft_with_the_best_score() -> None:
     drafts = [Trail("1+1=", tuple(Answer(text, 1, kept=False) for text in ("30", "42", "41")), meta={"gold": "42"})]
     for judge in (per_character, Scripted(honest)):
         (best,) = oracle(drafts, judge)
         assert [best.after(k).text for k in range(3)] == ["30", "42", "42"]
 
 
-def test_the_best_of_drafts_is_a_policy_too(models: Path, tmp_path: Path) -> None:
+def test_best_of_is_also_a_policy_of_a_model(models: Path, tmp_path: Path) -> None:
     both = {"srpo": {"model": f"{models}/srpo0", "controls": ["best_of", "draft_only"]}}
     both |= {"chosen": {"model": f"{models}/srpo0", "policy": "best_of", "controls": ["draft_only"]}}
     trails = drawn(plan(models, tmp_path, models=both, controls=[]), exact_match).trails
@@ -157,7 +157,7 @@ def test_the_best_of_drafts_is_a_policy_too(models: Path, tmp_path: Path) -> Non
         assert in_hand("chosen/draft_only", split) == in_hand("srpo/draft_only", split)
 
 
-def test_what_cannot_be_drawn_is_told(models: Path, tmp_path: Path) -> None:
+def test_mistakes_in_a_plan_are_found_before_drawing(models: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no reference to ask"):
         drawn(plan(models, tmp_path, references=None, controls=["reference"]), exact_match)
     for model, kind, said in (
@@ -170,7 +170,7 @@ def test_what_cannot_be_drawn_is_told(models: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(kind, match=said):
             drawn(plan(models, tmp_path / "none", models={"first": f"{models}/srpo0", "srpo": model}), exact_match)
-        assert not [*(tmp_path / "none").rglob("*.jsonl")]  # told before the first model draws
+        assert not [*(tmp_path / "none").rglob("*.jsonl")]  # found before the first model draws
     with pytest.raises(ConfigError, match="did you mean 'prompts'"):
         main(["--trails", "x.jsonl", "--output_dir", str(tmp_path), "--resampling", "prompt"])
     with pytest.raises(ConfigError, match="no output_dir"):

@@ -1,4 +1,4 @@
-"""Calibration: revising is chosen only where it is shown to help, and the numbers are those of plain counting."""
+"""Calibration: revising is chosen only where it gains, and the numbers equal plain counts."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ SUMS = [f"{a}+{b}=" for a in range(30) for b in range(4)]
 
 
 class FirstDigit:
-    """A scorer that likes an answer as many nats as its first digit says."""
+    """A scorer whose log-ratio in nats is the first digit of the answer."""
 
     def log_ratios(self, sequences: Sequences) -> torch.Tensor:
         return torch.tensor([[float(answer[0]) for _, answer in each] for each in sequences])
 
 
 def subject(revision: Any, **keywords: Any) -> Reviser:
-    """Drafts 5 and revises to what a function of the prompt says."""
+    """A reviser that drafts 5 and revises to the value of a function of the prompt."""
     made = Reviser(carry_llama(), carry_tokenizer(), TEMPLATE, **keywords)
     Scripted(made, lambda context: revision(context.split("=")[0]) if context.endswith("?") else "5")
     return made
 
 
 def labelled(share_right: float, seed: int = 0) -> list[PromptRow]:
-    """Sums whose gold answer is the draft's 5 so often, and the revision's 9 otherwise."""
+    """Sums whose gold answer is 5, the draft, with this share, and 9, the revision, otherwise."""
     rng = random.Random(seed)
     golds = ["5" if rng.random() < share_right else "9" for _ in SUMS]
     return read_prompts([{"prompt": p, "gold": gold} for p, gold in zip(SUMS, golds, strict=True)])
 
 
-def test_revising_that_helps_is_chosen_and_revising_that_harms_is_not() -> None:
+def test_revising_is_chosen_only_where_it_gains() -> None:
     helps = calibrate(subject(lambda p: "9"), labelled(0.2), exact_match, SETTINGS)
     assert (helps.choice.policy, helps.choice.revisions) == ("always", 1)
     assert helps.choice.low > 0.3
@@ -61,7 +61,7 @@ def test_revising_that_helps_is_chosen_and_revising_that_harms_is_not() -> None:
     assert (nothing.choice.policy, nothing.choice.gain) == ("drafts", 0.0)
 
 
-def test_what_confidence_tells_apart_is_kept_if_preferred() -> None:
+def test_if_preferred_is_chosen_where_confidence_separates_right_from_wrong() -> None:
     # Half of the revisions are 9 and right, half are 1 and wrong; the scorer prefers the larger.
     rows = labelled(0.5)
     gold = {row.prompt: row.meta["gold"] for row in rows}
@@ -76,7 +76,7 @@ def test_what_confidence_tells_apart_is_kept_if_preferred() -> None:
     assert found.linked_brier < found.brier
 
 
-def test_the_choice_is_made_on_one_half_and_told_on_the_other() -> None:
+def test_the_gain_is_reported_on_the_half_that_did_not_choose() -> None:
     rng = random.Random(3)
     prompts = [f"prompt {i}" for i in range(200)]
     # Revising changes nothing on average: whatever looks best on the half that chooses is luck.
@@ -88,7 +88,7 @@ def test_the_choice_is_made_on_one_half_and_told_on_the_other() -> None:
     assert choose(prompts, better, RevisionSettings(revisions=2)).rival == "a, k = 1"  # of equal gains the earliest
 
 
-def test_first_revisions_by_hand() -> None:
+def test_first_revisions_equal_a_count_by_hand() -> None:
     rows = labelled(0.5)[:40]
     made = subject(lambda p: "9" if len(p) % 2 else "5", scorer=FirstDigit(), beta=0.1)
     trails = list(made.trails(rows, RevisionSettings(1, max_new_tokens=4, policy="always")))
@@ -101,7 +101,7 @@ def test_first_revisions_by_hand() -> None:
     assert brier(preferred, better) == pytest.approx(sum((0.9 - y) ** 2 for y in better) / len(better), abs=1e-6)
 
 
-def test_what_cannot_be_calibrated_says_so() -> None:
+def test_calibration_refuses_too_few_prompts_missing_golds_and_no_revisions() -> None:
     made = subject(lambda p: "9")
     with pytest.raises(DataError, match="20 labelled prompts; expected at least 40"):
         calibrate(made, labelled(0.5)[:20], exact_match, SETTINGS)
@@ -111,7 +111,7 @@ def test_what_cannot_be_calibrated_says_so() -> None:
         calibrate(made, labelled(0.5), exact_match, RevisionSettings(revisions=0))
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import json
 
     folder, source = tmp_path / "model", tmp_path / "labelled.jsonl"
@@ -152,7 +152,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             run([*revise, *rest])
 
 
-def test_a_judge_that_cannot_be_asked_is_named_before_anything_is_drawn() -> None:
+def test_a_failing_judge_is_named_before_drawing() -> None:
     class Never:
         has_confidence = False
 
@@ -165,7 +165,7 @@ def test_a_judge_that_cannot_be_asked_is_named_before_anything_is_drawn() -> Non
         assert (caught.value.exit_code, caught.value.where) == (78, labelled(0.5)[0].where)
 
 
-def test_a_judge_that_fails_later_is_named_with_its_prompt() -> None:
+def test_a_judge_that_fails_later_is_named_with_the_prompt() -> None:
     def fussy(prompt: Any, answer: str, gold: Any) -> float:
         return {"5": 0.0, "9": 1.0}[answer] if prompt != SUMS[3] else {}[answer]
 

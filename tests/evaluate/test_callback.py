@@ -1,4 +1,4 @@
-"""Scores during training: they are those of the model as it is, and the training does not notice."""
+"""Evaluation during training: its scores are those of the current model, and the training is unchanged."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def same(a: Any, b: Any) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_training_does_not_notice(base: Path, bare: Any, tmp_path: Path) -> None:
+def test_evaluation_does_not_change_the_trained_weights(base: Path, bare: Any, tmp_path: Path) -> None:
     trainer = make(base, tmp_path)
     trainer.train()
     assert same(weights_of(trainer.model), bare)
@@ -81,7 +81,7 @@ def test_training_does_not_notice(base: Path, bare: Any, tmp_path: Path) -> None
     assert not same(weights_of(nosy.model), bare)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(base: Path, bare: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(base: Path, bare: Any, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
@@ -99,7 +99,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(base: Path, bare: Any, tmp_path:
     assert same(weights_of(again.model), bare)
 
 
-def test_parts_at_rest_stay_at_rest(base: Path, tmp_path: Path) -> None:
+def test_modules_keep_their_mode_and_generators_their_state(base: Path, tmp_path: Path) -> None:
     trainer = make(base, tmp_path)
     model = trainer.model
     model.train()
@@ -111,7 +111,7 @@ def test_parts_at_rest_stay_at_rest(base: Path, tmp_path: Path) -> None:
     assert False in modes
 
 
-def test_what_is_logged_is_the_model_s_own(base: Path, tmp_path: Path) -> None:
+def test_logged_scores_are_those_of_the_current_model(base: Path, tmp_path: Path) -> None:
     trainer = make(base, tmp_path, max_steps=2)
     trainer.train()
     logged = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text("utf-8").splitlines()]
@@ -130,13 +130,13 @@ def test_what_is_logged_is_the_model_s_own(base: Path, tmp_path: Path) -> None:
     assert trainer.evaluate()[f"{PREFIX}1"] == line[f"{PREFIX}1"]
 
 
-def test_a_judge_of_two_answers_holds_them_against_the_chosen_one(base: Path, tmp_path: Path) -> None:
+def test_a_pair_judge_compares_with_the_chosen_answer(base: Path, tmp_path: Path) -> None:
     trainer = make(base, tmp_path, judge=Scripted(honest))
     metrics = trainer.evaluate()
     assert 0 <= metrics[f"{PREFIX}0"] <= 1
 
 
-def test_the_command(base: Path, tmp_path: Path) -> None:
+def test_command_line(base: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     pairs = str(tmp_path / "pairs.jsonl")
     words = ["train", "--model_name_or_path", str(base), "--dataset_name", pairs, "--eval_dataset_name", pairs]

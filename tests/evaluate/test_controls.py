@@ -1,4 +1,4 @@
-"""Best of k + 1 drafts by implied reward: the running best, the shared first draft, the compute it takes."""
+"""Best of k + 1 drafts by implied reward: the running best, the shared first draft, the forward tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reward(model: Any, reference: Any, prompt: str, text: str) -> float:
         return float(flat_logp(model, context, answer) - flat_logp(reference, context, answer))
 
 
-def test_the_answer_in_hand_is_the_best_so_far() -> None:
+def test_best_of_keeps_the_largest_reward_so_far() -> None:
     model, reference = carry_llama(0), carry_llama(1)
     trails = best_of(reviser(model, reference=reference, beta=0.3, batch_size=4), PROMPTS, FOUR_DRAFTS)
     wins = set()
@@ -35,12 +35,12 @@ def test_the_answer_in_hand_is_the_best_so_far() -> None:
         for k in range(4):
             best = max(range(k + 1), key=lambda i: rewards[i])
             assert trail.after(k).text == trail.answers[best].text
-            # Control: the last draft, or the worst, would be told from it.
+            # Control: the last draft, or the worst, would differ.
             wins.add(best)
     assert wins == {0, 1, 2, 3}
 
 
-def test_mean_log_probs_rank_otherwise() -> None:
+def test_mean_reduction_ranks_by_mean_log_probs() -> None:
     model, reference = carry_llama(0), carry_llama(1)
     seen = {}
     for reduction in ("sum", "mean"):
@@ -57,7 +57,7 @@ def test_mean_log_probs_rank_otherwise() -> None:
     assert seen["sum"] != seen["mean"]
 
 
-def test_the_first_draft_is_the_revisers() -> None:
+def test_the_first_draft_equals_the_draft_of_revise() -> None:
     subject = reviser(reference=carry_llama(1), beta=0.3, batch_size=4)
     revised = subject.revise(PROMPTS, 0, max_new_tokens=4, seed=5)
     trails = best_of(subject, PROMPTS, FOUR_DRAFTS)
@@ -69,14 +69,14 @@ def test_the_first_draft_is_the_revisers() -> None:
     assert [[answer.text for answer in trail.answers] for trail in fewer] == [row[:2] for row in drafts]
 
 
-def test_compute_counts_drafting_and_scoring() -> None:
+def test_forward_tokens_count_drafting_and_scoring() -> None:
     (trail,) = best_of(reviser(reference=carry_llama(1), beta=0.3), ["12+34="], FOUR_DRAFTS)
     context = 1 + len("12+34=")
     for answer in trail.answers:
         assert answer.forward_tokens == 3 * (context + answer.tokens)  # written once, scored under two models
 
 
-def test_the_policy_has_no_part_in_it_and_rows_keep_their_columns() -> None:
+def test_the_policy_has_no_effect_and_rows_keep_their_columns() -> None:
     subject = reviser(reference=carry_llama(1), beta=0.3)
     rows = [{"prompt": prompt, "gold": str(i)} for i, prompt in enumerate(PROMPTS)]
     trails = best_of(subject, rows, RevisionSettings(revisions=2, max_new_tokens=4, policy="if_preferred"))
@@ -85,7 +85,7 @@ def test_the_policy_has_no_part_in_it_and_rows_keep_their_columns() -> None:
     assert [(trail.prompt, trail.meta) for trail in trails] == [(row["prompt"], {"gold": row["gold"]}) for row in rows]
 
 
-def test_without_a_reference_or_prompts() -> None:
+def test_best_of_needs_a_reference_and_prompts() -> None:
     with pytest.raises(ConfigError, match="no reference"):
         best_of(reviser(), PROMPTS, FOUR_DRAFTS)
     with pytest.raises(DataError, match="no prompts"):

@@ -1,4 +1,4 @@
-"""Plans from files and flags: what is named in several ways is one thing, and mistakes are told."""
+"""Plans from files and flags: names in several forms, shared settings, and mistakes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from srpo.judge.settings import LLMSettings
 from srpo.settings import build
 
 
-def test_three_ways_to_name_models_and_prompts() -> None:
+def test_models_and_prompts_can_be_named_in_three_ways() -> None:
     wanted = {"srpo": "runs/srpo", "dpo": "runs/dpo"}
     for models in (wanted, ["runs/srpo", "dpo=runs/dpo"], {"srpo": {"model": "runs/srpo"}, "dpo": "runs/dpo"}):
         plan = Plan.of({"models": models, "prompts": ["in=a.jsonl", "out=b.jsonl"]})
@@ -21,7 +21,7 @@ def test_three_ways_to_name_models_and_prompts() -> None:
         assert plan.prompts == {"in": "a.jsonl", "out": "b.jsonl"}
 
 
-def test_what_is_said_once_holds_for_all_models() -> None:
+def test_shared_settings_hold_for_all_models() -> None:
     models = {"a": "x", "b": {"model": "y", "policy": "if_preferred", "controls": ["best_of"]}}
     plan = Plan.of({"models": models, "prompts": "p", "references": "base", "revision_template": "quote"})
     assert plan.models == {
@@ -30,7 +30,7 @@ def test_what_is_said_once_holds_for_all_models() -> None:
     }
 
 
-def test_a_model_that_is_left_out_is_out_of_the_figures() -> None:
+def test_a_model_left_out_is_removed_from_figures() -> None:
     models = {"a": "x", "b": {"model": "y", "controls": ["best_of"]}}
     settings = {"models": models, "prompts": "p", "controls": ["gold"], "output_dir": "out"}
     settings["curves"] = ["b/best_of", "a", "a/gold"]
@@ -45,12 +45,12 @@ def test_a_model_that_is_left_out_is_out_of_the_figures() -> None:
     Plan.of({**settings, "trails": "file", "curves": ["file"], "highlight": "file"}).check()
 
 
-def test_labels_are_named_in_two_ways() -> None:
+def test_labels_can_be_given_in_two_ways() -> None:
     assert Plan.of({"trails": "a", "labels": {"a/gold": "Gold", "in": "In"}}).labels == {"a/gold": "Gold", "in": "In"}
     assert Plan.of({"trails": "a", "labels": ["a/gold=A=B"]}).labels == {"a/gold": "A=B"}
 
 
-def test_a_recipe_has_it_below_evaluate(tmp_path: Path) -> None:
+def test_a_recipe_holds_the_plan_below_evaluate(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("beta: 0.1\nevaluate:\n  seeds: 3\n  trails: [a.jsonl]\n")
     assert read_plan(str(tmp_path / "recipe.yaml")) == {"seeds": 3, "trails": ["a.jsonl"]}
     (tmp_path / "plain.yaml").write_text("trails: a.jsonl\ntemperature: 0\n")
@@ -76,7 +76,7 @@ def test_a_recipe_has_it_below_evaluate(tmp_path: Path) -> None:
         ({"trails": "a", "labels": ["a="]}, "labels: a name or a text is missing"),
     ],
 )
-def test_mistakes_are_told(settings: dict[str, Any], said: str) -> None:
+def test_mistakes_in_settings_are_named(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Plan.of(settings)
 
@@ -90,7 +90,7 @@ def test_mistakes_are_told(settings: dict[str, Any], said: str) -> None:
         ("evaluate:\n  sed: 1\n", ConfigError, "did you mean 'seed'"),
     ],
 )
-def test_files_that_are_no_plan(text: str | None, kind: type[Exception], said: str, tmp_path: Path) -> None:
+def test_unreadable_plan_files_are_named(text: str | None, kind: type[Exception], said: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(kind, match=said):

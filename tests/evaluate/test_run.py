@@ -31,7 +31,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_writes_a_report_and_prints_what_was_found(files: Path) -> None:
+def test_the_command_writes_a_report_and_prints_the_findings(files: Path) -> None:
     words = [
         f"SRPO={files}/srpo.jsonl",
         f"{files}/dpo.jsonl",
@@ -80,7 +80,7 @@ def test_another_system_can_be_highlighted(files: Path) -> None:
     assert {each.a.system for each in results.comparisons} == {"dpo"}
 
 
-def test_figures_may_show_some_systems_and_everything_has_its_name(files: Path) -> None:
+def test_curves_select_systems_and_labels_rename_them(files: Path) -> None:
     words = ["--trails", f"SRPO={files}/srpo.jsonl", f"{files}/dpo.jsonl", "--output_dir", str(files / "out")]
     main([*words, "--curves", "dpo", "--labels", "SRPO=ours & mine", "in=known sums", "exact_match=right"])
     results = read_results(files / "out" / "results.json")
@@ -94,7 +94,7 @@ def test_figures_may_show_some_systems_and_everything_has_its_name(files: Path) 
 
 
 @pytest.mark.parametrize(("judge", "share"), [(js.fickle(lambda seen: seen.prompt[-1] in "13"), 0.5), (js.honest, 0.0)])
-def test_a_judge_may_be_asked_again(
+def test_judge_runs_measure_disagreement(
     judge: js.Judge, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [Trail(f"question {n}", (Answer("bad", 1), Answer("good", 1)), meta={"gold": "good good"}) for n in range(4)]
@@ -108,8 +108,8 @@ def test_a_judge_may_be_asked_again(
         assert (once, len(server.bodies)) == (None, 4 * 3 * 2)  # draft and revision with gold, and with each other
         assert main([*words, *model]) == 0
         assert len(server.bodies) == 2 * 4 * 3 * 2
-    told = {row["against"]: row for row in read_results(tmp_path / "out" / "results.json").judging}
-    assert {against: (row["disagreement"], row["flips"]) for against, row in told.items()} == {
+    counts = {row["against"]: row for row in read_results(tmp_path / "out" / "results.json").judging}
+    assert {against: (row["disagreement"], row["flips"]) for against, row in counts.items()} == {
         "gold": (share, 0.0),
         "draft": (share, 0.0),
     }
@@ -121,7 +121,7 @@ def test_a_judge_may_be_asked_again(
         main([*words[:-2], "--max_cost", "2", "--price_in", "1", "--price_out", "1"])
 
 
-def test_a_bom_and_blank_lines_are_no_trails(files: Path) -> None:
+def test_a_bom_and_blank_lines_are_skipped(files: Path) -> None:
     text = (files / "srpo.jsonl").read_text("utf-8").replace("\n", "\r\n\r\n")
     (files / "bom.jsonl").write_text("\ufeff" + text, "utf-8")
     main(["--trails", f"{files}/srpo.jsonl", f"{files}/bom.jsonl", "--output_dir", str(files / "out")])
@@ -157,7 +157,7 @@ OTHER = Trail("b", (Answer("1", 1),), meta={"gold": "1"}).to_json()
         (["--trails", "good.jsonl", "--juge", "x"], UsageError, "did you mean '--judge'"),
     ],
 )
-def test_mistakes_are_named(
+def test_mistakes_in_files_and_flags_are_named(
     words: list[str], kind: type[SRPOError], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sub").mkdir()
@@ -181,6 +181,6 @@ def test_mistakes_are_named(
     assert type(caught.value) is kind
 
 
-def test_nothing_but_json_of_gold_is_needed(tmp_path: Path) -> None:
+def test_trails_need_only_a_gold_answer(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text(GOOD.replace("gold", "label"), "utf-8")
     assert main(["--trails", f"{tmp_path}/one.jsonl", "--gold_key", "label", "--output_dir", str(tmp_path / "o")]) == 0

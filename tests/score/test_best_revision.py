@@ -1,4 +1,4 @@
-"""The best number of revisions: chosen here, told there; and the correction for having looked at several."""
+"""The best number of revisions on held-out halves, and p-values adjusted for several revisions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from srpo.statistics.significance import holm, sign_flip_p
 from tests.evaluate import samples
 
 
-def test_halves_follow_the_text_and_share_no_prompt() -> None:
+def test_halves_depend_on_the_text_and_share_no_prompt() -> None:
     keys = [f"prompt {i // 2}" for i in range(101)]
     chooses, reports = halves(keys, seed=3)
     assert sorted(chooses + reports) == list(range(101))
@@ -31,7 +31,7 @@ def test_halves_follow_the_text_and_share_no_prompt() -> None:
 
 
 def guesses(prompts: int, revisions: int, seed: int) -> list[Trail]:
-    """Answers right by a fair coin, whatever the revision: no revision is better than any other."""
+    """Answers that are right by a fair coin at every revision."""
     chance = random.Random(seed)
     return [
         Trail(str(i), tuple(Answer(chance.choice("01"), 1) for _ in range(revisions + 1)), meta={"gold": "1"})
@@ -39,20 +39,20 @@ def guesses(prompts: int, revisions: int, seed: int) -> list[Trail]:
     ]
 
 
-def test_luck_is_not_told_as_merit() -> None:
-    told, flattered = [], []
+def test_the_reported_mean_of_pure_chance_is_one_half() -> None:
+    reported, flattered = [], []
     for seed in range(60):
         scored = score({(0, "a", "all", None): guesses(100, 8, seed)}, {"exact_match": JUDGES["exact_match"]})
         results = summarise(grouped(scored), resampling=samples.QUICK)
         (choice,) = results.choices
-        told.append(choice.mean)
+        reported.append(choice.mean)
         flattered.append(max(row["mean"] for row in results.curve("a", "all", None)))
     # The mean of 60 halves of 50 fair coins is within four standard errors, 3.7 points, of one half.
-    assert fmean(told) == pytest.approx(0.5, abs=0.037)
+    assert fmean(reported) == pytest.approx(0.5, abs=0.037)
     assert fmean(flattered) > 0.55  # control: the best of nine on all prompts
 
 
-def test_a_choice_is_told_on_the_other_half() -> None:
+def test_the_best_revision_is_reported_on_the_other_half() -> None:
     rows = samples.trails(samples.sums(300, 0), wrong=0.2, mends=0.3, breaks=0.02)
     scored = score({(0, "srpo", "all", None): rows}, {"exact_match": JUDGES["exact_match"]})
     (choice,) = summarise(grouped(scored), resampling=samples.QUICK).choices
@@ -66,7 +66,7 @@ def test_a_choice_is_told_on_the_other_half() -> None:
     assert said.startswith(f"SRPO does best after {choice.revision} revisions (chosen on 150 prompts, measured on the")
 
 
-def test_few_prompts_or_nothing_revised_choose_nothing() -> None:
+def test_no_choice_for_few_prompts_or_unchanged_answers() -> None:
     for rows in (guesses(30, 3, 0), [Trail(str(i), (Answer("1", 1),), meta={"gold": "1"}) for i in range(100)]):
         assert not summarise(grouped(score({(0, "a", "all", None): rows}, JUDGES)), resampling=samples.QUICK).choices
 

@@ -1,4 +1,4 @@
-"""Win rates by judges of two answers whose taste is known, against plain loops."""
+"""Win rates by pair judges of known preference, against plain loops."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_judge_of_single_answers_gives_the_same_win_rates() -> None:
         assert row["low"] == pytest.approx(twin["low"])
 
 
-def test_a_judge_of_positions_says_nothing_and_is_seen() -> None:
+def test_a_position_biased_judge_ties_everything_and_flips() -> None:
     judges = {"biased": Scripted(first_shown)}
     scored = score(samples.cells(prompts=30, seeds=1), judges, versus=VERSUS)
     for cell in scored.values():
@@ -97,7 +97,7 @@ def test_unscored_prompts_are_counted_and_left_out() -> None:
         assert row["mean"] == pytest.approx(fmean(wins(t.after(k).text, t.meta["gold"], t.meta["gold"]) for t in read))
 
 
-def test_a_judge_that_never_speaks_is_an_error() -> None:
+def test_a_judge_without_readable_verdicts_is_an_error() -> None:
     with pytest.raises(DataError, match=r"scripted: not one of \d+ verdicts could be read: mute"):
         score(samples.cells(seeds=1, prompts=20), {"mute": Scripted(mute)})
     rows = [Trail("7+1=", (Answer("8", 1), Answer("9", 1)), meta={"gold": "8"}) for _ in range(3)]
@@ -107,7 +107,7 @@ def test_a_judge_that_never_speaks_is_an_error() -> None:
         score({(0, "a", "a", None): other, (0, "a", "b", None): rows}, {"pairs": judge})
 
 
-def test_every_different_question_is_asked_once() -> None:
+def test_each_different_question_is_asked_once() -> None:
     judge = Scripted(honest)
     rows = [Trail("1+1=", (Answer("3", 1), Answer("2", 1), Answer("2", 1)), meta={"gold": "4"})] * 3
     score({(0, "a", "all", None): rows, (0, "b", "all", None): rows}, {"pairs": judge}, versus=VERSUS)
@@ -122,7 +122,7 @@ def test_without_gold_the_draft_is_the_opponent() -> None:
         score({(0, "a", "all", None): rows}, {"longest": Scripted(longest)})
 
 
-def test_a_taste_for_length_is_taken_out() -> None:
+def test_length_control_removes_a_length_bias() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 60, (400, 2), generator=generator).tolist()
     rows = [
@@ -136,7 +136,7 @@ def test_a_taste_for_length_is_taken_out() -> None:
     assert row["longer"] == pytest.approx(12, abs=3)
 
 
-def test_agreement_between_two_judges() -> None:
+def test_agreement_of_two_judges() -> None:
     judges = {"honest": Scripted(honest), "again": Scripted(honest), "biased": Scripted(first_shown)}
     scored = score(samples.cells(prompts=30, seeds=1), judges)
     by_name = {tally.judge: tally for tally in tallies(scored, judges) if tally.against == "gold"}
@@ -149,6 +149,6 @@ def test_agreement_between_two_judges() -> None:
     ("words", "said"),
     [({"against": "golden"}, "did you mean 'gold'"), ({"versus": ["rival"]}, "did you mean 'rivals'")],
 )
-def test_opponents_that_are_none(words: dict[str, object], said: str) -> None:
+def test_unknown_opponents_are_refused(words: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         score(samples.cells(prompts=2, seeds=1), JUDGES, **words)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The value itself: sentences that follow the numbers, and files that give back what was written."""
+"""Results: sentences that follow the numbers, and files that read back as written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def comparison(low: float, difference: float, high: float, *, a: Side, b: Side, 
         (0.0, 0.01, 0.02, "SRPO after 2 revisions and its drafts cannot", "At k = 2, SRPO and DPO cannot be told"),
     ],
 )
-def test_a_sentence_follows_the_interval(low: float, difference: float, high: float, own: str, against: str) -> None:
+def test_the_finding_follows_the_interval(low: float, difference: float, high: float, own: str, against: str) -> None:
     pairs = ((Side("srpo", 0), own), (Side("dpo", 2), against))
     for b, opening in pairs:
         text = comparison(low, difference, high, a=Side("srpo", 2), b=b).sentence(LABELS, 0.95)
@@ -50,7 +50,7 @@ def test_a_sentence_follows_the_interval(low: float, difference: float, high: fl
         assert percent(0.4) in text
 
 
-def test_sentences_name_what_they_compare() -> None:
+def test_sentences_name_both_sides() -> None:
     better = comparison(0.01, 0.05, 0.09, a=Side("srpo", 1), b=Side("srpo", 0), seeds=3)
     assert better.sentence(LABELS, 0.9) == (
         "Revision helps SRPO: 45.0 % after 1 revision against 40.0 % for its drafts, +5.0 points "
@@ -62,7 +62,7 @@ def test_sentences_name_what_they_compare() -> None:
     assert uneven.sentence(LABELS, 0.95).startswith("SRPO at k = 5 does better than other at k = 0: 45.0 % against")
 
 
-def test_the_verdict_says_where() -> None:
+def test_the_verdict_names_split_and_temperature() -> None:
     results = samples.results(prompts=30, temperatures=(0.0, 0.7))
     assert len(results.verdict) == len(results.comparisons)
     assert results.verdict[0].startswith("In distribution, temperature 0. ")
@@ -76,7 +76,7 @@ def test_points(share: float, text: str) -> None:
     assert points(share) == text
 
 
-def test_json_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_json_round_trip(tmp_path: Path) -> None:
     results = samples.results(prompts=20, temperatures=(0.0, None))
     write_file(tmp_path / "results.json", as_json(results).encode())
     assert read_results(tmp_path / "results.json") == results
@@ -107,7 +107,7 @@ def test_other_files_are_not_results(text: str, tmp_path: Path) -> None:
         read_results(tmp_path / "results.json")
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_results(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""From trails to scores: the answer in hand, judged once, in an order of its own; and what is refused."""
+"""Scores of trails: the answer in hand, judged once, in an order of its own; and refused input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def trail(prompt: str, gold: Any, *texts: str, kept: tuple[int, ...] = (1, 2, 3)
     return Trail(prompt, answers, meta={"gold": gold})
 
 
-def test_pencil_scores() -> None:
+def test_scores_by_hand() -> None:
     rows = [
         trail("a", "12", "99", "19", "12"),
         trail("b", "34", "34", "33", "34", kept=(2,)),  # the first revision was not kept
@@ -38,7 +38,7 @@ def test_pencil_scores() -> None:
     assert further.primary_NR.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
 
 
-def test_it_is_the_plain_loop() -> None:
+def test_scores_equal_a_plain_loop() -> None:
     for cell, rows in samples.cells(prompts=30).items():
         found = score({cell: rows}, JUDGES)[TrailsKey(*cell)]
         ordered = sorted(rows, key=lambda each: each.prompt)
@@ -47,7 +47,7 @@ def test_it_is_the_plain_loop() -> None:
             assert found.scores[name].tolist() == plain
 
 
-def test_the_order_of_a_file_does_not_matter() -> None:
+def test_the_order_of_a_file_has_no_effect() -> None:
     rows = samples.trails(samples.sums(40, 0), wrong=0.2, mends=0.3)
     shuffled = random.Random(0).sample(rows, len(rows))
     assert shuffled != rows
@@ -75,7 +75,7 @@ def test_each_text_is_judged_once() -> None:
     assert sorted(asked) == ["1", "2"]
 
 
-def test_tokens_are_those_of_the_answers() -> None:
+def test_token_counts_come_from_the_answers() -> None:
     rows = [
         Trail("a", (Answer("1", 1, forward_tokens=10), Answer("2", 1, forward_tokens=20)), meta={"gold": "1"}),
         Trail("b", (Answer("1", 1, forward_tokens=30),), meta={"gold": "1"}),
@@ -99,7 +99,7 @@ def test_tokens_are_those_of_the_answers() -> None:
         ({KEY: [trail("a", None, "1")]}, "row 1: the gold answer is NoneType"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(trails: Any, said: str) -> None:
+def test_trails_without_gold_or_prompts_are_refused(trails: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
         score(trails, JUDGES)
 

@@ -1,4 +1,4 @@
-"""From scores to results: averages, pools and comparisons, against plain loops and against what was built in."""
+"""Results of scores: averages, pools and comparisons, against plain loops and built-in differences."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_one_seed_is_its_own_pool() -> None:
         assert [{**row, "seed": POOL} for row in alone] == pooled
 
 
-def test_what_was_built_in_is_found() -> None:
+def test_built_in_differences_are_found() -> None:
     results = samples.results(prompts=200)
     found = {(each.a, each.b): each.finding for each in results.comparisons if each.split == "in"}
     assert found == {
@@ -147,7 +147,7 @@ def test_pooled_tokens_are_the_seeds_mean() -> None:
     assert [row["tokens"] for row in results.curve("DPO", "in", 0.0)] == [None] * 4
 
 
-def test_usual_questions_leave_out_what_was_not_run() -> None:
+def test_usual_questions_skip_systems_that_were_not_run() -> None:
     cells = samples.cells(prompts=10)
     for seed in (0, 1):
         del cells[seed, "DPO", "out", 0.0]
@@ -173,7 +173,7 @@ def test_usual_questions_leave_out_what_was_not_run() -> None:
         (Question(Side("SRPO", 1), Side("DPO", 1), "elsewhere", 0.0), "a split and temperature that were run"),
     ],
 )
-def test_questions_about_what_is_not_there_are_refused(question: Question, said: str) -> None:
+def test_questions_about_missing_systems_are_refused(question: Question, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         samples.results([question], prompts=10)
 
@@ -186,7 +186,7 @@ def test_systems_without_a_common_seed_cannot_be_compared() -> None:
         summarise(grouped(score(cells, JUDGES)), asked, resampling=QUICK)
 
 
-def test_a_highlight_that_is_none_is_refused() -> None:
+def test_an_unknown_highlight_is_refused() -> None:
     scored = samples.scored(prompts=10)
     assert summarise(grouped(scored), resampling=QUICK).highlight == "SRPO"
     with pytest.raises(ConfigError, match="did you mean 'base'"):
