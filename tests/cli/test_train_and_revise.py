@@ -243,7 +243,7 @@ def test_ctrl_c_while_training_is_75_and_resume_goes_on(place: Path, tmp_path: P
 def test_ctrl_c_while_revising_is_75_and_the_same_command_goes_on(place: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "trails.jsonl"
     settings = revise_settings(place, model, out, input=place / "many.jsonl", batch_size=50, revisions=1)
-    code, _, err = interrupted(words_of("revise", settings), stream="stderr", after="of 5000 prompts")
+    code, _, err = interrupted(words_of("revise", settings), stream="stderr", after=" left")
     assert code == 75, err
     last = err.rstrip("\n").split("\n")[-1]
     assert last == f"srpo: error: interrupted; finished trails are in {out}; the same command goes on"
