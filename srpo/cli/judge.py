@@ -60,6 +60,7 @@ def check(argv: list[str]) -> int:
     from srpo.disk import expect_writable, write_file
     from srpo.judge.check import check_judge, print_check, sample
     from srpo.judge.load import judge_from
+    from srpo.judge.verdict import expect_verdicts
 
     expect_writable({"--output": args.output}, {"--pairs": args.pairs, **args.judge.files()})
     judge_from(args.judge)  # finds mistakes in the settings before the pairs are read
@@ -70,4 +71,5 @@ def check(argv: list[str]) -> int:
     print_check(checked)
     if args.output:
         write_file(Path(args.output), checked.to_json().encode(), flag="--output")
+    expect_verdicts(checked.comparisons, checked.verdicts, checked.judge)
     return 0

@@ -212,6 +212,8 @@ class Endpoint:
         if stop.wait(max(0.0, self._quiet_until - time.monotonic())):
             raise _Stopped
         with self._slots:
+            if stop.is_set():  # the caller may have left while this request waited for its slot
+                raise _Stopped
             status, retry_after, content = self._send(path, body)
             if 200 <= status < 300:
                 return self._value(content, read)

@@ -10,7 +10,7 @@ import torch
 
 from srpo.errors import DataError
 from srpo.judge.alpaca_arena import Annotation
-from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
+from srpo.judge.verdict import AnswerPair, PairJudge, Verdict, expect_verdicts
 from srpo.revise.trail import Trail
 from srpo.statistics.agreement import NAN, Measure, flips, kappa, scores_tensor, share
 
@@ -68,6 +68,9 @@ def pair_up(
 def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -> HeadToHead:
     """Asks the judge about every pair and measures win rate, unscored pairs and flips.
 
+    Raises:
+        DataError: the judge scores no pair.
+
     Example:
         >>> from srpo.judge.load import load_pair_judge
         >>> items = [AnswerPair("2+2=", "5", "4", gold="4"), AnswerPair("3+3=", "6", "6", gold="6")]
@@ -75,6 +78,7 @@ def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -
         0.75
     """
     verdicts = list(judge.compare(comparisons))
+    expect_verdicts(comparisons, verdicts, judge.identity)
     wins_N = 1 - scores_tensor([verdict.score for verdict in verdicts])
     flips_N = scores_tensor([verdict.flipped for verdict in verdicts])
     wins, unscored, flipped = (share(each_N, seed=seed) for each_N in (wins_N, wins_N.isnan().double(), flips_N))

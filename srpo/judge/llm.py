@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
 from srpo.data.values import prompt_text
-from srpo.errors import ConfigError, Interrupted
+from srpo.errors import ConfigError, InputError, Interrupted
 from srpo.generate.http import Endpoint, UnusableAnswer
 from srpo.judge.prompt import JudgePrompt, nonce_for
 from srpo.judge.settings import LLMSettings
@@ -173,7 +174,7 @@ class LLMJudge:
         Raises:
             ConfigError: reading alone would cost more than `max_cost`, raised before the first call; or the server
                 refuses the key or does not know the model.
-            InputError: no server answers, or every request fails.
+            InputError: no server answers, or every call fails; the message has the server's reason.
             Interrupted: the next call could exceed `max_cost`. Replies so far are cached.
             OutputError: a reply cannot be cached.
         """
@@ -181,7 +182,7 @@ class LLMJudge:
         missing = self._missing(pairs)
         self._announce(self._estimate(pairs, missing))
         failures: dict[str, str] = {}
-        replies = self._ask(missing, failures)
+        replies, scored = self._ask(missing, failures), False
         for pair in pairs:
             if pair.identical:
                 yield TIE
@@ -190,9 +191,14 @@ class LLMJudge:
             while not all(self.cache.get(each.key) or each.key in failures for each in chain.from_iterable(runs)):
                 next(replies)
             first, *others = (combine([self._order(each, failures) for each in showings]) for showings in runs)
+            scored = scored or first.score is not None
             yield replace(first, again=tuple(other.score for other in others))
         for _ in replies:
             pass
+        if failures and not scored:
+            raise self._refused(failures)
+        if failures:
+            log.warning("srpo: judge %s: %d calls failed: %s", self.asking.model, len(failures), _commonest(failures))
 
     # ------------------------------------------------------------------ showings and their cost
 
@@ -260,6 +266,8 @@ class LLMJudge:
                         self.spent.failed += 1
                     failures[sent[number].showing.key] = reply.failed
                 done = at + number + 1
+                if len(failures) == done > max(8, self.endpoint.concurrency):
+                    raise self._refused(failures)
                 if done % PROGRESS == 0 or done == len(missing):
                     log.info("srpo: %d of %d calls, %d failed", done, len(missing), self.spent.failed)
                 yield
@@ -270,6 +278,10 @@ class LLMJudge:
                     fix="replies so far are kept; raise the limit, and the same command goes on",
                 )
             at += len(sent)
+
+    def _refused(self, failures: Mapping[str, str]) -> InputError:
+        fix = "correct the account or the request (--judge_body); the same command goes on"
+        return InputError(f"all {len(failures)} calls failed: {_commonest(failures)}", where=self.endpoint.url, fix=fix)
 
     def _affordable(self, waiting: Sequence[_Showing], sent: list[_Body]) -> Iterator[_Body]:
         """Yields requests while the maximum cost of all requests under way stays within the limit."""
@@ -324,6 +336,11 @@ class LLMJudge:
             return OrderVerdict(None, reply.label, reply.reason or "unscored")
         exchanged = showing.shown != (showing.pair.first, showing.pair.second)
         return OrderVerdict(1 - worth if exchanged else worth, reply.label)
+
+
+def _commonest(failures: Mapping[str, str]) -> str:
+    """The reasons of failed calls, the three commonest with their counts."""
+    return "; ".join(f"{reason} ({count} times)" for reason, count in Counter(failures.values()).most_common(3))
 
 
 def _read(answer: Any) -> _Reply:

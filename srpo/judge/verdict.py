@@ -6,12 +6,14 @@ no readable verdict. An unscored pair is not a tie: it is counted, reported and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple, Protocol
 
 from srpo.data.values import Prompt
+from srpo.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,22 @@ def combine(orders: Sequence[OrderVerdict]) -> Verdict:
         return Verdict(None, orders, "; ".join(dict.fromkeys(unscored)) or "not asked")
     agreed = all(order.score == orders[0].score for order in orders)
     return Verdict(orders[0].score, orders) if agreed else Verdict(0.5, orders, "the orders disagree")
+
+
+def expect_verdicts(comparisons: Sequence[AnswerPair], verdicts: Sequence[Verdict], judge: str) -> None:
+    """Checks that a judge scored at least one pair with different texts.
+
+    Raises:
+        DataError: every such pair is unscored; the message has the commonest reason.
+    """
+    asked = [verdict for pair, verdict in zip(comparisons, verdicts, strict=True) if not pair.identical]
+    if asked and all(verdict.score is None for verdict in asked):
+        [(reason, _)] = Counter(verdict.reason for verdict in asked).most_common(1)
+        raise DataError(
+            f"not one of {len(asked)} verdicts could be read: {reason}",
+            where=judge,
+            expected="a judge that says which answer is better",
+        )
 
 
 def prefer_higher(pair: AnswerPair, first: float, second: float, form: str = "g") -> Verdict:

@@ -140,6 +140,8 @@ class CachingJudge:
             if verdict.score is not None:
                 self.cache.add(self._key(pair), CachedReply(str(verdict.score), verdict.reason, orders=verdict.orders))
             yield verdict
+        for _ in fresh:  # a judge may raise an error after its last verdict
+            pass
 
     def _key(self, pair: AnswerPair) -> str:
         return cache_key(self.identity, json.dumps(pair.gold, sort_keys=True), pair.prompt, pair.first, pair.second)

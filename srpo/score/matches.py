@@ -18,7 +18,7 @@ from torch import Tensor
 
 from srpo.errors import DataError
 from srpo.judge.load import AnyJudge, compares
-from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
+from srpo.judge.verdict import AnswerPair, PairJudge, Verdict, expect_verdicts
 from srpo.revise.trail import Trail
 
 GOLD, DRAFT = "gold", "draft"
@@ -101,10 +101,7 @@ def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Nam
                 rows[-1].append(key)
         asked[name] = rows
     verdicts = dict(zip(questions, judge.compare(list(questions.values())), strict=True))
-    shown = [verdict for key, verdict in verdicts.items() if not questions[key].identical]
-    if shown and all(verdict.score is None for verdict in shown):
-        what = f"not one of {len(shown)} verdicts could be read: {shown[0].reason}"
-        raise DataError(what, where=judge.identity, expected=READABLE)
+    expect_verdicts(list(questions.values()), list(verdicts.values()), judge.identity)
     found = {name: [[verdicts[key] for key in row] for row in rows] for name, rows in asked.items()}
     return {name: _decided(matches[name], *_read(matches[name], rows)) for name, rows in found.items()}
 
