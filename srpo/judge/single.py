@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from srpo.data.values import Prompt
 from srpo.errors import ConfigError, DataError, did_you_mean
+from srpo.judge.unit_tests import unit_tests
 from srpo.statistics.edit_distance import edit_distance
 
 
@@ -108,6 +109,7 @@ JUDGES: Mapping[str, Judge] = {
     "numeric": numeric,
     "edit_similarity": edit_similarity,
     "rouge_l": rouge_l,
+    "unit_tests": unit_tests,
 }
 REWARD = "reward:"
 

@@ -1,0 +1,123 @@
+"""Runs untrusted Python code with tests in a process without network, files or other processes, within limits.
+
+The layers are independent: an empty environment and a scratch folder; the kernel's limits on processor time, memory,
+file size and processes; Linux namespaces for network and processes, and Landlock against changes of files, where the
+kernel allows them; an audit hook that denies sockets, processes, native code and changes of files. Other systems and
+many containers have no namespaces; a warning then reports that the hook alone blocks the network.
+
+The tests share an interpreter with the answer. Common tricks fail (exits, objects that equal everything, patched
+builtins), but code that inspects the interpreter's own frames can still fake a pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from srpo.errors import ConfigError
+
+log = logging.getLogger("srpo")
+CHILD = Path(__file__).with_name("sandbox_child.py")
+_NAMESPACES = ("--net", "--pid", "--ipc", "--fork", "--kill-child", "--")
+
+
+class Limits(NamedTuple):
+    """Limits of one run.
+
+    Attributes:
+        seconds: processor seconds.
+        wait: seconds on the clock, the start of the interpreter included.
+        memory: bytes of address space.
+        file_size: bytes of one file; the report of success needs 64.
+        processes: processes and threads, counted inside the namespace only.
+    """
+
+    seconds: int = 5
+    wait: float = 15.0
+    memory: int = 1 << 30
+    file_size: int = 4096
+    processes: int = 16
+
+
+DEFAULT = Limits()
+
+
+class Job(NamedTuple):
+    """Code to run.
+
+    Attributes:
+        answer: the untrusted code, executed first.
+        tests: test code, executed in the names that the answer defines.
+        functions: names of the answer's functions that the tests call.
+        known: names that occur in the tests; results may be objects of classes with these names.
+        entry_point: function to pass to the tests' own `check`; empty if the tests run by themselves.
+    """
+
+    answer: str
+    tests: str
+    functions: Sequence[str] = ()
+    known: Sequence[str] = ()
+    entry_point: str = ""
+
+
+def passes(job: Job, limits: Limits = DEFAULT) -> bool:
+    """True if the answer and all its tests end without an error and within the limits.
+
+    Raises:
+        ConfigError: the system is not POSIX.
+
+    Example:
+        >>> passes(Job("def double(x): return 2 * x", "assert double(2) == 4"))
+        True
+        >>> passes(Job("import sys; sys.exit(0)", "assert double(2) == 4"))
+        False
+    """
+    if os.name != "posix":
+        raise ConfigError("unit tests need a POSIX system", where="judge unit_tests")
+    token, namespaces = secrets.token_hex(16), _namespaces()
+    allowed = limits if namespaces else limits._replace(processes=0)  # outside, the user's own processes would count
+    content = json.dumps({**job._asdict(), "token": token, "limits": allowed}).encode()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as report:
+        process = subprocess.Popen(
+            [*namespaces, sys.executable, "-I", "-B", str(CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=report,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+            start_new_session=True,
+        )
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(content, timeout=limits.wait)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        report.seek(0)
+        return report.read(len(token) + 1) == token.encode()
+
+
+@functools.cache
+def _namespaces() -> tuple[str, ...]:
+    """The command that starts a process in namespaces of its own; empty where the system has none."""
+    for user in (("--user", "--map-root-user"), ()):
+        command = ("unshare", *user, *_NAMESPACES)
+        try:
+            if not subprocess.run([*command, "true"], capture_output=True, timeout=10).returncode:
+                return command
+        except (OSError, subprocess.TimeoutExpired):
+            break
+    log.warning("srpo: no Linux namespaces here; unit tests run without a network namespace, behind an audit hook only")
+    return ()

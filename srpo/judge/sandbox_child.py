@@ -1,0 +1,143 @@
+"""The process that runs an answer's code and its tests; `sandbox.py` starts it with a job on standard input.
+
+The process limits itself before it executes the answer. It reports success by writing the job's token to the file on
+its standard output, and only after the last test has passed: an exit, a crash, a hang or an exception all report
+nothing. The answer's own output is discarded.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import json
+import os
+import resource
+import sys
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # Linux system calls, the same on every processor
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for every class that Python code makes
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_DENIED = (
+    *(
+        "socket.",
+        "subprocess.",
+        "ctypes.",
+        "shutil.",
+        "pty.",
+        "mmap.",
+        "sqlite3.",
+        "resource.setrlimit",
+        "resource.prlimit",
+    ),
+    *("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill", "signal.pthread_kill"),
+    *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.ch", "os.utime"),
+)
+_DENIED_MODULES = {"ctypes", "_ctypes", "_posixsubprocess", "_posixshmem"}  # they act without an audit event
+
+
+def limit(seconds: int, wait: float, memory: int, file_size: int, processes: int) -> None:
+    """Sets the kernel's limits, see `sandbox.Limits`; 0 processes leave their number as it is."""
+    wanted = {"CPU": seconds, "AS": memory, "FSIZE": file_size, "NOFILE": 64, "CORE": 0, "NPROC": processes or None}
+    for name, value in wanted.items():
+        if value is not None:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+
+def forbid_writing() -> bool:
+    """Asks the kernel to deny changes of all files, and TCP connections if it can (Landlock); False if it cannot."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    version = libc.syscall(_CREATE_RULESET, None, 0, 1) if sys.platform == "linux" else -1
+    if version < 1:
+        return False
+    # Rights to write, remove and make files of all kinds; later versions add linking, truncating, and TCP.
+    files = 0b1_1111_1111_0010 | (0b10 << 12) * (version >= 2) | (0b100 << 12) * (version >= 3)
+    rights = (ctypes.c_uint64 * 2)(files, 0b11)
+    rules = libc.syscall(_CREATE_RULESET, rights, 16 if version >= 4 else 8, 0)
+    return bool(rules >= 0 and not libc.prctl(38, 1, 0, 0, 0) and not libc.syscall(_RESTRICT_SELF, rules, 0))
+
+
+def audit(event: str, args: tuple[Any, ...], denied: tuple[str, ...] = _DENIED, writing: int = _WRITING) -> None:
+    """Denies network, processes, native code and every change of a file; an audit hook cannot be removed."""
+    forbidden = event.startswith(denied)
+    if event == "open":
+        forbidden = args[0] != "/dev/null" and bool(args[2] & writing)
+    elif event == "import":
+        forbidden = args[0] in _DENIED_MODULES
+    if forbidden:
+        error = ImportError if event == "import" else PermissionError
+        raise error(f"{event} is not allowed here")
+
+
+def guarded(function: Callable[..., Any], known: frozenset[str]) -> Callable[..., Any]:
+    """The function, with an error for a result that contains an object of the answer's own class.
+
+    Such a class can make every comparison true. Classes that the tests name are allowed.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        result = function(*args, **options)
+        _expect_known_types(result, known)
+        return result
+
+    return call
+
+
+def _expect_known_types(result: object, known: frozenset[str]) -> None:
+    waiting, seen = [result], set[int]()
+    while waiting:
+        value = waiting.pop()
+        kind = type(value)
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if kind.__flags__ & _HEAP_TYPE and kind.__name__ not in known:
+            home = sys.modules.get(kind.__module__)
+            if kind.__module__ == "answer" or getattr(home, kind.__name__, None) is not kind:
+                raise TypeError(f"the result contains a {kind.__name__}, a class of the answer's own")
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting += value
+
+
+def run(job: Mapping[str, Any]) -> None:
+    """Executes the answer as a module, then the tests in a copy of its names."""
+    answer, originals = types.ModuleType("answer"), dict(vars(builtins))
+    sys.modules["answer"] = answer  # dataclasses look their module up
+    exec(compile(job["answer"], "answer.py", "exec"), vars(answer))
+    vars(builtins).update(originals)
+    scope = dict(vars(answer))
+    known = frozenset(job["known"])
+    for name in job["functions"]:
+        if isinstance(scope.get(name), types.FunctionType):
+            scope[name] = guarded(scope[name], known)
+    exec(compile(job["tests"], "tests.py", "exec"), scope)
+    if job["entry_point"]:
+        scope["check"](scope[job["entry_point"]])
+
+
+def main() -> None:
+    """Runs the job on standard input."""
+    job = json.loads(sys.stdin.buffer.read())
+    report, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    limit(*job["limits"])
+    token = job.pop("token").encode()
+    forbid_writing()
+    sys.addaudithook(audit)
+    for name in ("__main__", "ctypes", "_ctypes"):
+        sys.modules.pop(name, None)
+    run(job)
+    os.write(report, token)
+    os._exit(0)  # without waiting for threads of the answer
+
+
+if __name__ == "__main__":
+    main()
