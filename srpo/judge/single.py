@@ -7,12 +7,15 @@ user's own, `reward:PATH` a reward model.
 from __future__ import annotations
 
 import functools
+import json
+import logging
 import pkgutil
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from srpo.data.values import Prompt
 from srpo.errors import ConfigError, DataError, did_you_mean
@@ -103,6 +106,59 @@ def rouge_l(prompt: Prompt, answer: str, gold: object) -> float:
     return float(_rouge().score(_text(gold), answer)["rougeL"].fmeasure)
 
 
+def json_schema(prompt: Prompt, answer: str, gold: object) -> float:
+    """1 if the answer is JSON that the gold answer, a JSON schema, accepts; else 0. Uses the `jsonschema` library.
+
+    The answer is JSON alone or text with one fenced block. NaN, Infinity and repeated keys are not JSON here. Formats
+    such as `date` are checked, and references to other addresses are not fetched.
+
+    Raises:
+        ConfigError: the library is not installed.
+        DataError: the gold answer is not a valid JSON schema, as an object or as text.
+
+    Example:
+        >>> schema = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
+        >>> json_schema("?", '{"n": 3}', schema), json_schema("?", '{"n": "3"}', schema)
+        (1.0, 0.0)
+    """
+    validator = _validator(gold if isinstance(gold, str) else json.dumps(gold, default=str))
+    blocks = re.findall(r"^[ \t]*```[^\n]*\n(.*?)^[ \t]*```", answer.replace("\r\n", "\n"), re.MULTILINE | re.DOTALL)
+    try:
+        value = json.loads(
+            blocks[0] if len(blocks) == 1 else answer,
+            parse_constant=_not_json,
+            object_pairs_hook=_object_without_repeats,
+        )
+        return float(validator.is_valid(value))
+    except validator.unresolvable as error:
+        raise DataError(f"the schema's reference cannot be resolved: {error}", expected="a schema on its own") from None
+    except (ValueError, RecursionError):
+        return 0.0
+
+
+def math(prompt: Prompt, answer: str, gold: object) -> float:
+    """1 if the answer's final expression equals the gold answer mathematically, by the `math-verify` library; else 0.
+
+    Each step has 3 seconds, except outside the main thread, where the library cannot limit its time. The library takes
+    the first of several plain values ("3 or 4" counts as 3).
+
+    Raises:
+        ConfigError: the library is not installed.
+        DataError: the gold answer is not a number, LaTeX or another expression.
+
+    Example:
+        >>> math("?", "So it is $\\\\frac{2}{4}$.", "0.5"), math("?", "Either 1 or $2$.", "1/2")
+        (1.0, 0.0)
+    """
+    parse, verify = _math_verify()
+    seconds = 3 if threading.current_thread() is threading.main_thread() else None
+    text = repr(gold) if isinstance(gold, float) else _text(gold)
+    wanted = parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=seconds)
+    if not wanted:
+        raise DataError(f"no expression in the gold answer {text!r}", expected="a number or LaTeX for this judge")
+    return float(verify(wanted, parse(answer, parsing_timeout=seconds), timeout_seconds=seconds))
+
+
 JUDGES: Mapping[str, Judge] = {
     "exact_match": exact_match,
     "per_character": per_character,
@@ -110,6 +166,8 @@ JUDGES: Mapping[str, Judge] = {
     "edit_similarity": edit_similarity,
     "rouge_l": rouge_l,
     "unit_tests": unit_tests,
+    "json_schema": json_schema,
+    "math": math,
 }
 REWARD = "reward:"
 
@@ -199,10 +257,62 @@ def _last_number(text: str) -> Decimal | None:
     return Decimal(found[-1].replace(",", "")) if found else None
 
 
+def _missing(library: str, judge: str, extra: str) -> ConfigError:
+    return ConfigError(f"{library} is not installed", where=f"judge {judge}", fix=f"pip install 'srpo[{extra}]'")
+
+
 @functools.cache
 def _rouge() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise ConfigError("rouge-score is not installed", where="rouge_l", fix="pip install 'srpo[rouge]'") from None
+        raise _missing("rouge-score", "rouge_l", "rouge") from None
     return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+@functools.cache
+def _math_verify() -> tuple[Any, Any]:
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise _missing("math-verify", "math", "judges") from None
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs whole answers when their time is up
+    return parse, verify
+
+
+class _Validator(NamedTuple):
+    is_valid: Callable[[object], bool]
+    unresolvable: type[Exception]
+
+
+@functools.lru_cache(maxsize=256)
+def _validator(schema: str) -> _Validator:
+    try:
+        import jsonschema
+        import referencing
+        from referencing.exceptions import Unresolvable
+    except ImportError:
+        raise _missing("jsonschema", "json_schema", "judges") from None
+    try:
+        wanted = json.loads(schema)
+        if not isinstance(wanted, dict | bool):
+            raise DataError("the gold answer is not a JSON schema", expected="an object")
+        kind = jsonschema.validators.validator_for(wanted, default=jsonschema.Draft202012Validator)
+        kind.check_schema(wanted)
+    except (ValueError, RecursionError, jsonschema.SchemaError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"the gold answer is not a JSON schema: {reason}", expected="an object") from None
+    # An empty registry knows the standard's own schemas only, and fetches nothing.
+    validator = kind(wanted, registry=referencing.Registry(), format_checker=kind.FORMAT_CHECKER)
+    return _Validator(validator.is_valid, Unresolvable)
+
+
+def _not_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
