@@ -106,6 +106,20 @@ def rouge_l(prompt: Prompt, answer: str, gold: object) -> float:
     return float(_rouge().score(_text(gold), answer)["rougeL"].fmeasure)
 
 
+def gleu(prompt: Prompt, answer: str, gold: object) -> float:
+    """GLEU of Wu et al. (arXiv 1609.08144): the lower of precision and recall of 1- to 4-grams of words, by `nltk`.
+
+    Raises:
+        ConfigError: the library is not installed.
+        DataError: the gold answer is neither text nor an integer.
+
+    Example:
+        >>> round(gleu("?", "the cat sat down", "the cat sat up"), 3)
+        0.6
+    """
+    return float(_sentence_gleu()([_text(gold).split()], answer.split()))
+
+
 def json_schema(prompt: Prompt, answer: str, gold: object) -> float:
     """1 if the answer is JSON that the gold answer, a JSON schema, accepts; else 0. Uses the `jsonschema` library.
 
@@ -139,7 +153,7 @@ def json_schema(prompt: Prompt, answer: str, gold: object) -> float:
 def math(prompt: Prompt, answer: str, gold: object) -> float:
     """1 if the answer's final expression equals the gold answer mathematically, by the `math-verify` library; else 0.
 
-    Each step has 3 seconds, except outside the main thread, where the library cannot limit its time. The library takes
+    Each step has 5 seconds, except outside the main thread, where the library cannot limit its time. The library takes
     the first of several plain values ("3 or 4" counts as 3).
 
     Raises:
@@ -151,7 +165,7 @@ def math(prompt: Prompt, answer: str, gold: object) -> float:
         (1.0, 0.0)
     """
     parse, verify = _math_verify()
-    seconds = 3 if threading.current_thread() is threading.main_thread() else None
+    seconds = 5 if threading.current_thread() is threading.main_thread() else None
     text = repr(gold) if isinstance(gold, float) else _text(gold)
     wanted = parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=seconds)
     if not wanted:
@@ -165,6 +179,7 @@ JUDGES: Mapping[str, Judge] = {
     "numeric": numeric,
     "edit_similarity": edit_similarity,
     "rouge_l": rouge_l,
+    "gleu": gleu,
     "unit_tests": unit_tests,
     "json_schema": json_schema,
     "math": math,
@@ -271,12 +286,23 @@ def _rouge() -> Any:
 
 
 @functools.cache
+def _sentence_gleu() -> Any:
+    try:
+        from nltk.translate.gleu_score import sentence_gleu
+    except ImportError:
+        raise _missing("nltk", "gleu", "judges") from None
+    return sentence_gleu
+
+
+@functools.cache
 def _math_verify() -> tuple[Any, Any]:
     try:
         from math_verify import parse, verify
     except ImportError:
         raise _missing("math-verify", "math", "judges") from None
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs whole answers when their time is up
+    parts = (parse(text, parsing_timeout=None) for text in ("$(x+1)^2$", "$x^2+2x+1$"))
+    verify(*parts, timeout_seconds=None)  # the first use loads tables, which must not count as an answer's time
     return parse, verify
 
 

@@ -134,10 +134,10 @@ def score(
         ConfigError: a judge returned no score, or `tokens` has not one count per revision and the draft.
 
     Example:
-        >>> from srpo.judge.single import JUDGES
+        >>> from srpo.judge.single import exact_match
         >>> from srpo.revise.trail import Answer, Trail
         >>> trail = Trail("2+2=", (Answer("5", 2), Answer("4", 2)), meta={"gold": "4"})
-        >>> score({(0, "srpo", "all", None): [trail]}, JUDGES)[0, "srpo", "all", None].primary_NR
+        >>> score({(0, "srpo", "all", None): [trail]}, {"exact_match": exact_match})[0, "srpo", "all", None].primary_NR
         tensor([[0., 1.]], dtype=torch.float64)
     """
     _check_opponents(against, versus)

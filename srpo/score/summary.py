@@ -55,12 +55,12 @@ def summarise(
         ConfigError: a question or the highlight names a system, split or revision that was not run.
 
     Example:
-        >>> from srpo.judge.single import JUDGES
+        >>> from srpo.judge.single import exact_match
         >>> from srpo.score.pooling import grouped
         >>> from srpo.score.scores import score
         >>> from srpo.revise.trail import Answer, Trail
         >>> trails = [Trail(str(i), (Answer("5", 2), Answer("4", 2)), meta={"gold": "4"}) for i in range(50)]
-        >>> groups = grouped(score({(0, "SRPO", "all", None): trails}, JUDGES))
+        >>> groups = grouped(score({(0, "SRPO", "all", None): trails}, {"exact_match": exact_match}))
         >>> summarise(groups, [Question(Side("SRPO", 1), Side("SRPO", 0), "all", None)]).verdict[0].split(":")[0]
         'Revision helps SRPO'
     """

@@ -6,7 +6,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from srpo.judge.single import JUDGES, Judge
+from srpo.judge import single
+from srpo.judge.single import Judge
 from srpo.revise.trail import Answer, Trail
 from srpo.score.pooling import Resampling, grouped
 from srpo.score.results import Results
@@ -61,6 +62,10 @@ def revised(ours: str, right: str, mends: float, breaks: float, chance: random.R
 
 
 # system → wrong, mends, breaks
+# Judges that compare texts; the others need gold answers of their own kind.
+JUDGES = {
+    name: single.JUDGES[name] for name in ("exact_match", "per_character", "numeric", "edit_similarity", "rouge_l")
+}
 SYSTEMS = {"SRPO": (0.12, 0.3, 0.002), "DPO": (0.14, 0.02, 0.01), "base": (0.2, 0.0, 0.0)}
 
 

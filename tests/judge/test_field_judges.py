@@ -1,4 +1,4 @@
-"""Judges of the field beside unit tests: JSON schemas and mathematics, by hand and against hostile answers."""
+"""JSON schemas, mathematics and GLEU as judges: worked examples and hostile answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from srpo.errors import DataError
-from srpo.judge.single import json_schema, load_judge, math, score_answer
+from srpo.judge.single import gleu, json_schema, load_judge, math, score_answer
 
 ORDER = {
     "type": "object",
@@ -103,7 +103,7 @@ def test_hostile_mathematics_ends_in_time_and_scores_0(answer: str, caplog: pyte
     assert answer not in caplog.text
 
 
-@pytest.mark.parametrize("gold", [None, [3], "", "no number at all"])
+@pytest.mark.parametrize("gold", [None, [3], ""])
 def test_a_gold_answer_that_is_not_mathematics_is_an_error(gold: object) -> None:
     with pytest.raises(DataError):
         math("?", "3", gold)
@@ -115,3 +115,17 @@ def test_math_works_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert found == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "score"),
+    [
+        ("the cat sat", "the cat sat", 1),
+        ("the cat", "the cat sat", 3 / 6),  # 3 of the gold answer's 6 n-grams
+        ("the cat sat", "the cat", 3 / 6),
+        ("a b", "c d", 0),
+        ("", "the cat", 0),
+    ],
+)
+def test_gleu_worked_examples(answer: str, gold: str, score: float) -> None:
+    assert gleu("?", answer, gold) == pytest.approx(score)

@@ -38,9 +38,13 @@ def test_the_higher_score_is_better_and_equal_scores_tie() -> None:
 
 @pytest.mark.parametrize("name", JUDGES)
 def test_every_shipped_judge_compares_two_answers(name: str) -> None:
-    (verdict,) = load_pair_judge(name).compare([AnswerPair("p", "12", "34", gold="12")])
+    better, worse, gold = {
+        "unit_tests": ("def f():\n    return 12", "def f():\n    return 34", ["assert f() == 12"]),
+        "json_schema": ("12", "34", {"const": 12}),
+    }.get(name, ("12", "34", "12"))
+    (verdict,) = load_pair_judge(name).compare([AnswerPair("p", better, worse, gold=gold)])
     assert verdict.score == 1.0
-    with pytest.raises(DataError, match=f"{name}, row 1: the gold answer is NoneType"):
+    with pytest.raises(DataError, match=f"{name}, row 1: the gold answer is"):
         list(load_pair_judge(name).compare([AnswerPair("p", "12", "34")]))
 
 

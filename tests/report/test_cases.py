@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srpo.judge.single import JUDGES
 from srpo.report.cases import Segment, sample_cases, segments
 from srpo.score.scores import score
 from tests.evaluate import samples
+from tests.evaluate.samples import JUDGES
 from tests.judge.pair_judges import Scripted, often_mute
 
 WORDS = st.text("ab1 \n", max_size=12)

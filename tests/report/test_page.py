@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from srpo.errors import OutputError
-from srpo.judge.single import JUDGES
 from srpo.report.cases import sample_cases
 from srpo.report.page import render, write_evaluation
 from srpo.report.text_table import as_markdown, print_table
@@ -24,6 +23,7 @@ from srpo.score.results_file import as_csv, as_json
 from srpo.score.scores import score
 from srpo.score.summary import summarise, usual_questions
 from tests.evaluate import samples
+from tests.evaluate.samples import JUDGES
 
 HOSTILE = "</script><script>alert('x')</script> \"' & <img src=http://x.y/z.png>"
 VOID = {"meta", "br", "img", "input", "link", "hr"}

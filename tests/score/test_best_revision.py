@@ -8,7 +8,6 @@ from statistics import fmean
 import pytest
 import torch
 
-from srpo.judge.single import JUDGES
 from srpo.revise.trail import Answer, Trail
 from srpo.score.best_revision import halves
 from srpo.score.pooling import grouped
@@ -16,6 +15,7 @@ from srpo.score.scores import score
 from srpo.score.summary import summarise
 from srpo.statistics.significance import holm, sign_flip_p
 from tests.evaluate import samples
+from tests.evaluate.samples import JUDGES
 
 
 def test_halves_depend_on_the_text_and_share_no_prompt() -> None:

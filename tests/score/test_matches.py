@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from srpo.errors import ConfigError, DataError
-from srpo.judge.single import JUDGES
 from srpo.revise.trail import Answer, Trail
 from srpo.score.matches import tallies
 from srpo.score.pooling import grouped
 from srpo.score.scores import TrailsKey, score
 from srpo.score.summary import summarise, usual_questions
 from tests.evaluate import samples
+from tests.evaluate.samples import JUDGES
 from tests.judge.pair_judges import Scripted, first_shown, honest, longest, mute, often_mute
 
 VERSUS = ("draft", "everyone")

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from srpo.errors import ConfigError, DataError
-from srpo.judge.single import JUDGES, exact_match
+from srpo.judge.single import exact_match
 from srpo.revise.trail import Answer, Trail
 from srpo.score.scores import TrailsKey, score
 from tests.evaluate import samples
+from tests.evaluate.samples import JUDGES
 
 KEY = (0, "srpo", "in", 0.0)
 

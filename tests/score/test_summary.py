@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from srpo.errors import ConfigError
-from srpo.judge.single import JUDGES
 from srpo.revise.trail import Trail
 from srpo.score.pooling import APART, ONE, SHARED, grouped
 from srpo.score.results import POOL, Side
@@ -16,6 +15,7 @@ from srpo.score.scores import TrailsKey, score
 from srpo.score.summary import Question, summarise, usual_questions
 from srpo.statistics.bootstrap import bootstrap
 from tests.evaluate import samples
+from tests.evaluate.samples import JUDGES
 
 QUICK = samples.QUICK
 
