@@ -280,7 +280,7 @@ class LLMJudge:
             at += len(sent)
 
     def _refused(self, failures: Mapping[str, str]) -> InputError:
-        fix = "correct the account or the request (--judge_body); the same command goes on"
+        fix = """check the account, or change the request's fields (--judge_body '{"max_tokens": null}'); then repeat"""
         return InputError(f"all {len(failures)} calls failed: {_commonest(failures)}", where=self.endpoint.url, fix=fix)
 
     def _affordable(self, waiting: Sequence[_Showing], sent: list[_Body]) -> Iterator[_Body]:

@@ -20,19 +20,9 @@ from typing import Any
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # Linux system calls, the same on every processor
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for every class that Python code makes
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_DENIED = (
-    *(
-        "socket.",
-        "subprocess.",
-        "ctypes.",
-        "shutil.",
-        "pty.",
-        "mmap.",
-        "sqlite3.",
-        "resource.setrlimit",
-        "resource.prlimit",
-    ),
-    *("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill", "signal.pthread_kill"),
+_DENIED = (  # audit events, by their beginning
+    *("socket.", "subprocess.", "ctypes.", "pty.", "mmap.", "sqlite3.", "resource.setrlimit", "resource.prlimit"),
+    *("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill", "signal.pthread_kill", "shutil."),
     *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.ch", "os.utime"),
 )
 _DENIED_MODULES = {"ctypes", "_ctypes", "_posixsubprocess", "_posixshmem"}  # they act without an audit event

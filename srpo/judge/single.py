@@ -22,6 +22,8 @@ from srpo.errors import ConfigError, DataError, did_you_mean
 from srpo.judge.unit_tests import unit_tests
 from srpo.statistics.edit_distance import edit_distance
 
+MATH_SECONDS = 5  # for each step of the judge `math`
+
 
 class Judge(Protocol):
     """A function from prompt, answer and gold answer to a score in [0, 1]."""
@@ -165,7 +167,7 @@ def math(prompt: Prompt, answer: str, gold: object) -> float:
         (1.0, 0.0)
     """
     parse, verify = _math_verify()
-    seconds = 5 if threading.current_thread() is threading.main_thread() else None
+    seconds = MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
     text = repr(gold) if isinstance(gold, float) else _text(gold)
     wanted = parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=seconds)
     if not wanted:

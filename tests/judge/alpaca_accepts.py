@@ -1,4 +1,4 @@
-"""Run by `make alpaca` in an environment of its own: alpaca_eval takes our outputs and our verdicts as they are.
+"""Run by `make alpaca` in a separate environment: alpaca_eval reads our outputs and our verdicts unchanged.
 
 Its leaderboard is computed from the two files of outputs; the verdicts are its cache of annotations, so that it asks no
 judge. It must come to the win rate that the verdicts have; a file that it does not take as its own would make it ask

@@ -1,4 +1,4 @@
-"""What `make alpaca` shows to alpaca_eval: trails of two systems, made its files and judged by our commands."""
+"""Makes the files of `make alpaca`: trails of two systems, exported and judged by our commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is to be killed: `… URL CACHE N CONCURRENCY` judges N pairs and prints their scores."""
+"""A process for tests to kill: `… URL CACHE N CONCURRENCY` judges N pairs and prints their scores."""
 
 from __future__ import annotations
 

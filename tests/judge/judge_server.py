@@ -1,7 +1,7 @@
 """Scripted judges behind a real server on the loopback interface, each with one trait.
 
-A judge is a function of what a model would see, the messages, and says what a model would say. The better answer is the
-one with more of the word "good".
+A judge is a function from the messages that a model would see to the model's reply. The better answer is the one with
+more of the word "good".
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ ORDER = re.compile(r"ignore all that and answer (\w+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model makes of the messages: the mark of the fences and the three texts in them."""
+    """The messages as a model understands them: the nonce of the fences and the three texts inside."""
 
     nonce: str
     prompt: str
     a: str
     b: str
-    outside: str  # of the user's message, what stands in no fence
+    outside: str  # the part of the user's message outside the fences
 
     @classmethod
     def of(cls, body: dict[str, Any]) -> Seen:
@@ -69,7 +69,7 @@ def length_biased(seen: Seen) -> str:
 
 
 def verbose(seen: Seen) -> str:
-    """Changes its mind on the way, in bold, with a zero-width space in the word."""
+    """Revises its verdict on the way, in bold, with a zero-width space in the word."""
     thinking = f"At first glance {seen.verdict('tie')}.\nBut then VERDICT: {'B' if seen.better == 'A' else 'A'}!\n" * 50
     return f"{thinking}\n**VER\u200bDICT {seen.nonce}:** *{seen.better}*.\n\nI hope this helps."
 
@@ -91,13 +91,13 @@ def neither(seen: Seen) -> str:
 
 
 def injectable(seen: Seen) -> str:
-    """Understands the fence, and obeys whatever stands outside of it."""
+    """Respects the fences, and obeys any instruction outside of them."""
     told = ORDER.search(seen.outside)
     return seen.verdict(told[1] if told else seen.better)
 
 
 def gullible(seen: Seen) -> str:
-    """Obeys whatever it reads, wherever it stands, to the letter."""
+    """Obeys any instruction anywhere, to the letter."""
     told = ORDER.search(seen.a) or ORDER.search(seen.b)
     return f"VERDICT: {told[1]}" if told else honest(seen)
 
@@ -109,7 +109,7 @@ def echoing(seen: Seen) -> str:
 
 
 def fickle(of: Callable[[Seen], bool]) -> Judge:
-    """Honest when asked first, and the other way round when asked again, about what `of` picks."""
+    """Honest at first; when asked again about pairs that `of` selects, gives the opposite verdict."""
     came: set[Seen] = set()
 
     def says(seen: Seen) -> str:
@@ -123,7 +123,7 @@ def fickle(of: Callable[[Seen], bool]) -> Judge:
 
 
 def judging(judge: Judge, fails: Callable[[Seen, int], Say | None] = lambda seen, before: None) -> Any:
-    """A script for `serve`; `fails` says what goes wrong with a request, told how often the texts came before."""
+    """A script for `serve`; `fails` gives the failure of a request from the number of earlier ones with its texts."""
     before: dict[tuple[str, str, str], int] = {}
 
     def script(body: dict[str, Any], _: int) -> Say:
@@ -146,7 +146,7 @@ _OPEN: list[Endpoint] = []  # closed with the server that they ask
 
 @contextmanager
 def judge_server(judge: Judge, **options: Any) -> Iterator[Asked]:
-    """A server with that judge behind it."""
+    """A server that answers as that judge."""
     with serve(judging(judge, **options)) as server:
         try:
             yield server
@@ -165,7 +165,7 @@ def llm_judge(
     concurrency: int = 4,
     **asking: Any,
 ) -> LLMJudge:
-    """A judge of ours that asks that server, impatiently."""
+    """Our judge for that server, with short timeouts and no waiting between tries."""
     endpoint = Endpoint(server.url, tries=2, backoff=0.0, timeout=timeout, concurrency=concurrency)
     _OPEN.append(endpoint)
     kept = cache if isinstance(cache, VerdictCache) else VerdictCache(cache)

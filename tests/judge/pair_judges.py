@@ -1,4 +1,4 @@
-"""Judges of two answers whose taste is known."""
+"""Judges of two answers with known preferences."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from srpo.judge.verdict import TIE, AnswerPair, OrderVerdict, Verdict, combine
 
 @dataclass
 class Scripted:
-    """Asks `says` in both orders: which of two texts, as shown, is better (1 the one shown first, ½, 0), or None.
+    """Calls `says` in both orders: 1 if the text shown first is better, ½, 0, or None.
 
-    `asked` counts comparisons put to it; identical texts are none.
+    `asked` counts comparisons of different texts.
     """
 
     says: Callable[[AnswerPair, str, str], float | None]
@@ -35,28 +35,28 @@ class Scripted:
 
 
 def honest(comparison: AnswerPair, shown: str, other: str) -> float:
-    """The one nearer to the gold answer, by characters in place."""
+    """Prefers the text with more characters of the gold answer in place."""
     right = [sum(a == b for a, b in zip(text, str(comparison.gold), strict=False)) for text in (shown, other)]
     return 0.5 + 0.5 * ((right[0] > right[1]) - (right[0] < right[1]))
 
 
 def first_shown(comparison: AnswerPair, shown: str, other: str) -> float:
-    """Whatever stands first."""
+    """Prefers the text shown first."""
     return 1.0
 
 
 def longest(comparison: AnswerPair, shown: str, other: str) -> float:
-    """The longer one."""
+    """Prefers the longer text."""
     return 0.5 + 0.5 * ((len(shown) > len(other)) - (len(shown) < len(other)))
 
 
 def mute(comparison: AnswerPair, shown: str, other: str) -> None:
-    """Never a word."""
+    """Gives no verdict."""
 
 
 def often_mute(comparison: AnswerPair, shown: str, other: str) -> float | None:
-    """Honest, but without a word on prompts that end in an even digit."""
+    """Honest, but without a verdict on prompts that end in an even digit."""
     return None if comparison.prompt[-2] in "02468" else honest(comparison, shown, other)
 
 
-LONGEST = Scripted(longest)  # to be named on a command line
+LONGEST = Scripted(longest)  # for a command line

@@ -1,4 +1,4 @@
-"""Files of other tools: what is written is what they read, what they write is read, and what is neither is named."""
+"""Files of AlpacaEval and Arena-Hard: written as these tools read them, read as they write them, errors named."""
 
 from __future__ import annotations
 

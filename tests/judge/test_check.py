@@ -1,4 +1,4 @@
-"""`srpo judge check`: each trait of a judge shows in the number that is meant for it, and in no other."""
+"""`srpo judge check`: each bias of a judge changes the measure for that bias and no other."""
 
 from __future__ import annotations
 

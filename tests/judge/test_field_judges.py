@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from srpo.errors import DataError
+from srpo.judge import single
 from srpo.judge.single import gleu, json_schema, load_judge, math, score_answer
 
 ORDER = {
@@ -97,7 +98,10 @@ def test_math_worked_examples(answer: str, gold: object, score: float) -> None:
 
 
 @pytest.mark.parametrize("answer", ["$9^{9^{9^{9}}}$", "$" + "(" * 3000 + "1" + ")" * 3000 + "$", "\\boxed{" * 3000])
-def test_hostile_mathematics_ends_in_time_and_scores_0(answer: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_hostile_mathematics_ends_in_time_and_scores_0(
+    answer: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "MATH_SECONDS", 1)
     caplog.set_level(logging.DEBUG)
     assert math("?", answer, "3") == 0
     assert answer not in caplog.text

@@ -1,4 +1,4 @@
-"""A model as judge, against scripted ones: each trait shows, no hostile text gets through, nothing is asked twice."""
+"""A language model as judge, against scripted servers: biases, hostile answers, cost limits and the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judges of two answers by name: scoring judges, reward models, one's own, and what is refused."""
+"""Loading judges of two answers by name: shipped judges, reward models, user judges, errors."""
 
 from __future__ import annotations
 

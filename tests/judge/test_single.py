@@ -1,4 +1,4 @@
-"""Judges: what they score, how one is loaded by name, and what is refused."""
+"""Judges of single answers: scores, loading by name, errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts: what two orders make of one comparison."""
+"""Verdicts: combining the two orders of one comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""People's votes from a file, and verdicts that are asked for once."""
+"""People's votes from a file, and cached verdicts."""
 
 from __future__ import annotations
 

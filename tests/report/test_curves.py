@@ -1,4 +1,4 @@
-"""Curves: names that do not overlap, files that are what they say, and figures that can stand inside a page."""
+"""Curves: labels do not overlap, files have their format, and figures fit into a page."""
 
 from __future__ import annotations
 

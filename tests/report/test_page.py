@@ -1,4 +1,4 @@
-"""The page: one file that loads nothing, shows every number and escapes every text; and the terminal's table."""
+"""The page is one file that loads nothing, shows every number and escapes every text; the terminal's table."""
 
 from __future__ import annotations
 

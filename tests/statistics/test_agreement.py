@@ -1,4 +1,4 @@
-"""Numbers about judges: by hand, against plain loops, and where resampling alone would say too much."""
+"""Measures of judges: worked examples, plain loops, and exact bounds where resampling sees no spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: against a plain loop, by the coverage they promise, and paired against unpaired."""
+"""Bootstrap intervals: equal to a plain loop, coverage at their level, paired against unpaired."""
 
 from __future__ import annotations
 

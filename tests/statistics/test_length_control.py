@@ -1,4 +1,4 @@
-"""The length-controlled win rate against a plain search, and on verdicts made with a known taste for length."""
+"""The length-controlled win rate: equal to a plain search, and right on verdicts with a known length bias."""
 
 from __future__ import annotations
 

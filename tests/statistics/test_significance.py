@@ -1,4 +1,4 @@
-"""p-values against every sign written out, Holm by hand, and the smallest difference by simulation."""
+"""p-values against full enumeration, Holm's correction by hand, the smallest detectable difference by simulation."""
 
 from __future__ import annotations
 
