@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 from srpo.cli.flags import parse
 from srpo.cli.output import quiet_transformers, show_progress
 from srpo.errors import UsageError
-from srpo.revise.settings import EngineSettings
+from srpo.revise.settings import ANSWERS, EngineSettings
 from srpo.settings import part, setting, shared
 
 if TYPE_CHECKING:
     from srpo.revise.reviser import Reviser
-
-ANSWERS = ".answers.jsonl"
 
 
 @dataclass(kw_only=True)
@@ -34,7 +32,7 @@ class TrailArguments:
 
     @property
     def answers(self) -> Path:
-        """File that keeps the answers of a server until the trails are complete."""
+        """File that keeps finished answers until the trails are complete."""
         return Path(self.output + ANSWERS)
 
     def reviser(self) -> Reviser:

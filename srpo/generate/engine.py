@@ -36,6 +36,9 @@ class Completion:
     failed: str = ""
 
 
+Keep = Callable[[int, Completion], None]  # place of a row among the contexts, its completion
+
+
 class Engine(Protocol):
     """Completes contexts with one model.
 
@@ -64,6 +67,7 @@ class Engine(Protocol):
         temperature: float = 1.0,
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
+        keep: Keep | None = None,
     ) -> list[Completion]:
         """Returns one completion per context, in order.
 
@@ -76,6 +80,7 @@ class Engine(Protocol):
             seed: Seed of the draws.
             guesses: Ids that each answer probably follows, such as the draft of a revision. Guesses change the speed of
                 decoding, never the answer.
+            keep: Receives place and completion of each row as soon as the row is complete, possibly on another thread.
 
         Raises:
             ConfigError: A negative temperature.

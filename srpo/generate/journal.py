@@ -1,4 +1,4 @@
-"""A journal of a server's answers, so that a restarted run repeats no answered request."""
+"""A journal of answers on disk, so that a restarted run draws or requests no finished answer again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.disk import JSONLines
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Engine, Keep
 
 
 class Journal:
@@ -18,10 +18,11 @@ class Journal:
 
     Args:
         path: The file to read and append to.
+        durable: Return from `add` only when a power cut can no longer undo it: for answers that cost money.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._lines = JSONLines(path, durable=True)
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self._lines = JSONLines(path, durable=durable)
         self._known: dict[str, Completion] = {}
         for row in self._lines.read():
             try:
@@ -44,6 +45,63 @@ class Journal:
         digest = _digest(request)
         self._lines.append({"request": digest, "completion": asdict(completion)})
         self._known[digest] = completion
+
+
+class JournaledEngine:
+    """An engine in this process that writes each answer to a journal as soon as it is complete.
+
+    A restarted run continues inside a batch: finished answers come from the journal, the others are drawn. They equal
+    those of an uninterrupted run up to rounding, as between any two batches.
+
+    Args:
+        engine: Draws the answers.
+        journal: Keeps them.
+    """
+
+    def __init__(self, engine: Engine, journal: Journal) -> None:
+        self.engine, self.journal = engine, journal
+        self.batch_size, self.same_batch_same_bits = engine.batch_size, engine.same_batch_same_bits
+
+    @property
+    def max_length(self) -> int | None:
+        """Largest number of tokens of context and answer; None without a limit."""
+        return self.engine.max_length
+
+    def complete(
+        self,
+        contexts: Sequence[Sequence[int]],
+        keys: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        temperature: float = 1.0,
+        seed: int = 0,
+        guesses: Sequence[Sequence[int]] | None = None,
+        keep: Keep | None = None,
+    ) -> list[Completion]:
+        """Completes the contexts; see `Engine`."""
+        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_ids": [*stop_ids]}
+        how |= {"temperature": temperature, "seed": seed}
+        requests = [{"context": [*context], "key": key, **how} for context, key in zip(contexts, keys, strict=True)]
+        done = self.journal.known(requests)
+        missing = [i for i in range(len(requests)) if i not in done]
+
+        def write(place: int, completion: Completion) -> None:
+            if not completion.failed:
+                self.journal.add(requests[missing[place]], completion)
+            if keep is not None:
+                keep(missing[place], completion)
+
+        if missing:
+            drawn = self.engine.complete(
+                [contexts[i] for i in missing],
+                [keys[i] for i in missing],
+                guesses=[guesses[i] for i in missing] if guesses is not None else None,
+                keep=write,
+                **how,
+            )
+            done.update(zip(missing, drawn, strict=True))
+        return [done[i] for i in range(len(requests))]
 
 
 def _digest(request: Mapping[str, Any]) -> str:

@@ -12,12 +12,12 @@ equal those of the engine in this process up to rounding.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from srpo.errors import BackendError, ConfigError, InputError, did_you_mean
-from srpo.generate.engine import Completion, ContextAnswer, expect_temperature, seed_of
+from srpo.generate.engine import Completion, ContextAnswer, Keep, expect_temperature, seed_of
 from srpo.generate.http import Endpoint, JSONObject, Refused, Reply, UnusableAnswer
 from srpo.generate.journal import Journal
 
@@ -27,6 +27,9 @@ DIALECTS = ("auto", "vllm", "openai")
 # Servers have defaults that shape a distribution; vLLM takes them from generation_config.json.
 UNSHAPED = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 UNSHAPED_VLLM = {**UNSHAPED, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+# Names of the field with the largest number of new tokens; newer chat models reject the first one.
+LIMITS = ("max_tokens", "max_completion_tokens")
 
 Body = dict[str, Any]
 
@@ -40,6 +43,7 @@ class CompletionsEngine:
         batch_size: Prompts passed together; None takes four times the number of concurrent requests.
         dialect: vllm, or openai for a server with the standard fields only; auto asks the server.
         journal: Stores each answer as it arrives; a stored answer is not requested again.
+        fields: More fields of each request; None leaves a field of the engine out.
 
     Attributes:
         max_length: Largest number of context and answer tokens; None if the server does not report one.
@@ -60,10 +64,12 @@ class CompletionsEngine:
         batch_size: int | None = None,
         dialect: str = "auto",
         journal: Journal | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         if dialect not in DIALECTS:
             raise ConfigError(f"{dialect!r}", where="dialect", expected="one of " + ", ".join(DIALECTS))
-        self.endpoint, self.journal = endpoint, journal
+        self.endpoint, self.journal, self.fields = endpoint, journal, fields or {}
+        self._limit = LIMITS[0]  # name of the field with the largest number of new tokens
         self.batch_size = batch_size or 4 * endpoint.concurrency
         self.model, self.max_length, owner = _model_card(endpoint, model)
         self.dialect = dialect if dialect != "auto" else "vllm" if owner == "vllm" else "openai"
@@ -78,6 +84,7 @@ class CompletionsEngine:
         temperature: float = 1.0,
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
+        keep: Keep | None = None,
     ) -> list[Completion]:
         """Completes the contexts; see `Engine`. A failed request is a completion with its reason.
 
@@ -89,18 +96,40 @@ class CompletionsEngine:
         for context, key in zip(contexts, keys, strict=True):
             body = {"model": self.model, "max_tokens": max_new_tokens, "temperature": temperature}
             body |= {"seed": seed_of(seed, key)} if temperature > 0 else {}
-            bodies.append({**body, **self._fields(context, stop_ids)})
+            body |= {**self._fields(context, stop_ids), **self.fields}
+            bodies.append({name: value for name, value in body.items() if value is not None})
         done = {} if self.journal is None else self.journal.known(bodies)
-        missing = [i for i in range(len(bodies)) if i not in done]
 
-        def keep(body: JSONObject, completion: Completion) -> None:
+        def store(place: int, body: JSONObject, completion: Completion) -> None:
             self._expect_same_context(body, completion)
             if self.journal is not None:
-                self.journal.add(body, completion)
+                self.journal.add(bodies[place], completion)
+            if keep is not None:
+                keep(place, completion)
 
-        replies = self.endpoint.each(self.path, (bodies[i] for i in missing), self._read, keep)
-        done.update((i, _completion(reply)) for i, reply in zip(missing, replies, strict=True))
+        while missing := [i for i in range(len(bodies)) if i not in done]:
+            limit = self._limit
+            done |= self._request({i: renamed(bodies[i], limit) for i in missing}, store)
+            if self._limit == limit:
+                break
         return [done[i] for i in range(len(bodies))]
+
+    def _request(
+        self, bodies: dict[int, Body], store: Callable[[int, JSONObject, Completion], None]
+    ) -> dict[int, Completion]:
+        """Sends requests; stops early if the server wants the token limit under its other name."""
+        done: dict[int, Completion] = {}
+        places = {id(body): place for place, body in bodies.items()}
+        replies = self.endpoint.each(
+            self.path, bodies.values(), self._read, lambda body, found: store(places[id(body)], body, found)
+        )
+        for place, reply in zip(bodies, replies, strict=True):
+            if reply.failed and not reply.worn_out and LIMITS[1] in reply.failed and self._limit != LIMITS[1]:
+                self._limit = LIMITS[1]
+                log.info("srpo: the server wants %s in place of %s", LIMITS[1], LIMITS[0])
+                return done
+            done[place] = _completion(reply)
+        return done
 
     def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
         """Returns log π of each answer after its context, nats, summed over the answer's tokens.
@@ -169,6 +198,11 @@ class ChatEngine(CompletionsEngine):
 
     def _expect_same_context(self, body: JSONObject, done: Completion) -> None:
         pass  # only the server knows the token ids of the messages
+
+
+def renamed(body: Body, limit: str) -> Body:
+    """Returns the body with its token limit under another name."""
+    return {limit if name == LIMITS[0] else name: value for name, value in body.items()}
 
 
 # ---------------------------------------------------------------------- reading a server's answer

@@ -6,7 +6,8 @@ Axes: N rows, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from srpo.errors import ConfigError
-from srpo.generate.engine import Completion, expect_temperature
+from srpo.generate.engine import Completion, Keep, expect_temperature
 from srpo.generate.sampling import choose, uniforms
+from srpo.model.unwrap import core
 from srpo.model.weights.load import model_context
 
 # Options that shape the distribution or cut answers short. A model's own defaults may set them, and the draws would no
@@ -29,6 +31,21 @@ _SHAPING = (
     "prompt_lookup_num_tokens", "stop_strings", "max_time",
 )
 # fmt: on
+
+
+@contextmanager
+def contiguous_head(model: nn.Module) -> Iterator[None]:
+    """Passes contiguous hidden states to the model's head inside the block.
+
+    With `logits_to_keep` a model slices its hidden states. For a strided input and a frozen weight, such as the base
+    under an adapter, torch multiplies a batch of copies of the weight instead of one matrix.
+    """
+    head = core(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _head, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class HFEngine:
@@ -66,6 +83,7 @@ class HFEngine:
         temperature: float = 1.0,
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
+        keep: Keep | None = None,
     ) -> list[Completion]:
         """Completes the contexts, see `Engine`; equal (seed, key) draw equal numbers."""
         expect_temperature(temperature)
@@ -78,6 +96,9 @@ class HFEngine:
                 noise = torch.stack([uniforms(seed, keys[i], max_new_tokens) for i in chosen])
             rows = self._batch([contexts[i] for i in chosen], noise, temperature, max_new_tokens, tuple(stop_ids))
             done.update(zip(chosen, rows, strict=True))
+            if keep is not None:
+                for i in chosen:
+                    keep(i, done[i])
         return [done[i] for i in range(len(contexts))]
 
     @torch.no_grad()
@@ -95,17 +116,18 @@ class HFEngine:
         ids_NL = torch.tensor([[self.pad_id] * (width - len(row)) + list(row) for row in contexts], device=device)
         mask_NL = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in contexts], device=device)
         sampler = [] if noise_NT is None else [_InverseSampling(noise_NT.to(device), temperature, width)]
-        out_NL = self.model.generate(
-            input_ids=ids_NL,
-            attention_mask=mask_NL,
-            logits_processor=LogitsProcessorList(sampler),
-            **dict.fromkeys(_SHAPING),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=list(stop_ids),
-            pad_token_id=self.pad_id,
-        )
+        with contiguous_head(self.model):
+            out_NL = self.model.generate(
+                input_ids=ids_NL,
+                attention_mask=mask_NL,
+                logits_processor=LogitsProcessorList(sampler),
+                **dict.fromkeys(_SHAPING),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=list(stop_ids),
+                pad_token_id=self.pad_id,
+            )
         seconds = (time.perf_counter() - began) / len(contexts)
         return [_cut(row, stop_ids, seconds) for row in out_NL[:, width:].tolist()]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 # Entries of [N, V] in double precision at a time: a vocabulary of 128k times 33 verified tokens of 8 rows is 270 MB.
 _CHUNK = 2**22
+COLD = 1e-3  # temperature below which a quotient could overflow in float32
 
 
 def uniforms(seed: int, key: str, count: int) -> Tensor:
@@ -30,7 +31,15 @@ def choose(logits_NV: Tensor, uniform_N: Tensor | None, temperature: float) -> T
         return logits_NV.argmax(-1)
     rows = max(1, _CHUNK // logits_NV.shape[1])
     pieces = zip(logits_NV.split(rows), uniform_N.split(rows), strict=True)
-    return torch.cat([inverse_sample((some / temperature).double().softmax(-1), at) for some, at in pieces])
+    return torch.cat([inverse_sample(_scaled(some, temperature).softmax(-1), at) for some, at in pieces])
+
+
+def _scaled(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Logits divided by the temperature, in float64; near zero, from the largest logit of a row down to −∞."""
+    if temperature >= COLD:
+        return (logits_NV / temperature).double()
+    below_NV = logits_NV.double() - logits_NV.double().amax(-1, keepdim=True)
+    return torch.where(below_NV == 0, below_NV, below_NV / temperature)
 
 
 def inverse_sample(probabilities_NV: Tensor, uniform_N: Tensor) -> Tensor:

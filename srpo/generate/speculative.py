@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from srpo.generate.draft_guesses import Cost, Follower, guess_length
-from srpo.generate.engine import Completion, expect_temperature
+from srpo.generate.engine import Completion, Keep, expect_temperature
 from srpo.generate.kv_cache import SlotCache
-from srpo.generate.plain import HFEngine
+from srpo.generate.plain import HFEngine, contiguous_head
 from srpo.generate.sampling import choose, uniforms
 from srpo.model.packed.head import head_dtypes
 from srpo.model.unwrap import core
@@ -90,6 +90,7 @@ class SpeculativeEngine(HFEngine):
         temperature: float = 1.0,
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
+        keep: Keep | None = None,
     ) -> list[Completion]:
         """Completes the contexts, see `Engine`; equal (seed, key) draw equal numbers.
 
@@ -98,7 +99,13 @@ class SpeculativeEngine(HFEngine):
         expect_temperature(temperature)
         if not contexts or not self._settle(contexts[0]):
             return super().complete(
-                contexts, keys, max_new_tokens=max_new_tokens, stop_ids=stop_ids, temperature=temperature, seed=seed
+                contexts,
+                keys,
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                temperature=temperature,
+                seed=seed,
+                keep=keep,
             )
         done: dict[int, Completion] = {}
         for some in self._batches(contexts):
@@ -113,10 +120,14 @@ class SpeculativeEngine(HFEngine):
             ]
             cache = self._recall(rows) if guesses is not None else self._new_cache()
             self._kept = None  # after `_recall` copied its rows: generation then holds one cache only
-            self._write(rows, cache, max_new_tokens, frozenset(stop_ids), temperature)
+            for finished in self._write(rows, cache, max_new_tokens, frozenset(stop_ids), temperature):
+                seconds = (time.perf_counter() - began) / len(rows)
+                for place in finished:
+                    row = rows[place]
+                    done[some[place]] = Completion(tuple(row.written), row.finished, seconds)
+                    if keep is not None:
+                        keep(some[place], done[some[place]])
             self._kept = (rows, cache)
-            seconds = (time.perf_counter() - began) / len(rows)
-            done |= {i: Completion(tuple(r.written), r.finished, seconds) for i, r in zip(some, rows, strict=True)}
         return [done[i] for i in range(len(contexts))]
 
     def _batches(self, contexts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -157,11 +168,15 @@ class SpeculativeEngine(HFEngine):
     @torch.no_grad()
     def _write(
         self, rows: list[_Row], cache: SlotCache, most: int, stop_ids: frozenset[int], temperature: float
-    ) -> None:
-        """Generates until every row is finished or has `most` tokens."""
+    ) -> Iterator[list[int]]:
+        """Generates until every row is finished or has `most` tokens; yields the places of rows completed by a step."""
         open_rows, part, places = rows, cache, list(range(len(rows)))
+        waiting = set(places)
         while open_rows:
             self._step(open_rows, part, most, stop_ids, temperature)
+            completed = [i for i in sorted(waiting) if rows[i].finished or len(rows[i].written) >= most]
+            waiting -= {*completed}
+            yield completed
             still = [i for i, row in enumerate(open_rows) if not row.finished and len(row.written) < most]
             if 2 * len(still) <= len(open_rows) and len(open_rows) > 1:  # drop finished rows
                 if part is not cache:
@@ -227,14 +242,15 @@ class SpeculativeEngine(HFEngine):
         mask_N1QW = cache.place(slots, device, dtype)
         slots_NQ = cache.where.slots_NQ
         self.forwards, self.read = self.forwards + 1, self.read + len(rows) * width
-        logits_NKV: Tensor = self.model(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=mask_N1QW.expand(len(rows), -1, -1, -1),
-            position_ids=(slots_NQ - 1).clamp(min=0).expand(len(rows), -1),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=verified,
-        ).logits
+        with contiguous_head(self.model):
+            logits_NKV: Tensor = self.model(
+                input_ids=torch.tensor(ids, device=device),
+                attention_mask=mask_N1QW.expand(len(rows), -1, -1, -1),
+                position_ids=(slots_NQ - 1).clamp(min=0).expand(len(rows), -1),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=verified,
+            ).logits
         return logits_NKV
 
     def _choose(self, rows: list[_Row], logits_NKV: Tensor, guesses: list[list[int]], temperature: float) -> Tensor:

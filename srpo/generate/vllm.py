@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import BackendError, ConfigError, did_you_mean
-from srpo.generate.engine import Completion, ContextAnswer, expect_temperature, seed_of
+from srpo.generate.engine import Completion, ContextAnswer, Keep, expect_temperature, seed_of
 from srpo.model.weights.load import ADAPTER_FILE, adapter_base
 
 log = logging.getLogger("srpo")
@@ -117,6 +117,7 @@ class VLLMEngine:
         temperature: float = 1.0,
         seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
+        keep: Keep | None = None,
     ) -> list[Completion]:
         """Completes the contexts; see `Engine`."""
         expect_temperature(temperature)
@@ -134,10 +135,14 @@ class VLLMEngine:
         began = time.perf_counter()
         outputs = self._generate(contexts, settings, adapter=True)
         seconds = (time.perf_counter() - began) / max(1, len(contexts))
-        return [
+        done = [
             Completion(tuple(each.outputs[0].token_ids), each.outputs[0].finish_reason == "stop", seconds)
             for each in outputs
         ]
+        if keep is not None:
+            for place, completion in enumerate(done):
+                keep(place, completion)
+        return done
 
     def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
         """Returns log π of each answer after its context, nats, summed over the answer's tokens."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from srpo.errors import ConfigError
 from srpo.generate.http import connect
-from srpo.generate.journal import Journal
+from srpo.generate.journal import Journal, JournaledEngine
 from srpo.generate.openai import ChatEngine, CompletionsEngine
 from srpo.revise.confidence import RatioScorer
 from srpo.revise.reviser import Reviser, training_record
-from srpo.revise.settings import EngineSettings, ReviserSettings
+from srpo.revise.settings import SERVERS, EngineSettings, ReviserSettings
 from srpo.sequences.render_messages import MessageRenderer
 from srpo.sequences.templates import template_for
 
@@ -31,24 +31,30 @@ def make_reviser(
     Args:
         model: folder of the trained model. A server engine reads tokenizer and template there, chat the template only.
         reference: the model before training, loaded in this process.
-        journal: file that keeps the answers of a server.
+        journal: file that keeps finished answers, so that a restarted run does not draw them again.
         keywords: more arguments of `Reviser`.
 
     Raises:
         ConfigError: a reference in this process for a model on a server.
     """
-    if settings.engine == "hf":
-        keywords |= {"batch_size": batch_size, "device": settings.device, "dtype": settings.dtype}
-        return Reviser(model, template=template, reference=reference, **keywords)
-    if settings.engine == "vllm":
-        return Reviser(model, template=template, **_vllm(settings, model, reference, batch_size), **keywords)
+    if settings.engine not in SERVERS:
+        if settings.engine == "vllm":
+            keywords |= _vllm(settings, model, reference, batch_size)
+        else:
+            keywords |= {"batch_size": batch_size, "device": settings.device, "dtype": settings.dtype}
+            keywords["reference"] = reference
+        reviser = Reviser(model, template=template, **keywords)
+        if journal is not None:
+            reviser.engine = JournaledEngine(reviser.engine, Journal(journal, durable=False))
+        return reviser
     if reference is not None:
         fix = "name it as the server does: served_reference"
         raise ConfigError(f"has no use with engine {settings.engine}", where="reference", fix=fix)
     endpoint = connect(settings.endpoint)
     kind = ChatEngine if settings.engine == "chat" else CompletionsEngine
     kept = Journal(journal) if journal is not None else None
-    engine = kind(endpoint, settings.endpoint.model, batch_size=batch_size, journal=kept)
+    fields = settings.endpoint.body
+    engine = kind(endpoint, settings.endpoint.model, batch_size=batch_size, journal=kept, fields=fields)
     if settings.engine == "chat":
         return Reviser(model, renderer=MessageRenderer(template_for(model, template)), engine=engine, **keywords)
     scorer = None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from srpo.data.read import Prompt, PromptRow, read_prompts
-from srpo.errors import ConfigError, InputError, LengthError
+from srpo.errors import ConfigError, InputError
 from srpo.generate.engine import Engine
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.model.unwrap import core
@@ -27,10 +27,11 @@ from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, e
 from srpo.revise.policy import AUTO, Policy
 from srpo.revise.settings import ReviserSettings, RevisionSettings
 from srpo.revise.stored_calibration import Calibration
-from srpo.revise.trail import FAILED, Answer, Trail
+from srpo.revise.trail import FAILED, IMPOSSIBLE, Answer, Trail
 from srpo.sequences.protocols import Tokenizer
 from srpo.sequences.render import Renderer, RevisionTemplate, options_of, template_for
 
+OBJECTIVE = "srpo"  # the objective whose models Eq. 9 and Eq. 14 describe
 log = logging.getLogger("srpo")
 
 
@@ -90,11 +91,13 @@ class Reviser:
         needed = engine is None or reference is not None
         policy, frozen = _models(model, reference, settings, needed=needed)
         self.model: Any = policy
-        if scorer is None and policy is not None:
-            scorer = ModelScorer.available(policy, frozen, record.get("reference"), backend=settings.backend)
         self.beta = settings.beta if settings.beta is not None else record.get("beta")
         self.logps_reduction = settings.logps_reduction or record.get("logps_reduction", "sum")
         expect_known(self.logps_reduction, settings.equation)
+        if scorer is None and policy is not None:
+            scorer = ModelScorer.available(policy, frozen, record.get("reference"), backend=settings.backend)
+            if self.beta is None and frozen is None:  # an adapter of another trainer; its base would be the reference
+                scorer = None
         if scorer is not None and self.beta is None:
             raise ConfigError("a reference but no β", where="beta", fix="pass the β the model was trained with")
         self.confidence = (
@@ -102,6 +105,7 @@ class Reviser:
             if scorer is not None and self.beta is not None
             else None
         )
+        self.objective = record.get("objective", OBJECTIVE)
         if engine is None:
             ids: Any = self.renderer.tokenizer
             pad = next((i for i in (ids.pad_token_id, ids.eos_token_id) if i is not None), 0)
@@ -112,7 +116,16 @@ class Reviser:
     @property
     def has_confidence(self) -> bool:
         """True if the reviser can compare a revision with its draft."""
-        return self.confidence is not None
+        return not self.why_no_confidence
+
+    @property
+    def why_no_confidence(self) -> str:
+        """Reason why revisions get no confidence; empty with one."""
+        if self.objective != OBJECTIVE:
+            return f"the model was trained with {self.objective}, and Eq. 9 holds for {OBJECTIVE} alone"
+        if self.confidence is None:
+            return "no β is saved with the model" if self.beta is None else "no reference"
+        return ""
 
     def policy(self, settings: RevisionSettings) -> tuple[Policy, int]:
         """Returns the policy for this model and the largest number of revisions; logs what "auto" chose.
@@ -134,13 +147,17 @@ class Reviser:
         else:
             policy = Policy.named("if_preferred" if self.has_confidence else "always")
             log.info("srpo: policy %s; `srpo calibrate` measures whether revising helps this model", policy.name)
-        if policy.weighs and not self.has_confidence:
-            fix = "pass the model it was trained from as the reference"
-            raise ConfigError(f"{policy.name} needs the model's own confidence", where="policy", fix=fix)
-        return policy, policy.limit(revisions)
+        limit = policy.limit(revisions)
+        if why := self.why_no_confidence:
+            fix = "pass the model it was trained from as the reference, and its β"
+            if policy.weighs:
+                raise ConfigError(f"{policy.name} needs the model's own confidence: {why}", where="policy", fix=fix)
+            if limit:
+                log.info("srpo: confidence is off: %s; every revision is kept", why)
+        return policy, limit
 
     def revise(self, prompts: Iterable[Any], revisions: int = 5, **settings: Any) -> list[Trail]:
-        """Returns one trail per prompt, in order.
+        """Returns one trail per prompt, in order; a prompt without room in the model's context has a failed trail.
 
         Args:
             prompts: Texts, message lists, or rows with a `prompt` and, where needed, `system`, `tools` and
@@ -151,7 +168,6 @@ class Reviser:
         Raises:
             ConfigError: A setting out of range, or a policy that needs a reference without one.
             DataError: The chat template would not show a row's tools or options to the model.
-            LengthError: A context leaves no room for the answer in the model's window.
         """
         rows = read_prompts([row if isinstance(row, dict) else {"prompt": row} for row in prompts])
         return list(self.trails(rows, RevisionSettings(revisions, **settings)))
@@ -184,7 +200,7 @@ class Reviser:
             batch = items[at : at + size]
             self._draft(batch, settings)
             for revision in range(1, revisions + 1):
-                if open_items := [item for item in batch if not item.stopped and not item.failed]:
+                if open_items := [item for item in batch if not item.ended]:
                     self._revise(open_items, revision, settings, policy)
             yield from (item.trail() for item in batch[max(0, skip - at) :])
 
@@ -211,7 +227,7 @@ class Reviser:
         contexts = self.renderer.revisions([i.row.prompt for i in items], old, [options_of(i.row) for i in items])
         written = self._complete(items, contexts, self.renderer.answers(old), revision, settings)
         compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(written)
-        if self.confidence is not None and written:
+        if self.confidence is not None and self.has_confidence and written:
             old, new = [item.in_hand.text for item, _ in written], [answer.text for _, answer in written]
             compared = self.confidence.compare([item.row for item, _ in written], old, new)
         for (item, answer), (preferred, scored) in zip(written, compared, strict=True):
@@ -238,7 +254,9 @@ class Reviser:
         settings: RevisionSettings,
     ) -> list[tuple[_Item, Answer]]:
         """Returns the items that got an answer, each with its answer; marks the others as failed."""
-        self._expect_room(items, contexts, settings.max_new_tokens)
+        fit = [i for i, item in enumerate(items) if self._has_room(item, len(contexts[i]), settings.max_new_tokens)]
+        items, contexts = [items[i] for i in fit], [contexts[i] for i in fit]
+        guesses = [guesses[i] for i in fit] if guesses is not None else None
         completions = self.engine.complete(
             contexts,
             [f"{item.key}/{revision}" for item in items],
@@ -259,16 +277,14 @@ class Reviser:
                 written.append((item, answer))
         return written
 
-    def _expect_room(self, items: list[_Item], contexts: list[list[int]], new: int) -> None:
+    def _has_room(self, item: _Item, length: int, new: int) -> bool:
+        """Returns whether a context of that length leaves room for the answer; otherwise the item alone fails."""
         limit = self.engine.max_length
-        for item, context in zip(items, contexts, strict=True):
-            if limit is not None and len(context) + new > limit:
-                raise LengthError(
-                    f"a context of {len(context)} tokens leaves {max(0, limit - len(context))} for the answer",
-                    where=item.row.where,
-                    expected=f"room for max_new_tokens={new} in the model's {limit}",
-                    fix="shorten the prompt or lower max_new_tokens",
-                )
+        if limit is None or length + new <= limit:
+            return True
+        room = f"{max(0, limit - length)} of the model's {limit} for max_new_tokens={new}"
+        item.impossible = f"a context of {length} tokens leaves {room}"
+        return False
 
 
 @dataclass
@@ -281,9 +297,15 @@ class _Item:
     in_hand: Answer = field(default_factory=lambda: Answer("", 0))
     stopped: str = ""
     failed: str = ""
+    impossible: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.stopped or self.failed or self.impossible)
 
     def trail(self) -> Trail:
         stopped = f"{FAILED}{self.failed}" if self.failed else self.stopped or "revisions"
+        stopped = f"{IMPOSSIBLE}{self.impossible}" if self.impossible else stopped
         return Trail(self.row.prompt, tuple(self.answers), stopped, self.row.meta)
 
 

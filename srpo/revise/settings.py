@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from srpo.generate.settings import EndpointSettings
 from srpo.revise.policy import AUTO, Policy
 from srpo.settings import expect_valid, options, part, setting, shared, values_of
 
+ANSWERS = ".answers.jsonl"  # suffix of the journal of finished answers, kept beside trails until they are complete
 ENGINES = ("hf", "vllm", "openai", "chat")
 SERVERS = ("openai", "chat")
 # The engines that use a setting; the server engines use every other one.
@@ -111,7 +113,7 @@ class EngineSettings:
         "to a server; see docs/server.md.",
         choices=ENGINES,
     )
-    endpoint: EndpointSettings = part(EndpointSettings, names={"model": "served_model"}, without=["body"])
+    endpoint: EndpointSettings = part(EndpointSettings, names={"model": "served_model", "body": "engine_body"})
     served_reference: str = setting(
         "", "Name at the server of the model before training; the model's own confidence needs it."
     )
@@ -139,6 +141,7 @@ class EngineSettings:
             "engine": self.engine,
             "served_model": self.endpoint.model,
             "served_reference": self.served_reference,
+            "engine_body": json.dumps(self.endpoint.body, sort_keys=True) if self.endpoint.body else "",
         }
         decides = {} if self.engine == "hf" else {name: value for name, value in named.items() if value}
         return decides if self.dtype == "float32" else {**decides, "dtype": self.dtype}

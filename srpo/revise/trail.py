@@ -8,7 +8,8 @@ from typing import Any
 
 from srpo.errors import DataError
 
-FAILED = "failed: "
+FAILED = "failed: "  # another try may succeed
+IMPOSSIBLE = "impossible: "  # the item has no room in the model's context
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Trail:
         stopped: Reason for the end of the trail. "revisions": the requested number was reached. "fixed point": greedy
             decoding repeated an answer, so all later revisions are identical. "worse" or "unchanged": the policy
             stopped. "failed: …" with a reason: an engine gave no answer; earlier answers remain, possibly zero.
+            "impossible: …" with a reason: the prompt cannot be done; the same.
         meta: All other columns of the input row, unchanged.
     """
 
@@ -57,7 +59,13 @@ class Trail:
     @property
     def failed(self) -> str:
         """Reason why the trail is incomplete; empty for a complete trail."""
-        return self.stopped.removeprefix(FAILED) if self.stopped.startswith(FAILED) else ""
+        found = [prefix for prefix in (FAILED, IMPOSSIBLE) if self.stopped.startswith(prefix)]
+        return self.stopped.removeprefix(found[0]) if found else ""
+
+    @property
+    def can_retry(self) -> bool:
+        """True if an engine failed, so that another try may succeed."""
+        return self.stopped.startswith(FAILED)
 
     def after(self, revisions: int) -> Answer:
         """Returns the answer in hand after a number of revisions (0 is the draft): the last answer kept so far.

@@ -21,7 +21,7 @@ from srpo.data.rejected import REJECTED_FILE, rejected_lines
 from srpo.disk import write_file
 from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError
 from srpo.progress import Progress
-from srpo.revise.settings import RevisionSettings
+from srpo.revise.settings import ANSWERS, RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.secrets import redacted
 
@@ -120,9 +120,12 @@ def write_trails(
     except OSError as error:
         raise _unwritable(path, error) from None
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; finished trails are in {path}", fix="the same command goes on") from None
-    if failed or present < len(rows):
-        _report_failed(path, strict=strict)
+        journal = path.with_name(path.name + ANSWERS)
+        others = f", other finished answers in {journal}" if journal.exists() else ""
+        raise Interrupted(
+            f"interrupted; finished trails are in {path}{others}", fix="the same command goes on"
+        ) from None
+    _report_failed(path, strict=strict)
     return present
 
 
@@ -197,20 +200,24 @@ def _report_failed(path: Path, *, strict: bool) -> None:
     """Counts failed trails by reason.
 
     Raises:
-        InputError: Some trails failed, and `strict`.
+        InputError: An engine failed, and `strict`.
+        DataError: Prompts have no room in the model's context, and `strict`.
     """
     trails = [trail for _, trail in located_trails(path)]
     failed = Counter(trail.failed for trail in trails if trail.failed)
     if failed:
         most = "; ".join(f"{count} × {reason}" for reason, count in failed.most_common(3))
         problem = f"{failed.total()} of {len(trails)} prompts failed: {most}"
-        if strict:
+        if strict and any(trail.can_retry for trail in trails):
             raise InputError(problem, where=str(path), fix="the same command tries them again, and no others")
+        if strict:
+            fix = "shorten these prompts or lower max_new_tokens; --bad_rows skip accepts the file as it is"
+            raise DataError(problem, where=str(path), fix=fix)
         log.warning("srpo: %s: %s", path, problem)
 
 
 def _finished(path: Path, rows: list[PromptRow], made_with: Mapping[str, Any]) -> tuple[int, list[int], int]:
-    """Returns the number of finished trails in the file, the places of failed ones, and the length in bytes of both.
+    """Returns the number of trails in the file, the places of those to try again, and the length of all in bytes.
 
     Changes no file: a file of anything else may be a user's data.
 
@@ -237,7 +244,7 @@ def _finished(path: Path, rows: list[PromptRow], made_with: Mapping[str, Any]) -
             raise DataError(error.what, where=where, expected=error.expected, fix=OTHER) from None
         if number > len(rows) or _request(trail) != _request(rows[number - 1]):
             raise DataError("a trail of another prompt", where=where, fix=OTHER)
-        if trail.failed:
+        if trail.can_retry:
             failed.append(number - 1)
     if end < len(content) and (not (lines or before) or not _is_torn(content[end:])):
         expected = "a line that `srpo revise` was writing"
@@ -259,9 +266,11 @@ def _begin(path: Path, end: int, made_with: Mapping[str, Any]) -> None:
     """Removes a torn last line, and writes the settings file."""
     if end < path.stat().st_size:
         os.truncate(path, end)
-    beside = path.with_name(path.name + SETTINGS)
+    beside, settings = path.with_name(path.name + SETTINGS), json.dumps(redacted(dict(made_with)), indent=2) + "\n"
+    if not end and not (beside.exists() and beside.read_bytes() == settings.encode()):
+        path.with_name(path.name + ANSWERS).unlink(missing_ok=True)  # answers of other settings
     if not end or not beside.exists():
-        beside.write_text(json.dumps(redacted(dict(made_with)), indent=2) + "\n", "utf-8")
+        beside.write_text(settings, "utf-8")
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
