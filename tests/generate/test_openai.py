@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,43 @@ def test_chat_sends_messages_and_reads_text() -> None:
         {"role": "assistant", "content": "42"},
         {"role": "user", "content": template.fill_revision("What is 6×7?", "42")},
     ]
+
+
+def spoken_chat(body: JSON, before: int) -> Say:
+    choice = {"message": {"role": "assistant", "content": "42"}, "finish_reason": "stop"}
+    return Say({"choices": [choice], "usage": {"prompt_tokens": 11, "completion_tokens": 3}})
+
+
+def rejecting(*names: str) -> Callable[[JSON, int], Say]:
+    """A chat server that rejects some fields, as newer models do."""
+
+    def script(body: JSON, before: int) -> Say:
+        for name in names:
+            if name in body:
+                other = "; use 'max_completion_tokens' instead" if name == "max_tokens" else ""
+                return Say({"error": {"message": f"Unsupported parameter: '{name}'{other}.", "param": name}}, 400)
+        return spoken_chat(body, before)
+
+    return script
+
+
+def test_a_chat_server_that_wants_max_completion_tokens_gets_it() -> None:
+    asked = [[{"role": "user", "content": f"{n}+{n}"}] for n in range(5)]
+    with serve(rejecting("max_tokens"), OTHER) as server:
+        subject = engine(server, ChatEngine)
+        assert [done.text for done in ask(subject, asked)] == ["42"] * 5
+        server.bodies.clear()
+        assert [done.text for done in ask(subject, asked)] == ["42"] * 5  # remembered
+        assert [body["max_completion_tokens"] for body in server.bodies] == [4] * 5
+    # Control: another rejected field fails, since the answers would not be greedy without it …
+    with serve(rejecting("max_tokens", "temperature"), OTHER) as server:
+        (done,) = ask(engine(server, ChatEngine), asked[:1])
+        assert "temperature" in done.failed
+        # … unless the user leaves it out.
+        fields = {"temperature": None, "reasoning_effort": "low"}
+        (done,) = ask(engine(server, ChatEngine, fields=fields), asked[:1])
+        assert done.text == "42"
+        assert server.bodies[-1]["reasoning_effort"] == "low"
 
 
 def test_a_chat_answer_without_content_fails() -> None:

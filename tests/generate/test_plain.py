@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 from srpo.errors import ConfigError
+from srpo.generate import plain, speculative
 from srpo.generate.engine import Completion
 from srpo.generate.plain import HFEngine
-from srpo.generate.sampling import inverse_sample, uniforms
+from srpo.generate.sampling import choose, inverse_sample, uniforms
+from srpo.generate.speculative import SpeculativeEngine
 from tests.conftest import EOS, PAD, make_tiny_llama
+from tests.model.zoo import SERVED, build
 
 CONTEXTS = [
     [65],
@@ -241,3 +245,43 @@ def test_an_invalid_temperature_is_rejected(model: Any, temperature: float) -> N
 def test_an_invalid_batch_size_is_rejected(model: Any) -> None:
     with pytest.raises(ConfigError, match="batch_size: 0; expected at least 1"):
         HFEngine(model, pad_id=PAD, batch_size=0)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-8, 1e-40, 1e-320])
+def test_near_zero_temperatures_select_the_most_probable_token(temperature: float) -> None:
+    logits = torch.tensor([[3.0, 80.0, -2.0, 79.0], [-50.0, -60.0, -50.5, float("-inf")]])
+    for number in (0.0, 0.5, 0.999999):
+        assert choose(logits, torch.full((2,), number, dtype=torch.float64), temperature).tolist() == [1, 0]
+    if temperature < 1e-38:  # control: the plain quotient overflows
+        assert (logits / temperature).double().softmax(-1).isnan().any()
+
+
+@pytest.mark.parametrize("kind", [HFEngine, SpeculativeEngine])
+@pytest.mark.parametrize("family", ["llama tied", "gemma3, mixed windows", "phi3", "granite"])
+def test_no_linear_layer_reads_strided_states(
+    kind: type[HFEngine], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strided input and a frozen weight make torch copy the weight for every row of the batch."""
+
+    def strided_layers() -> set[str]:
+        model_type, settings = SERVED[family]
+        model, found = build(model_type, **settings), set[str]()
+        names = {module: name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+
+        def look(module: torch.nn.Linear, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
+            if not inputs[0].is_contiguous():
+                found.add(names[module])
+
+        for module in names:
+            module.register_forward_hook(look)
+        engine = kind(model, pad_id=0)
+        how: dict[str, Any] = {"max_new_tokens": 5, "stop_ids": [2], "temperature": 0.0}
+        drafts = engine.complete([[5, 6, 7, 8, 9], [7, 8]], ["a", "b"], **how)
+        contexts = [[5, 6, 7, 8, 9, *drafts[0].ids, 3], [7, 8, *drafts[1].ids, 3]]
+        engine.complete(contexts, ["a", "b"], guesses=[list(draft.ids) for draft in drafts], **how)
+        return found
+
+    assert strided_layers() == set()
+    for module in (plain, speculative):  # control
+        monkeypatch.setattr(module, "contiguous_head", lambda _: nullcontext())
+    assert strided_layers() == {"lm_head"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from srpo import Reviser
-from srpo.errors import InputError
+from srpo.errors import DataError, InputError
 from srpo.generate.engine import Completion
 from srpo.revise.confidence import Sequences
 from srpo.revise.settings import RevisionSettings
@@ -152,3 +152,27 @@ def test_bad_rows_skip_accepts_failed_trails(source: str, tmp_path: Path, caplog
         assert "1 of 9 prompts failed: 1 × HTTP 400: too long" in caplog.text
         assert len(read_trails(out)) == 8
         assert "1 of 9 trails failed and are left out" in caplog.text
+
+
+def test_prompts_without_room_are_counted_and_not_tried_again(tmp_path: Path) -> None:
+    source, out = tmp_path / "prompts.jsonl", tmp_path / "trails.jsonl"
+    long = ["1" * 60 + "=", "1" * 45 + "="]  # no room for a draft; no room for a revision
+    rows = [{"prompt": text} for text in [*PROMPTS[:3], *long, *PROMPTS[3:6]]]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    settings = RevisionSettings(revisions=2, max_new_tokens=14)
+
+    def scripted() -> Reviser:
+        Scripted(subject := reviser(), lambda context: "123456", batch_size=2)
+        return subject
+
+    for make in (scripted, never):  # the second run draws no trail and reports the same
+        with pytest.raises(DataError, match=r"2 of 8 prompts failed: .*a context of .* tokens leaves") as caught:
+            revise_file(make, str(source), str(out), settings)
+        assert caught.value.exit_code == 65
+    assert [len(trail.answers) for trail in trails(out)] == [3, 3, 3, 0, 1, 3, 3, 3]
+    assert revise_file(never, str(source), str(out), settings, bad_rows="skip") == (8, 8)
+    # Control: a failure of the engine is tried again.
+    text = out.read_text("utf-8").replace("impossible: ", "failed: ")
+    out.write_text(text, "utf-8")
+    with pytest.raises(AssertionError, match="asked for"):
+        revise_file(never, str(source), str(out), settings, bad_rows="skip")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from srpo import Pair, Renderer, Reviser, RevisionTemplate, Trail
-from srpo.errors import ConfigError, InputError, LengthError
+from srpo.errors import ConfigError, InputError
 from srpo.model.weights.load import TRAINING_FILE
 from srpo.revise.settings import RevisionSettings
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
@@ -219,6 +219,21 @@ def test_without_a_reference_there_is_no_confidence() -> None:
         subject.log_ratios([[([1], [2])]])
 
 
+def test_an_adapter_of_another_trainer_revises_without_confidence(caplog: pytest.LogCaptureFixture) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(carry_llama(), peft.LoraConfig(r=4, task_type="CAUSAL_LM")).eval()
+    subject = reviser(model)
+    with caplog.at_level("INFO", "srpo"):
+        (trail,) = subject.revise(["12+34="], 1, max_new_tokens=4, policy="always")
+    assert trail.answers[1].preferred is None
+    assert "confidence is off: no β is saved with the model; every revision is kept" in caplog.text
+    with pytest.raises(ConfigError, match="if_preferred needs the model's own confidence: no β is saved"):
+        subject.revise(["12+34="], 1, policy="if_preferred")
+    # Control: with a β, the base under the adapter is the reference.
+    (trail,) = reviser(model, beta=0.1).revise(["12+34="], 1, max_new_tokens=4)
+    assert trail.answers[1].preferred == 0.5
+
+
 def test_a_reference_needs_a_beta() -> None:
     with pytest.raises(ConfigError, match="beta: a reference but no β"):
         reviser(reference=carry_llama(1))
@@ -312,19 +327,23 @@ def test_finished_answers_end_with_a_terminator() -> None:
     assert {answer.finished for answer in drawn} == {True, False}
 
 
-def test_a_context_without_room_names_its_row() -> None:
+def test_a_prompt_without_room_fails_alone() -> None:
     long = "1" * 50 + "+1="
-    with pytest.raises(LengthError) as caught:
-        reviser().revise(["1+1=", long], 1, max_new_tokens=20)
-    said = (
-        "row 2: a context of 54 tokens leaves 10 for the answer; expected room for max_new_tokens=20 in the model's 64"
-    )
-    assert str(caught.value).startswith(said)
-    # A draft may fit where its revision does not.
-    Scripted(subject := reviser(), lambda context: "1" * 20)
-    with pytest.raises(LengthError, match=r"row 1: a context of 52 tokens leaves 12 for the answer"):
-        subject.revise(["1" * 28 + "+="], 1, max_new_tokens=21)
-    assert len(subject.revise(["1" * 28 + "+="], 0, max_new_tokens=21)) == 1
+    found = reviser().revise(["1+1=", long, "2+2="], 1, max_new_tokens=20)
+    assert [trail.failed for trail in found] == [
+        "",
+        "a context of 54 tokens leaves 10 of the model's 64 for max_new_tokens=20",
+        "",
+    ]
+    assert [len(trail.answers) for trail in found] == [2, 0, 2]
+    # A draft may have room where its revision does not: the draft stays.
+    Scripted(subject := reviser(), lambda context: "1" * (20 if context.startswith("3") else 1))
+    found = subject.revise(["30+1" + "0" * 20 + "=", "1+1="], 1, max_new_tokens=20)
+    assert [len(trail.answers) for trail in found] == [1, 2]
+    assert found[0].stopped.startswith("impossible: a context of")
+    assert not found[0].can_retry
+    # Control: with fewer new tokens the same prompt has room.
+    assert not subject.revise(["30+1" + "0" * 20 + "="], 1, max_new_tokens=10)[0].failed
 
 
 @pytest.mark.parametrize(
@@ -383,6 +402,16 @@ def test_an_adapter_trained_from_an_adapter_has_no_base_reference(saved: Path, t
     for kind, has in (("adapter off", True), ("frozen adapter", False), ("given", False)):
         record(folder, reference=kind)
         assert Reviser(str(folder)).has_confidence == has
+
+
+def test_a_model_of_another_objective_has_no_confidence(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for objective, has in (("dpo", False), ("ipo", False), ("srpo", True)):
+        record(saved, objective=objective)
+        subject = Reviser(str(saved), reference=carry_llama(1))
+        assert subject.has_confidence == has
+        (trail,) = subject.revise(["12+34="], 1, max_new_tokens=4)
+        assert (trail.answers[1].preferred is not None) == has
+        assert subject.log_ratios([[([1], [2])]]).shape == (1, 1)  # which choose the best of several drafts
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"beta": "much"}', '{"beta": null}'])
