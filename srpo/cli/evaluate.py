@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     results, report = evaluate(plan, shlex.join(redacted_command(["srpo", "evaluate", *argv])))
     console = Console(highlight=False)
     print_table(results, console)
-    for sentence in [*results.verdict, *results.advice]:
+    for sentence in [*results.cautions, *results.verdict, *results.advice]:
         console.print(sentence, markup=False)
     console.print(f"The report is {report}", markup=False, soft_wrap=True)
     return 0

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from srpo.data.read import PromptRow, read_prompts
 from srpo.data.source import Source, columns_of
 from srpo.disk import writable_folder
-from srpo.evaluate.controls import draft_only, gold_answers, keep_best, oracle, several_drafts
+from srpo.evaluate.controls import (
+    LOGP,
+    MEAN_LOGP,
+    REWARD,
+    draft_only,
+    gold_answers,
+    keep_best,
+    majority,
+    oracle,
+    several_drafts,
+)
 from srpo.evaluate.plan import BEST_OF, CONTROLS, Model, Plan, named_files
 from srpo.judge.load import AnyJudge
 from srpo.revise.settings import RevisionSettings
@@ -34,7 +44,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("srpo")
 FOLDER, ALL = "drawn", "all"
-ANSWERS, DRAFTS, REFERENCE = "answers", "drafts", "reference"  # kinds of trails, beside BEST_OF
+ANSWERS, DRAFTS, REFERENCE = "answers", "drafts", "reference"
+GREEDY, REFERENCE_GREEDY, BY_REFERENCE = "greedy", "reference_greedy", "best_of_reference_logp"
+# Controls that are drawn: the value by which they choose among drafts, or "" for drafts of their own.
+KINDS = {
+    BEST_OF: REWARD,
+    "best_of_logp": LOGP,
+    "best_of_mean_logp": MEAN_LOGP,
+    BY_REFERENCE: LOGP,
+    GREEDY: "",
+    REFERENCE_GREEDY: "",
+}
 # Files that decide a model's answers; optimiser states, logs and cards do not.
 DECIDES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 IGNORED = ("trainer_state.json", "run.json", "results.json", "added_by_user.txt")
@@ -138,20 +158,19 @@ class ModelAnswers:
 
     def systems(self, task: Task, controls: Collection[str], judge: AnyJudge) -> dict[str, list[Trail]]:
         """Returns the trails of the model and its controls by the name of the system."""
-        sampled = task.temperature > 0  # greedy drafts are all equal
+        gold_key, sampled = self.plan.gold_key, task.temperature > 0  # greedy drafts are all equal
         found = {"": self.draw(BEST_OF if self.model.policy == BEST_OF else ANSWERS, task)}
-        if BEST_OF in controls and sampled:
-            found[BEST_OF] = self.draw(BEST_OF, task)
-        if REFERENCE in controls:
-            found[REFERENCE] = self.draw(REFERENCE, task)
-        drafts = self.draw(DRAFTS, task) if "oracle" in controls and sampled else None
-        if drafts is not None:
-            found["oracle"] = oracle(drafts, judge, self.plan.gold_key)
+        for kind in (REFERENCE, *(KINDS if sampled else ())):
+            if kind in controls:
+                found[kind] = self.draw(kind, task)
+        drafts = self.draw(DRAFTS, task) if sampled and {"oracle", "majority"} & {*controls} else []
+        if drafts:
+            found |= {"oracle": oracle(drafts, judge, gold_key), "majority": majority(drafts)}
         if "draft_only" in controls:
             found["draft_only"] = draft_only(found[""])
         if "gold" in controls:
-            found["gold"] = gold_answers(found[""], self.plan.gold_key)
-        order = [name for name in ("", *CONTROLS) if name in found]
+            found["gold"] = gold_answers(found[""], gold_key)
+        order = ["", *(name for name in CONTROLS if name in found and name in controls)]
         return {f"{task.name}/{name}".rstrip("/"): found[name] for name in order}
 
     def draw(self, kind: str, task: Task) -> list[Trail]:
@@ -159,17 +178,18 @@ class ModelAnswers:
 
         Args:
             kind: `ANSWERS`, drafts and revisions under the model's policy; `DRAFTS`, as many drafts of each prompt as a
-                trail has answers; `BEST_OF`, the same drafts with the best one by implied reward kept; `REFERENCE`,
-                drafts and revisions of the reference, prompted by the trained model's template.
+                trail has answers; `REFERENCE`, drafts and revisions of the reference, prompted by the trained model's
+                template; or a control of `KINDS`.
         """
-        drafts = self.draw(DRAFTS, task) if kind == BEST_OF else []
+        by = KINDS.get(kind, "")
+        drafts = self.draw(DRAFTS, task) if by else []
         model, template = self._model_of(kind)
         path, settings, made_with = self.cache_file(kind, task)
 
         def draw(skip: int, only: Collection[int] | None) -> Iterator[Trail]:
             reviser = self.reviser(model, template)
-            if kind == BEST_OF:
-                return keep_best(reviser, task.rows, drafts, skip=skip)
+            if by:
+                return keep_best(reviser, task.rows, drafts, by, skip=skip)
             if kind == DRAFTS:
                 return several_drafts(reviser, task.rows, settings, skip=skip)
             return reviser.trails(task.rows, settings, skip=skip, only=only)
@@ -184,6 +204,8 @@ class ModelAnswers:
         plan, policy = self.plan, self.model.policy if kind == ANSWERS else "always"
         revisions = plan.revisions if self.model.revisions is None else self.model.revisions
         settings = RevisionSettings(revisions, task.temperature, self.seed, plan.max_new_tokens, policy)
+        if kind in (GREEDY, REFERENCE_GREEDY):
+            settings = replace(settings, revisions=0, temperature=0.0, seed=0)  # one file for all seeds
         asked = json.dumps([row._replace(where="") for row in task.rows], sort_keys=True, default=str)
         file = Path(model.revision_template or "")
         words = file.read_text("utf-8") if file.is_file() else model.revision_template or "saved"
@@ -193,7 +215,8 @@ class ModelAnswers:
             "reference": content_hash(model.reference) if model.reference else "",
             "template": template.identity() if template else words,
             **({} if plan.dtype == "float32" else {"dtype": plan.dtype}),
-            **({"kind": kind} if kind in (DRAFTS, BEST_OF) else {}),
+            **({"kind": kind} if kind not in (ANSWERS, REFERENCE) else {}),
+            **({"drafts": content_hash(self.model.model)} if kind == BY_REFERENCE else {}),
             "prompts": hashlib.sha256(asked.encode()).hexdigest(),
         }
         key = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]
@@ -203,7 +226,7 @@ class ModelAnswers:
 
     def _model_of(self, kind: str) -> tuple[Model, RevisionTemplate | None]:
         """The model to load, and a template where it has not one of its own."""
-        if kind == REFERENCE:
+        if kind in (REFERENCE, REFERENCE_GREEDY, BY_REFERENCE):
             template = template_for(self.model.model, self.model.revision_template)
             template = template or RevisionTemplate.load(self.model.model)
             # The digest is that of another tokenizer; the words of the template serve here too.

@@ -1,6 +1,7 @@
-"""Opponents of a revising model: its drafts alone, the best of k + 1 drafts, the judge's own pick, the gold answers.
+"""Opponents of a revising model: its drafts alone, the best or most frequent of k + 1 drafts, the gold answers.
 
-Best of k + 1 drafts is the opponent at equal compute: it reads about as many tokens as k revisions.
+Choosing among k + 1 drafts is the opponent at equal compute: it reads about as many tokens as k revisions. The oracle,
+which chooses by the judge, is a bound.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from srpo.revise.trail import Answer, Trail
 from srpo.sequences.render import options_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srpo.revise.confidence import Sequences
     from srpo.revise.reviser import Reviser
+
+REWARD, LOGP, MEAN_LOGP = "reward", "logp", "mean_logp"
 
 
 def best_of(reviser: Reviser, prompts: Iterable[object], settings: RevisionSettings) -> list[Trail]:
@@ -61,16 +67,18 @@ def several_drafts(
 
 
 def keep_best(
-    reviser: Reviser, rows: Sequence[PromptRow], drafts: Sequence[Trail], *, skip: int = 0
+    reviser: Reviser, rows: Sequence[PromptRow], drafts: Sequence[Trail], by: str = REWARD, *, skip: int = 0
 ) -> Iterator[Trail]:
-    """Yields the same drafts, each marked kept if its implied reward exceeds that of all drafts before it.
+    """Yields the same drafts, each marked kept if its value exceeds that of all drafts before it.
 
     Args:
         drafts: from `several_drafts`, one trail per row.
+        by: the value. `REWARD` is the implied reward, log π(y|x) − log π_ref(y|x), reduced over tokens as in training;
+            `LOGP` is log π(y|x), nats; `MEAN_LOGP` is log π(y|x) per token, terminator included.
         skip: number of leading trails to leave out.
 
     Raises:
-        ConfigError: the reviser has no reference.
+        ConfigError: `REWARD`, and the reviser has no reference.
     """
     for at in range(skip, len(rows), reviser.engine.batch_size):
         batch = slice(at, at + reviser.engine.batch_size)
@@ -80,10 +88,46 @@ def keep_best(
             [(context, ids) for ids in reviser.renderer.answers([answer.text for answer in trail.answers])]
             for context, trail in zip(contexts, drafts[batch], strict=True)
         ]
-        rewards = reviser.log_ratios(sequences).tolist()
-        for trail, values, context in zip(drafts[batch], rewards, contexts, strict=True):
-            scoring = [2 * (len(context) + answer.tokens) for answer in trail.answers]  # by policy and reference
+        values_BK = reviser.log_ratios(sequences) if by == REWARD else _logps(reviser, sequences, mean=by == MEAN_LOGP)
+        models = 2 if by == REWARD else 1
+        for trail, values, context in zip(drafts[batch], values_BK.tolist(), contexts, strict=True):
+            scoring = [models * (len(context) + answer.tokens) for answer in trail.answers]
             yield running_best(trail, values, scoring)
+
+
+def _logps(reviser: Reviser, sequences: Sequences, *, mean: bool) -> Tensor:
+    """[B, K] log π of K answers for each of B prompts, nats, summed over tokens or their mean."""
+    import torch
+
+    from srpo.model.packed.backends import settle_backend
+    from srpo.model.packed.forest import Forest
+    from srpo.model.packed.forward import sequence_logps
+    from srpo.model.unwrap import device_of
+    from srpo.sequences.tree import PrefixTree
+
+    assert reviser.model is not None  # plans draw with transformers in this process
+    with torch.no_grad():
+        forest = Forest.plant([PrefixTree.pack(each) for each in sequences], device_of(reviser.model))
+        logps_BK = sequence_logps(reviser.model, forest, settle_backend(reviser.model, forest.trees, "auto"))
+    return logps_BK / logps_BK.new_tensor([[len(ids) for _, ids in each] for each in sequences]) if mean else logps_BK
+
+
+def majority(drafts: Sequence[Trail]) -> list[Trail]:
+    """Returns trails whose answer after k is the most frequent of the first k + 1 drafts, the earliest of equals.
+
+    White space around a text does not count. The forward tokens are those of drafting.
+    """
+    found = []
+    for trail in drafts:
+        counts: dict[str, int] = {}
+        answers = []
+        for draft in trail.answers:
+            counts[draft.text.strip()] = counts.get(draft.text.strip(), 0) + 1
+            most = max(counts, key=counts.__getitem__)  # insertion order: the earliest of equals
+            text = next(each.text for each in trail.answers if each.text.strip() == most)
+            answers.append(replace(draft, text=text, kept=True))
+        found.append(replace(trail, answers=tuple(answers)))
+    return found
 
 
 def running_best(trail: Trail, values: Sequence[float], scoring: Sequence[int] | None = None) -> Trail:

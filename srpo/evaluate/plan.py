@@ -19,11 +19,18 @@ SECTION = "evaluate"
 BEST_OF = "best_of"  # a policy of models in a plan, in addition to those of srpo.revise.policy
 CONTROLS = {
     "draft_only": "its drafts, whatever k",
+    "greedy": "one greedy draft",
     "best_of": "best of k+1 drafts",
+    "best_of_logp": "best of k+1 drafts by log π",
+    "best_of_mean_logp": "best of k+1 drafts by log π per token",
+    "best_of_reference_logp": "best of k+1 drafts by log π of the reference",
+    "majority": "most frequent of k+1 drafts",
     "oracle": "oracle: best of k+1 drafts, picked by the judge",
     "reference": "reference asked to revise",
+    "reference_greedy": "one greedy draft of the reference",
     "gold": "the gold answers",
 }
+BOUNDS = ("oracle", "gold")  # controls that use the gold answer: bounds, not opponents
 
 
 @dataclass(frozen=True)
@@ -156,9 +163,10 @@ class Plan:
             what = "several, and trails that do not state theirs"
             raise ConfigError(what, where="temperature", expected="one")
         for name, model in self.models.items():
-            if "reference" in self.controls_of(name) and not model.reference:
-                fix = "name it by --references"
-                raise ConfigError("no reference to ask", where=f"models: {name}: reference", fix=fix)
+            for control in self.controls_of(name):
+                if "reference" in control and not model.reference:
+                    fix = "name it by --references"
+                    raise ConfigError("no reference to ask", where=f"models: {name}: {control}", fix=fix)
             for seed in self.seeds:
                 _expect_folders(name, model.at(seed))
         fixed = [model.policy for model in self.models.values() if model.policy.startswith("fixed:")]

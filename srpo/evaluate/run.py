@@ -7,7 +7,7 @@ from pathlib import Path
 from srpo import __version__
 from srpo.disk import writable_folder
 from srpo.evaluate.answers import draw_all, read_prompt_files, read_systems
-from srpo.evaluate.plan import Plan
+from srpo.evaluate.plan import BOUNDS, Plan
 from srpo.judge.load import compares, load_judges
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
@@ -68,6 +68,7 @@ def evaluate(plan: Plan, command: str = "") -> tuple[Results, Path]:
         curves=plan.curves,
         resampling=RESAMPLINGS[plan.resampling]._replace(seed=plan.seed),
         judging=judging,
+        bounds=[name for name in drawn.labels if name.rpartition("/")[2] in BOUNDS],
     )
     asked = {name: judge.record() if hasattr(judge, "record") else "" for name, judge in judges.items()}
     own = dict.fromkeys(key[1] for key in trails if key[1] not in {*drawn.labels, highlight})

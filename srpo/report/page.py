@@ -135,14 +135,13 @@ def _ticks(scale: tuple[float, float]) -> list[tuple[str, float]]:
 def _groups(results: Results, scale: tuple[float, float]) -> list[dict[str, Any]]:
     """The comparisons by split and temperature."""
     groups: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
-    for each in results.comparisons:
-        groups.setdefault((each.split, each.temperature), []).append(_finding(results, each, scale))
+    for claim in results.claims:
+        groups.setdefault((claim[0].split, claim[0].temperature), []).append(_finding(*claim, scale))
     return [{"heading": capital(_heading(results, *place)), "findings": found} for place, found in groups.items()]
 
 
-def _finding(results: Results, comparison: SystemComparison, scale: tuple[float, float]) -> dict[str, Any]:
+def _finding(comparison: SystemComparison, lead: str, rest: str, scale: tuple[float, float]) -> dict[str, Any]:
     pool, seeds = comparison.pool, comparison.seeds
-    lead, rest = comparison.claim(results.labels, results.level)
     # Non-breaking spaces keep numbers on one line with their units.
     rest = rest.replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0").replace(" points", "\u00a0points")
     return {

@@ -13,6 +13,7 @@ from srpo.statistics.percent import percent, points
 
 POOL = "pool"
 Finding = Literal["better", "worse", "level"]
+LEAST_UNEQUAL = 6  # unequal scores: the fewest with which a two-sided sign test can reach p < 0.05
 # Printed names of built-in judges, splits and systems, unless the caller labels them.
 IN_PRINT = {
     "exact_match": "exactly right answers",
@@ -123,6 +124,8 @@ class Difference(NamedTuple):
     """Score of side a minus score of side b, for one seed or the pool, as shares with the ends of the interval.
 
     `smallest` is the smallest true difference that this many prompts would show four times in five, None if unknown.
+    `higher` and `lower` count the prompts on which side a scores higher and lower than side b, on average over seeds
+    that share the prompt. `changed` counts the answers whose texts differ. All three are None in older files.
     """
 
     seed: int | str
@@ -133,6 +136,14 @@ class Difference(NamedTuple):
     low: float
     high: float
     smallest: float | None = None
+    higher: int | None = None
+    lower: int | None = None
+    changed: int | None = None
+
+    @property
+    def unequal(self) -> int:
+        """Number of prompts on which the scores of the two sides differ; `n` if it was not counted."""
+        return self.n if self.higher is None or self.lower is None else self.higher + self.lower
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,12 @@ class SystemComparison:
 
     @property
     def finding(self) -> Finding:
-        """Whether `a` is better or worse: the whole interval lies on one side of zero. Otherwise "level"."""
+        """Whether `a` is better or worse: the whole interval lies on one side of zero. Otherwise "level".
+
+        Fewer than `LEAST_UNEQUAL` unequal scores show nothing, whatever the interval.
+        """
+        if self.pool.unequal < LEAST_UNEQUAL:
+            return "level"
         if self.pool.low > 0:
             return "better"
         return "worse" if self.pool.high < 0 else "level"
@@ -190,8 +206,16 @@ class SystemComparison:
         if len(self.seeds) > 1:
             first, last = (points(end(seed.difference for seed in self.seeds)) for end in (min, max))
             basis += f"; {len(self.seeds)} seeds from {first} to {last}"
-        if self.finding == "level" and pool.smallest:
-            basis += f", enough to show {points(pool.smallest).lstrip('+')} points"
+        own = self.a.system == self.b.system
+        if pool.higher is not None:
+            up, down = ("corrected", "broken") if own else ("higher", "lower")
+            basis += f"; {pool.higher:,} {up}, {pool.lower:,} {down}"
+        if pool.changed is not None and pool.changed < LEAST_UNEQUAL:
+            basis += f"; {pool.changed} of {pool.n:,} answers differ: too few changed answers to tell"
+        elif pool.unequal < LEAST_UNEQUAL:
+            basis += f"; {pool.unequal} of {pool.n:,} scores differ: too few to tell"
+        elif self.finding == "level" and pool.smallest:
+            basis += f"; enough to show {points(pool.smallest).lstrip('+')} points"
         return lead, f"{scores}, {points(pool.difference)} points ({interval}; {basis})"
 
 
@@ -265,6 +289,47 @@ class Results:
         return sorted(found, key=lambda row: row["revision"])
 
     @property
+    def cautions(self) -> list[str]:
+        """Sentences on scores that cannot tell systems apart, because all answers have the same score."""
+        rows = [row for row in self.rows if row["seed"] == POOL and row["system"] not in self.bounds]
+        constant = {0.0: "gave no answer a point", 1.0: "gave every answer a full point"}
+        for share, fact in constant.items():
+            if rows and all(row["mean"] == share for row in rows):
+                judge = self.settings.get("judge", "The judge")
+                fix = "Read the answers in the report, or choose another judge."
+                return [f"{judge} {fact}: its scores cannot compare these systems. {fix}"]
+        return []
+
+    @property
+    def bounds(self) -> list[str]:
+        """Systems that no system can have: they use the gold answer or the judge."""
+        return list(self.settings.get("bounds", ()))
+
+    def strongest(self, split: str, temperature: float | None) -> SystemComparison | None:
+        """Returns the comparison with the strongest opponent of the highlighted system; None without an opponent.
+
+        The strongest opponent has the highest pooled score. Bounds are not opponents; the system's own drafts are.
+        """
+        place = (split, temperature)
+        rivals = [each for each in self.comparisons if (each.split, each.temperature) == place]
+        rivals = [each for each in rivals if each.a.system == self.highlight and each.b.system not in self.bounds]
+        return max(rivals, key=lambda each: each.pool.b, default=None)
+
+    @property
+    def claims(self) -> list[tuple[SystemComparison, str, str]]:
+        """Every comparison with its finding and its numbers in words; the strongest opponent of each place first."""
+        found = []
+        for place in dict.fromkeys((each.split, each.temperature) for each in self.comparisons):
+            strongest = self.strongest(*place)
+            here = [each for each in self.comparisons if (each.split, each.temperature) == place]
+            for each in sorted(here, key=lambda each: each is not strongest):
+                lead, numbers = each.claim(self.labels, self.level)
+                if each is strongest and len({other.b for other in here if other.b.system not in self.bounds}) > 1:
+                    lead = f"Strongest opponent. {lead}"
+                found.append((each, lead, numbers))
+        return found
+
+    @property
     def advice(self) -> list[str]:
         """One sentence for each split and temperature on the highlighted system's best number of revisions."""
         ours = [each for each in self.choices if each.system == self.highlight]
@@ -272,8 +337,8 @@ class Results:
 
     @property
     def verdict(self) -> list[str]:
-        """One sentence for each comparison, opening with its split and temperature where there are several."""
-        return [self._where(each) + each.sentence(self.labels, self.level) for each in self.comparisons]
+        """One sentence for each claim, opening with its split and temperature where there are several."""
+        return [f"{self._where(each)}{lead}: {numbers}." for each, lead, numbers in self.claims]
 
     def _where(self, each: SystemComparison | BestRevision) -> str:
         parts = [self.label(each.split)] if len(self.values("split")) > 1 else []

@@ -39,6 +39,7 @@ def summarise(
     curves: Sequence[str] = (),
     resampling: Resampling = USUAL,
     judging: Iterable[Tally] = (),
+    bounds: Iterable[str] = (),
 ) -> Results:
     """Averages every system, per seed and pooled, and answers the questions.
 
@@ -50,6 +51,7 @@ def summarise(
         curves: systems in the figures, in this order; default: all of them.
         resampling: draws, seed and level of the intervals.
         judging: counts of verdicts, from `tallies`.
+        bounds: systems that use the gold answer or the judge; they are not opponents.
 
     Raises:
         ConfigError: a question or the highlight names a system, split or revision that was not run.
@@ -79,6 +81,7 @@ def summarise(
         "unit": some.unit,
         **resampling._asdict(),
         "curves": [*curves],
+        "bounds": [*bounds],
         "pooling": "; ".join(sorted({group.pooling for group in groups})),
         "srpo": __version__,
     }
@@ -205,6 +208,7 @@ def _answered(
     group: Group, seeds: tuple[int, ...], questions: Mapping[int, Question], resampling: Resampling
 ) -> dict[int, SystemComparison]:
     blocks: list[Block] = []
+    changed: dict[tuple[int, int], int] = {}
     for seed in seeds:
         columns: Columns = {}
         for number, question in questions.items():
@@ -213,6 +217,9 @@ def _answered(
             missing_N = (a_N - b_N).isnan()  # a prompt counts only where both sides have a score
             a_N, b_N = (side_N.masked_fill(missing_N, torch.nan) for side_N in (a_N, b_N))
             columns |= {(number, "a"): a_N, (number, "b"): b_N, (number, "difference"): a_N - b_N}
+            a_texts, b_texts = (group.systems[side.system][seed].texts for side in sides)
+            pairs = zip(a_texts, b_texts, strict=True)
+            changed[seed, number] = sum(a[sides[0].revision] != b[sides[1].revision] for a, b in pairs)
         blocks.append((group.systems[question.a.system][seed].keys, columns))
     differences: dict[int, list[Difference]] = {number: [] for number in questions}
     single = zip(seeds, ([block] for block in blocks), strict=True)
@@ -222,10 +229,12 @@ def _answered(
         found = estimate(table, resampling)
         for number in questions:
             n = sum(int((~columns[number, "difference"].isnan()).sum()) for _, columns in parts)
+            texts = sum(count for (seed, each), count in changed.items() if each == number and name in (POOL, seed))
             a, b, difference = (found[number, part] for part in ("a", "b", "difference"))
             known_N = (each_N := table.column((number, "difference")))[~each_N.isnan()]
+            higher, lower = int((known_N > 0).sum()), int((known_N < 0).sum())
             smallest = smallest_detectable(known_N, level=resampling.level) if len(known_N) > 1 else None
-            differences[number].append(Difference(name, n, a.mean, b.mean, *difference, smallest))
+            differences[number].append(Difference(name, n, a.mean, b.mean, *difference, smallest, higher, lower, texts))
     return {
         number: SystemComparison(each.a, each.b, each.split, each.temperature, pool, tuple(by_seed))
         for (number, each), (pool, *by_seed) in zip(questions.items(), differences.values(), strict=True)
