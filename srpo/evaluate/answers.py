@@ -163,14 +163,15 @@ class ModelAnswers:
         for kind in (REFERENCE, *(KINDS if sampled else ())):
             if kind in controls:
                 found[kind] = self.draw(kind, task)
-        drafts = self.draw(DRAFTS, task) if sampled and {"oracle", "majority"} & {*controls} else []
-        if drafts:
-            found |= {"oracle": oracle(drafts, judge, gold_key), "majority": majority(drafts)}
+        if "majority" in controls and sampled:
+            found["majority"] = majority(self.draw(DRAFTS, task))
+        if "oracle" in controls and sampled:
+            found["oracle"] = oracle(self.draw(DRAFTS, task), judge, gold_key)
         if "draft_only" in controls:
             found["draft_only"] = draft_only(found[""])
         if "gold" in controls:
             found["gold"] = gold_answers(found[""], gold_key)
-        order = ["", *(name for name in CONTROLS if name in found and name in controls)]
+        order = ["", *(name for name in CONTROLS if name in found)]
         return {f"{task.name}/{name}".rstrip("/"): found[name] for name in order}
 
     def draw(self, kind: str, task: Task) -> list[Trail]:

@@ -325,7 +325,8 @@ class Results:
             for each in sorted(here, key=lambda each: each is not strongest):
                 lead, numbers = each.claim(self.labels, self.level)
                 if each is strongest and len({other.b for other in here if other.b.system not in self.bounds}) > 1:
-                    lead = f"Strongest opponent. {lead}"
+                    name = "its drafts" if each.b.system == each.a.system else self.label(each.b.system)
+                    lead = f"The strongest opponent is {name}. {lead}"
                 found.append((each, lead, numbers))
         return found
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from srpo.cli.evaluate import main
 from srpo.errors import ConfigError, InputError, Interrupted
@@ -21,7 +23,8 @@ from srpo.revise.trail import Answer, Trail
 from srpo.score.results_file import read_results
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.judge.pair_judges import Scripted, honest
-from tests.revise.tiny import PROMPTS, carry_llama
+from tests.revise.tiny import PROMPTS, carry_llama, ids_of
+from tests.train.plain import flat_logp
 
 
 def save(folder: Path, seed: int, *, trained: bool) -> Path:
@@ -77,6 +80,11 @@ def test_one_command_draws_every_control(models: Path, tmp_path: Path, capsys: p
     for split in ("in", "out"):
         curve = {control: [row["mean"] for row in results.curve(f"srpo/{control}", split, 1.0)] for control in CONTROLS}
         assert curve["gold"] == [1, 1, 1]
+        for one_answer in ("greedy", "reference_greedy"):
+            assert curve[one_answer] == [curve[one_answer][0]] * 3
+        for chosen in ("best_of_logp", "best_of_mean_logp", "best_of_reference_logp", "majority"):
+            assert curve[chosen][0] == curve["draft_only"][0]
+            assert all(score <= most for score, most in zip(curve[chosen], curve["oracle"], strict=True))
         assert curve["draft_only"] == [curve["draft_only"][0]] * 3
         assert curve["best_of"][0] == curve["oracle"][0] == curve["draft_only"][0]
         assert all(best <= most for best, most in zip(curve["best_of"], curve["oracle"], strict=True))
@@ -84,6 +92,26 @@ def test_one_command_draws_every_control(models: Path, tmp_path: Path, capsys: p
         assert results.curve("srpo", split, 1.0)[0]["mean"] == curve["draft_only"][0]
     assert "oracle: best of k+1 drafts, picked by the judge" in (tmp_path / "report.html").read_text("utf-8")
     assert "The report is" in capsys.readouterr().out
+
+
+def test_selection_by_the_reference_equals_plain_forward_passes(models: Path, tmp_path: Path) -> None:
+    names = ["best_of_reference_logp", "best_of_logp", "greedy", "reference_greedy"]
+    found = drawn(plan(models, tmp_path, controls=names), exact_match).trails
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(models / "base"), carry_tokenizer()
+    differ = 0
+    by_policy = found[0, "srpo/best_of_logp", "in", 1.0]
+    for trail, own in zip(found[0, "srpo/best_of_reference_logp", "in", 1.0], by_policy, strict=True):
+        context = [tokenizer.bos_token_id, *ids_of(trail.prompt)]
+        values = []
+        for answer in trail.answers:
+            with torch.no_grad():
+                values.append(float(flat_logp(base, context, [*ids_of(answer.text), tokenizer.eos_token_id])))
+        assert trail.after(2).text == trail.answers[values.index(max(values))].text
+        differ += trail.after(2).text != own.after(2).text
+    assert differ  # control: the policy's own log-probs choose otherwise
+    plain = Reviser(str(models / "base"), template=TEMPLATE).revise(PROMPTS[:1], 0, temperature=0, max_new_tokens=4)
+    (greedy,) = (t for t in found[0, "srpo/reference_greedy", "in", 1.0] if t.prompt == PROMPTS[0])
+    assert greedy.answers[0].text == plain[0].answers[0].text
 
 
 def test_cached_answers_are_not_drawn_again(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 
+from srpo.data.read import read_prompts
 from srpo.errors import ConfigError, DataError
-from srpo.evaluate.controls import best_of
+from srpo.evaluate.controls import LOGP, MEAN_LOGP, best_of, keep_best, majority, several_drafts
 from srpo.revise.settings import RevisionSettings
+from srpo.revise.trail import Answer, Trail
 from srpo.tasks.carry import carry_tokenizer
 from tests.revise.tiny import PROMPTS, carry_llama, ids_of, reviser
 from tests.train.plain import flat_logp
@@ -38,6 +42,57 @@ def test_best_of_keeps_the_largest_reward_so_far() -> None:
             # Control: the last draft, or the worst, would differ.
             wins.add(best)
     assert wins == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("by", [LOGP, MEAN_LOGP])
+def test_selection_by_log_probs_equals_plain_forward_passes(by: str) -> None:
+    model = carry_llama(0)
+    subject, rows = reviser(model, batch_size=4), read_prompts([{"prompt": prompt} for prompt in PROMPTS])
+    drafts = list(several_drafts(subject, rows, FOUR_DRAFTS))
+    chosen, rewarded = set(), []
+    for trail in keep_best(subject, rows, drafts, by):
+        values = []
+        for answer in trail.answers:
+            context, ids = [BOS, *ids_of(trail.prompt)], [*ids_of(answer.text), EOS]
+            with torch.no_grad():
+                values.append(float(flat_logp(model, context, ids)) / (len(ids) if by == MEAN_LOGP else 1))
+        for k in range(4):
+            best = max(range(k + 1), key=lambda i: values[i])
+            assert trail.after(k).text == trail.answers[best].text
+        chosen.add(best)
+        rewarded.append(trail.after(3).text)
+    assert len(chosen) > 1
+    # Negative control: the implied reward chooses otherwise.
+    by_reward = keep_best(reviser(model, reference=carry_llama(1), beta=0.3), rows, drafts)
+    assert [trail.after(3).text for trail in by_reward] != rewarded
+
+
+def test_selection_by_log_probs_resumes_with_the_same_values() -> None:
+    subject, rows = reviser(batch_size=4), read_prompts([{"prompt": prompt} for prompt in PROMPTS])
+    drafts = list(several_drafts(subject, rows, FOUR_DRAFTS))
+    whole = list(keep_best(subject, rows, drafts, LOGP))
+    rest = list(keep_best(subject, rows, drafts, LOGP, skip=3))
+    assert [trail.after(3).text for trail in rest] == [trail.after(3).text for trail in whole[3:]]
+
+
+def test_majority_equals_a_plain_count() -> None:
+    chance = random.Random(0)
+    drafts = [
+        Trail(str(i), tuple(Answer(chance.choice(["a", "b", " b", "c"]), 1, kept=False) for _ in range(6)))
+        for i in range(50)
+    ]
+    found = majority(drafts)
+    changes = 0
+    for trail, voted in zip(drafts, found, strict=True):
+        texts = [answer.text.strip() for answer in trail.answers]
+        for k in range(6):
+            seen = texts[: k + 1]
+            most = max(Counter(seen).values())
+            first = next(text for text in seen if seen.count(text) == most)
+            assert voted.after(k).text.strip() == first
+            changes += first != texts[0]
+    assert changes > 20  # control: the first draft alone would fail
+    assert [answer.forward_tokens for answer in found[0].answers] == [a.forward_tokens for a in drafts[0].answers]
 
 
 def test_mean_reduction_ranks_by_mean_log_probs() -> None:

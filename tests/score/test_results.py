@@ -11,8 +11,13 @@ import pytest
 
 from srpo.disk import writable_folder, write_file
 from srpo.errors import DataError, InputError, OutputError
+from srpo.judge.single import JUDGES
+from srpo.revise.trail import Answer, Trail
+from srpo.score.pooling import grouped
 from srpo.score.results import POOL, Difference, Side, SystemComparison, percent, points
 from srpo.score.results_file import as_csv, as_json, read_results
+from srpo.score.scores import score
+from srpo.score.summary import summarise, usual_questions
 from tests.evaluate import samples
 
 LABELS = {"srpo": "SRPO", "dpo": "DPO"}
@@ -60,6 +65,76 @@ def test_sentences_name_both_sides() -> None:
     assert "after 5 revisions against 40.0 % for its answers after 2 revisions" in later.sentence(LABELS, 0.95)
     uneven = comparison(0.01, 0.05, 0.09, a=Side("srpo", 5), b=Side("other", 0))
     assert uneven.sentence(LABELS, 0.95).startswith("SRPO at k = 5 does better than other at k = 0: 45.0 % against")
+
+
+def with_counts(
+    difference: float, low: float, high: float, *, n: int, higher: int, lower: int, changed: int, b: Side
+) -> SystemComparison:
+    pool = Difference(POOL, n, 0.4 + difference, 0.4, difference, low, high, 0.002, higher, lower, changed)
+    return SystemComparison(Side("srpo", 2), b, "in", 0.0, pool, (pool,))
+
+
+def test_few_changed_answers_show_nothing() -> None:
+    few = with_counts(0.125, 0.01, 0.375, n=8, higher=1, lower=0, changed=1, b=Side("srpo", 0))
+    assert few.finding == "level"
+    assert few.sentence(LABELS, 0.95).endswith(
+        "n = 8; 1 corrected, 0 broken; 1 of 8 answers differ: too few changed answers to tell)."
+    )
+    same_scores = with_counts(0.0, 0.0, 0.0, n=800, higher=0, lower=0, changed=640, b=Side("dpo", 2))
+    assert "0 of 800 scores differ: too few to tell" in same_scores.sentence(LABELS, 0.95)
+    # Control: six changed answers, all of them better, can show a difference.
+    enough = with_counts(0.1, 0.01, 0.2, n=60, higher=6, lower=0, changed=6, b=Side("srpo", 0))
+    assert enough.finding == "better"
+    assert "too few" not in enough.sentence(LABELS, 0.95)
+    level = with_counts(0.01, -0.1, 0.2, n=60, higher=12, lower=11, changed=30, b=Side("dpo", 2))
+    assert "12 higher, 11 lower; enough to show 0.2 points)" in level.sentence(LABELS, 0.95)
+
+
+def test_the_strongest_opponent_comes_first_and_bounds_are_none() -> None:
+    cells = samples.cells(prompts=60, seeds=1)
+    scored = grouped(score(cells, {"exact_match": JUDGES["exact_match"]}))
+    for bounds in ((), ("DPO",)):
+        results = summarise(scored, usual_questions(scored, "SRPO"), resampling=samples.QUICK, bounds=bounds)
+        for split in ("in", "out"):
+            means = {name: results.curve(name, split, 0.0)[3]["mean"] for name in ("DPO", "base") if name not in bounds}
+            means["SRPO"] = results.curve("SRPO", split, 0.0)[0]["mean"]  # its own drafts
+            strongest = results.strongest(split, 0.0)
+            assert strongest is not None
+            assert strongest.pool.b == pytest.approx(max(means.values()))
+            assert strongest.b.system not in bounds
+        first = [sentence for sentence in results.verdict if "The strongest opponent is " in sentence]
+        assert len(first) == 2
+        assert "The strongest opponent is " in results.verdict[0]
+    results = summarise(scored, usual_questions(scored, "SRPO")[:1], resampling=samples.QUICK)
+    assert "strongest" not in results.verdict[0]  # control: one opponent needs no name
+
+
+def test_counts_of_a_comparison_equal_a_plain_loop() -> None:
+    cells = samples.cells(prompts=60, seeds=2)
+    scored = grouped(score(cells, {"exact_match": JUDGES["exact_match"]}))
+    results = summarise(scored, usual_questions(scored, "SRPO"), resampling=samples.QUICK)
+    for each in results.comparisons:
+        texts = []
+        for seed in (0, 1):
+            sides = (cells[seed, side.system, each.split, 0.0] for side in (each.a, each.b))
+            texts += [
+                (a.after(each.a.revision).text, b.after(each.b.revision).text, a.meta["gold"])
+                for a, b in zip(*sides, strict=True)
+            ]
+        assert each.pool.changed == sum(a != b for a, b, _ in texts)
+        assert each.pool.higher == sum(a == gold != b for a, b, gold in texts)
+        assert each.pool.lower == sum(b == gold != a for a, b, gold in texts)
+
+
+@pytest.mark.parametrize(("text", "fact"), [("0", "gave no answer a point"), ("1", "gave every answer a full point")])
+def test_constant_scores_are_a_caution(text: str, fact: str) -> None:
+    rows = [Trail(str(i), (Answer(text, 1), Answer(text, 1)), meta={"gold": "1"}) for i in range(20)]
+    scored = grouped(score({(0, "a", "all", None): rows}, {"exact_match": JUDGES["exact_match"]}))
+    (sentence,) = summarise(scored, resampling=samples.QUICK).cautions
+    assert sentence.startswith(f"exact_match {fact}: its scores cannot compare these systems.")
+    mixed = [*rows[:-1], Trail("x", (Answer("1", 1), Answer("0", 1)), meta={"gold": "1"})]
+    scored = grouped(score({(0, "a", "all", None): mixed}, {"exact_match": JUDGES["exact_match"]}))
+    assert not summarise(scored, resampling=samples.QUICK).cautions
 
 
 def test_the_verdict_names_split_and_temperature() -> None:
