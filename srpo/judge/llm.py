@@ -25,6 +25,7 @@ from srpo.judge.verdict_cache import CachedReply, VerdictCache, cache_key
 
 log = logging.getLogger("srpo")
 PROGRESS = 500  # calls between two progress lines
+LONG_STREAK = 64  # calls in a row that fail for the same reason: the server refuses the rest too, its credit spent, say
 BYTES_PER_TOKEN = 3  # of UTF-8, for estimates: English has 4 to 5, scripts with three-byte letters about 3
 OVERHEAD = 40  # tokens of a chat template around two messages, for estimates
 
@@ -174,7 +175,8 @@ class LLMJudge:
         Raises:
             ConfigError: reading alone would cost more than `max_cost`, raised before the first call; or the server
                 refuses the key or does not know the model.
-            InputError: no server answers, or every call fails; the message has the server's reason.
+            InputError: no server answers, every call fails, or a long streak of calls fails for one reason, which the
+                message names. Replies so far are cached.
             Interrupted: the next call could exceed `max_cost`. Replies so far are cached.
             OutputError: a reply cannot be cached.
         """
@@ -196,9 +198,10 @@ class LLMJudge:
         for _ in replies:
             pass
         if failures and not scored:
-            raise self._refused(failures)
+            raise self._refused(list(failures.values()))
         if failures:
-            log.warning("srpo: judge %s: %d calls failed: %s", self.asking.model, len(failures), _commonest(failures))
+            reasons = _commonest(failures.values())
+            log.warning("srpo: judge %s: %d calls failed: %s", self.asking.model, len(failures), reasons)
 
     # ------------------------------------------------------------------ showings and their cost
 
@@ -254,7 +257,7 @@ class LLMJudge:
 
     def _ask(self, missing: Sequence[_Showing], failures: dict[str, str]) -> Iterator[None]:
         """Asks about all showings; yields after each reply, which is then cached or among the failures."""
-        at = 0
+        at, in_a_row = 0, list[str]()
         while at < len(missing):
             sent: list[_Body] = []
             self._reserved = 0.0
@@ -265,9 +268,11 @@ class LLMJudge:
                         self._reserved -= sent[number].most
                         self.spent.failed += 1
                     failures[sent[number].showing.key] = reply.failed
+                in_a_row = [] if reply.value is not None else [*in_a_row[-LONG_STREAK:], reply.failed]
                 done = at + number + 1
-                if len(failures) == done > max(8, self.endpoint.concurrency):
-                    raise self._refused(failures)
+                same = len(in_a_row) > LONG_STREAK and len({*in_a_row}) == 1
+                if same or len(failures) == done > max(8, self.endpoint.concurrency):
+                    raise self._refused(in_a_row)
                 if done % PROGRESS == 0 or done == len(missing):
                     log.info("srpo: %d of %d calls, %d failed", done, len(missing), self.spent.failed)
                 yield
@@ -279,9 +284,10 @@ class LLMJudge:
                 )
             at += len(sent)
 
-    def _refused(self, failures: Mapping[str, str]) -> InputError:
+    def _refused(self, reasons: Sequence[str]) -> InputError:
         fix = """check the account, or change the request's fields (--judge_body '{"max_tokens": null}'); then repeat"""
-        return InputError(f"all {len(failures)} calls failed: {_commonest(failures)}", where=self.endpoint.url, fix=fix)
+        what = f"{len(reasons)} calls in a row failed: {_commonest(reasons)}"
+        return InputError(what, where=self.endpoint.url, fix=fix)
 
     def _affordable(self, waiting: Sequence[_Showing], sent: list[_Body]) -> Iterator[_Body]:
         """Yields requests while the maximum cost of all requests under way stays within the limit."""
@@ -338,9 +344,9 @@ class LLMJudge:
         return OrderVerdict(1 - worth if exchanged else worth, reply.label)
 
 
-def _commonest(failures: Mapping[str, str]) -> str:
-    """The reasons of failed calls, the three commonest with their counts."""
-    return "; ".join(f"{reason} ({count} times)" for reason, count in Counter(failures.values()).most_common(3))
+def _commonest(reasons: Iterable[str]) -> str:
+    """The three commonest reasons of failed calls with their counts."""
+    return "; ".join(f"{reason} ({count} times)" for reason, count in Counter(reasons).most_common(3))
 
 
 def _read(answer: Any) -> _Reply:

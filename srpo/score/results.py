@@ -18,6 +18,8 @@ LEAST_UNEQUAL = 6  # unequal scores: the fewest with which a two-sided sign test
 IN_PRINT = {
     "exact_match": "exactly right answers",
     "per_character": "right characters",
+    "unit_tests": "answers that pass their tests",
+    "json_schema": "answers that fit their schema",
     "all": "all prompts",
     "gold": "the gold answers",
 }

@@ -9,7 +9,7 @@ import pytest
 
 from srpo.cli.main import run
 from srpo.errors import ConfigError, DataError, InputError, SRPOError
-from srpo.judge.verdict import AnswerPair
+from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.judge.verdict_cache import CachingJudge, VerdictCache
 from srpo.revise.trail import Answer, Trail
 from tests.judge import judge_server as js
@@ -53,6 +53,31 @@ def test_some_refused_calls_are_counted_and_the_other_verdicts_cached(
     assert [verdict.score for verdict in verdicts] == [None, None, *[1.0] * 38]
     assert "4 calls failed: HTTP 400: the prompt is too long (4 times)" in caplog.text
     assert len(VerdictCache(tmp_path / "kept.jsonl")) == 76
+
+
+def test_credit_that_runs_out_midway_ends_the_run_and_keeps_its_verdicts(tmp_path: Path) -> None:
+    pairs = [AnswerPair(f"question {n}", "good", "bad") for n in range(200)]
+    answered = 30
+
+    def fails(seen: js.Seen, before: int) -> Say | None:
+        return None if int(seen.prompt.split()[1]) < answered else Say({"error": "no credit left"}, 402)
+
+    done: list[Verdict] = []
+    with (
+        judge_server(js.honest, fails=fails) as server,
+        pytest.raises(InputError, match="65 calls in a row failed"),
+    ):
+        done.extend(llm_judge(server, tmp_path / "kept.jsonl").compare(pairs))
+    assert [verdict.score for verdict in done[:answered]] == [1.0] * answered
+    assert len(VerdictCache(tmp_path / "kept.jsonl")) == 2 * answered
+    # Control: refusals for different reasons leave the run alone, since each belongs to its own prompt.
+
+    def differently(seen: js.Seen, before: int) -> Say | None:
+        return fails(seen, before) and Say({"error": f"{seen.prompt} is too long"}, 400)
+
+    with judge_server(js.honest, fails=differently) as server:
+        verdicts = list(llm_judge(server).compare(pairs))
+    assert [verdict.score for verdict in verdicts] == [1.0] * answered + [None] * (200 - answered)
 
 
 def test_a_resumed_run_that_is_refused_keeps_earlier_verdicts(tmp_path: Path) -> None:
