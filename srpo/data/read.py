@@ -60,6 +60,7 @@ class Pair:
         meta: the row's other columns, unchanged.
         tools: tool descriptions for the chat template.
         chat_template_kwargs: further options of the chat template.
+        reasoned: whether an answer's thinking was a part of its message, `reasoning_content` or `thinking`.
 
     Example:
         >>> Pair("2+2=", chosen="4", rejected="5").chosen
@@ -73,6 +74,7 @@ class Pair:
     meta: dict[str, Any] = field(default_factory=dict)
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoned: bool = False
 
 
 class PromptRow(NamedTuple):

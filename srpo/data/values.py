@@ -15,6 +15,7 @@ ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names; every other n
 NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns
 NOT_SHOWN = ("tool_calls", "function_call", "reasoning_content", "thinking", *NOT_TEXT)  # parts of a message
 RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "tools")
+THINK_START, THINK_END = "<think>", "</think>"
 HUGE = 1e300
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -151,6 +152,37 @@ def number(value: object, key: str) -> float:
     if not -HUGE < value < HUGE:  # math.isfinite fails on an integer too long for a float
         raise Unusable(f"{key!r} is not a finite number")
     return float(value)
+
+
+# ---------------------------------------------------------------------- thinking
+
+
+def with_thinking(thinking: str, content: str) -> str:
+    """An answer as text: its thinking between `<think>` and `</think>`, then its content.
+
+    Example:
+        >>> with_thinking("2+2", "4")
+        '<think>\\n2+2\\n</think>\\n\\n4'
+    """
+    return f"{THINK_START}\n{thinking}\n{THINK_END}\n\n{content}"
+
+
+def split_thinking(answer: str, start: str = THINK_START, end: str = THINK_END) -> tuple[str | None, str | None]:
+    """The thinking and the content of an answer.
+
+    Without thinking the first is None; in an answer cut off while thinking the second is None. The start may be
+    missing, as in text generated after a prompt that opens a block of thinking.
+
+    Example:
+        >>> split_thinking("<think>\\n2+2\\n</think>\\n\\n4"), split_thinking("4"), split_thinking("<think>\\n2+")
+        (('2+2', '4'), (None, '4'), ('2+', None))
+    """
+    before, found, content = answer.partition(end)
+    begins = before.lstrip().startswith(start)
+    if not found and not begins:
+        return None, answer
+    thinking = before.lstrip().removeprefix(start).strip("\n")
+    return (thinking, content.lstrip("\n")) if found else (thinking, None)
 
 
 # ---------------------------------------------------------------------- a prompt as text

@@ -7,18 +7,19 @@ from the template's name, and lists the findings in `ChatTemplate.notes`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from srpo.data.values import Message, Prompt
+from srpo.data.values import THINK_END, THINK_START, Message, Prompt, split_thinking
 from srpo.errors import TemplateError
+from srpo.sequences.answer_form import ASK, CONTENT, MARKS, AnswerForm
 from srpo.sequences.protocols import Options, Tokenizer
 from srpo.sequences.templates import TEMPLATE_FAILS, conversation
 
 MARK = "\ufdd0\ufdef"  # two noncharacters, put inside control tokens that are text, and removed when encoding
-THINKING = {"</think>": "<think>\n", "<channel|>": "<|channel>thought\n"}  # end of thinking → its beginning
 ROLES = ("system", "user", "assistant", "tool", "developer")  # known besides the roles that a template quotes
 # A template that writes today's date would make other ids tomorrow than those trained on. This is the date that
 # Llama's templates write when they have no clock.
@@ -41,6 +42,8 @@ class ControlTokens:
         template = str(tokenizer.chat_template or "")
         written = {str(token) for token in added if str(token) in template and not str(token).isspace()}
         self.special, self.control = _longest_first(special), _longest_first(special | written)
+        marks = [mark for end, start in MARKS.items() if end in template for mark in (start, end)]
+        self._not_spoken = tuple(token for token in self.special if not any(token in mark for mark in marks))
         # A text without one of these beginnings holds no control token; there may be hundreds of tokens to look for.
         self._starts = tuple({token[:2] for token in (MARK, *self.control)})
         self._beginnings = tuple({token[:i] for token in self.control for i in range(1, len(token))})
@@ -57,7 +60,7 @@ class ControlTokens:
 
     def marked_answer(self, text: str) -> str:
         """A model's answer with its special tokens marked; tokens of thinking and tools are its own words."""
-        return self._marked(text, self.special)
+        return self._marked(text, self._not_spoken)
 
     def marked(self, text: str) -> str:
         """Any other text with every control token marked."""
@@ -82,9 +85,8 @@ class ChatTemplate:
     """A tokenizer's chat template.
 
     Attributes:
-        thinking_ends: marks at the end of thinking that the template drops from earlier answers.
-        lead: text that the template writes between its generation prompt and an answer, if it holds control tokens
-            and no thinking; contexts end with it.
+        thinking: (start, end) marks of thinking that answers may hold; [] for a template without thinking.
+        terminator: the added token that the template writes after an answer, or None.
 
     Raises:
         TemplateError: the template drops a message's content.
@@ -96,10 +98,11 @@ class ChatTemplate:
         self.dated = isinstance(source, str) and DATE_CALL.search(source) is not None
         self._roles = {*ROLES, *re.findall(r"""['"](\w+)['"]""", str(source))}
         self._fixed = {"chat_template": DATE_CALL.sub(DATE, source)} if self.dated else {}
-        self.lead = ""
-        self._finished = self._probed()
-        self.lead = self._lead()
-        self.thinking_ends = tuple(end for end in THINKING if self._hides(end))
+        self._forms: dict[str, AnswerForm] = {}
+        self.terminator = self._terminator(self._finished())
+        own = [(start.strip(), end) for end, start in MARKS.items() if end in str(source)]
+        canonical = [(THINK_START, THINK_END)] if own or self.form().thinks else []
+        self.thinking = list(dict.fromkeys([*canonical, *own]))
 
     def render(self, turns: list[Message], options: Options | None = None) -> str:
         """The conversation as text, up to the answer that the model writes next.
@@ -111,7 +114,7 @@ class ChatTemplate:
             TemplateError: the template rejects the conversation.
         """
         turns = [{**turn, "content": self.control.sealed(turn["content"])} for turn in turns]
-        return self._apply(turns, {"add_generation_prompt": True, **(options or {})}) + self.lead
+        return self._apply(turns, {"add_generation_prompt": True, **(options or {})})
 
     def _apply(self, turns: list[Message], options: Options) -> str:
         try:
@@ -135,77 +138,120 @@ class ChatTemplate:
         # A template may make a control token of a role, as in <|{{ role }}|>: only for roles that it knows.
         return found if turn["role"] in self._roles else {**found, "role": f"{MARK}{found['role']}{MARK}"}
 
-    def shown(self, draft: str) -> str:
-        """A draft as the template shows an earlier answer: without its thinking if the template drops it."""
-        for end in self.thinking_ends:
-            if end in draft:
-                draft = draft.rpartition(end)[2].lstrip()
-        return draft
+    # ------------------------------------------------------------------ answers
 
-    @cached_property
-    def terminator(self) -> str | None:
-        """The added token that the template writes after an answer, or None."""
-        tail = self._finished.rpartition(_PROBES[1])[2].lstrip()
-        every = _longest_first([str(token) for token in self.tokenizer.added_tokens_decoder.values()])
-        return next((token for token in every if tail.startswith(token)), None)
+    def form(self, options: Options | None = None) -> AnswerForm:
+        """The texts around an answer under these options."""
+        given = {key: value for key, value in (options or {}).items() if key != "tools"}
+        key = json.dumps(given, sort_keys=True, default=str)
+        if key not in self._forms:
 
-    @cached_property
-    def notes(self) -> list[str]:
-        """Unexpected habits of the template, a clause each; [] for a plain one."""
-        user = {"role": "user", "content": f" {_PROBES[0]} "}
-        asked = self.render([user])
-        tail = asked.rpartition(_PROBES[0])[2]
-        found = []
-        if f" {_PROBES[0]} " not in asked:
-            found.append("trims white space around a message")
-        if self.thinking_ends:
-            found.append("leaves thinking out of earlier answers, so drafts are shown without theirs")
-        if any(tail.rstrip().endswith(start.rstrip()) for start in THINKING.values()):
-            found.append("opens a block of thinking that the answer continues")
-        if self.lead:
-            found.append(f"writes {self.lead!r} before an answer, which is given and not scored")
-        if self.dated:
-            found.append(f"writes today's date, which is held at {DATE}")
-        try:
-            with_system = self.render([{"role": "system", "content": "srpo probe system"}, user])
-            found += [] if "srpo probe system" in with_system else ["leaves out a system message"]
-        except TemplateError:
-            found.append("refuses a system message")
-        return found
+            def render(turns: list[Message], prompt: bool) -> str:
+                return self._apply(turns, {"add_generation_prompt": prompt, **given})
+
+            self._forms[key] = AnswerForm.probed(render, self.terminator)
+        return self._forms[key]
+
+    def split(self, answer: str) -> tuple[str | None, str | None]:
+        """The thinking and the content of an answer, as in `split_thinking`."""
+        for start, end in self.thinking:
+            thinking, content = split_thinking(answer, start, end)
+            if thinking is not None:
+                return thinking, content
+        return None, answer
+
+    def scored(self, answer: str, options: Options | None = None, parts: bool = False) -> str:
+        """The text of an answer as the template renders it, without its terminator.
+
+        Args:
+            answer: its control tokens marked.
+            parts: hands thinking to the template in a part of the message instead of inside the content.
+        """
+        form = self.form(options)
+        thinking, content = self.split(answer)
+        if thinking is None or not form.thinks:
+            return form.scored(None, answer)
+        if not thinking.strip() and content is not None:
+            return form.scored(None, content)
+        given = {key: value for key, value in (options or {}).items() if key != "tools"}
+        raw = None if parts or content is None else self._raw(answer, thinking, content, given)
+        return form.scored(thinking, content) if raw is None else raw
+
+    def _raw(self, answer: str, thinking: str, content: str, options: Options) -> str | None:
+        """The answer as the template renders it with thinking inside the content; None if it is not read as such."""
+        ask = {"role": "user", "content": ASK}
+        prompt = self._apply([ask], {"add_generation_prompt": True, **options})
+        text = self._apply([ask, {"role": "assistant", "content": answer}], options)
+        scored = text.removeprefix(prompt)
+        if self.terminator:
+            scored = scored.rpartition(self.terminator)[0]
+        once = sum(scored.count(end) for _, end in self.thinking) == 1 + content.count(THINK_END)
+        whole = thinking.strip() in scored and scored.endswith(content.strip())
+        read = scored.startswith(self.form(options).opening.rstrip()) and not scored.lstrip().startswith(
+            THINK_START * 2
+        )
+        return scored if text.startswith(prompt) and once and whole and read else None
+
+    def expect_answerable(self, answer: str, options: Options | None = None) -> None:
+        """Checks that the template has a place for the answer's thinking.
+
+        Raises:
+            TemplateError: the template leaves thinking out, or its generation prompt has closed the block of thinking.
+        """
+        thinking, _ = self.split(answer)
+        if thinking and not self.form(options).thinks:
+            raise TemplateError(
+                "an answer has thinking, for which the tokenizer's chat template has no place",
+                fix="let the template think, as with chat_template_kwargs enable_thinking, or leave thinking out",
+            )
+
+    def content(self, answer: str) -> str:
+        """An answer without its thinking; "" if it was cut off while thinking."""
+        return self.split(answer)[1] or ""
 
     # ------------------------------------------------------------------ probes
 
-    def _probed(self) -> str:
+    def _finished(self) -> str:
         """A finished conversation of one question and one answer."""
-        turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), _PROBES, strict=True)]
+        turns = [{"role": "user", "content": ASK}, {"role": "assistant", "content": CONTENT}]
         text = self._apply(turns, {})
         if lost := [turn["role"] for turn in turns if turn["content"] not in text]:
             problem = f"the tokenizer's chat template leaves out the {lost[0]}'s text"
             raise TemplateError(problem, expected="one that takes a message's content as a string")
         return text
 
-    def _lead(self) -> str:
-        asked = self.render([{"role": "user", "content": _PROBES[0]}])
-        before = self._finished.rpartition(_PROBES[1])[0]
-        lead = before.removeprefix(asked) if before.startswith(asked) else ""
-        written = any(token in lead for token in self.control.special)
-        return lead if written and not any(mark in lead for mark in THINKING) else ""
+    def _terminator(self, finished: str) -> str | None:
+        tail = finished.rpartition(CONTENT)[2].lstrip()
+        every = _longest_first([str(token) for token in self.tokenizer.added_tokens_decoder.values()])
+        return next((token for token in every if tail.startswith(token)), None)
 
-    def _hides(self, end: str) -> bool:
-        thought = "srpo probe thought"
-        draft = f"{THINKING[end]}{thought}\n{end}\n\n{_PROBES[1]}"
-        turns = [
-            {"role": role, "content": text}
-            for role, text in (("user", _PROBES[0]), ("assistant", draft), ("user", _PROBES[0]))
-        ]
+    @cached_property
+    def notes(self) -> list[str]:
+        """Unexpected habits of the template, a clause each; [] for a plain one."""
+        user = {"role": "user", "content": f" {ASK} "}
+        asked, form = self.render([user]), self.form()
+        found = []
+        if f" {ASK} " not in asked:
+            found.append("trims white space around a message")
+        if self.thinking:
+            found.append("makes the model think; drafts are shown without their thinking")
+        if form.opened:
+            found.append(f"opens a block of thinking; an answer without thinking begins with {form.lead!r}")
+        elif form.lead.strip():
+            found.append(f"writes {form.lead!r} before an answer without thinking; it is scored")
+        if self.thinking and not form.thinks:
+            found.append("has no place for thinking in an answer, with these options")
+        if self.dated:
+            found.append(f"writes today's date, which is held at {DATE}")
         try:
-            text = self.render(turns)
-        except TemplateError:  # the template rejects thinking in an answer, or a second question
-            return False
-        return thought not in text and _PROBES[1] in text
+            system = self.render([{"role": "system", "content": _SYSTEM}, user])
+            found += [] if _SYSTEM in system else ["leaves out a system message"]
+        except TemplateError:
+            found.append("refuses a system message")
+        return found
 
 
-_PROBES = ("srpo probe user", "srpo probe assistant")
+_SYSTEM = "srpo probe system"
 
 
 def _longest_first(tokens: Iterable[str]) -> tuple[str, ...]:

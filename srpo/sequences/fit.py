@@ -26,7 +26,7 @@ from srpo.sequences.tree_store import PairStore, RenderedPair
 
 TRUNCATE = ("none", "prompt")
 SAME_TOKENS = "chosen and rejected become the same tokens, so neither is preferred"
-VERSION = 2  # of stored pairs; files of another version are not read
+VERSION = 3  # of stored pairs; files of another version are not read
 
 
 def expect_truncate(renderer: Renderer, truncate: str) -> None:
@@ -203,5 +203,5 @@ class StoredPairs:
 
 def digest_of(pair: Pair) -> bytes:
     """16 bytes that identify everything rendered of the pair."""
-    rendered = (pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs)
+    rendered = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs, pair.reasoned]
     return hashlib.blake2b(json.dumps(rendered, sort_keys=True).encode(), digest_size=16).digest()

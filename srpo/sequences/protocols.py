@@ -63,11 +63,14 @@ class PromptRenderer(Protocol[Context]):
     ) -> list[Context]:
         """The context of each revision."""
 
-    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+    def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
         """Ids of each answer, its terminator included; [] where a server renders."""
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], options: Options | None = None) -> str:
         """The text of an answer's ids."""
+
+    def content_of(self, answer: str) -> str:
+        """An answer without its thinking."""
 
     def expect_shown(self, row: Pair | PromptRow) -> None:
         """Raises a `DataError` or `TemplateError` if the model would not see everything in the row."""

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from srpo.data.read import ERRORS, Pair, Prompt, PromptRow, Refused, Reject
-from srpo.data.values import transcript
+from srpo.data.values import split_thinking, transcript
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.chat_template import MARK, ChatTemplate, ControlTokens
 from srpo.sequences.protocols import Options, Tokenizer
@@ -33,7 +33,8 @@ class Renderer:
     Args:
         tokenizer: a transformers tokenizer; with a chat template prompts become turns, without one they stay text.
         template: the request for a revision; None takes `quote` for a tokenizer with a chat template and `plain` for
-            one without, and `renderer.template.name` is the choice.
+            one without, and `renderer.template.name` is the choice. A template of form "text" makes plain text with
+            any tokenizer, and its chat template is not used.
 
     Raises:
         TemplateError: the template's form does not fit the tokenizer, the template was saved with another tokenizer,
@@ -50,15 +51,14 @@ class Renderer:
         self.tokenizer = tokenizer
         chat = bool(tokenizer.chat_template)
         self.template = template or RevisionTemplate.preset("quote" if chat else "plain")
-        if (self.template.form == "text") == chat:
-            has = "a" if chat else "no"
+        if self.template.form != "text" and not chat:
             raise TemplateError(
-                f"its form is {self.template.form!r} but the tokenizer has {has} chat template",
+                f"its form is {self.template.form!r} but the tokenizer has no chat template",
                 where=f"revision template {self.template.name!r}",
-                fix="use --revision_template " + ("quote or turn" if chat else "plain"),
+                fix="use --revision_template plain",
             )
         self._control = ControlTokens(tokenizer)
-        self.chat = self._chat_template() if chat else None
+        self.chat = self._chat_template() if self.template.form != "text" else None
         self.terminator = self._terminator()
         self._expect_same_tokenizer()
 
@@ -79,9 +79,9 @@ class Renderer:
         """Ids of the context that the model revises `draft` from."""
         return self.revisions([prompt], [draft], [options])[0]
 
-    def answer(self, text: str) -> list[int]:
-        """Ids of an answer, its terminator included."""
-        return self.answers([text])[0]
+    def answer(self, text: str, options: Options | None = None) -> list[int]:
+        """Ids of an answer as the chat template renders it, its terminator included."""
+        return self.answers([text], [options])[0]
 
     def drafts(self, prompts: Sequence[Prompt], options: Sequence[Options | None] | None = None) -> list[list[int]]:
         """`draft` for many prompts.
@@ -99,30 +99,57 @@ class Renderer:
         given = options or [None] * len(prompts)
         return self._encode([self._context(*each) for each in zip(prompts, drafts, given, strict=True)])
 
-    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+    def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
         """`answer` for many texts."""
-        return [[*row, self.terminator] for row in self._ids([self._control.marked_answer(text) for text in texts])]
+        given = options or [None] * len(texts)
+        return self._answers([(text, each, False) for text, each in zip(texts, given, strict=True)])
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def _answers(self, given: Sequence[tuple[str, Options | None, bool]]) -> list[list[int]]:
+        """Ids of (answer, options, whether its thinking was a part of its message)."""
+        texts = [self._control.marked_answer(text) for text, _, _ in given]
+        if self.chat is not None:
+            chat, rest = self.chat, [(self._options(options), parts) for _, options, parts in given]
+            texts = [chat.scored(text, *each) for text, each in zip(texts, rest, strict=True)]
+        return [[*row, self.terminator] for row in self._ids(texts)]
+
+    def decode(self, ids: Sequence[int], options: Options | None = None) -> str:
         """The text of an answer's ids, up to the end of the model's turn.
 
-        A special token leaves no trace in the text. Thinking that ends in one is dropped, as in the chat template.
+        Thinking comes first, between `<think>` and `</think>`, whatever marks the chat template has for it.
+
+        Args:
+            options: those of the answer's context.
         """
         stops = [i for i, token in enumerate(ids) if token in self.stop_ids]
         ids = list(ids[: stops[0]] if stops else ids)
-        thought = [i for i, token in enumerate(ids) if token in self._thinking_ids]
-        text: str = self.tokenizer.decode(ids[thought[-1] + 1 :] if thought else ids, skip_special_tokens=True)
+        if self.chat is None:
+            return self._text(ids)
+        form = self.chat.form(self._options(options))
+        around = form.lead + form.opening + form.closing
+        kept = {
+            self.tokenizer.convert_tokens_to_ids(token): token for token in self._control.special if token in around
+        }
+        text, run = "", list[int]()
+        for token in [*ids, None]:  # special tokens leave no trace in text, except those around an answer
+            if token is not None and token not in kept:
+                run.append(token)
+            else:
+                text += self._text(run) + kept.get(token, "")
+                run = []
+        return form.read(text)
+
+    def _text(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
         return text
+
+    def content_of(self, answer: str) -> str:
+        """An answer without its thinking; "" if it was cut off while thinking."""
+        return answer if self.chat is None else self.chat.content(answer)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which generation ends: the terminator and the tokenizer's end-of-sequence token."""
         return tuple(dict.fromkeys(t for t in (self.terminator, self._special_id("eos")) if t is not None))
-
-    @cached_property
-    def _thinking_ids(self) -> tuple[int, ...]:
-        ends = [end for end in self.chat.thinking_ends if end in self._control.special] if self.chat else []
-        return tuple(self.tokenizer.convert_tokens_to_ids(ends))
 
     # ------------------------------------------------------------------ six sequences
 
@@ -148,7 +175,8 @@ class Renderer:
         while chunk := list(islice(remaining, CHUNK)):
             texts = [self._contexts(pair) for pair in chunk]
             contexts = iter(self._encode([text for each in texts if not isinstance(each, Reject) for text in each]))
-            answers = iter(self.answers([text for pair in chunk for text in (pair.chosen, pair.rejected)]))
+            both = [(text, options_of(pair), pair.reasoned) for pair in chunk for text in (pair.chosen, pair.rejected)]
+            answers = iter(self._answers(both))
             for pair, each in zip(chunk, texts, strict=True):
                 w, l = next(answers), next(answers)
                 if isinstance(each, Reject):
@@ -166,6 +194,11 @@ class Renderer:
         try:
             self.expect_shown(pair)
             options = options_of(pair)
+            for answer in (pair.chosen, pair.rejected):
+                if self.chat is not None and self.chat.thinking:
+                    self.chat.expect_answerable(answer, self._options(options))
+                elif pair.reasoned and split_thinking(answer)[0] is not None:
+                    raise DataError("an answer has thinking, which the chat template would leave out", where=pair.where)
             return [self._context(pair.prompt, draft, options) for draft in (None, pair.chosen, pair.rejected)]
         except (DataError, TemplateError) as error:
             if self._is_ours(error, pair):
@@ -213,7 +246,9 @@ class Renderer:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over everything that decides a row's ids: revision template, tokenizer, chat template."""
-        return _sha256([self.template.identity(), self.tokenizer.chat_template, *self._vocabulary])
+        thinking = ["thinking"] if self.chat is not None and self.chat.thinking else []
+        source = self.tokenizer.chat_template if self.chat is not None else None
+        return _sha256([self.template.identity(), source, *self._vocabulary, *thinking])
 
     @cached_property
     def tokenizer_hash(self) -> str:
@@ -254,12 +289,15 @@ class Renderer:
             return self._filled(text) if draft is None else self._filled(text, draft)
         turns = self.template.asking(
             self.chat.turns(prompt),
-            None if draft is None else self.chat.shown(draft),
+            draft if draft is None or self.template.show_thinking else self.chat.content(draft),
             fill=self._filled,
             own=self._control.marked_answer,
         )
-        given = self._control.marked_value({**self.template.chat_template_kwargs, **(options or {})})
-        return self.chat.render(turns, given)
+        return self.chat.render(turns, self._options(options))
+
+    def _options(self, options: Options | None) -> Options:
+        given: Options = self._control.marked_value({**self.template.chat_template_kwargs, **(options or {})})
+        return given
 
     def _filled(self, prompt: str, *draft: str) -> str:
         """The text that asks for a draft, or for a revision where a draft is given.

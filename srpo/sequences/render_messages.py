@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from srpo.data.read import Pair, Prompt, PromptRow
-from srpo.data.values import Message
+from srpo.data.values import Message, split_thinking
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.protocols import Options
 from srpo.sequences.templates import RevisionTemplate, conversation
@@ -38,20 +38,25 @@ class MessageRenderer:
         self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
     ) -> list[list[Message]]:
         """Messages that the model revises each draft from."""
-        both = zip(prompts, drafts, strict=True)
+        shown = list(drafts) if self.template.show_thinking else [self.content_of(draft) for draft in drafts]
+        both = zip(prompts, shown, strict=True)
         return [self.template.asking(conversation(prompt), draft) for prompt, draft in both]
 
-    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+    def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
         """An empty list per answer: a chat server returns no ids."""
         return [[] for _ in texts]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], options: Options | None = None) -> str:
         """Never called: a chat server returns text.
 
         Raises:
             TemplateError: always.
         """
         raise TemplateError("a chat server's token ids cannot be read without its tokenizer", where="renderer")
+
+    def content_of(self, answer: str) -> str:
+        """An answer without its thinking, which a server may return between `<think>` and `</think>`."""
+        return split_thinking(answer)[1] or ""
 
     def expect_shown(self, row: Pair | PromptRow) -> None:
         """Checks that everything in the row reaches the model.

@@ -47,6 +47,7 @@ class RevisionTemplate:
         revision: Jinja over `prompt` and `draft`; if it has a block named `revision`, that block alone.
         chat_template_kwargs: options of the tokenizer's chat template, such as `{"enable_thinking": False}`; a row's
             own options override them.
+        show_thinking: whether a draft is shown with its thinking.
         assumes: a sentence on the prompts and models that the template fits; "" for a user's own.
         sha256: the renderer's fingerprint when the template was saved with a model, "" otherwise; ignored by `==`.
 
@@ -60,6 +61,7 @@ class RevisionTemplate:
     draft: str
     revision: str
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    show_thinking: bool = False
     assumes: str = field(default="", compare=False)
     sha256: str = field(default="", compare=False)
 
@@ -120,7 +122,13 @@ class RevisionTemplate:
 
     def identity(self) -> dict[str, Any]:
         """The name and everything that decides the text."""
-        return {part: getattr(self, part) for part in ("name", "form", "draft", "revision", "chat_template_kwargs")}
+        parts = ("name", "form", "draft", "revision", "chat_template_kwargs")
+        shown = {"show_thinking": True} if self.show_thinking else {}
+        return {**{part: getattr(self, part) for part in parts}, **shown}
+
+    def with_options(self, options: Mapping[str, Any]) -> RevisionTemplate:
+        """The template with further options of the chat template; a saved fingerprint no longer holds for it."""
+        return replace(self, chat_template_kwargs={**self.chat_template_kwargs, **options}, sha256="")
 
     @classmethod
     def preset(cls, name: str) -> RevisionTemplate:
@@ -148,10 +156,12 @@ class RevisionTemplate:
             text = file.read_text("utf-8")
             if file.suffix in (".jinja", ".j2"):
                 found = _settings(text, file)
-                return cls(file.name, found["form"], text, text, found.get("chat_template_kwargs", {}))
+                shown = bool(found.get("show_thinking", False))
+                return cls(file.name, found["form"], text, text, found.get("chat_template_kwargs", {}), shown)
             row = json.loads(text)
             name, form, draft, revision = (row[key] for key in ("name", "form", "draft", "revision"))
-            template = cls(name, form, draft, revision, dict(row.get("chat_template_kwargs", {})))
+            options, shown = dict(row.get("chat_template_kwargs", {})), bool(row.get("show_thinking", False))
+            template = cls(name, form, draft, revision, options, shown)
             return replace(template, assumes=str(row.get("assumes", "")), sha256=str(row.get("sha256", "")))
         except FileNotFoundError:
             fix = f"name one with --revision_template ({', '.join(REVISION_PRESETS)} or a file)"
@@ -264,21 +274,21 @@ REVISION_PRESETS = {
             "text",
             "{{ prompt }}",
             "{{ prompt }}{{ draft }}\n\nA better answer:",
-            assumes="a tokenizer without a chat template, and prompts that end where the answer begins",
+            assumes="prompts of plain text that end where the answer begins; no chat template is used",
         ),
         RevisionTemplate(
             "paper-tldr",
             "text",
             *_summary("a reddit POST", "SUBREDDIT, TITLE", "an EXAMPLE SUMMARY"),
-            assumes="a tokenizer without a chat template, and prompts made of SUBREDDIT, TITLE and POST fields, with "
-            "or without 'TL;DR:' at their end; the paper gives the words but not the blank lines between them",
+            assumes="prompts of plain text, made of SUBREDDIT, TITLE and POST fields, with or without 'TL;DR:' at their "
+            "end; the paper gives the words but not the blank lines between them",
         ),
         RevisionTemplate(
             "paper-xsum",
             "text",
             *_summary("an ARTICLE", "ID, TITLE", "an EXAMPLE SUMMARY"),
-            assumes="a tokenizer without a chat template, and prompts made of ARTICLE, ID and TITLE fields, with or "
-            "without 'TL;DR:' at their end; the paper says only that it is like paper-tldr",
+            assumes="prompts of plain text, made of ARTICLE, ID and TITLE fields, with or without 'TL;DR:' at their end; "
+            "the paper says only that it is like paper-tldr",
         ),
     )
 }

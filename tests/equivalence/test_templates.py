@@ -16,31 +16,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srpo.data.read import Pair
+from srpo.data.read import Pair, Reject
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.render import Renderer
 from srpo.sequences.templates import REVISION_PRESETS
 from tests.conftest import BOS, EOS, make_byte_tokenizer
 
-trl = pytest.importorskip("trl")
-FOLDER = Path(trl.__file__).parent / "chat_templates"
+pytest.importorskip("trl")
+from tests.equivalence.chat_templates import FOR_PARTS, TEMPLATES, TEXT, THINKING, table, tokenizer_of, vendor
 
-# Pictures' templates read a message as a list of parts, and a text as none: refused when the renderer is made.
-FOR_PARTS = {
-    "idefics3": "leaves out the user's text",
-    "smolvlm": "leaves out the user's text",
-    "llava_next": "'str object' has no attribute 'text'",
-}
-
-# name: the token that ends an answer, then what sets the template apart:
+# name: the token that ends an answer, then the habits of the template:
 #   trims      white space around a message is dropped
-#   hides      thinking is left out of earlier answers, so a draft is shown without it, whichever the preset
-#   thinks     the generation prompt opens a block of thinking: an answer continues it, in training as in generation
-#   no-system  a system message is refused
+#   hides      thinking is left out of earlier answers
+#   thinks     the generation prompt opens a block of thinking
+#   no-system  a system message is rejected
 #   dated      today's date is part of every prompt; it is held still
-#   lead       control tokens stand between generation prompt and answer; they are given, not scored
 #   rewrites   "prompt, answer, please revise" does not begin with "prompt, answer": `turn` shares less than it could
-# A template and its `_training` twin, which marks what is scored, differ only where both are listed.
+# A template and its `_training` twin, which marks the scored text, differ only where both are listed.
 EXPECTED = {
     "cohere": "<|END_OF_TURN_TOKEN|> trims",
     "cohere2": "<|END_RESPONSE|>",
@@ -57,7 +49,7 @@ EXPECTED = {
     "gemma4_v5": "<turn|> trims hides",
     "glm4moe": "<eos> hides rewrites",
     "glm4moe_training": "<|user|> hides rewrites",
-    "gptoss": "<|return|> dated lead rewrites",
+    "gptoss": "<|return|> dated rewrites",
     "lfm2": "<|im_end|>",
     "lfm2_2_5": "<|im_end|> hides",
     "lfm2_2_5_v2": "<|im_end|> hides",
@@ -66,7 +58,7 @@ EXPECTED = {
     "llama3": "<|eot_id|> trims",
     "llama3_1": "<|eot_id|> trims",
     "llama3_2": "<|eot_id|> trims dated",
-    "muse_glimmer": "<|eot|> dated lead rewrites",
+    "muse_glimmer": "<|eot|> dated rewrites",
     "nemotron_3_5_lightning": "<|im_end|> hides thinks rewrites",
     "nemotron_3_nano": "<|im_end|> hides thinks rewrites",
     "nemotron_3_super": "<|im_end|> hides thinks rewrites",
@@ -88,23 +80,6 @@ EXPECTED = {
     "qwen3_vl": "<|im_end|>",
 }
 
-TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
-TEXT = [name for name in TEMPLATES if name.removesuffix("_training") not in FOR_PARTS]
-
-PLAIN_TAGS = {"<start_of_turn>", "<end_of_turn>", "<sop>", "[gMASK]"}
-TAGS = re.compile(r"<[|｜][^'\"\s<>{}]+?[|｜]?>|<[^'\"\s<>{}|｜]+?[|｜]>|</?[a-z_]+>|\[[a-zA-Z]*MASK\]")
-
-
-def tokenizer_of(name: str) -> Any:
-    """The byte tokenizer with a template's control tokens: those in bars are special, tags like <think> are not."""
-    source = (FOLDER / f"{name}.jinja").read_text("utf-8")
-    tokenizer = make_byte_tokenizer(chat_template=source)
-    tags = set(TAGS.findall(source)) - set(tokenizer.all_special_tokens)
-    special = {tag for tag in tags if "|" in tag or "｜" in tag} | tags & PLAIN_TAGS
-    tokenizer.add_special_tokens({"additional_special_tokens": sorted(special)})
-    tokenizer.add_tokens(sorted(tags - special))
-    return tokenizer
-
 
 def traits(name: str) -> set[str]:
     """What the template does, by rendering with transformers alone."""
@@ -119,13 +94,11 @@ def traits(name: str) -> set[str]:
     def answer(text: str) -> dict[str, str]:
         return {"role": "assistant", "content": text}
 
-    asked, finished = says(ask), says(ask, answer("Four"), awaiting=False)
+    asked = says(ask)
     found |= {"trims"} if " ask " not in asked else set()
     found |= {"hides"} if "thought out" not in says(ask, answer(f"{start}thought out\n{end}\n\nFour"), ask) else set()
     found |= {"thinks"} if asked.endswith((start, start.rstrip())) else set()
     found |= {"dated"} if "strftime_now" in tokenizer.chat_template else set()
-    between = finished.partition(asked)[2].partition("Four")[0]
-    found |= {"lead"} if "<|" in between else set()
     found |= {"rewrites"} if not says(ask, answer("Four"), ask).startswith(asked + "Four") else set()
     try:
         says({"role": "system", "content": "Be brief."}, ask)
@@ -162,16 +135,9 @@ def test_the_table_holds(name: str) -> None:
     renderer = Renderer(tokenizer_of(name))
     assert renderer.tokenizer.convert_ids_to_tokens(renderer.terminator) == terminator
     assert traits(name) == does
-    words = {
-        "trims": "trims",
-        "hides": "leaves thinking out",
-        "thinks": "opens a block",
-        "no-system": "refuses",
-        "dated": "date",
-        "lead": "given and not scored",
-    }
-    said = {trait for trait, word in words.items() if any(word in note for note in renderer.notes)}
-    assert said == does - {"rewrites"}
+    words = {"trims": "trims", "thinks": "opens a block", "no-system": "refuses", "dated": "date"}
+    noted = {trait for trait, word in words.items() if any(word in note for note in renderer.notes)}
+    assert noted == does - {"rewrites", "hides"}
 
 
 def test_every_template_of_the_table_is_in_the_wheel() -> None:
@@ -188,7 +154,9 @@ def test_trained_on_is_generated_from(name: str, template: Any) -> None:
         {"role": "assistant", "content": "ß"},
         {"role": "user", "content": "b"},
     ]
-    pairs = [PAIR, Pair("a<|im_end|></think>b", " c\n", "<eos>"), Pair(prompt, "<think>\nso\n</think>\n\nyes", "no")]
+    pairs = [PAIR, Pair("a<|im_end|></think>b", " c\n", "<eos>"), Pair(prompt, "yes", "no")]
+    if renderer.chat and renderer.chat.form().thinks:
+        pairs.append(Pair(prompt, "<think>\nso\n</think>\n\nyes", "no"))
     for pair, six in zip(pairs, renderer.sixes(pairs), strict=True):
         x = renderer.drafts([pair.prompt])[0]
         xw, xl = (renderer.revision(pair.prompt, draft) for draft in (pair.chosen, pair.rejected))
@@ -200,7 +168,7 @@ def test_trained_on_is_generated_from(name: str, template: Any) -> None:
             # The token that ends the turn belongs to the answer, once, and generation stops at it.
             assert answer[-1] == renderer.terminator
             assert [id for id in answer if id in renderer.stop_ids] == [answer[-1]]
-        assert renderer.decode(renderer.answer(pair.chosen)) == pair.chosen
+        assert renderer.answer(renderer.decode(six[0].answer)) == six[0].answer
 
 
 def test_the_date_is_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +193,7 @@ def test_the_date_is_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
 @BOTH
 def test_the_text_is_the_template_s_own(name: str, template: Any) -> None:
     """Against transformers rendering the conversation on its own, wherever no text looks like a control token."""
-    tokenizer, does = tokenizer_of(name), expected(name)[1]
+    tokenizer = tokenizer_of(name)
     renderer = Renderer(tokenizer, template)
     six = renderer.six(PAIR)
     ask, asked = (
@@ -233,27 +201,121 @@ def test_the_text_is_the_template_s_own(name: str, template: Any) -> None:
     )
     turns = [asked] if template is QUOTE else [ask, {"role": "assistant", "content": PAIR.chosen}, asked]
     for context, conversation in ((six[0].context, [ask]), (six[2].context, turns)):
-        own = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        if "dated" in does:
-            own = re.sub(r"\d{4}-\d\d-\d\d(?=\.?\n\nReason)|\d\d \w{3} 20\d\d", "26 Jul 2024", own)
-        own += renderer.chat.lead if renderer.chat else ""
+        own = vendor(tokenizer, conversation, prompt=True)
         assert tokenizer.decode(context) == own
         assert context == tokenizer(own, add_special_tokens=False)["input_ids"]
 
 
+# ---------------------------------------------------------------------- thinking
+
+PARTS = {"content": "Hello!", "reasoning_content": "hm", "thinking": "hm"}
+DEEPSEEK = [name for name in TEXT if name.startswith("deepseek")]
+ASK = {"role": "user", "content": "Hi?"}
+
+
+def after_prompt(name: str, message: dict[str, str], **options: Any) -> str | None:
+    """The vendor's rendering of an answer after its generation prompt, white space at the prompt's end apart."""
+    tokenizer = tokenizer_of(name)
+    prompt = vendor(tokenizer, [ASK], prompt=True, **options)
+    whole = vendor(tokenizer, [ASK, {"role": "assistant", **message}], **options)
+    begins = prompt if whole.startswith(prompt) else prompt.rstrip()
+    return whole.removeprefix(begins) if whole.startswith(begins) else None
+
+
+@EVERY
+def test_the_scored_ids_are_the_vendor_s(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    renderer = Renderer(tokenizer)
+    for answer in ("Hello!", " Hello!\n", "Two\n\nlines."):
+        theirs = after_prompt(name, {"content": answer})
+        context, scored = (tokenizer.decode(ids) for ids in renderer.six(Pair("Hi?", answer, "No"))[0])
+        assert context == vendor(tokenizer, [ASK], prompt=True)
+        if theirs is None or name in DEEPSEEK:  # the vendor shows an answer outside the block that the prompt opens
+            assert name in DEEPSEEK
+            assert scored.startswith("\n</think>\n\n" + answer)
+        else:
+            assert theirs.startswith(scored.removesuffix("<eos>"))
+            assert scored.endswith(str(renderer.tokenizer.convert_ids_to_tokens(renderer.terminator)))
+        # The reasoning parser of a server, which knows the prompt, returns the content.
+        assert answer.strip() in (context + scored).rpartition("</think>")[2]
+
+
+def test_control_an_answer_alone_stays_in_an_open_block() -> None:
+    theirs = after_prompt("qwen3_5_think", {"content": "Hello!"})
+    assert theirs == "\n</think>\n\nHello!<|im_end|>\n"
+    assert not theirs.startswith("Hello!")
+
+
+@EVERY
+def test_thinking_is_scored_once_as_the_template_writes_it(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    renderer = Renderer(tokenizer)
+    assert renderer.chat is not None
+    raw, parts = (after_prompt(name, message) for message in ({"content": THINKING}, PARTS))
+    reasoned = Pair("Hi?", THINKING, "No", "row 1", reasoned=True)
+    [(_, six)] = renderer.rendered([reasoned])
+    if not renderer.chat.form().thinks:  # no part of the message may be lost
+        assert isinstance(six, Reject)
+        assert "hm" not in (parts or "")
+        return
+    assert not isinstance(six, Reject)
+    scored = tokenizer.decode(six[0].answer)
+    if name not in DEEPSEEK:
+        assert parts is not None
+        assert parts.startswith(scored.removesuffix("<eos>"))
+    assert scored.count("hm") == 1
+    assert scored.count("</think>") <= 1
+    written = tokenizer.decode(renderer.answer(THINKING))
+    assert written.count("hm") == 1
+    assert written.count("</think>") <= 1
+    # Thinking inside the content: the vendor's, unless the template would double or hide it.
+    doubled = raw is None or raw.count("</think>") != 1 or ("<think>" in raw and renderer.chat.form().opened)
+    assert doubled or raw.startswith(written.removesuffix("<eos>")) or "</think>" not in tokenizer.chat_template
+    for answer in (six[0].answer, renderer.answer(THINKING)):
+        assert renderer.content_of(renderer.decode(answer)) == "Hello!"
+        assert "hm" in renderer.decode(answer)
+    # An answer that was cut off while thinking has no content, and its ids are the beginning of the whole answer's.
+    cut = six[0].answer[: len(tokenizer(scored.partition("hm")[0] + "h", add_special_tokens=False)["input_ids"])]
+    assert renderer.content_of(renderer.decode(cut)) == ""
+
+
 @EVERY
 @BOTH
-def test_a_thinking_draft_is_shown_as_the_template_shows_an_answer(name: str, template: Any) -> None:
-    does, renderer = expected(name)[1], Renderer(tokenizer_of(name), template)
-    ends = ["<channel|>"] if "<channel|>" in renderer.tokenizer.chat_template else ["</think>"]
-    starts = {"<channel|>": "<|channel>thought\n", "</think>": "<think>\n"}
-    for end in ends:
-        for draft in (f"{starts[end]}two and two\n{end}\n\nFour", f"two and two\n{end}\n\nFour"):
-            shown = renderer.tokenizer.decode(renderer.revision("What?", draft))
-            assert "Four" in shown
-            assert ("two and two" in shown) == ("hides" not in does)
-            if "hides" in does:
-                assert renderer.revision("What?", draft) == renderer.revision("What?", "Four")
+def test_a_draft_is_shown_without_its_thinking(name: str, template: Any) -> None:
+    renderer = Renderer(tokenizer_of(name), template)
+    assert renderer.chat is not None
+    if not renderer.chat.thinking:
+        return
+    for draft in (THINKING, "hm\n</think>\n\nHello!"):
+        assert renderer.revision("What?", draft) == renderer.revision("What?", "Hello!")
+    asked = Renderer(tokenizer_of(name), replace(template, show_thinking=True))
+    assert (asked.revision("What?", THINKING) != asked.revision("What?", "Hello!")) or template.form == "turn"
+
+
+def test_a_closed_block_has_no_place_for_thinking() -> None:
+    renderer = Renderer(tokenizer_of("qwen3_5_think"))
+    off = Pair("Hi?", "Hello!", "No", "row 2", chat_template_kwargs={"enable_thinking": False})
+    context, answer = renderer.six(off)[0]
+    decode = renderer.tokenizer.decode
+    assert decode(context).endswith("<think>\n\n</think>\n\n")
+    assert decode(answer) == "Hello!<|im_end|>"
+    with pytest.raises(TemplateError, match=r"row 2: an answer has thinking, for which .* no place; .*enable_thinking"):
+        renderer.six(replace(off, chosen=THINKING))
+    assert renderer.six(replace(off, chosen=THINKING, chat_template_kwargs=None))
+
+
+def test_thinking_of_its_own_needs_a_template_that_shows_it() -> None:
+    for tokenizer in (tokenizer_of("qwen2_5"), make_byte_tokenizer()):
+        [(_, found)] = Renderer(tokenizer).rendered([Pair("Hi?", THINKING, "No", "row 1", reasoned=True)])
+        assert isinstance(found, Reject)
+        assert "would leave out" in found.reason
+        # Control: as part of the content it is text like any other.
+        assert Renderer(tokenizer).six(Pair("Hi?", THINKING, "No"))
+
+
+def test_the_table_of_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "templates.md").read_text("utf-8")
+    assert table() in page, "python -m tests.equivalence.chat_templates"
 
 
 @BOTH
@@ -284,7 +346,7 @@ def test_forgeries_stay_text(name: str, template: Any) -> None:
     tokenizer = tokenizer_of(name)
     renderer = Renderer(tokenizer, template)
     for token in dict.fromkeys([*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]):
-        if token in (renderer.chat.thinking_ends if renderer.chat else ()):
+        if renderer.chat and any(token in mark for marks in renderer.chat.thinking for mark in marks):
             continue
         forged = f"x{token}y"
         for ids, plain in (
@@ -294,7 +356,8 @@ def test_forgeries_stay_text(name: str, template: Any) -> None:
             assert special_in(tokenizer, ids) == special_in(tokenizer, plain)
             assert forged in tokenizer.decode(ids)
         answer = renderer.answer(forged)
-        assert [id for id in answer[:-1] if id in tokenizer.all_special_ids] == []
+        both = (answer, renderer.answer("xy"))
+        assert len({tuple(id for id in ids if id in tokenizer.all_special_ids) for ids in both}) == 1
         assert renderer.decode(answer) == forged
         # Control: encoded as it stands it is that token.
         assert tokenizer.convert_tokens_to_ids(token) in tokenizer(forged, add_special_tokens=False)["input_ids"]
@@ -320,13 +383,13 @@ CHATS = {name: Renderer(tokenizer_of(name)) for name in ("qwen3", "llama3_1", "g
 @given(st.sampled_from(sorted(CHATS)), texts, texts.filter(str.strip))
 def test_rendering_and_decoding_give_the_text_back(name: str, prompt: str, answer: str) -> None:
     renderer = CHATS[name]
-    assert renderer.decode(renderer.answer(answer)) == answer
+    assert renderer.chat is not None
+    assert renderer.decode(renderer.answer(answer)) == renderer.chat.form().trim(answer)
     decode = renderer.tokenizer.decode
     shown = decode(renderer.draft(f"|{prompt}|"))
     assert f"|{prompt}|" in shown
     assert f"|{prompt}|" in decode(renderer.revision(f"|{prompt}|", answer))
-    assert renderer.chat is not None
-    assert renderer.chat.shown(answer).strip() in decode(renderer.revision("p", answer))
+    assert renderer.content_of(answer).strip() in decode(renderer.revision("p", answer))
 
 
 @given(texts, texts)

@@ -114,7 +114,8 @@ def test_templates_as_trl_ships_them(name: str, template: RevisionTemplate) -> N
     assert renderer.stop_ids == (renderer.terminator, EOS)
     six = renderer.six(PAIR)
     for (context, answer), text in zip(six, [PAIR.chosen, PAIR.rejected] * 3, strict=True):
-        assert answer == [*ids_of(text), renderer.terminator]
+        before = tokenizer("<think>\n\n</think>\n\n", add_special_tokens=False)["input_ids"] if name == "qwen3" else []
+        assert answer == [*before, *ids_of(text), renderer.terminator]
         assert context.count(BOS) == ("bos_token" in bundled(name))
         # transformers' own tokenisation of its own rendering, wherever no content looks like a control token
         turns = [{"role": "user", "content": PAIR.prompt}]
@@ -133,7 +134,8 @@ def test_ids_trained_on_are_ids_generated_from(name: str, template: RevisionTemp
             assert six[k].context == renderer.revision(pair.prompt, drafts[draft])
         for k, answer in enumerate("wlwlwl"):
             assert six[k].answer == renderer.answer(drafts[answer])
-            assert renderer.decode(six[k].answer) == drafts[answer]
+            trimmed = name in ("llama3", "gemma3")  # as these templates do with every message
+            assert renderer.decode(six[k].answer) == (drafts[answer].strip() if trimmed else drafts[answer])
 
 
 def test_a_string_and_its_message_are_the_same_prompt() -> None:
@@ -372,7 +374,6 @@ def test_a_chat_template_that_refuses_later() -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "template", "fix"),
     [
-        (chat_tokenizer, PLAIN, "has a chat template; use --revision_template quote or turn"),
         (make_byte_tokenizer, QUOTE, "has no chat template; use --revision_template plain"),
         (make_byte_tokenizer, TURN, "has no chat template; use --revision_template plain"),
     ],
@@ -380,6 +381,17 @@ def test_a_chat_template_that_refuses_later() -> None:
 def test_form_and_tokenizer_must_fit(tokenizer: Callable[[], Any], template: RevisionTemplate, fix: str) -> None:
     with pytest.raises(TemplateError, match=fix):
         Renderer(tokenizer(), template)
+
+
+def test_a_text_template_makes_plain_text_with_a_chat_tokenizer() -> None:
+    pair, decode = Pair("Post. TL;DR:", " Short.", " Long."), CHAT.decode
+    for template in (PLAIN, REVISION_PRESETS["paper-tldr"]):
+        renderer = Renderer(CHAT, template)
+        context, answer = renderer.six(pair)[0]
+        assert (decode(context), decode(answer)) == (template.fill_draft("Post. TL;DR:"), " Short.<eos>")
+        assert renderer.six(pair) == Renderer(TEXT, template).six(pair)
+        # Control: with a template for chats the same tokenizer writes turns.
+        assert "<|im_start|>" in decode(Renderer(CHAT, QUOTE).six(pair)[0].context)
 
 
 def test_terminators() -> None:
