@@ -85,8 +85,11 @@ def keep_best(
         options = [options_of(row) for row in rows[batch]]
         contexts = reviser.renderer.drafts([row.prompt for row in rows[batch]], options)
         sequences = [
-            [(context, ids) for ids in reviser.renderer.answers([answer.text for answer in trail.answers])]
-            for context, trail in zip(contexts, drafts[batch], strict=True)
+            [
+                (context, ids)
+                for ids in reviser.renderer.answers([a.text for a in trail.answers], [row] * len(trail.answers))
+            ]
+            for context, trail, row in zip(contexts, drafts[batch], options, strict=True)
         ]
         values_BK = reviser.log_ratios(sequences) if by == REWARD else _logps(reviser, sequences, mean=by == MEAN_LOGP)
         models = 2 if by == REWARD else 1

@@ -160,7 +160,7 @@ class Confidence:
         """Returns the scored (context, answer) pairs of each row, in the argument order of the equation."""
         prompts, options = [row.prompt for row in rows], [options_of(row) for row in rows]
         after_old = self.renderer.revisions(prompts, list(old), options)
-        answers = (self.renderer.answers(list(new)), self.renderer.answers(list(old)))
+        answers = (self.renderer.answers(list(new), options), self.renderer.answers(list(old), options))
         if self.equation == "eq9":  # h(new|old), h(old|old)
             return [[(after, to), (after, keep)] for after, to, keep in zip(after_old, *answers, strict=True)]
         drafts, after_new = self.renderer.drafts(prompts, options), self.renderer.revisions(prompts, list(new), options)

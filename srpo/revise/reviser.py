@@ -224,8 +224,9 @@ class Reviser:
 
     def _revise(self, items: list[_Item], revision: int, settings: RevisionSettings, policy: Policy) -> None:
         old = [item.in_hand.text for item in items]
-        contexts = self.renderer.revisions([i.row.prompt for i in items], old, [options_of(i.row) for i in items])
-        written = self._complete(items, contexts, self.renderer.answers(old), revision, settings)
+        options = [options_of(item.row) for item in items]
+        contexts = self.renderer.revisions([item.row.prompt for item in items], old, options)
+        written = self._complete(items, contexts, self.renderer.answers(old, options), revision, settings)
         compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(written)
         if self.confidence is not None and self.has_confidence and written:
             old, new = [item.in_hand.text for item, _ in written], [answer.text for _, answer in written]
@@ -234,7 +235,8 @@ class Reviser:
             if preferred is not None and math.isnan(preferred):
                 item.failed = "no confidence: the server could not score the revision"
                 continue
-            same = answer.text == item.in_hand.text
+            # A draft is shown without its thinking, so the same content leads to the same next revision.
+            same = self.renderer.content_of(answer.text) == self.renderer.content_of(item.in_hand.text)
             kept, item.stopped = policy.decide(preferred=preferred, unchanged=same)
             tokens = answer.forward_tokens + scored
             answer = replace(answer, preferred=preferred, kept=kept, forward_tokens=tokens)
@@ -270,7 +272,9 @@ class Reviser:
         for item, context, done in zip(items, contexts, completions, strict=True):
             item.failed = done.failed
             if not done.failed:
-                text = self.renderer.decode(done.ids) if done.text is None else done.text
+                options = options_of(item.row)
+                decoded = done.text is None
+                text = self.renderer.decode(done.ids, options) if decoded else self.renderer.read(done.text, options)
                 tokens = len(done.ids) if done.tokens is None else done.tokens
                 forward = tokens + (len(context) if done.read is None else done.read)
                 answer = Answer(text, tokens, done.finished, seconds=done.seconds, forward_tokens=forward)

@@ -69,6 +69,9 @@ class PromptRenderer(Protocol[Context]):
     def decode(self, ids: Sequence[int], options: Options | None = None) -> str:
         """The text of an answer's ids."""
 
+    def read(self, text: str, options: Options | None = None) -> str:
+        """An answer from the text that a server generated."""
+
     def content_of(self, answer: str) -> str:
         """An answer without its thinking."""
 

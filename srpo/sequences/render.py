@@ -142,6 +142,10 @@ class Renderer:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
         return text
 
+    def read(self, text: str, options: Options | None = None) -> str:
+        """An answer from the text that a server generated after the context; thinking as in `decode`."""
+        return text if self.chat is None else self.chat.form(self._options(options)).read(text)
+
     def content_of(self, answer: str) -> str:
         """An answer without its thinking; "" if it was cut off while thinking."""
         return answer if self.chat is None else self.chat.content(answer)

@@ -54,6 +54,10 @@ class MessageRenderer:
         """
         raise TemplateError("a chat server's token ids cannot be read without its tokenizer", where="renderer")
 
+    def read(self, text: str, options: Options | None = None) -> str:
+        """The text itself: a chat server reads its template's marks."""
+        return text
+
     def content_of(self, answer: str) -> str:
         """An answer without its thinking, which a server may return between `<think>` and `</think>`."""
         return split_thinking(answer)[1] or ""

@@ -280,14 +280,14 @@ REVISION_PRESETS = {
             "paper-tldr",
             "text",
             *_summary("a reddit POST", "SUBREDDIT, TITLE", "an EXAMPLE SUMMARY"),
-            assumes="prompts of plain text, made of SUBREDDIT, TITLE and POST fields, with or without 'TL;DR:' at their "
+            assumes="prompts of plain text, made of SUBREDDIT, TITLE and POST fields, with or without 'TL;DR:' at the "
             "end; the paper gives the words but not the blank lines between them",
         ),
         RevisionTemplate(
             "paper-xsum",
             "text",
             *_summary("an ARTICLE", "ID, TITLE", "an EXAMPLE SUMMARY"),
-            assumes="prompts of plain text, made of ARTICLE, ID and TITLE fields, with or without 'TL;DR:' at their end; "
+            assumes="prompts of plain text, made of ARTICLE, ID and TITLE fields, with or without 'TL;DR:' at the end; "
             "the paper says only that it is like paper-tldr",
         ),
     )
