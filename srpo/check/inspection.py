@@ -6,19 +6,19 @@ Rows stream through; only a few numbers and a hash of each stay in memory.
 from __future__ import annotations
 
 import json
-import re
+import math
 from array import array
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
 
+from srpo.check.suspicious import Suspicious
 from srpo.data.read import Pair, Reject, Stream
+from srpo.data.reasons import Reason, Reasons
 from srpo.data.source import AnySource
-from srpo.data.values import Message
 from srpo.errors import DataError
 from srpo.sequences.fit import StoredPairs
 from srpo.sequences.render import Renderer
@@ -33,7 +33,8 @@ NAMES = {
     "l_given_l": "rejected after rejected",
     "longest": "longest of the six",
 }  # names in tables; the other measures keep their own
-PLACES = 5  # rows named per reason
+PLACES = 5  # evaluation rows named
+BATCH = 8  # the default of per_device_train_batch_size
 
 
 class Lengths(NamedTuple):
@@ -43,15 +44,6 @@ class Lengths(NamedTuple):
     p95: int
     longest: int
     over: int
-
-
-@dataclass
-class Reason:
-    """A reason why rows cannot be used, in the words of the first one, with their number and the first few places."""
-
-    reason: str
-    count: int = 0
-    where: list[str] = field(default_factory=list)
 
 
 class Example(NamedTuple):
@@ -73,6 +65,7 @@ class Inspection:
         rows: rows read; one row of rankings makes several pairs, and each counts below.
         usable: pairs that training would use.
         reasons: reasons for all other rows and pairs, most frequent first.
+        suspicious: findings on usable pairs that look wrong, a sentence each.
         duplicates: pairs equal to an earlier one, word for word.
         evaluation_rows: pairs of the evaluation set; None without one.
         leaked_prompts: evaluation pairs whose prompt is in the data.
@@ -89,7 +82,7 @@ class Inspection:
         template: name of the revision template.
         assumes: the template's assumption.
         notes: unexpected habits of the chat template.
-        examples: the first pairs, as draft and as revision.
+        examples: a few pairs spread over the data, as draft and as revision.
     """
 
     source: str
@@ -97,6 +90,7 @@ class Inspection:
     rows: int
     usable: int
     reasons: list[Reason]
+    suspicious: list[str]
     duplicates: int
     evaluation_rows: int | None
     leaked_prompts: int
@@ -130,23 +124,24 @@ class Inspection:
         limit = self.max_length
         found = [
             f"{self.source}: {self.layout}",
-            f"{self.usable} pairs usable of {self.rows} rows; {self.unusable} unusable; {self.duplicates} duplicates",
+            f"{self.usable} pairs usable of {self.rows} rows; {self.unusable} unusable",
         ]
-        if self.evaluation_rows is not None:
-            found.append(
-                f"of {self.evaluation_rows} evaluation pairs {self.leaked_prompts} have a prompt that is trained on, "
-                f"{self.leaked_pairs} are trained on with both answers"
-            )
+        if self.duplicates:
+            found.append(f"{self.duplicates} duplicates: pairs equal to an earlier one, all of which are trained on")
+        if self.evaluation_rows is not None and not self.leaked_prompts:
+            found.append(f"none of {self.evaluation_rows} evaluation pairs has a prompt that is trained on")
+        found += self.suspicious
         if limit is None:
             found.append("no limit on length is known; --max_length sets one")
         elif self.truncate == "prompt":
             found.append(f"{self.over} pairs are over {limit} tokens; {self.cut} prompts are cut to fit")
         else:
             found.append(f"{self.over} pairs are over {limit} tokens, and would be left out")
-        found.append(
-            f"revision template {self.template}: {self.flat_tokens} flat tokens, {self.packed_tokens} packed "
-            f"({self.sharing:.2f} to 1)"
-        )
+        found += [
+            f"revision template {self.template}: {self.packed_tokens / self.usable:.0f} tokens per pair on average, "
+            f"{self.flat_tokens / self.usable:.0f} without sharing equal beginnings ({self.sharing:.2f} to 1)",
+            f"{math.ceil(self.usable / BATCH)} steps per epoch at a batch size of {BATCH}",
+        ]
         found += [] if self.tokenised else ["nothing was tokenised: all pairs were stored by an earlier command"]
         found += [f"it assumes {self.assumes}"] if self.assumes else []
         return found + [f"the chat template {note}" for note in self.notes]
@@ -188,20 +183,19 @@ def inspect(
         InputError: the file is missing or unreadable.
         DataError: no row is usable.
     """
-    seen = _Seen(evaluation)
+    suspicious = Suspicious(renderer, evaluation)
     stream = Stream(source)
-    reasons = _Reasons()
+    reasons, spread = Reasons(), _Spread(examples)
     columns = {name: array("i") for name in MEASURES}
     usable = over = cut = flat = packed = 0
-    first: list[Pair] = []
     store = StoredPairs(renderer, max_length=max_length, truncate=truncate, cache=cache)
-    for _, pair, reject in store.all(_pairs(stream, reasons, seen, first, examples), num_proc):
+    for _, pair, reject in store.all(_pairs(stream, reasons, suspicious, spread), num_proc):
         for column, tokens in zip(columns.values(), pair.lengths, strict=False):
             column.append(tokens)
         over += max_length is not None and bool(pair.lengths) and pair.lengths[-1] > max_length
         cut += pair.cut > 0
         if reject:
-            reasons.add(reject)
+            reasons.add(*reject)
             continue
         usable += 1
         flat, packed = flat + pair.flat, packed + len(pair.ids)
@@ -214,11 +208,12 @@ def inspect(
         rows=stream.rows,
         usable=usable,
         reasons=reasons.sorted(),
-        duplicates=seen.duplicates,
-        evaluation_rows=seen.rows if evaluation is not None else None,
-        leaked_prompts=len(seen.leaked_prompts),
-        leaked_pairs=len(seen.leaked_pairs),
-        leaks=list(seen.leaked_prompts.values())[:PLACES],
+        suspicious=suspicious.sentences(),
+        duplicates=suspicious.duplicates,
+        evaluation_rows=suspicious.evaluation_rows if evaluation is not None else None,
+        leaked_prompts=len(suspicious.leaked_prompts),
+        leaked_pairs=len(suspicious.leaked_pairs),
+        leaks=list(suspicious.leaked_prompts.values())[:PLACES],
         max_length=max_length,
         truncate=truncate,
         over=over,
@@ -230,7 +225,7 @@ def inspect(
         template=renderer.template.name,
         assumes=renderer.template.assumes,
         notes=renderer.notes,
-        examples=list(_examples(renderer, first)),
+        examples=list(_examples(renderer, spread.chosen())),
     )
 
 
@@ -252,70 +247,32 @@ def _lengths(tokens: array[int], limit: int | None) -> Lengths:
     return Lengths(ordered[last // 2], ordered[round(0.95 * last)], ordered[last], over)
 
 
-# ---------------------------------------------------------------------- all rows
+class _Spread:
+    """Keeps `count` of the items added, evenly spread over all of them."""
 
-
-class _Reasons:
-    """Rejects grouped by reason; reasons that differ in numbers or quotations alone are one."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, Reason] = {}
-
-    def add(self, reject: Reject) -> None:
-        kind = re.sub(r"\d+|'[^']*'|\[[^\]]*\]", "…", reject.reason)
-        reason = self._found.setdefault(kind, Reason(reject.reason))
-        reason.count += 1
-        if len(reason.where) < PLACES:
-            reason.where.append(reject.where)
-
-    def sorted(self) -> list[Reason]:
-        return sorted(self._found.values(), key=lambda each: (-each.count, each.reason))
-
-
-class _Seen:
-    """Duplicates in the data, and evaluation pairs that are in it, by hashes of 8 bytes."""
-
-    def __init__(self, evaluation: AnySource | None) -> None:
-        self.duplicates = self.rows = 0
-        self._seen: set[bytes] = set()
-        self._prompts: dict[bytes, list[tuple[str, bytes]]] = {}
-        self.leaked_prompts: dict[str, str] = {}
-        self.leaked_pairs: set[str] = set()
-        for pair in Stream(evaluation) if evaluation is not None else ():
-            if isinstance(pair, Pair):
-                self.rows += 1
-                self._prompts.setdefault(_digest(_turns(pair)), []).append((pair.where, _whole(pair)))
+    def __init__(self, count: int) -> None:
+        self.count, self.added, self.stride = count, 0, 1
+        self.items: list[Pair] = []
 
     def add(self, pair: Pair) -> None:
-        whole = _whole(pair)
-        self.duplicates += whole in self._seen
-        self._seen.add(whole)
-        for where, theirs in self._prompts.get(_digest(_turns(pair)), []) if self._prompts else []:
-            self.leaked_prompts.setdefault(where, f"{where} is {pair.where}")
-            if theirs == whole:
-                self.leaked_pairs.add(where)
+        if self.count and self.added % self.stride == 0:
+            self.items.append(pair)
+            if len(self.items) > 2 * self.count:
+                self.items, self.stride = self.items[::2], 2 * self.stride
+        self.added += 1
+
+    def chosen(self) -> list[Pair]:
+        """The first, the last and those between."""
+        last, steps = len(self.items) - 1, max(self.count - 1, 1)
+        return [self.items[round(i * last / steps)] for i in range(min(self.count, len(self.items)))]
 
 
-def _turns(pair: Pair) -> list[Message]:
-    """The prompt as messages, so that text and its single message are equal."""
-    return [{"role": "user", "content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
-
-
-def _whole(pair: Pair) -> bytes:
-    return _digest([_turns(pair), pair.chosen, pair.rejected])
-
-
-def _digest(value: object) -> bytes:
-    return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).digest()
-
-
-def _pairs(stream: Stream, reasons: _Reasons, seen: _Seen, first: list[Pair], examples: int) -> Iterator[Pair]:
-    """The pairs of a stream; its rejects go to `reasons`, and its first pairs also to `first`."""
+def _pairs(stream: Stream, reasons: Reasons, suspicious: Suspicious, spread: _Spread) -> Iterator[Pair]:
+    """The pairs of a stream; its rejects go to `reasons`."""
     for each in stream:
         if isinstance(each, Reject):
-            reasons.add(each)
+            reasons.add(*each)
             continue
-        seen.add(each)
-        if len(first) < examples:
-            first.append(each)
+        suspicious.add(each)
+        spread.add(each)
         yield each

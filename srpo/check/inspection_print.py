@@ -8,15 +8,16 @@ SHOWN = 3_000  # letters shown from each end of a context
 
 
 def print_inspection(found: Inspection) -> None:
-    """Prints the rendered examples first, their scored part in colour, so that the counts stay on the screen."""
+    """Prints the rendered examples first, so that the counts stay on the screen. Lines are never wrapped in a file."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for each in found.examples:
-        console.print(f"[bold]{each.role}[/bold] (scored tokens in colour)", Text(each.where))
-        console.print(Text(_ends(each.context), style="dim").append(each.answer, style="not dim bold green"))
+        console.print(f"[bold]{each.role}[/bold] ({each.where}); the scored text is between >> and <<")
+        text = Text(_ends(each.context), style="dim").append(">>", style="not dim bold")
+        console.print(text.append(each.answer, style="not dim bold green").append("<<", style="not dim bold"))
         console.print()
     for sentence in found.sentences():
         console.print(sentence, markup=False)

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     from srpo.check.inspection import inspect
     from srpo.check.inspection_print import print_inspection
-    from srpo.data.read import Source, columns_of
+    from srpo.data.source import Source, columns_of, evaluation_source
     from srpo.disk import expect_writable, write_file
     from srpo.model.weights.load import load_tokenizer
     from srpo.sequences.render import Renderer, template_for
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         Renderer(tokenizer, template),
         max_length=args.max_length or _context(args.model_name_or_path),
         truncate=args.truncate,
-        evaluation=Source(name, *how, split, args.dataset_config) if name else None,
+        evaluation=evaluation_source(name, *how, split, args.dataset_config) if name else None,
         examples=args.examples,
         num_proc=args.dataset_num_proc,
         cache=cache_folder(),

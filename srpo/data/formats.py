@@ -29,11 +29,13 @@ from typing import NamedTuple
 
 from srpo.data.rankings import ranked_pairs
 from srpo.data.values import (
+    REASONING,
     Message,
     NoPreference,
     Prompt,
     Row,
     Unusable,
+    answer_text,
     as_object,
     is_transcript,
     kind,
@@ -135,6 +137,13 @@ def convert(row: object, layout: Layout | None, rankings: str = "all") -> tuple[
     if isinstance(prompt, list) and prompt[-1]["role"] != "user":
         raise Unusable(f"the prompt ends in a message of role {prompt[-1]['role']!r}; want a user message last")
     return prompt, pairs
+
+
+def reasoned(row: Row) -> bool:
+    """Whether an answer is a message with its thinking in a part of its own."""
+    lists = (value if isinstance(value, list) else [value] for value in (row.get("chosen"), row.get("rejected")))
+    last = [each[-1] for each in lists if each and isinstance(each[-1], Mapping)]
+    return any(message.get(part) for message in last for part in REASONING)
 
 
 def prompt_of(row: object) -> tuple[Prompt, str]:
@@ -294,7 +303,7 @@ def _after(prompts: Iterable[Prompt], listed: list[Message], key: str) -> str:
     if len(listed) != 1 or listed[0]["role"] != "assistant":
         roles = ", ".join(message["role"] for message in listed) or "nothing"
         raise Unusable(f"{key!r} must be one assistant message after the prompt, got {roles}")
-    return listed[0]["content"]
+    return answer_text(listed[0])
 
 
 def _ranked(row: Row, _: Prompt, rankings: str) -> list[Answers]:
@@ -317,6 +326,7 @@ def _judged(row: Row, _: Prompt, __: str) -> list[Answers]:
 
 _TEXT = {"chosen": ("text",), "rejected": ("text",)}
 _LISTS = {"chosen": ("objects",), "rejected": ("objects",)}
+_ALL = {**_LISTS, "prompt": ("objects",)}
 _ONE = ("object", "objects", "text")
 LAYOUTS = (
     Layout("strings", "prompt, chosen and rejected are text", {**_TEXT, "prompt": ("text",)}, _prompt_column, _texts),
@@ -337,13 +347,7 @@ LAYOUTS = (
         _after_shared_words,
         ("prompt", *PROMPT_LIKE),
     ),
-    Layout(
-        "messages",
-        "prompt, chosen and rejected are message lists",
-        {**_LISTS, "prompt": ("objects",)},
-        _prompt_column,
-        _last_messages,
-    ),
+    Layout("messages", "prompt, chosen and rejected are message lists", _ALL, _prompt_column, _last_messages),
     Layout(
         "implicit messages",
         "chosen and rejected are message lists, the prompt is the messages that both begin with",

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from srpo.data.files import jsonl_rows
-from srpo.data.formats import Layout, convert, detect, prompt_of
+from srpo.data.formats import Layout, convert, detect, prompt_of, reasoned
+from srpo.data.reasons import reasons
 from srpo.data.source import EXTRA_COLUMNS, AnySource, Source, columns_of
 from srpo.data.values import Message, NoPreference, Prompt, Row, Unusable, template_options
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError
@@ -168,8 +168,9 @@ class Stream:
         tools, options = template_options(row)
         known = {*(self.layout.columns if self.layout else ()), *EXTRA_COLUMNS}
         meta = {key: value for key, value in row.items() if key not in known}
+        rest = (meta, tools, options, reasoned(row))
         return [
-            Pair(prompt, chosen, rejected, f"{where}, {tag}" if tag else where, meta, tools, options)
+            Pair(prompt, chosen, rejected, f"{where}, {tag}" if tag else where, *rest)
             for chosen, rejected, tag in answers
         ]
 
@@ -265,18 +266,6 @@ def _prompt_row(row: Row, where: str, *, from_file: bool) -> PromptRow:
 def _empty(name: str, noun: str) -> DataError:
     expected = "at least one JSON object per line" if name.endswith(".jsonl") else "at least one row"
     return DataError(f"no {noun}", where=name, expected=expected)
-
-
-def reasons(rejects: Iterable[Reject]) -> str:
-    """The reasons of rejects with their counts, most frequent first.
-
-    Example:
-        >>> reasons([Reject("a:1", "too long"), Reject("a:2", "is empty"), Reject("a:3", "is empty")])
-        '2 × is empty, 1 × too long'
-    """
-    counts = Counter(reason for _, reason in rejects).most_common()
-    rest = f", {sum(count for _, count in counts[5:])} others" if counts[5:] else ""
-    return ", ".join(f"{count} × {reason}" for reason, count in counts[:5]) + rest
 
 
 def plain(value: object) -> Any:

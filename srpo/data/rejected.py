@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.data.files import is_loaded, rows_of
+from srpo.data.opened import kind_of, opened
 from srpo.data.read import Reject, Source
 from srpo.data.source import AnySource
 from srpo.data.values import Unusable
@@ -56,7 +57,7 @@ def _number(where: str, name: str) -> int:
 def _has_lines(source: Source) -> bool:
     if not isinstance(source.origin, str | Path) or is_loaded(source.origin):
         return False
-    return Path(source.origin).suffix.lower() not in (".json", ".parquet")
+    return kind_of(Path(source.origin)) in (".jsonl", ".csv", ".tsv")
 
 
 def _raw(raw: object) -> dict[str, Any]:
@@ -70,11 +71,12 @@ def _raw(raw: object) -> dict[str, Any]:
 
 def _spans(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, bytes]]:
     """(line, bytes) of these rows; a row ends where the next begins, which may be several lines later in CSV."""
-    begins = (_number(where, source.name) for where, _ in rows_of(str(source.origin), source.split, source.config))
+    place = (str(source.origin), source.split, source.config, source.whole)
+    begins = (_number(where, source.name) for where, _ in rows_of(*place))
     ends = {begin: end for begin, end in pairwise([*begins, 0]) if begin in wanted}
     taken: dict[int, list[bytes]] = {begin: [] for begin in ends}
     now = 0
-    with Path(str(source.origin)).open("rb") as lines:
+    with opened(Path(str(source.origin))) as lines:
         for number, line in enumerate(lines, 1):
             now = number if number in ends else 0 if number == ends.get(now) else now
             if now:
@@ -86,7 +88,7 @@ def _spans(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, byt
 def _rows(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
     """(number, row) of these rows."""
     if isinstance(source.origin, str | Path):
-        found = rows_of(source.origin, source.split, source.config)
+        found = rows_of(source.origin, source.split, source.config, source.whole)
         rows = ((_number(where, source.name), row) for where, row in found)
     elif iter(source.origin) is source.origin:  # an iterator that is used up
         return

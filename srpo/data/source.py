@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from srpo.data.files import from_cells, is_loaded, rows_of
+from srpo.data.files import is_loaded, rows_of
 from srpo.data.formats import LAYOUTS
+from srpo.data.opened import kind_of
 from srpo.data.rankings import CHOICES
 from srpo.data.rankings import COLUMNS as RANKING_COLUMNS
-from srpo.data.values import Unusable, as_object, joined
+from srpo.data.tables import from_cells
+from srpo.data.values import Unusable, as_object, from_text, joined
 from srpo.errors import ConfigError, DataError, did_you_mean
 
+MESSAGE_COLUMNS = ("prompt", "chosen", "rejected", "conversations")
 EXTRA_COLUMNS = ("system", "tools", "chat_template_kwargs")  # allowed in every layout
 COLUMNS = tuple(dict.fromkeys([*chain(*(layout.columns for layout in LAYOUTS)), *RANKING_COLUMNS, *EXTRA_COLUMNS]))
 
@@ -31,6 +34,7 @@ class Source:
         rankings: "all" makes a pair of every two ranked completions, "best-worst" one pair of the best and the worst.
         split: the split of a folder or name that `datasets` loads.
         config: the configuration of a folder or name that `datasets` loads.
+        whole: the name of the one split of a file, and of any other source without splits.
 
     Raises:
         ConfigError: an unknown column or an unknown choice of rankings.
@@ -47,6 +51,7 @@ class Source:
     rankings: str = "all"
     split: str = "train"
     config: str | None = None
+    whole: str = "train"
 
     def __post_init__(self) -> None:
         for ours in self.columns:
@@ -80,22 +85,54 @@ class Source:
             DataError: the file is not of the kind that its name promises.
         """
         if isinstance(self.origin, str | Path):
-            found = rows_of(self.origin, self.split, self.config)
+            found = rows_of(self.origin, self.split, self.config, self.whole)
         elif isinstance(self.origin, Mapping):
             has = ", ".join(map(repr, islice(self.origin, 5)))
             raise DataError(f"an object with {has}", where="rows", expected="rows, or one split of a data set")
         else:
-            found = ((f"row {i}", row) for i, row in enumerate(self.origin, 1))
-        cells = isinstance(self.origin, str | Path) and str(self.origin).lower().endswith(".csv")
+            found = ((f"row {i}", row) for i, row in enumerate(records(self.origin), 1))
+        cells = isinstance(self.origin, str | Path) and not self.has_splits
+        cells = cells and kind_of(Path(str(self.origin))) in (".csv", ".tsv")
         return ((where, self._named(row, cells)) for where, row in found)
 
     def _named(self, row: object, cells: bool) -> Any:
         try:
             if self.columns:
                 row = _renamed(row, self.columns)
-            return from_cells(row) if cells else row
+            row = from_cells(row) if cells else row
+            return from_text(row, MESSAGE_COLUMNS) if isinstance(row, Mapping) else row
         except Unusable as problem:
             return problem
+
+
+def evaluation_source(name: str, columns: Mapping[str, str], rankings: str, split: str, config: str | None) -> Source:
+    """The source of evaluation rows beside a training set.
+
+    A file is the split itself, by TRL's default name "test"; the training set's configuration does not concern it.
+    """
+    source = Source(name, columns, rankings, split, config, whole="test")
+    return source if source.has_splits else replace(source, config=None)
+
+
+def records(origin: Iterable[object]) -> Iterable[object]:
+    """The rows of a table in memory (pandas, polars, Arrow), missing values as null; any other rows unchanged."""
+    for name in ("to_dicts", "to_pylist"):  # polars, Arrow
+        if hasattr(origin, name):
+            rows: Iterable[object] = getattr(origin, name)()
+            return rows
+    if not (hasattr(origin, "to_dict") and hasattr(origin, "columns")):
+        return origin
+    found: list[dict[str, Any]] = origin.to_dict(orient="records")
+    return [{key: _plain_cell(value) for key, value in row.items()} for row in found]
+
+
+def _plain_cell(value: Any) -> Any:
+    """A cell of pandas: an array as a list, a missing value as None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain_cell(each) for each in value]
+    return None if value is None or (value != value) is True or type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def columns_of(text: str | None) -> dict[str, str]:

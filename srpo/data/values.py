@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,14 @@ Row = Mapping[str, Any]
 
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names; every other name is a role already
 NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns
-NOT_SHOWN = ("tool_calls", "function_call", "reasoning_content", "thinking", *NOT_TEXT)  # parts of a message
+NOT_SHOWN = ("tool_calls", "function_call", *NOT_TEXT)  # parts of a message
+NAMES = ("name", "tool_call_id")  # parts of a message that a chat template may show
+REASONING = ("reasoning_content", "reasoning", "thinking")  # parts of a message that hold its thinking
 RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "tools")
 THINK_START, THINK_END = "<think>", "</think>"
 HUGE = 1e300
+# The beginning of a list of messages, or of one message, as JSON or as Python writes it.
+_MESSAGES = re.compile(r"""\s*(?:\[\s*)?\{\s*(["'])(?:role|content|from|value)\1\s*:""")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -87,7 +92,7 @@ def joined(parts: Sequence[object], key: str) -> str:
 
 
 def messages(value: object, key: str) -> list[Message]:
-    """Messages as {"role", "content"}, from either spelling.
+    """Messages as {"role", "content"}, from either spelling, with their names and their thinking.
 
     Raises:
         Unusable: an element is not a message, or holds parts that would be left out.
@@ -110,14 +115,38 @@ def text_or_messages(value: object, key: str) -> Prompt:
 
 def _message(message: Row, key: str) -> Message:
     role, content = ("role", "content") if "from" not in message else ("from", "value")
-    for part in (role, content):
-        if not isinstance(message.get(part), str):
-            raise Unusable(f"a message in {key!r} has no text {part!r}: got {kind(message.get(part))}")
-        text(message[part], key)
+    found = {"role": message.get(role), "content": _joined_parts(message.get(content), key)}
+    for part, value in zip((role, content), found.values(), strict=True):
+        if not isinstance(value, str):
+            raise Unusable(f"a message in {key!r} has no text {part!r}: got {kind(value)}")
+        text(value, key)
     for part in NOT_SHOWN:
         if not _is_empty(message.get(part)):
             raise Unusable(f"a message in {key!r} has {part!r}, which would be left out; want text alone")
-    return {"role": ROLES.get(message[role], message[role]), "content": message[content]}
+    names = {part: text(message[part], key) for part in NAMES if not _is_empty(message.get(part))}
+    thoughts = [text(message[part], key) for part in REASONING if not _is_empty(message.get(part))]
+    if len(set(thoughts)) > 1:
+        raise Unusable(f"a message in {key!r} has two texts of thinking; want one of {', '.join(REASONING)}")
+    reasoning = dict.fromkeys(("reasoning_content", "thinking"), thoughts[0]) if thoughts else {}
+    speaker = str(found["role"])
+    return {"role": ROLES.get(speaker, speaker), "content": found["content"], **names, **reasoning}
+
+
+def _joined_parts(content: object, key: str) -> object:
+    """The text of a list of text parts, as chat templates join them; any other content unchanged."""
+    if not (isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content)):
+        return content
+    for part in content:
+        other = [name for name, value in part.items() if name not in ("type", "text") and not _is_empty(value)]
+        if part.get("type", "text") != "text" or other or not isinstance(part.get("text"), str):
+            raise Unusable(f"a message in {key!r} has a part of type {part.get('type')!r}; want text alone")
+    return "".join(part["text"] for part in content)
+
+
+def answer_text(message: Message) -> str:
+    """The text of an assistant message, its thinking before its content."""
+    thinking = message.get("thinking")
+    return with_thinking(thinking, message["content"]) if thinking else str(message["content"])
 
 
 def turns(transcript: str, key: str) -> list[Message]:
@@ -270,6 +299,41 @@ def _without_nulls(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+# ---------------------------------------------------------------------- lists that a table turned into text
+
+
+def from_text(row: Row, columns: Sequence[str]) -> Row:
+    """The row, with message lists that were written as JSON or as Python text read as lists.
+
+    Raises:
+        Unusable: a text begins like a list of messages, and is neither JSON nor Python.
+    """
+    found = {}
+    for key in columns:
+        value = row.get(key)
+        if isinstance(value, str) and _MESSAGES.match(value):
+            found[key] = python_or_json(value)
+            if not _is_messages(found[key]):
+                raise Unusable(f"{key!r} looks like messages that were written as text; want a list, or its JSON text")
+    return {**row, **found} if found else row
+
+
+def python_or_json(value: str) -> Any:
+    """The value that JSON or a Python literal writes, or None."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+    return None
+
+
+def _is_messages(value: object) -> bool:
+    listed = value if isinstance(value, list) else [value]
+    keys = ({"role", "content"}, {"from", "value"})
+    return all(isinstance(each, Mapping) and any(pair <= each.keys() for pair in keys) for each in listed)
 
 
 # ---------------------------------------------------------------------- kinds of value

@@ -104,7 +104,9 @@ def read_prompt_files(plan: Plan) -> Prompts:
         splits = found.setdefault(seed, {})
         for split, path in plan.prompts.items():
             columns = columns_of(plan.map)
-            source = Source(path.format(seed=seed), columns, split=plan.prompts_split, config=plan.prompts_config)
+            source = Source(
+                path.format(seed=seed), columns, split=plan.prompts_split, config=plan.prompts_config, whole="test"
+            )
             for row in read_prompts(source)[: plan.limit]:
                 splits.setdefault(str(row.meta.get(plan.split_key, split)), []).append(row)
     return found

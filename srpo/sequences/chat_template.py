@@ -54,6 +54,10 @@ class ControlTokens:
             return []
         return [token for token in (MARK, *self.control) if token in text]
 
+    def as_text(self, text: str, *, answer: bool) -> list[str]:
+        """The control tokens in the text that are encoded as text: in an answer, its own words are not."""
+        return [token for token in self.found_in(text) if token in (self._not_spoken if answer else self.control)]
+
     def sealed(self, text: str) -> str:
         """The text, with a mark at its end if following text could complete a control token there."""
         return text + MARK if text.endswith(self._beginnings) else text
@@ -246,6 +250,10 @@ class ChatTemplate:
         try:
             system = self.render([{"role": "system", "content": _SYSTEM}, user])
             found += [] if _SYSTEM in system else ["leaves out a system message"]
+            before, _, after = system.partition(_SYSTEM)
+            if after and asked.startswith(before) and asked.endswith(after) and asked != before + after:
+                default = asked.removeprefix(before).removesuffix(after)
+                found.append(f"writes a system message of its own where a prompt has none: {default!r}")
         except TemplateError:
             found.append("refuses a system message")
         return found

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from srpo.check.suspicious import Suspicious
 from srpo.data.read import Pair, Refused, Reject, TooLong, Undecided, listed, read, reasons
-from srpo.data.source import AnySource
+from srpo.data.source import AnySource, Source
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError
 from srpo.sequences.fit import StoredPairs
 from srpo.sequences.render import Renderer
@@ -36,6 +37,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         cut: `file:line` or `row n` of each pair whose prompt was cut → tokens cut.
         tokenised: pairs rendered for this data set; 0 if all came from the store of an earlier run or `srpo check`.
         content: sha256 of the pairs as read, in order.
+        prompts: hashes of the prompts.
     """
 
     trees: TreeStore
@@ -44,6 +46,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
     cut: dict[str, int]
     tokenised: int
     content: str
+    prompts: set[bytes] = field(default_factory=set)
 
     @classmethod
     def build(
@@ -77,8 +80,13 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         """
         reading = read(source, rejects=[] if bad_rows == "skip" else None)
         pairs, content = reading.pairs, _content(reading.pairs)
+        suspicious = Suspicious(renderer)
+        for each in pairs:
+            suspicious.add(each)
+        for sentence in suspicious.sentences():
+            log.warning("srpo: %s: %s", Source.of(source).name, sentence)
         stored = StoredPairs(renderer, max_length=max_length, truncate=truncate, cache=cache)
-        made = cls(TreeStore(), [], reading.rejects, {}, 0, content)
+        made = cls(TreeStore(), [], reading.rejects, {}, 0, content, suspicious.prompts)
         bad: list[Reject] = []
         for where, pair, reject in stored.all(pairs, num_proc):
             if reject:
@@ -133,6 +141,15 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
     def sharing(self) -> float:
         """Flat tokens per packed token."""
         return self.trees.flat_tokens / self.trees.packed_tokens
+
+
+def warn_of_shared_prompts(
+    data: TreeDataset | None, evaluation: TreeDataset | dict[str, TreeDataset | None] | None
+) -> None:
+    """Warns of evaluation prompts that are trained on."""
+    for name, each in (evaluation if isinstance(evaluation, dict) else {"evaluation": evaluation}).items():
+        if data is not None and each is not None and (shared := len(data.prompts & each.prompts)):
+            log.warning("srpo: %s: %d of %d prompts are trained on", name, shared, len(each.prompts))
 
 
 def _report_store(stored: StoredPairs, pairs: int) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import HfArgumentParser, TrainerCallback
 
-from srpo.data.read import Source, columns_of
 from srpo.data.rejected import REJECTED_FILE, rejected_lines
+from srpo.data.source import Source, columns_of, evaluation_source
 from srpo.disk import held, writable_folder, write_file
 from srpo.errors import ConfigError, OutputError
 from srpo.settings import expect_kinds, expect_known
@@ -190,7 +190,8 @@ def _source(data: DataArguments, name: str, split: str) -> Source:
 def _test_source(config: SRPOConfig, data: DataArguments) -> Source | None:
     """`eval_dataset_name`, otherwise the test split of a training set that has splits."""
     if data.eval_dataset_name:
-        return _source(data, data.eval_dataset_name, data.dataset_test_split)
+        how = (columns_of(data.map), data.rankings, data.dataset_test_split, data.dataset_config)
+        return evaluation_source(data.eval_dataset_name, *how)
     source = _source(data, str(data.dataset_name), data.dataset_test_split)
     return source if config.eval_strategy != "no" and source.has_splits else None
 

@@ -35,7 +35,7 @@ from srpo.sequences.render import Renderer, template_for
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import cache_folder
 from srpo.train.config import SRPOConfig
-from srpo.train.dataset import TreeDataset, collate
+from srpo.train.dataset import TreeDataset, collate, warn_of_shared_prompts
 from srpo.train.durable.nonfinite import Guard, expect_vocabulary
 from srpo.train.durable.stop_and_resume import StopsAndResumes
 from srpo.train.durable.trainer import DurableTrainer
@@ -135,6 +135,7 @@ class SRPOTrainer(DurableTrainer):
             if isinstance(eval_dataset, dict)
             else self._trees(eval_dataset, args)
         )
+        warn_of_shared_prompts(trees, eval_trees)
         with named(settings_in(args)):
             super().__init__(
                 model=policy,

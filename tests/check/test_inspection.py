@@ -16,6 +16,7 @@ from srpo.errors import DataError, InputError
 from srpo.sequences.parallel import ALONE
 from srpo.sequences.render import Renderer
 from srpo.sequences.tree import PrefixTree
+from srpo.train.dataset import TreeDataset
 from tests.conftest import make_byte_tokenizer
 
 RENDERER = Renderer(make_byte_tokenizer())
@@ -43,7 +44,10 @@ def test_the_counts() -> None:
         assert found.lengths[name][:3] == (ordered[15], ordered[round(0.95 * 30)], ordered[-1])
     assert found.lengths["prompt"].longest == max(len(six[0].context) for six in sixes)
     assert found.unusable == found.over + 3
-    # Reasons that differ in their numbers alone are one reason; the first rows of it are named.
+    # Reasons that differ in their numbers alone are one reason, without the first row's numbers; its places are named.
+    assert found.reasons[0].reason.startswith("… tokens, over the limit of 50 (as drafts …")
+    left_out = TreeDataset.build([*ROWS, ROWS[3], *BAD], RENDERER, max_length=limit, bad_rows="skip")
+    assert (len(left_out), len(left_out.rejects)) == (found.usable, found.unusable)  # training counts the same
     counts = [(each.count, each.where[0]) for each in found.reasons]
     assert counts == [
         (found.over, found.reasons[0].where[0]),
@@ -76,6 +80,26 @@ def test_rows_of_the_evaluation_set_that_are_trained_on() -> None:
 def test_several_processes_find_the_same() -> None:
     rows = [{"prompt": f"{n} is ", "chosen": "even"[: n % 4 + 1], "rejected": "odd"} for n in range(ALONE + 700)]
     assert inspect([*rows, *BAD], RENDERER, num_proc=2) == inspect([*rows, *BAD], RENDERER, num_proc=1)
+
+
+def test_examples_are_spread_over_the_data() -> None:
+    for examples, rows in ((3, range(1, 31)), (2, (1, 30)), (40, range(1, 31)), (1, (1,)), (0, ())):
+        found = inspect(ROWS, RENDERER, examples=examples, num_proc=1)
+        places = [int(each.where.removeprefix("row ")) for each in found.examples[::2]]
+        assert len(places) == min(examples, 30)
+        assert places == sorted(set(places))
+        assert set(places) <= set(rows)
+        assert not places or places[0] == 1
+        assert examples < 2 or places[-1] > 25
+
+
+def test_costs_and_duplicates_are_printed_in_words() -> None:
+    found = inspect([*ROWS, ROWS[3]], RENDERER, num_proc=1)
+    text = "\n".join(found.sentences())
+    assert f"{found.packed_tokens / 31:.0f} tokens per pair on average" in text
+    assert "4 steps per epoch at a batch size of 8" in text
+    assert "1 duplicates: pairs equal to an earlier one, all of which are trained on" in text
+    assert "duplicates" not in "\n".join(inspect(ROWS, RENDERER, num_proc=1).sentences())
 
 
 def test_nothing_usable(tmp_path: Path) -> None:

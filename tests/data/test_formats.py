@@ -377,7 +377,8 @@ def _prompt_reason(row: Any) -> str:
         ({"images": ["a.png"]}, "'images' is not empty; a text model cannot be shown it"),
         ({"image": {"bytes": b""}}, "'image' is not empty"),
         ({"prompt": [{**user("x"), "tool_calls": [{}]}]}, "has 'tool_calls', which would be left out"),
-        ({"chosen": [{**says("x"), "thinking": "Hm."}]}, "has 'thinking', which would be left out"),
+        ({"chosen": [{**says("x"), "thinking": "Hm.", "reasoning": "So."}]}, "has two texts of thinking"),
+        ({"chosen": [{**says("x"), "content": [{"type": "image"}]}]}, "has a part of type 'image'; want text alone"),
     ],
 )
 def test_parts_that_a_model_would_not_see_are_rejected(changed: dict[str, Any], why: str) -> None:

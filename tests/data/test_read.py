@@ -59,7 +59,8 @@ def test_strings(write: Write) -> None:
         {"prompt": "2+2=", "chosen": [FOUR], "rejected": [FIVE]},
         {"prompt": "2+2=", "chosen": [USER, FOUR], "rejected": [USER, FIVE]},
         {"prompt": [USER], "chosen": "4", "rejected": "5"},
-        {"prompt": [{**USER, "name": "eve"}], "chosen": [{**FOUR, "tokens": 1}], "rejected": [FIVE]},
+        {"prompt": [USER], "chosen": [{**FOUR, "tokens": 1}], "rejected": [FIVE]},
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "2+2="}]}], "chosen": "4", "rejected": "5"},
     ],
 )
 def test_messages(row: dict[str, Any]) -> None:

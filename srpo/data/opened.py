@@ -1,0 +1,86 @@
+"""Opened files: their kind, their bytes unpacked, and the errors of files that cannot be read."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import lzma
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, cast
+
+from srpo.errors import DataError, InputError
+
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+# Endings of compressed files, and how their contents begin.
+PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ"}
+FILE_FAILS = (OSError, EOFError, lzma.LZMAError)
+
+Rows = Iterator[tuple[str, Any]]
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a file, as its ending: by its name, else by its first bytes, else `.jsonl`."""
+    if (ending := ending_of(path)) in ENDINGS:
+        return ending
+    try:
+        with path.open("rb") as file:
+            head = file.read(6)
+    except OSError:
+        head = b""
+    return ".parquet" if head[:4] == b"PAR1" else ".arrow" if head == b"ARROW1" else ".jsonl"
+
+
+def ending_of(path: Path) -> str:
+    """The lower-case ending of a name, the ending of a compressed file left out."""
+    name = path.with_suffix("") if path.suffix.lower() in PACKED else path
+    return name.suffix.lower()
+
+
+def opened(path: Path) -> BinaryIO:
+    """The bytes of a text file: unpacked if it is compressed, as UTF-8 if it is UTF-16.
+
+    Raises:
+        OSError: the file cannot be read.
+        DataError: the file is not UTF-16 as it begins.
+    """
+    file: BinaryIO = path.open("rb")
+    head = file.read(6)
+    file.seek(0)
+    packed = next((name for name, magic in PACKED.items() if head.startswith(magic)), None)
+    if packed == ".xz":
+        file = io.BytesIO(lzma.decompress(file.read()))
+    elif packed:
+        import pyarrow
+
+        stream = pyarrow.CompressedInputStream(file, {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}[packed])
+        file = cast(BinaryIO, io.BufferedReader(stream))
+    if packed == ".xz":
+        head = file.read(2)
+        file.seek(0)
+    elif packed:
+        head = cast(io.BufferedReader, file).peek(2)[:2]
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        try:
+            return io.BytesIO(file.read().decode("utf-16").encode())
+        except UnicodeError as error:
+            raise DataError(f"not UTF-16: {error}", where=str(path)) from None
+    return file
+
+
+def unreadable(error: Exception, path: Path) -> NoReturn:
+    """Raises the typed error of a file that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        kinds = {".json": "JSON", ".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".arrow": "Arrow"}
+        raise InputError(
+            "no such file", where=str(path), expected=f"a {kinds.get(ending_of(path), 'JSONL')} file"
+        ) from None
+    if isinstance(error, EOFError | lzma.LZMAError) or (path.suffix.lower() in PACKED and os.path.isfile(path)):
+        raise DataError(f"not a whole compressed file: {first_line(error)}", where=str(path)) from None
+    raise InputError(f"cannot be read: {getattr(error, 'strerror', '') or error}", where=str(path)) from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

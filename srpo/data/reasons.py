@@ -1,0 +1,62 @@
+"""Reasons of rejected rows, grouped: reasons that differ in numbers or quotations alone are one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+PLACES = 5  # rows named per reason
+SHOWN = 5  # reasons named in a sentence
+_VARYING = re.compile(r"(\d+|'[^']*'|\[[^\]]*\])")
+
+
+@dataclass
+class Reason:
+    """A reason of several rows.
+
+    Attributes:
+        reason: its words, with … for numbers and quotations that differ between the rows.
+        count: rows.
+        where: places of the first few.
+    """
+
+    reason: str
+    count: int = 0
+    where: list[str] = field(default_factory=list)
+
+
+class Reasons:
+    """Collects the reasons of rejects."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Reason] = {}
+
+    def add(self, where: str, reason: str) -> None:
+        """Counts a reject."""
+        group = self._found.setdefault(_VARYING.sub("…", reason), Reason(reason))
+        if group.reason != reason:
+            pieces = zip(_VARYING.split(group.reason), _VARYING.split(reason), strict=False)
+            group.reason = "".join(old if old == new else "…" for old, new in pieces)
+        group.count += 1
+        if len(group.where) < PLACES:
+            group.where.append(where)
+
+    def sorted(self) -> list[Reason]:
+        """The groups, the most frequent first."""
+        return sorted(self._found.values(), key=lambda each: (-each.count, each.reason))
+
+
+def reasons(rejects: Iterable[tuple[str, str]]) -> str:
+    """The reasons of (place, reason) rejects with their counts, the most frequent first.
+
+    Example:
+        >>> reasons([("a:1", "9 tokens, over 8"), ("a:2", "is empty"), ("a:3", "12 tokens, over 8")])
+        '2 × … tokens, over 8, 1 × is empty'
+    """
+    found = Reasons()
+    for where, reason in rejects:
+        found.add(where, reason)
+    groups = found.sorted()
+    rest = f", {sum(each.count for each in groups[SHOWN:])} others" if groups[SHOWN:] else ""
+    return ", ".join(f"{each.count} × {each.reason}" for each in groups[:SHOWN]) + rest
