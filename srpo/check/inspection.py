@@ -257,14 +257,14 @@ class _Spread:
     def add(self, pair: Pair) -> None:
         if self.count and self.added % self.stride == 0:
             self.items.append(pair)
-            if len(self.items) > 2 * self.count:
+            if len(self.items) > 8 * self.count:
                 self.items, self.stride = self.items[::2], 2 * self.stride
         self.added += 1
 
     def chosen(self) -> list[Pair]:
         """The first, the last and those between."""
-        last, steps = len(self.items) - 1, max(self.count - 1, 1)
-        return [self.items[round(i * last / steps)] for i in range(min(self.count, len(self.items)))]
+        count = min(self.count, len(self.items))
+        return [self.items[round(i * (len(self.items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def _pairs(stream: Stream, reasons: Reasons, suspicious: Suspicious, spread: _Spread) -> Iterator[Pair]:

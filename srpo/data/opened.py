@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import io
 import lzma
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
@@ -50,23 +49,22 @@ def opened(path: Path) -> BinaryIO:
     file.seek(0)
     packed = next((name for name, magic in PACKED.items() if head.startswith(magic)), None)
     if packed == ".xz":
-        file = io.BytesIO(lzma.decompress(file.read()))
+        with file:
+            content = io.BytesIO(lzma.decompress(file.read()))
+        file, head = content, content.getvalue()[:2]
     elif packed:
         import pyarrow
 
         stream = pyarrow.CompressedInputStream(file, {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}[packed])
-        file = cast(BinaryIO, io.BufferedReader(stream))
-    if packed == ".xz":
-        head = file.read(2)
-        file.seek(0)
-    elif packed:
-        head = cast(io.BufferedReader, file).peek(2)[:2]
-    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        buffered = io.BufferedReader(stream)
+        file, head = cast(BinaryIO, buffered), buffered.peek(2)[:2]
+    if head[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return file
+    with file:
         try:
             return io.BytesIO(file.read().decode("utf-16").encode())
         except UnicodeError as error:
             raise DataError(f"not UTF-16: {error}", where=str(path)) from None
-    return file
 
 
 def unreadable(error: Exception, path: Path) -> NoReturn:
@@ -76,7 +74,7 @@ def unreadable(error: Exception, path: Path) -> NoReturn:
         raise InputError(
             "no such file", where=str(path), expected=f"a {kinds.get(ending_of(path), 'JSONL')} file"
         ) from None
-    if isinstance(error, EOFError | lzma.LZMAError) or (path.suffix.lower() in PACKED and os.path.isfile(path)):
+    if isinstance(error, EOFError | lzma.LZMAError) or getattr(error, "errno", None) is None:
         raise DataError(f"not a whole compressed file: {first_line(error)}", where=str(path)) from None
     raise InputError(f"cannot be read: {getattr(error, 'strerror', '') or error}", where=str(path)) from None
 

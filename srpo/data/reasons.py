@@ -1,4 +1,4 @@
-"""Reasons of rejected rows, grouped: reasons that differ in numbers or quotations alone are one."""
+"""Reasons of rejected rows, grouped: reasons that differ in numbers alone are one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 PLACES = 5  # rows named per reason
 SHOWN = 5  # reasons named in a sentence
-_VARYING = re.compile(r"(\d+|'[^']*'|\[[^\]]*\])")
+_VARYING = re.compile(r"(\d+|\[[^\]]*\])")
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Reason:
     """A reason of several rows.
 
     Attributes:
-        reason: its words, with … for numbers and quotations that differ between the rows.
+        reason: its words, with … for numbers that differ between the rows.
         count: rows.
         where: places of the first few.
     """
@@ -30,21 +30,21 @@ class Reasons:
     """Collects the reasons of rejects."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Reason] = {}
+        self._found: dict[str, tuple[list[str], Reason]] = {}
 
     def add(self, where: str, reason: str) -> None:
         """Counts a reject."""
-        group = self._found.setdefault(_VARYING.sub("…", reason), Reason(reason))
-        if group.reason != reason:
-            pieces = zip(_VARYING.split(group.reason), _VARYING.split(reason), strict=False)
-            group.reason = "".join(old if old == new else "…" for old, new in pieces)
+        new = _VARYING.split(reason)
+        pieces, group = self._found.setdefault(_VARYING.sub("…", reason), (new, Reason(reason)))
+        pieces[:] = [old if old == piece else "…" for old, piece in zip(pieces, new, strict=True)]
+        group.reason = "".join(pieces)
         group.count += 1
         if len(group.where) < PLACES:
             group.where.append(where)
 
     def sorted(self) -> list[Reason]:
         """The groups, the most frequent first."""
-        return sorted(self._found.values(), key=lambda each: (-each.count, each.reason))
+        return sorted((each for _, each in self._found.values()), key=lambda each: (-each.count, each.reason))
 
 
 def reasons(rejects: Iterable[tuple[str, str]]) -> str:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from srpo.data.read import ERRORS, Pair, Prompt, PromptRow, Refused, Reject
-from srpo.data.values import NAMES, split_thinking, transcript
+from srpo.data.values import split_thinking, transcript
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.chat_template import MARK, ChatTemplate, ControlTokens
 from srpo.sequences.protocols import Options, Tokenizer
@@ -219,21 +219,21 @@ class Renderer:
         """
         options = options_of(row)
         turns = [] if isinstance(row.prompt, str) else row.prompt
-        names = [name for name in NAMES if any(name in turn for turn in turns)]
+        # An id of a tool call links two messages and says nothing to the model; few templates write it.
+        named = any("name" in turn for turn in turns)
         if self.chat is None:
             if options:
                 problem = "tools and chat_template_kwargs need a chat template, and none is used"
                 raise DataError(problem, where=row.where)
-            if names:
-                raise DataError(f"a message has {names[0]!r}, which plain text does not show", where=row.where)
+            if named:
+                raise DataError("a message has a 'name', which plain text does not show", where=row.where)
             return
-        if isinstance(row, Pair) and not row.tools and not names:
+        if isinstance(row, Pair) and not row.tools and not named:
             return  # its contexts are rendered next, which fails in the same way
         shown = self._shown(row, options)
-        for name in names:
-            without = [{part: value for part, value in turn.items() if part != name} for turn in turns]
-            if shown == self._context(without, None, options):
-                raise DataError(f"a message has {name!r}, which the chat template leaves out", where=row.where)
+        without = [{part: value for part, value in turn.items() if part != "name"} for turn in turns]
+        if named and shown == self._context(without, None, options):
+            raise DataError("a message has a 'name', which the chat template leaves out", where=row.where)
         if row.tools and shown == self._shown(row, row.chat_template_kwargs):
             raise DataError("the chat template shows no tools, and the row has some", where=row.where)
 

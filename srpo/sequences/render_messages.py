@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from srpo.data.read import Pair, Prompt, PromptRow
-from srpo.data.values import NAMES, Message, split_thinking
+from srpo.data.values import Message, split_thinking
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.protocols import Options
 from srpo.sequences.templates import RevisionTemplate, conversation
@@ -69,8 +69,8 @@ class MessageRenderer:
             DataError: the row has tools or options for a chat template, and the template is the server's; or its
                 prompt does not end with the user's message.
         """
-        if not isinstance(row.prompt, str) and any(name in turn for turn in row.prompt for name in NAMES):
-            raise DataError("names and ids of messages are not sent by chat", where=row.where)
+        if not isinstance(row.prompt, str) and any("name" in turn for turn in row.prompt):
+            raise DataError("a message has a 'name', which is not sent by chat", where=row.where)
         if row.tools or row.chat_template_kwargs:
             raise DataError("tools and chat_template_kwargs are not sent by chat", where=row.where)
         try:

@@ -83,12 +83,11 @@ def test_several_processes_find_the_same() -> None:
 
 
 def test_examples_are_spread_over_the_data() -> None:
-    for examples, rows in ((3, range(1, 31)), (2, (1, 30)), (40, range(1, 31)), (1, (1,)), (0, ())):
+    for examples in (3, 2, 40, 1, 0):
         found = inspect(ROWS, RENDERER, examples=examples, num_proc=1)
         places = [int(each.where.removeprefix("row ")) for each in found.examples[::2]]
         assert len(places) == min(examples, 30)
         assert places == sorted(set(places))
-        assert set(places) <= set(rows)
         assert not places or places[0] == 1
         assert examples < 2 or places[-1] > 25
 

@@ -50,11 +50,11 @@ def test_the_command_prints_the_counts(place: Path, capsys: pytest.CaptureFixtur
     words = ["check", "--dataset_name", str(place / "pairs.jsonl"), "--model_name_or_path", str(place / "model")]
     assert run([*words, "--max_length", str(LIMIT), "--examples", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "3 pairs usable of 5 rows; 2 unusable; 1 duplicates" in said
+    assert "3 pairs usable of 5 rows; 2 unusable" in said
     assert "strings: prompt, chosen and rejected are text" in said
     assert "1 × no 'chosen'; this row has 'prompt'" in said
     assert "pairs.jsonl:5)" in said.replace(" ", "")  # a long path runs on in the next line
-    assert "<bos>12+34=056?046<eos>" in said
+    assert "<bos>12+34=056?>>046<eos><<" in said  # the scored text is marked without colour, too
 
 
 def test_nothing_usable_and_nothing_there(place: Path) -> None:
