@@ -44,7 +44,7 @@ class Reasons:
 
     def sorted(self) -> list[Reason]:
         """The groups, the most frequent first."""
-        return sorted((each for _, each in self._found.values()), key=lambda each: (-each.count, each.reason))
+        return sorted((each for _, each in self._found.values()), key=lambda each: -each.count)
 
 
 def reasons(rejects: Iterable[tuple[str, str]]) -> str:
