@@ -140,7 +140,7 @@ class Inspection:
         found += [
             f"revision template {self.template}: {self.packed_tokens / self.usable:.0f} tokens per pair on average, "
             f"{self.flat_tokens / self.usable:.0f} without sharing equal beginnings ({self.sharing:.2f} to 1)",
-            f"{math.ceil(self.usable / BATCH)} steps per epoch at a batch size of {BATCH}",
+            f"{(steps := math.ceil(self.usable / BATCH))} step{'s' * (steps > 1)} per epoch at a batch size of {BATCH}",
         ]
         found += [] if self.tokenised else ["nothing was tokenised: all pairs were stored by an earlier command"]
         found += [f"it assumes {self.assumes}"] if self.assumes else []
