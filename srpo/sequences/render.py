@@ -18,6 +18,7 @@ from srpo.data.read import ERRORS, Pair, Prompt, PromptRow, Refused, Reject
 from srpo.data.values import split_thinking, transcript
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.chat_template import MARK, ChatTemplate, ControlTokens
+from srpo.sequences.encoder import Encoder
 from srpo.sequences.protocols import Options, Tokenizer
 from srpo.sequences.templates import RevisionTemplate, template_for
 from srpo.sequences.tree import TokenPair
@@ -57,7 +58,7 @@ class Renderer:
                 where=f"revision template {self.template.name!r}",
                 fix="use --revision_template plain",
             )
-        self._control = ControlTokens(tokenizer)
+        self._encoder, self._control = Encoder(tokenizer), ControlTokens(tokenizer)
         self.chat = self._chat_template() if self.template.form != "text" else None
         self.terminator = self._terminator()
         self._expect_same_tokenizer()
@@ -110,7 +111,7 @@ class Renderer:
         if self.chat is not None:
             chat, rest = self.chat, [(self._options(options), parts) for _, options, parts in given]
             texts = [chat.scored(text, *each) for text, each in zip(texts, rest, strict=True)]
-        return [[*row, self.terminator] for row in self._ids(texts)]
+        return [[*row, self.terminator] for row in self._encoder.ids(texts)]
 
     def decode(self, ids: Sequence[int], options: Options | None = None) -> str:
         """The text of an answer's ids, up to the end of the model's turn.
@@ -153,7 +154,7 @@ class Renderer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which generation ends: the terminator and the tokenizer's end-of-sequence token."""
-        return tuple(dict.fromkeys(t for t in (self.terminator, self._special_id("eos")) if t is not None))
+        return tuple(dict.fromkeys(t for t in (self.terminator, self._encoder.special_id("eos")) if t is not None))
 
     # ------------------------------------------------------------------ six sequences
 
@@ -274,7 +275,7 @@ class Renderer:
             state: Any = sorted(self.tokenizer.get_vocab().items())
         else:  # padding and truncation are left over from the tokenizer's last call, and change no id here
             state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
-        return [state, self._control.control, [self._text_bos, self._lone_bos, *self.stop_ids]]
+        return [state, self._control.control, [self._encoder.text_bos, self._encoder.lone_bos, *self.stop_ids]]
 
     def _expect_same_tokenizer(self) -> None:
         saved = self.template.sha256
@@ -338,61 +339,17 @@ class Renderer:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of contexts, with BOS where the tokenizer starts a text with one."""
-        bos = self._text_bos
-        rows = self._ids(texts)
+        bos = self._encoder.text_bos
+        rows = self._encoder.ids(texts)
         if self.template.form == "text":
             rows = [bos + row for row in rows]
-        return [row or list(bos) or self._lone_bos for row in rows]
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts, each encoded in pieces between marks, so that no piece holds a whole control token."""
-        if not texts:
-            return []
-        pieces = [text.split(MARK) for text in texts]
-        flat = [piece for row in pieces for piece in row]
-        encoded = iter(self._encoded(flat))
-        return [next(encoded) if len(row) == 1 else [id_ for _ in row for id_ in next(encoded)] for row in pieces]
-
-    def _encoded(self, texts: list[str]) -> list[list[int]]:
-        if not self._plainly_fast:
-            ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)[
-                "input_ids"
-            ]
-            return ids
-        self.tokenizer("", add_special_tokens=False)  # resets padding and truncation that a caller may have set
-        backend: Any = self.tokenizer
-        quick = backend.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [each.ids for each in quick]
-
-    @cached_property
-    def _plainly_fast(self) -> bool:
-        """Whether the tokenizers library can be called directly, which leaves out offsets that nothing reads."""
-        from transformers import PreTrainedTokenizerFast
-
-        encode = getattr(type(self.tokenizer), "_encode_plus", None)
-        return encode is not None and encode is getattr(PreTrainedTokenizerFast, "_encode_plus", None)
-
-    @cached_property
-    def _text_bos(self) -> list[int]:
-        """[BOS] if the tokenizer starts a text with it, else []; chat templates write their own."""
-        first: list[int] = self.tokenizer("a")["input_ids"][:1]
-        return first if first and [first[0]] == self._lone_bos else []
-
-    @property
-    def _lone_bos(self) -> list[int]:
-        bos = self._special_id("bos")
-        return [] if bos is None else [bos]
-
-    def _special_id(self, name: str) -> int | None:
-        """The tokenizer's `eos_token_id` or `bos_token_id`, which transformers makes on demand."""
-        found: int | None = getattr(self.tokenizer, f"{name}_token_id", None)
-        return found
+        return [row or list(bos) or self._encoder.lone_bos for row in rows]
 
     def _terminator(self) -> int:
         """The id that ends an answer: the chat template's token after an answer, else the end-of-sequence token."""
         if self.chat is not None and self.chat.terminator is not None:
             return int(self.tokenizer.convert_tokens_to_ids(self.chat.terminator))
-        eos = self._special_id("eos")
+        eos = self._encoder.special_id("eos")
         if eos is None:
             fix = "set tokenizer.eos_token"
             raise TemplateError("the tokenizer has no token that ends an answer", where="tokenizer", fix=fix)
