@@ -1,4 +1,4 @@
-"""The same questions on one GPU: what a training step costs, what it holds, and how fast revisions are decoded.
+"""Measurements on one GPU: time and memory of a training step, and speed of decoding revisions.
 
     python -m benchmarks.card step                    packed both ways, flat, and TRL's DPO step, bfloat16
     python -m benchmarks.card step --modes lora --shapes "350,40"
@@ -6,11 +6,11 @@
 
 `step` is an optimiser step of `--batch` pairs in mixed precision, the reference scored live, clipping and AdamW
 included, on a random Llama of 1.2B weights (hidden size 2,048, 16 layers, 32 heads, 8 of keys and values, vocabulary
-128,256). Every way has the card to itself, `--rounds` times in turns; told are the median of all its steps after two of
-warming up in each round, the least and the largest, and the highest memory in use above weights, reference and moments.
+128,256). Every way has the GPU to itself, `--rounds` times in turns. The output is the median of all its steps after
+two of warming up in each round, the smallest and largest, and the peak of memory above weights, reference and moments.
 
-`decode` is benchmarks/revision.py's scripted subject with 1.0B weights in bfloat16. Clocks are wall clocks around work
-that the card has been waited for.
+`decode` is benchmarks/revision.py's scripted subject with 1.0B weights in bfloat16. Times are wall times that include
+waiting for the GPU to finish.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers.utils import logging as hf_logging
 
 from benchmarks import training_step
 from benchmarks.chains import Scripted
-from benchmarks.revision import measure, told
+from benchmarks.revision import in_words, measure
 from benchmarks.shapes import llama, trees_of
 from srpo.model.packed.forest import Forest
 from srpo.sequences.tree import PrefixTree
@@ -47,7 +47,7 @@ WARMING_UP = 2
 
 
 def main() -> None:
-    """Measures every case asked for."""
+    """Measures every requested case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("step", "decode"))
     parser.add_argument("--shapes", default="350,40 1024,128 64,256", help="prompt,answer in tokens; several by spaces")
@@ -127,7 +127,7 @@ def _made(way: str, trees: Sequence[PrefixTree], lora: bool, args: Namespace) ->
 
 
 def _timed(made: tuple[Any, dict[str, Any]], args: Namespace) -> tuple[list[float], float]:
-    """Seconds of each step, and GiB at most above what stands between steps; lets go of the trainer."""
+    """Seconds of each step, and peak GiB above the memory between steps; releases the trainer."""
     run = training_step.optimiser_step(*made)
     del made
     wait = torch.cuda.synchronize if args.device == "cuda" else (lambda: None)
@@ -178,7 +178,7 @@ def _decode(args: Namespace) -> None:
         for case in args.cases.split(","):
             asked = [way for way in ways if way != "lookup" or rows == 1]
             print(f"scripted {case}, batch {rows}, {args.seeds} chains")
-            print("\n".join(told(measure(made, case, rows, asked, args, 0.0))), flush=True)
+            print("\n".join(in_words(measure(made, case, rows, asked, args, 0.0))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Rounds on the carry task: learning to revise one's own drafts, against as much more of everything else.
+"""Rounds on the carry task: training on the model's own drafts, against as many more steps and labels offline.
 
     python -m benchmarks.carry_rounds --seeds 3 --first_seed 3 --runs runs/demo3 --output_dir runs/rounds
 
-Base and offline pairs of each seed are those of `srpo demo` (in `--runs`; made where they are not there). From the same
-base, with as many optimiser steps and labels a round:
+Base and offline pairs of each seed are those of `srpo demo` (in `--runs`; made if missing). From the same base, with
+as many optimiser steps and labels a round:
 
     srpo        offline, then rounds on drafts and revisions of its own
     dpo, ipo    offline, then rounds on drafts of its own (and asked to revise at evaluation, as everywhere)
     offline     SRPO without rounds: the steps and labels of all rounds go into more offline pairs
 
-Offline settings are those of docs/lab-book/05-search-on-two-bases.md; learning rate and steps of a round are
-those of one earlier run on another base (1e-4, 150 steps of 64 pairs), how many sums it samples was chosen by
-benchmarks/rounds_search.py. Evaluated on fresh sums, T = 1, every revision kept, and the best of k+1 drafts by implied
+Offline settings are those of docs/lab-book/05-search-on-two-bases.md. Learning rate and steps of a round are those of
+one earlier run on another base (1e-4, 150 steps of 64 pairs); benchmarks/rounds_search.py chose the number of sums.
+Evaluated on fresh sums, T = 1, every revision kept, and the best of k+1 drafts by implied
 reward. Prints Markdown tables; everything is in `results.json`.
 """
 
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def work(job: Job) -> list[dict[str, Any]]:
-    """Trains and evaluates; what is there already is not done again."""
+    """Trains and evaluates; finished stages are not repeated."""
     from transformers.utils import logging as hf_logging
 
     torch.set_num_threads(1)
@@ -163,7 +163,7 @@ def settings_of(job: Job, method: str) -> dict[str, Any]:
 
 
 def plan_of(job: Job, file: Path, prompts: int, **changed: Any) -> RoundsArguments:
-    """How a method's rounds are run; the sums they sample from are written to the file."""
+    """Settings of a method's rounds; writes the sums to sample from to the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_rows(file, sums(prompts, "in", seed=SAMPLING + job.seed))
     settings: dict[str, Any] = {
@@ -223,14 +223,14 @@ def draw(folder: Path, model: Path, job: Job) -> None:
 
 
 def rights(file: Path) -> Tensor:
-    """[N, K] whether the answer in hand after k is exactly right."""
+    """[N, K] whether the current answer after k revisions is exactly right."""
     trails = [Trail.from_json(line) for line in file.open(encoding="utf-8")]
     ks = range(len(trails[0].answers))
     return torch.tensor([[exact_match(t.prompt, t.after(k).text, t.meta["gold"]) for k in ks] for t in trails])
 
 
 def compare(folder: Path, seeds: Sequence[int]) -> None:
-    """What the last round brings, paired over prompts: against what it began from, and against as much of all else."""
+    """Gain of the last round, paired over prompts: over round 0, and over opponents with as many steps or answers."""
     ours = ("srpo", ROUNDS, "revised", LAST)
     rivals = {
         "round 0, its best k": ("srpo", 0, "revised", None),

@@ -5,7 +5,7 @@
 Bases, pairs and sums come from seeds that the demo never uses. Each method gets twelve settings, each run on every base
 for as many steps on the same pairs, and two ways to be drawn: SRPO revises always or if it prefers the revision, DPO
 and IPO are asked to revise or give the best of as many drafts. A setting's score is the share of exact answers at
-T = 1, averaged over both splits and all bases, at the number of revisions, or further drafts, that serves it best.
+T = 1, averaged over both splits and all bases, at its best number of revisions or further drafts.
 Prints a Markdown table.
 """
 
@@ -53,7 +53,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Runs the search; what is there already is not run again."""
+    """Runs the search; finished runs are not repeated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/search")
     parser.add_argument("--prompts", type=int, default=500)

@@ -53,7 +53,7 @@ class Subject(Protocol):
 
     Attributes:
         pad_id, stop_ids, max_new_tokens: as engines take them.
-        folder: where the model is saved; empty for one that stands nowhere.
+        folder: of the saved model; empty for a model that is not saved.
     """
 
     model: Any
@@ -67,11 +67,11 @@ class Subject(Protocol):
         ...
 
     def turn_to(self, rows: Sequence[Chain], revision: int) -> None:
-        """Gets ready for that revision of those rows."""
+        """Prepares that revision of those rows."""
         ...
 
 
-# ---------------------------------------------------------------------- a model that says what a script says
+# ---------------------------------------------------------------------- a model that follows a script
 
 
 class ScriptedLlama(LlamaForCausalLM):
@@ -132,7 +132,7 @@ class Scripted:
         return made
 
     def turn_to(self, rows: Sequence[Chain], revision: int) -> None:
-        """The script says what each row says after each of its own tokens in that revision."""
+        """Sets the script to each row's next token after each of its tokens in that revision."""
         table = torch.full((ROOM, VOCABULARY), EOS)
         for row in rows:
             context, answer = row.contexts[revision], row.answers[revision]

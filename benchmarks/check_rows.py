@@ -1,10 +1,10 @@
-"""What `srpo check` costs: wall seconds, processor seconds and the memory of all its processes, over generated rows.
+"""Cost of `srpo check`: wall seconds, processor seconds and the memory of all its processes, over generated rows.
 
     python -m benchmarks.check_rows --rows 100000 --prompt 150 --answer 40 --repeat 3
 
 Words are made of syllables and drawn by Zipf's law; the tokenizer is byte-level BPE of 8,192 tokens trained on them,
-with a chat template. Each repetition starts with nothing kept; `again` is the same command once more, `template` the
-same with another revision template.
+with a chat template. Each repetition starts with an empty store; `again` repeats the same command, `template` runs it
+with another revision template.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def main() -> None:
             for name in args.looks:
                 cost = measured(folder, home, LOOKS[name])
                 found[name].append(cost)
-                print(f"  {name}: " + told(cost), flush=True)
+                print(f"  {name}: " + words(cost), flush=True)
         for name, costs in found.items():
-            print(f"{name}, median of {len(costs)}: " + told(Cost(*map(statistics.median, zip(*costs, strict=True)))))
+            print(f"{name}, median of {len(costs)}: " + words(Cost(*map(statistics.median, zip(*costs, strict=True)))))
 
 
 class Drawn:
@@ -148,7 +148,7 @@ def memory(pid: int) -> tuple[float, float]:
     return resident, proportional
 
 
-def told(cost: Cost) -> str:
+def words(cost: Cost) -> str:
     """A cost in words."""
     return (
         f"{cost.wall:.1f} s wall, {cost.cpu:.1f} s CPU, "

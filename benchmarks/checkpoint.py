@@ -1,12 +1,12 @@
-"""What being safe costs: a save that can be killed beside a stock save, the guard beside a step.
+"""Cost of safety: a save that survives kills against a stock save, and the check for nan against a step.
 
     python -m benchmarks.checkpoint [--saves N] [--steps N] [--folder DIR]
 
 A model of 25.5M weights in float32 with its optimiser's two moments: 0.3 GB a save. Both kinds of save go to the same
-disk in turn, each first every other time, so that what else the machine does meets both. Told are the time for which
-training waits, the time until a power cut could undo nothing any more, which goes on behind the next steps, and what a
-step takes with that behind it and without. Medians with their quartiles; one thread computes, and what is done behind
-it has threads of its own.
+disk in turn, each first every other time, so that other work on the machine affects both. The output is the time for
+which training waits, the time until a power cut can undo nothing, which continues behind the next steps, and the time
+of a step with and without that work behind it. Medians with their quartiles; one thread computes; the background
+work has threads of its own.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def measure(folder: Path, saves: int, steps: int) -> None:
     found = [save_both(trainer, inner, 1000 + i, ours_first=i % 2 == 0) for i in range(saves)]
     stock, waits, added, whole, behind, alone = (list(column) for column in zip(*found, strict=True))
     size = 12 * sum(p.numel() for p in trainer.model.parameters())
-    print(f"stock save of {size / 1e9:.2f} GB: {told(stock)} s")
-    print(f"ours, training waits: {told(waits)} s; {told(shares(waits, stock), 0)} % of the stock save beside it")
-    print(f"of it besides transformers' own saving: {told(added, 3)} s; {told(shares(added, stock), 1)} %")
-    print(f"until it is on the disk: {told(whole)} s; {told(shares(whole, stock), 0)} %")
-    print(f"a step with that behind it: {told(behind)} s, without: {told(alone)} s")
+    print(f"stock save of {size / 1e9:.2f} GB: {spread(stock)} s")
+    print(f"ours, training waits: {spread(waits)} s; {spread(shares(waits, stock), 0)} % of the stock save")
+    print(f"of it besides transformers' own saving: {spread(added, 3)} s; {spread(shares(added, stock), 1)} %")
+    print(f"until it is on the disk: {spread(whole)} s; {spread(shares(whole, stock), 0)} %")
+    print(f"a step with that behind it: {spread(behind)} s, without: {spread(alone)} s")
 
 
 def save_both(trainer: Any, inner: Timed, step: int, *, ours_first: bool) -> tuple[float, ...]:
@@ -122,7 +122,7 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - before
 
 
-def told(values: list[float], digits: int = 2) -> str:
+def spread(values: list[float], digits: int = 2) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 

@@ -1,4 +1,4 @@
-"""How long an evaluation takes besides drawing and judging: 1,024 prompts, 6 revisions, 2 systems, answers given.
+"""Time of an evaluation without drawing and judging: 1,024 prompts, 6 revisions, 2 systems, answers given.
 
     python -m benchmarks.evaluate
 

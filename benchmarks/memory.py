@@ -3,8 +3,8 @@
     python -m benchmarks.memory head                         vocabularies of 32k, 128k, 256k; trained and frozen heads
     python -m benchmarks.memory step                         LoRA rank 16: packed and flat, with and without checkpoints
 
-Peak is that of resident memory less what stood when weights and inputs did, in MiB; the gradient of the weights is
-among it. `head` compares a softmax over [P, V], TRL's chunked kernel and ours, on 1,536 scored positions of hidden
+Peak is the peak of resident memory minus the memory with weights and inputs loaded, in MiB; it includes the gradient of
+the weights. `head` compares a softmax over [P, V], TRL's chunked kernel and ours, on 1,536 scored positions of hidden
 size 512; `step` takes one pair of (1024, 128) through the largest Llama that is given room, forward and backward.
 """
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def peak_of(run: Callable[[], Any]) -> tuple[float, float]:
-    """MiB of resident memory above what stood before, at its highest, and processor seconds."""
+    """Peak of resident memory above the memory before, MiB, and processor seconds."""
     page, peak, stop = 4096, 0, threading.Event()
 
     def resident() -> int:
@@ -88,7 +88,7 @@ def peak_of(run: Callable[[], Any]) -> tuple[float, float]:
 
 
 class HeadAlone(nn.Module):
-    """A causal model that is nothing but its head."""
+    """A causal model that has only its head."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def _head(vocabulary: str, way: str, head: str) -> dict[str, Any]:
 
 
 def _warm_up(way: str) -> None:
-    """What torch and the libraries load at their first forward and backward is no part of the peak."""
+    """Loads everything that libraries load at their first forward and backward, so that it is not in the peak."""
     if way == "trl":
         import trl.kernels  # noqa: F401
     small, weight = torch.randn(8, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)

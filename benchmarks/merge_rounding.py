@@ -1,9 +1,9 @@
-"""How far a sound merge moves logits, by dtype: what `rounding` in srpo/model/weights/merge.py has to leave room for.
+"""Largest effect of a correct merge on logits, by dtype: the basis of `rounding` in srpo/model/weights/merge.py.
 
     OMP_NUM_THREADS=1 python -m benchmarks.merge_rounding
 
 Prints, for each dtype and depth, the largest difference over random models with random adapters as a share of the range
-of a position's logits, beside the limit and beside what the adapter itself does.
+of a position's logits, next to the limit and to the effect of the adapter itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEPTHS = (2, 8, 24)
 
 
 def once(seed: int, layers: int, dtype: str) -> MergeCheck:
-    """Merges one random adapter whose effect is that of training for a while."""
+    """Merges one random adapter with an effect as large as that of a short training."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": layers}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""Do no harm: what `srpo calibrate` decides on a task where a draft can be right in one pass, and what that costs.
+"""Decisions of `srpo calibrate` on a task where a draft can be right in one pass, and their gain or loss.
 
     python -m benchmarks.no_harm --output_dir runs/columns --seeds 0
 

@@ -1,4 +1,4 @@
-"""Where two engines' greedy answers to one context part, and how sure the model was there.
+"""The first difference between two engines' greedy answers to one context, and the model's certainty there.
 
 Two ways to compute the same logits differ by rounding. Where the two likeliest tokens are nearer to each other than
 that, either may be written, and all that follows may differ; anywhere else a difference is a mistake.
@@ -19,11 +19,11 @@ TIE = 1e-3  # nats between the two likeliest tokens, up to which two float32 eng
 
 @dataclass(frozen=True)
 class Parting:
-    """What is different about two answers to one context.
+    """Differences between two answers to one context.
 
     Attributes:
         at: tokens they have in common before the first difference.
-        tokens: places from there on at which they say different things, one of them nothing perhaps.
+        tokens: places from there on with different tokens; a missing token differs.
         gap: nats between the model's two likeliest tokens at the first difference.
     """
 
@@ -34,7 +34,7 @@ class Parting:
 
 @torch.no_grad()
 def parting(model: Any, context: Sequence[int], plain: Sequence[int], other: Sequence[int]) -> Parting | None:
-    """How an answer differs from the plain one; None if it does not.
+    """Difference between an answer and the plain one; None if they are equal.
 
     The gap comes from one plain forward over context and common tokens, without a cache, whatever wrote the answers.
 

@@ -1,12 +1,12 @@
-"""Which policy `auto` should be, on runs of the carry task that `srpo demo` left behind, and how far confidence goes.
+"""Comparison of policies for `auto`, and quality of the confidence, on the carry task's runs of `srpo demo`.
 
     srpo demo --seeds 3 --first_seed 3 --output_dir runs/demo3
     python -m benchmarks.policies runs/demo3 --seeds 3 4 5
 
 For each seed's SRPO model, on both splits: trails under `always` and under `if_preferred`, on sums for choosing and on
-others for telling. `until_worse` and `until_unchanged` are read off those trails, since equal (seed, prompt, revision)
-draw equal numbers. The best fixed k of `always` is chosen on the first sums. Differences are paired by sum; intervals
-are bootstraps.
+others for reporting. `until_worse` and `until_unchanged` follow from those trails, because equal (seed, prompt,
+revision) draw equal numbers. The best fixed k of `always` is chosen on the first sums. Differences are paired by sum;
+intervals are bootstraps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REVISIONS, CHOOSING, TELLING = 5, 4_000_000, 5_000_000
 
 
 def in_hand(trail: Trail, policy: str, k: int) -> str:
-    """The answer after k revisions under a policy that stops where the trail's own goes on."""
+    """The answer after k revisions under a policy that stops earlier than the trail."""
     texts = trail.answers
     for at in range(1, min(k, len(texts) - 1) + 1):
         stops = {"until_worse": not texts[at].kept, "until_unchanged": texts[at].text == trail.after(at - 1).text}
@@ -46,7 +46,7 @@ def right(trails: list[Trail], policy: str, k: int) -> torch.Tensor:
 
 
 def measure(run: Path, seed: int, prompts: int, temperature: float) -> dict[str, object]:
-    """One seed: [N] scores of each policy after each k on the sums that tell, and the k that the others chose."""
+    """One seed: [N] scores of each policy after each k on the reported sums, and the k chosen on the others."""
     reviser = Reviser(str(run / "srpo"), reference=str(run / "base"), batch_size=1000)
     found: dict[str, object] = {}
     for at, split in enumerate(SPLITS):
@@ -106,7 +106,7 @@ def interval(gain_N: torch.Tensor) -> str:
 
 
 def trust(preferred: list[float], better: list[int]) -> str:
-    """How far the confidence goes."""
+    """Quality of the confidence: AUC, Brier score and calibration."""
     raw, temperature = reliability(preferred, better), fit_temperature(preferred, better)
     through = linked(preferred, temperature)
     return (

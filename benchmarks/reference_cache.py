@@ -1,5 +1,5 @@
-"""What a kept reference saves: a whole optimiser step whose reference log-probs are on disk, against one that has them
-computed.
+"""Time saved by a cached reference: a whole optimiser step with reference log-probs on disk, against one that computes
+them.
 
     python -m benchmarks.reference_cache
     python -m benchmarks.reference_cache --shapes "350,40" --templates turn,quote --modes full
@@ -39,7 +39,7 @@ ROWS = 100_000
 
 
 def main() -> None:
-    """Measures every case asked for."""
+    """Measures every requested case."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="350,40 1024,128", help="prompt,answer in tokens; several by spaces")
@@ -94,7 +94,7 @@ def trainer(trees: Sequence[PrefixTree], lora: bool, folder: str | None) -> SRPO
 
 
 def around() -> dict[str, Any]:
-    """What else a cache costs."""
+    """Other costs of a cache: hashing of weights, and reading of rows."""
     plain = llama(vocabulary=VOCABULARY, lora=False)
     start = time.process_time()
     fingerprint(plain)

@@ -1,4 +1,4 @@
-"""How fast a chain of revisions is decoded: transformers' `generate` for each, its prompt lookup, ours, and vLLM.
+"""Speed of decoding a chain of revisions: transformers' `generate` for each, its prompt lookup, srpo and vLLM.
 
     python -m benchmarks.revision --case converging "steady 5%" "steady 30%" --seeds 7
     python -m benchmarks.revision --case mixed --batch 8 32
@@ -7,14 +7,14 @@
 
 Subjects: a scripted model of 25.5M weights whose edits are chosen (chains.py), and two trained ones whose edits are
 their own (trained.py). A chain is a draft and five revisions, and the revisions are timed. Each way decodes every
-chain of a case, in an order that changes from chain to chain, within one process on one thread, so that noise falls on
-all alike; every chain has a seed of its own. Told is the median over chains and, in brackets, the least and the
-largest; a gain is a ratio within one chain. The clock is processor time, or wall time as soon as vLLM is among the
-ways, which computes in a process of its own, or the model stands on an accelerator.
+chain of a case, in an order that changes from chain to chain, within one process on one thread, so that noise affects
+all alike; every chain has a seed of its own. The output is the median over chains and, in brackets, the smallest and
+largest value; a gain is a ratio within one chain. The clock is processor time. It is wall time if vLLM is among the
+ways, because it computes in another process, or if the model is on an accelerator.
 
-Every way is asked for each revision of plain decoding's chain. Where it writes something else, tokens are counted, and
-the gap between the model's two likeliest tokens where the answers part; a gap above 1e-3 nats under greedy decoding is
-no rounding, and ends the run with exit code 1.
+Every way decodes each revision of plain decoding's chain. If its answer differs, the differing tokens are counted, and
+the gap between the model's two likeliest tokens at the first difference is reported. A gap above 1e-3 nats under greedy
+decoding is not rounding, and ends the run with exit code 1.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Run:
 
     Attributes:
         seconds: of each way, a number per chain.
-        counts: of each way, what it wrote otherwise than plain decoding.
+        counts: of each way, tokens that differ from plain decoding.
         edits: of each revision of each row, as a share of its draft's tokens.
         temperature: 0 is greedy.
     """
@@ -170,10 +170,10 @@ def measure(subject: Subject, case: str, size: int, ways: Sequence[str], args: A
     return run
 
 
-# ---------------------------------------------------------------------- what is told
+# ---------------------------------------------------------------------- the output
 
 
-def told(run: Run) -> list[str]:
+def in_words(run: Run) -> list[str]:
     """A line per way."""
     edits = ", ".join(f"{100 * statistics.mean(each):.1f}" for each in zip(*run.edits, strict=True))
     lines = [f"    edits per revision, mean, %: {edits}"]
@@ -247,7 +247,7 @@ def main() -> int:
         run = measure(subject(name), case, size, ways_of(name, size, temperature, args.ways), args, temperature)
         what = f"{name} {case}".strip()
         print(f"{what}, batch {size}, temperature {temperature:g}, {args.seeds} chains")
-        print("\n".join(told(run)), flush=True)
+        print("\n".join(in_words(run)), flush=True)
         mistakes += sum(count.mistakes for count in run.counts.values()) if temperature == 0 else 0
         if args.out:
             row = {"subject": name, "case": case, "batch": size, "temperature": temperature}

@@ -1,4 +1,4 @@
-"""Pictures of what `benchmarks.carry_rounds` measured, from its `results.json` alone.
+"""Figures of the measurements of `benchmarks.carry_rounds`, from its `results.json` alone.
 
     python -m benchmarks.rounds_plots --output_dir runs/rounds
 
@@ -17,7 +17,7 @@ from typing import Any
 from srpo.tasks.carry import SPLITS
 
 Rows = Sequence[dict[str, Any]]
-COSTS = {"labels": "labels, beside the offline pairs", "steps": "optimiser steps"}
+COSTS = {"labels": "labels, without the offline pairs", "steps": "optimiser steps"}
 TITLES = {"in": "In distribution", "out": "Out of distribution"}
 
 
@@ -99,7 +99,7 @@ def over_costs(results: Rows, file: Path) -> None:
 
 
 def costs(results: Rows, method: str, system: str, split: str, cost: str, k: int) -> list[tuple[float, float]]:
-    """(what was used by the end of a round, exact answers in %), means of the seeds, round by round."""
+    """(labels or steps used by the end of a round, exact answers in %), means of the seeds, round by round."""
     found: dict[int, list[tuple[float, float]]] = {}
     seeds = {row["seed"] for row in results}
     for row in results:

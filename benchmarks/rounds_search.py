@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.rounds_search --ways before prompts-20k --output_dir runs/rounds_search
 
-Each way is three rounds (or `--rounds`) from one offline SRPO training, in which one thing differs: how many sums are
-sampled, how a round trains, whose pairs it trains on, which comparisons are asked about. A way's score is the share of
-exact answers after five revisions, T = 1, averaged over both splits and all bases: the last round's, whichever revision
-or round did best. What is there already is not run again. Prints a Markdown table.
+Each way is three rounds (or `--rounds`) from one offline SRPO training, in which one thing differs: the number of
+sampled sums, the training of a round, its pairs, or the choice of comparisons. A way's score is the share of exact
+answers after five revisions of the last round, T = 1, averaged over both splits and all bases. Finished runs are not
+repeated. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from srpo.train.run import train_with
 
 @dataclass(frozen=True)
 class Way:
-    """What differs from a round as it was first measured (docs/lab-book/13-rounds-on-the-carry-task.md).
+    """Differences from a round of the first measurement (docs/lab-book/13-rounds-on-the-carry-task.md).
 
     Attributes:
         prompts: sampled in each round.

@@ -1,4 +1,4 @@
-"""The repair task, where a draft can be right in one pass: whether revising harms, and what a calibration makes of it.
+"""The repair task, where a draft can be right in one pass: harm of revising, and whether a calibration prevents it.
 
     python -m benchmarks.second_task --seeds 0 1 --output_dir runs/repair
 
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def run_seed(run: Path, seed: int, prompts: int, heats: list[float]) -> list[dict[str, Any]]:
-    """Trains what is not there yet, and measures each model."""
+    """Trains missing models, and measures each model."""
     base, pairs = run / "base", run / "pairs"
     config = RepairConfig(seed=seed)
     run_stage(base, asdict(config), lambda folder: make_base(folder, config))
@@ -168,7 +168,7 @@ def draw(folder: Path, model: Path, base: Path, seed: int, prompts: int, heat: f
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Exact answers after 0, 1, … revisions or further drafts, the decision and what following it gives, confidence."""
+    """Exact answers after 0, 1, … revisions or further drafts, the decision and its gain, and the confidence."""
     calibration = Calibration.load(folder)
     assert calibration is not None
     choice = calibration.choice
@@ -203,7 +203,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def graded(trail: Trail, judge: Judge) -> list[float]:
-    """Score of the answer in hand after 0, 1, … revisions."""
+    """Score of the current answer after 0, 1, … revisions."""
     return [judge(trail.prompt, trail.after(k).text, trail.meta["gold"]) for k in range(REVISIONS + 1)]
 
 
@@ -215,7 +215,7 @@ def gain(right: dict[str, torch.Tensor], policy: str, revisions: int) -> list[fl
     return [float(each[0]) for each in (found.mean, found.low, found.high)]
 
 
-# ---------------------------------------------------------------------- what is told
+# ---------------------------------------------------------------------- the output
 
 
 def tell(results: list[dict[str, Any]], heat: float) -> None:

@@ -1,9 +1,9 @@
 """Pairs of given lengths and the model that speed and memory are measured on.
 
-Lengths stand as (prompt, chosen, rejected) in tokens. Token ids are random; how far the six sequences of a pair share
-their beginnings is what each template makes of real text:
+Lengths are (prompt, chosen, rejected) in tokens. Token ids are random; the six sequences of a pair share as much of
+their beginnings as each template makes them share on real text:
 
-    turn         the draft stands as a turn of its own, the instruction after it: everything before is shared
+    turn         the draft is a turn of its own, the instruction after it: everything before is shared
     quote        the draft is quoted in the user turn, after the prompt: the prompt is shared, the draft repeated
     paper-tldr   the first sentence of the prompt differs: nothing but its first tokens is shared
 """
@@ -23,7 +23,7 @@ from torch import nn
 from srpo.sequences.tree import PrefixTree
 
 TEMPLATES = ("turn", "quote", "paper-tldr")
-TLDR_SHARED = 13  # "Below is a reddit POST and the corresponding SUBREDDIT and TITLE" is what both sentences begin with
+TLDR_SHARED = 13  # "Below is a reddit POST and the corresponding SUBREDDIT and TITLE" begins both sentences
 _PIECE = re.compile(r"\s?\w{1,6}|\S")
 
 Lengths = tuple[int, int, int]
@@ -68,7 +68,7 @@ def lengths_in(file: str, rows: int, seed: int = 0) -> list[Lengths]:
 
 
 def llama(*, vocabulary: int = 8192, hidden: int = 512, layers: int = 6, lora: bool = False, **settings: Any) -> Any:
-    """A seeded random Llama, float32; 25.5M weights as it stands. With `lora`, rank 16 on every linear layer."""
+    """A seeded random Llama, float32; 25.5M weights by default. With `lora`, rank 16 on every linear layer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

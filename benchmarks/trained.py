@@ -1,4 +1,4 @@
-"""Chains of revisions by trained models: what they say is theirs, and so is how often a revision differs.
+"""Chains of revisions by trained models: answers and edits are the models' own.
 
     carry   the carry task's SRPO model (0.4M weights, a token per digit), asked for sums with long carry chains; a run
             folder of `srpo demo`, or else a smaller run of its own: base 800 steps, SRPO 100, under two minutes
@@ -33,7 +33,7 @@ PROMPT_SEED = 7_000_000  # apart from the sums of training and of every evaluati
 
 
 class Trained:
-    """A saved model and what it is asked.
+    """A saved model and its prompts.
 
     Args:
         folder: of model, tokenizer and template.
@@ -49,7 +49,7 @@ class Trained:
         self.stop_ids = self.renderer.stop_ids
 
     def chains(self, case: str, rows: int, seed: int, temperature: float) -> list[Chain]:
-        """What plain decoding makes of as many prompts."""
+        """Answers of plain decoding to as many prompts."""
         engine, prompts = HFEngine(self.model, pad_id=self.pad_id, batch_size=rows), self.prompts(rows, seed)
         contexts = self.renderer.drafts(prompts)
         asked: list[list[list[int]]] = []

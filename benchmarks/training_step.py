@@ -1,4 +1,4 @@
-"""What a training step costs: packed, flat, six padded rows, and TRL's DPO step on the same pairs.
+"""Time of a training step: packed, flat, six padded rows, and TRL's DPO step on the same pairs.
 
     python -m benchmarks.training_step                                   every shape and template, a long run
     python -m benchmarks.training_step --shapes 350,40 --templates turn --parts step --modes full
@@ -6,7 +6,7 @@
 Ways run interleaved in one process on one thread; times are processor time, ratios are of medians. Three parts:
 
     logps   forward and backward of the six log-probs of `--logps_batch` pairs: packed, flat, padded
-    plan    making the plan of `--batch` pairs alone, which on a GPU is time that the card may wait for
+    plan    making the plan of `--batch` pairs alone, during which a GPU may be idle
     step    a whole optimiser step of `--batch` pairs, reference live, clipping and AdamW included: packed, flat, and
             `trl`, DPOTrainer's step, which scores two sequences a pair where SRPO scores six
 
@@ -43,7 +43,7 @@ Ways = dict[str, Callable[[], Any]]
 
 
 def main() -> None:
-    """Measures every case asked for."""
+    """Measures every requested case."""
     torch.set_num_threads(1)
     args = _arguments()
     for shape, lengths in _shapes(args):

@@ -102,7 +102,7 @@ def test_a_line_has_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("done", [0, 3])
-def test_nobody_asked_or_nothing_is_left(done: int) -> None:
+def test_a_signal_before_or_after_the_work(done: int) -> None:
     with terminal() as stream:
         if done == 0:
             logging.getLogger().setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
 """The columns task: two numbers added column by column without carrying, so that a draft can be right in one pass.
 
-Each digit of the answer depends on its own column alone: 27 + 58 is 075. Nothing that stands in a draft helps to see
-another digit better, so revising has little to add and can only spoil. Everything else is as in the carry task: the
+Each digit of the answer depends on its own column alone: 27 + 58 is 075. A draft contains nothing that helps with
+another digit, so revising has little to add and can only break answers. Everything else is as in the carry task: the
 format, the base that adds 1 to a digit by mistake with probability 0.25, pairs of its own drafts.
 
     in distribution        operands uniform

@@ -2,9 +2,9 @@
 
     these dog near a cats chases every bird =  →  these dogs near a cat chase every bird
 
-A noun agrees with the determiner before it, the verb with the first determiner of the sentence. All that decides a word
-stands in the prompt, so a draft can be right in one pass; a revision has nothing to read off its draft that the prompt
-does not say, and may spoil what is right.
+A noun agrees with the determiner before it, the verb with the first determiner of the sentence. The prompt contains
+everything that decides a word, so a draft can be right in one pass. A draft adds no information for a revision, which
+may break right words.
 
     in distribution        up to two phrases after the subject or after the object
     out of distribution    one after each, and the noun before the verb of the other number than the subject
@@ -177,7 +177,7 @@ def train_base(config: RepairConfig) -> Iterator[tuple[int, float, Any]]:
 
 
 def _both_roles(config: RepairConfig, tokenizer: Any, source: random.Random) -> Outcomes:
-    """Rows `<bos> sentence = draft ? revision`, as in carry.py: what comes before a word is drawn with mistakes.
+    """Rows `<bos> sentence = draft ? revision`, as in carry.py: the text before a word is drawn with mistakes.
 
     The last word of the draft predicts the end of the draft although a revision mark follows it, so that one row
     teaches both roles. A revision that copies its draft has one outcome.

@@ -37,7 +37,7 @@ SYSTEMS_OF = {
 }
 LABELS = {
     "srpo": "SRPO",
-    "srpo_always": "SRPO, every revision kept",
+    "srpo_always": "SRPO (always revise)",
     "srpo_best_of": "best of k+1 SRPO drafts",
     "dpo": "DPO",
     "dpo_best_of": "best of k+1 DPO drafts",

@@ -74,7 +74,7 @@ def test_greedy_tokens_differ_from_plain_ones_only_at_ties(seed: int) -> None:
     assert count.mistakes == 0, count.sentence()
 
 
-def test_where_every_token_has_a_twin_rounding_decides_and_is_counted() -> None:
+def test_differences_by_rounding_are_counted_where_every_token_has_a_twin() -> None:
     """Tokens 2n and 2n + 1 have nearly the same logit everywhere: nobody can promise which of them is written."""
     model = make_tiny_llama(initializer_range=0.3)
     with torch.no_grad():

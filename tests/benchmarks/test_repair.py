@@ -99,7 +99,7 @@ def test_mistakes_change_a_number_and_nothing_else(rate: float) -> None:
     assert wrong / numbered == pytest.approx(rate, abs=0.03)
 
 
-def test_a_prompt_does_not_give_the_numbers_away() -> None:
+def test_a_prompt_does_not_reveal_the_numbers() -> None:
     kept = [
         ours == gold
         for row in sentences(1000, "in", seed=5)

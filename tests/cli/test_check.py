@@ -57,7 +57,7 @@ def test_the_command_prints_the_counts(place: Path, capsys: pytest.CaptureFixtur
     assert "<bos>12+34=056?>>046<eos><<" in said  # the scored text is marked without colour, too
 
 
-def test_nothing_usable_and_nothing_there(place: Path) -> None:
+def test_no_usable_row_and_no_file(place: Path) -> None:
     (place / "bad.jsonl").write_text("{}\n")
     for name, kind in (("bad.jsonl", DataError), ("gone.jsonl", InputError)):
         with pytest.raises(kind, match=name):

@@ -131,7 +131,7 @@ def test_each_error_is_one_line_and_its_code(
         RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
     ],
 )
-def test_memory_that_runs_out_says_what_to_take_less_of(
+def test_out_of_memory_names_the_settings_to_reduce(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert end_of(monkeypatch, error) == 70
@@ -146,7 +146,7 @@ def test_ctrl_c_is_75_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert capsys.readouterr() == ("", "srpo: interrupted\n")
 
 
-def test_what_nobody_foresaw_is_70_and_its_traceback_is_kept_for_who_asks(
+def test_an_unexpected_error_is_70_and_its_traceback_is_shown_on_request(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert end_of(monkeypatch, ZeroDivisionError("division by zero\nsecond line")) == 70
@@ -159,7 +159,7 @@ def test_what_nobody_foresaw_is_70_and_its_traceback_is_kept_for_who_asks(
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-def test_a_reader_that_has_gone_is_74_without_a_traceback(unbuffered: str) -> None:
+def test_a_closed_pipe_is_74_without_a_traceback(unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     words = [sys.executable, "-m", "srpo", "--help"]
@@ -169,7 +169,7 @@ def test_a_reader_that_has_gone_is_74_without_a_traceback(unbuffered: str) -> No
     assert (done.returncode, done.stderr) == (74, "")
 
 
-def test_env_tells_versions_and_no_secret() -> None:
+def test_env_prints_versions_and_no_secret() -> None:
     done = srpo_command("env", "--json", HF_TOKEN=SECRET, HTTPS_PROXY=f"http://user:{SECRET}@localhost")
     assert done.returncode == 0
     assert SECRET not in done.stdout + done.stderr

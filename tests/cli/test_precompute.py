@@ -44,7 +44,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_what_is_kept_is_found_by_a_run(
+def test_a_run_finds_the_cached_rows(
     words: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = tmp_path / "kept"
@@ -63,7 +63,7 @@ def test_what_is_kept_is_found_by_a_run(
     assert "no reference model in memory" in caplog.text
 
 
-def test_what_cannot_be_kept_is_said_before_the_model_is_read(words: list[str], place: Path, tmp_path: Path) -> None:
+def test_an_unusable_cache_is_found_before_the_model_is_loaded(words: list[str], place: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     nowhere = ["--reference_cache", str(tmp_path / "file"), "--model_name_or_path", str(place / "nothing")]
     with pytest.raises(OutputError, match="name another --reference_cache"):

@@ -114,7 +114,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------- done
 
 
-def test_train_leaves_a_model_that_learnt_and_what_revising_needs(model: Path) -> None:
+def test_train_writes_a_trained_model_and_the_files_for_revising(model: Path) -> None:
     losses = [json.loads(line).get("loss") for line in (model / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert losses[0] == pytest.approx(0.6, abs=1e-6)
     assert losses[7] < 0.9 * losses[0]
@@ -171,7 +171,7 @@ def test_revise_goes_on_to_the_same_file(
         ({"policy": "if_preferred"}, "policy 'auto' → 'if_preferred'"),
     ],
 )
-def test_a_file_begun_otherwise_is_refused(
+def test_a_file_started_with_other_settings_is_refused(
     changes: dict[str, Any], said: str, place: Path, model: Path, trails: Path
 ) -> None:
     before = trails.read_bytes()

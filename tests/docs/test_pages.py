@@ -1,20 +1,20 @@
-"""The pages under docs/: their code blocks run, what they print is what is shown, and their links lead somewhere.
+"""The pages under docs/: their code blocks run, their outputs match, and their links are valid.
 
-Blocks are run as their language says, in one working folder per page that holds the files a reader would have:
+The language of a block decides how it runs, in one working folder per page with the files that a reader would have:
 
     python     executed; the blocks of a page share their names
     sh         lines `srpo …`, each of which must end with 0
-    console    lines `$ srpo …` or `$ echo $?`, each followed by what it prints on standard output, or its error
+    console    lines `$ srpo …` or `$ echo $?`, each followed by its standard output, or its error
     text       not run
 
-A comment on the line before a block says otherwise:
+A comment on the line before a block changes that:
 
     <!-- file: NAME -->               the block is that file, written before any block is run
-    <!-- output -->                   the block is what the one before it printed
+    <!-- output -->                   the block is the output of the block before it
     <!-- needs: LIBRARY -->           run only where that library is installed
     <!-- not executed: REASON -->
 
-In what is printed, "…" stands for anything, and any white space for any other.
+In an output, "…" matches anything, and white space matches any white space.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ BLOCK = re.compile(
     r"^(?:<!-- (?P<note>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 
-# What a page may take for granted, beside a model and files of pairs and prompts.
+# Models that a page starts with, in addition to an SFT model and files of pairs and prompts.
 GIVEN = {
     "rounds.md": ["my-srpo-model"],
     "server.md": ["my-srpo-model"],
@@ -63,7 +63,7 @@ SUMS = [(a, b) for a in range(1, 5) for b in (1, 2)]
 
 
 class WrongPage(AssertionError):
-    """A page says something that is not so."""
+    """A page whose block does not do what the page promises."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Page:
         self.names: dict[str, object] = {"__name__": "page"}
 
     def run(self, text: str) -> None:
-        """Writes the files that stand in the text and runs its blocks in their order.
+        """Writes the files in the text and runs its blocks in order.
 
         Raises:
-            WrongPage: a block does not do what the page says.
+            WrongPage: a block does not do what the page promises.
         """
         for block in sorted(blocks(text), key=lambda block: not block.note.startswith("file: ")):
             self._run(block)
@@ -110,7 +110,7 @@ class Page:
     def _run(self, block: Block) -> None:
         kind, _, value = block.note.partition(": ")
         if kind not in ("", "file", "output", "needs", "not executed") or bool(value) != (kind not in ("", "output")):
-            raise self._wrong(block, f"a comment that says nothing: {block.note!r}")
+            raise self._wrong(block, f"unknown comment: {block.note!r}")
         if kind == "not executed" or (kind == "needs" and importlib.util.find_spec(value) is None):
             return
         if kind == "file":
@@ -159,7 +159,7 @@ class Page:
             self._expect(block, shown)
 
     def _expect(self, block: Block, shown: str) -> None:
-        # Tables are padded and wrapped to the terminal; the words are what a page promises.
+        # Tables are padded and wrapped to the terminal; only their words are compared.
         want, got = (" ".join(text.split()) for text in (shown, self.printed))
         if not re.fullmatch(re.escape(want).replace("…", ".*"), got):
             raise self._wrong(block, f"shown is\n{want}\n\nprinted was\n{got}")
@@ -178,7 +178,7 @@ def lines(code: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what readers have: an SFT model, pairs, prompts, and models trained from them."""
+    """A folder with an SFT model, pairs, prompts, and models trained from them, as readers have."""
     from srpo import SRPOConfig, SRPOTrainer
 
     folder = tmp_path_factory.mktemp("toys")
@@ -204,7 +204,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ran(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Page → the folder its blocks left behind; each page is run once."""
+    """Page → the folder in which its blocks ran; each page is run once."""
 
     @functools.cache
     def run_page(name: str) -> Path:
@@ -221,7 +221,7 @@ def ran(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 @contextlib.contextmanager
 def as_a_reader(folder: Path) -> Iterator[None]:
-    """In that folder, at a terminal of 100 columns; what a command leaves behind in the process is put back."""
+    """Runs in that folder, at a terminal of 100 columns, and restores the state that commands change in the process."""
     import datasets
     from transformers.utils import logging as hf_logging
 
@@ -246,7 +246,7 @@ def test_every_block_runs(name: str, ran: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("```python\nassert 1 > 2\n```\n", None),
         ("```sh\nsrpo trian\n```\n", "did you mean 'train'"),
@@ -261,14 +261,14 @@ def test_every_block_runs(name: str, ran: Callable[[str], Path]) -> None:
         ("```python\nprint(1)\n```\n\n<!-- output -->\n```text\n2\n```\n", "shown is\n2\n\nprinted was\n1"),
         ("```yaml\na: 1\n```\n", "yaml is not run"),
         ("```\na\n```\n", "no language is not run"),
-        ("<!-- not executed -->\n```python\n```\n", "says nothing"),
-        ("<!-- skip: slow -->\n```python\n```\n", "says nothing"),
+        ("<!-- not executed -->\n```python\n```\n", "unknown comment"),
+        ("<!-- skip: slow -->\n```python\n```\n", "unknown comment"),
         ("```python title='a'\n```\n", "a fence that is not read"),
     ],
 )
-def test_a_wrong_page_is_caught(text: str, said: str | None, tmp_path: Path) -> None:
+def test_a_wrong_page_is_found(text: str, message: str | None, tmp_path: Path) -> None:
     page = Page("a.md")
-    expected = pytest.raises(WrongPage, match=said) if said else pytest.raises(AssertionError)
+    expected = pytest.raises(WrongPage, match=message) if message else pytest.raises(AssertionError)
     with as_a_reader(tmp_path), expected:
         page.run(text)
 
@@ -316,7 +316,7 @@ $ echo $?
     assert [block.line for block in blocks(text)][:2] == [3, 9]
 
 
-# ---------------------------------------------------------------------- what they say
+# ---------------------------------------------------------------------- tables and links
 
 
 def table(page: str, head: str) -> list[list[str]]:
@@ -328,11 +328,11 @@ def table(page: str, head: str) -> list[list[str]]:
 
 
 def named(cell: str) -> list[str]:
-    """What stands in backticks."""
+    """The words in backticks."""
     return re.findall(r"`([^`]+)`", cell)
 
 
-def told_codes(page: str) -> dict[str, int]:
+def listed_codes(page: str) -> dict[str, int]:
     rows = table(page, "| code | error | meaning |")
     return {name: int(code) for code, names, _ in rows for name in named(names)}
 
@@ -340,25 +340,25 @@ def told_codes(page: str) -> dict[str, int]:
 def test_exit_codes_are_those_of_the_errors() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SRPOError)]
     codes = {kind.__name__: kind.exit_code for kind in kinds}
-    assert told_codes("exit-codes.md") == codes
+    assert listed_codes("exit-codes.md") == codes
     text = (DOCS / "exit-codes.md").read_text("utf-8")
     for right, wrong in (
         ("| 66 |", "| 67 |"),
         (", `LengthError`", ""),
         ("`OutputError`", "`OutputError`, `OtherError`"),
     ):
-        assert told_codes(text.replace(right, wrong, 1)) != codes
+        assert listed_codes(text.replace(right, wrong, 1)) != codes
 
 
-def test_settings_that_differ_from_trl_are_told() -> None:
+def test_defaults_that_differ_from_trl_are_listed() -> None:
     differ = table("from-dpo.md", "| setting | here | TRL | why |")
     absent = table("from-dpo.md", "| setting | why |")
-    # bf16 has the same default, None, and is settled otherwise.
+    # bf16 has the same default, None, with another meaning.
     assert sorted(name for row in differ for name in named(row[0])) == sorted([*OTHER_DEFAULT, "bf16"])
     assert sorted(name for row in absent for name in named(row[0])) == sorted(ABSENT)
 
 
-def test_settings_that_trl_does_not_have_are_told() -> None:
+def test_settings_that_trl_lacks_are_listed() -> None:
     trl = pytest.importorskip("trl")
     from srpo import SRPOConfig
 
@@ -367,25 +367,25 @@ def test_settings_that_trl_does_not_have_are_told() -> None:
     assert {name for row in new for name in named(row[0])} == ours - theirs
 
 
-def test_what_is_saved_is_told(ran: Callable[[str], Path]) -> None:
+def test_every_saved_file_is_listed(ran: Callable[[str], Path]) -> None:
     folder = ran("train.md")
-    told = [name for row in table("train.md", "| in `output_dir` | |") for cell in row for name in named(cell)]
-    adapter = {name for name in told if name.startswith("adapter")}
+    listed = [name for row in table("train.md", "| in `output_dir` | |") for cell in row for name in named(cell)]
+    adapter = {name for name in listed if name.startswith("adapter")}
     passing = {f"{checkpoint.STAGING}/", f"{checkpoint.REPLACED}/"}  # there for the time of a save
-    assert passing < {*told}
-    for name in {*told} - adapter - passing:
+    assert passing < {*listed}
+    for name in {*listed} - adapter - passing:
         assert list((folder / "my-srpo-model").glob(name.replace("N/", "*"))), name
     for name in adapter:
         assert (folder / "lora-run" / name).is_file()
 
 
-def test_every_metric_is_told(ran: Callable[[str], Path]) -> None:
+def test_every_metric_is_listed(ran: Callable[[str], Path]) -> None:
     logged: set[str] = set()
     for line in (ran("train.md") / "my-srpo-model" / "metrics.jsonl").read_text("utf-8").splitlines():
         logged |= {name.removeprefix("eval_") for name in json.loads(line)}
-    told = {name for row in table("train.md", "| metric | |") for name in named(row[0])}
+    listed = {name for row in table("train.md", "| metric | |") for name in named(row[0])}
     ours = {name for name in logged if "/" in name} | {"loss"}
-    assert {re.sub("margins/.*", "margins/…", name) if name.startswith("revision") else name for name in ours} == told
+    assert {re.sub("margins/.*", "margins/…", name) if name.startswith("revision") else name for name in ours} == listed
 
 
 def test_every_page_is_in_an_index() -> None:
@@ -403,7 +403,7 @@ def links(text: str) -> list[tuple[str, str]]:
 
 
 def anchors(text: str) -> set[str]:
-    """What headings can be linked by, as GitHub makes it: lower case, blanks to hyphens, other punctuation dropped."""
+    """Anchors of headings, as GitHub makes them: lower case, blanks to hyphens, other punctuation dropped."""
     headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -418,11 +418,11 @@ def broken_links(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", LINKED)
-def test_every_relative_link_leads_somewhere(name: str) -> None:
+def test_every_relative_link_is_valid(name: str) -> None:
     assert broken_links(DOCS / name) == []
 
 
-def test_a_broken_link_is_caught(tmp_path: Path) -> None:
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "a.md"
     page.write_text(
         "# How do I choose β?\n[a](#how-do-i-choose-β) [b](#b) [c](c.md) [d](a.md#d) [e](https://a.b/c) `[f](f.md)`\n"

@@ -49,7 +49,7 @@ def labelled_six(model: LlamaForCausalLM, rows: list[tuple[list[int], ...]]) -> 
     return SixLogps(**{field: torch.stack(column) for field, column in columns.items()})
 
 
-def test_it_is_thirty_lines() -> None:
+def test_the_block_has_thirty_lines() -> None:
     code = [line for line in BLOCKS[0].splitlines() if line.strip() and not line.lstrip().startswith("#")]
     assert len(code) == 30
     assert max(map(len, code)) <= 120
@@ -64,7 +64,7 @@ def test_the_first_block_trains(page: tuple[dict[str, Any], str]) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 @torch.no_grad()
-def test_its_loss_is_the_library_s(page: tuple[dict[str, Any], str], alpha: float) -> None:
+def test_the_loss_equals_the_library_s(page: tuple[dict[str, Any], str], alpha: float) -> None:
     model, reference = page[0]["model"], page[0]["reference"]
     loss = page[0]["srpo_step_loss"](model, reference, ROWS, 0.2, alpha)
     policy, frozen = labelled_six(model, ROWS), labelled_six(reference, ROWS)
@@ -85,7 +85,7 @@ def test_the_reference_never_moved(page: tuple[dict[str, Any], str]) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_the_skeleton_has_no_gradient_and_the_page_says_so(page: tuple[dict[str, Any], str]) -> None:
+def test_the_skeleton_has_no_gradient_and_prints_the_reason(page: tuple[dict[str, Any], str]) -> None:
     assert len(BLOCKS) == 2
     names = dict(page[0])
     with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -125,7 +125,7 @@ EVERY = pytest.mark.parametrize("name", TEXT)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_table_holds(name: str) -> None:
+def test_templates_share_as_the_table_states(name: str) -> None:
     why = FOR_PARTS.get(name.removesuffix("_training"))
     if why is not None:
         with pytest.raises(TemplateError, match=re.escape(why)):
@@ -147,7 +147,7 @@ def test_every_template_of_the_table_is_in_the_wheel() -> None:
 
 @EVERY
 @BOTH
-def test_trained_on_is_generated_from(name: str, template: Any) -> None:
+def test_training_and_generation_use_the_same_ids(name: str, template: Any) -> None:
     renderer = Renderer(tokenizer_of(name), template)
     prompt = [
         {"role": "user", "content": "é?"},
@@ -171,7 +171,7 @@ def test_trained_on_is_generated_from(name: str, template: Any) -> None:
         assert renderer.answer(renderer.decode(six[0].answer)) == six[0].answer
 
 
-def test_the_date_is_held_still(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_date_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.utils import chat_template_utils
 
     class Tomorrow(chat_template_utils.datetime):  # type: ignore[name-defined,misc]

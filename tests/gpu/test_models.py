@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_on_the_card_unless_told_otherwise(dtype: str, model: str) -> None:
+def test_models_are_on_the_gpu_by_default(dtype: str, model: str) -> None:
     reviser = Reviser(model, reference=model, dtype=dtype)
     assert {p.device.type for p in reviser.model.parameters()} == {"cuda"}
     assert {str(p.dtype) for p in reviser.model.parameters()} == {f"torch.{dtype}"}
@@ -36,7 +36,7 @@ def test_on_the_card_unless_told_otherwise(dtype: str, model: str) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_command_writes_the_same_there(temperature: float, model: str, tmp_path: Path) -> None:
+def test_a_command_writes_the_same_on_the_gpu(temperature: float, model: str, tmp_path: Path) -> None:
     rows = [{"prompt": text} for text in PROMPTS]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     texts = []

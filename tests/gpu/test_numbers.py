@@ -100,7 +100,7 @@ def test_kernels_are_compiled_a_few_times_and_not_for_every_batch(name: str) -> 
 
 
 @pytest.mark.parametrize("backend", PACKED)
-def test_nothing_of_all_tokens_by_all_tokens(backend: str) -> None:
+def test_no_tensor_is_tokens_by_tokens(backend: str) -> None:
     model = model_of("llama", head_dim=64).bfloat16().cuda()
     trees = [PrefixTree.pack(random_six(n, prompt=1024, w=128, l=128)) for n in range(16)]
     forest = Forest.plant(trees, "cuda")

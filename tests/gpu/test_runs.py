@@ -56,7 +56,7 @@ def test_killed_and_resumed(kind: str, place: Path, tmp_path: Path) -> None:
     assert steps_logged(tmp_path / "run") == [1, 2, 3]
 
 
-def test_control_the_card_draws_its_own_dropout(place: Path, tmp_path: Path) -> None:
+def test_control_dropout_differs_on_the_gpu(place: Path, tmp_path: Path) -> None:
     # With another seed the weights are others, so equal weights above say something of the generators.
     files = []
     for seed in ("3", "4"):

@@ -52,12 +52,12 @@ def test_a_wrong_drawing_is_caught(right: str, wrong: str) -> None:
     assert drawn(text) != classes()
 
 
-def test_codes_are_the_promised_ones() -> None:
+def test_exit_codes_are_the_documented_ones() -> None:
     assert {code for _, code in classes().values()} == CODES
 
 
 @pytest.mark.parametrize("name", classes())
-def test_an_error_says_where_what_was_expected_and_what_to_do(name: str) -> None:
+def test_an_error_has_place_finding_expected_value_and_fix(name: str) -> None:
     kind = getattr(errors, name)
     assert kind.__doc__
     error = kind("found this", where="pairs.jsonl:17", expected="that", fix="do so")

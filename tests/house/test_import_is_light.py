@@ -23,13 +23,13 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("code", ["import srpo; dir(srpo); srpo.SRPOError", HELP], ids=["import", "help"])
-def test_nothing_heavy_is_loaded(code: str) -> None:
+def test_no_large_library_is_loaded(code: str) -> None:
     loaded = loaded_by(code)
     assert "srpo" in loaded
     assert loaded & HEAVY == set()
 
 
-def test_a_heavy_import_is_seen() -> None:
+def test_the_import_of_a_large_library_is_found() -> None:
     assert {"torch", "numpy"} <= loaded_by("import srpo; srpo.srpo_loss")
 
 

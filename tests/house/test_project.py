@@ -51,16 +51,16 @@ def as_imported(names: dict[str, Requirement]) -> set[str]:
     return {IMPORTED_AS.get(name, name) for name in names}
 
 
-def test_what_is_imported_is_declared() -> None:
+def test_every_imported_library_is_declared() -> None:
     assert imported(PACKAGE, at_top=True) - as_imported(CORE) == set()
     assert imported(PACKAGE, at_top=False) - as_imported(CORE) - as_imported(EXTRAS) - BROUGHT_BY_THE_USER == set()
 
 
-def test_what_is_declared_is_imported() -> None:
+def test_every_declared_library_is_imported() -> None:
     assert as_imported(CORE) - imported(PACKAGE, at_top=False) - set(NEEDED_BY_OTHERS) == set()
 
 
-def test_an_undeclared_import_is_seen(tmp_path: Path) -> None:
+def test_an_undeclared_import_is_found(tmp_path: Path) -> None:
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "a.py").write_text("import json, scipy.stats\ndef f():\n    from einops import rearrange\n")
     assert imported(tmp_path / "fake", at_top=True) == {"scipy"}
@@ -75,7 +75,7 @@ def test_every_dependency_is_pinned_within_its_bounds(name: str) -> None:
         assert declared is None or declared.specifier.contains(pin.version)
 
 
-def test_one_version_is_told_everywhere() -> None:
+def test_every_file_names_the_same_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert cited["version"] == srpo.__version__
     assert cited["license"] == PROJECT["license"]

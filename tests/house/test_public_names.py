@@ -58,14 +58,14 @@ def test_the_examples_run(module: str) -> None:
     assert failed_examples(importlib.import_module(module)) == ""
 
 
-def test_public_names_stand_in_one_list() -> None:
+def test_public_names_are_in_one_list() -> None:
     assert sorted(srpo.__all__) == sorted(["__version__", *srpo._HOME])
     assert dir(srpo) == sorted(srpo.__all__)
     with pytest.raises(AttributeError, match="no attribute 'SRPOTrainner'"):
         _ = srpo.SRPOTrainner
 
 
-def test_what_type_checkers_see_is_what_runs() -> None:
+def test_type_checkers_see_the_names_that_run() -> None:
     """The imports under TYPE_CHECKING are the same names from the same modules as `_HOME`."""
     source = next(each for each in laws.sources(PACKAGE) if each.path == "__init__.py")
     seen = {each.name: each.module for each in laws.imports(source, "srpo") if each.for_types}
@@ -113,7 +113,7 @@ def with_wrong_example(number: int) -> int:
     return number
 
 
-def test_gaps_are_caught() -> None:
+def test_missing_documentation_is_found() -> None:
     assert gaps(undocumented) == ["no docstring", "no `Example:` that runs"]
     assert gaps(without_example) == ["no `Example:` that runs"]
     assert gaps(with_skipped_example) == ["no `Example:` that runs"]

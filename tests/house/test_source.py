@@ -131,12 +131,12 @@ BREACHES: dict[Law, list[tuple[str, str, list[str]]]] = {
 
 
 @pytest.mark.parametrize("law", BREACHES, ids=lambda law: law.__name__)
-def test_srpo_keeps_the_law(law: Law) -> None:
+def test_srpo_follows_the_law(law: Law) -> None:
     assert law(PACKAGE) == []
 
 
 @pytest.mark.parametrize("law", BREACHES, ids=lambda law: law.__name__)
-def test_a_breach_is_caught(law: Law, tmp_path: Path) -> None:
+def test_a_breach_is_found(law: Law, tmp_path: Path) -> None:
     package = tmp_path / "fake"
     for path, text, _ in BREACHES[law]:
         (package / path).parent.mkdir(parents=True, exist_ok=True)

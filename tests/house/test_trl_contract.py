@@ -70,7 +70,7 @@ def test_the_trainer_takes_the_same_keywords_in_the_same_order(trl: Any) -> None
     assert keywords(SRPOTrainer.__init__) == keywords(trl.DPOTrainer.__init__)
 
 
-def test_the_settings_depart_only_where_it_is_listed(trl: Any) -> None:
+def test_settings_differ_from_trl_only_where_listed(trl: Any) -> None:
     from srpo import SRPOConfig
 
     other_default, absent = departures(SRPOConfig, trl.DPOConfig)
@@ -91,7 +91,7 @@ def test_every_setting_explains_itself() -> None:
     assert [each.name for each in dataclasses.fields(SRPOConfig) if not each.metadata.get("help")] == []
 
 
-def test_a_departure_is_caught() -> None:
+def test_a_departure_from_trl_is_found() -> None:
     @dataclasses.dataclass
     class Theirs:
         beta: float = 0.1

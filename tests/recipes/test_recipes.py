@@ -67,12 +67,12 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-def test_these_are_all() -> None:
+def test_every_error_class_is_tried() -> None:
     assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == sorted([*NAMES, WHOLE])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_says_its_commands_and_costs_nothing_by_itself(name: str) -> None:
+def test_a_recipe_names_its_commands_and_asks_no_paid_judge(name: str) -> None:
     text = (RECIPES / f"{name}.yaml").read_text("utf-8")
     assert ("srpo demo --prepare" if name == "carry" else "trl sft ") in text
     for verb in ("train", "evaluate"):
@@ -83,7 +83,7 @@ def test_it_says_its_commands_and_costs_nothing_by_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_commands_run(
+def test_both_commands_of_a_recipe_run(
     name: str, stand_ins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
