@@ -70,9 +70,10 @@ def main() -> None:
             for name in args.looks:
                 cost = measured(folder, home, LOOKS[name])
                 found[name].append(cost)
-                print(f"  {name}: " + words(cost), flush=True)
+                print(f"  {name}: " + in_words(cost), flush=True)
         for name, costs in found.items():
-            print(f"{name}, median of {len(costs)}: " + words(Cost(*map(statistics.median, zip(*costs, strict=True)))))
+            median = Cost(*map(statistics.median, zip(*costs, strict=True)))
+            print(f"{name}, median of {len(costs)}: " + in_words(median))
 
 
 class Drawn:
@@ -148,7 +149,7 @@ def memory(pid: int) -> tuple[float, float]:
     return resident, proportional
 
 
-def words(cost: Cost) -> str:
+def in_words(cost: Cost) -> str:
     """A cost in words."""
     return (
         f"{cost.wall:.1f} s wall, {cost.cpu:.1f} s CPU, "

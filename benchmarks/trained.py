@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from benchmarks.chains import REVISIONS, Chain
+from benchmarks.tasks import repair
 from srpo.generate.plain import HFEngine
 from srpo.model.weights.load import load_model, load_tokenizer
 from srpo.sequences.render import Renderer, RevisionTemplate
-from srpo.tasks import repair
 from srpo.tasks.carry import BaseConfig, sums
 from srpo.tasks.carry_run import CarryConfig, Job, StageLog, start_run, work
 from srpo.tasks.pretraining import Outcomes, character_tokenizer, fit, small_llama
