@@ -13,7 +13,14 @@ import pytest
 
 from srpo.cli.flags import FlagParser, parser_of
 from srpo.cli.main import VERBS, run
-from srpo.cli.training_flags import COMMON, FROM_TRANSFORMERS, HEADINGS, _training_parser, parse_training
+from srpo.cli.training_flags import (
+    COMMON,
+    FROM_TRANSFORMERS,
+    HEADINGS,
+    _training_parser,
+    parse_training,
+    training_groups,
+)
 from srpo.evaluate.plan import Plan
 from srpo.judge.settings import JudgeSettings
 from srpo.rounds.plan import RoundsArguments
@@ -77,6 +84,12 @@ def test_help_of_train_lists_the_method_first_and_folds_the_flags_of_transformer
     assert "`srpo train --help all` lists them" in short
     for name in COMMON:
         assert f"--{name}" in short
+
+
+def test_flags_become_the_settings_of_a_training() -> None:
+    found, _ = parse_training("train", "Trains.", ["--output_dir", "o", "--beta", "2", "--lora_r", "4"])
+    config, model, _, _ = training_groups(found)
+    assert (config.output_dir, config.beta, model.lora_r) == ("o", 2.0, 4)
 
 
 def test_flags_with_three_states_need_no_value() -> None:
