@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from enum import Enum
-from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from numbers import Real
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, get_origin, get_type_hints
 
 from srpo.errors import ConfigError, did_you_mean
+from srpo.renamed_settings import remedies
+from srpo.setting_kinds import fits, in_words, kinds, words_of
 
 
 class Dataclass(Protocol):
@@ -29,7 +28,6 @@ class Dataclass(Protocol):
 T = TypeVar("T", bound=Dataclass)
 # transformers' parser replaces values of these settings by another kind; a copy of the settings starts from that kind.
 _REWRITTEN = ("fsdp", "debug")
-_PLAIN = (type(None), bool, int, float, str, list, tuple, dict, os.PathLike, Real)
 
 # ---------------------------------------------------------------------- declaring
 
@@ -44,6 +42,7 @@ class Rule:
         least, above, most, below: bounds of a number; `least` and `most` are included in the range.
         metavar: name of the value in the usage line.
         flag: name of the flag and YAML key; "" takes the name of the field.
+        positional: the value stands alone on the command line, without a flag in front.
     """
 
     group: str = ""
@@ -54,6 +53,7 @@ class Rule:
     below: float | None = None
     metavar: str = ""
     flag: str = ""
+    positional: bool = False
 
     @property
     def expected(self) -> str:
@@ -291,29 +291,29 @@ def expect_valid(settings: Dataclass) -> None:
 
 
 def expect_known(names: Iterable[object], known: Iterable[str], *, where: str = "", verb: str = "") -> None:
-    """Raises ConfigError at the first name that is no setting, with the nearest known name."""
+    """Raises ConfigError if any name is no setting; the message has a remedy for each."""
     known = list(known)
-    for name in names:
-        if name not in known:
-            fix = did_you_mean(str(name), known) or (f"`srpo {verb} --help` lists the keys" if verb else "")
-            raise ConfigError(f"unknown key {name!r}", where=where, fix=fix)
+    if unknown := [name for name in names if name not in known]:
+        fix = remedies(map(str, unknown), known) or (f"`srpo {verb} --help` lists the keys" if verb else "")
+        keys = ", ".join(map(repr, unknown))
+        raise ConfigError(f"unknown key{'s' * (len(unknown) > 1)} {keys}", where=where, fix=fix)
 
 
 def _converted(value: object, hint: object) -> object:
     """A value as its setting takes it: YAML reads 2e-6 as text, and a flag gives a mapping as JSON."""
-    kinds = [get_origin(kind) or kind for kind in _kinds(hint)]
-    if isinstance(value, str) and str not in kinds:
-        if float in kinds:
+    allowed = [get_origin(kind) or kind for kind in kinds(hint)]
+    if isinstance(value, str) and str not in allowed:
+        if float in allowed:
             try:
                 return float(value)
             except ValueError:
                 return value
-        if dict in kinds:
+        if dict in allowed:
             try:
                 return json.loads(value)
             except ValueError:
                 return value
-    if list in kinds and isinstance(value, str | int | float) and not isinstance(value, bool):
+    if list in allowed and isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value
 
@@ -336,63 +336,7 @@ def expect_kinds(values: Mapping[str, Any], groups: Iterable[type[Dataclass]], *
 
 
 def _expect_kind(name: str, value: object, hint: object, file: str) -> None:
-    if not _fits(value, hint):
-        fix = did_you_mean(value, _words_of(hint)) if isinstance(value, str) else ""
+    if not fits(value, hint):
+        fix = did_you_mean(value, words_of(hint)) if isinstance(value, str) else ""
         what, where = (f"{name}: {value!r}", file) if file else (f"{value!r}", name)
-        raise ConfigError(what, where=where, expected=_in_words(hint), fix=fix)
-
-
-def _fits(value: object, hint: object) -> bool:
-    if not isinstance(value, _PLAIN):
-        return True
-    if isinstance(value, str) and (words := _words_of(hint)):
-        return value in words
-    return any(_is(value, kind) for kind in _kinds(hint))
-
-
-def _is(value: object, kind: object) -> bool:
-    origin = get_origin(kind) or kind
-    if origin is Any:
-        return True
-    if origin is Literal:
-        return any(value is word or (isinstance(value, str) and value == word) for word in get_args(kind))
-    if not isinstance(origin, type):
-        return True
-    if issubclass(origin, Enum):
-        return isinstance(value, origin) or value in [each.value for each in origin]
-    if isinstance(value, bool) or origin is bool:
-        return isinstance(value, bool) and origin is bool
-    if origin is int:
-        return isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
-    if origin is float:
-        return isinstance(value, Real)
-    if origin is str:
-        return isinstance(value, str | os.PathLike)
-    if origin is list:
-        return isinstance(value, list | tuple) and all(_fits(each, one) for one in get_args(kind) for each in value)
-    return isinstance(value, origin)
-
-
-def _kinds(hint: object) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _words_of(hint: object) -> list[str]:
-    """The words of an enumeration; [] where any text is allowed."""
-    enums = [kind for kind in _kinds(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
-    return [str(each.value) for enum in enums for each in enum]
-
-
-def _in_words(hint: object) -> str:
-    """A type in the words of people who write settings files."""
-    if words := _words_of(hint):
-        return "one of " + ", ".join(words)
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
-    found = []
-    for kind in _kinds(hint):
-        origin = get_origin(kind) or kind
-        if origin is list:
-            found.append("a list, each " + " or ".join(_in_words(one) for one in get_args(kind)))
-        elif origin in names:
-            found.append(names[origin])
-    return " or ".join(found)
+        raise ConfigError(what, where=where, expected=in_words(hint), fix=fix)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
-from srpo.errors import UsageError, did_you_mean
+from srpo.errors import UsageError
+from srpo.renamed_settings import remedies
 from srpo.settings import Dataclass, Option, build, options
 
 T = TypeVar("T", bound=Dataclass)
@@ -20,20 +21,14 @@ T = TypeVar("T", bound=Dataclass)
 class FlagParser(argparse.ArgumentParser):
     """An argument parser whose errors are a `UsageError`, with a suggestion for an unknown flag."""
 
-    def flags(self) -> list[str]:
-        """Every long flag of this parser."""
-        return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        near = self._suggestion(unknown[1]) if unknown else ""
-        raise UsageError(message, where=self.prog, fix=near or f"`{self.prog} --help` lists the options")
+        raise UsageError(message, where=self.prog, fix=f"`{self.prog} --help` lists the options")
 
-    def _suggestion(self, flag: str) -> str:
-        """The remedy for an unknown flag; "" where no known flag is near."""
-        if flag == "--device" and "--use_cpu" in self.flags():  # the nearest spelling means something else
-            return "a GPU is used where there is one; `--use_cpu` or CUDA_VISIBLE_DEVICES choose otherwise"
-        return did_you_mean(flag, self.flags())
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, which would report a missing flag before a mistyped one."""
+        known = [flag[2:] for action in self._actions for flag in action.option_strings]
+        expect_flags(self.prog, args or (), known)
+        return super().parse_args(args, namespace)
 
     def heading(self, title: str) -> Any:
         """The group of flags below a heading of the help page; "" is the parser itself."""
@@ -43,7 +38,27 @@ class FlagParser(argparse.ArgumentParser):
     def add_options(self, found: Iterable[Option]) -> None:
         """Adds a flag for each setting, under the heading of its group; a flag not given leaves no value."""
         for option in found:
-            self.heading(option.rule.group).add_argument(f"--{option.name}", **_argument(option))
+            name, words = f"--{option.name}", _argument(option)
+            if option.rule.positional:
+                name, words = option.name, {key: words[key] for key in ("help", "default")} | {"nargs": "?"}
+            self.heading(option.rule.group).add_argument(name, **words)
+
+
+def expect_flags(command: str, words: Iterable[str], known: Iterable[str]) -> None:
+    """Checks the names of all flags of a command line.
+
+    Args:
+        known: flags without dashes in front.
+
+    Raises:
+        UsageError: unknown flags; the message has a remedy for each.
+    """
+    known = [*known, "help"]
+    flags = dict.fromkeys(word.partition("=")[0] for word in words if re.match(r"--\w", word))
+    if unknown := [flag for flag in flags if flag[2:] not in known]:
+        names = [name for name in known if "-" not in name and not name.startswith("no_")]
+        fix = remedies((flag[2:] for flag in unknown), names, "--") or f"`{command} --help` lists the options"
+        raise UsageError(f"unrecognized arguments: {', '.join(unknown)}", where=command, fix=fix)
 
 
 def _argument(option: Option) -> dict[str, Any]:

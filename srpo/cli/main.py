@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -67,6 +68,8 @@ def main() -> None:
     from srpo.signals import signals
 
     stderr: Any = sys.stderr if isinstance(sys.stderr, Redacting) else Redacting(sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold characters that its encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.stderr = stderr  # libraries log and warn there, too
     try:
         with signals.heard(until_exit=True):

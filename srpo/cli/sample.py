@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
     done, skipped = sample_file(
         args.reviser,
-        args.input,
+        args.prompts(),
         args.output,
         args.revision,
         samples=args.samples,

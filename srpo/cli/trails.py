@@ -13,6 +13,7 @@ from srpo.revise.settings import ANSWERS, EngineSettings
 from srpo.settings import part, setting, shared
 
 if TYPE_CHECKING:
+    from srpo.data.source import AnySource
     from srpo.revise.reviser import Reviser
 
 
@@ -21,11 +22,15 @@ class TrailArguments:
     """Settings of a file of trails: prompts, model, engine and output."""
 
     input: str = setting(help="File of prompts: a `prompt` in each row; JSONL, JSON, CSV or Parquet.")
+    map: str | None = shared("map", help="Columns under other names, as ours=theirs: prompt=instruction.")
     model_name_or_path: str = setting("", "Folder or hub name of a trained model or adapter.")
     output: str = setting(help="JSONL file of trails to write; rows that it already holds are not drawn again.")
     batch_size: int = shared("batch_size")
     revision_template: str | None = shared("revision_template")
     reference: str | None = shared("reference")
+    beta: float | None = setting(
+        None, "β that the model was trained with, for its confidence; unset: the value saved with the model.", above=0
+    )
     bad_rows: str = shared("bad_rows")
     trust_remote_code: bool = shared("trust_remote_code")
     engine: EngineSettings = part(EngineSettings, group="engine that writes the answers")
@@ -34,6 +39,12 @@ class TrailArguments:
     def answers(self) -> Path:
         """File that keeps finished answers until the trails are complete."""
         return Path(self.output + ANSWERS)
+
+    def prompts(self) -> AnySource:
+        """The prompts, with the columns that --map names."""
+        from srpo.data.source import Source, columns_of
+
+        return Source(self.input, columns_of(self.map))
 
     def reviser(self) -> Reviser:
         """Loads the model on its engine."""
@@ -45,8 +56,9 @@ class TrailArguments:
             template=self.revision_template,
             reference=self.reference,
             batch_size=self.batch_size,
-            journal=self.answers,
+            journal=self.answers if self.output else None,
             trust_remote_code=self.trust_remote_code,
+            beta=self.beta,
         )
 
     def made_with(self) -> dict[str, str]:
@@ -55,6 +67,7 @@ class TrailArguments:
             "model": self.model_name_or_path,
             "revision_template": self.revision_template or "saved",
             "reference": self.reference or "",
+            **({} if self.beta is None else {"beta": f"{self.beta:g}"}),
             **self.engine.made_with(),
         }
 
@@ -83,9 +96,10 @@ def parse_trails(verb: str, description: str, kind: type[T], argv: list[str], *,
     from srpo.disk import expect_writable
     from srpo.revise.trail_files import SETTINGS
 
-    outputs: dict[str, str | Path | None] = {"--output": args.output, "--html": getattr(args, "html", None)}
-    for kind_of_file in (SETTINGS, ANSWERS, f".{REJECTED_FILE}"):
-        outputs[f"file beside --output ({kind_of_file})"] = args.output + kind_of_file
+    outputs: dict[str, str | Path | None] = {"--output": args.output or None, "--html": getattr(args, "html", None)}
+    if args.output:
+        for suffix in (SETTINGS, ANSWERS, f".{REJECTED_FILE}"):
+            outputs[f"file beside --output ({suffix})"] = args.output + suffix
     expect_writable(outputs, {"--input": args.input, "--revision_template": args.revision_template})
     quiet_transformers()
     show_progress()

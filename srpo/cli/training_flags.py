@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_type_hints
 
-from srpo.cli.flags import FlagParser
+from srpo.cli.flags import FlagParser, expect_flags
+from srpo.cli.training_names import training_names
 from srpo.errors import ConfigError, UsageError
 from srpo.settings import Dataclass, Option, Rule, build, expect_kinds, options
+from srpo.settings_file import read_settings as read_settings_file
 
 FROM_TRANSFORMERS = "from transformers"
 HEADINGS = ("method", "optimisation", "data", "model and adapter", "reference", "logging and evaluation", "run")
@@ -54,10 +56,12 @@ def parse_training(
     Raises:
         UsageError, ConfigError, InputError: as `parse` and `read_settings` do.
     """
+    file = _value_of("--config", argv, verb)
+    _expect_names(verb, argv, file, more)
+
     from srpo.train.arguments import GROUPS, read_settings
     from srpo.train.config import settings_of_preset
 
-    file = _value_of("--config", argv, verb)
     extra = [option for kind in more for option in options(kind)]
     settings = read_settings(file, more) if file is not None else {}
     parser = _training_parser(verb, description, extra)
@@ -72,6 +76,20 @@ def parse_training(
         names = [option.name for option in options(kind)]
         groups.append(build(kind, {name: found.pop(name) for name in names if name in found}))
     return found, tuple(groups)
+
+
+def _expect_names(verb: str, argv: Sequence[str], file: str | None, more: Iterable[type[Dataclass]]) -> None:
+    """Finds mistyped and missing flags and keys before torch is imported."""
+    if names := training_names():
+        names += [option.name for kind in more for option in options(kind)]
+        known = [*names, *(f"no_{name}" for name in names), "config"]
+        expect_flags(f"srpo {verb}", argv, [*known, *(name.replace("_", "-") for name in known)])
+        if file is not None:
+            read_settings_file(file, [*names, "evaluate"], verb=verb)
+    given = {word.partition("=")[0].replace("-", "_") for word in argv}
+    for name in ("model_name_or_path", "dataset_name"):
+        if not given & {"__config", f"__{name}", "__help", "_h"}:
+            raise UsageError(f"no {name}", fix=f"add `--{name} …` or put it in the settings file")
 
 
 def training_groups(found: Mapping[str, Any]) -> tuple[Any, ...]:

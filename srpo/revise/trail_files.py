@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from srpo.data.read import PromptRow, Reject, read_prompts, reasons
 from srpo.data.rejected import REJECTED_FILE, rejected_lines
+from srpo.data.source import AnySource, Source
 from srpo.disk import write_file
 from srpo.errors import ConfigError, DataError, InputError, Interrupted, OutputError
 from srpo.progress import Progress
@@ -37,7 +38,7 @@ Draw = Callable[[int, Collection[int] | None], Iterator[Trail]]
 
 def revise_file(
     make_reviser: Callable[[], Reviser],
-    source: str,
+    source: AnySource,
     target: str,
     settings: RevisionSettings,
     *,
@@ -76,7 +77,7 @@ def revise_file(
     rows = [row for row in rows for _ in range(samples)]  # the n-th of equal prompts has a key of its own
     path, drawn = Path(target), {**asdict(settings), **(made_with or {})}
     if rejects:
-        log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), source, reasons(rejects))
+        log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), Source.of(source).name, reasons(rejects))
         _finished(path, rows, drawn)  # writes nothing beside a target that is refused
         lines = "".join(f"{line}\n" for line in rejected_lines(source, rejects))
         write_file(path.with_name(f"{path.name}.{REJECTED_FILE}"), lines.encode(), flag="--output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from srpo.data.source import AnySource
 from srpo.errors import ConfigError
 from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
@@ -12,7 +13,7 @@ from srpo.revise.trail_files import revise_file
 
 def sample_file(
     make_reviser: Callable[[], Reviser],
-    source: str,
+    source: AnySource,
     target: str,
     settings: RevisionSettings,
     *,

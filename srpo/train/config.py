@@ -13,7 +13,7 @@ Names and defaults shared with TRL's DPOConfig are TRL's, except:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from srpo.model.packed.backends import BACKENDS
 from srpo.secrets import redacted
 from srpo.sequences.fit import TRUNCATE
 from srpo.sequences.tree_store import cache_folder
-from srpo.settings import expect_kinds, expect_valid, setting, shared
+from srpo.settings import expect_kinds, expect_known, expect_valid, setting, shared
 from srpo.train.transformers_settings import expect_valid_transformers, named, settings_in
 
 METHOD, DATA, MODEL, REFERENCE = "method", "data", "model and adapter", "reference"  # groups of the help page
@@ -141,6 +141,11 @@ class SRPOConfig(TrainingArguments):
         None, "Keys whose change a resumed run accepts; a refused resume lists them.", group=RUN
     )
     remove_unused_columns: bool = setting(False, "Has no effect: rows are token trees without columns.")
+
+    def __new__(cls, *args: Any, **settings: Any) -> SRPOConfig:
+        """Checks the names of all keywords; Python itself names the first unknown one only."""
+        expect_known(settings, [each.name for each in fields(cls)], where="SRPOConfig")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in settings_in(self)}

@@ -26,6 +26,7 @@ from srpo.judge.settings import JudgeSettings
 from srpo.rounds.plan import RoundsArguments
 from srpo.settings import options
 
+GIVEN = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"]
 # A help text that needs another flag's text, or the code, to be understood.
 LEANING = re.compile(
     r"^(of|as|at|that|those|these|which|likewise|the same|what|who)\b|\b(then|likewise|ditto|as above)\b"
@@ -87,14 +88,14 @@ def test_help_of_train_lists_the_method_first_and_folds_the_flags_of_transformer
 
 
 def test_flags_become_the_settings_of_a_training() -> None:
-    found, _ = parse_training("train", "Trains.", ["--output_dir", "o", "--beta", "2", "--lora_r", "4"])
+    found, _ = parse_training("train", "Trains.", [*GIVEN, "--beta", "2", "--lora_r", "4"])
     config, model, _, _ = training_groups(found)
     assert (config.output_dir, config.beta, model.lora_r) == ("o", 2.0, 4)
 
 
 def test_flags_with_three_states_need_no_value() -> None:
     for words, value in ((["--bf16"], True), (["--bf16", "false"], False), ([], None)):
-        found, _ = parse_training("train", "Trains.", ["--output_dir", "o", *words])
+        found, _ = parse_training("train", "Trains.", [*GIVEN, *words])
         assert found["bf16"] is value
 
 

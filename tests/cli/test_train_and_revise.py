@@ -17,6 +17,7 @@ from srpo.cli.main import run
 from srpo.errors import ConfigError, DataError, UsageError
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
 
+NAMED = ["--model_name_or_path", "m", "--dataset_name", "d"]
 QUICK = ["--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true", "--logging_steps", "1"]
 
 
@@ -200,13 +201,14 @@ def test_trails_of_other_prompts_are_refused(place: Path, model: Path, trails: P
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "--bteta", "0.1"], "srpo train: unrecognized arguments: --bteta 0.1; did you mean '--beta'?"),
+        (["train", "--bteta", "0.1"], "srpo train: unrecognized arguments: --bteta; did you mean '--beta'?"),
         (["train", "--qqqq"], "srpo train: unrecognized arguments: --qqqq; `srpo train --help` lists the options"),
-        (["train", "--beta"], "argument --beta: expected one argument"),
-        (["train", "--beta", "much"], "argument --beta: invalid float value: 'much'"),
+        (["train", *NAMED, "--beta"], "argument --beta: expected one argument"),
+        (["train", *NAMED, "--beta", "much"], "argument --beta: invalid float value: 'much'"),
         (["train", "--config"], "srpo train: --config needs a value"),
-        (["revise", "--modle", "x"], "the following arguments are required: --input, --output"),
-        (["revise", "--temprature", "0"], "the following arguments are required"),
+        (["revise", "--modle", "x"], "unrecognized arguments: --modle; did you mean '--model_name_or_path'?"),
+        (["revise", "--temprature", "0"], "did you mean '--temperature'?"),
+        (["sample", "--temperature", "0"], "the following arguments are required: --input, --output"),
     ],
 )
 def test_wrong_words(words: list[str], said: str) -> None:

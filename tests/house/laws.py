@@ -16,8 +16,9 @@ from typing import Any
 
 # The rooms from the ground up; a room imports only rooms on lower floors. Rooms on one floor do not know each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("secrets", "versions"),
+    ("secrets", "setting_kinds", "versions"),
     ("errors",),
+    ("renamed_settings",),
     ("disk", "progress", "settings", "signals"),
     ("settings_file",),
     ("data", "maths", "statistics"),
@@ -207,7 +208,7 @@ def heavy_commands(package: Path) -> list[str]:
         and each.distribution not in sys.stdlib_module_names
         and each.module not in light
         and not each.module.startswith(f"{package.name}.cli")
-        and not re.fullmatch(rf"{package.name}\.(\w+\.)?settings(_file)?", each.module)
+        and not re.fullmatch(rf"{package.name}\.(\w+\.)?(renamed_)?settings(_file)?", each.module)
     ]
 
 

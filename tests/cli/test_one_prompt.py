@@ -1,0 +1,95 @@
+"""`srpo revise` without a file of trails: one prompt, plain text or rows on standard input, and columns by --map."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from srpo import Reviser
+from srpo.cli.main import run
+from srpo.errors import DataError, InputError, UsageError
+from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
+
+FEW = ["--revisions", "2", "--max_new_tokens", "6"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    untrained_base(BaseConfig(hidden=24, layers=1, heads=2)).save_pretrained(folder)
+    carry_tokenizer().save_pretrained(folder)
+    TEMPLATE.save(folder)
+    return str(folder)
+
+
+def revised(model: str, *words: str, input: bytes = b"", **environment: str) -> tuple[int, str, str]:
+    """Exit code, output and error output of `srpo revise` in a process of its own."""
+    command = [sys.executable, "-m", "srpo", "revise", "--model_name_or_path", model, *FEW, *words]
+    done = subprocess.run(command, input=input, capture_output=True, env={**os.environ, **environment})
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_one_prompt_is_drafted_revised_and_printed(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["revise", "--model_name_or_path", model, *FEW, "12+34="]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "12+34="
+    assert [line.split()[0] for line in lines[1:4]] == ["draft", "revision", "revision"]
+    (trail,) = Reviser(model).revise(["12+34="], 2, max_new_tokens=6)  # the same draws as in Python
+    assert f" {trail.answers[0].text or '(empty)'} " in lines[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plain_text_on_standard_input_is_one_prompt_and_rows_are_rows(model: str, tmp_path: Path) -> None:
+    _, whole, _ = revised(model, "12+34=")
+    code, piped, errors = revised(model, "--input", "-", input=b"12+34=\n")
+    assert (code, piped.split("   ")[0]) == (0, whole.split("   ")[0]), errors
+    rows = b"".join(json.dumps({"prompt": prompt}).encode() + b"\n" for prompt in ("12+34=", "1+1="))
+    code, piped, errors = revised(model, "--input", "-", "--output", str(tmp_path / "t.jsonl"), input=rows)
+    assert (code, piped) == (0, f"{tmp_path / 't.jsonl'}: 2 trails\n"), errors
+    code, _, errors = revised(model, "--input", "-", input=b'{"prompt": 5}\n')  # control: rows are still checked
+    assert code == 65
+    assert "/dev/stdin:1" in errors
+    code, _, errors = revised(model, "--input", "-", input=b"\xff\xfe plain")
+    assert (code, "not UTF-8" in errors) == (65, True)
+
+
+def test_columns_of_other_names_are_mapped(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"instruction": "12+34="}\n')
+    words = ["--model_name_or_path", model, *FEW, "--input", str(tmp_path / "p.jsonl")]
+    with pytest.raises(DataError, match="say `--map prompt=instruction`"):
+        run(["revise", *words])
+    assert run(["revise", *words, "--map", "prompt=instruction"]) == 0
+    assert capsys.readouterr().out.startswith("12+34=\n")
+    assert run(["sample", *words, "--map", "prompt=instruction", "--output", str(tmp_path / "s.jsonl")]) == 0
+
+
+def test_wrong_data_are_found_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"question": "1+1="}\n')
+    for words in (["--input", str(tmp_path / "p.jsonl")], ["--input", str(tmp_path / "gone.jsonl")]):
+        for output in ([], ["--output", str(tmp_path / "t.jsonl")]):
+            with pytest.raises((DataError, InputError), match=r"p\.jsonl|gone\.jsonl"):
+                run(["revise", "--model_name_or_path", str(tmp_path / "no-model"), *words, *output])
+
+
+@pytest.mark.parametrize("words", [[], ["1+1=", "--input", "p.jsonl"]])
+def test_one_source_of_prompts_is_needed(words: list[str]) -> None:
+    with pytest.raises(UsageError, match="one prompt or --input"):
+        run(["revise", "--model_name_or_path", "m", *words])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("words", ["--help", "train --help", "env"])
+def test_standard_output_may_have_any_encoding(words: str, encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-m", "srpo", *words.split()], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    if words == "train --help":  # the page has an ellipsis
+        assert (b"\\u2026" in done.stdout) == (encoding == "ascii")
