@@ -75,7 +75,7 @@ def passes(job: Job, limits: Limits = DEFAULT) -> bool:
     """True if the answer and all its tests end without an error and within the limits.
 
     Raises:
-        ConfigError: the system is not POSIX.
+        ConfigError: the system is not POSIX, or a trivial job fails here, so that every score would be 0.
 
     Example:
         >>> passes(Job("def double(x): return 2 * x", "assert double(2) == 4"))
@@ -85,6 +85,18 @@ def passes(job: Job, limits: Limits = DEFAULT) -> bool:
     """
     if os.name != "posix":
         raise ConfigError("unit tests need a POSIX system", where="judge unit_tests")
+    _expect_working()
+    return _run(job, limits)
+
+
+@functools.cache
+def _expect_working() -> None:
+    if not _run(Job("one = 1", "assert one == 1"), DEFAULT):
+        fix = "judge on another machine, or with another Python"
+        raise ConfigError("the sandbox cannot run any code here", where="judge unit_tests", fix=fix)
+
+
+def _run(job: Job, limits: Limits) -> bool:
     token, namespaces = secrets.token_hex(16), _namespaces()
     allowed = limits if namespaces else limits._replace(processes=0)  # outside, the user's own processes would count
     content = json.dumps({**job._asdict(), "token": token, "limits": allowed}).encode()

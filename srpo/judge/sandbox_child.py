@@ -30,10 +30,13 @@ _DENIED_MODULES = {"ctypes", "_ctypes", "_posixsubprocess", "_posixshmem"}  # th
 
 def limit(seconds: int, wait: float, memory: int, file_size: int, processes: int) -> None:
     """Sets the kernel's limits, see `sandbox.Limits`; 0 processes leave their number as it is."""
-    wanted = {"CPU": seconds, "AS": memory, "FSIZE": file_size, "NOFILE": 64, "CORE": 0, "NPROC": processes or None}
+    wanted = {"CPU": seconds, "FSIZE": file_size, "NOFILE": 64, "CORE": 0}
+    if sys.platform == "linux":  # macOS rejects a limit of the address space
+        wanted["AS"] = memory
+    if processes:
+        wanted["NPROC"] = processes
     for name, value in wanted.items():
-        if value is not None:
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
 def forbid_writing() -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from srpo.errors import DataError
+from srpo.errors import ConfigError, DataError
 from srpo.judge import sandbox
 from srpo.judge.sandbox import Job, Limits, passes
 from srpo.judge.single import load_judge
@@ -235,6 +235,14 @@ def test_without_the_hook_landlock_blocks_writing(tmp_path: Path) -> None:
         found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": os.getcwd()})
         assert "PermissionError" in found.stderr, act
     assert (tmp_path / "kept").read_text() == "kept"
+
+
+def test_a_sandbox_that_does_not_work_is_an_error_and_not_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "CHILD", Path("missing.py"))
+    sandbox._expect_working.cache_clear()
+    with pytest.raises(ConfigError, match="cannot run any code"):
+        unit_tests("Double.", GOOD, MBPP)
+    sandbox._expect_working.cache_clear()
 
 
 def test_the_environment_is_empty(monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
