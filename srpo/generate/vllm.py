@@ -21,7 +21,8 @@ from typing import Any
 
 from srpo.errors import BackendError, ConfigError, did_you_mean
 from srpo.generate.engine import Completion, ContextAnswer, Keep, expect_temperature, seed_of
-from srpo.model.weights.load import ADAPTER_FILE, adapter_base
+from srpo.model.weights.adapter import ADAPTER_FILE
+from srpo.model.weights.load import adapter_base
 
 log = logging.getLogger("srpo")
 

@@ -1,18 +1,22 @@
 """Paths and hub names → models and tokenizers. The only code that reads weights.
 
-Only safetensors are read, and code from a model's repository runs only on request: a pickle or a module that comes with
-weights has all rights of the user. untrusted.py checks a folder before any library reads it; convert.py converts
-pickles to safetensors.
+Only safetensors and GGUF are read, and code from a model's repository runs only on request: a pickle or a module that
+comes with weights has all rights of the user. untrusted.py checks a folder before any library reads it; adapter.py
+finds adapters and their bases; convert.py converts pickles to safetensors.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srpo.errors import ConfigError, InputError
+from srpo.model.weights.adapter import Adapter, expect_used, find_adapter, fit_embeddings, looks_local
+from srpo.model.weights.architecture import freeze_towers, loader_for
+from srpo.model.weights.gguf import gguf_file, gguf_options
 from srpo.model.weights.untrusted import CONVERT, expect_safe, own_code, pickled
 
 if TYPE_CHECKING:
@@ -20,23 +24,37 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-ADAPTER_FILE = "adapter_config.json"
+log = logging.getLogger("srpo")
 TRAINING_FILE = "srpo_training.json"  # record of the training, beside the model
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str = "main") -> PreTrainedTokenizerBase:
-    """Loads the tokenizer at a local path or hub name.
+def load_tokenizer(
+    path: str, *, trust_remote_code: bool = False, revision: str = "main", base_model: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer at a local path or hub name; for an adapter without one, its base model's.
+
+    Args:
+        base_model: base model of an adapter, instead of the one in its `adapter_config.json`.
 
     Raises:
         InputError: no tokenizer there, or only one that needs its own code.
+        ConfigError: `base_model` for a path without an adapter.
     """
     from transformers import AutoTokenizer
 
-    _expect_folder(path)
-    expect_safe(Path(path), trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    where = path
+    if adapter := find_adapter(path, base_model):
+        where = adapter.tokenizer_folder
+        if where == adapter.base:
+            options["revision"] = "main"
+            log.info("srpo: %s has no tokenizer; the tokenizer of its base model %s is used", path, where)
+    if file := gguf_file(where):
+        where, options = str(file.parent), {**options, **gguf_options(file, weights=False)}
+    _expect_folder(where)
+    expect_safe(Path(where), trust_remote_code=trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+        return AutoTokenizer.from_pretrained(where, **options)
     except _unreadable() as error:
         raise _refusal("tokenizer", path, error) from None
 
@@ -49,46 +67,70 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str = "main",
     trainable: bool = False,
+    base_model: str | None = None,
     **options: object,
 ) -> Any:
     """Loads a causal language model, or an adapter on its base model, from a local path or hub name.
 
+    A checkpoint with a vision tower is loaded whole, with the tower frozen. A GGUF file is dequantised.
+
     Args:
-        path: a folder or hub name; a folder with an `adapter_config.json` is loaded as a PEFT model on its base.
+        path: a folder, hub name or GGUF file; a folder with an `adapter_config.json`, or with one adapter in a
+            subfolder, is loaded as a PEFT model on its base.
         dtype: a torch dtype or its name, or "auto" for the dtype in which the weights are stored.
         trainable: leave an adapter's weights trainable.
         trust_remote_code: run the code in the model's repository, with all rights of the user.
+        base_model: base model of an adapter, instead of the one in its `adapter_config.json`.
         options: further keywords of `from_pretrained`.
 
     Raises:
         InputError: no model there, or one with pickled weights only, or one that needs its own code.
-        ConfigError: an unknown dtype, or an option that would weaken the checks.
+        ConfigError: an unknown dtype, an option that would weaken the checks, or `base_model` without an adapter.
     """
-    from transformers import AutoModelForCausalLM
-
     weights = _dtype(dtype)
     if unsafe := {"use_safetensors", "weights_only"} & options.keys():
         raise ConfigError(f"{min(unsafe)} is not for choosing", where="model_init_kwargs", fix=CONVERT)
-    _expect_folder(path)
-    adapter = adapter_base(path)
-    for folder in filter(None, (path, adapter)):
-        expect_safe(Path(folder), trust_remote_code=trust_remote_code)
-    try:
-        model = _whole(
-            AutoModelForCausalLM,
-            adapter or path,
-            dtype=weights,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            revision="main" if adapter else revision,
-            **options,
-        )
-        if adapter:
-            from peft import PeftModel
+    adapter = find_adapter(path, base_model)
+    options |= {"dtype": weights, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+    if adapter:
+        expect_safe(adapter.folder, trust_remote_code=trust_remote_code)
+        return _with_adapter(adapter, options, trainable)
+    return _load_causal(path, path, {**options, "revision": revision})
 
-            model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
+
+def _load_causal(path: str, named: str, options: Mapping[str, Any]) -> Any:
+    """Loads a model without an adapter; errors name the path that the user gave."""
+    where, remote = path, {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
+    if file := gguf_file(path):
+        where, remote = str(file.parent), {**remote, "gguf_file": file.name}
+        options = {**options, **gguf_options(file, weights=True)}
+    _expect_folder(where)
+    expect_safe(Path(where), trust_remote_code=bool(options["trust_remote_code"]))
+    try:
+        model = _whole(loader_for(where, **remote), where, **options)
     except _unreadable() as error:
-        raise _refusal("model", path, error, adapter or path) from None
+        raise _refusal("model", named, error, path) from None
+    freeze_towers(model)
+    return model
+
+
+def _with_adapter(adapter: Adapter, options: Mapping[str, Any], trainable: bool) -> Any:
+    """Loads the base of an adapter and the adapter on it; a base that is an adapter itself is merged into its base."""
+    from peft import PeftModel
+
+    folder = str(adapter.folder)
+    if below := find_adapter(adapter.base):
+        log.info("srpo: the base model %s is an adapter itself and is merged into %s", adapter.base, below.base)
+        base = _with_adapter(below, options, False).merge_and_unload()
+    else:
+        base = _load_causal(adapter.base, folder, options)
+    beside = adapter.tokenizer_folder != adapter.base
+    try:
+        fit_embeddings(base, adapter, len(load_tokenizer(folder)) if beside else None)
+        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    except _unreadable() as error:
+        raise _refusal("model", folder, error, adapter.base) from None
+    expect_used(model, adapter)
     return model
 
 
@@ -184,27 +226,14 @@ def model_context(model: nn.Module) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def adapter_base(path: str) -> str | None:
-    """Name of the base model in an adapter folder; None if the folder holds no adapter.
+def adapter_base(path: str, base_model: str | None = None) -> str | None:
+    """Folder or hub name of an adapter's base model; None if there is no adapter at the path.
 
     Raises:
-        InputError: the adapter has no safetensors, or does not name its base.
+        InputError, ConfigError: as in `load_model`.
     """
-    file = Path(path) / ADAPTER_FILE
-    if not file.is_file():
-        return None
-    if not file.with_name(ADAPTER_WEIGHTS).is_file():  # PEFT would go on to look for pickled ones
-        there = pickled(file.parent)
-        problem = f"an adapter without {ADAPTER_WEIGHTS}" + (f", but with {', '.join(there[:3])}" if there else "")
-        raise InputError(problem, where=path, fix=CONVERT)
-    try:
-        base = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError("not an adapter configuration", where=str(file)) from None
-    if not isinstance(base, str):
-        raise InputError("names no base model", where=str(file), expected="base_model_name_or_path")
-    _expect_folder(base)
-    return base
+    adapter = find_adapter(path, base_model)
+    return adapter.base if adapter else None
 
 
 def _refusal(kind: str, path: str, error: Exception, weights: str = "") -> InputError:
@@ -235,9 +264,7 @@ def _unreadable() -> tuple[type[Exception], ...]:
 
 def _expect_folder(path: str) -> None:
     """Raises InputError for a path without a folder, which would otherwise be looked up on the hub."""
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or (os.sep == "\\" and "\\" in path)
-    looks_local |= "/" in path and os.path.isdir(os.path.dirname(path))  # for `runs/final`, runs is a folder here
-    if looks_local and not Path(path).is_dir():
+    if looks_local(path) and not Path(path).is_dir():
         raise InputError("no such folder", where=path, expected="a saved model, or a hub name")
 
 

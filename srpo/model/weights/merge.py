@@ -25,8 +25,9 @@ from srpo.data.read import read_prompts
 from srpo.disk import writable_folder
 from srpo.errors import ConfigError, InputError, OutputError, SRPOError
 from srpo.model.unwrap import core, device_of
+from srpo.model.weights.adapter import ADAPTER_FILE
 from srpo.model.weights.card import CARD_FILE, MARK, Card, portable, read_card, write_card
-from srpo.model.weights.load import ADAPTER_FILE, TRAINING_FILE, load_model, load_tokenizer
+from srpo.model.weights.load import TRAINING_FILE, load_model, load_tokenizer
 from srpo.sequences.render import Renderer, options_of, template_for
 from srpo.sequences.templates import TEMPLATE_FILE
 

@@ -1,0 +1,51 @@
+"""The class that loads a checkpoint: a causal language model, or the whole of a model that sees and reads text."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOWERS = ("vision_config", "audio_config")  # configurations of the parts besides the language model
+log = logging.getLogger("srpo")
+
+
+def loader_for(path: str, **options: object) -> Any:
+    """The class whose `from_pretrained` loads the checkpoint whole.
+
+    A checkpoint with a vision or audio tower is loaded by the class in `architectures`. AutoModelForCausalLM has no
+    class for some of these models, and for others it would drop the tower from every saved model.
+
+    Args:
+        options: keywords of `AutoConfig.from_pretrained`.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+
+    config = AutoConfig.from_pretrained(path, **options)
+    has_tower = any(getattr(config, name, None) is not None for name in TOWERS)
+    if not has_tower or config.is_encoder_decoder or getattr(config, "auto_map", None):
+        return AutoModelForCausalLM
+    named = (getattr(config, "architectures", None) or [""])[0]
+    found = getattr(transformers, named, None) if named.isidentifier() else None
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        return found
+    sees = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
+
+
+def freeze_towers(model: PreTrainedModel) -> None:
+    """Freezes the parameters outside the language model: training on text leaves them without a gradient."""
+    if not any(getattr(model.config, name, None) is not None for name in TOWERS):
+        return
+    decoder = model.get_decoder()
+    if decoder is None or decoder is model:
+        return
+    parts = [decoder, model.get_input_embeddings(), model.get_output_embeddings()]
+    text = {id(p) for part in parts if part is not None for p in part.parameters()}
+    frozen = [p.requires_grad_(False) for p in model.parameters() if id(p) not in text]
+    if frozen:
+        message = "srpo: %s: %d weights outside the language model are kept and not trained"
+        log.info(message, type(model).__name__, len(frozen))

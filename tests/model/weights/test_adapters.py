@@ -1,0 +1,216 @@
+"""Adapters of other trainers: base, tokenizer and added tokens are found; no weight is dropped or invented."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from srpo.errors import ConfigError, InputError
+from srpo.model.weights.load import load_model, load_tokenizer
+from tests.conftest import make_byte_tokenizer, make_tiny_llama
+
+IDS = torch.tensor([[1, 5, 9, 20, 3]])
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A tiny model with its tokenizer."""
+    make_tiny_llama().save_pretrained(tmp_path / "base")
+    make_byte_tokenizer().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def lora(**settings: Any) -> LoraConfig:
+    return LoraConfig(**{"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], **settings})
+
+
+@torch.no_grad()
+def stirred(model: Any, seed: int = 0) -> Any:
+    """The model with a random change of every trainable weight."""
+    source = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        if p.requires_grad:
+            p += 0.1 * torch.randn(p.shape, generator=source)
+    return model
+
+
+def save_adapter(base: Path, out: Path, **settings: Any) -> Any:
+    model = stirred(get_peft_model(load_model(str(base)), lora(**settings)))
+    model.save_pretrained(out)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    found: Tensor = model.eval()(input_ids=IDS).logits
+    return found
+
+
+def rewrite(folder: Path, **changed: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+
+
+# ---------------------------------------------------------------------- base and tokenizer
+
+
+def test_a_base_that_moved_is_named_with_its_file_and_can_be_given(base: Path, tmp_path: Path) -> None:
+    saved = save_adapter(base, tmp_path / "adapter")
+    moved = base.rename(tmp_path / "elsewhere")
+    path = str(tmp_path / "adapter")
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(InputError, match=r"adapter_config\.json: names the base model .*base, which is not here"):
+            load(path)
+        with pytest.raises(InputError, match="nowhere: no such folder; expected the base model of the adapter"):
+            load(path, base_model="./nowhere")
+    assert torch.equal(logits(load_model(path, base_model=str(moved))), logits(saved))
+    assert len(load_tokenizer(path, base_model=str(moved))) == len(make_byte_tokenizer())
+    # Control: a model that is no adapter has no base, and the argument is not dropped.
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ConfigError, match="is not an adapter and has no base model"):
+            load(str(moved), base_model=str(moved))
+
+
+def test_a_base_named_relative_to_the_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = save_adapter(base, tmp_path / "adapter")
+    rewrite(tmp_path / "adapter", base_model_name_or_path="../base")
+    monkeypatch.chdir("/")
+    assert torch.equal(logits(load_model(str(tmp_path / "adapter"))), logits(saved))
+
+
+def test_the_tokenizer_of_an_adapter(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "srpo")
+    save_adapter(base, tmp_path / "adapter")
+    assert load_tokenizer(str(tmp_path / "adapter")).get_vocab() == make_byte_tokenizer().get_vocab()
+    assert "has no tokenizer; the tokenizer of its base model" in caplog.text
+    caplog.clear()
+    own = make_byte_tokenizer()
+    own.add_special_tokens({"additional_special_tokens": ["<tool>"]})
+    own.save_pretrained(tmp_path / "adapter")
+    assert "<tool>" in load_tokenizer(str(tmp_path / "adapter")).get_vocab()
+    assert not caplog.text
+    # A named adapter is in a subfolder of the folder with the tokenizer.
+    (tmp_path / "run").mkdir()
+    own.save_pretrained(tmp_path / "run")
+    save_adapter(base, tmp_path / "run" / "policy")
+    for path in ("run", "run/policy"):
+        assert "<tool>" in load_tokenizer(str(tmp_path / path)).get_vocab()
+
+
+def test_named_adapters_in_subfolders(base: Path, tmp_path: Path) -> None:
+    saved = save_adapter(base, tmp_path / "run" / "policy")
+    assert torch.equal(logits(load_model(str(tmp_path / "run"))), logits(saved))
+    save_adapter(base, tmp_path / "run" / "other")
+    with pytest.raises(InputError, match=r"2 adapters: other, policy; name one: .*policy"):
+        load_model(str(tmp_path / "run"))
+    for step in (10, 20):
+        save_adapter(base, tmp_path / "unfinished" / f"checkpoint-{step}")
+    with pytest.raises(InputError, match="2 adapters of a training run: checkpoint-10, checkpoint-20; name one"):
+        load_model(str(tmp_path / "unfinished"))
+    assert isinstance(load_model(str(tmp_path / "unfinished" / "checkpoint-20")), PeftModel)
+
+
+def test_files_that_other_trainers_leave_beside_an_adapter(base: Path, tmp_path: Path) -> None:
+    saved = save_adapter(base, tmp_path / "adapter")
+    shutil.copy(base / "config.json", tmp_path / "adapter")  # Axolotl
+    (tmp_path / "adapter" / "all_results.json").write_text("{}")  # LLaMA-Factory
+    rewrite(tmp_path / "adapter", auto_mapping={"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True})
+    assert torch.equal(logits(load_model(str(tmp_path / "adapter"))), logits(saved))
+    assert len(load_tokenizer(str(tmp_path / "adapter"))) == len(make_byte_tokenizer())
+
+
+def test_an_adapter_on_an_adapter(base: Path, tmp_path: Path) -> None:
+    first = save_adapter(base, tmp_path / "first")
+    second = stirred(get_peft_model(first.merge_and_unload(), lora(target_modules=["v_proj"])), seed=1)
+    second.save_pretrained(tmp_path / "second")
+    rewrite(tmp_path / "second", base_model_name_or_path=str(tmp_path / "first"))
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "second"))), logits(second), rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- added tokens
+
+ADDED = 3
+
+
+def grown(base: Path, to: int = 0, **settings: Any) -> tuple[Any, Any]:
+    """An adapted model and a tokenizer with three tokens more than the base; embeddings padded to `to` rows."""
+    tokenizer = make_byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<tool{i}>" for i in range(ADDED)]})
+    model = load_model(str(base))
+    model.resize_token_embeddings(to or len(tokenizer), mean_resizing=False)
+    return stirred(get_peft_model(model, lora(**settings))), tokenizer
+
+
+NEW = list(range(len(make_byte_tokenizer()), len(make_byte_tokenizer()) + ADDED))
+STORED: dict[str, Callable[[Path], tuple[Any, Any]]] = {
+    "whole embeddings": lambda base: grown(base, modules_to_save=["embed_tokens", "lm_head"]),
+    "padded to 64": lambda base: grown(base, 320, modules_to_save=["embed_tokens", "lm_head"]),
+    "low rank": lambda base: grown(base, target_modules=["q_proj", "embed_tokens", "lm_head"]),
+    "saved beside": lambda base: grown(base),
+    "single rows": lambda base: grown(base, trainable_token_indices={"embed_tokens": NEW, "lm_head": NEW}),
+}
+
+
+@pytest.mark.parametrize("way", STORED)
+def test_added_tokens(way: str, base: Path, tmp_path: Path) -> None:
+    model, tokenizer = STORED[way](base)
+    out = tmp_path / "adapter"
+    model.save_pretrained(out, save_embedding_layers=True if way == "saved beside" else "auto")
+    tokenizer.save_pretrained(out)
+    rewrite(out, base_model_name_or_path=str(base))
+    again = load_model(str(out))
+    kept = model.get_output_embeddings().weight.shape[0]
+    assert again.get_output_embeddings().weight.shape[0] == kept
+    known = [i for i in range(kept) if way != "single rows" or i < NEW[-1] + 1]
+    torch.testing.assert_close(logits(again)[..., known], logits(model)[..., known], rtol=0, atol=1e-5)
+    ids = torch.tensor([[1, *NEW]])
+    with torch.no_grad():
+        ours, theirs = again(input_ids=ids).logits[..., known], model(input_ids=ids).logits[..., known]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    if way == "whole embeddings":  # a second implementation, which needs the tokenizer for the size
+        plain = AutoPeftModelForCausalLM.from_pretrained(str(out))
+        assert torch.equal(logits(plain), logits(again))
+
+
+def test_added_tokens_without_embeddings_are_counted(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokenizer = grown(base)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    rewrite(tmp_path / "adapter", base_model_name_or_path=str(base))
+    once, again = load_model(str(tmp_path / "adapter")), load_model(str(tmp_path / "adapter"))
+    assert f"{ADDED} added tokens have no embedding in" in caplog.text
+    assert torch.equal(logits(once), logits(again))  # nothing is drawn
+
+
+# ---------------------------------------------------------------------- weights that do not fit
+
+
+def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    make_tiny_llama(num_hidden_layers=3).save_pretrained(tmp_path / "deeper")
+    save_adapter(tmp_path / "deeper", tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"2 of the adapter's weights have no place in the base model: .*layers\.2"):
+        load_model(str(tmp_path / "adapter"), base_model=str(base))
+    # Control: PEFT itself drops them without a word.
+    assert isinstance(PeftModel.from_pretrained(load_model(str(base)), str(tmp_path / "adapter")), PeftModel)
+
+
+def test_missing_weights_of_an_adapter_are_named(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    del weights[sorted(weights)[0]]
+    save_file(weights, file)
+    with pytest.raises(InputError, match=r"1 of the adapter's weights are not there: .*lora_A"):
+        load_model(str(tmp_path / "adapter"))
