@@ -17,6 +17,7 @@ from srpo.errors import ConfigError, InputError
 from srpo.model.weights.adapter import Adapter, expect_used, find_adapter, fit_embeddings, looks_local
 from srpo.model.weights.architecture import freeze_towers, loader_for
 from srpo.model.weights.gguf import gguf_file, gguf_options
+from srpo.model.weights.stopping import stop_as_saved
 from srpo.model.weights.untrusted import CONVERT, expect_safe, own_code, pickled
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def _with_adapter(adapter: Adapter, options: Mapping[str, Any], trainable: bool)
     try:
         fit_embeddings(base, adapter, len(load_tokenizer(folder)) if beside else None)
         model = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+        stop_as_saved(model, adapter.folder)
     except _unreadable() as error:
         raise _refusal("model", folder, error, adapter.base) from None
     expect_used(model, adapter)

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,10 @@ from srpo.data.read import read_prompts
 from srpo.disk import writable_folder
 from srpo.errors import ConfigError, InputError, OutputError, SRPOError
 from srpo.model.unwrap import core, device_of
-from srpo.model.weights.adapter import ADAPTER_FILE
+from srpo.model.weights.adapter import ADAPTER_FILE, find_adapter
 from srpo.model.weights.card import CARD_FILE, MARK, Card, portable, read_card, write_card
 from srpo.model.weights.load import TRAINING_FILE, load_model, load_tokenizer
+from srpo.model.weights.stopping import stop_at
 from srpo.sequences.render import Renderer, options_of, template_for
 from srpo.sequences.templates import TEMPLATE_FILE
 
@@ -87,6 +88,7 @@ def merge(
     dtype: str = "auto",
     max_new_tokens: int = 16,
     trust_remote_code: bool = False,
+    base_model: str | None = None,
 ) -> MergeCheck:
     """Merges an adapter into its base and writes the model with tokenizer, revision template, record and card.
 
@@ -96,24 +98,27 @@ def merge(
         prompts: file of prompts for the check, of which the first 64 are used; None draws tokens from the vocabulary.
         dtype: dtype in which the model is loaded and saved; "auto" is the base's own.
         max_new_tokens: tokens to decode greedily for each prompt.
+        base_model: base model of the adapter, instead of the one in its `adapter_config.json`.
 
     Raises:
-        InputError: no adapter there.
+        InputError: no adapter there, or no base model.
         ConfigError: an adapter that cannot be merged, or a target that is not empty.
         SRPOError: the merged model differs from the adapter; the written files are removed.
     """
-    folder, out = Path(adapter), Path(target)
-    if not (folder / ADAPTER_FILE).is_file():
+    found, out = find_adapter(adapter, base_model), Path(target)
+    if found is None:
         raise InputError(f"no {ADAPTER_FILE} here", where=adapter, expected="the folder of a saved adapter")
+    folder = found.folder
     if out.exists() and not out.is_dir():
         raise ConfigError("is a file", where=target, expected="a folder", fix="name another --output_dir")
     if out.exists() and any(out.iterdir()):
         raise ConfigError("is not empty", where=target, fix="name another --output_dir")
     if max_new_tokens < 1:
         raise ConfigError(f"{max_new_tokens}", where="max_new_tokens", expected="1 or more")
-    tokenizer = load_tokenizer(adapter, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "base_model": base_model}
+    tokenizer = load_tokenizer(adapter, **options)
     contexts = _contexts(adapter, tokenizer, prompts)  # a mistake in the prompts ends here, before weights are read
-    model = load_model(adapter, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+    model = load_model(adapter, dtype=dtype, **options).eval()
     [kind] = model.peft_config.values()
     if kind.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
         fix = "use the adapter as it is"
@@ -121,7 +126,7 @@ def merge(
     before = _greedy(model, contexts, max_new_tokens)
     with torch.no_grad(), model.disable_adapter():
         base = [_logits(model, ids) for ids, _ in before]
-    base_name = str(kind.base_model_name_or_path)
+    base_name = found.base
     unverified = _beside(out)
     try:
         _write(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified)
@@ -236,6 +241,8 @@ def _beside(out: Path) -> Path:
 
 def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path, out: Path) -> None:
     """Saves the model with the tokenizer, template and training record that `srpo revise` reads."""
+    if (adapter / TRAINING_FILE).is_file():  # trained by srpo, which taught the model the template's terminator
+        stop_at(model, Renderer(tokenizer, template_for(str(adapter), None)).stop_ids)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     if (adapter / TEMPLATE_FILE).is_file():

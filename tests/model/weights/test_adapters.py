@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -11,12 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import GenerationConfig
 
 from srpo.errors import ConfigError, InputError
 from srpo.model.weights.load import load_model, load_tokenizer
+from srpo.model.weights.stopping import end_ids, stop_at
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
 IDS = torch.tensor([[1, 5, 9, 20, 3]])
@@ -196,6 +207,22 @@ def test_added_tokens_without_embeddings_are_counted(
 
 # ---------------------------------------------------------------------- weights that do not fit
 
+KINDS: dict[str, Any] = {
+    "dora": lora(use_dora=True),
+    "biases": lora(bias="lora_only"),
+    "olora": lora(init_lora_weights="olora"),
+    "ia3": IA3Config(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "vera": VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
+    "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_is_loaded_whole(kind: str, base: Path, tmp_path: Path) -> None:
+    model = stirred(get_peft_model(load_model(str(base)), copy.deepcopy(KINDS[kind])))
+    model.save_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "adapter"))), logits(model), rtol=0, atol=1e-5)
+
 
 def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
     make_tiny_llama(num_hidden_layers=3).save_pretrained(tmp_path / "deeper")
@@ -214,3 +241,38 @@ def test_missing_weights_of_an_adapter_are_named(base: Path, tmp_path: Path) -> 
     save_file(weights, file)
     with pytest.raises(InputError, match=r"1 of the adapter's weights are not there: .*lora_A"):
         load_model(str(tmp_path / "adapter"))
+
+
+# ---------------------------------------------------------------------- end tokens
+
+
+def test_end_tokens_of_training_are_added_to_those_of_the_base(base: Path, tmp_path: Path) -> None:
+    model = load_model(str(base))
+    before = end_ids(model)
+    assert 7 not in before
+    model.save_pretrained(tmp_path / "plain")
+    stop_at(model, [*before, 7])
+    model.save_pretrained(tmp_path / "model")
+    assert GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id == [*before, 7]
+    # Control: without the call the file knows the base's own end alone.
+    assert end_ids(load_model(str(tmp_path / "plain"))) == before
+    # Nothing else of the vendor's settings is changed, also where transformers would refuse to save them.
+    model.generation_config.top_k = 7  # without sampling
+    stop_at(model, [8], tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["top_k"] == 7
+    assert end_ids(model) == [*before, 7, 8]
+
+
+def test_an_adapter_generates_up_to_the_end_token_of_its_training(base: Path, tmp_path: Path) -> None:
+    model = save_adapter(base, tmp_path / "adapter")
+    prompt = torch.tensor([[1, 5, 9]])
+
+    def greedy(loaded: Any) -> list[int]:
+        found: list[int] = loaded.generate(input_ids=prompt, max_new_tokens=8, do_sample=False)[0, 3:].tolist()
+        return found
+
+    free = greedy(load_model(str(tmp_path / "adapter")))
+    assert len(free) == 8
+    end = free[3]
+    stop_at(model, [end], tmp_path / "adapter")
+    assert greedy(load_model(str(tmp_path / "adapter"))) == free[: free.index(end) + 1]

@@ -1,0 +1,58 @@
+"""End tokens beside a saved model: generate, vLLM and other tools stop at the ids in generation_config.json."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from srpo.model.unwrap import core
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+FILE = "generation_config.json"
+
+
+def end_ids(model: nn.Module) -> list[int]:
+    """Ids at which plain `generate` stops for this model."""
+    inner: Any = core(model)
+    configs = (getattr(inner, "generation_config", None), inner.config, inner.config.get_text_config())
+    found = next((ids for each in configs if (ids := getattr(each, "eos_token_id", None)) is not None), [])
+    return [found] if isinstance(found, int) else [int(i) for i in found]
+
+
+def stop_at(model: nn.Module, ids: Sequence[int], folder: Path | None = None) -> None:
+    """Adds end tokens to the model's generation configuration, and to the file in `folder`.
+
+    A chat template may end an answer with a token that is not the base's own end of text. Training teaches the model
+    that token, and without this entry other tools generate past it.
+
+    Args:
+        ids: ids that training taught the model to end with, such as `Renderer.stop_ids`.
+        folder: folder of the saved model or adapter.
+    """
+    from transformers import GenerationConfig
+
+    inner: Any = core(model)
+    settings: GenerationConfig = getattr(inner, "generation_config", None) or GenerationConfig.from_model_config(
+        inner.config
+    )
+    every = list(dict.fromkeys([*end_ids(model), *ids]))
+    settings = copy.deepcopy(settings)
+    settings.eos_token_id = every if len(every) > 1 else every[0] if every else None
+    inner.generation_config = settings
+    if folder is not None:
+        settings.to_json_file(folder / FILE)  # save_pretrained would refuse sampling settings of some vendors
+
+
+def stop_as_saved(model: nn.Module, folder: Path) -> None:
+    """Adds the end tokens saved beside an adapter, which PEFT does not read."""
+    from transformers import GenerationConfig
+
+    if (folder / FILE).is_file():
+        ids = GenerationConfig.from_pretrained(folder).eos_token_id
+        stop_at(model, [ids] if isinstance(ids, int) else ids or [])
