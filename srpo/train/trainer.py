@@ -31,6 +31,7 @@ from srpo.model.packed.forward import six_logps
 from srpo.model.reference.reference import MovingReference
 from srpo.model.weights.card import CARD_FILE, read_card, write_card
 from srpo.model.weights.load import TRAINING_FILE, load_model, load_tokenizer, model_context
+from srpo.model.weights.stopping import stop_at
 from srpo.sequences.render import Renderer, template_for
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import cache_folder
@@ -296,6 +297,7 @@ class SRPOTrainer(DurableTrainer):
         # Nothing reads this pickle, and it contains the hub token.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         self.renderer.template.save(folder, self.renderer.fingerprint)
+        stop_at(self.model, self.renderer.stop_ids, folder)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
         record = {"format": 1, **settings, "reference": self.reference.kind}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")

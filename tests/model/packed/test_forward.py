@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps, six_logps
 from srpo.sequences.tree import PrefixTree
-from tests.model.zoo import REFUSED, TINY, build, forest_of, plain_logps, random_six
+from tests.model.zoo import REFUSED, SERVED, TINY, build, forest_of, plain_logps, random_six
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -240,6 +241,32 @@ def test_the_self_check_catches_a_wrong_packed_path(
     assert attention(model) == {"sdpa"}
 
 
+class RoundsWhenPacked(LlamaForCausalLM):
+    """Rounds coarsely in bfloat16, as a family with large activations does, and not in float32."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        if "srpo_forest" in kwargs and out.logits.dtype == torch.bfloat16:
+            out.logits *= 1.25
+        return out
+
+
+def test_rounding_in_bfloat16_is_told_from_a_wrong_path_in_float32(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "srpo")
+    model, trees = llama_like(RoundsWhenPacked).bfloat16(), forest_of()
+    off, allowed = backends.self_check(model, trees)
+    assert off > allowed
+    assert settle_backend(model, trees) == "path"
+    assert "are rounding of 16 bits; in float32" in caplog.text
+    assert model.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert settle_backend(llama_like(RoundsWhenPacked), trees) == "path"
+    # Control: a wrong packed path is wrong in float32 as well.
+    assert settle_backend(llama_like(ForgetsPositions).bfloat16(), trees) == "flat"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert settle_backend(llama_like(ForgetsPositions), trees) == "flat"
+
+
 def test_control_fakes_without_a_fault_are_served() -> None:
     model = llama_like(LlamaForCausalLM)
     assert settle_backend(model, forest_of(), "path") == "path"
@@ -360,3 +387,30 @@ def test_control_without_the_guard_the_gradient_is_wrong(checkpointing: Any, mon
     else:
         with pytest.raises(RuntimeError):
             logps.sum().backward()
+
+
+# ---------------------------------------------------------------------- strided inputs
+
+
+@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("backend", ["path", "flat"])
+def test_every_linear_layer_gets_contiguous_rows(name: str, backend: str) -> None:
+    """For a frozen bfloat16 weight and strided rows, torch's CPU linear is hundreds of times slower, and multiplies by
+    another kernel than for a trainable weight."""
+    model_type, settings = SERVED[name]
+    model = build(model_type, **settings).bfloat16().requires_grad_(False)
+    strided: list[str] = []
+
+    def look(module: nn.Module, args: tuple[Tensor, ...], where: str) -> None:
+        if not args[0].is_contiguous():
+            strided.append(where)
+
+    for where, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(partial(look, where=where))
+    with torch.no_grad():
+        sequence_logps(model, forest_of(), backend)
+    assert not strided
+    # Control: a slice of the hidden states, as `logits_to_keep` makes it, is strided.
+    model(input_ids=torch.tensor([[3, 4, 5], [6, 7, 8]]), logits_to_keep=1)
+    assert strided == ["lm_head"]
