@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test check format bandit search faults sweep gpu vllm alpaca
+.PHONY: help demo test check format bandit search faults sweep families gpu vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -15,13 +15,16 @@ demo: .venv/core ## the whole story on a generated task, offline, on a CPU; resu
 	$(OFFLINE) $(BIN)/srpo demo --output_dir runs/demo
 
 test: .venv/core ## every test but the long sweeps
-	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not sweep and not faults'
+	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not sweep and not faults and not families'
 
 faults: .venv/core ## a run killed at every write of its saves, and other ways to die
 	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not sweep' tests/faults
 
 sweep: .venv/core ## the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -m sweep
+
+families: .venv/core ## sixty families of models: trained, saved, revised, generated from
+	$(OFFLINE) $(BIN)/python -m pytest -q -m families tests/families
 
 gpu: .venv/core ## the tests that need a GPU, which skip without one
 	$(OFFLINE) SRPO_TEST_GPU=1 $(BIN)/python -m pytest -q tests/gpu

@@ -13,6 +13,7 @@ Axes: N rows, Q tokens read of each, K tokens verified of each, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from bisect import bisect_left
@@ -310,6 +311,8 @@ class SpeculativeEngine(HFEngine):
 def why_not_speculative(model: nn.Module) -> str:
     """Returns the reason against cropping the model's cache and verifying guesses; empty without one."""
     config = core(model).config.get_text_config()
+    if "position_ids" not in inspect.signature(core(model).forward).parameters:
+        return "it computes positions from a mask of its own"  # Bloom's ALiBi
     prompts = getattr(model, "active_peft_config", None)
     if prompts is not None and prompts.is_prompt_learning:
         return "the adapter adds tokens of its own before the input"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+GIVE_BASE = "name the base with base_model (--base_model)"
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
     *("tekken.json", "tiktoken.model", "sentencepiece.bpe.model"),
@@ -49,6 +50,13 @@ class Adapter:
         """Folder or hub name of the adapter's tokenizer: beside the adapter, one folder up, or the base's."""
         up = [self.folder.parent] if not _holds_model(self.folder.parent) else []
         return next((str(folder) for folder in (self.folder, *up) if has_tokenizer(folder)), self.base)
+
+    def without_base(self, error: InputError) -> InputError:
+        """The error for a base that cannot be loaded, with the file that names it if the base is no folder here."""
+        if Path(self.base).is_dir():
+            return error
+        problem = f"names the base model {self.base}, which is not here ({error.what})"
+        return InputError(problem, where=str(self.folder / ADAPTER_FILE), fix=GIVE_BASE)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -117,16 +125,15 @@ def _base(file: Path, named: object, given: str | None) -> str:
         if looks_local(given) and not Path(given).is_dir():
             raise InputError("no such folder", where=given, expected="the base model of the adapter")
         return given
-    fix = "name the base with base_model (--base_model)"
     if not isinstance(named, str) or not named:
-        raise InputError("names no base model", where=str(file), expected="base_model_name_or_path", fix=fix)
+        raise InputError("names no base model", where=str(file), expected="base_model_name_or_path", fix=GIVE_BASE)
     if Path(named).is_dir():
         return named
     beside = file.parent / named
     if not Path(named).is_absolute() and beside.is_dir():
         return str(beside)
     if looks_local(named):
-        raise InputError(f"names the base model {named}, which is not here", where=str(file), fix=fix)
+        raise InputError(f"names the base model {named}, which is not here", where=str(file), fix=GIVE_BASE)
     return named
 
 

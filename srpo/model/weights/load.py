@@ -57,7 +57,8 @@ def load_tokenizer(
     try:
         return AutoTokenizer.from_pretrained(where, **options)
     except _unreadable() as error:
-        raise _refusal("tokenizer", path, error) from None
+        refusal = _refusal("tokenizer", path, error)
+        raise (adapter.without_base(refusal) if adapter and where == adapter.base else refusal) from None
 
 
 def load_model(
@@ -124,7 +125,10 @@ def _with_adapter(adapter: Adapter, options: Mapping[str, Any], trainable: bool)
         log.info("srpo: the base model %s is an adapter itself and is merged into %s", adapter.base, below.base)
         base = _with_adapter(below, options, False).merge_and_unload()
     else:
-        base = _load_causal(adapter.base, folder, options)
+        try:
+            base = _load_causal(adapter.base, folder, options)
+        except InputError as error:
+            raise adapter.without_base(error) from None
     beside = adapter.tokenizer_folder != adapter.base
     try:
         fit_embeddings(base, adapter, len(load_tokenizer(folder)) if beside else None)

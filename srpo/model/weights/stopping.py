@@ -25,7 +25,7 @@ def end_ids(model: nn.Module) -> list[int]:
     return [found] if isinstance(found, int) else [int(i) for i in found]
 
 
-def stop_at(model: nn.Module, ids: Sequence[int], folder: Path | None = None) -> None:
+def stop_at(model: nn.Module, ids: Sequence[int], folder: str | Path | None = None) -> None:
     """Adds end tokens to the model's generation configuration, and to the file in `folder`.
 
     A chat template may end an answer with a token that is not the base's own end of text. Training teaches the model
@@ -46,7 +46,7 @@ def stop_at(model: nn.Module, ids: Sequence[int], folder: Path | None = None) ->
     settings.eos_token_id = every if len(every) > 1 else every[0] if every else None
     inner.generation_config = settings
     if folder is not None:
-        settings.to_json_file(folder / FILE)  # save_pretrained would refuse sampling settings of some vendors
+        settings.to_json_file(Path(folder) / FILE)  # save_pretrained would refuse sampling settings of some vendors
 
 
 def stop_as_saved(model: nn.Module, folder: Path) -> None:

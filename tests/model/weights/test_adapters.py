@@ -92,6 +92,20 @@ def test_a_base_that_moved_is_named_with_its_file_and_can_be_given(base: Path, t
             load(str(moved), base_model=str(moved))
 
 
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_base_of_one_word_may_be_a_hub_name(load: Callable[..., Any], base: Path, tmp_path: Path) -> None:
+    save_adapter(base, tmp_path / "adapter")
+    rewrite(tmp_path / "adapter", base_model_name_or_path="my-base")
+    with pytest.raises(InputError, match=r"adapter_config\.json: names the base model my-base, which is not here"):
+        load(str(tmp_path / "adapter"))
+    # Control: a base that is here and damaged is named itself.
+    (base / "config.json").write_text("{")
+    (base / "tokenizer.json").write_text("{")
+    rewrite(tmp_path / "adapter", base_model_name_or_path=str(base))
+    with pytest.raises(InputError, match=r"adapter: no (model|tokenizer): "):
+        load(str(tmp_path / "adapter"))
+
+
 def test_a_base_named_relative_to_the_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = save_adapter(base, tmp_path / "adapter")
     rewrite(tmp_path / "adapter", base_model_name_or_path="../base")
