@@ -21,7 +21,8 @@ def end_ids(model: nn.Module) -> list[int]:
     """Ids at which plain `generate` stops for this model."""
     inner: Any = core(model)
     configs = (getattr(inner, "generation_config", None), inner.config, inner.config.get_text_config())
-    found = next((ids for each in configs if (ids := getattr(each, "eos_token_id", None)) is not None), [])
+    named = (getattr(each, "eos_token_id", None) for each in configs)
+    found: Any = next((ids for ids in named if ids is not None), [])
     return [found] if isinstance(found, int) else [int(i) for i in found]
 
 
