@@ -23,13 +23,12 @@ from srpo.maths.objective import SixLogps
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import six_logps
 from srpo.model.unwrap import adapted
+from srpo.model.weights.adapter import REFERENCE_ADAPTER
 from srpo.model.weights.fingerprint import fingerprint, is_whole
 from srpo.sequences.tree import PrefixTree
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-REFERENCE_ADAPTER = "srpo_reference"
 
 
 class Reference:
@@ -205,7 +204,15 @@ def _copy_adapter(policy: Any) -> Any:
         own = ".".join(active if part == REFERENCE_ADAPTER else part for part in name.split("."))
         weights[name].data = weights[own].detach().clone()  # not copy_: PEFT may have chosen another dtype
         weights[name].requires_grad_(False)
+    policy.register_state_dict_post_hook(_without_reference)
     return policy.peft_config.pop(REFERENCE_ADAPTER)
+
+
+def _without_reference(policy: PeftModel, state: dict[str, Any], prefix: str, metadata: object) -> None:
+    """Removes the reference's weights from a state: PEFT saves all weights of adapters that it does not know of."""
+    if REFERENCE_ADAPTER not in policy.peft_config:
+        for name in list(filter(_of_reference, state)):
+            del state[name]
 
 
 def _of_reference(name: str) -> bool:

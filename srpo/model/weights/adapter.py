@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+REFERENCE_ADAPTER = "srpo_reference"  # the frozen copy of an adapter in training; earlier versions saved it
 GIVE_BASE = "name the base with base_model (--base_model)"
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
@@ -212,7 +213,7 @@ def expect_used(model: PeftModel, adapter: Adapter) -> None:
     from safetensors import safe_open
 
     with safe_open(adapter.folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        stored = {_WRAPPERS.sub("", name) for name in file.keys()}  # noqa: SIM118
+        stored = {_WRAPPERS.sub("", name) for name in file.keys() if REFERENCE_ADAPTER not in name}  # noqa: SIM118
     expected = {_WRAPPERS.sub("", name) for name in get_peft_model_state_dict(model, save_embedding_layers=False)}
     known = expected | {_WRAPPERS.sub("", name) for name in model.state_dict()}
     fix = "name the base that the adapter was trained on with base_model (--base_model)"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srpo.errors import ConfigError
@@ -270,6 +271,7 @@ def test_saving_knows_only_the_policy_s_adapter(tmp_path: Path) -> None:
         use()
         model.save_pretrained(tmp_path)
         assert adapters_in(tmp_path) == ["adapter_model.safetensors"]
+        assert not any(REFERENCE_ADAPTER in name for name in load_file(tmp_path / "adapter_model.safetensors"))
     assert list(model.peft_config) == ["default"]
     again = PeftModel.from_pretrained(build("llama"), str(tmp_path))
     torch.testing.assert_close(policy_logps(again), policy_logps(model), rtol=0, atol=1e-5)
