@@ -6,25 +6,21 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 TOWERS = ("vision_config", "audio_config")  # configurations of the parts besides the language model
 log = logging.getLogger("srpo")
 
 
-def loader_for(path: str, **options: object) -> Any:
-    """The class whose `from_pretrained` loads the checkpoint whole.
+def loader_for(config: PreTrainedConfig) -> Any:
+    """The class that loads a checkpoint of this configuration whole.
 
     A checkpoint with a vision or audio tower is loaded by the class in `architectures`. AutoModelForCausalLM has no
     class for some of these models, and for others it would drop the tower from every saved model.
-
-    Args:
-        options: keywords of `AutoConfig.from_pretrained`.
     """
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-    config = AutoConfig.from_pretrained(path, **options)
     has_tower = any(getattr(config, name, None) is not None for name in TOWERS)
     if not has_tower or config.is_encoder_decoder or getattr(config, "auto_map", None):
         return AutoModelForCausalLM

@@ -102,6 +102,8 @@ def load_model(
 
 def _load_causal(path: str, named: str, options: Mapping[str, Any]) -> Any:
     """Loads a model without an adapter; errors name the path that the user gave."""
+    from transformers import AutoConfig
+
     where, remote = path, {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
     if file := gguf_file(path):
         where, remote = str(file.parent), {**remote, "gguf_file": file.name}
@@ -109,7 +111,8 @@ def _load_causal(path: str, named: str, options: Mapping[str, Any]) -> Any:
     _expect_folder(where)
     expect_safe(Path(where), trust_remote_code=bool(options["trust_remote_code"]))
     try:
-        model = _whole(loader_for(where, **remote), where, **options)
+        config = AutoConfig.from_pretrained(where, **remote)
+        model = _whole(loader_for(config), where, **options)
     except _unreadable() as error:
         raise _refusal("model", named, error, path) from None
     freeze_towers(model)

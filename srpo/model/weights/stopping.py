@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,6 @@ def stop_at(model: nn.Module, ids: Sequence[int], folder: str | Path | None = No
 
 def stop_as_saved(model: nn.Module, folder: Path) -> None:
     """Adds the end tokens saved beside an adapter, which PEFT does not read."""
-    from transformers import GenerationConfig
-
     if (folder / FILE).is_file():
-        ids = GenerationConfig.from_pretrained(folder).eos_token_id
+        ids = json.loads((folder / FILE).read_text("utf-8")).get("eos_token_id")
         stop_at(model, [ids] if isinstance(ids, int) else ids or [])
