@@ -21,7 +21,10 @@ PACKAGE = Path(srpo.__file__).parent
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text("utf-8")
-IMPORTED_AS = {"pyyaml": "yaml", "huggingface-hub": "huggingface_hub", "rouge-score": "rouge_score"}
+IMPORTED_AS = {
+    **{"pyyaml": "yaml", "huggingface-hub": "huggingface_hub"},
+    **{"rouge-score": "rouge_score", "math-verify": "math_verify"},
+}
 # Needed although no line of srpo imports them.
 NEEDED_BY_OTHERS = {"accelerate": "transformers.Trainer cannot be built without it"}
 # Reached only where the user has installed them; `generate/` says so in a typed error.
