@@ -9,7 +9,10 @@ from pathlib import Path
 from tests.house.prose import RATES
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("docs/**/*.md")), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"))]
+PAGES = [
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "CHANGELOG")),
+]
 # Fenced and indented blocks, table rows and code spans are no prose.
 NO_PROSE = re.compile(r"^```.*?^```$|^    [^\n]*$|^\|[^\n]*$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 
