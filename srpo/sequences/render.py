@@ -36,6 +36,9 @@ class Renderer:
         template: the request for a revision; None takes `quote` for a tokenizer with a chat template and `plain` for
             one without, and `renderer.template.name` is the choice. A template of form "text" makes plain text with
             any tokenizer, and its chat template is not used.
+        chat_template_kwargs: options of the chat template, such as `{"enable_thinking": False}`; they override those of
+            the revision template, become part of it and are saved with it.
+        no_chat_template: makes plain text although the tokenizer has a chat template.
 
     Raises:
         TemplateError: the template's form does not fit the tokenizer, the template was saved with another tokenizer,
@@ -48,15 +51,28 @@ class Renderer:
         '<bos>12+34=046?'
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: RevisionTemplate | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: RevisionTemplate | None = None,
+        *,
+        chat_template_kwargs: Options | None = None,
+        no_chat_template: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
-        chat = bool(tokenizer.chat_template)
+        chat = bool(tokenizer.chat_template) and not no_chat_template
         self.template = template or RevisionTemplate.preset("quote" if chat else "plain")
+        if chat_template_kwargs:
+            self.template = self.template.with_options(chat_template_kwargs)
+        place = f"revision template {self.template.name!r}"
         if self.template.form != "text" and not chat:
+            problem = f"its form is {self.template.form!r} but " + (
+                "no chat template is used" if no_chat_template else "the tokenizer has no chat template"
+            )
+            raise TemplateError(problem, where=place, fix="use --revision_template plain")
+        if self.template.form == "text" and chat_template_kwargs:
             raise TemplateError(
-                f"its form is {self.template.form!r} but the tokenizer has no chat template",
-                where=f"revision template {self.template.name!r}",
-                fix="use --revision_template plain",
+                "its form is 'text', which uses no chat template", where=place, fix="leave chat_template_kwargs out"
             )
         self._encoder, self._control = Encoder(tokenizer), ControlTokens(tokenizer)
         self.chat = self._chat_template() if self.template.form != "text" else None
