@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
     from rich.table import Table
 
     from srpo.data.read import read_prompts
+    from srpo.evaluate.cache import models_in
     from srpo.evaluate.calibrate import calibrate, lines
     from srpo.judge.single import load_judge
     from srpo.revise.reviser import Reviser
@@ -78,8 +80,12 @@ def main(argv: list[str]) -> int:
     reviser = Reviser(
         args.model_name_or_path, template=args.revision_template, reference=args.reference, settings=settings
     )
-    found = calibrate(reviser, rows, judge, args.revision, gold_key=args.gold_key)
+    models = models_in(args.model_name_or_path, args.reference, args.revision_template)
+    made_with = {**models, "equation": args.equation, "dtype": args.dtype}
+    (trails := folder / "calibration_trails").mkdir(exist_ok=True)
+    found = calibrate(reviser, rows, judge, args.revision, gold_key=args.gold_key, folder=trails, made_with=made_with)
     path = found.save(folder)
+    shutil.rmtree(trails)  # only an interrupted calibration needs them
     console = Console(highlight=False)
     if found.table:
         head, *body = lines(found)

@@ -1,25 +1,20 @@
-"""Trails of every system in a plan: read from files, or drawn from models and cached on disk.
-
-The name of a cache file is the sha256 of everything that decides its trails: the files of the model and of its
-reference, the prompts, the template and the settings. A changed model is therefore drawn again, a moved one is not, and
-an interrupted run resumes.
-"""
+"""Trails of every system in a plan: read from files, or drawn from models and kept in a cache."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from srpo.data.read import PromptRow, read_prompts
 from srpo.data.source import Source, columns_of
 from srpo.disk import writable_folder
+from srpo.errors import DataError
+from srpo.evaluate.cache import cache_file, cached_trails, content_hash, models_in
 from srpo.evaluate.controls import (
     LOGP,
     MEAN_LOGP,
@@ -35,14 +30,13 @@ from srpo.evaluate.plan import BEST_OF, CONTROLS, Model, Plan, named_files
 from srpo.judge.load import AnyJudge
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
-from srpo.revise.trail_files import located_trails, read_trails, write_trails
+from srpo.revise.trail_files import read_trails
 from srpo.score.scores import Key
 from srpo.sequences.templates import RevisionTemplate, template_for
 
 if TYPE_CHECKING:
     from srpo.revise.reviser import Reviser
 
-log = logging.getLogger("srpo")
 FOLDER, ALL = "drawn", "all"
 ANSWERS, DRAFTS, REFERENCE = "answers", "drafts", "reference"
 GREEDY, REFERENCE_GREEDY, BY_REFERENCE = "greedy", "reference_greedy", "best_of_reference_logp"
@@ -55,9 +49,6 @@ KINDS = {
     GREEDY: "",
     REFERENCE_GREEDY: "",
 }
-# Files that decide a model's answers; optimiser states, logs and cards do not.
-DECIDES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-IGNORED = ("trainer_state.json", "run.json", "results.json", "added_by_user.txt")
 Prompts = Mapping[int, Mapping[str, list[PromptRow]]]  # seed → split → prompts
 
 
@@ -92,9 +83,45 @@ def read_systems(
     found: dict[Key, list[Trail]] = defaultdict(list)
     for system, paths in named_files(specs).items():
         for seed, path in enumerate(paths):
-            for trail in read_trails(path, gold_key=gold_key):
+            for trail in read_trails(path, gold_key=gold_key, failed=True):
                 found[seed, system, str(trail.meta.get(split_key, ALL)), temperature] += [trail]
     return dict(found)
+
+
+def without_failed(trails: Mapping[Key, list[Trail]]) -> tuple[dict[Key, list[Trail]], list[str]]:
+    """Removes every prompt that failed for any system from all systems of its seed, split and temperature.
+
+    Returns:
+        The other trails, and a sentence for each split with failed prompts: their number and the commonest reason.
+
+    Raises:
+        DataError: every prompt of a split failed.
+    """
+    reasons: dict[tuple[int, str, float | None], dict[str, str]] = defaultdict(dict)
+    for (seed, _, split, temperature), rows in trails.items():
+        reasons[seed, split, temperature] |= {_prompt_key(trail): trail.failed for trail in rows if trail.failed}
+    found: dict[Key, list[Trail]] = {}
+    by_split: dict[str, dict[str, str]] = defaultdict(dict)
+    for (seed, system, split, temperature), rows in trails.items():
+        failed = reasons[seed, split, temperature]
+        by_split[split] |= failed
+        found[seed, system, split, temperature] = [trail for trail in rows if _prompt_key(trail) not in failed]
+        if not found[seed, system, split, temperature]:
+            most = Counter(failed.values()).most_common(1)[0][0]
+            fix = "shorten the prompts or lower max_new_tokens"
+            raise DataError(f"every prompt failed: {most}", where=f"{system}, split {split}", fix=fix)
+    notes = []
+    for split, failed in by_split.items():
+        if failed:
+            most = Counter(failed.values()).most_common(1)[0][0]
+            count = f"{len(failed)} prompt{'s' if len(failed) > 1 else ''}"
+            notes.append(f"{count} of split {split} failed and {'are' if len(failed) > 1 else 'is'} left out for every "
+                         f"system: {most}.")  # fmt: skip
+    return found, notes
+
+
+def _prompt_key(trail: Trail) -> str:
+    return json.dumps(trail.prompt, sort_keys=True, default=str)
 
 
 def read_prompt_files(plan: Plan) -> Prompts:
@@ -162,6 +189,9 @@ class ModelAnswers:
         """Returns the trails of the model and its controls by the name of the system."""
         gold_key, sampled = self.plan.gold_key, task.temperature > 0  # greedy drafts are all equal
         found = {"": self.draw(BEST_OF if self.model.policy == BEST_OF else ANSWERS, task)}
+        # A prompt that fails is left out for every system; its controls need not be drawn.
+        usable = [row for row, trail in zip(task.rows, found[""], strict=True) if not trail.failed]
+        task = task._replace(rows=usable or task.rows)
         for kind in (REFERENCE, *(KINDS if sampled else ())):
             if kind in controls:
                 found[kind] = self.draw(kind, task)
@@ -186,20 +216,16 @@ class ModelAnswers:
         """
         by = KINDS.get(kind, "")
         drafts = self.draw(DRAFTS, task) if by else []
-        model, template = self._model_of(kind)
         path, settings, made_with = self.cache_file(kind, task)
 
-        def draw(skip: int, only: Collection[int] | None) -> Iterator[Trail]:
-            reviser = self.reviser(model, template)
+        def draw(reviser: Reviser, skip: int, only: Collection[int] | None) -> Iterator[Trail]:
             if by:
                 return keep_best(reviser, task.rows, drafts, by, skip=skip)
             if kind == DRAFTS:
                 return several_drafts(reviser, task.rows, settings, skip=skip)
             return reviser.trails(task.rows, settings, skip=skip, only=only)
 
-        present = write_trails(path, task.rows, draw, made_with)
-        log.info("srpo: %s: %d trails, %d of them from the cache", path, len(task.rows), present)
-        return [trail for _, trail in located_trails(path)]
+        return cached_trails(path, task.rows, made_with, lambda: self.reviser(*self._model_of(kind)), draw)
 
     def cache_file(self, kind: str, task: Task) -> tuple[Path, RevisionSettings, dict[str, object]]:
         """Returns the file of some trails, their settings, and everything that decides them."""
@@ -209,23 +235,17 @@ class ModelAnswers:
         settings = RevisionSettings(revisions, task.temperature, self.seed, plan.max_new_tokens, policy)
         if kind in (GREEDY, REFERENCE_GREEDY):
             settings = replace(settings, revisions=0, temperature=0.0, seed=0)  # one file for all seeds
-        asked = json.dumps([row._replace(where="") for row in task.rows], sort_keys=True, default=str)
-        file = Path(model.revision_template or "")
-        words = file.read_text("utf-8") if file.is_file() else model.revision_template or "saved"
         made_with = {
             **asdict(settings),
-            "model": content_hash(model.model),
-            "reference": content_hash(model.reference) if model.reference else "",
-            "template": template.identity() if template else words,
+            **models_in(model.model, model.reference, model.revision_template),
+            **({"template": template.identity()} if template else {}),
             **({} if plan.dtype == "float32" else {"dtype": plan.dtype}),
             **({"kind": kind} if kind not in (ANSWERS, REFERENCE) else {}),
             **({"drafts": content_hash(self.model.model)} if kind == BY_REFERENCE else {}),
-            "prompts": hashlib.sha256(asked.encode()).hexdigest(),
         }
-        key = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]
         name = ".".join([task.name, *([] if kind == ANSWERS else [kind]), task.split])
-        safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
-        return self.folder / f"{safe}.{key}.jsonl", settings, made_with
+        path, made = cache_file(self.folder, name, task.rows, made_with)
+        return path, settings, made
 
     def _model_of(self, kind: str) -> tuple[Model, RevisionTemplate | None]:
         """The model to load, and a template where it has not one of its own."""
@@ -250,32 +270,3 @@ class ModelAnswers:
             device=self.plan.device,
             dtype=self.plan.dtype,
         )
-
-
-@cache
-def content_hash(path: str) -> str:
-    """sha256 of the files that decide a model's answers, an adapter's base included; a hub name with its commit."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return f"{path}@{_commit(path)}"
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in DECIDES and file.name not in IGNORED and not file.name.startswith("optimizer"):
-            with file.open("rb") as content:
-                digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-            if file.name == "adapter_config.json":
-                base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
-                digest.update(content_hash(base).encode() if base else b"")
-    return digest.hexdigest()
-
-
-def _commit(name: str) -> str:
-    """The commit of a hub name in the local cache; "" where the model has not been downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        return ""
-    return Path(found).parent.name if isinstance(found, str) else ""

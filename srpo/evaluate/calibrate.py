@@ -8,8 +8,10 @@ choice is drafts: they cost less.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from srpo import __version__
 from srpo.data.read import PromptRow
 from srpo.data.values import Prompt
 from srpo.errors import ConfigError, DataError
+from srpo.evaluate.cache import cache_file, cached_trails
 from srpo.judge.single import Judge, score_answer
 from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
@@ -27,18 +30,11 @@ from srpo.score.best_revision import LEAST, halves, largest_mean
 from srpo.statistics.bootstrap import bootstrap
 from srpo.statistics.calibration import auc, brier, calibration_error, fit_temperature, linked, reliability
 
+log = logging.getLogger("srpo")
 POLICIES = ("if_preferred", "always")
 # Errors that a user's function may raise; errors of this library have types of their own.
-JUDGE_FAILS = (
-    TypeError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    AssertionError,
-    OSError,
-    RuntimeError,
-)
+_FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError)
+JUDGE_FAILS = (*_FAILURES, OSError, RuntimeError)
 
 
 def calibrate(
@@ -49,16 +45,22 @@ def calibrate(
     *,
     gold_key: str = "gold",
     bins: int = 10,
+    folder: Path | None = None,
+    made_with: Mapping[str, object] | None = None,
 ) -> Calibration:
     """Draws trails of labelled prompts under every policy, and chooses a policy.
+
+    A prompt that fails under a policy, because it leaves no room for an answer, is left out and counted in a warning.
 
     Args:
         rows: prompts with the gold answer in `meta`.
         settings: sampling; `revisions` is the largest number to try, `policy` has no effect.
-        bins: of the reliability table.
+        bins: number of rows in the reliability table.
+        folder: where trails are kept, so that an interrupted calibration resumes; None keeps them in memory.
+        made_with: everything else that decides the trails, such as digests of the models.
 
     Raises:
-        DataError: a row without a gold answer, or fewer than `LEAST` rows.
+        DataError: a row without a gold answer, or fewer than `LEAST` rows without failure.
         ConfigError: no revision to try, or the judge fails; the judge is tried on the first row before any drawing.
     """
     if settings.revisions < 1:
@@ -70,7 +72,13 @@ def calibrate(
             raise DataError(f"no {gold_key!r}", where=row.where, expected="a gold answer beside each prompt")
     _score(judge, rows[0].prompt, str(rows[0].meta[gold_key]), rows[0].meta[gold_key], where=rows[0].where)
     policies = POLICIES if reviser.has_confidence else ("always",)
-    trails = {policy: list(reviser.trails(rows, replace(settings, policy=policy))) for policy in policies}
+    drawn = {
+        policy: _trails(reviser, list(rows), replace(settings, policy=policy), folder, made_with or {})
+        for policy in policies
+    }
+    places = _without_failure(drawn)
+    rows = [rows[at] for at in places]
+    trails = {policy: [found[at] for at in places] for policy, found in drawn.items()}
     scores = {policy: _scores(trails[policy], judge, gold_key, settings.revisions) for policy in policies}
     preferred, better = first_revisions(trails["always"], scores["always"])
     both = 0 < sum(better) < len(better)
@@ -98,6 +106,36 @@ def calibrate(
             "seed": settings.seed,
         },
     )
+
+
+def _trails(
+    reviser: Reviser,
+    rows: list[PromptRow],
+    settings: RevisionSettings,
+    folder: Path | None,
+    made_with: Mapping[str, object],
+) -> list[Trail]:
+    if folder is None:
+        return list(reviser.trails(rows, settings))
+    path, made = cache_file(folder, settings.policy, rows, {**asdict(settings), **made_with})
+
+    def draw(reviser: Reviser, skip: int, only: Collection[int] | None) -> Iterator[Trail]:
+        return reviser.trails(rows, settings, skip=skip, only=only)
+
+    return cached_trails(path, rows, made, lambda: reviser, draw)
+
+
+def _without_failure(drawn: Mapping[str, Sequence[Trail]]) -> list[int]:
+    """Returns the places of the prompts that failed under no policy."""
+    columns = list(zip(*drawn.values(), strict=True))
+    places = [at for at, trails in enumerate(columns) if not any(trail.failed for trail in trails)]
+    if len(places) < len(columns):
+        reason = next(trail.failed for trails in columns for trail in trails if trail.failed)
+        what = f"{len(columns) - len(places)} of {len(columns)} prompts failed and are left out: {reason}"
+        if len(places) < LEAST:
+            raise DataError(what, expected=f"at least {LEAST} prompts without failure")
+        log.warning("srpo: %s", what)
+    return places
 
 
 def choose(

@@ -7,6 +7,7 @@ same weights, to the last bit, as a run without it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from srpo.data.read import PromptRow, Source, read
 from srpo.data.source import AnySource
 from srpo.data.values import last_message
-from srpo.errors import ConfigError, DataError
+from srpo.errors import ConfigError, DataError, LengthError
 from srpo.judge.load import AnyJudge
 from srpo.model.randomness import left_as_found
 from srpo.revise.reviser import Reviser
@@ -28,10 +29,12 @@ from srpo.score.pooling import Resampling, grouped
 from srpo.score.results import POOL
 from srpo.score.scores import score
 from srpo.score.summary import summarise
+from srpo.sequences.render import options_of
 
 if TYPE_CHECKING:
     from srpo.train.trainer import SRPOTrainer
 
+log = logging.getLogger("srpo")
 PREFIX = "eval_revisions/"
 DRAWS = 2000  # bootstrap draws: enough for an interval to look at during training
 SHOWN = 3  # prompts whose answers are logged in full
@@ -60,8 +63,9 @@ class RevisionEvaluation(TrainerCallback):
 
     The chosen answer of each pair is the gold answer. The logged metrics of revision k are `eval_revisions/k` with
     `_low` and `_high`, `eval_revisions/k_gain` over the draft with its ends, and the share of changed answers; the
-    answers are `eval_revisions/sample_1`, … . They go to the trainer's reporters and metrics.jsonl. The numbers also
-    join the metrics of the evaluation, so `metric_for_best_model` can name one.
+    answers are `eval_revisions/sample_1`, … . `eval_revisions/failed` counts prompts that failed. They go to the
+    trainer's reporters and metrics.jsonl. The numbers also join the metrics of the evaluation, so
+    `metric_for_best_model` can name one.
 
     Args:
         trainer: the trainer that evaluates.
@@ -72,6 +76,7 @@ class RevisionEvaluation(TrainerCallback):
     Raises:
         ConfigError: the weights are split over processes; one process cannot draw alone.
         DataError: the source has no pair.
+        LengthError: no prompt leaves room for its answer; fewer than all are left out with a warning.
     """
 
     def __init__(self, trainer: SRPOTrainer, source: AnySource, judge: AnyJudge, watch: Watch) -> None:
@@ -79,8 +84,8 @@ class RevisionEvaluation(TrainerCallback):
             fix = "evaluate the checkpoints by `srpo evaluate` instead"
             raise ConfigError("weights are split over processes", where="eval_revisions", fix=fix)
         self.trainer, self.judge = trainer, judge
-        self.rows = _rows(source, watch.prompts)
         self.settings = RevisionSettings(watch.revisions, watch.temperature, watch.seed, watch.max_new_tokens, "always")
+        self.rows = self._with_room(_rows(source, watch.prompts))
 
     def on_evaluate(
         self,
@@ -93,23 +98,51 @@ class RevisionEvaluation(TrainerCallback):
         """Draws, judges and logs, on the main process."""
         if not state.is_world_process_zero:
             return
-        trails = self.draw()
-        found = numbers(trails, self.judge)
+        drawn = self.draw()
+        trails = [trail for trail in drawn if not trail.failed]
+        failed = {f"{PREFIX}failed": float(len(drawn) - len(trails))} if len(trails) < len(drawn) else {}
+        if not trails:
+            log.warning("srpo: eval_revisions: every prompt failed: %s", drawn[0].failed)
+        found = failed | (numbers(trails, self.judge) if trails else {})
         if metrics is not None:
             metrics.update(found)
         samples: Any = {f"{PREFIX}sample_{i}": text for i, text in enumerate(_samples(trails), 1)}
         self.trainer.log({**found, **samples})
 
     def draw(self) -> list[Trail]:
-        """Returns trails of the current model; the training state stays unchanged."""
+        """Returns trails of the current model, failed ones included; the training state stays unchanged."""
+        with undisturbed(self.trainer.accelerator.unwrap_model(self.trainer.model)):
+            return list(self._reviser().trails(self.rows, self.settings))
+
+    def _reviser(self) -> Reviser:
         trainer = self.trainer
         model = trainer.accelerator.unwrap_model(trainer.model)
-        with undisturbed(model):
-            batch_size = trainer.args.per_device_eval_batch_size
-            template, beta = trainer.renderer.template, trainer.args.beta
-            reviser = Reviser(model, trainer.renderer.tokenizer, template, beta=beta, batch_size=batch_size)
-            reviser.confidence = None  # an adapter's base would serve as reference and score every revision
-            return list(reviser.trails(self.rows, self.settings))
+        batch_size, beta = trainer.args.per_device_eval_batch_size, trainer.args.beta
+        renderer = trainer.renderer
+        reviser = Reviser(model, renderer.tokenizer, renderer.template, beta=beta, batch_size=batch_size)
+        reviser.confidence = None  # an adapter's base would serve as reference and score every revision
+        return reviser
+
+    def _with_room(self, rows: list[PromptRow]) -> list[PromptRow]:
+        """The prompts whose draft fits into the model's context; the others are counted in a warning.
+
+        Raises:
+            LengthError: no prompt fits.
+        """
+        with undisturbed(self.trainer.accelerator.unwrap_model(self.trainer.model)):
+            limit = self._reviser().engine.max_length
+        contexts = self.trainer.renderer.drafts([row.prompt for row in rows], [options_of(row) for row in rows])
+        lengths, new = [len(context) for context in contexts], self.settings.max_new_tokens
+        fit = [row for row, length in zip(rows, lengths, strict=True) if limit is None or length + new <= limit]
+        if len(fit) < len(rows):
+            longest = rows[lengths.index(max(lengths))].where
+            what = f"{len(rows) - len(fit)} of {len(rows)} evaluation prompts leave no room for {new} tokens"
+            within = f"room in the model's {limit} tokens; the longest prompt is {longest}"
+            if not fit:
+                fix = "shorten the prompts or lower eval_max_new_tokens"
+                raise LengthError(what, where="eval_revisions", expected=within, fix=fix)
+            log.warning("srpo: eval_revisions: %s and are left out; expected %s", what, within)
+        return fit
 
 
 def numbers(trails: list[Trail], judge: AnyJudge) -> dict[str, float]:

@@ -21,8 +21,6 @@ from srpo.revise.trail import Answer, Trail
 from srpo.sequences.render import options_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from srpo.revise.confidence import Sequences
     from srpo.revise.reviser import Reviser
 
@@ -61,6 +59,9 @@ def several_drafts(
             once = replace(settings, revisions=0, policy="always", seed=seed)
             draws.append(list(islice(reviser.trails(rows, once, skip=at), size)))
         for trails in list(zip(*draws, strict=True))[max(0, skip - at) :]:
+            if failed := next((trail for trail in trails if trail.failed), None):
+                yield failed
+                continue
             first, *others = (trail.answers[0] for trail in trails)
             answers = (first, *(replace(answer, kept=False) for answer in others))
             yield Trail(trails[0].prompt, answers, meta=trails[0].meta)
@@ -82,24 +83,25 @@ def keep_best(
     """
     for at in range(skip, len(rows), reviser.engine.batch_size):
         batch = slice(at, at + reviser.engine.batch_size)
-        options = [options_of(row) for row in rows[batch]]
-        contexts = reviser.renderer.drafts([row.prompt for row in rows[batch]], options)
-        sequences = [
-            [
-                (context, ids)
-                for ids in reviser.renderer.answers([a.text for a in trail.answers], [row] * len(trail.answers))
-            ]
-            for context, trail, row in zip(contexts, drafts[batch], options, strict=True)
-        ]
-        values_BK = reviser.log_ratios(sequences) if by == REWARD else _logps(reviser, sequences, mean=by == MEAN_LOGP)
-        models = 2 if by == REWARD else 1
-        for trail, values, context in zip(drafts[batch], values_BK.tolist(), contexts, strict=True):
-            scoring = [models * (len(context) + answer.tokens) for answer in trail.answers]
-            yield running_best(trail, values, scoring)
+        pairs = [(row, trail) for row, trail in zip(rows[batch], drafts[batch], strict=True) if not trail.failed]
+        options = [options_of(row) for row, _ in pairs]
+        contexts = reviser.renderer.drafts([row.prompt for row, _ in pairs], options)
+        sequences = []
+        for context, (_, trail), option in zip(contexts, pairs, options, strict=True):
+            texts = [answer.text for answer in trail.answers]
+            sequences.append([(context, ids) for ids in reviser.renderer.answers(texts, [option] * len(texts))])
+        values = iter(_values(reviser, sequences, by) if sequences else ())
+        models, lengths = 2 if by == REWARD else 1, iter(map(len, contexts))
+        for trail in drafts[batch]:
+            if trail.failed:
+                yield trail
+                continue
+            context = next(lengths)
+            yield running_best(trail, next(values), [models * (context + answer.tokens) for answer in trail.answers])
 
 
-def _logps(reviser: Reviser, sequences: Sequences, *, mean: bool) -> Tensor:
-    """[B, K] log π of K answers for each of B prompts, nats, summed over tokens or their mean."""
+def _values(reviser: Reviser, sequences: Sequences, by: str) -> list[list[float]]:
+    """The values of K answers for each of B prompts, by implied reward, log π, or log π per token."""
     import torch
 
     from srpo.model.packed.backends import settle_backend
@@ -108,11 +110,15 @@ def _logps(reviser: Reviser, sequences: Sequences, *, mean: bool) -> Tensor:
     from srpo.model.unwrap import device_of
     from srpo.sequences.tree import PrefixTree
 
+    if by == REWARD:
+        return reviser.log_ratios(sequences).tolist()
     assert reviser.model is not None  # plans draw with transformers in this process
     with torch.no_grad():
         forest = Forest.plant([PrefixTree.pack(each) for each in sequences], device_of(reviser.model))
         logps_BK = sequence_logps(reviser.model, forest, settle_backend(reviser.model, forest.trees, "auto"))
-    return logps_BK / logps_BK.new_tensor([[len(ids) for _, ids in each] for each in sequences]) if mean else logps_BK
+    if by == MEAN_LOGP:
+        logps_BK = logps_BK / logps_BK.new_tensor([[len(ids) for _, ids in each] for each in sequences])
+    return logps_BK.tolist()
 
 
 def majority(drafts: Sequence[Trail]) -> list[Trail]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from srpo import __version__
 from srpo.disk import writable_folder
-from srpo.evaluate.answers import draw_all, read_prompt_files, read_systems
+from srpo.evaluate.answers import draw_all, read_prompt_files, read_systems, without_failed
 from srpo.evaluate.plan import BOUNDS, Plan
 from srpo.judge.load import compares, load_judges
 from srpo.report.cases import sample_cases
@@ -48,7 +48,8 @@ def evaluate(plan: Plan, command: str = "") -> tuple[Results, Path]:
     splits = [split for by_split in prompts.values() for split in by_split]
     plan.check_labels([*judges, *splits, *(key[2] for key in given)])
     drawn = draw_all(plan, prompts, primary)
-    trails, labels = drawn.trails | given, drawn.labels | plan.labels
+    trails, failures = without_failed(drawn.trails | given)
+    labels = drawn.labels | plan.labels
     highlight = plan.highlight or next(iter(trails))[1]
     scored = score(
         trails,
@@ -68,6 +69,7 @@ def evaluate(plan: Plan, command: str = "") -> tuple[Results, Path]:
         curves=plan.curves,
         resampling=RESAMPLINGS[plan.resampling]._replace(seed=plan.seed),
         judging=judging,
+        notes=failures,
         bounds=[name for name in drawn.labels if name.rpartition("/")[2] in BOUNDS],
     )
     asked = {name: judge.record() if hasattr(judge, "record") else "" for name, judge in judges.items()}

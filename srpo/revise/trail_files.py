@@ -151,29 +151,30 @@ def located_trails(path: str | Path) -> Iterator[tuple[str, Trail]]:
         raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
-def read_trails(path: str | Path, *, gold_key: str | None = "gold") -> list[Trail]:
+def read_trails(path: str | Path, *, gold_key: str | None = "gold", failed: bool = False) -> list[Trail]:
     """Reads the trails of one file; leaves failed trails out and logs their number.
 
     Args:
         path: The file.
         gold_key: Key of the gold answer that each row's `meta` must have; None requires no gold answer.
+        failed: Keep failed trails among the others.
 
     Raises:
         InputError: The file is missing or unreadable.
         DataError: A line is not a trail or has no gold answer, or the file has no trails.
     """
-    trails, failed = [], 0
+    trails, left_out = [], 0
     for where, trail in located_trails(path):
-        if trail.failed:
-            failed += 1
+        if trail.failed and not failed:
+            left_out += 1
         elif gold_key is not None and gold_key not in trail.meta:
             has = ", ".join(map(repr, trail.meta)) or "nothing"
             fix = "put the gold answer beside each prompt before `srpo revise`, or name its key by --gold_key"
             raise DataError(f"no {gold_key!r} in meta, only {has}", where=where, fix=fix)
         else:
             trails.append(trail)
-    if failed:
-        log.warning("srpo: %s: %d of %d trails failed and are left out", path, failed, failed + len(trails))
+    if left_out:
+        log.warning("srpo: %s: %d of %d trails failed and are left out", path, left_out, left_out + len(trails))
     if not trails:
         raise DataError("no trails", where=str(path), expected="one trail per line")
     return trails

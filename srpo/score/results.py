@@ -292,15 +292,16 @@ class Results:
 
     @property
     def cautions(self) -> list[str]:
-        """Sentences on scores that cannot tell systems apart, because all answers have the same score."""
+        """Sentences on prompts that were left out, and on scores that compare nothing because all of them are equal."""
+        found = list(self.settings.get("notes", ()))
         rows = [row for row in self.rows if row["seed"] == POOL and row["system"] not in self.bounds]
         constant = {0.0: "gave no answer a point", 1.0: "gave every answer a full point"}
         for share, fact in constant.items():
             if rows and all(row["mean"] == share for row in rows):
                 judge = self.settings.get("judge", "The judge")
                 fix = "Read the answers in the report, or choose another judge."
-                return [f"{judge} {fact}: its scores cannot compare these systems. {fix}"]
-        return []
+                found.append(f"{judge} {fact}: its scores cannot compare these systems. {fix}")
+        return found
 
     @property
     def bounds(self) -> list[str]:

@@ -40,6 +40,7 @@ def summarise(
     resampling: Resampling = USUAL,
     judging: Iterable[Tally] = (),
     bounds: Iterable[str] = (),
+    notes: Iterable[str] = (),
 ) -> Results:
     """Averages every system, per seed and pooled, and answers the questions.
 
@@ -52,6 +53,7 @@ def summarise(
         resampling: draws, seed and level of the intervals.
         judging: counts of verdicts, from `tallies`.
         bounds: systems that use the gold answer or the judge; they are not opponents.
+        notes: sentences on the prompts, printed with the cautions.
 
     Raises:
         ConfigError: a question or the highlight names a system, split or revision that was not run.
@@ -82,6 +84,7 @@ def summarise(
         **resampling._asdict(),
         "curves": [*curves],
         "bounds": [*bounds],
+        "notes": [*notes],
         "pooling": "; ".join(sorted({group.pooling for group in groups})),
         "srpo": __version__,
     }

@@ -11,10 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from srpo.cli.evaluate import main
-from srpo.errors import ConfigError, InputError, Interrupted
-from srpo.evaluate.answers import Drawn, content_hash, draw_all, read_prompt_files
+from srpo.errors import ConfigError, DataError, InputError, Interrupted
+from srpo.evaluate.answers import Drawn, draw_all, read_prompt_files, read_systems, without_failed
+from srpo.evaluate.cache import content_hash
 from srpo.evaluate.controls import oracle
 from srpo.evaluate.plan import CONTROLS, Plan
+from srpo.generate.speculative import SpeculativeEngine
 from srpo.judge.load import AnyJudge
 from srpo.judge.single import exact_match, per_character
 from srpo.revise import reviser
@@ -155,7 +157,8 @@ def test_interrupted_drawing_resumes_with_the_same_answers(models: Path, tmp_pat
         patch.setattr(reviser, "Reviser", Killed)
         with pytest.raises(Interrupted):
             drawn(plan(models, tmp_path / "killed", batch_size=2), exact_match)
-    (file,) = (tmp_path / "killed" / "drawn").glob("srpo.in.*.jsonl")
+    files = [*(tmp_path / "killed" / "drawn").glob("srpo.in.*.jsonl")]
+    (file,) = (file for file in files if not file.name.endswith(".answers.jsonl"))
     assert file.read_text().count("\n") == 4
     again = drawn(plan(models, tmp_path / "killed", batch_size=2), exact_match)
 
@@ -203,3 +206,83 @@ def test_mistakes_in_a_plan_are_found_before_drawing(models: Path, tmp_path: Pat
         main(["--trails", "x.jsonl", "--output_dir", str(tmp_path), "--resampling", "prompt"])
     with pytest.raises(ConfigError, match="no output_dir"):
         main(["--trails", "x.jsonl"])
+
+
+def test_a_prompt_without_room_fails_alone(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (models / "prompts.jsonl").read_text().splitlines()]
+    # The model has 64 positions: 70 leave no room for a draft, 57 none for a revision, which shows the draft again.
+    long = [{"prompt": "1" * length + "+1=", "gold": "2", "split": "in"} for length in (70, 57)]
+    for name, lines in (("prompts", [*rows[:3], *long, *rows[3:]]), ("short", rows)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    found = {}
+    for name in ("prompts", "short"):
+        words = ["--models", f"srpo={models}/srpo0", "--prompts", f"{tmp_path}/{name}.jsonl", "--revisions", "1"]
+        words += ["--references", f"{models}/base", "--max_new_tokens", "4", "--batch_size", "4", "--controls"]
+        words += ["draft_only", "best_of", "best_of_logp", "majority", "oracle", "reference", "greedy"]
+        assert main([*words, "--judge", "per_character", "--output_dir", str(tmp_path / name)]) == 0
+        found[name] = read_results(tmp_path / name / "results.json")
+        printed = " ".join(capsys.readouterr().out.split())
+        assert ("2 prompts of split in failed and are left out for every system" in printed) == (name == "prompts")
+    assert [row["n"] for row in found["prompts"].rows] == [row["n"] for row in found["short"].rows]
+    assert found["prompts"].values("system") == found["short"].values("system")
+    only = [{"prompt": "1" * 70 + "+1=", "gold": "2"}]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in only))
+    with pytest.raises(DataError, match="every prompt failed: a context of"):
+        main(
+            ["--models", f"{models}/srpo0", "--prompts", f"{tmp_path}/long.jsonl", "--output_dir", str(tmp_path / "o")]
+        )
+
+
+def test_failed_trails_in_files_are_left_out_for_every_system(tmp_path: Path) -> None:
+    def write(name: str, failed: int | None) -> str:
+        rows = [Trail(str(i), (Answer("1", 1), Answer("1", 1)), meta={"gold": "1"}) for i in range(5)]
+        if failed is not None:
+            rows[failed] = Trail(str(failed), (), "failed: no answer", {"gold": "1"})
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(row.to_json() + "\n" for row in rows))
+        return str(path)
+
+    trails, notes = without_failed(read_systems([write("a", 1), write("b", 3)]))
+    assert {key[1]: [trail.prompt for trail in rows] for key, rows in trails.items()} == {
+        "a": ["0", "2", "4"],
+        "b": ["0", "2", "4"],
+    }
+    assert notes == ["2 prompts of split all failed and are left out for every system: no answer."]
+    whole, notes = without_failed(read_systems([write("c", None)]))  # control: nothing failed
+    assert (len(next(iter(whole.values()))), notes) == (5, [])
+
+
+@pytest.mark.parametrize("after", [3, 10])
+def test_interruption_inside_a_batch_keeps_finished_answers(models: Path, tmp_path: Path, after: int) -> None:
+    whole = drawn(plan(models, tmp_path / "whole", controls=[]), exact_match)
+    seen: list[Any] = []
+
+    class Stopping(SpeculativeEngine):
+        """Is interrupted once some answers are complete."""
+
+        def complete(self, contexts: Any, keys: Any, *, keep: Any = None, **settings: Any) -> Any:
+            def count(place: int, completion: Any) -> None:
+                keep(place, completion)
+                seen.append(keys[place])
+                if len(seen) == after:
+                    raise KeyboardInterrupt
+
+            return super().complete(contexts, keys, keep=count, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reviser, "SpeculativeEngine", Stopping)
+        with pytest.raises(Interrupted):
+            drawn(plan(models, tmp_path / "killed", controls=[]), exact_match)
+        first = list(seen)
+        seen.clear()
+        patch.setattr(reviser, "SpeculativeEngine", type("Counting", (Stopping,), {}))
+        seen.extend([None] * (after + 1))  # counts on without another interruption
+        again = drawn(plan(models, tmp_path / "killed", controls=[]), exact_match)
+    assert not {*first} & {*seen}  # finished answers were not drawn again
+    assert len(first) + len(seen) - after - 1 == 3 * sum(len(rows) for rows in whole.trails.values())
+    texts = [
+        [[answer.text for answer in trail.answers] for rows in found.trails.values() for trail in rows]
+        for found in (again, whole)
+    ]
+    assert texts[0] == texts[1]
+    assert not [*(tmp_path / "killed").rglob("*.answers.jsonl")]

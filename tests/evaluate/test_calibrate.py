@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from srpo import Reviser
 from srpo.cli.main import run
 from srpo.data.read import PromptRow, read_prompts
-from srpo.errors import ConfigError, DataError
+from srpo.errors import ConfigError, DataError, Interrupted
 from srpo.evaluate.calibrate import calibrate, choose, first_revisions
 from srpo.judge.single import exact_match
 from srpo.revise.confidence import Sequences
@@ -171,3 +172,38 @@ def test_a_judge_that_fails_later_is_named_with_the_prompt() -> None:
 
     with pytest.raises(ConfigError, match="prompt 4: judge fussy fails: KeyError"):
         calibrate(subject(lambda p: "9"), labelled(0.5), fussy, SETTINGS)
+
+
+def test_an_interrupted_calibration_resumes(tmp_path: Path) -> None:
+    rows, made = labelled(0.2), subject(lambda p: "9")
+    whole = calibrate(made, rows, exact_match, SETTINGS)
+    engine = made.engine
+    assert isinstance(engine, Scripted)
+    engine.batch_size = 8
+
+    def stop(context: str) -> str:
+        if engine.asked > before + 60:
+            raise KeyboardInterrupt
+        return answer(context)
+
+    answer, before = engine.answer, engine.asked
+    engine.answer = stop
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        calibrate(made, rows, exact_match, SETTINGS, folder=tmp_path)
+    engine.answer, before = answer, engine.asked
+    assert calibrate(made, rows, exact_match, SETTINGS, folder=tmp_path) == whole
+    resumed, before = engine.asked - before, engine.asked
+    calibrate(made, rows, exact_match, replace(SETTINGS, seed=2), folder=tmp_path)  # control: other settings, all anew
+    assert resumed < engine.asked - before
+
+
+def test_prompts_without_room_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    rows = read_prompts([{"prompt": f"{i}+1=", "gold": "9"} for i in range(50)])
+    long = read_prompts([{"prompt": "1" * 70 + "=", "gold": "9"}])
+    plain = calibrate(subject(lambda p: "9"), rows, exact_match, SETTINGS)
+    with caplog.at_level("WARNING", "srpo"):
+        found = calibrate(subject(lambda p: "9"), [*rows, *long], exact_match, SETTINGS)
+    assert found == plain
+    assert "1 of 51 prompts failed and are left out: a context of" in caplog.text
+    with pytest.raises(DataError, match="12 of 50 prompts failed"):
+        calibrate(subject(lambda p: "9"), [*rows[:38], *long * 12], exact_match, SETTINGS)

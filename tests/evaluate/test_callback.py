@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import TrainerCallback
 
 from srpo import Reviser, SRPOTrainer
 from srpo.cli.main import run
-from srpo.errors import ConfigError
+from srpo.errors import ConfigError, LengthError
 from srpo.evaluate.callback import PREFIX, RevisionEvaluation, Watch, numbers
 from srpo.judge.single import per_character
 from srpo.train.metrics import METRICS_FILE
@@ -149,3 +150,25 @@ def test_command_line(base: Path, tmp_path: Path) -> None:
     assert run([*words, "--eval_judge", "exact_match", "--eval_strategy", "steps", "--eval_steps", "1"]) == 0
     logged = [json.loads(line) for line in (tmp_path / "run" / METRICS_FILE).read_text("utf-8").splitlines()]
     assert [each["step"] for each in logged if f"{PREFIX}1_gain" in each] == [1, 2]
+
+
+def test_a_prompt_without_room_never_ends_a_training(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = sharp_llama().config.max_position_embeddings
+    long = {"prompt": "x" * context, "chosen": "a", "rejected": "b"}
+    almost = {"prompt": "y" * (context - 8), "chosen": "a", "rejected": "b"}  # room for a draft, none for a revision
+    trainer = make(base, tmp_path, None, max_steps=2)
+    with caplog.at_level("WARNING", "srpo"):
+        watch = RevisionEvaluation(trainer, [*ROWS[:2], long, almost], per_character, replace(WATCH, prompts=4))
+    assert "1 of 4 evaluation prompts leave no room for 3 tokens and are left out" in caplog.text
+    trainer.add_callback(watch)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    logged = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text("utf-8").splitlines()]
+    (line,) = [each for each in logged if f"{PREFIX}0" in each]
+    assert line[f"{PREFIX}failed"] == 1
+    # Controls: without a long prompt nothing fails, and without any other prompt the mistake is found before a step.
+    assert f"{PREFIX}failed" not in make(base, tmp_path / "short").evaluate()
+    with pytest.raises(LengthError, match="1 of 1 evaluation prompts leave no room"):
+        RevisionEvaluation(trainer, [long], per_character, WATCH)
