@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from srpo.cli.main import run
-from srpo.errors import InputError
+from srpo.errors import SRPOError
 from srpo.judge.verdict_cache import VerdictCache
 from srpo.revise.trail import Answer, Trail
 from tests.judge import judge_server as js
@@ -96,8 +96,8 @@ def written(path: Path, answer: str) -> Path:
     [
         (js.injectable, False, 0, [2.0] * COUNT, "unscored  0.0"),
         (js.echoing, False, 0, [2.0] * COUNT, "unscored  0.0"),
-        (js.gullible, False, 0, [None] * COUNT, "unscored  100.0"),
-        (js.both, False, 0, [None] * COUNT, "unscored  100.0"),
+        (js.gullible, False, 65, None, "not one of 6 verdicts could be read: no verdict"),
+        (js.both, False, 65, None, "not one of 6 verdicts could be read: two verdicts in one line"),
         (honest, True, 66, None, "requests in a row failed"),
     ],
     ids=["injectable", "echoing", "gullible", "both", "failing"],
@@ -122,7 +122,7 @@ def test_hostile_answers_and_broken_judges_through_the_command(
         words += ["--judge", "llm", "--judge_base_url", server.url, "--judge_model", "m", "--judge_concurrency", "2"]
         monkeypatch.setattr("srpo.generate.http.LONGEST_WAIT", 0.0)
         if wins is None:
-            with pytest.raises(InputError, match=told) as caught:
+            with pytest.raises(SRPOError, match=told) as caught:
                 run(words)
             assert caught.value.exit_code == code
             assert not (tmp_path / "said.json").exists()
