@@ -68,14 +68,14 @@ class Progress:
         """The progress as one line: done, total, rate, time left."""
         seconds = monotonic() - self._begun
         if self.total is None:
-            return f"{self.unit}, {_clock(seconds)}"
+            return f"{self.unit}, {clock(seconds)}"
         parts = [f"{self.done} of {self.total} {self.unit}"]
         if (fresh := self.done - self._first) and self.done < self.total and seconds > 0:
             rate = fresh / seconds
             speed = f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each"
-            parts += [speed, f"{_clock((self.total - self.done) / rate)} left"]
+            parts += [speed, f"{clock((self.total - self.done) / rate)} left"]
         elif self.done < self.total:
-            parts.append(_clock(seconds))
+            parts.append(clock(seconds))
         return ", ".join([*parts, *([self.note] if self.note else [])])
 
 
@@ -150,11 +150,11 @@ def _bar(progress: Progress) -> _Bar | None:
     return _Bar(progress, RichProgress(*columns, console=console))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Seconds as people read them.
 
     Example:
-        >>> _clock(7.2), _clock(75), _clock(3700)
+        >>> clock(7.2), clock(75), clock(3700)
         ('7 s', '1 min 15 s', '1 h 1 min')
     """
     whole = round(seconds)

@@ -97,7 +97,8 @@ def _lines(error: Exception) -> list[str]:
     text = (str(error).strip().splitlines() or [""])[0]
     # torch's error by its name, for torch may not be imported; its CPU allocator raises a plain RuntimeError
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
-        fix = "take smaller batches (per_device_train_batch_size, max_tokens_per_batch, batch_size) or --dtype bfloat16"
+        smaller = "take smaller batches (per_device_train_batch_size, max_tokens_per_batch, batch_size)"
+        fix = f"{smaller} or train an adapter (--use_peft)"  # not --dtype: trained weights are float32 anyway
         return [f"srpo: error: out of memory{': ' * bool(text)}{text}; {fix}"]
     internal = f"srpo: internal error: {type(error).__name__}: {text}"
     return [internal, "srpo: SRPO_TRACEBACK=1 shows where; please report it"]

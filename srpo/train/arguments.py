@@ -20,7 +20,11 @@ class ModelArguments:
         None, "Folder or hub name of another reference; unset: the model as it is before training.", group=REFERENCE
     )
     model_revision: str = setting("main", "Branch, tag or commit of the model on the hub.", group=MODEL)
-    dtype: str = shared("dtype", group=MODEL)
+    dtype: str = shared(
+        "dtype",
+        help="Precision of frozen weights: float32, bfloat16, float16, or auto: as stored; trained ones are float32.",
+        group=MODEL,
+    )
     attn_implementation: str | None = setting(
         None, "Attention implementation of transformers, for everything except packed log-probs.", group=MODEL
     )

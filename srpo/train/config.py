@@ -13,7 +13,7 @@ Names and defaults shared with TRL's DPOConfig are TRL's, except:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,17 @@ def settings_of_preset(name: str | None) -> dict[str, Any]:
     return PRESETS[name]
 
 
+# `--bf16` alone means true, as for other flags without a value; HfArgumentParser does this for plain booleans only.
+_BF16: Any = field(
+    default=None,
+    metadata={
+        **setting(None, "Mixed precision in bfloat16; unset: on if the GPU has bfloat16.", group=MODEL).metadata,
+        "nargs": "?",
+        "const": True,
+    },
+)
+
+
 @dataclass
 class SRPOConfig(TrainingArguments):
     """Settings of `SRPOTrainer`: every field of `transformers.TrainingArguments`, and the fields below.
@@ -109,9 +120,7 @@ class SRPOConfig(TrainingArguments):
         None, "Options for loading the model by name, as a JSON object.", group=MODEL
     )
     trust_remote_code: bool = shared("trust_remote_code", group=MODEL)
-    bf16: bool | None = setting(  # type: ignore[assignment]
-        None, "Mixed precision in bfloat16; unset: on if the GPU has bfloat16.", group=MODEL
-    )
+    bf16: bool | None = _BF16  # type: ignore[assignment]
     backend: str = setting(
         "auto", "Computation of log-probs: auto, path, flex, cache or flat.", group=MODEL, choices=BACKENDS
     )
@@ -155,6 +164,8 @@ class SRPOConfig(TrainingArguments):
         expect_valid_transformers(self)
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and torch.cuda.is_available() and _has_bf16()
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers would ask for it
         with named(given):
             super().__post_init__()
 
@@ -185,6 +196,8 @@ class SRPOConfig(TrainingArguments):
         if "trust_remote_code" in options:
             fix = "it is a setting of its own: --trust_remote_code"
             raise ConfigError("contains trust_remote_code", where="model_init_kwargs", fix=fix)
+        if "torch_dtype" in options:
+            raise ConfigError("contains torch_dtype", where="model_init_kwargs", fix="use its newer name, dtype")
         redacted(options)  # remembers a token among them
         return options
 

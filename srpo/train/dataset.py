@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,18 @@ from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import TreeStore, tree_of
 
 log = logging.getLogger("srpo")
+T = TypeVar("T")
+
+
+def first_rows(rows: T, most: int) -> T | list[Any]:
+    """The first rows of a stream, which has no length and may never end; anything else unchanged.
+
+    Args:
+        most: number of rows; 0 or less takes all.
+    """
+    if most < 1 or not isinstance(rows, Iterable) or isinstance(rows, str) or hasattr(rows, "__len__"):
+        return rows
+    return list(islice(rows, most))
 
 
 @dataclass

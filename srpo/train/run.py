@@ -22,7 +22,6 @@ from srpo.train.validation import expect_consistent
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from torch import nn
 
     from srpo.train.dataset import TreeDataset
     from srpo.train.trainer import SRPOTrainer
@@ -145,7 +144,7 @@ def _trainer(
     try:
         trainer = SRPOTrainer(
             model=str(model.model_name_or_path),
-            ref_model=_reference(model, config),
+            ref_model=model.ref_model_name_or_path,
             args=config,
             train_dataset=rows,
             eval_dataset=test_rows,
@@ -194,16 +193,6 @@ def _test_source(config: SRPOConfig, data: DataArguments) -> Source | None:
         return evaluation_source(data.eval_dataset_name, *how)
     source = _source(data, str(data.dataset_name), data.dataset_test_split)
     return source if config.eval_strategy != "no" and source.has_splits else None
-
-
-def _reference(model: ModelArguments, config: SRPOConfig) -> nn.Module | None:
-    """The reference given by name; None makes the policy before training the reference."""
-    if model.ref_model_name_or_path is None:
-        return None
-    from srpo.model.weights.load import load_model
-
-    options = {key: value for key, value in config.loading_options().items() if key != "revision"}  # the policy's own
-    return load_model(model.ref_model_name_or_path, trust_remote_code=config.trust_remote_code, **options)
 
 
 def _lora(model: ModelArguments) -> LoraConfig:

@@ -77,7 +77,7 @@ def card_of(trainer: TrainerView) -> Card:
 def _results(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The last logs of training and evaluation, without timings."""
     found: dict[str, float] = {}
-    for name in ("loss", "eval_loss"):
+    for name in ("train_loss", "loss", "eval_loss"):
         last: Mapping[str, Any] = next((logs for logs in reversed(history) if name in logs), {})
         found |= {key: value for key, value in last.items() if not _OF_TIME.search(key)}
     return found

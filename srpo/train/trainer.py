@@ -9,6 +9,7 @@ Axes: B pairs, K sequences.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from srpo.data.read import Source
 from srpo.errors import ConfigError
@@ -28,20 +29,24 @@ from srpo.model.packed.attention import serving
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import six_logps
+from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference
 from srpo.model.weights.card import CARD_FILE, read_card, write_card
-from srpo.model.weights.load import TRAINING_FILE, load_model, load_tokenizer, model_context
+from srpo.model.weights.load import TRAINING_FILE, context_of, load_config, load_tokenizer
 from srpo.model.weights.stopping import stop_at
 from srpo.sequences.render import Renderer, template_for
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import cache_folder
 from srpo.train.config import SRPOConfig
-from srpo.train.dataset import TreeDataset, collate, warn_of_shared_prompts
+from srpo.train.dataset import TreeDataset, collate, first_rows, warn_of_shared_prompts
 from srpo.train.durable.nonfinite import Guard, expect_vocabulary
 from srpo.train.durable.stop_and_resume import StopsAndResumes
 from srpo.train.durable.trainer import DurableTrainer
+from srpo.train.first_steps import HALF, FirstStep, disable_noise, expect_batch
+from srpo.train.load_models import load_policy, load_reference, name_of
+from srpo.train.log_lines import REPLACED, LogLines
 from srpo.train.metrics import Measured, MetricsFile, metrics
-from srpo.train.microbatches import SHARE, pieces, share_out
+from srpo.train.microbatches import SHARE, pieces, share_out, tokens_of
 from srpo.train.prepare_reference import Following, make_ready, make_reference, sets_of
 from srpo.train.run_record import card_of
 from srpo.train.transformers_settings import expect_served, named, settings_in
@@ -50,6 +55,7 @@ from srpo.train.validation import expect_one_device
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+log = logging.getLogger("srpo")
 Rows = str | Source | Iterable[Mapping[str, Any]]
 
 
@@ -58,13 +64,14 @@ class SRPOTrainer(DurableTrainer):
 
     Args:
         model: a model, or the path or hub name of one.
-        ref_model: the reference; None takes the policy as it is now (see model/reference/reference.py).
+        ref_model: the reference, or the path or hub name of one; None takes the policy before training.
         args: settings.
         data_collator: replaces the default collation of trees.
         train_dataset: rows with `prompt`, `chosen` and `rejected`, or the path of a JSONL file of them.
         eval_dataset: rows for evaluation, or a dict of such by name.
         processing_class: the tokenizer; None loads the tokenizer saved with the model.
-        compute_metrics, callbacks, optimizers: as in transformers' Trainer.
+        compute_metrics: not supported; callbacks see every metric.
+        callbacks, optimizers: as in transformers' Trainer.
         quantization_config: used to load a model that is given by name.
         peft_config: adds a new adapter to the model; the reference is then the model with the adapter disabled.
 
@@ -75,8 +82,8 @@ class SRPOTrainer(DurableTrainer):
         command: words of the command line, for the model card; empty in Python.
 
     Raises:
-        ConfigError: settings that cannot be trained with.
-        DataError: unusable rows.
+        ConfigError: unusable settings; found before the weights are read wherever possible.
+        DataError: unusable rows; found before the weights are read.
 
     Example:
         >>> from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
@@ -96,7 +103,7 @@ class SRPOTrainer(DurableTrainer):
     def __init__(
         self,
         model: str | nn.Module,
-        ref_model: nn.Module | None = None,
+        ref_model: str | nn.Module | None = None,
         args: SRPOConfig | None = None,
         data_collator: Callable[..., dict[str, Any]] | None = None,
         train_dataset: Rows | None = None,
@@ -111,32 +118,31 @@ class SRPOTrainer(DurableTrainer):
         args = args or SRPOConfig(output_dir="srpo_output")
         expect_one_device(args, model)
         expect_served(args)
+        if compute_metrics is not None:
+            fix = "leave it out: rewards/*, logps/* and revision/* are measured, and callbacks get them in on_evaluate"
+            raise ConfigError("no predictions are passed on, only log-probs", where="compute_metrics", fix=fix)
         self.objective = OBJECTIVES[args.objective]
+        options = args.loading_options() if isinstance(model, str) else {}
+        where = {"trust_remote_code": args.trust_remote_code, "revision": options.get("revision", "main")}
         if processing_class is None:
-            revision = args.loading_options().get("revision", "main") if isinstance(model, str) else "main"
-            remote = args.trust_remote_code
-            processing_class = load_tokenizer(_name_of(model), trust_remote_code=remote, revision=revision)
-        template = template_for(_name_of(model), args.revision_template)
+            processing_class = load_tokenizer(name_of(model), **where)
+        template = template_for(name_of(model), args.revision_template)
         self.renderer = Renderer(processing_class, template)
+        self.source = train_dataset.name if isinstance(train_dataset, Source) else train_dataset
+        self.command: Sequence[str] = ()
+        context = context_of(load_config(model, **where) if isinstance(model, str) else model.config)
+        self._limit = min(filter(None, (args.max_length, context)), default=None)
+        trees, eval_trees = self._read(train_dataset, eval_dataset, args)  # mistakes in them cost no weights
         set_seed(args.seed)  # before an adapter is initialised, so that a restarted run is the same run
         args.data_seed = args.seed if args.data_seed is None else args.data_seed  # independent of the global generator
         args.logging_nan_inf_filter = False  # the filter would log the mean of the other steps instead of a nan
-        policy = _policy(model, args, quantization_config, peft_config)
-        self.reference = make_reference(policy, ref_model, args)
+        policy = load_policy(model, args, quantization_config, peft_config)
+        self._original_config = disable_noise(policy) if args.disable_dropout else nullcontext
+        given = load_reference(ref_model, args)
+        self.reference = make_reference(policy, given, args)
         self._measured = Measured()
         self._backend: str | None = None
         following = [Following(self.reference, args)] if isinstance(self.reference, MovingReference) else []
-        self.source = train_dataset.name if isinstance(train_dataset, Source) else train_dataset
-        self.command: Sequence[str] = ()
-        context = model_context(policy)
-        self._limit = min(filter(None, (args.max_length, context)), default=None)
-        trees = self._trees(train_dataset, args)
-        eval_trees = (
-            {name: self._trees(rows, args) for name, rows in eval_dataset.items()}
-            if isinstance(eval_dataset, dict)
-            else self._trees(eval_dataset, args)
-        )
-        warn_of_shared_prompts(trees, eval_trees)
         with named(settings_in(args)):
             super().__init__(
                 model=policy,
@@ -145,22 +151,41 @@ class SRPOTrainer(DurableTrainer):
                 train_dataset=trees,
                 eval_dataset=eval_trees,
                 processing_class=processing_class,
-                compute_metrics=compute_metrics,
                 callbacks=[*(callbacks or []), *following, MetricsFile(), StopsAndResumes(self)],
                 optimizers=optimizers,
             )
         self.model_accepts_loss_kwargs = False
         for data in sets_of(self):
-            expect_vocabulary(policy, ref_model or policy, data.largest_id)
+            expect_vocabulary(policy, given or policy, data.largest_id)
         make_ready(self, self.settled_backend)
         process = args.process_index if args.world_size > 1 else None
         self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere)
+        self.guard.first = FirstStep(
+            own_reference=given is None and args.disable_dropout,
+            cached=isinstance(self.reference, CachedReference),
+            mean=args.logps_reduction == "mean",
+            half=bool(args.bf16 or args.fp16) or any(p.dtype in HALF for p in policy.parameters()),
+            anywhere=self.anywhere,
+        )
+        self.lines = LogLines(self)
+        if log.isEnabledFor(logging.INFO):
+            for callback in REPLACED:
+                self.remove_callback(callback)
+            self.add_callback(self.lines)
 
     @property
     def pairs(self) -> TreeDataset:
         """The training pairs."""
         assert self.train_dataset is not None, "no training data was given"
         return self.train_dataset
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains, see `DurableTrainer.train`."""
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            self.lines.close()
+        return result._replace(training_loss=result.metrics.get("train_loss", result.training_loss))
 
     # ------------------------------------------------------------------ the method
 
@@ -237,6 +262,9 @@ class SRPOTrainer(DurableTrainer):
             self.guard.expect_finite_gradients(model, norm, step=step)
         else:
             self.guard.forget(step=step)
+        if self.guard.first is not None and step == 1:
+            self.guard.first.expect(model, None if norm is None else float(norm))
+        self.guard.first = None  # a second call of `train` starts from trained weights
         return norm
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
@@ -261,6 +289,31 @@ class SRPOTrainer(DurableTrainer):
                 cache=cache_folder(),
             )
 
+    def _read(self, rows: Rows | None, eval_rows: Any, args: SRPOConfig) -> tuple[TreeDataset | None, Any]:
+        """Trees of the training and evaluation rows, of which at least one batch must remain."""
+        most = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        trees = self._trees(first_rows(rows, most), args)
+        eval_trees = self._evaluation_trees(eval_rows, args)
+        warn_of_shared_prompts(trees, eval_trees)
+        if trees is not None and args.dataloader_drop_last:
+            expect_batch(len(trees), args.train_batch_size, args.world_size)
+        return trees, eval_trees
+
+    def _evaluation_trees(self, rows: Any, args: SRPOConfig) -> Any:
+        """Trees of one evaluation set, or of each in a dict."""
+        if isinstance(rows, dict):
+            return {name: self._trees(each, args) for name, each in rows.items()}
+        return self._trees(rows, args)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluates on the given rows or data sets, or on those of the constructor."""
+        known = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict)
+        if eval_dataset is not None and not (known and eval_dataset in self.eval_dataset):
+            eval_dataset = self._evaluation_trees(eval_dataset, self.args)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
     # ------------------------------------------------------------------ metrics
 
     def evaluation_loop(
@@ -280,8 +333,17 @@ class SRPOTrainer(DurableTrainer):
         output.metrics.update(self._measured.means("eval", f"{metric_key_prefix}_"))
         return output
 
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Adds the tokens that the batch's forward pass reads to the count of the run."""
+        if self.args.include_num_input_tokens_seen != "no":
+            tokens = sum(tokens_of(tree, self._backend or "auto") for tree in inputs["trees"])
+            counts = self.accelerator.gather(torch.tensor([tokens], device=self.args.device))
+            self.state.num_input_tokens_seen += int(counts.sum())
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean metrics of training since the last log."""
+        """Adds the mean metrics of training since the last log; the final loss is the mean over all steps."""
+        if "train_loss" in logs:  # transformers counts the steps since a resume
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if not any(key.startswith("eval_") for key in logs):
             logs |= self._measured.means("train")
         super().log(logs, start_time)
@@ -291,7 +353,8 @@ class SRPOTrainer(DurableTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         card = read_card(folder)
-        super()._save(output_dir, state_dict)
+        with self._original_config():
+            super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
         # Nothing reads this pickle, and it contains the hub token.
@@ -302,41 +365,3 @@ class SRPOTrainer(DurableTrainer):
         record = {"format": 1, **settings, "reference": self.reference.kind}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         write_card(folder, card_of(self), card)
-
-
-# ---------------------------------------------------------------------- the policy
-
-
-def _name_of(model: str | nn.Module) -> str:
-    return model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
-
-
-def _policy(
-    model: str | nn.Module, args: SRPOConfig, quantization_config: object, peft_config: PeftConfig | None
-) -> Any:
-    """The model to train: loaded if given by name, with a new adapter if `peft_config` asks for one."""
-    policy: Any = model
-    if isinstance(model, str):
-        options = dict(args.loading_options())
-        if quantization_config is not None:
-            options["quantization_config"] = quantization_config
-        policy = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
-    if peft_config is not None:
-        if hasattr(policy, "peft_config"):
-            fix = "merge the adapter first, or leave peft_config out to continue training it"
-            raise ConfigError("the model already has an adapter", where="peft_config", fix=fix)
-        from peft import get_peft_model
-
-        try:
-            policy = get_peft_model(policy, peft_config)
-        except ValueError as error:  # unknown target modules, for example
-            raise ConfigError(str(error).split("\n")[0], where="peft_config") from None
-    if args.disable_dropout:
-        for module in policy.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
-    if not any(p.requires_grad for p in policy.parameters()):
-        raise ConfigError("no weight is trainable", where="model", fix="unfreeze weights, or pass a peft_config")
-    return policy

@@ -127,13 +127,8 @@ def expect_served(args: TrainingArguments) -> None:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
         if kind.__module__.startswith("torch."):
             kind([number], **options)
-    if args.lr_scheduler_kwargs:
-        assert isinstance(args.lr_scheduler_kwargs, dict), "TrainingArguments parses JSON text"
-        with named(["lr_scheduler_kwargs"]):
-            get_scheduler(
-                args.lr_scheduler_type,
-                torch.optim.SGD([number], lr=args.learning_rate),
-                num_warmup_steps=0,
-                num_training_steps=1,
-                scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-            )
+    options = args.lr_scheduler_kwargs or {}
+    assert isinstance(options, dict), "TrainingArguments parses JSON text"
+    with named(["lr_scheduler_kwargs"]):
+        optimiser = torch.optim.SGD([number], lr=args.learning_rate)
+        get_scheduler(args.lr_scheduler_type, optimiser, 0, 1, scheduler_specific_kwargs=options)

@@ -131,30 +131,33 @@ def test_a_hub_revision_applies_to_the_policy_only(
     settings: dict[str, Any], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reaches the policy's tokenizer, and no other repository is asked for the policy's branch."""
-    import srpo.model.weights.load
+    import srpo.train.load_models
     import srpo.train.trainer
 
-    asked: list[tuple[str, str]] = []
+    asked: list[str] = []
 
-    def heard(kind: str, load: Any) -> Any:
+    def noted(module: Any, name: str) -> Any:
+        load = getattr(module, name)
+
         def loaded(path: str, **options: Any) -> Any:
-            asked.append((kind, options.get("revision", "main")))
+            asked.append(f"{name} {Path(path).name} {options.get('revision', 'main')}")
             return load(path, **options)
 
         return loaded
 
-    tokenizer, policy = srpo.train.trainer.load_tokenizer, srpo.train.trainer.load_model
-    monkeypatch.setattr(srpo.train.trainer, "load_tokenizer", heard("tokenizer", tokenizer))
-    monkeypatch.setattr(srpo.train.trainer, "load_model", heard("policy", policy))
-    monkeypatch.setattr(srpo.model.weights.load, "load_model", heard("reference", policy))
-    more = f"model_revision: ours\nref_model_name_or_path: {place / 'model'}\n"
+    for name in ("load_tokenizer", "load_config", "load_model"):
+        module = srpo.train.load_models if name == "load_model" else srpo.train.trainer
+        monkeypatch.setattr(module, name, noted(module, name))
+    shutil.copytree(place / "model", tmp_path / "other")
+    more = f"model_revision: ours\nref_model_name_or_path: {tmp_path / 'other'}\n"
     assert run(["train", "--config", write(tmp_path / "s.yaml", settings, more)]) == 0
-    assert dict(asked) == {"tokenizer": "ours", "policy": "ours", "reference": "main"}
+    of_policy = [f"{name} model ours" for name in ("load_tokenizer", "load_config", "load_model")]
+    assert asked == [*of_policy, "load_model other main"]
 
 
 def test_every_setting_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run(["train", "--help"])
+        run(["train", "--help", "all"])
     shown = capsys.readouterr().out
     assert [key for key in known_settings() if f"--{key}" not in shown] == []
     assert {"beta", "model_name_or_path", "dataset_name", "preset", "resume", "learning_rate"} <= set(known_settings())

@@ -23,7 +23,7 @@ from srpo.model.weights.untrusted import CONVERT, expect_safe, own_code, pickled
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 log = logging.getLogger("srpo")
 TRAINING_FILE = "srpo_training.json"  # record of the training, beside the model
@@ -229,9 +229,32 @@ def inference_device(name: str = "") -> torch.device:
     return torch.device(kind, int(number)) if number and kind == "cuda" else torch.device(kind)
 
 
+def load_config(path: str, *, trust_remote_code: bool = False, revision: str = "main") -> PretrainedConfig:
+    """Loads the configuration of a model, or of an adapter's base; no weights are read.
+
+    Raises:
+        InputError: no configuration there, or only one that needs its own code.
+    """
+    from transformers import AutoConfig
+
+    _expect_folder(path)
+    adapter = adapter_base(path)
+    for folder in filter(None, (path, adapter)):
+        expect_safe(Path(folder), trust_remote_code=trust_remote_code)
+    revision = "main" if adapter else revision
+    try:
+        return AutoConfig.from_pretrained(adapter or path, trust_remote_code=trust_remote_code, revision=revision)
+    except _unreadable() as error:
+        raise _refusal("model", path, error, adapter or path) from None
+
+
 def model_context(model: nn.Module) -> int | None:
     """Longest sequence the model was built for, in tokens; None if its configuration has no limit."""
-    config: Any = model.config
+    return context_of(model.config)
+
+
+def context_of(config: Any) -> int | None:
+    """Longest sequence of a model with this configuration, in tokens; None without a limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 

@@ -25,6 +25,7 @@ from srpo.disk import write_file
 from srpo.errors import ConfigError, NonFiniteError
 from srpo.maths.objective import LossOutput, SixLogps
 from srpo.sequences.tree import PrefixTree
+from srpo.train.first_steps import FirstStep
 from srpo.train.metrics import add_line
 
 NONFINITE_FILE = "nonfinite.json"
@@ -51,6 +52,9 @@ class Guard:
         process: index of this process; None if there is only one.
         anywhere: returns whether its argument is true in any process; all processes call it at the same points.
 
+    Attributes:
+        first: checks of the first step; None once it is over.
+
     Example:
         >>> guard = Guard(Path("/tmp"), None, lambda mine: mine)
         >>> guard.expect_finite_gradients(torch.nn.Linear(1, 1), 0.5, step=3)
@@ -60,6 +64,7 @@ class Guard:
         self._folder, self._process, self._anywhere = folder, process, anywhere
         self._since_step: list[_MicroBatch] = []
         self._found: tuple[str, _MicroBatch, list[bool]] | None = None
+        self.first: FirstStep | None = None
 
     def expect_finite(
         self, inputs: dict[str, Any], policy: SixLogps, reference: SixLogps, output: LossOutput, *, step: int
@@ -78,6 +83,8 @@ class Guard:
         )
         if torch.is_grad_enabled():
             self._since_step.append(batch)
+            if self.first is not None and step == 1:
+                self.first.add(inputs["trees"], policy, reference)
         bad = (~_finite(batch)).tolist()
         if any(bad) and self._found is None:
             what = f"the loss is {output.loss.item()} for {_some(list(compress(batch.where, bad)))}"

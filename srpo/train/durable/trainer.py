@@ -98,8 +98,7 @@ class DurableTrainer(Trainer):
         """Trains from scratch or from a checkpoint, with the run folder locked.
 
         Args:
-            resume_from_checkpoint: True resumes from the newest valid checkpoint, and starts from scratch without one;
-                a path resumes from that checkpoint.
+            resume_from_checkpoint: a checkpoint, or True: the newest valid one, or from scratch if there is none.
 
         Raises:
             LockedError: another process holds the run folder.
@@ -328,6 +327,7 @@ class DurableTrainer(Trainer):
         """Sums of this process since the last log, as JSON values."""
         return {
             "loss": self._tr_loss.item(),
+            "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "measured": self._measured.state("train"),
         }
@@ -335,11 +335,12 @@ class DurableTrainer(Trainer):
     def restore_sums(self, sums: dict[str, Any]) -> None:
         """Restores the running sums saved by `running_sums`."""
         self._tr_loss.fill_(sums["loss"])
+        self._total_loss_scalar = sums["total_loss"]
         self._globalstep_last_logged = sums["last_logged"]
         self._measured.restore("train", sums["measured"])
 
     def _save_extra_state(self, folder: Path) -> None:
-        (folder / self._position_file).write_text(json.dumps(self.running_sums()), "utf-8")
+        (folder / f"position-{self.args.process_index}.json").write_text(json.dumps(self.running_sums()), "utf-8")
         state = self.reference.state_dict()
         if state and self.args.should_save:
             from safetensors.torch import save_file
@@ -348,17 +349,13 @@ class DurableTrainer(Trainer):
 
     def load_extra_state(self, folder: Path) -> None:
         """Loads the running sums and a moving reference from a checkpoint."""
-        file = folder / self._position_file
+        file = folder / f"position-{self.args.process_index}.json"
         if file.exists():  # absent after an accepted change of the number of processes
             self.restore_sums(json.loads(file.read_text("utf-8")))
         if (folder / REFERENCE_FILE).exists():
             from safetensors.torch import load_file
 
             self.reference.load_state_dict(load_file(folder / REFERENCE_FILE))
-
-    @property
-    def _position_file(self) -> str:
-        return f"position-{self.args.process_index}.json"
 
     # ------------------------------------------------------------------ several processes
 

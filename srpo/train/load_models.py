@@ -1,0 +1,55 @@
+"""Loads the policy of a run with its adapter, and a reference that is given by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from srpo.errors import ConfigError
+from srpo.model.weights.load import load_model
+from srpo.train.config import SRPOConfig
+from srpo.train.first_steps import train_in_float32
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+def name_of(model: str | nn.Module) -> str:
+    """Path or hub name of a model; "" for a model made in memory."""
+    return model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
+
+
+def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Module | None:
+    """The reference that the user gives, loaded like the policy if it is a name; None for the policy itself."""
+    if not isinstance(ref_model, str):
+        return ref_model
+    options = {key: value for key, value in args.loading_options().items() if key != "revision"}  # the policy's own
+    reference: nn.Module = load_model(ref_model, trust_remote_code=args.trust_remote_code, **options)
+    return reference
+
+
+def load_policy(
+    model: str | nn.Module, args: SRPOConfig, quantization_config: object, peft_config: PeftConfig | None
+) -> Any:
+    """The model to train: loaded if given by name, with a new adapter if `peft_config` asks for one."""
+    policy: Any = model
+    if isinstance(model, str):
+        options = dict(args.loading_options())
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+        policy = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
+    if peft_config is not None:
+        if hasattr(policy, "peft_config"):
+            fix = "merge the adapter first, or leave peft_config out to continue training it"
+            raise ConfigError("the model already has an adapter", where="peft_config", fix=fix)
+        from peft import get_peft_model
+
+        try:
+            policy = get_peft_model(policy, peft_config)
+        except ValueError as error:  # unknown target modules, for example
+            raise ConfigError(str(error).split("\n")[0], where="peft_config") from None
+    if not any(p.requires_grad for p in policy.parameters()):
+        raise ConfigError("no weight is trainable", where="model", fix="unfreeze weights, or pass a peft_config")
+    train_in_float32(policy)
+    return policy
