@@ -16,6 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from srpo.errors import ConfigError
 from srpo.generate.engine import Completion, Keep, expect_temperature
+from srpo.generate.folded_adapter import FoldedAdapter
 from srpo.generate.sampling import choose, uniforms
 from srpo.model.unwrap import core
 from srpo.model.weights.load import model_context
@@ -67,6 +68,7 @@ class HFEngine:
             raise ConfigError(f"{batch_size}", where="batch_size", expected="at least 1")
         self.model: Any = model
         self.pad_id, self.batch_size = pad_id, batch_size
+        self.folded = FoldedAdapter(model)
 
     @property
     def max_length(self) -> int | None:
@@ -94,7 +96,8 @@ class HFEngine:
             noise = None
             if temperature > 0:
                 noise = torch.stack([uniforms(seed, keys[i], max_new_tokens) for i in chosen])
-            rows = self._batch([contexts[i] for i in chosen], noise, temperature, max_new_tokens, tuple(stop_ids))
+            with self.folded.active(contexts[0]):
+                rows = self._batch([contexts[i] for i in chosen], noise, temperature, max_new_tokens, tuple(stop_ids))
             done.update(zip(chosen, rows, strict=True))
             if keep is not None:
                 for i in chosen:

@@ -121,13 +121,14 @@ class SpeculativeEngine(HFEngine):
             ]
             cache = self._recall(rows) if guesses is not None else self._new_cache()
             self._kept = None  # after `_recall` copied its rows: generation then holds one cache only
-            for finished in self._write(rows, cache, max_new_tokens, frozenset(stop_ids), temperature):
-                seconds = (time.perf_counter() - began) / len(rows)
-                for place in finished:
-                    row = rows[place]
-                    done[some[place]] = Completion(tuple(row.written), row.finished, seconds)
-                    if keep is not None:
-                        keep(some[place], done[some[place]])
+            with self.folded.active(contexts[0]):
+                for finished in self._write(rows, cache, max_new_tokens, frozenset(stop_ids), temperature):
+                    seconds = (time.perf_counter() - began) / len(rows)
+                    for place in finished:
+                        row = rows[place]
+                        done[some[place]] = Completion(tuple(row.written), row.finished, seconds)
+                        if keep is not None:
+                            keep(some[place], done[some[place]])
             self._kept = (rows, cache)
         return [done[i] for i in range(len(contexts))]
 
