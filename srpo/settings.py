@@ -122,6 +122,9 @@ def setting(default: object = MISSING, help: str = "", **rule: Any) -> Any:
 # One definition for settings that several commands share: default, help text and rule.
 SHARED: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "revision_template": (None, "Template that shows a draft: a preset or a file; unset: the one in the model.", {}),
+    "chat_template_kwargs": (None, "Options of the chat template, as JSON or key=value: enable_thinking=false.", {}),
+    "base_model": (None, "Base model of an adapter (folder or hub name); unset: the base that the adapter names.", {}),
+    "no_chat_template": (False, "Write prompts as plain text, without the chat template of the tokenizer.", {}),
     "reference": (None, "Model before training (folder or hub name); the model's own confidence needs it.", {}),
     "trust_remote_code": (False, "Run Python code that comes with the model or tokenizer.", {}),
     "dtype": ("float32", "Precision of the weights: float32, bfloat16, float16, or auto: the stored precision.", {}),
@@ -309,13 +312,44 @@ def _converted(value: object, hint: object) -> object:
             except ValueError:
                 return value
         if dict in allowed:
-            try:
-                return json.loads(value)
-            except ValueError:
-                return value
+            return _mapping(value)
     if list in allowed and isinstance(value, str | int | float) and not isinstance(value, bool):
         return [value]
     return value
+
+
+def _mapping(text: str) -> object:
+    """The mapping that a flag gives as JSON or as key=value,…; anything else is returned as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pairs = [pair.partition("=") for pair in text.split(",")]
+        if not all(key.strip() and equals for key, equals, _ in pairs):
+            return text
+    return {key.strip(): _json_or_text(value.strip()) for key, _, value in pairs}
+
+
+def _json_or_text(value: str) -> object:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def as_mapping(value: object, name: str) -> dict[str, Any]:
+    """A mapping, which a flag may give as text; {} for None.
+
+    Raises:
+        ConfigError: not a mapping.
+
+    Example:
+        >>> as_mapping("enable_thinking=false", "chat_template_kwargs")
+        {'enable_thinking': False}
+    """
+    found = _mapping(value) if isinstance(value, str) else value or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{value!r}", where=name, expected="a mapping: a JSON object, or key=value,…")
+    return found
 
 
 def expect_kinds(values: Mapping[str, Any], groups: Iterable[type[Dataclass]], *, file: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from srpo.cli.flags import parse
 from srpo.cli.output import quiet_transformers, show_progress
@@ -28,6 +29,9 @@ class Arguments:
     reference: str | None = shared("reference")
     equation: str = setting("eq9", "Equation of the confidence: eq9, or eq14 for twice the forward tokens.")
     revision_template: str | None = shared("revision_template")
+    chat_template_kwargs: dict[str, Any] | None = shared("chat_template_kwargs")
+    no_chat_template: bool = shared("no_chat_template")
+    base_model: str | None = shared("base_model")
     output_dir: str | None = setting(None, "Folder for the chosen policy; unset: the folder of the model.")
     dtype: str = shared("dtype")
     device: str = shared("device")
@@ -76,6 +80,9 @@ def main(argv: list[str]) -> int:
         device=args.device,
         dtype=args.dtype,
         trust_remote_code=args.trust_remote_code,
+        chat_template_kwargs=args.chat_template_kwargs,
+        no_chat_template=args.no_chat_template,
+        base_model=args.base_model,
     )
     reviser = Reviser(
         args.model_name_or_path, template=args.revision_template, reference=args.reference, settings=settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from srpo.cli.flags import parse
 from srpo.settings import setting, shared
@@ -23,6 +24,8 @@ class Arguments:
     dataset_name: str = setting(help="Preference pairs: a file, a folder, or a name that `datasets` can load.")
     model_name_or_path: str = setting(help="Folder or hub name of the tokenizer.")
     revision_template: str | None = shared("revision_template")
+    chat_template_kwargs: dict[str, Any] | None = shared("chat_template_kwargs")
+    no_chat_template: bool = shared("no_chat_template")
     max_length: int | None = shared("max_length")
     truncate: str = shared("truncate")
     eval_dataset_name: str | None = shared("eval_dataset_name")
@@ -58,7 +61,12 @@ def main(argv: list[str]) -> int:
     name, split = args.eval_dataset_name, args.dataset_test_split
     found = inspect(
         Source(args.dataset_name, *how, args.dataset_train_split, args.dataset_config),
-        Renderer(tokenizer, template),
+        Renderer(
+            tokenizer,
+            template,
+            chat_template_kwargs=args.chat_template_kwargs,
+            no_chat_template=args.no_chat_template,
+        ),
         max_length=args.max_length or _context(args.model_name_or_path),
         truncate=args.truncate,
         evaluation=evaluation_source(name, *how, split, args.dataset_config) if name else None,

@@ -15,6 +15,7 @@ class Arguments:
 
     model_name_or_path: str = setting(help="Folder of a saved adapter.")
     output_dir: str = setting(help="Folder of the merged model; new, or empty.")
+    base_model: str | None = shared("base_model")
     prompts: str | None = setting(None, "File of prompts to compare on; unset: prompts made of the vocabulary.")
     max_new_tokens: int = shared("max_new_tokens", 16, "Number of tokens decoded greedily for each prompt.")
     dtype: str = shared("dtype", "auto")
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
         dtype=args.dtype,
         max_new_tokens=args.max_new_tokens,
         trust_remote_code=args.trust_remote_code,
+        base_model=args.base_model,
     )
     print(f"{args.output_dir}: {compared}")
     return 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from srpo.cli.flags import parse
 from srpo.cli.output import quiet_transformers, show_progress
@@ -27,6 +28,9 @@ class TrailArguments:
     output: str = setting(help="JSONL file of trails to write; rows that it already holds are not drawn again.")
     batch_size: int = shared("batch_size")
     revision_template: str | None = shared("revision_template")
+    chat_template_kwargs: dict[str, Any] | None = shared("chat_template_kwargs")
+    no_chat_template: bool = shared("no_chat_template")
+    base_model: str | None = shared("base_model")
     reference: str | None = shared("reference")
     beta: float | None = setting(
         None, "β that the model was trained with, for its confidence; unset: the value saved with the model.", above=0
@@ -59,15 +63,22 @@ class TrailArguments:
             journal=self.answers if self.output else None,
             trust_remote_code=self.trust_remote_code,
             beta=self.beta,
+            chat_template_kwargs=self.chat_template_kwargs,
+            no_chat_template=self.no_chat_template,
+            base_model=self.base_model,
         )
 
     def made_with(self) -> dict[str, str]:
         """The settings that decide the answers, kept beside the trails."""
+        options = self.chat_template_kwargs
         return {
             "model": self.model_name_or_path,
             "revision_template": self.revision_template or "saved",
             "reference": self.reference or "",
             **({} if self.beta is None else {"beta": f"{self.beta:g}"}),
+            **({"no_chat_template": "true"} if self.no_chat_template else {}),
+            **({"base_model": self.base_model} if self.base_model else {}),
+            **({"chat_template_kwargs": json.dumps(options, sort_keys=True)} if options else {}),
             **self.engine.made_with(),
         }
 

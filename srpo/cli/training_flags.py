@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, get_type_hints
+from functools import partial
+from typing import Any, get_origin, get_type_hints
 
 from srpo.cli.flags import FlagParser, expect_flags
 from srpo.cli.training_names import training_names
 from srpo.errors import ConfigError, UsageError
-from srpo.settings import Dataclass, Option, Rule, build, expect_kinds, options
+from srpo.settings import Dataclass, Option, Rule, as_mapping, build, expect_kinds, options
 from srpo.settings_file import read_settings as read_settings_file
 
 FROM_TRANSFORMERS = "from transformers"
@@ -136,6 +137,8 @@ def _training_parser(verb: str, description: str, extra: Iterable[Option]) -> Fl
     for action in parser._actions:
         if action.dest in COMMON:
             action.help = COMMON[action.dest][1]
+        if get_origin(action.type) is dict:
+            action.type = partial(as_mapping, name=action.dest)
         if action.type is string_to_bool and action.nargs is None:
             action.nargs, action.const = "?", True  # a flag that may be unset, such as --bf16, needs no value either
         if action.option_strings[0].startswith("--no_"):

@@ -240,6 +240,8 @@ class ModelAnswers:
             **models_in(model.model, model.reference, model.revision_template),
             **({"template": template.identity()} if template else {}),
             **({} if plan.dtype == "float32" else {"dtype": plan.dtype}),
+            **({"no_chat_template": True} if plan.no_chat_template else {}),
+            **({"chat_template_kwargs": plan.chat_template_kwargs} if plan.chat_template_kwargs else {}),
             **({"kind": kind} if kind not in (ANSWERS, REFERENCE) else {}),
             **({"drafts": content_hash(self.model.model)} if kind == BY_REFERENCE else {}),
         }
@@ -269,4 +271,6 @@ class ModelAnswers:
             trust_remote_code=self.plan.trust_remote_code,
             device=self.plan.device,
             dtype=self.plan.dtype,
+            chat_template_kwargs=self.plan.chat_template_kwargs,
+            no_chat_template=self.plan.no_chat_template,
         )

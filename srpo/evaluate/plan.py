@@ -84,6 +84,8 @@ class Plan:
     limit: int | None = setting(None, "Number of prompts to take from the start of each split; unset: all.")
     references: str | None = setting(None, "Models before training, for confidence and best_of; {seed} as in --models.")
     revision_template: str | None = shared("revision_template")
+    chat_template_kwargs: dict[str, Any] | None = shared("chat_template_kwargs")
+    no_chat_template: bool = shared("no_chat_template")
     controls: list[str] = setting(
         [], "Controls to compare with the highlighted model: " + ", ".join(CONTROLS) + ".", metavar="CONTROL"
     )

@@ -56,6 +56,9 @@ def make_reviser(
     fields = settings.endpoint.body
     engine = kind(endpoint, settings.endpoint.model, batch_size=batch_size, journal=kept, fields=fields)
     if settings.engine == "chat":
+        if keywords.get("chat_template_kwargs"):
+            fix = "give them to the server: --engine_body '{\"chat_template_kwargs\": …}'"
+            raise ConfigError("engine chat leaves the template to the server", where="chat_template_kwargs", fix=fix)
         return Reviser(model, renderer=MessageRenderer(template_for(model, template)), engine=engine, **keywords)
     scorer = None
     if settings.served_reference:

@@ -81,10 +81,16 @@ class Reviser:
         settings = (settings or ReviserSettings()).with_options(options)
         path = model if isinstance(model, str) else core(model).config._name_or_path
         if renderer is None:
-            tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=settings.trust_remote_code)
+            remote, base = settings.trust_remote_code, settings.base_model
+            tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=remote, base_model=base)
             if not isinstance(template, RevisionTemplate):
                 template = template_for(path, template) or RevisionTemplate.load(path)
-            renderer = Renderer(tokenizer, template)
+            renderer = Renderer(
+                tokenizer,
+                template,
+                chat_template_kwargs=settings.chat_template_kwargs,
+                no_chat_template=settings.no_chat_template,
+            )
         self.renderer = renderer
         record = training_record(path)
         self.calibration = Calibration.load(path)
@@ -338,13 +344,14 @@ def _models(
                 raise ConfigError(f"{asked!r}, and a model that is loaded", where=where, fix=fix)
         device, dtype = core(model).device, core(model).dtype
 
-    def loaded(path: str) -> nn.Module:
-        found: nn.Module = load_model(path, dtype=dtype, trust_remote_code=settings.trust_remote_code).to(device)
+    def loaded(path: str, base: str | None = None) -> nn.Module:
+        remote = settings.trust_remote_code
+        found: nn.Module = load_model(path, dtype=dtype, trust_remote_code=remote, base_model=base).to(device)
         return found
 
     frozen = loaded(reference) if isinstance(reference, str) else reference
     if isinstance(model, str):
-        return loaded(model).eval() if needed else None, frozen
+        return loaded(model, settings.base_model).eval() if needed else None, frozen
     return model.eval(), frozen
 
 

@@ -68,6 +68,9 @@ class ReviserSettings:
         dtype: Precision of models given by path: float32, bfloat16, float16, or auto for the stored precision. "" is
             float32, or the precision of a model that is already loaded.
         trust_remote_code: Allow Python code that comes with a model or tokenizer to run.
+        chat_template_kwargs: Options of the chat template, such as `{"enable_thinking": False}`.
+        no_chat_template: Write prompts as plain text, without the chat template of the tokenizer.
+        base_model: Base model of an adapter given by path, in place of the one that the adapter names.
     """
 
     beta: float | None = None
@@ -78,6 +81,9 @@ class ReviserSettings:
     device: str = ""
     dtype: str = ""
     trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    no_chat_template: bool = False
+    base_model: str | None = None
 
     def with_options(self, given: dict[str, Any]) -> ReviserSettings:
         """Returns the settings with some fields replaced.

@@ -12,7 +12,6 @@ Names and defaults shared with TRL's DPOConfig are TRL's, except:
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from srpo.model.packed.backends import BACKENDS
 from srpo.secrets import redacted
 from srpo.sequences.fit import TRUNCATE
 from srpo.sequences.tree_store import cache_folder
-from srpo.settings import expect_kinds, expect_known, expect_valid, setting, shared
+from srpo.settings import as_mapping, expect_kinds, expect_known, expect_valid, setting, shared
 from srpo.train.transformers_settings import expect_valid_transformers, named, settings_in
 
 METHOD, DATA, MODEL, REFERENCE = "method", "data", "model and adapter", "reference"  # groups of the help page
@@ -110,6 +109,8 @@ class SRPOConfig(TrainingArguments):
         "sum", "Log-prob of an answer: sum or mean over its tokens.", group=METHOD, choices=("sum", "mean")
     )
     revision_template: str | None = shared("revision_template", group=METHOD)
+    chat_template_kwargs: dict[str, Any] | None = shared("chat_template_kwargs", group=METHOD)
+    no_chat_template: bool = shared("no_chat_template", group=METHOD)
     learning_rate: float = setting(2e-6, "Peak learning rate (arXiv 2406.01660, TL;DR).", group=METHOD, least=0)
     disable_dropout: bool = setting(True, "Train without dropout.", group=METHOD)
     max_length: int | None = shared("max_length", group=DATA, least=2)
@@ -157,6 +158,8 @@ class SRPOConfig(TrainingArguments):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        if self.chat_template_kwargs is not None:
+            self.chat_template_kwargs = as_mapping(self.chat_template_kwargs, "chat_template_kwargs")
         given = {name: getattr(self, name) for name in settings_in(self)}
         expect_kinds(given, [type(self)])
         expect_valid(self)
@@ -186,13 +189,7 @@ class SRPOConfig(TrainingArguments):
 
     def loading_options(self) -> dict[str, Any]:
         """`model_init_kwargs` as a dict; the command line gives JSON."""
-        given = self.model_init_kwargs or {}
-        try:
-            options = json.loads(given) if isinstance(given, str) else given
-        except ValueError:
-            options = None
-        if not isinstance(options, dict):
-            raise ConfigError(f"{given!r}", where="model_init_kwargs", expected="a JSON object of options")
+        options = as_mapping(self.model_init_kwargs, "model_init_kwargs")
         if "trust_remote_code" in options:
             fix = "it is a setting of its own: --trust_remote_code"
             raise ConfigError("contains trust_remote_code", where="model_init_kwargs", fix=fix)

@@ -127,7 +127,8 @@ class SRPOTrainer(DurableTrainer):
         if processing_class is None:
             processing_class = load_tokenizer(name_of(model), **where)
         template = template_for(name_of(model), args.revision_template)
-        self.renderer = Renderer(processing_class, template)
+        chat, plain = args.chat_template_kwargs, args.no_chat_template
+        self.renderer = Renderer(processing_class, template, chat_template_kwargs=chat, no_chat_template=plain)
         self.source = train_dataset.name if isinstance(train_dataset, Source) else train_dataset
         self.command: Sequence[str] = ()
         context = context_of(load_config(model, **where) if isinstance(model, str) else model.config)

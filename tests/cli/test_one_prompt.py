@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from srpo import Reviser
 from srpo.cli.main import run
@@ -93,3 +95,19 @@ def test_standard_output_may_have_any_encoding(words: str, encoding: str) -> Non
     assert done.returncode == 0, done.stderr
     if words == "train --help":  # the page has an ellipsis
         assert (b"\\u2026" in done.stdout) == (encoding == "ascii")
+
+
+def test_the_base_of_an_adapter_that_moved_is_named(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peft: Any = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(model)
+    peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    TEMPLATE.save(tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "/gone/base"}))
+    words = ["revise", "--model_name_or_path", str(tmp_path / "adapter"), *FEW, "1+1="]
+    with pytest.raises(InputError, match="base_model"):
+        run(words)
+    assert run([*words, "--base_model", model]) == 0
+    assert capsys.readouterr().out.startswith("1+1=\n")
