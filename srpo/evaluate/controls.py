@@ -88,7 +88,7 @@ def keep_best(
         contexts = reviser.renderer.drafts([row.prompt for row, _ in pairs], options)
         sequences = []
         for context, (_, trail), option in zip(contexts, pairs, options, strict=True):
-            texts = [answer.text for answer in trail.answers]
+            texts = [answer.whole for answer in trail.answers]
             sequences.append([(context, ids) for ids in reviser.renderer.answers(texts, [option] * len(texts))])
         values = iter(_values(reviser, sequences, by) if sequences else ())
         models, lengths = 2 if by == REWARD else 1, iter(map(len, contexts))

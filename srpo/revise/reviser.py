@@ -229,20 +229,20 @@ class Reviser:
             item.in_hand = answer
 
     def _revise(self, items: list[_Item], revision: int, settings: RevisionSettings, policy: Policy) -> None:
-        old = [item.in_hand.text for item in items]
+        old = [item.in_hand.whole for item in items]
         options = [options_of(item.row) for item in items]
         contexts = self.renderer.revisions([item.row.prompt for item in items], old, options)
         written = self._complete(items, contexts, self.renderer.answers(old, options), revision, settings)
         compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(written)
         if self.confidence is not None and self.has_confidence and written:
-            old, new = [item.in_hand.text for item, _ in written], [answer.text for _, answer in written]
+            old, new = [item.in_hand.whole for item, _ in written], [answer.whole for _, answer in written]
             compared = self.confidence.compare([item.row for item, _ in written], old, new)
         for (item, answer), (preferred, scored) in zip(written, compared, strict=True):
             if preferred is not None and math.isnan(preferred):
                 item.failed = "no confidence: the server could not score the revision"
                 continue
             # A draft is shown without its thinking, so the same content leads to the same next revision.
-            same = self.renderer.content_of(answer.text) == self.renderer.content_of(item.in_hand.text)
+            same = answer.text == item.in_hand.text
             kept, item.stopped = policy.decide(preferred=preferred, unchanged=same)
             tokens = answer.forward_tokens + scored
             answer = replace(answer, preferred=preferred, kept=kept, forward_tokens=tokens)
@@ -280,10 +280,13 @@ class Reviser:
             if not done.failed:
                 options = options_of(item.row)
                 decoded = done.text is None
-                text = self.renderer.decode(done.ids, options) if decoded else self.renderer.read(done.text, options)
+                whole = self.renderer.decode(done.ids, options) if decoded else self.renderer.read(done.text, options)
+                text = self.renderer.content_of(whole)
+                thinking = whole.removesuffix(text)
                 tokens = len(done.ids) if done.tokens is None else done.tokens
                 forward = tokens + (len(context) if done.read is None else done.read)
                 answer = Answer(text, tokens, done.finished, seconds=done.seconds, forward_tokens=forward)
+                answer = replace(answer, thinking=thinking)
                 written.append((item, answer))
         return written
 

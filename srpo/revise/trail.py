@@ -17,7 +17,7 @@ class Answer:
     """One draft or revision.
 
     Attributes:
-        text: The answer without its terminator.
+        text: The answer without its thinking and its terminator.
         tokens: Number of generated answer tokens, terminator included.
         finished: True if the model ended the answer itself; False if the token limit cut it.
         preferred: The model's own p(this answer ≻ the answer it revised), Eq. 9, raw: it may leave [0, 1]. None for a
@@ -26,6 +26,7 @@ class Answer:
         seconds: Wall seconds of the batch divided by its rows.
         forward_tokens: Tokens read by forward passes: context, answer, and the tokens that policy and reference scored
             for the confidence. Prefixes cached from the step before count again.
+        thinking: The generated text before the answer, `<think>` and `</think>` included; "" without thinking.
     """
 
     text: str
@@ -35,6 +36,12 @@ class Answer:
     kept: bool = True
     seconds: float = 0.0
     forward_tokens: int = 0
+    thinking: str = ""
+
+    @property
+    def whole(self) -> str:
+        """The generated text: thinking, then answer."""
+        return self.thinking + self.text
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,11 @@ class Trail:
 
     def to_json(self) -> str:
         """Returns one line of JSON, without a newline."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        row = asdict(self)
+        for answer in row["answers"]:
+            if not answer["thinking"]:
+                del answer["thinking"]
+        return json.dumps(row, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str, *, where: str = "") -> Trail:
@@ -97,7 +108,8 @@ class Trail:
             row = json.loads(line)
             answers = tuple(Answer(**answer) for answer in row["answers"])
             trail = cls(row["prompt"], answers, row["stopped"], row.get("meta", {}))
-            if not all(isinstance(text, str) for text in (trail.stopped, *(answer.text for answer in answers))):
+            texts = (trail.stopped, *(text for answer in answers for text in (answer.text, answer.thinking)))
+            if not all(isinstance(text, str) for text in texts):
                 raise TypeError("text is expected in stopped and in each answer")
             if not isinstance(trail.meta, dict):
                 raise TypeError("an object is expected in meta")

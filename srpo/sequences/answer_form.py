@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from srpo.data.values import THINK_END, THINK_START, Message
+from srpo.errors import TemplateError
 
 MARKS = {THINK_END: f"{THINK_START}\n", "<channel|>": "<|channel>thought\n"}  # end of thinking → its beginning
 ASK, THOUGHT, CONTENT = "srpo probe user", "srpo probe thought", "srpo probe assistant"
@@ -82,7 +83,10 @@ class AnswerForm(NamedTuple):
         tail = tail.partition(terminator)[0] if terminator and terminator in tail else ""
         padded = rest({"content": PADDED}) or PADDED
         trim = next((each for each in TRIMS if f"{lead}{each(PADDED)}{tail}" in padded), str)
-        thinking = rest({"content": CONTENT, "reasoning_content": THOUGHT, "thinking": THOUGHT}) or ""
+        try:
+            thinking = rest({"content": CONTENT, "reasoning_content": THOUGHT, "thinking": THOUGHT}) or ""
+        except TemplateError:  # it rejects parts of a message that it does not know
+            thinking = ""
         opening, shown, after = thinking.partition(THOUGHT)
         if shown:
             closing = after.partition(CONTENT)[0]

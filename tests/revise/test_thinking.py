@@ -8,6 +8,7 @@ from typing import Any
 from srpo import Reviser
 from srpo.generate.engine import Completion
 from srpo.generate.plain import HFEngine
+from srpo.revise.trail import Answer, Trail
 from srpo.sequences.render import Renderer
 from tests.conftest import PAD, make_tiny_llama
 from tests.sequences.chats import bundled, chat_tokenizer
@@ -35,8 +36,13 @@ def test_trails_keep_thinking_and_drafts_are_shown_without_it() -> None:
     engine.replies = [(*ids, renderer.terminator) for ids in encoded]
     subject.engine = engine
     [trail] = subject.revise(["What is 2+2?"], revisions=3, temperature=0, max_new_tokens=64, policy="always")
-    texts = [answer.text for answer in trail.answers]
+    # The answers that judges read are the contents.
+    assert [answer.text for answer in trail.answers] == ["Four.", "Four."]
+    texts = [answer.whole for answer in trail.answers]
     assert texts == ["<think>\nhm\n</think>\n\nFour.", "<think>\nhm again\n</think>\n\nFour."]
+    assert Trail.from_json(trail.to_json()) == trail
+    # Without thinking the line is as it was.
+    assert "thinking" not in Trail("p", (Answer("4", 2),)).to_json()
     assert engine.contexts == [renderer.draft("What is 2+2?"), renderer.revision("What is 2+2?", "Four.")]
     # The content did not change, so the next revision would see the same context: a fixed point.
     assert trail.stopped == "fixed point"

@@ -55,6 +55,26 @@ def test_a_system_message_of_the_template_is_reported() -> None:
 NAMED = CHATML.replace("{{ m['role'] }}", "{{ m['role'] }}{% if m.name %}={{ m.name }}{% endif %}")
 
 
+def test_a_template_may_reject_parts_it_does_not_know() -> None:
+    strict = (
+        "{% for m in messages %}{% if m | length > 2 %}{{ raise_exception('parts') }}{% endif %}{% endfor %}" + CHATML
+    )
+    assert Renderer(chat_tokenizer(strict)).six(PAIR) == Renderer(chat_tokenizer()).six(PAIR)
+
+
+def test_a_template_with_a_space_before_answers() -> None:
+    """Llama 2's form: the answer has a space on both sides, which the model generates and decoding removes."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }} <eos>{% endif %}{% endfor %}"
+    )
+    renderer = Renderer(chat_tokenizer(source))
+    context, answer = renderer.six(PAIR)[0]
+    decode = renderer.tokenizer.decode
+    assert (decode(context), decode(answer)) == ("[INST] Hi? [/INST]", " Hello! <eos>")
+    assert renderer.decode(answer) == "Hello!"
+
+
 def test_names_of_messages_are_shown_or_rejected() -> None:
     turns = [
         {"role": "tool", "name": "forecast", "tool_call_id": "c1", "content": "sun"},
