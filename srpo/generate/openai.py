@@ -12,6 +12,7 @@ equal those of the engine in this process up to rounding.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,10 @@ UNSHAPED_VLLM = {**UNSHAPED, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0
 
 # Names of the field with the largest number of new tokens; newer chat models reject the first one.
 LIMITS = ("max_tokens", "max_completion_tokens")
+# Words of a refusal that is about a field's name, not its value.
+_ABOUT_NAMES = re.compile(
+    r"unsupported|unknown|unrecogni[sz]ed|unexpected|not (supported|permitted|allowed)|extra", re.I
+)
 
 Body = dict[str, Any]
 
@@ -69,7 +74,7 @@ class CompletionsEngine:
         if dialect not in DIALECTS:
             raise ConfigError(f"{dialect!r}", where="dialect", expected="one of " + ", ".join(DIALECTS))
         self.endpoint, self.journal, self.fields = endpoint, journal, fields or {}
-        self._limit = LIMITS[0]  # name of the field with the largest number of new tokens
+        self._renamed: dict[str, str | None] = {}  # field → the name the server wants, None to leave the field out
         self.batch_size = batch_size or 4 * endpoint.concurrency
         self.model, self.max_length, owner = _model_card(endpoint, model)
         self.dialect = dialect if dialect != "auto" else "vllm" if owner == "vllm" else "openai"
@@ -108,28 +113,48 @@ class CompletionsEngine:
                 keep(place, completion)
 
         while missing := [i for i in range(len(bodies)) if i not in done]:
-            limit = self._limit
-            done |= self._request({i: renamed(bodies[i], limit) for i in missing}, store)
-            if self._limit == limit:
+            before = dict(self._renamed)
+            done |= self._request({i: self._adapted(bodies[i]) for i in missing}, store)
+            if self._renamed == before:
                 break
         return [done[i] for i in range(len(bodies))]
 
     def _request(
         self, bodies: dict[int, Body], store: Callable[[int, JSONObject, Completion], None]
     ) -> dict[int, Completion]:
-        """Sends requests; stops early if the server wants the token limit under its other name."""
+        """Sends requests; stops early if the server rejects a field that can be sent otherwise."""
         done: dict[int, Completion] = {}
         places = {id(body): place for place, body in bodies.items()}
         replies = self.endpoint.each(
             self.path, bodies.values(), self._read, lambda body, found: store(places[id(body)], body, found)
         )
         for place, reply in zip(bodies, replies, strict=True):
-            if reply.failed and not reply.worn_out and LIMITS[1] in reply.failed and self._limit != LIMITS[1]:
-                self._limit = LIMITS[1]
-                log.info("srpo: the server wants %s in place of %s", LIMITS[1], LIMITS[0])
+            if reply.failed and not reply.worn_out and self._adapt(reply.failed, bodies[place]):
                 return done
             done[place] = _completion(reply)
         return done
+
+    def _adapted(self, body: Body) -> Body:
+        """Returns the body with the field names that the server takes."""
+        names = {name: self._renamed.get(name, name) for name in body}
+        return {new: body[name] for name, new in names.items() if new is not None}
+
+    def _adapt(self, refusal: str, body: Body) -> bool:
+        """Learns from a refusal which field to rename or to leave out; returns whether there is such a field.
+
+        A field is left out only at a value that changes no distribution.
+        """
+        named = [name for name in body if re.search(rf"\b{name}\b", refusal)]
+        if LIMITS[0] in named and (LIMITS[1] in refusal or _ABOUT_NAMES.search(refusal)) and self.path != "completions":
+            self._renamed[LIMITS[0]] = LIMITS[1]
+        else:
+            neutral = {**UNSHAPED_VLLM, "temperature": 1.0}
+            dropped = [name for name in named if neutral.get(name) == body[name] and name in neutral]
+            if not dropped:
+                return False
+            self._renamed |= dict.fromkeys(dropped)
+        log.info("srpo: the server rejects fields of a request, which change to %s: %s", self._renamed, refusal)
+        return True
 
     def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
         """Returns log π of each answer after its context, nats, summed over the answer's tokens.
@@ -198,11 +223,6 @@ class ChatEngine(CompletionsEngine):
 
     def _expect_same_context(self, body: JSONObject, done: Completion) -> None:
         pass  # only the server knows the token ids of the messages
-
-
-def renamed(body: Body, limit: str) -> Body:
-    """Returns the body with its token limit under another name."""
-    return {limit if name == LIMITS[0] else name: value for name, value in body.items()}
 
 
 # ---------------------------------------------------------------------- reading a server's answer

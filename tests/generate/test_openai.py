@@ -237,6 +237,10 @@ def test_a_chat_server_that_wants_max_completion_tokens_gets_it() -> None:
         server.bodies.clear()
         assert [done.text for done in ask(subject, asked)] == ["42"] * 5  # remembered
         assert [body["max_completion_tokens"] for body in server.bodies] == [4] * 5
+    # A neutral field is left out: presence_penalty 0 changes no distribution.
+    with serve(rejecting("presence_penalty", "max_tokens"), OTHER) as server:
+        assert [done.text for done in ask(engine(server, ChatEngine), asked)] == ["42"] * 5
+        assert {"presence_penalty", "max_tokens"}.isdisjoint(server.bodies[-1])
     # Control: another rejected field fails, since the answers would not be greedy without it …
     with serve(rejecting("max_tokens", "temperature"), OTHER) as server:
         (done,) = ask(engine(server, ChatEngine), asked[:1])
