@@ -29,10 +29,13 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from srpo.evaluate.run import evaluate
+    from srpo.judge.load import load_judges
     from srpo.report.text_table import print_table
 
     show_progress()
-    results, report = evaluate(plan, shlex.join(redacted_command(["srpo", "evaluate", *argv])))
+    plan.check()
+    judges = load_judges([plan.judge, *plan.secondary], plan.llm, plan.judge_runs)
+    results, report = evaluate(plan, judges, shlex.join(redacted_command(["srpo", "evaluate", *argv])))
     console = Console(highlight=False)
     print_table(results, console)
     for sentence in [*results.cautions, *results.verdict, *results.advice]:

@@ -128,14 +128,14 @@ def read_prompt_files(plan: Plan) -> Prompts:
     """Reads the prompts of every seed; a file is one split, unless its rows name theirs."""
     found: dict[int, dict[str, list[PromptRow]]] = {}
     for seed in plan.seeds if plan.models else ():
-        splits = found.setdefault(seed, {})
+        splits = found[seed] = defaultdict(list)
         for split, path in plan.prompts.items():
             columns = columns_of(plan.map)
             source = Source(
                 path.format(seed=seed), columns, split=plan.prompts_split, config=plan.prompts_config, whole="test"
             )
             for row in read_prompts(source)[: plan.limit]:
-                splits.setdefault(str(row.meta.get(plan.split_key, split)), []).append(row)
+                splits[str(row.meta.get(plan.split_key, split))] += [row]
     return found
 
 
@@ -195,14 +195,15 @@ class ModelAnswers:
         for kind in (REFERENCE, *(KINDS if sampled else ())):
             if kind in controls:
                 found[kind] = self.draw(kind, task)
-        if "majority" in controls and sampled:
-            found["majority"] = majority(self.draw(DRAFTS, task))
-        if "oracle" in controls and sampled:
-            found["oracle"] = oracle(self.draw(DRAFTS, task), judge, gold_key)
+        drafts = self.draw(DRAFTS, task) if sampled and {"majority", "oracle"} & {*controls} else []
         if "draft_only" in controls:
             found["draft_only"] = draft_only(found[""])
         if "gold" in controls:
             found["gold"] = gold_answers(found[""], gold_key)
+        if "majority" in controls and drafts:
+            found["majority"] = majority(drafts)
+        if "oracle" in controls and drafts:
+            found["oracle"] = oracle(drafts, judge, gold_key)
         order = ["", *(name for name in CONTROLS if name in found)]
         return {f"{task.name}/{name}".rstrip("/"): found[name] for name in order}
 

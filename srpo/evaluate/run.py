@@ -8,10 +8,10 @@ from srpo import __version__
 from srpo.disk import writable_folder
 from srpo.evaluate.answers import draw_all, read_prompt_files, read_systems, without_failed
 from srpo.evaluate.plan import BOUNDS, Plan
-from srpo.judge.load import compares, load_judges
+from srpo.judge.load import compares
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
-from srpo.score.matches import tallies
+from srpo.score.matches import Judges, tallies
 from srpo.score.pooling import RESAMPLINGS, grouped
 from srpo.score.results import Results
 from srpo.score.scores import score
@@ -21,10 +21,12 @@ from srpo.secrets import redacted
 TITLED = 4  # systems that a title names, at most
 
 
-def evaluate(plan: Plan, command: str = "") -> tuple[Results, Path]:
-    """Checks the plan, reads or draws the answers, judges and averages them, and writes the report.
+def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Path]:
+    """Reads or draws the answers of a plan, judges and averages them, and writes the report.
 
     Args:
+        plan: checked whole before, by `Plan.check`.
+        judges: judges by name, the primary one first.
         command: the command line, for the report.
 
     Returns:
@@ -33,9 +35,6 @@ def evaluate(plan: Plan, command: str = "") -> tuple[Results, Path]:
     Raises:
         SRPOError: a mistake in the plan, a file or a model, found before a model is loaded wherever possible.
     """
-    plan.check()
-    settings = plan.record
-    judges = load_judges([plan.judge, *plan.secondary], plan.llm, plan.judge_runs)
     primary = next(iter(judges.values()))
     folder = writable_folder(Path(str(plan.output_dir)))
     given = read_systems(
@@ -79,7 +78,7 @@ def evaluate(plan: Plan, command: str = "") -> tuple[Results, Path]:
         results,
         title=_title([labels.get(name, name) for name in [highlight, *own]]),
         samples=sample_cases(scored, highlight, others=True, seed=plan.seed),
-        run=redacted({"command": command, "judge": asked, "settings": settings, "srpo": __version__}),
+        run=redacted({"command": command, "judge": asked, "settings": plan.record, "srpo": __version__}),
     )
     return results, report
 
