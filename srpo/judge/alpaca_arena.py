@@ -1,10 +1,12 @@
 """Reads and writes the files of AlpacaEval and Arena-Hard: model outputs, questions and verdicts.
 
+The forms of a file, each with the keys of one row:
+
 trails              output of `srpo revise`: {prompt, answers, stopped, meta}
 alpaca              model outputs: [{instruction, output, generator}]
 arena               model_answer/NAME.jsonl: {uid, ans_id, model, messages}, the answer as {answer: text}
 arena questions     question.jsonl: {uid, prompt, category, …}, or the older {question_id, turns, …}
-annotations         verdicts: [{instruction, output_1, generator_1, output_2, …, preference}], 1 to 2, 1.5 a tie
+annotations         verdicts: [{instruction, output_1, generator_1, output_2, …, preference}], preference 1 to 2
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ FORMS = ("alpaca", "arena", "trails", "prompts")
 
 
 class Annotation(NamedTuple):
-    """One external verdict; `preference` runs from 1 (first output better) to 2, and is None without a verdict."""
+    """One verdict of AlpacaEval; `preference` runs from 1 (first output better) to 2 (second), None if unscored."""
 
     instruction: str
     output_1: str
@@ -41,7 +43,7 @@ def read_answers(path: str | Path) -> list[Trail]:
 
     Raises:
         InputError: the file cannot be read.
-        DataError: a row has another form, or there are no rows.
+        DataError: a row has a form other than these four, or there are no rows.
     """
     trails = [_trail(row, where) for where, row in _rows(path)]
     if not trails:
@@ -50,7 +52,7 @@ def read_answers(path: str | Path) -> list[Trail]:
 
 
 def read_annotations(path: str | Path) -> list[Annotation]:
-    """Reads AlpacaEval's annotations.
+    """Reads a file of AlpacaEval's annotations: its verdicts on two outputs for one instruction.
 
     Raises:
         InputError: the file cannot be read.
@@ -63,7 +65,7 @@ def read_annotations(path: str | Path) -> list[Annotation]:
 
 
 def alpaca_outputs(trails: Iterable[Trail], *, generator: str, revisions: int) -> str:
-    """The answers after that many revisions as AlpacaEval's model outputs.
+    """The JSON text of AlpacaEval's model outputs: each trail's answer in hand after `revisions` revisions.
 
     Example:
         >>> print(alpaca_outputs([Trail("2+2=", (Answer("5", 2), Answer("4", 2)))], generator="ours", revisions=1))
@@ -83,9 +85,9 @@ def alpaca_outputs(trails: Iterable[Trail], *, generator: str, revisions: int) -
 
 
 def arena_answers(trails: Iterable[Trail], *, model: str, revisions: int) -> str:
-    """The answers after that many revisions as a file of Arena-Hard's model_answer folder.
+    """The JSON lines of an Arena-Hard model_answer file: each trail's answer in hand after `revisions` revisions.
 
-    `token_len` counts our tokenizer's tokens. Arena-Hard's own script adds the Markdown counts for style control.
+    `token_len` counts tokens of the model that answered. Arena-Hard's own script adds the Markdown counts for style.
 
     Raises:
         DataError: a trail's `meta` has no question uid.
@@ -113,10 +115,11 @@ def arena_answers(trails: Iterable[Trail], *, model: str, revisions: int) -> str
 def alpaca_annotations(
     comparisons: Sequence[AnswerPair], verdicts: Sequence[Verdict], names: tuple[str, str], judge: str
 ) -> str:
-    """Verdicts as AlpacaEval's annotations; an unscored pair has a null preference.
+    """The JSON text of AlpacaEval's annotations for judged pairs; an unscored pair has a null preference.
 
     Args:
-        names: the systems of the first and the second answers.
+        comparisons, verdicts: the judged pairs of answers, and one verdict per pair.
+        names: names of the systems that wrote the first and the second answers.
         judge: the judge's identity, AlpacaEval's "annotator".
     """
     rows = [
@@ -135,14 +138,16 @@ def alpaca_annotations(
 
 
 def written_as(form: str, trails: Sequence[Trail], *, name: str, revisions: int) -> str:
-    """The trails in one of `FORMS`; `prompts` is the input of `srpo revise`, with all other columns.
+    """The text of a file that holds the trails as "alpaca", "arena", "trails" or "prompts".
 
     Args:
-        name: the system's name in AlpacaEval's and Arena-Hard's files.
+        form: the format; "prompts" is the input of `srpo revise`, with the columns kept in `meta`.
+        name: the system's name in AlpacaEval's and Arena-Hard's files; other forms need no name.
+        revisions: number of revisions after which AlpacaEval and Arena-Hard get the answer.
 
     Raises:
-        ConfigError: the form does not exist, or it needs a name.
-        DataError: rows have no answers to write, or lack a uid where the form needs one.
+        ConfigError: the form does not exist, or `name` is empty for AlpacaEval or Arena-Hard.
+        DataError: trails without an answer, except for "prompts", or without Arena-Hard's uid for "arena".
     """
     if form not in FORMS:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Measures a judge on labelled pairs: accuracy, position and length bias, flips, unscored pairs.
 
-A hash of the two texts decides which answer is `first`, so that a judge asked in one order gains nothing by preferring
-one position.
+A hash of the two texts decides which answer of a pair is `first`. A judge that is asked in one order only therefore
+gains nothing by preferring one position.
 
 Axes: N pairs.
 """
@@ -25,7 +25,7 @@ from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
 from srpo.statistics.agreement import NAN, Measure, difference, flips, for_first_shown, only_where, scores_tensor, share
 from srpo.statistics.percent import measured
 
-# name → meaning in one line, in the order printed
+# name of a measure → its meaning in one line, in the order in which reports print the measures
 MEASURES = {
     "accuracy": "verdicts for the better answer, ties as half",
     "ties": "verdicts that are ties, disagreement of the two orders included",
@@ -42,14 +42,14 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class JudgeCheck:
-    """The measures of one judge.
+    """A record of one judge's verdicts on labelled pairs and the measures of their quality.
 
     Attributes:
         judge: the judge's identity.
         measures: name as in `MEASURES` → value with its interval; measures that do not apply are left out.
         reasons: reason for an unscored pair → number of such pairs.
-        comparisons, verdicts: what was asked and answered, in the order of the labelled pairs.
-        better_first: for each pair, whether `first` is the better answer.
+        comparisons, verdicts: pairs shown to the judge and its verdicts, in the order of the labelled pairs.
+        better_first: for each comparison, whether its first answer is labelled as the better one.
         record: the judge's own record of its settings and usage.
     """
 
@@ -62,7 +62,7 @@ class JudgeCheck:
     record: dict[str, Any]
 
     def to_json(self) -> str:
-        """The measures as JSON, without the texts; nan becomes null."""
+        """The measures as JSON, without the judged texts; a measure that is nan becomes null."""
         measures = {
             name: {part: None if value != value else value for part, value in measure._asdict().items()}
             for name, measure in self.measures.items()
@@ -72,7 +72,7 @@ class JudgeCheck:
 
 
 def sample(pairs: Sequence[Pair], limit: int | None, seed: int = 0) -> list[Pair]:
-    """Draws `limit` of the pairs at random, in their order; all of them without a limit."""
+    """Draws `limit` of the pairs at random and keeps their order; returns all pairs if `limit` is None."""
     if limit is None or limit >= len(pairs):
         return list(pairs)
     return [pairs[row] for row in sorted(random.Random(seed).sample(range(len(pairs)), limit))]
@@ -89,10 +89,11 @@ def check_judge(
     """Asks a judge about labelled pairs and measures its verdicts.
 
     Args:
-        make: builds the judge of run 0, 1, …: the same judge, asked anew.
+        make: function from a run's number (0 or 1) to the judge; run 1 is the same judge without cached verdicts.
         pairs: labelled pairs, `chosen` being the better answer; `meta` may hold a gold answer.
-        runs: 2 asks everything again, to measure how often the judge contradicts itself.
-        seed: seed of the intervals.
+        runs: 1, or 2 to ask about every pair again and measure how often the judge contradicts itself.
+        gold_key: key of the gold answer in `meta`.
+        seed: seed of the bootstrap intervals.
 
     Raises:
         DataError: there are no pairs, or the judge raises it.
@@ -130,7 +131,7 @@ def check_judge(
 
 
 def print_check(found: JudgeCheck) -> None:
-    """Prints one line per measure with its interval, the commonest reasons for unscored pairs, and the cost."""
+    """Prints a judge's measures with their intervals, its commonest reasons for unscored pairs, and its cost."""
     print(f"{found.judge}\n{len(found.verdicts)} pairs\n")
     for name, meaning in MEASURES.items():
         if name in found.measures:
@@ -145,7 +146,7 @@ def print_check(found: JudgeCheck) -> None:
 
 
 def _measures(verdicts: Sequence[Verdict], right_N: Tensor, pairs: Sequence[Pair], seed: int) -> dict[str, Measure]:
-    """Every measure of one run; `right_N` holds 1 where the better answer won, ½ for ties."""
+    """Name → measure for one run over N pairs; `right_N` is 1 where the better answer won, ½ for ties, else 0."""
     prompts = _prompts(pairs)
 
     def of(values_N: Tensor) -> Measure:
@@ -171,7 +172,7 @@ def _measures(verdicts: Sequence[Verdict], right_N: Tensor, pairs: Sequence[Pair
 
 
 def _better_is_first(pair: Pair) -> bool:
-    # The hash takes the texts in sorted order, so exchanging chosen and rejected in a file keeps the presentation.
+    # The texts are sorted before hashing, so exchanging chosen and rejected in a file keeps the order shown.
     low, high = sorted((pair.chosen, pair.rejected))
     return (hashlib.sha256(json.dumps([low, high]).encode()).digest()[0] % 2 == 0) == (pair.chosen == low)
 
@@ -181,6 +182,6 @@ def _prompts(pairs: Sequence[Pair]) -> list[str]:
 
 
 def _for_better(first_N: Tensor, verdicts: Sequence[Verdict]) -> Tensor:
-    """[N] scores as seen from the better answer."""
+    """[N] 1 where the verdict favours the better answer, else 0, ½ for ties; `first_N` is true if that is `first`."""
     scores_N = scores_tensor([verdict.score for verdict in verdicts])
     return torch.where(first_N, scores_N, 1 - scores_N)

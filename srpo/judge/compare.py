@@ -16,7 +16,7 @@ from srpo.statistics.agreement import NAN, Measure, flips, kappa, scores_tensor,
 
 
 class HeadToHead(NamedTuple):
-    """A judge's verdicts on two systems; `wins` is the second system's win rate, ties as half."""
+    """A record of a judge's verdicts on two systems; `wins` is the second system's win rate, ties as half."""
 
     comparisons: list[AnswerPair]
     verdicts: list[Verdict]
@@ -26,7 +26,7 @@ class HeadToHead(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """Share of equal verdicts and Cohen's κ of two judges, over the pairs that both judged."""
+    """A record of two judges' agreement: share of equal verdicts, Cohen's κ, and number of pairs both judged."""
 
     same: Measure
     kappa: Measure
@@ -36,13 +36,15 @@ class Agreement(NamedTuple):
 def pair_up(
     first: Sequence[Trail], second: Sequence[Trail], *, revisions: int, gold_key: str = "gold"
 ) -> list[AnswerPair]:
-    """Pairs two systems' answers to the same prompts, in the order of the first.
+    """Pairs two systems' answers to the same prompts, in the order of the first system's trails.
 
     Args:
-        revisions: takes the answers after that many revisions.
+        first, second: the trails of the two systems.
+        revisions: number of revisions after which both systems' answers are compared.
+        gold_key: key of the gold answer in a trail's `meta`.
 
     Raises:
-        DataError: a prompt is missing from one of the two, occurs twice, or has no answer.
+        DataError: a prompt is missing from one system, occurs twice, or has no answer.
     """
     ours, theirs = ({_prompt_key(trail): trail for trail in trails} for trails in (first, second))
     for name, trails, found in (("first", first, ours), ("second", second, theirs)):
@@ -66,7 +68,9 @@ def pair_up(
 
 
 def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -> HeadToHead:
-    """Asks the judge about every pair and measures win rate, unscored pairs and flips.
+    """Asks a judge about every pair; measures the second answers' win rate, unscored pairs and flips.
+
+    A flip is a pair on which the two orders of showing disagree. `seed` is the seed of the bootstrap intervals.
 
     Raises:
         DataError: the judge scores no pair.
@@ -86,7 +90,7 @@ def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -
 
 
 def agree(one: Sequence[Annotation], other: Sequence[Annotation], *, seed: int = 0) -> Agreement:
-    """Measures the agreement over the pairs in both files, in either order of their answers.
+    """Measures the agreement of two judges over the pairs that both annotated, in either order of the answers.
 
     Raises:
         DataError: no pair occurs in both files.
@@ -111,7 +115,7 @@ def _prompt_key(trail: Trail) -> str:
 
 
 def _score(each: Annotation) -> float:
-    """1, ½ or 0 as seen from the first output; a graded preference counts for the side it favours."""
+    """The preference as 1 (first output better), ½ or 0; a graded preference counts for the side it favours."""
     if each.preference is None:
         return NAN
     return 0.5 if each.preference == 1.5 else float(each.preference < 1.5)

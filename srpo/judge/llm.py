@@ -25,13 +25,13 @@ from srpo.judge.verdict_cache import CachedReply, VerdictCache, cache_key
 
 log = logging.getLogger("srpo")
 PROGRESS = 500  # calls between two progress lines
-LONG_STREAK = 64  # calls in a row that fail for the same reason: the server refuses the rest too, its credit spent, say
-BYTES_PER_TOKEN = 3  # of UTF-8, for estimates: English has 4 to 5, scripts with three-byte letters about 3
-OVERHEAD = 40  # tokens of a chat template around two messages, for estimates
+LONG_STREAK = 64  # failures in a row for one reason that end the run: the server will refuse the other calls too
+BYTES_PER_TOKEN = 3  # UTF-8 bytes per token in estimates: English has 4 to 5, scripts with three-byte letters about 3
+OVERHEAD = 40  # tokens that a chat template adds around two messages, for estimates
 
 
 class _Showing(NamedTuple):
-    """One order of a pair, as one call shows it; `key` is its key in the cache."""
+    """A record of one call: a pair, its two texts in the order shown, and the key of the reply in the cache."""
 
     key: str
     pair: AnswerPair
@@ -39,7 +39,7 @@ class _Showing(NamedTuple):
 
 
 class _Body(dict[str, Any]):
-    """The body of one request, with the showing it asks about, its nonce and its maximum cost."""
+    """The JSON body of one request, a dict that also carries its `_Showing`, nonce and maximum cost (`most`)."""
 
     def __init__(self, showing: _Showing, nonce: str, most: float, content: Mapping[str, Any]) -> None:
         super().__init__(content)
@@ -60,11 +60,11 @@ class Estimate(NamedTuple):
     Attributes:
         comparisons: number of pairs.
         identical: pairs with identical texts, which tie without a call.
-        kept: showings that are cached already or occur twice in the list.
-        calls: showings to ask about.
-        tokens_in: tokens to read, estimated from the length of the texts.
-        tokens_out: tokens to write at most.
-        cost: cost of reading alone, and the maximum; None without prices.
+        kept: calls saved, because their reply is cached or the list asks for it twice.
+        calls: calls to make, one for each order and run of a pair.
+        tokens_in: tokens the judge reads, estimated from the length of the texts.
+        tokens_out: largest number of tokens the judge writes.
+        cost: cost of the tokens read alone, and the largest total cost; None without prices.
     """
 
     comparisons: int
@@ -77,7 +77,7 @@ class Estimate(NamedTuple):
 
     @property
     def price(self) -> str:
-        """The cost in words."""
+        """The cost from least to most in words, or that no prices are given."""
         return "cost unknown, no prices given" if self.cost is None else "cost {:.2f} to {:.2f}".format(*self.cost)
 
     def __str__(self) -> str:
@@ -90,11 +90,11 @@ class Estimate(NamedTuple):
 
 @dataclass
 class Spent:
-    """Calls, tokens and cost so far, by the server's own count where it gives one.
+    """A running count of a judge's calls, tokens and cost; the server's own token counts are used if it sends them.
 
     Attributes:
         uncounted: calls whose tokens the server did not count, so that they are estimated.
-        models: name in the server's answer → number of answers.
+        models: name of the model in the server's answers → number of answers.
     """
 
     calls: int = 0
@@ -107,18 +107,18 @@ class Spent:
 
 
 class LLMJudge:
-    """A `PairJudge` that asks a language model.
+    """A `PairJudge` that asks a language model behind an OpenAI-compatible server.
 
     Args:
-        endpoint: the server.
+        endpoint: connection to the server.
         prompt: the judge's instructions.
         asking: the model, its sampling and its price.
-        cache: replies of earlier calls; new ones are added.
-        nonce: draws the mark around the texts of a call, given those texts, in which the mark must not occur. A
-            predictable mark gives no protection.
+        cache: replies of earlier calls; new replies are added.
+        nonce: function from the texts of a call to the mark that fences them. The mark must not occur in the
+            texts; a predictable mark gives no protection.
 
     Attributes:
-        spent: usage so far; cached replies cost nothing.
+        spent: calls, tokens and cost so far; cached replies cost nothing.
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class LLMJudge:
         self.endpoint, self.prompt, self.asking, self.nonce = endpoint, prompt, asking, nonce
         self.cache = cache if cache is not None else VerdictCache(None)
         self.spent = Spent()
-        self._lock, self._reserved = threading.Lock(), 0.0  # maximum cost of the calls under way
+        self._lock, self._reserved = threading.Lock(), 0.0  # _reserved: maximum cost of the calls under way
 
     @property
     def identity(self) -> str:
-        """Server, model, prompt and sampling; prices and limits do not count."""
+        """Server, model, prompt, sampling, orders and run in one line; prices and limits of cost are left out."""
         asking = self.asking
         run = f", run {asking.run}" if asking.run else ""
         return (
@@ -147,12 +147,12 @@ class LLMJudge:
 
     @property
     def _sampling(self) -> dict[str, Any]:
-        """The fields of a request that decide its reply, apart from model and messages."""
+        """The fields of a request, other than model and messages, that its reply depends on."""
         asking = self.asking
         return {"temperature": asking.temperature, "max_tokens": asking.max_tokens, **asking.body}
 
     def record(self) -> dict[str, Any]:
-        """Settings, prompt and usage, for a report."""
+        """The judge's settings, prompt and usage so far, for a report."""
         return {
             "identity": self.identity,
             "url": self.endpoint.url,
@@ -165,16 +165,16 @@ class LLMJudge:
         }
 
     def estimate(self, comparisons: Iterable[AnswerPair]) -> Estimate:
-        """Estimates the calls and the cost of `compare`; asks nothing."""
+        """Estimates the calls and the cost of `compare` on these comparisons, without any call."""
         pairs = list(comparisons)
         return self._estimate(pairs, self._missing(pairs))
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Yields a verdict for each pair, in order, as soon as it is known.
+        """Yields a verdict for each pair, in order, as soon as the replies for the pair are there.
 
         Raises:
-            ConfigError: reading alone would cost more than `max_cost`, raised before the first call; or the server
-                refuses the key or does not know the model.
+            ConfigError: the tokens read would alone cost more than `max_cost`, found before the first call; or the
+                server refuses the key or does not know the model.
             InputError: no server answers, every call fails, or a long streak of calls fails for one reason, which the
                 message names. Replies so far are cached.
             Interrupted: the next call could exceed `max_cost`. Replies so far are cached.
@@ -210,9 +210,9 @@ class LLMJudge:
         return range(self.asking.run, self.asking.run + self.asking.runs)
 
     def _showings(self, pair: AnswerPair, run: int) -> list[_Showing]:
-        """Both orders of the pair, or one. Exchanging the pair's answers exchanges the keys."""
+        """The calls for a pair in one run: two orders, or one by the settings; exchanged answers exchange the keys."""
         shown = [(pair.first, pair.second), (pair.second, pair.first)][: 2 if self.asking.orders == "both" else 1]
-        # Orders and prices are left out of the key: a run in one order reuses half the replies of a run in both.
+        # The key leaves out `orders` and prices: a run in one order reuses half the replies of a run in both.
         asking = self.asking
         who = json.dumps([self.endpoint.url, asking.model, self._sampling, run], sort_keys=True)
         return [_Showing(cache_key(who, self.prompt.digest, pair.prompt, *texts), pair, texts) for texts in shown]
@@ -256,7 +256,7 @@ class LLMJudge:
     # ------------------------------------------------------------------ requests and replies
 
     def _ask(self, missing: Sequence[_Showing], failures: dict[str, str]) -> Iterator[None]:
-        """Asks about all showings; yields after each reply, which is then cached or among the failures."""
+        """Sends the calls whose reply is missing; yields after each, its reply cached or its error in `failures`."""
         at, in_a_row = 0, list[str]()
         while at < len(missing):
             sent: list[_Body] = []
@@ -290,7 +290,7 @@ class LLMJudge:
         return InputError(what, where=self.endpoint.url, fix=fix)
 
     def _affordable(self, waiting: Sequence[_Showing], sent: list[_Body]) -> Iterator[_Body]:
-        """Yields requests while the maximum cost of all requests under way stays within the limit."""
+        """Yields the requests of waiting calls, and adds them to `sent`, while their maximum cost fits `max_cost`."""
         limit = float("inf") if self.asking.max_cost is None else self.asking.max_cost
         for showing in waiting:
             body = self._body(showing)
@@ -310,11 +310,11 @@ class LLMJudge:
         return _Body(showing, nonce, most, {key: value for key, value in content.items() if value is not None})
 
     def _keep(self, body: Mapping[str, Any], found: _Reply) -> None:
-        assert isinstance(body, _Body)  # `_ask` sends no other
+        assert isinstance(body, _Body)  # `_ask` sends no other type of body
         label, reason = self.prompt.read(found.text, body.nonce)
         if reason and found.truncated:
             reason = f"{reason} in {self.asking.longest} tokens"
-        # The nonce belongs to this call alone; without it equal replies are cached as equal.
+        # Each call has its own nonce; replacing it makes equal replies equal in the cache.
         text = found.text.replace(body.nonce, "NONCE")
         self._count(body, found)
         reply = CachedReply(label, reason, text, found.model, found.tokens_in, found.tokens_out)
@@ -350,7 +350,7 @@ def _commonest(reasons: Iterable[str]) -> str:
 
 
 def _read(answer: Any) -> _Reply:
-    """The parts of a server's answer that a verdict needs.
+    """Takes the text, model name and token counts from a server's answer, and whether the text was cut off.
 
     Raises:
         UnusableAnswer: the message's content is not text.
@@ -363,5 +363,5 @@ def _read(answer: Any) -> _Reply:
     usage = answer.get("usage")
     counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
     read, wrote = (count if type(count) is int else None for count in counts)
-    # A model that refuses, or spends all its tokens on reasoning, sends null: paid for, and unscored.
+    # A model that refuses, or spends all its tokens on reasoning, sends null; the call still costs money.
     return _Reply(text or "", choice.get("finish_reason") == "length", str(answer.get("model") or ""), read, wrote)

@@ -17,15 +17,17 @@ AnyJudge = Judge | PairJudge
 
 
 def compares(judge: AnyJudge) -> TypeGuard[PairJudge]:
-    """Whether a judge compares two answers."""
+    """True if the judge compares two answers, False if it scores single answers."""
     return hasattr(judge, "compare")
 
 
 def load_judges(names: Sequence[str], llm: LLMSettings, runs: int = 1) -> dict[str, AnyJudge]:
-    """Loads several judges by name, in their order.
+    """Loads several judges, of single answers or of pairs; returns name → judge in the order of `names`.
+
+    `llm` holds the settings of the judge named "llm", `runs` the number of times that judge is asked.
 
     Raises:
-        ConfigError: a judge cannot be loaded, or a setting of judge llm without that judge.
+        ConfigError: a judge cannot be loaded, or `llm` has settings although no judge is named "llm".
         InputError: a file or model cannot be read.
     """
     if LLM not in names:
@@ -37,11 +39,11 @@ def load_judges(names: Sequence[str], llm: LLMSettings, runs: int = 1) -> dict[s
 
 
 def load_any_judge(name: str, llm: LLMSettings | None = None, runs: int = 1) -> AnyJudge:
-    """Loads a judge of single answers if the name is one, otherwise a judge of two.
+    """Loads the named judge: a judge of single answers if the name is one's, otherwise a judge of two answers.
 
     Args:
-        llm: settings of judge llm.
-        runs: number of times everything is asked.
+        llm: settings of the judge named "llm"; other judges ignore them.
+        runs: number of times the judge named "llm" is asked about every pair.
 
     Raises:
         ConfigError: the judge does not exist, or `llm` lacks a server or a model.
@@ -59,10 +61,10 @@ def load_any_judge(name: str, llm: LLMSettings | None = None, runs: int = 1) -> 
 
 @dataclass(frozen=True)
 class ScoreJudge:
-    """A judge of single answers as a judge of two: the higher score wins, equal scores tie.
+    """A wrapper that makes a judge of single answers a `PairJudge`: the higher score wins, equal scores tie.
 
     Attributes:
-        identity: the judge's name; a function has no settings.
+        identity: the judge's name, which identifies it because a function has no settings.
         judge: the function that scores each answer.
 
     Example:
@@ -76,7 +78,7 @@ class ScoreJudge:
     judge: Judge
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Yields a verdict for each pair.
+        """Scores both answers of each pair and yields one verdict per pair, in order.
 
         Raises:
             DataError: the judge cannot use the gold answer.
@@ -133,15 +135,16 @@ def load_pair_judge(name: str, llm: LLMSettings | None = None) -> PairJudge:
 
 
 def judge_from(settings: JudgeSettings, run: int = 0, runs: int = 1) -> PairJudge:
-    """Loads the judge of two answers that the settings name.
+    """Loads the judge of two answers named by the settings.
 
     Args:
-        run: for judge llm, the number of the run; another number asks everything again.
-        runs: for judge llm, the number of runs.
+        settings: name of the judge, and the settings of the judge "llm".
+        run: for the judge "llm", the number of the run; another number asks about every pair again.
+        runs: for the judge "llm", the number of times that each pair is asked about.
 
     Raises:
         UsageError: no judge is named.
-        ConfigError: an unknown judge, or settings that the judge does not use.
+        ConfigError: an unknown judge, or settings of "llm" for another judge.
         InputError: a file or a model cannot be read.
 
     Example:

@@ -30,10 +30,10 @@ from srpo.data.values import Prompt, prompt_text
 from srpo.errors import ConfigError, InputError, did_you_mean
 
 FOLDER = Path(__file__).with_name("prompts")
-TEXTS = ("prompt", "A", "B")  # placeholders: each once, in the user message
-RULES = ("fence", "verdict")  # placeholders: each once, in either message
+TEXTS = ("prompt", "A", "B")  # placeholders for texts: each occurs once, in the user message
+RULES = ("fence", "verdict")  # placeholders for instructions: each occurs once, in the system or the user message
 WORTH = {0.0, 0.5, 1.0}
-MARKUP = " \t*_`:\"'[](){}."  # characters that models put around a word
+MARKUP = " \t*_`:\"'[](){}."  # characters that models put around a label, as in **A**
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w*)\s*\}\}")
 
 FENCE = (
@@ -50,12 +50,12 @@ VERDICT = (
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A judge's instructions.
+    """A record of the instructions to a language model that judges two answers, A and B.
 
     Attributes:
         name: the prompt's name in reports.
-        verdicts: label → its worth to the answer shown first: 1, ½ or 0.
-        system, user: the messages, with placeholders for the texts.
+        verdicts: label that the model may answer → score of the answer shown first (A): 1, ½ or 0.
+        system, user: text of the two messages, with placeholders such as {{A}}.
 
     Example:
         >>> prompt = load_prompt("general")
@@ -72,12 +72,12 @@ class JudgePrompt:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of a hash over the messages, the labels and the rules of fence and verdict."""
+        """Twelve hexadecimal digits of a hash over the messages, the labels and the texts of fence and verdict."""
         parts = repr((sorted(self.verdicts.items()), self.system, self.user, FENCE, VERDICT))
         return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
     def messages(self, prompt: Prompt, shown_first: str, shown_second: str, nonce: str) -> list[dict[str, str]]:
-        """The messages of one call."""
+        """The system and user messages of one call, with the prompt, both answers and the call's nonce inserted."""
         labels = list(self.verdicts)
         filled = {
             "fence": FENCE.format(nonce=nonce),
@@ -86,12 +86,12 @@ class JudgePrompt:
             "A": _fenced(shown_first, nonce),
             "B": _fenced(shown_second, nonce),
         }
-        # One pass: placeholders inside the inserted texts are left as they are.
+        # One pass, because a second one would replace placeholders inside the inserted texts.
         parts = [_PLACEHOLDER.sub(lambda place: filled[place[1]], part) for part in (self.system, self.user)]
         return [{"role": "system", "content": parts[0]}, {"role": "user", "content": parts[1]}]
 
     def read(self, reply: str, nonce: str) -> tuple[str, str]:
-        """(label, "") for a reply with a verdict, or ("", reason) for a reply without one."""
+        """(label, "") if the reply has a verdict with this call's nonce, otherwise ("", reason)."""
         visible = "".join(letter for letter in reply if unicodedata.category(letter) != "Cf")
         if not visible.strip():
             return "", "an empty reply"
@@ -116,7 +116,7 @@ def nonce_for(*texts: str) -> str:
 
 
 def load_prompt(name: str) -> JudgePrompt:
-    """Loads a shipped prompt by its name, or the prompt in a file.
+    """Loads a judge prompt; `name` is a shipped prompt's name or the path of a prompt file.
 
     Raises:
         ConfigError: no such prompt, or the file does not have the form shown at the top of this module.
@@ -135,7 +135,7 @@ def load_prompt(name: str) -> JudgePrompt:
 
 
 def parse_prompt(text: str, *, where: str) -> JudgePrompt:
-    """Parses the text of a prompt file.
+    """Parses the text of a judge prompt file; `where` is the file's name for error messages.
 
     Raises:
         ConfigError: the text does not have the form shown at the top of this module.

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class RewardModel:
-    """Scores single answers and compares two answers by their rewards.
+    """A judge, by a sequence classifier, of single answers (as a function) and of two answers (`PairJudge`).
 
     A tokenizer with a chat template renders the conversation, prompt first and answer last. Without a template, prompt
-    and answer are encoded as a pair of texts, the format such classifiers are trained in.
+    and answer are encoded as a pair of texts, the format in which such classifiers are trained.
 
     Args:
         path: a folder or hub name; only safetensors weights are read.
-        batch_size: answers scored together.
+        batch_size: number of answers scored together.
         device: the device's name; "" selects a GPU if there is one.
 
     Raises:
@@ -41,16 +41,16 @@ class RewardModel:
 
     @property
     def identity(self) -> str:
-        """The judge's name in a report."""
+        """The judge's name in a report: "reward model" and the model's path."""
         return f"reward model {self.path}"
 
     def __call__(self, prompt: Prompt, answer: str, gold: object, /) -> float:
-        """σ(reward), in (0, 1); the gold answer is not used."""
+        """Score of one answer: σ(reward of the answer), in (0, 1); the gold answer is not used."""
         reward = self.rewards([(prompt, answer)])[0]
         return 1 / (1 + math.exp(-reward)) if reward > -700 else 0.0
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Yields a verdict for each pair: the larger reward wins, equal rewards tie."""
+        """Yields a verdict for each pair, in order: the answer with the larger reward wins, equal rewards tie."""
         pairs = list(comparisons)
         rows = {(repr(pair.prompt), text): (pair.prompt, text) for pair in pairs for text in (pair.first, pair.second)}
         rewards = dict(zip(rows, self.rewards(list(rows.values())), strict=True))
@@ -59,7 +59,7 @@ class RewardModel:
             yield prefer_higher(pair, first, second, ".4f")
 
     def rewards(self, rows: Sequence[tuple[Prompt, str]]) -> list[float]:
-        """The reward of each (prompt, answer), any finite number.
+        """The reward of each row (prompt, answer): the classifier's output, any finite number.
 
         Raises:
             LengthError: a row is longer than the model's context; nothing is cut.
@@ -69,7 +69,7 @@ class RewardModel:
 
         encoded = [self._encode(prompt, answer) for prompt, answer in rows]
         size = self.batch_size if self.tokenizer.pad_token_id is not None else 1
-        # Sorting by length reduces padding, and gives the same batches whatever the order of the rows.
+        # Sorting by length reduces padding, and makes the batches independent of the order of the rows.
         order = sorted(range(len(rows)), key=lambda row: len(encoded[row]["input_ids"]))
         found = [0.0] * len(rows)
         for start in range(0, len(rows), size):
@@ -90,7 +90,7 @@ class RewardModel:
             before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             turns = [*before, {"role": "assistant", "content": answer}]
             text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            encoded = self.tokenizer(text, add_special_tokens=False)  # the template has written the special tokens
+            encoded = self.tokenizer(text, add_special_tokens=False)  # the chat template wrote the special tokens
         else:
             asked = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
             encoded = self.tokenizer(asked, answer)

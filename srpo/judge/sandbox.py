@@ -33,14 +33,14 @@ _NAMESPACES = ("--net", "--pid", "--ipc", "--fork", "--kill-child", "--")
 
 
 class Limits(NamedTuple):
-    """Limits of one run.
+    """A record of the limits for one run of untrusted code.
 
     Attributes:
-        seconds: processor seconds.
-        wait: seconds on the clock, the start of the interpreter included.
-        memory: bytes of address space.
-        file_size: bytes of one file; the report of success needs 64.
-        processes: processes and threads, counted inside the namespace only.
+        seconds: processor time in seconds.
+        wait: elapsed time in seconds, the start of the interpreter included.
+        memory: address space in bytes.
+        file_size: largest file in bytes; at least 64, which the report of success needs.
+        processes: number of processes and threads; ignored on a system without namespaces.
     """
 
     seconds: int = 5
@@ -54,14 +54,14 @@ DEFAULT = Limits()
 
 
 class Job(NamedTuple):
-    """Code to run.
+    """A record of untrusted code and the tests to run on it.
 
     Attributes:
         answer: the untrusted code, executed first.
-        tests: test code, executed in the names that the answer defines.
+        tests: test code, executed after the answer with the names that the answer defines.
         functions: names of the answer's functions that the tests call.
         known: names that occur in the tests; results may be objects of classes with these names.
-        entry_point: function to pass to the tests' own `check`; empty if the tests run by themselves.
+        entry_point: name of the function passed to `check`, which the tests define; empty for tests without `check`.
     """
 
     answer: str
@@ -72,10 +72,10 @@ class Job(NamedTuple):
 
 
 def passes(job: Job, limits: Limits = DEFAULT) -> bool:
-    """True if the answer and all its tests end without an error and within the limits.
+    """Runs the job in a new process; True if the answer and all tests end without error within the limits.
 
     Raises:
-        ConfigError: the system is not POSIX, or a trivial job fails here, so that every score would be 0.
+        ConfigError: the system is not POSIX, or even a trivial job fails, so that every score would be 0.
 
     Example:
         >>> passes(Job("def double(x): return 2 * x", "assert double(2) == 4"))
@@ -98,7 +98,7 @@ def _expect_working() -> None:
 
 def _run(job: Job, limits: Limits) -> bool:
     token, namespaces = secrets.token_hex(16), _namespaces()
-    allowed = limits if namespaces else limits._replace(processes=0)  # outside, the user's own processes would count
+    allowed = limits if namespaces else limits._replace(processes=0)  # the limit would count all the user's processes
     content = json.dumps({**job._asdict(), "token": token, "limits": allowed}).encode()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as report:
         process = subprocess.Popen(
@@ -123,7 +123,7 @@ def _run(job: Job, limits: Limits) -> bool:
 
 @functools.cache
 def _namespaces() -> tuple[str, ...]:
-    """The command that starts a process in namespaces of its own; empty where the system has none."""
+    """Words of a command that starts a process in new Linux namespaces; empty where the system forbids them."""
     for user in (("--user", "--map-root-user"), ()):
         command = ("unshare", *user, *_NAMESPACES)
         try:

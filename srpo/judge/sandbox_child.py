@@ -17,19 +17,19 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # Linux system calls, the same on every processor
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446  # numbers of Linux system calls, the same on every processor
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for every class that Python code makes
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_DENIED = (  # audit events, by their beginning
+_DENIED = (  # beginnings of the names of forbidden audit events
     *("socket.", "subprocess.", "ctypes.", "pty.", "mmap.", "sqlite3.", "resource.setrlimit", "resource.prlimit"),
     *("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill", "signal.pthread_kill", "shutil."),
     *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.ch", "os.utime"),
 )
-_DENIED_MODULES = {"ctypes", "_ctypes", "_posixsubprocess", "_posixshmem"}  # they act without an audit event
+_DENIED_MODULES = {"ctypes", "_ctypes", "_posixsubprocess", "_posixshmem"}  # they raise no audit events
 
 
 def limit(seconds: int, wait: float, memory: int, file_size: int, processes: int) -> None:
-    """Sets the kernel's limits, see `sandbox.Limits`; 0 processes leave their number as it is."""
+    """Sets this process's limits in the kernel (`sandbox.Limits`); `processes` 0 sets no limit of processes."""
     wanted = {"CPU": seconds, "FSIZE": file_size, "NOFILE": 64, "CORE": 0}
     if sys.platform == "linux":  # macOS rejects a limit of the address space
         wanted["AS"] = memory
@@ -47,7 +47,7 @@ def forbid_writing() -> bool:
     version = libc.syscall(_CREATE_RULESET, None, 0, 1) if sys.platform == "linux" else -1
     if version < 1:
         return False
-    # Rights to write, remove and make files of all kinds; later versions add linking, truncating, and TCP.
+    # Landlock's rights to write, remove and make files; its later versions add linking, truncating and TCP.
     files = 0b1_1111_1111_0010 | (0b10 << 12) * (version >= 2) | (0b100 << 12) * (version >= 3)
     rights = (ctypes.c_uint64 * 2)(files, 0b11)
     rules = libc.syscall(_CREATE_RULESET, rights, 16 if version >= 4 else 8, 0)
@@ -55,7 +55,10 @@ def forbid_writing() -> bool:
 
 
 def audit(event: str, args: tuple[Any, ...], denied: tuple[str, ...] = _DENIED, writing: int = _WRITING) -> None:
-    """Denies network, processes, native code and every change of a file; an audit hook cannot be removed."""
+    """Python audit hook: raises an error on network, processes, native code and every change of a file.
+
+    Code cannot remove an audit hook. `denied` holds the beginnings of forbidden events, `writing` the open flags.
+    """
     forbidden = event.startswith(denied)
     if event == "open":
         forbidden = args[0] != "/dev/null" and bool(args[2] & writing)
@@ -67,9 +70,9 @@ def audit(event: str, args: tuple[Any, ...], denied: tuple[str, ...] = _DENIED, 
 
 
 def guarded(function: Callable[..., Any], known: frozenset[str]) -> Callable[..., Any]:
-    """The function, with an error for a result that contains an object of the answer's own class.
+    """Wraps a function of the answer; a result with an object of a class that the answer defines is an error.
 
-    Such a class can make every comparison true. Classes that the tests name are allowed.
+    An object of such a class can equal everything. Classes with a name in `known` are allowed.
     """
 
     @functools.wraps(function)
@@ -100,9 +103,9 @@ def _expect_known_types(result: object, known: frozenset[str]) -> None:
 
 
 def run(job: Mapping[str, Any]) -> None:
-    """Executes the answer as a module, then the tests in a copy of its names."""
+    """Executes the answer as a module, then its tests in a copy of the module's names; `job` has a Job's fields."""
     answer, originals = types.ModuleType("answer"), dict(vars(builtins))
-    sys.modules["answer"] = answer  # dataclasses look their module up
+    sys.modules["answer"] = answer  # `dataclass` looks its module up in sys.modules
     exec(compile(job["answer"], "answer.py", "exec"), vars(answer))
     vars(builtins).update(originals)
     scope = dict(vars(answer))
@@ -116,7 +119,7 @@ def run(job: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Runs the job on standard input."""
+    """Limits this process, then runs the job that it reads as JSON from standard input."""
     job = json.loads(sys.stdin.buffer.read())
     report, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -129,7 +132,7 @@ def main() -> None:
         sys.modules.pop(name, None)
     run(job)
     os.write(report, token)
-    os._exit(0)  # without waiting for threads of the answer
+    os._exit(0)  # sys.exit would wait for threads that the answer started
 
 
 if __name__ == "__main__":

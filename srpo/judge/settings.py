@@ -13,16 +13,16 @@ from srpo.settings import expect_valid, part, setting
 
 LLM = "llm"
 MILLION = 1_000_000
-OWN_FIELDS = {"model", "messages", "stream", "n"}  # of a request; no setting may replace them
+OWN_FIELDS = {"model", "messages", "stream", "n"}  # request fields that `judge_body` may not replace
 
 
 @dataclass(frozen=True)
 class LLMSettings:
-    """A language model as a judge: server, prompt, sampling, and limits of its cost.
+    """Settings of a language model that judges: server, prompt, sampling, and limits of its cost.
 
     Attributes:
-        run: number of this run; another number asks everything again, to measure how far the judge agrees with itself.
-        runs: number of runs, counted from `run`; the first one gives the verdict.
+        run: number of this run; another number asks about every pair again, to measure the judge's self-agreement.
+        runs: how often each pair is asked about, as runs `run`, `run` + 1, …; the first run gives the verdict.
 
     Raises:
         ConfigError: a number out of range, one price without the other, or a limit without prices.
@@ -73,7 +73,7 @@ class LLMSettings:
 
     @property
     def body(self) -> Mapping[str, Any]:
-        """More fields of each request."""
+        """Fields that the user adds to the body of each request."""
         return self.endpoint.body
 
     @property
@@ -83,18 +83,18 @@ class LLMSettings:
         return max([count for count in named if type(count) is int] or [self.max_tokens])
 
     def cost(self, tokens_in: float, tokens_out: float) -> float:
-        """Cost of reading and writing tokens; 0 without prices."""
+        """Cost of reading `tokens_in` tokens and writing `tokens_out` tokens; 0 without prices."""
         return (tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)) / MILLION
 
     def record(self) -> dict[str, Any]:
-        """The settings that a report prints."""
+        """Name → value of the settings that a report prints."""
         names = ("model", "temperature", "max_tokens", "orders", "run", "runs", "price_in", "price_out", "max_cost")
         return {name: getattr(self, name) for name in (*names, "body")}
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """A judge by name, and the settings of judge llm. No judge is the default: a judge may cost money."""
+    """A record of a judge's name and the settings of judge "llm"; there is no default judge, as it may cost money."""
 
     judge: str | None = setting(
         None, "Judge of two answers: exact_match, reward:PATH, module:function, votes:FILE, llm; see docs/judges.md."
@@ -102,10 +102,10 @@ class JudgeSettings:
     llm: LLMSettings = part(LLMSettings)
 
     def expect_used(self) -> None:
-        """Checks that settings of a server are given for judge llm alone.
+        """Checks that a server or a limit of cost is given for the judge "llm" only.
 
         Raises:
-            ConfigError: another judge would ignore a server or a limit of cost.
+            ConfigError: another judge is named, which would ignore the server or the limit.
         """
         given = {
             "judge_model": self.llm.model,
@@ -117,7 +117,7 @@ class JudgeSettings:
                 raise ConfigError(f"{self.judge} asks no server", where=name, fix="name the judge llm, or leave it out")
 
     def files(self) -> dict[str, str | None]:
-        """Files that the judge reads, by flag."""
+        """Flag → path of each file that the judge reads; None where a flag names no file."""
         if self.judge == LLM:
             prompt = self.llm.prompt
             return {"--verdicts": self.llm.verdicts, "--judge_prompt": prompt if os.path.isfile(prompt) else None}

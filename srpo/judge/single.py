@@ -1,7 +1,7 @@
 """Judges of single answers: a score in [0, 1] from a prompt, an answer and the gold answer.
 
-`JUDGES` names the shipped ones; adding one is a function and its entry there. `module:function` names a judge of the
-user's own, `reward:PATH` a reward model.
+`JUDGES` maps names to the shipped judges; a new judge needs a function and an entry in `JUDGES`. The name
+`module:function` loads a user's own judge, `reward:PATH` a reward model.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from srpo.errors import ConfigError, DataError, did_you_mean
 from srpo.judge.unit_tests import unit_tests
 from srpo.statistics.edit_distance import edit_distance
 
-MATH_SECONDS = 5  # for each step of the judge `math`
+MATH_SECONDS = 5  # time limit of each step of the judge `math`
 
 
 class Judge(Protocol):
-    """A function from prompt, answer and gold answer to a score in [0, 1]."""
+    """The protocol of a judge: a function from prompt, answer and gold answer to a score in [0, 1]."""
 
     def __call__(self, prompt: Prompt, answer: str, gold: object, /) -> float: ...
 
@@ -45,7 +45,7 @@ def exact_match(prompt: Prompt, answer: str, gold: object) -> float:
 
 
 def per_character(prompt: Prompt, answer: str, gold: object) -> float:
-    """Share of positions with the gold character; missing and surplus positions count as wrong.
+    """Share of positions where the answer has the gold answer's character; missing and surplus ones are wrong.
 
     Raises:
         DataError: the gold answer is neither text nor an integer.
@@ -155,8 +155,8 @@ def json_schema(prompt: Prompt, answer: str, gold: object) -> float:
 def math(prompt: Prompt, answer: str, gold: object) -> float:
     """1 if the answer's final expression equals the gold answer mathematically, by the `math-verify` library; else 0.
 
-    Each step has 5 seconds, except outside the main thread, where the library cannot limit its time. The library takes
-    the first of several plain values ("3 or 4" counts as 3).
+    Each step may take 5 seconds; outside the main thread the library has no time limit. The library takes the first
+    of several plain values ("3 or 4" counts as 3).
 
     Raises:
         ConfigError: the library is not installed.
@@ -190,7 +190,7 @@ REWARD = "reward:"
 
 
 def load_judge(name: str) -> Judge:
-    """Loads a judge of single answers.
+    """Loads a judge of single answers by name.
 
     Args:
         name: a key of `JUDGES`, `reward:` with the path or hub name of a reward model, or `module:function`.
@@ -220,7 +220,7 @@ def import_judge(name: str, others: Sequence[str] = ()) -> Any:
     """Imports the object named by `module:name`; modules are found on Python's path and in the working folder.
 
     Args:
-        others: further valid names of judges, for the error message.
+        others: names of judges that the error message lists in addition to `JUDGES`.
 
     Raises:
         ConfigError: the module or the name does not exist.
@@ -229,7 +229,7 @@ def import_judge(name: str, others: Sequence[str] = ()) -> Any:
     module, _, function = name.partition(":")
     if not module or not function:
         raise ConfigError(f"unknown judge {name!r}", expected=expected, fix=did_you_mean(name, [*JUDGES, *others]))
-    # A console script has its own folder first on the path, not the user's. Appended, the user's shadows nothing.
+    # A console script does not search the working folder. Appended last, that folder hides no installed module.
     if "" not in sys.path:
         sys.path.append("")
     try:
@@ -239,10 +239,10 @@ def import_judge(name: str, others: Sequence[str] = ()) -> Any:
 
 
 def score_answer(judge: Judge, prompt: Prompt, answer: str, gold: object, *, where: str = "") -> float:
-    """Calls the judge and checks its score.
+    """Calls a judge of single answers and returns its score, after a check that it lies in [0, 1].
 
     Args:
-        where: the row, for the error message.
+        where: place of the answer, such as its row in a file, for the error message.
 
     Raises:
         DataError: the judge cannot use the gold answer.
@@ -252,7 +252,7 @@ def score_answer(judge: Judge, prompt: Prompt, answer: str, gold: object, *, whe
         score = judge(prompt, answer, gold)
     except DataError as error:
         raise DataError(error.what, where=where, expected=error.expected, fix=error.fix) from None
-    if not isinstance(score, bool | int | float) or not 0 <= score <= 1:  # nan fails the comparison too
+    if not isinstance(score, bool | int | float) or not 0 <= score <= 1:  # a score of nan fails this comparison too
         name = getattr(judge, "__name__", "judge")
         raise ConfigError(f"{name} returned {score!r}", where=where, expected="a number between 0 and 1")
     return float(score)
@@ -302,7 +302,7 @@ def _math_verify() -> tuple[Any, Any]:
         from math_verify import parse, verify
     except ImportError:
         raise _missing("math-verify", "math", "judges") from None
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs whole answers when their time is up
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # math_verify logs the whole answer after a timeout
     parts = (parse(text, parsing_timeout=None) for text in ("$(x+1)^2$", "$x^2+2x+1$"))
     verify(*parts, timeout_seconds=None)  # the first use loads tables, which must not count as an answer's time
     return parse, verify
@@ -330,7 +330,7 @@ def _validator(schema: str) -> _Validator:
     except (ValueError, RecursionError, jsonschema.SchemaError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"the gold answer is not a JSON schema: {reason}", expected="an object") from None
-    # An empty registry knows the standard's own schemas only, and fetches nothing.
+    # An empty registry fetches no schema from the network; it knows only the standard's own schemas.
     validator = kind(wanted, registry=referencing.Registry(), format_checker=kind.FORMAT_CHECKER)
     return _Validator(validator.is_valid, Unresolvable)
 

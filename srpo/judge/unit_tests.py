@@ -19,14 +19,14 @@ def unit_tests(prompt: Prompt, answer: str, gold: object) -> float:
     """1 if the answer's code passes every test, else 0; the code runs in a sandbox with limits.
 
     Args:
-        answer: code, a completion of the prompt's code, or text with fenced code. Of several blocks, the last one that
-            defines the tested function counts.
+        answer: code, a completion of the prompt's code, or text with fenced code. Of several blocks, the last one
+            that defines the tested function counts.
         gold: MBPP's `test_list`, HumanEval's `test`, other test code, or an object with these keys and optionally
-            `test_setup_code`, `test_imports` and `entry_point`. Without `entry_point`, `check` gets the last function
-            that the prompt defines.
+            `test_setup_code`, `test_imports` and `entry_point`. Without `entry_point`, the tests' `check` gets the
+            last function that the prompt defines.
 
     Raises:
-        DataError: the gold answer has another form, or is not Python code.
+        DataError: the gold answer has a form other than these, or is not Python code.
         ConfigError: the system is not POSIX.
 
     Example:
@@ -51,7 +51,7 @@ def unit_tests(prompt: Prompt, answer: str, gold: object) -> float:
 
 
 def _tests(gold: object) -> tuple[str, str]:
-    """Test code and entry point of a gold answer."""
+    """Test code in a gold answer, and the name of the tested function, "" if the gold answer has no `entry_point`."""
     parts: list[object] = [gold]
     entry_point = ""
     if isinstance(gold, Mapping):
@@ -65,13 +65,16 @@ def _tests(gold: object) -> tuple[str, str]:
 
 
 def _code(start: str, answer: str, functions: list[str]) -> str:
-    """The program to test: the answer's code, after the prompt's own code where the prompt is code."""
+    """The program to test: the code in `answer`, after the prompt's text `start` where the prompt is code.
+
+    Of several code blocks, the last one that defines one of the tested `functions` is taken.
+    """
     answer = answer.replace("\r\n", "\n")
     blocks = _FENCE.findall(answer) or [answer]
     wanted = [block for block in blocks if any(re.search(rf"^def {name}\b", block, re.MULTILINE) for name in functions)]
     code = (wanted or blocks)[-1]
     stub = f"{start.rstrip()}\n    pass\n"  # HumanEval's prompts end in a docstring; an empty body completes them
-    # The answer itself is not parsed here: hostile code can crash Python's parser.
+    # Only the prompt is parsed in this process: a hostile answer can crash Python's parser.
     if "def " not in start or _parsed(stub) is None:
         return code
     return f"{stub}\n{code}" if wanted else start + code

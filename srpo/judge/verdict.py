@@ -18,11 +18,11 @@ from srpo.errors import DataError
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """A prompt and two answers to compare.
+    """A record of a prompt and two answers that a judge compares.
 
     Attributes:
-        prompt: text, or the messages before the answers.
-        first, second: the answers; their order carries no meaning to a judge.
+        prompt: text, or the list of chat messages before the answer.
+        first, second: texts of the answers; a judge must not favour one for its place.
         gold: the reference answer, for judges that score each answer against it; language models never see it.
     """
 
@@ -33,17 +33,17 @@ class AnswerPair:
 
     @property
     def identical(self) -> bool:
-        """True if both texts are equal; such a pair ties without asking the judge."""
+        """True if the texts of both answers are equal; such a pair ties without asking the judge."""
         return self.first == self.second
 
 
 class OrderVerdict(NamedTuple):
-    """The verdict for one order of presentation.
+    """A record of the verdict on two answers that were shown in one order.
 
     Attributes:
-        score: as seen from `AnswerPair.first`, whichever answer was shown first.
-        label: the judge's own word.
-        reason: why `score` is None; otherwise empty.
+        score: 1 if `AnswerPair.first` is better, whichever answer was shown first; ½ tie, 0 worse, None unscored.
+        label: the verdict in the judge's own word, such as "A".
+        reason: why `score` is None; empty if there is a score.
     """
 
     score: float | None
@@ -53,11 +53,11 @@ class OrderVerdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one comparison.
+    """A record of a judge's verdict on one pair of answers.
 
     Attributes:
-        score: 1 first better, ½ tie, 0 second better, None unscored.
-        orders: verdicts with `first` shown first, then with `second` shown first; shorter if an order was not asked.
+        score: 1 if the first answer is better, ½ for a tie, 0 if the second is better, None if unscored.
+        orders: verdict with the first answer shown first, then with the second shown first; shorter if not asked.
         reason: why the pair is unscored, or why it ties without the judge calling it a tie; otherwise empty.
         again: scores from repeated runs of the same comparison; empty if it was asked once.
     """
@@ -69,20 +69,20 @@ class Verdict:
 
     @property
     def flipped(self) -> bool | None:
-        """True if the two orders disagree; None unless both were asked and scored."""
+        """True if the verdicts of the two orders of showing differ; None unless both orders have a score."""
         scores = [order.score for order in self.orders]
         return None if len(scores) != 2 or None in scores else scores[0] != scores[1]
 
     @property
     def contradicted(self) -> float | None:
-        """Share of the pairs of runs with different verdicts; None with fewer than two readable runs."""
+        """Over pairs of repeated runs, the share with different verdicts; None with fewer than two scored runs."""
         read = [score for score in (self.score, *self.again) if score is not None]
         pairs = list(combinations(read, 2))
         return sum(a != b for a, b in pairs) / len(pairs) if pairs else None
 
 
 class PairJudge(Protocol):
-    """A judge that compares two answers.
+    """The protocol of a judge that compares two answers.
 
     Attributes:
         identity: everything its verdicts depend on, in one line without secrets: name, model, template, temperature.
@@ -93,7 +93,7 @@ class PairJudge(Protocol):
     def identity(self) -> str: ...
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Yields one verdict for each pair, in order."""
+        """Yields one verdict for each pair of answers, in order."""
         ...
 
 
@@ -101,7 +101,9 @@ TIE = Verdict(0.5, reason="identical texts")
 
 
 def combine(orders: Sequence[OrderVerdict]) -> Verdict:
-    """Combines the orders: equal scores keep their score, different scores tie, one unscored order leaves it unscored.
+    """Combines the verdicts of both orders of showing: equal scores keep their score, different scores tie.
+
+    One unscored order leaves the whole verdict unscored, and so does an empty list.
 
     A judge that prefers the answer shown first in both orders has compared positions, not answers.
 
@@ -125,7 +127,7 @@ def expect_verdicts(comparisons: Sequence[AnswerPair], verdicts: Sequence[Verdic
     """Checks that a judge scored at least one pair with different texts.
 
     Raises:
-        DataError: every such pair is unscored; the message has the commonest reason.
+        DataError: every pair with different texts is unscored; the message has the commonest reason.
     """
     asked = [verdict for pair, verdict in zip(comparisons, verdicts, strict=True) if not pair.identical]
     if asked and all(verdict.score is None for verdict in asked):
@@ -138,9 +140,10 @@ def expect_verdicts(comparisons: Sequence[AnswerPair], verdicts: Sequence[Verdic
 
 
 def prefer_higher(pair: AnswerPair, first: float, second: float, form: str = "g") -> Verdict:
-    """The verdict from two separate scores: the higher one wins, equal scores tie. The order shown cannot matter.
+    """The verdict on a pair whose answers were scored separately: the higher score wins, equal scores tie.
 
     Args:
+        first, second: scores of the first and the second answer.
         form: format of the scores in the verdict's label.
     """
     score = 0.5 + 0.5 * ((first > second) - (first < second))

@@ -21,15 +21,15 @@ log = logging.getLogger("srpo")
 
 @dataclass(frozen=True)
 class CachedReply:
-    """One reply.
+    """A record of one cached reply of a judge, or of a whole verdict.
 
     Attributes:
         label: the verdict in the judge's own word; empty if the reply has no readable verdict.
-        reason: why the verdict is missing.
-        reply: the full text.
+        reason: why the reply has no readable verdict.
+        reply: the full text of the reply.
         model: the model's name in the server's answer.
-        tokens_in, tokens_out: the server's own counts; None if the server did not count.
-        orders: the verdict of each order, for a cached whole verdict; see `Verdict`.
+        tokens_in, tokens_out: tokens read and written by the server's count; None if it did not count.
+        orders: the verdict of each order of showing if a whole `Verdict` is cached, otherwise empty.
     """
 
     label: str
@@ -42,13 +42,13 @@ class CachedReply:
 
 
 class VerdictCache:
-    """Replies by key.
+    """A store of judges' replies by `cache_key`, in memory and in an append-only file.
 
     Args:
-        path: the file, made when the first reply is added; None keeps replies in memory only.
+        path: the cache file, made when the first reply is added; None keeps replies in memory only.
 
     Attributes:
-        skipped: lines of the file that could not be read.
+        skipped: number of lines in the file that could not be read.
 
     Raises:
         InputError: the file cannot be read.
@@ -73,11 +73,11 @@ class VerdictCache:
         return len(self._replies)
 
     def get(self, key: str) -> CachedReply | None:
-        """The cached reply, or None."""
+        """The cached reply with that key, or None."""
         return self._replies.get(key)
 
     def add(self, key: str, reply: CachedReply) -> None:
-        """Adds a reply; afterwards, killing the process does not lose the reply.
+        """Adds a reply and writes it to the file; killing the process afterwards does not lose it.
 
         Raises:
             OutputError: the file cannot be written.
@@ -88,18 +88,21 @@ class VerdictCache:
 
 
 def cache_key(identity: str, template: str, prompt: Prompt, shown_first: str, shown_second: str) -> str:
-    """The SHA-256 of everything a reply depends on: judge, wording, prompt, answers and the order shown."""
+    """The SHA-256 of everything that a reply depends on, as hexadecimal digits.
+
+    `identity` is the judge's, `template` the digest of its instructions; the answers are in the order shown.
+    """
     parts = json.dumps([identity, template, prompt, shown_first, shown_second], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
 class CachingJudge:
-    """A judge whose verdicts are cached as they arrive, so that a resumed run does not ask again.
+    """A wrapper of a judge that caches its verdicts as they arrive, so that a resumed run does not ask again.
 
     Unscored pairs are not cached and are asked again, because the server may have failed.
 
     Args:
-        judge: the judge to ask.
+        judge: the wrapped judge, asked about pairs that are not cached.
         path: the cache file; see `VerdictCache`.
     """
 
@@ -108,11 +111,11 @@ class CachingJudge:
 
     @property
     def identity(self) -> str:
-        """The identity of the judge asked."""
+        """The identity of the wrapped judge."""
         return self.judge.identity
 
     def forecast(self, comparisons: Iterable[AnswerPair]) -> str:
-        """One line with the number of pairs to ask about, and their cost if the judge knows it; asks nothing.
+        """One line with the number of pairs not yet cached, and their cost if the judge can estimate it; no calls.
 
         Example:
             >>> from srpo.judge.load import load_pair_judge
@@ -128,7 +131,7 @@ class CachingJudge:
         return f"{line}; {estimate(missing.values()).price}" if estimate is not None else line
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Yields verdicts in order, cached ones without asking."""
+        """Yields one verdict per pair, in order; asks the wrapped judge only about pairs that are not cached."""
         pairs = list(comparisons)
         cached = [self.cache.get(self._key(pair)) for pair in pairs]
         fresh = iter(self.judge.compare([pair for pair, reply in zip(pairs, cached, strict=True) if reply is None]))
@@ -140,7 +143,7 @@ class CachingJudge:
             if verdict.score is not None:
                 self.cache.add(self._key(pair), CachedReply(str(verdict.score), verdict.reason, orders=verdict.orders))
             yield verdict
-        for _ in fresh:  # a judge may raise an error after its last verdict
+        for _ in fresh:  # runs the wrapped judge to its end: it may raise an error after its last verdict
             pass
 
     def _key(self, pair: AnswerPair) -> str:

@@ -1,4 +1,4 @@
-"""People as judges: their votes on two answers, from a file.
+"""People as judges: reads and writes files with their votes on two answers.
 
 Each line of a vote file is one comparison, `{"prompt": …, "first": …, "second": …, "vote": "first"}`. The vote is
 "first", "second" or "tie", or null until somebody has voted.
@@ -20,7 +20,9 @@ SCORES = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
 class Votes:
-    """Votes from a file as a judge; a comparison without a vote is unscored.
+    """A `PairJudge` whose verdicts are people's votes, read from a file; a pair without a vote is unscored.
+
+    `path` is the vote file, JSON lines with the keys prompt, first, second and vote.
 
     Raises:
         InputError: the file cannot be read.
@@ -35,11 +37,11 @@ class Votes:
 
     @property
     def identity(self) -> str:
-        """The file's name without its folder, which may change."""
+        """The judge's identity: "votes in" and the vote file's name without its folder, which may change."""
         return f"votes in {Path(self.path).name}"
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Yields the votes on these pairs; a vote on the exchanged pair counts too."""
+        """Yields the vote on each pair, in order; a vote on the same answers in the other order counts too."""
         for pair in comparisons:
             score = self._votes.get(_key(pair.prompt, pair.first, pair.second))
             if pair.identical:
@@ -64,7 +66,7 @@ class Votes:
 
 
 def write_questions(comparisons: Iterable[AnswerPair], target: str) -> None:
-    """Writes a vote file without votes.
+    """Writes the file `target` for people to fill in: one line per comparison, with a null vote.
 
     Raises:
         OutputError: the file cannot be written.
