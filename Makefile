@@ -15,7 +15,7 @@ demo: .venv/core ## the whole story on a generated task, offline, on a CPU; resu
 	$(OFFLINE) $(BIN)/srpo demo --output_dir runs/demo
 
 test: .venv/core ## every test but the long sweeps
-	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not sweep and not faults and not families'
+	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations 10 -m 'not sweep and not faults and not families'
 
 faults: .venv/core ## a run killed at every write of its saves, and other ways to die
 	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not sweep' tests/faults

@@ -16,6 +16,7 @@ from srpo import Reviser
 from srpo.cli.main import run
 from srpo.errors import DataError, InputError, UsageError
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
+from tests.warm_command import srpo_in_a_fork
 
 FEW = ["--revisions", "2", "--max_new_tokens", "6"]
 
@@ -30,8 +31,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def revised(model: str, *words: str, input: bytes = b"", **environment: str) -> tuple[int, str, str]:
-    """Exit code, output and error output of `srpo revise` in a process of its own."""
-    command = [sys.executable, "-m", "srpo", "revise", "--model_name_or_path", model, *FEW, *words]
+    """Exit code, output and error output of `srpo revise`; in a new process if the environment changes."""
+    command = ["revise", "--model_name_or_path", model, *FEW, *words]
+    if not environment:
+        warm = srpo_in_a_fork(*command, input=input)
+        return warm.returncode, warm.stdout, warm.stderr
+    command = [sys.executable, "-m", "srpo", *command]
     done = subprocess.run(command, input=input, capture_output=True, env={**os.environ, **environment})
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 

@@ -16,6 +16,7 @@ from srpo import Reviser
 from srpo.cli.main import run
 from srpo.errors import ConfigError, DataError, UsageError
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
+from tests.warm_command import srpo_in_a_fork
 
 NAMED = ["--model_name_or_path", "m", "--dataset_name", "d"]
 QUICK = ["--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true", "--logging_steps", "1"]
@@ -125,8 +126,7 @@ def test_train_writes_a_trained_model_and_the_files_for_revising(model: Path) ->
 
 def test_revise_reads_standard_input(place: Path, model: Path, trails: Path) -> None:
     settings = revise_settings(place, model, place / "piped.jsonl", input="-")
-    prompts = (place / "prompts.jsonl").read_text("utf-8")
-    done = srpo(*words_of("revise", settings), input=prompts)
+    done = srpo_in_a_fork(*words_of("revise", settings), input=(place / "prompts.jsonl").read_bytes())
     assert done.returncode == 0, done.stderr
     assert rows(place / "piped.jsonl") == rows(trails)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pytest
 from srpo.cli.main import run
 from srpo.errors import SRPOError
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.warm_command import srpo_in_a_fork
 
 GOOD = [{"prompt": f"p{i} ", "chosen": "yes", "rejected": "no"} for i in range(4)]
 QUICK = {"max_steps": 1, "report_to": "none", "use_cpu": "true", "save_strategy": "no", "disable_tqdm": "true"}
@@ -462,7 +461,7 @@ def break_beta(place: Place) -> list[str]:
 
 
 def break_prompt(place: Place) -> list[str]:
-    place.prompts.write_text(json.dumps({"prompt": "x" * 62}) + "\n", "utf-8")
+    place.prompts.write_text(json.dumps({"prompt": 5}) + "\n", "utf-8")
     return place.words("revise")
 
 
@@ -471,7 +470,7 @@ def test_a_process_exits_with_the_code_and_no_traceback(
     broken: Callable[[Place], list[str]], code: int, place: Place
 ) -> None:
     words = broken(place)
-    done = subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True)
+    done = srpo_in_a_fork(*words)
     assert done.returncode == code
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
