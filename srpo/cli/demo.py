@@ -31,7 +31,6 @@ def main(argv: list[str]) -> int:
     from pathlib import Path
 
     from rich.console import Console
-    from transformers.utils.logging import disable_progress_bar
 
     from srpo.report.cases import sample_cases
     from srpo.report.page import write_evaluation
@@ -40,7 +39,6 @@ def main(argv: list[str]) -> int:
     from srpo.tasks.demo import run_demo, settings_shown, verdict
 
     quiet_transformers()
-    disable_progress_bar()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # for a file
     config = replace(CarryConfig(), prompts=args.prompts)
     times: dict[str, float] = {}

@@ -25,7 +25,8 @@ def show_progress() -> None:
 
 
 def quiet_transformers() -> None:
-    """Keeps the warnings of transformers off standard error."""
+    """Keeps the warnings and progress bars of transformers off standard error."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -25,10 +25,13 @@ def main(argv: list[str]) -> int:
     quiet_transformers()
     show_progress()
 
+    from srpo.data.read import read_prompts
     from srpo.rounds.run import run_rounds
     from srpo.signals import signals
     from srpo.train.run import train_with
 
+    for file in filter(None, (plan.sample_prompts, plan.validation_prompts)):
+        read_prompts(file)  # the offline training comes first, and would be hours lost on a mistake in these files
     try:
         with signals.heard():
             done = run_rounds(str(settings["output_dir"]), settings, plan, judge_from(judge), train_with)

@@ -116,3 +116,20 @@ def test_the_base_of_an_adapter_that_moved_is_named(
         run(words)
     assert run([*words, "--base_model", model]) == 0
     assert capsys.readouterr().out.startswith("1+1=\n")
+
+
+def test_rounds_read_their_prompts_before_the_offline_training(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"question": "1+1="}\n')
+    words = [
+        "--model_name_or_path",
+        str(tmp_path / "no-model"),
+        "--dataset_name",
+        "d",
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    for flag in ("--sample_prompts", "--validation_prompts"):
+        with pytest.raises(DataError, match=r"p\.jsonl"):
+            run(["rounds", *words, "--judge", "numeric", flag, str(tmp_path / "p.jsonl")])
+    with pytest.raises(InputError, match="no-model"):  # control: without these files the training begins
+        run(["rounds", *words, "--judge", "numeric"])

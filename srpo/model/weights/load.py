@@ -110,6 +110,7 @@ def _load_causal(path: str, named: str, options: Mapping[str, Any]) -> Any:
         options = {**options, **gguf_options(file, weights=True)}
     _expect_folder(where)
     expect_safe(Path(where), trust_remote_code=bool(options["trust_remote_code"]))
+    log.info("srpo: reading the weights of %s", named)
     try:
         config = AutoConfig.from_pretrained(where, **remote)
         model = _whole(loader_for(config), where, **options)
