@@ -36,6 +36,7 @@ class Arguments:
     dataset_test_split: str = shared("dataset_test_split")
     dataset_num_proc: int | None = shared("dataset_num_proc")
     examples: int = setting(3, "Number of rendered examples to show.")
+    base_model: str | None = shared("base_model")
     trust_remote_code: bool = shared("trust_remote_code")
     html: str | None = setting(None, "Write the findings as a page to this file as well.", metavar="FILE")
     json: bool = setting(False, "Print the findings as JSON instead of text.")
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> int:
     read = ("dataset_name", "eval_dataset_name", "revision_template")
     expect_writable({"--html": args.html}, {f"--{name}": getattr(args, name) for name in read})
     template = template_for(args.model_name_or_path, args.revision_template)
-    tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    remote = args.trust_remote_code
+    tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=remote, base_model=args.base_model)
     how = (columns_of(args.map), args.rankings)
     name, split = args.eval_dataset_name, args.dataset_test_split
     found = inspect(

@@ -41,6 +41,7 @@ class VLLMEngine:
         batch_size: Prompts passed together; vLLM forms its own batches.
         speculation: suffix, ngram, none, or auto: suffix if `arctic_inference` is installed, otherwise ngram.
         dtype: Precision, as in `load_model`.
+        base_model: Base model of an adapter, as in `load_model`.
         options: Arguments of `vllm.LLM`, such as `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`.
 
     Attributes:
@@ -61,6 +62,7 @@ class VLLMEngine:
         batch_size: int = 256,
         speculation: str = "auto",
         dtype: str = "float32",
+        base_model: str | None = None,
         **options: object,
     ) -> None:
         if speculation not in SPECULATIONS:
@@ -69,7 +71,7 @@ class VLLMEngine:
         vllm = _imported()
         self.batch_size, self.model = batch_size, model
         self.speculation = _resolved(speculation)
-        base = adapter_base(model)
+        base = adapter_base(model, base_model)
         self._adapter: Any = None
         if base is not None:
             from vllm.lora.request import LoRARequest

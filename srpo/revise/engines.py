@@ -39,7 +39,7 @@ def make_reviser(
     """
     if settings.engine not in SERVERS:
         if settings.engine == "vllm":
-            keywords |= _vllm(settings, model, reference, batch_size)
+            keywords |= _vllm(settings, model, reference, batch_size, keywords.get("base_model"))
         else:
             keywords |= {"batch_size": batch_size, "device": settings.device, "dtype": settings.dtype}
             keywords["reference"] = reference
@@ -66,10 +66,13 @@ def make_reviser(
     return Reviser(model, template=template, engine=engine, scorer=scorer, **keywords)
 
 
-def _vllm(settings: EngineSettings, model: str, reference: str | None, batch_size: int) -> dict[str, Any]:
+def _vllm(
+    settings: EngineSettings, model: str, reference: str | None, batch_size: int, base_model: str | None
+) -> dict[str, Any]:
     from srpo.generate.vllm import VLLMEngine
 
-    engine = VLLMEngine(model, batch_size=batch_size, dtype=settings.dtype, speculation=settings.speculation)
+    speculation, dtype = settings.speculation, settings.dtype
+    engine = VLLMEngine(model, batch_size=batch_size, dtype=dtype, speculation=speculation, base_model=base_model)
     scorer = None
     if reference is not None:
         scorer = RatioScorer(engine.logps, VLLMEngine(reference, dtype=settings.dtype, speculation="none").logps)

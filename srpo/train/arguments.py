@@ -20,9 +20,12 @@ class ModelArguments:
         None, "Folder or hub name of another reference; unset: the model as it is before training.", group=REFERENCE
     )
     model_revision: str = setting("main", "Branch, tag or commit of the model on the hub.", group=MODEL)
-    dtype: str = shared(
+    base_model: str | None = shared("base_model", group=MODEL)
+    dtype: str | None = shared(
         "dtype",
-        help="Precision of frozen weights: float32, bfloat16, float16, or auto: as stored; trained ones are float32.",
+        None,
+        "Precision of frozen weights: float32, bfloat16, float16, or auto: as stored; trained ones are float32. Unset: "
+        "bfloat16 for the base of a LoRA adapter where the device computes it fast, else float32.",
         group=MODEL,
     )
     attn_implementation: str | None = setting(

@@ -24,7 +24,8 @@ def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Mo
     """The reference that the user gives, loaded like the policy if it is a name; None for the policy itself."""
     if not isinstance(ref_model, str):
         return ref_model
-    options = {key: value for key, value in args.loading_options().items() if key != "revision"}  # the policy's own
+    own = ("revision", "base_model")  # of the policy
+    options = {key: value for key, value in args.loading_options().items() if key not in own}
     reference: nn.Module = load_model(ref_model, trust_remote_code=args.trust_remote_code, **options)
     return reference
 

@@ -132,9 +132,13 @@ def _trainer(
     config: SRPOConfig, model: ModelArguments, data: DataArguments
 ) -> tuple[SRPOTrainer, Source, Source | None]:
     """The trainer before its first step, with its training and evaluation sources."""
+    from srpo.model.weights.precision import base_dtype
     from srpo.train.trainer import SRPOTrainer
 
-    options = {"dtype": model.dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
+    dtype, reason = base_dtype(model.dtype or "", adapter=model.use_peft, device=config.device.type)
+    options = {"dtype": dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
+    if model.base_model:
+        options["base_model"] = model.base_model
     config.model_init_kwargs = {**options, **config.loading_options()}
     rows = _source(data, str(data.dataset_name), data.dataset_train_split)
     test_rows = _test_source(config, data)
@@ -152,6 +156,7 @@ def _trainer(
         )
     except (ValueError, ImportError) as error:  # transformers rejects a setting, or a library is missing
         raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
+    log.info("srpo: %s", reason)
     return trainer, rows, test_rows
 
 

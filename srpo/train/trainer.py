@@ -123,7 +123,8 @@ class SRPOTrainer(DurableTrainer):
             raise ConfigError("no predictions are passed on, only log-probs", where="compute_metrics", fix=fix)
         self.objective = OBJECTIVES[args.objective]
         options = args.loading_options() if isinstance(model, str) else {}
-        where = {"trust_remote_code": args.trust_remote_code, "revision": options.get("revision", "main")}
+        where = {key: options[key] for key in ("revision", "base_model") if key in options}
+        where["trust_remote_code"] = args.trust_remote_code
         if processing_class is None:
             processing_class = load_tokenizer(name_of(model), **where)
         template = template_for(name_of(model), args.revision_template)

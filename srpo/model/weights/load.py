@@ -230,23 +230,31 @@ def inference_device(name: str = "") -> torch.device:
     return torch.device(kind, int(number)) if number and kind == "cuda" else torch.device(kind)
 
 
-def load_config(path: str, *, trust_remote_code: bool = False, revision: str = "main") -> PretrainedConfig:
+def load_config(
+    path: str, *, trust_remote_code: bool = False, revision: str = "main", base_model: str | None = None
+) -> PretrainedConfig:
     """Loads the configuration of a model, or of an adapter's base; no weights are read.
 
     Raises:
         InputError: no configuration there, or only one that needs its own code.
+        ConfigError: `base_model` for a path without an adapter.
     """
     from transformers import AutoConfig
 
-    _expect_folder(path)
-    adapter = adapter_base(path)
-    for folder in filter(None, (path, adapter)):
-        expect_safe(Path(folder), trust_remote_code=trust_remote_code)
-    revision = "main" if adapter else revision
+    if adapter := find_adapter(path, base_model):
+        try:
+            return load_config(adapter.base, trust_remote_code=trust_remote_code)
+        except InputError as error:
+            raise adapter.without_base(error) from None
+    where, options = path, {"trust_remote_code": trust_remote_code, "revision": revision}
+    if file := gguf_file(path):
+        where, options = str(file.parent), {**options, "gguf_file": file.name}
+    _expect_folder(where)
+    expect_safe(Path(where), trust_remote_code=trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(adapter or path, trust_remote_code=trust_remote_code, revision=revision)
+        return AutoConfig.from_pretrained(where, **options)
     except _unreadable() as error:
-        raise _refusal("model", path, error, adapter or path) from None
+        raise _refusal("model", path, error, path) from None
 
 
 def model_context(model: nn.Module) -> int | None:
