@@ -123,7 +123,7 @@ class SRPOTrainer(DurableTrainer):
             raise ConfigError("no predictions are passed on, only log-probs", where="compute_metrics", fix=fix)
         self.objective = OBJECTIVES[args.objective]
         options = args.loading_options() if isinstance(model, str) else {}
-        where = {key: options[key] for key in ("revision", "base_model") if key in options}
+        where: dict[str, Any] = {key: options[key] for key in ("revision", "base_model") if key in options}
         where["trust_remote_code"] = args.trust_remote_code
         if processing_class is None:
             processing_class = load_tokenizer(name_of(model), **where)
