@@ -23,8 +23,8 @@ OTHERS = ("runs/", "outputs/", "my-", "site-packages/", "examples/")
 
 
 def exists(path: str) -> bool:
-    """Whether a path names a file here, below the package or below the documentation."""
-    return any((ROOT / folder / path).exists() for folder in ("", "srpo", "docs"))
+    """Whether a path names a file here, below the package, the documentation or the tests."""
+    return any((ROOT / folder / path).exists() for folder in ("", "srpo", "docs", "tests"))
 
 
 def is_module(name: str) -> bool:
