@@ -141,8 +141,10 @@ def _training_parser(verb: str, description: str, extra: Iterable[Option]) -> Fl
             action.type = partial(as_mapping, name=action.dest)
         if action.type is string_to_bool and action.nargs is None:
             action.nargs, action.const = "?", True  # a flag that may be unset, such as --bf16, needs no value either
-        if action.option_strings[0].startswith("--no_"):
+        if action.option_strings[0] == f"--no_{action.dest}":
             action.help = f"Switches --{action.dest} off."
+        if len(list(action.choices or ())) > 4:
+            action.metavar = "NAME"  # a list of forty optimisers would hide the flag
     return parser
 
 

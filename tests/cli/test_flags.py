@@ -109,3 +109,12 @@ def test_lists_and_names_take_several_words() -> None:
     parser = parser_of("evaluate", "Evaluates.", Plan)
     given = parser.parse_args(["--seeds", "1", "2", "--models", "a=x", "b=y", "--trust_remote_code"])
     assert given == argparse.Namespace(seeds=[1, 2], models=["a=x", "b=y"], trust_remote_code=True)
+
+
+def test_a_setting_whose_name_begins_with_no_is_not_taken_for_a_switch_off(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["train", "--help"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert "Switches --disable_dropout off." in page
+    assert "Switches --no_chat_template off." not in page  # control: it is a setting
+    assert "--optim NAME" in page
