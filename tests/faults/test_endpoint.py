@@ -220,13 +220,13 @@ def test_a_failed_confidence_fails_its_prompt_only(model: Path, prompts: Path) -
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"engine": "hf"}, "base_url: means nothing to engine hf"),
-        ({"engine": "openai", "base_url": ""}, "base_url: engine openai asks a server"),
-        ({"engine": "chat", "served_reference": "base"}, "served_reference: chat tells no log-probs"),
-        ({"reference": "base"}, "reference: means nothing to engine openai"),
-        ({"dtype": "bfloat16"}, "dtype: means nothing to engine openai"),
+        ({"engine": "hf"}, "base_url: has no use with engine hf"),
+        ({"engine": "openai", "base_url": ""}, "base_url: engine openai needs a server"),
+        ({"engine": "chat", "served_reference": "base"}, "served_reference: engine chat has no log-probs"),
+        ({"reference": "base"}, "reference: has no use with engine openai"),
+        ({"dtype": "bfloat16"}, "dtype: has no use with engine openai"),
         ({"api_key_env": SECRET}, "api_key_env: not the name of a variable"),
-        ({"engine": "opneai"}, "argument --engine: invalid choice"),
+        ({"engine": "opneai"}, "engine: 'opneai'; expected one of hf, vllm, openai, chat"),
     ],
 )
 def test_a_flag_without_effect_is_an_error(flags: dict[str, str], said: str, model: Path, prompts: Path) -> None:

@@ -75,7 +75,7 @@ def test_sampling_keeps_every_revision(tmp_path: Path, prompts: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "code"),
-    [(("--engine", "openai"), 78), (("--engine", "vlm"), 64), (("--served_model", "tiny"), 78)],
+    [(("--engine", "openai"), 78), (("--engine", "vlm"), 78), (("--served_model", "tiny"), 78)],
 )
 def test_invalid_engines_are_rejected(model: Path, prompts: Path, flags: tuple[str, ...], code: int) -> None:
     with pytest.raises(SRPOError) as found:
