@@ -15,7 +15,7 @@ from srpo.score.scores import ScoredTrails, TrailsKey
 from srpo.statistics.percent import percent
 
 Outcome = Literal["mended", "broken", "best", "worst"]
-# outcome → its heading, and the rest of the sentence "12 of 300 (4.0 %) …"
+# outcome → its heading on the page, and the end of the sentence "12 of 300 (4.0 %) …"
 OUTCOMES: Mapping[Outcome, tuple[str, str]] = {
     "mended": ("corrected", "score higher after revision than their draft"),
     "broken": ("broken", "score lower after revision than their draft"),
@@ -25,11 +25,11 @@ OUTCOMES: Mapping[Outcome, tuple[str, str]] = {
 
 
 class Segment(NamedTuple):
-    """A piece of an answer.
+    """A record of a piece of an answer, with marks for its differences.
 
     Attributes:
-        changed: the previous answer differs here.
-        wrong: the gold answer differs here; marked only where both are single words of equal length.
+        changed: true if the previous answer differs in this piece.
+        wrong: true if the gold answer differs in this piece, and both answers are single words of equal length.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One answer of a trail, from revision `first` to revision `last`; revision 0 is the draft."""
+    """A record of an answer that a trail keeps from revision `first` to revision `last`; revision 0 is the draft."""
 
     first: int
     last: int
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One prompt with its answers, equal neighbours merged into one step."""
+    """A record of one prompt with its answers as steps; equal answers in a row make one step."""
 
     seed: int
     prompt: str
@@ -57,15 +57,15 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class CaseSample:
-    """Trails with the same outcome, of one system on one split at one temperature.
+    """A record of example trails with the same outcome, of one system on one split at one temperature.
 
     Attributes:
-        outcome: "mended" if the last answer scores higher than the draft, "broken" if lower; "best" and "worst" if its
-            score is the highest and the lowest of all.
+        outcome: "mended" if the last answer scores higher than the draft, "broken" if lower; "best" and "worst" if
+            the last answer scores highest and lowest of all trails.
         system, split, temperature: origin of the trails, all seeds together.
         count: number of trails with this outcome.
         total: number of all trails.
-        cases: some of them, drawn at random.
+        cases: some trails with this outcome, drawn at random.
     """
 
     outcome: Outcome
@@ -83,7 +83,7 @@ def sample_cases(
     """Draws trails of a system for every split, temperature and outcome.
 
     Args:
-        scored: from `score`.
+        scored: scored trails by (seed, system, split, temperature), from `score`.
         system: the system's name.
         others: adds the other systems' trails after this system's.
         count: maximum number of cases in one sample.
@@ -107,7 +107,7 @@ def sample_cases(
 def _with_outcome(
     scored: Mapping[TrailsKey, ScoredTrails], cells: list[TrailsKey], outcome: Outcome
 ) -> list[tuple[TrailsKey, int]]:
-    """Key and row of the trails with that outcome; trails without a final score have no outcome."""
+    """Key and row of each trail with that outcome among the lists `cells`; an unscored last answer has no outcome."""
     ends = [
         (cell, row, draft, last)
         for cell in cells
@@ -122,7 +122,7 @@ def _with_outcome(
 
 
 def segments(text: str, before: str | None, gold: str) -> tuple[Segment, ...]:
-    """Splits an answer into segments.
+    """Splits an answer into segments that are changed or not, wrong or not.
 
     Args:
         before: the previous answer; None for a draft, where nothing has changed.
@@ -158,11 +158,11 @@ def _case(cell: TrailsKey, scored: ScoredTrails, row: int) -> Case:
 
 
 def show_sample(results: Results, sample: CaseSample, at: dict[str, str], system: int) -> dict[str, Any]:
-    """A sample in the form of the page's template.
+    """Returns a sample of trails as the dict that the report's HTML template reads.
 
     Args:
-        at: the page's filter keys of this split and temperature.
-        system: index of the system in the page's list.
+        at: filter → its value for the sample's split and temperature.
+        system: index of the system in the page's filter of systems.
     """
     heading, sentence = OUTCOMES[sample.outcome]
     places = [results.label(sample.system)] if len(results.values("system")) > 1 else []
@@ -185,7 +185,7 @@ def show_sample(results: Results, sample: CaseSample, at: dict[str, str], system
 
 
 def _show_step(step: Step, compared: bool) -> dict[str, Any]:
-    """A step in the form of the page's template; `compared` selects the words of a judge of two answers."""
+    """A step as the dict that the HTML template reads; `compared`: "wins" and "loses" replace right and wrong."""
     begin = "draft" if step.first == 0 else str(step.first)
     score = "unscored" if step.score != step.score else f"{100 * step.score:.0f} %"
     return {

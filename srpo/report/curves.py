@@ -23,10 +23,10 @@ HIGHLIGHT = "#0072b2"
 OTHERS = ("#c44e00", "#00805c", "#a8457e", "#8a6d00", "#5f5f5f", "#2f8ec4")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)))
 INK, FAINT, PAPER = "#222222", "#dddddd", "#ffffff"
-# Colour → the page's CSS variable, which has another value on a dark screen.
+# colour → CSS variable of the page; the variable has another value on a dark screen
 PAGE = {INK: "ink", FAINT: "rule", HIGHLIGHT: "s0", **{colour: f"s{i}" for i, colour in enumerate(OTHERS, 1)}}
-LEAST_SPAN = 0.04  # smallest range of the y axis, as a share: noise should not fill a panel
-NAME_WIDTH = 16  # letters per line of a system's name
+LEAST_SPAN = 0.04  # smallest range of the y axis, as a share, so that noise does not fill a panel
+NAME_WIDTH = 16  # letters per line of a system's name at the end of its curve
 
 _STYLE: dict[str, Any] = {
     "font.size": 10,
@@ -45,13 +45,13 @@ _STYLE: dict[str, Any] = {
 def draw(
     results: Results, kind: Literal["png", "svg"], *, temperature: float | None = None, seed: int | str = POOL
 ) -> bytes:
-    """The figure for a README: the splits next to each other, 900 units wide, on white.
+    """The bytes of a figure for a README: score against revisions, one panel per split, 900 units wide, on white.
 
     Args:
-        results: at least one row.
+        results: results with at least one row.
         kind: format of the file.
-        temperature: a temperature of the rows; the first one if None.
-        seed: a seed, or the pool.
+        temperature: temperature to draw; None takes the first one in `results`.
+        seed: a seed, or `POOL` for all seeds pooled.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def draw(
     splits = list(
         dict.fromkeys(row["split"] for row in results.rows if (row["temperature"], row["seed"]) == (at, seed))
     )
-    # A fixed salt and no date, so that the same numbers give the same file.
+    # A fixed salt of ids and no date, so that the same numbers give the same file.
     style: Any = {**_STYLE, "svg.hashsalt": "srpo"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(9, 4.1), layout="constrained", facecolor=PAPER)
@@ -75,7 +75,7 @@ def draw(
 
 
 def panel_svg(results: Results, split: str, temperature: float | None, seed: int | str = POOL) -> str:
-    """The curves of one split as an `<svg>` for the page."""
+    """The curves of score against revisions of one split, as an `<svg>` element for the report's page."""
     with page_figure(f"srpo {split} {temperature} {seed}", width=5, height=3.7) as (figure, axis):
         _panel(axis, results, split, temperature, seed)
         _name_lines(figure, [axis])
@@ -84,11 +84,11 @@ def panel_svg(results: Results, split: str, temperature: float | None, seed: int
 
 @contextmanager
 def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A transparent figure with one axis and text as text.
+    """Context that yields a transparent figure and its axes; its SVG keeps text as text, not as outlines.
 
     Args:
-        salt: makes the ids of this figure differ from those of the page's other figures.
-        width, height: size in inches of 72 units.
+        salt: a text of the figure's own, so that its ids differ from those of other figures on the page.
+        width, height: size of the figure in inches, 72 SVG units each.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -194,16 +194,17 @@ def _name_lines(figure: Figure, axes: Sequence[Axes]) -> None:
 def spread(
     places: Sequence[float], heights: Sequence[float], bottom: float = float("-inf"), top: float = float("inf")
 ) -> list[float]:
-    """Moves ascending places by the least sum of squares so that labels of these heights do not overlap.
+    """Moves labels apart until they do not overlap, by the least sum of squared moves; returns their centres.
 
     Args:
+        places, heights: centre and height of each label, the centres ascending.
         bottom, top: limits of the labels; labels that do not fit exceed the top.
 
     Example:
         >>> spread([0.0, 10.0, 11.0, 12.0], [4.0, 4.0, 4.0, 4.0])
         [0.0, 7.0, 11.0, 15.0]
     """
-    # Less the heights stacked below it, each place need only keep the order: isotonic regression by merging groups.
+    # With the heights below each label subtracted, places must only ascend: isotonic regression by merging groups.
     stack = [sum(heights[:i]) + heights[i] / 2 for i in range(len(heights))]
     groups: list[tuple[float, int]] = []
     for place, below in zip(places, stack, strict=True):
@@ -212,7 +213,7 @@ def spread(
             before, more = groups.pop()
             total, count = total + before, count + more
         groups.append((total, count))
-    # Limits on all places are limits on the level of each group; clipping keeps the least squares.
+    # Limits on all labels are limits on the level of each group, so clipping still gives the least squares.
     levels = [(max(bottom, min(total / count, top - sum(heights))), count) for total, count in groups]
     ground = [level for level, count in levels for _ in range(count)]
     return [below + level for below, level in zip(stack, ground, strict=True)]
@@ -226,11 +227,11 @@ def _saved(figure: Figure, kind: str) -> bytes:
 
 
 def on_page(figure: Figure, title: str) -> str:
-    """The figure as an `<svg>` inside a page, with unique ids, and colours and fonts from the page's variables."""
+    """The figure as an `<svg>` element with an escaped title, unique ids, and the page's colours and fonts."""
     svg = _saved(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    # Ids such as figure_1 or patch_7 occur in every figure and are never referred to, unlike salted ids of clips.
+    # Ids such as figure_1 repeat in every figure and nothing refers to them; the ids of clips are salted.
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)

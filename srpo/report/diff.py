@@ -12,14 +12,14 @@ Opcode = tuple[str, int, int, int, int]
 
 
 class Piece(NamedTuple):
-    """A stretch of text that both versions share, that only the old one has, or that only the new one has."""
+    """A record of a piece of text: "same" in both versions, "removed" from the old or "added" in the new one."""
 
     text: str
     change: Change
 
 
 def diff(old: str, new: str) -> list[Piece]:
-    """Splits both versions into pieces, in order.
+    """Splits two versions of a text into the pieces that are the same, removed from `old` and added in `new`.
 
     Texts with white space are compared by words. Single words are compared by letters: position by position if they
     are equally long, so that equal digits in different places do not count as the same.
@@ -46,7 +46,7 @@ def _by_position(old: str, new: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _joined(changes: Iterator[tuple[str, str, str]]) -> list[Piece]:
-    """Merges neighbouring changes, and white space between two changes into them."""
+    """Makes pieces of changes (kind, old text, new text); neighbouring changes and the space between them merge."""
     merged: list[tuple[bool, str, str]] = []
     for kind, old, new in changes:
         equal = kind == "equal"

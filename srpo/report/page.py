@@ -37,10 +37,10 @@ def write_evaluation(
 
     Args:
         output_dir: folder for the files; made when missing.
-        results: from `summarise`.
+        results: results of the evaluation, from `summarise`.
         title: title of the report.
         samples: example trails, from `sample_cases`.
-        run: facts about the run in the order shown: command, versions, seconds per stage; values may be nested.
+        run: facts about the run, such as command, versions and seconds per stage, in the order shown; may be nested.
 
     Returns:
         The path of the report.
@@ -66,7 +66,7 @@ def write_evaluation(
 def render(
     results: Results, *, title: str, samples: Sequence[CaseSample] = (), run: Mapping[str, Any] | None = None
 ) -> str:
-    """The text of report.html; arguments as in `write_evaluation`."""
+    """The HTML text of the report; the arguments are those of `write_evaluation`."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -78,7 +78,7 @@ def render(
     )
     scale = _scale(results)
     names = measure_names(results)
-    # A single seed equals its pool and is shown once.
+    # A single seed equals the pool of seeds, so only the pool is shown.
     seeds = [POOL, *(results.seeds if len(results.seeds) > 1 else [])]
     places = [(*place, seed) for place in results.places for seed in seeds if results.curves(*place, seed)]
     shown = [
@@ -109,7 +109,7 @@ def render(
 
 
 def _scale(results: Results) -> tuple[float, float]:
-    """The ends of the axis that all differences share; it includes zero."""
+    """The low and high end of the axis on which all differences between systems are drawn; it includes zero."""
     ends = [0.0]
     for each in results.comparisons:
         ends += [each.pool.low, each.pool.high, *(seed.difference for seed in each.seeds)]
@@ -118,12 +118,12 @@ def _scale(results: Results) -> tuple[float, float]:
 
 
 def _position(share: float, scale: tuple[float, float]) -> float:
-    """Position along the axis in percent of its length."""
+    """Position of a share on an axis with the ends `scale`, in percent of the axis's length."""
     return round(100 * (share - scale[0]) / (scale[1] - scale[0]), 2)
 
 
 def _ticks(scale: tuple[float, float]) -> list[tuple[str, float]]:
-    """Label and position of at most six round numbers of points along the axis."""
+    """Label and position in percent of the tick marks on an axis with the ends `scale`, at round percentages."""
     low, high = (100 * end for end in scale)
     step = next(
         digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5) if (high - low) / digit / 10.0**power <= 6
@@ -133,7 +133,7 @@ def _ticks(scale: tuple[float, float]) -> list[tuple[str, float]]:
 
 
 def _groups(results: Results, scale: tuple[float, float]) -> list[dict[str, Any]]:
-    """The comparisons by split and temperature."""
+    """The findings of all comparisons, grouped by split and temperature, as the HTML template reads them."""
     groups: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
     for claim in results.claims:
         groups.setdefault((claim[0].split, claim[0].temperature), []).append(_finding(*claim, scale))
@@ -156,7 +156,7 @@ def _finding(comparison: SystemComparison, lead: str, rest: str, scale: tuple[fl
 
 
 def _heading(results: Results, split: str, temperature: float | None) -> str:
-    """Split and temperature in words, as far as there are several of them."""
+    """Split and temperature in words; each is left out if the results have only one, so "" is possible."""
     parts = [results.label(split)] if len(results.values("split")) > 1 else []
     if len(results.values("temperature")) > 1 or (parts and temperature is not None):
         parts.append(heat(temperature))
@@ -167,7 +167,7 @@ def _heading(results: Results, split: str, temperature: float | None) -> str:
 
 
 def _filters(results: Results) -> list[dict[str, Any]]:
-    """The filters above curves and tables; a filter with only one choice is left out."""
+    """The filters by split, temperature and seed above curves and tables, without those with only one choice."""
     splits = [
         ("all", "all"),
         *((str(i), capital(results.label(each))) for i, each in enumerate(results.values("split"))),
@@ -185,7 +185,7 @@ def _filters(results: Results) -> list[dict[str, Any]]:
 
 
 def _filter_keys(results: Results, split: str, temperature: float | None, seed: int | str = "") -> dict[str, str]:
-    """The values that the page's script compares with the selected filters; indices, so that no name needs quoting."""
+    """Filter → value of a split, temperature and seed in the page's script; indices need no quoting of names."""
     keys = {
         "split": str(results.values("split").index(split)),
         "heat": str(results.values("temperature").index(temperature)),
@@ -209,7 +209,7 @@ def _panel(results: Results, split: str, temperature: float | None, seed: int | 
 
 
 def _figure(results: Results, split: str, temperature: float | None, figure: Figure) -> dict[str, Any]:
-    """One of the small figures, all seeds pooled; its drawing is empty without data."""
+    """A small figure, all seeds pooled, as the HTML template reads it; its `svg` is empty without data."""
     where = _heading(results, split, temperature)
     return {
         "at": _filter_keys(results, split, temperature),
@@ -222,7 +222,7 @@ def _figure(results: Results, split: str, temperature: float | None, figure: Fig
 
 
 def _judge_row(results: Results, tally: Mapping[str, Any]) -> list[str]:
-    """One row of the table of judges."""
+    """The cells of one row in the table of judges: judge, opponent, counts and shares of one tally."""
     against = "own draft" if tally["against"] == "draft" else results.label(tally["against"])
     counts = [f"{tally[name]:,}" for name in ("comparisons", "identical", "unscored")]
     shares = (tally[name] for name in ("ties", "flips", "disagreement", "agreement"))
@@ -230,7 +230,7 @@ def _judge_row(results: Results, tally: Mapping[str, Any]) -> list[str]:
 
 
 def _examples(results: Results, samples: Sequence[CaseSample]) -> dict[str, Any]:
-    """The example trails with their filters."""
+    """The example trails with their filters by outcome and system, as the HTML template reads them."""
     systems = list(dict.fromkeys(sample.system for sample in samples))
     shown = [
         show_sample(results, each, _filter_keys(results, each.split, each.temperature), systems.index(each.system))
@@ -244,7 +244,7 @@ def _examples(results: Results, samples: Sequence[CaseSample]) -> dict[str, Any]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted key, text)."""
+    """Nested settings as a flat list of (name, text); names of nested settings are joined by a dot."""
     rows: list[tuple[str, str]] = []
     for key, each in value.items():
         name = f"{prefix}{key}".replace("_", " ")

@@ -14,7 +14,7 @@ EMPTY: TableCell = {"text": "", "small": ""}
 
 
 class Measure(NamedTuple):
-    """One table: its name, the note below its caption, and the cell of a row of `Results`."""
+    """A record that defines one table: name, note below the caption, function from a row of `Results` to a cell."""
 
     name: str
     note: str
@@ -22,7 +22,7 @@ class Measure(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The cells of one table by system; `n` is the number of prompts in words."""
+    """A record of one table: name, note, (system, cells) for each line; `n` is the number of prompts in words."""
 
     name: str
     note: str
@@ -33,10 +33,10 @@ class Table(NamedTuple):
 def tables(
     results: Results, split: str, temperature: float | None, seed: int | str, at: dict[str, str], caption: str
 ) -> list[dict[str, Any]]:
-    """One table per measure with data, in the form of the page's template.
+    """One table for each measure with data, each as the dict that the report's HTML template reads.
 
     Args:
-        at: the page's filter keys of this place; each table adds its own number as `measure`.
+        at: filter → its value for this split, temperature and seed; each table adds its number as `measure`.
         caption: split, temperature and seed in words.
     """
     found = []
@@ -58,7 +58,7 @@ def tables(
 
 
 def measure_names(results: Results) -> list[str]:
-    """The names of all tables in the order of their numbers."""
+    """The names of all tables, of measures and of win rates, in the order of the tables' numbers."""
     return [each.name for each in _measures(results)] + [_against(results, name) for name in _opponents(results)]
 
 
@@ -83,7 +83,7 @@ def _all(results: Results, split: str, temperature: float | None, seed: int | st
 def _line(results: Results, system: str, cells: list[TableCell]) -> dict[str, Any]:
     return {
         "system": results.label(system),
-        "colour": PAGE.get(colours(results).get(system, ""), "rule"),  # a faint dot for systems in no figure
+        "colour": PAGE.get(colours(results).get(system, ""), "rule"),  # systems that no figure shows get a faint dot
         "main": system == results.highlight,
         "cells": _best(cells),
     }
@@ -112,7 +112,7 @@ def _share(mean: float, low: float, high: float) -> TableCell:
 
 
 def _best(cells: list[TableCell]) -> list[TableCell]:
-    """Marks the largest mean of a row, the earliest of equals, unless all means are equal."""
+    """Marks the cell with the largest mean in a row, the first of equals; marks nothing if all are equal."""
     means = [cell.get("mean", 0.0) for cell in cells]
     best = means.index(max(means)) if max(means) > min(means) else None
     return [{**cell, "best": place == best} for place, cell in enumerate(cells)]

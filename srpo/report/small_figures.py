@@ -1,6 +1,6 @@
 """The small figures of the report: win rate against the own draft, score against cost, length of the answers.
 
-Each shows all seeds pooled, in the colours and the frame of curves.py.
+Each figure shows all seeds pooled, in the colours and the frame of srpo/report/curves.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["wins", "tokens", "seconds", "length"]
 
 
 class Figure(NamedTuple):
-    """One kind of figure: title and axis labels."""
+    """A record of one kind of small figure: title and axis labels."""
 
     kind: Kind
     title: str
@@ -35,7 +35,7 @@ FIGURES = (
 
 
 class Line(NamedTuple):
-    """One system's points in order of revision, with the ends of their intervals or None."""
+    """A record of one system's points by revision; `band` has the ends of their intervals, or is None."""
 
     system: str
     x: list[float]
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 
 
 def figure_svg(results: Results, split: str, temperature: float | None, figure: Figure) -> str:
-    """The figure as an `<svg>` for the page; "" if no system has data for it."""
+    """One small figure as an `<svg>` element for the report's page; "" if no system has data for it."""
     lines = [line for name in results.drawn if (line := _line(results, name, split, temperature, figure.kind))]
     if not lines:
         return ""
@@ -59,7 +59,7 @@ def figure_svg(results: Results, split: str, temperature: float | None, figure: 
 def _line(results: Results, system: str, split: str, temperature: float | None, kind: Kind) -> Line | None:
     if kind == "wins":
         rates = results.rate(system, "draft", split, temperature)
-        if not any(row["controlled"] is not None for row in rates):  # every answer equals its draft
+        if not any(row["controlled"] is not None for row in rates):  # no controlled rate: every answer equals its draft
             return None
         low, high = ([100 * row[end] for row in rates] for end in ("low", "high"))
         return Line(system, [float(row["revision"]) for row in rates], [100 * row["win"] for row in rates], (low, high))

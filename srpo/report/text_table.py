@@ -20,8 +20,8 @@ def print_table(results: Results, console: Console | None = None, *, seed: int |
     """Prints one table per split and temperature: a row per system, a column per revision, the best of a row starred.
 
     Args:
-        console: standard output if None.
-        seed: a seed, or the pool.
+        console: console to print on; None prints to standard output.
+        seed: a seed, or `POOL` for all seeds pooled.
     """
     from rich import box
     from rich.console import Console
@@ -46,7 +46,7 @@ def print_table(results: Results, console: Console | None = None, *, seed: int |
 
 
 def as_markdown(results: Results, *, seed: int | str = POOL) -> str:
-    """The same tables in Markdown."""
+    """The scores in Markdown: per split and temperature a table of systems by revision; `seed` may be `POOL`."""
     lines: list[str] = []
     for title, curves in _tables(results, seed):
         heading = _heading(curves)
@@ -60,7 +60,7 @@ def as_markdown(results: Results, *, seed: int | str = POOL) -> str:
 
 
 def _tables(results: Results, seed: int | str) -> Iterator[tuple[str, list[list[Row]]]]:
-    """Yields a title and the systems' curves for each split and temperature."""
+    """Yields, for each split and temperature, a title and one list per system of its rows by revision."""
     pooled = f", {len(results.seeds)} seeds pooled" if seed == POOL and len(results.seeds) > 1 else ""
     measure = results.label(results.settings.get("judge", "score"))
     for split, temperature in results.places:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def steps(trail: Trail) -> Iterator[tuple[str, Answer, list[Piece]]]:
-    """Yields name, answer and pieces of each answer, compared with the answer that was kept before it."""
+    """Yields each answer of a trail with its name and its differences from the answer kept before it."""
     for k, answer in enumerate(trail.answers):
         old = trail.after(k - 1).text if k else answer.text
         yield ("draft" if k == 0 else f"revision {k}", answer, diff(old, answer.text))
 
 
 def details(answer: Answer) -> str:
-    """Confidence, policy decision and cost of an answer, in one line."""
+    """One line on an answer: the confidence in it, whether it was not kept or was cut off, and its cost."""
     parts = [] if answer.preferred is None else [f"p {answer.preferred:.2f}"]
     parts += [] if answer.kept else ["not kept"]
     parts += [] if answer.finished else ["cut off"]
@@ -80,7 +80,7 @@ _TAGS = {"same": "{}", "removed": "<del>{}</del>", "added": "<ins>{}</ins>"}
 
 
 def as_page(trails: Iterable[Trail], title: str) -> str:
-    """A self-contained page of trails; every text in it is escaped."""
+    """The HTML of a page that shows trails and loads no other file; every text in it is escaped."""
     trails = list(trails)
     changed = sum(len({answer.text for answer in trail.answers}) > 1 for trail in trails)
     return _PAGE.format(
@@ -104,7 +104,7 @@ def _article(trail: Trail) -> str:
 
 
 def write_page(path: str | Path, trails: Iterable[Trail], title: str) -> None:
-    """Writes the page of the trails.
+    """Writes the HTML page of trails from `as_page` to the file `path`.
 
     Raises:
         OutputError: the file cannot be written.
