@@ -7,7 +7,7 @@ Intervals are percentile bootstraps over prompts: verdicts on one prompt are dra
 answers to one prompt are not two prompts. Resampling sees no spread in a share of exactly 0 or 1; its interval is the
 exact binomial bound over prompts. Twenty prompts without a flip, for example, only show that fewer than 17 % flip.
 
-Axes: N verdicts, C prompts, M sums, D draws.
+Axes: N verdicts, C prompts, M sums, D bootstrap draws.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAN = float("nan")
 
 
 class Measure(NamedTuple):
-    """A value, the ends of its interval, and in `of` the number of verdicts; nan without any verdict."""
+    """A record of a value, the ends of its interval, and the number of verdicts (`of`); nan without any verdict."""
 
     value: float
     low: float
@@ -38,7 +38,7 @@ Clusters = Sequence[Hashable] | None
 
 
 def scores_tensor(scores: Sequence[float | None]) -> Tensor:
-    """[N] the scores in float64, nan for None."""
+    """[N] float64 tensor of the scores, nan where a score is None."""
     return torch.tensor([NAN if score is None else score for score in scores], dtype=torch.float64)
 
 
@@ -48,6 +48,7 @@ def share(values_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, see
     Args:
         values_N: [N] numbers in [0, 1], or nan.
         prompts: the prompt of each value; None if all prompts differ.
+        draws, seed: number of bootstrap draws, and their seed.
 
     Raises:
         ConfigError: the numbers of prompts and values differ, or `draws` is below 1.
@@ -63,13 +64,16 @@ def share(values_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, see
     sums_CM = _sums([values_N.nan_to_num(0.0), known], prompts)
     measured = _measure(sums_CM, lambda totals_DM: totals_DM[:, 0] / totals_DM[:, 1], int(known.sum()), draws, seed)
     if measured.of and measured.value in (0.0, 1.0):
-        edge = ((1 - LEVEL) / 2) ** (1 / int((sums_CM[:, 1] > 0).sum()))  # Clopper and Pearson (1934)
+        edge = ((1 - LEVEL) / 2) ** (1 / int((sums_CM[:, 1] > 0).sum()))  # exact bound of Clopper and Pearson (1934)
         return measured._replace(low=edge) if measured.value else measured._replace(high=1 - edge)
     return measured
 
 
 def difference(a_N: Tensor, b_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Mean of a minus mean of b, each over its values that are not nan, with both on the same draws of prompts."""
+    """Mean of `a_N` minus mean of `b_N`, nan left out of each, with an interval from shared bootstrap draws.
+
+    `prompts` has the prompt of each row, or is None if all differ; `draws` and `seed` are the bootstrap's.
+    """
     known = [~a_N.isnan(), ~b_N.isnan()]
     sums_CM = _sums([a_N.nan_to_num(0.0), known[0], b_N.nan_to_num(0.0), known[1]], prompts)
 
@@ -82,7 +86,8 @@ def difference(a_N: Tensor, b_N: Tensor, prompts: Clusters = None, *, draws: int
 def flips(one_N: Tensor, other_N: Tensor) -> Tensor:
     """[N] 1 where two verdicts on the same pair differ, 0 where they are equal, nan where one of them is nan.
 
-    The mean over two orders is the flip rate; over two runs, the judge's disagreement with itself.
+    For verdicts in the two orders of showing, the mean is the flip rate; for two runs, the judge's disagreement
+    with itself.
 
     Example:
         >>> import torch
@@ -97,21 +102,22 @@ def for_first_shown(ahead_N: Tensor, behind_N: Tensor) -> Tensor:
     """[N] share of a pair's two verdicts that favour the answer shown first; ½ without a position bias.
 
     Args:
-        ahead_N: [N] verdicts with the first answer shown first; both arguments are as seen from the first answer.
-        behind_N: [N] verdicts with the second answer shown first.
+        ahead_N: [N] verdicts with the first answer shown first: 1 where the first answer is better.
+        behind_N: [N] verdicts with the second answer shown first, also 1 where the first answer is better.
     """
     return (ahead_N + 1 - behind_N) / 2
 
 
 def only_where(values_N: Tensor, chosen_N: Tensor) -> Tensor:
-    """[N] the values where `chosen_N` is true, nan elsewhere."""
+    """[N] the values of `values_N` where `chosen_N` is true, nan elsewhere."""
     return values_N.to(torch.float64).masked_fill(~chosen_N, NAN)
 
 
 def kappa(one_N: Tensor, other_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Cohen's κ of two judges over the three verdicts: agreement beyond chance, given each judge's own frequencies.
+    """Cohen's κ of two judges' verdicts (1, ½, 0) on the same pairs: agreement beyond chance.
 
-    1 for full agreement, 0 for agreement by chance, below 0 for less; nan if both always give one and the same verdict.
+    κ is 1 for full agreement, 0 for agreement by chance at each judge's frequencies of verdicts, below 0 for less. It
+    is nan if both judges always give one and the same verdict. `prompts` has the prompt of each pair.
 
     Example:
         >>> import torch
@@ -131,7 +137,7 @@ def kappa(one_N: Tensor, other_N: Tensor, prompts: Clusters = None, *, draws: in
 
 
 def _sums(columns: Sequence[Tensor], prompts: Clusters) -> Tensor:
-    """[C, M] sums of the columns over the rows of each prompt."""
+    """[C, M] sums of each of M columns over the rows of each of C prompts; None makes each row a prompt."""
     columns_NM = torch.stack([column.to(torch.float64) for column in columns], 1)
     if prompts is None:
         return columns_NM
@@ -143,7 +149,10 @@ def _sums(columns: Sequence[Tensor], prompts: Clusters) -> Tensor:
 
 
 def _measure(sums_CM: Tensor, statistic: Callable[[Tensor], Tensor], count: int, draws: int, seed: int) -> Measure:
-    """The statistic of the totals, with its interval from resampled prompts; draws without a value are left out."""
+    """The statistic of the sums over all prompts, with a bootstrap interval over prompts; nan draws are left out.
+
+    `statistic` maps [D, M] sums to [D] values; `count` is the number of verdicts in the result.
+    """
     if draws < 1:
         raise ConfigError(f"{draws}", where="draws", expected="1 or more")
     if not count:

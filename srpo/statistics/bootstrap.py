@@ -10,7 +10,7 @@ The interval covers other prompts of the same kind, not other training runs. A c
 A prompt without a score in a column (a judge without a verdict) is left out of that column's averages, in the data and
 in every draw; it is neither a tie nor a loss.
 
-Axes: N prompts, M columns, D draws.
+Axes: N prompts, M columns, D bootstrap draws.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch import Tensor
 from srpo.errors import ConfigError, DataError, NonFiniteError
 
 DRAWS, LEVEL = 10_000, 0.95
-CHUNK = 2**18  # counts held at once: 2 MiB, which fits into a cache and is also the fastest
+CHUNK = 2**18  # counts in one chunk: 2 MiB, which fits into the processor's cache and is the fastest
 
 
 class Interval(NamedTuple):
-    """A mean and the ends of its interval."""
+    """A record of a mean and the low and high end of its confidence interval."""
 
     mean: float
     low: float
@@ -36,14 +36,14 @@ class Interval(NamedTuple):
 
 
 class Intervals(NamedTuple):
-    """A mean and the ends of its interval for each column: three [M] tensors, float64."""
+    """A record of means and ends of intervals, one per column: three [M] tensors, float64."""
 
     mean: Tensor
     low: Tensor
     high: Tensor
 
     def column(self, index: int) -> Interval:
-        """The interval of one column."""
+        """The mean and interval of the column with that index."""
         return Interval(float(self.mean[index]), float(self.low[index]), float(self.high[index]))
 
 
@@ -64,7 +64,7 @@ def bootstrap(
         draws: number of resamples, ≥ 1.
         seed: seed of the resampling; the same seed and N give the same draws.
         level: nominal coverage of the interval, in (0, 1).
-        size: prompts per draw; N if None. Smaller draws give the wider interval of a smaller set.
+        size: number of prompts in a draw; None means N. Smaller draws give the wider interval of a smaller set.
         strata: lengths of consecutive blocks of rows, adding up to N; each block is resampled within itself. None
             makes all rows one block.
         known_NM: [N, M] False where a prompt has no score in a column; None if every prompt has one.
@@ -101,15 +101,16 @@ def bootstrap(
 
 
 def ends_of(level: float) -> Tensor:
-    """[2] the quantiles at the ends of a central interval of that coverage."""
+    """[2] the quantiles at the ends of a central interval: 0.025 and 0.975 for the coverage `level` 0.95."""
     return torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
 
 
 def resamples(blocks: Sequence[int], *, draws: int, seed: int, size: int | None = None) -> Iterator[Tensor]:
-    """Yields [D, N] counts of how often each row is drawn, in chunks of draws.
+    """Yields [D, N] counts of how often each of N rows occurs in each of D bootstrap draws, chunk by chunk.
 
     Args:
-        blocks: lengths of the strata; the other arguments as in `bootstrap`.
+        blocks: lengths of the consecutive blocks of rows that are resampled apart, adding up to N.
+        draws, seed, size: number of draws, their seed, and rows per draw; None means N.
     """
     generator = torch.Generator().manual_seed(seed)
     step = max(1, CHUNK // sum(blocks))
@@ -118,7 +119,7 @@ def resamples(blocks: Sequence[int], *, draws: int, seed: int, size: int | None 
 
 
 def _counts(blocks: Sequence[int], draws: int, generator: torch.Generator, size: int | None) -> Tensor:
-    """[D, N] one multinomial draw per block; a smaller `size` is divided in proportion to the blocks."""
+    """[D, N] counts of rows in bootstrap draws, block by block; the blocks share `size` rows in proportion."""
     parts = []
     for rows in blocks:
         drawn = rows if size is None else max(1, round(size * rows / sum(blocks)))

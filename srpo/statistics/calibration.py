@@ -17,7 +17,7 @@ from srpo.errors import DataError
 
 
 def auc(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Area under the ROC curve: the probability that a better revision outscores a worse one, ties as half.
+    """Area under the ROC curve: the probability that a pair labelled 1 outscores one labelled 0, ties as half.
 
     Raises:
         DataError: all labels are equal.
@@ -33,22 +33,22 @@ def auc(scores: Sequence[float], labels: Sequence[int]) -> float:
     _, group_N, size_G = scores_N.unique(return_inverse=True, return_counts=True)
     mean_rank_G = size_G.cumsum(0) - (size_G - 1) / 2
     ranks = float(mean_rank_G[group_N][labels_N == 1].sum())
-    return (ranks - right * (right + 1) / 2) / (right * wrong)  # Mann and Whitney's U
+    return (ranks - right * (right + 1) / 2) / (right * wrong)  # U statistic of Mann and Whitney
 
 
 def brier(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Mean squared difference between the clipped score and the label; a constant score of ½ gives ¼."""
+    """Brier score: mean squared difference between scores, clipped to [0, 1], and labels (0 or 1)."""
     return float((_clipped(scores) - torch.tensor(list(labels), dtype=torch.float64)).square().mean())
 
 
 @dataclass(frozen=True)
 class Bin:
-    """One row of a reliability table.
+    """A record of one row of a reliability table: the pairs with scores in one range.
 
     Attributes:
-        low, high: range of scores, `low` excluded unless it is 0.
+        low, high: ends of the range of scores; `low` itself is excluded unless it is 0.
         n: number of pairs in the bin.
-        score: mean clipped score.
+        score: mean score, clipped to [0, 1].
         share: share of pairs with label 1.
     """
 
@@ -60,7 +60,7 @@ class Bin:
 
 
 def reliability(scores: Sequence[float], labels: Sequence[int], bins: int = 10) -> list[Bin]:
-    """The reliability table: pairs in bins of equal width by clipped score; empty bins are left out."""
+    """The reliability table: pairs by score, clipped to [0, 1], in `bins` bins of equal width; empty bins left out."""
     scores_N, labels_N = _clipped(scores), torch.tensor(list(labels), dtype=torch.float64)
     bin_N = (scores_N * bins).ceil().long().clamp(1, bins) - 1
     table = []
@@ -73,12 +73,12 @@ def reliability(scores: Sequence[float], labels: Sequence[int], bins: int = 10) 
 
 
 def calibration_error(table: Sequence[Bin]) -> float:
-    """Expected calibration error: mean of |score − share| over the bins, weighted by number of pairs."""
+    """Expected calibration error of a reliability table: mean |score − share|, each bin weighted by its pairs."""
     return sum(each.n * abs(each.score - each.share) for each in table) / sum(each.n for each in table)
 
 
 def fit_temperature(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """The T of maximum likelihood in the link σ((score − ½) / T), which keeps ½ and the order of the scores.
+    """Fits T by maximum likelihood of the labels under probabilities σ((score − ½) / T); ½ and the order remain.
 
     T lies in [1e-3, 1e3].
     The log-likelihood is concave in 1/T, so bisection finds the one zero of its slope. Scores that separate the labels
@@ -86,7 +86,7 @@ def fit_temperature(scores: Sequence[float], labels: Sequence[int]) -> float:
     """
     margin_N = torch.tensor(list(scores), dtype=torch.float64) - 0.5
     labels_N = torch.tensor(list(labels), dtype=torch.float64)
-    low, high = 1e-3, 1e3  # of 1/T
+    low, high = 1e-3, 1e3  # ends of the search for 1/T
     for _ in range(100):
         middle = (low * high) ** 0.5
         slope = float((margin_N * (labels_N - (middle * margin_N).sigmoid())).sum())
@@ -95,7 +95,7 @@ def fit_temperature(scores: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def linked(scores: Sequence[float], temperature: float) -> list[float]:
-    """Probabilities in (0, 1): σ((score − ½) / T)."""
+    """Each score as a probability in (0, 1): σ((score − ½) / T), T being `temperature`."""
     values: list[float] = ((torch.tensor(list(scores), dtype=torch.float64) - 0.5) / temperature).sigmoid().tolist()
     return values
 

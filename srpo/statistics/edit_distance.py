@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Smallest number of insertions, deletions and substitutions from `a` to `b`; over words, characters or tokens.
+    """Smallest number of insertions, deletions and substitutions of items that turn `a` into `b`.
 
     Example:
         >>> edit_distance("a tidy answer".split(), "a short tidy reply".split())
@@ -23,7 +23,7 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
         return len(b)
     places = _places(a)
     every, last = (1 << len(a)) - 1, 1 << (len(a) - 1)
-    rises, falls, distance = every, 0, len(a)  # bits: rows where the column increases by one, and decreases by one
+    rises, falls, distance = every, 0, len(a)  # bits of table rows where a column increases, and decreases, by one
     for symbol in b:
         equal = places.get(symbol, 0)
         level = (((equal & rises) + rises) ^ rises) | equal | falls
@@ -36,7 +36,7 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 def common_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Length of the longest common subsequence: the most symbols of `a` that occur in `b` in the same order.
+    """Length of the longest common subsequence: most items of `a` that occur in `b` in the same order.
 
     Example:
         >>> common_length("a tidy answer".split(), "a short tidy reply".split())
@@ -52,7 +52,7 @@ def common_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 def _places(a: Sequence[Hashable]) -> dict[Hashable, int]:
-    """Symbol → bits of its positions."""
+    """Item → integer whose bit i is set where the item has position i in `a`."""
     places: dict[Hashable, int] = {}
     for place, symbol in enumerate(a):
         places[symbol] = places.get(symbol, 0) | 1 << place

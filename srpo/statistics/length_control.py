@@ -4,9 +4,9 @@ It comes from a logistic fit on the verdicts at hand:
 
     P(a beats b on a prompt) = σ(θ + φ · tanh(Δ / s)),   Δ = length of a − length of b, s its standard deviation
 
-and σ(θ) is the length-controlled win rate. tanh keeps a few answers of extreme length from dominating the fit; ties
-are half a win and half a loss. A weak penalty (RIDGE · (θ² + φ²) / 2, added to a sum over all prompts) keeps the fit
-finite where all verdicts are equal; with a hundred mixed verdicts it moves the result by less than 0.1 points.
+and σ(θ) is the length-controlled win rate. The function tanh keeps a few answers of extreme length from dominating the
+fit; ties are half a win and half a loss. A weak penalty (RIDGE · (θ² + φ²) / 2, added to a sum over all prompts) keeps
+the fit finite where all verdicts are equal; with a hundred mixed verdicts it moves the result by less than 0.1 points.
 
 The fit cannot separate a judge's liking for length from real merit: the longer answer may contain more of the facts
 that were asked for. Read the controlled rate next to the plain win rate, not instead of it.
@@ -28,15 +28,16 @@ RIDGE, STEPS, REFITS = 0.01, 12, 1000
 def length_controlled(
     wins_N: Tensor, longer_N: Tensor, *, draws: int = REFITS, seed: int = 0, level: float = LEVEL
 ) -> Interval:
-    """σ(θ) with its bootstrap interval; every draw of prompts is fitted anew.
+    """Length-controlled win rate σ(θ) with its bootstrap interval; every draw of prompts is fitted anew.
 
     Args:
-        wins_N: [N] 1, ½ or 0, or any share in between.
+        wins_N: [N] verdict on each prompt: 1 for a win, ½ for a tie, 0 for a loss, or a share in between.
         longer_N: [N] length of the answer whose wins are counted, minus the other's length; any unit.
-        draws: number of refits; fewer than for a mean, because each draw is a fit.
+        draws: number of bootstrap draws; the default is lower than for a mean, because each draw is a fit.
+        seed, level: seed of the draws, and nominal coverage of the interval.
 
     Raises:
-        ConfigError: the lengths differ or are 0.
+        ConfigError: the two tensors differ in length or are empty.
 
     Example:
         >>> import torch
@@ -50,7 +51,7 @@ def length_controlled(
         raise ConfigError(f"wins and lengths of shapes {shapes}", expected="two of one length")
     wins_N, longer_N = wins_N.to(torch.float64), longer_N.to(torch.float64)
     spread = float(longer_N.std(correction=0))
-    if not spread:  # nothing to control for
+    if not spread:  # all lengths are equal: nothing to control for
         return bootstrap(wins_N[:, None], draws=draws, seed=seed, level=level).column(0)
     x_N = torch.tanh(longer_N / spread)
     once_1N = torch.ones(1, len(wins_N), dtype=torch.float64)
@@ -64,7 +65,7 @@ def length_controlled(
 
 
 def _fit(wins_N: Tensor, x_N: Tensor, counts_DN: Tensor) -> Tensor:
-    """[D, 2] θ and φ of each draw, by Newton's method on all draws at once."""
+    """[D, 2] θ and φ fitted to each of D draws by Newton's method; `counts_DN` is how often a draw has a prompt."""
     found_D2 = torch.zeros(len(counts_DN), 2, dtype=torch.float64)
     for _ in range(STEPS):
         p_DN = torch.sigmoid(found_D2[:, :1] + found_D2[:, 1:] * x_N)

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 def bare(share: float) -> str:
-    """A share in percent, one decimal, without the sign."""
+    """A share in percent with one decimal, without the percent sign: 0.5 gives "50.0"."""
     return f"{100 * share:.1f}"
 
 
 def percent(share: float) -> str:
-    """A share as percent, one decimal."""
+    """A share in percent with one decimal and the percent sign: 0.5 gives "50.0 %"."""
     return f"{bare(share)} %"
 
 

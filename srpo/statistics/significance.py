@@ -1,6 +1,6 @@
 """Significance of paired differences: sign-flip p-values, Holm's correction, smallest detectable difference.
 
-Axes: N prompts, M columns of paired differences, D draws.
+Axes: N prompts, M columns of paired differences, D draws of signs.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 from srpo.errors import ConfigError
 from srpo.statistics.bootstrap import CHUNK, DRAWS
 
-POWER = 0.8  # conventional: four in five experiments detect a true difference of this size
+POWER = 0.8  # the conventional power: four in five experiments detect the true difference
 
 
 def sign_flip_p(differences_NM: Tensor, *, draws: int = DRAWS, seed: int = 0) -> list[float]:
     """Two-sided p-value of each column's mean under the hypothesis that the two systems are exchangeable.
 
-    Each prompt's difference then has either sign with probability ½. The signs are drawn `draws` times, the same for
-    every column; p is the share of draws, the data counted as one, whose mean lies at least as far from 0. The test is
-    exact for any distribution, and prompts with a difference of 0 do not change it.
+    Under that hypothesis each prompt's difference has either sign with probability ½. The signs are drawn `draws`
+    times, the same for every column. p is the share of draws, the data counted as one draw, whose mean lies at least
+    as far from 0 as that of the data. The test is exact; prompts with a difference of 0 do not change it.
 
     Args:
-        differences_NM: [N, M] finite; 0 where a prompt has none.
+        differences_NM: [N, M] finite differences; 0 where a prompt has no difference.
         draws: number of sign draws, ≥ 1; no p-value is below 1 / (draws + 1).
         seed: seed of the draws.
 
@@ -41,7 +41,7 @@ def sign_flip_p(differences_NM: Tensor, *, draws: int = DRAWS, seed: int = 0) ->
         raise ConfigError(f"differences of shape {tuple(differences_NM.shape)}", expected="[prompts, columns]")
     differences_NM = differences_NM.to(torch.float64)
     seen_M = differences_NM.sum(0).abs()
-    slack_M = 1e-9 * differences_NM.abs().sum(0)  # sums of the same numbers in another order differ in the last bits
+    slack_M = 1e-9 * differences_NM.abs().sum(0)  # the order of a sum changes its last bits
     generator = torch.Generator().manual_seed(seed)
     rows = len(differences_NM)
     as_far_M = torch.ones(differences_NM.shape[1], dtype=torch.float64)
@@ -54,10 +54,10 @@ def sign_flip_p(differences_NM: Tensor, *, draws: int = DRAWS, seed: int = 0) ->
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for multiple tests after Holm (1979), in the order given.
+    """P-values adjusted for multiple tests by the method of Holm (1979), in the order of `p_values`.
 
-    Rejecting where the adjusted value is at most α keeps the probability of any false rejection below α, however the
-    tests depend on each other.
+    Rejecting each hypothesis whose adjusted p-value is at most α keeps the probability of any false rejection below α,
+    however the tests depend on each other.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -72,9 +72,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_detectable(differences_N: Tensor, *, level: float = 0.95, power: float = POWER) -> float:
-    """Smallest true mean difference that N prompts detect with that power: (z + z') · s / √N, a normal approximation.
+    """Smallest true mean difference that N prompts detect with probability `power`: (z + z') · s / √N.
 
-    s is the standard deviation of the paired differences, z the quantile of the two-sided level, z' that of the power.
+    A normal approximation: s is the standard deviation of the paired differences, z the quantile of the two-sided
+    `level`, z' that of `power`.
 
     Args:
         differences_N: [N] paired differences, N ≥ 2.
