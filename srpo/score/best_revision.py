@@ -1,7 +1,7 @@
 """The best number of revisions: chosen on one half of the prompts, reported on the other half.
 
-Reporting the best mean on the prompts that chose it counts luck as gain. The half of a prompt depends on its text and
-the seed alone.
+A best mean reported on the prompts that chose it counts luck as gain. The half to which a prompt belongs depends on
+its text and the seed alone.
 
 Axes: N prompts.
 """
@@ -18,12 +18,14 @@ from srpo.score.pooling import Columns, Group, Resampling, estimate
 from srpo.score.results import BestRevision
 from srpo.score.scores import ScoredTrails
 
-LEAST = 40  # prompts; a half of fewer than 20 chooses little but luck
+LEAST = 40  # smallest number of prompts: a half of fewer than 20 would choose by luck
 Name = TypeVar("Name", bound=Hashable)
 
 
 def halves(keys: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
-    """Splits rows into the half that chooses and the half that reports, both ascending; equal keys stay together.
+    """Splits rows at random into a half that chooses and a half that reports, both as ascending row numbers.
+
+    `keys` has the text of each row's prompt; rows with equal keys are in the same half.
 
     Example:
         >>> first, second = halves(["a", "b", "c", "d"], seed=0)
@@ -39,13 +41,16 @@ def halves(keys: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
 
 
 def largest_mean(columns: Mapping[Name, Tensor]) -> Name:
-    """Returns the name of the column with the largest mean, nan left out; the first of equals."""
+    """Returns the name of the column with the largest mean over its values without nan; the first of equals."""
     means = {name: float(column_N.nanmean()) for name, column_N in columns.items()}
     return max(means, key=means.__getitem__)
 
 
 def best_revisions(group: Group, resampling: Resampling) -> list[BestRevision]:
-    """Chooses for each system whose answers changed; returns nothing below `LEAST` prompts."""
+    """Chooses the best number of revisions for each system of a group whose answers changed.
+
+    `resampling` sets the bootstrap of the intervals. With fewer than `LEAST` prompts the list is empty.
+    """
     found = []
     for system, seeds in group.systems.items():
         table = group.table([system], seeds, _columns)

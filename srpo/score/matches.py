@@ -1,7 +1,7 @@
 """Matches: a system's answers against an opponent's, prompt by prompt, decided by a pair judge or by two scores.
 
 Opponents are `gold`, the gold answer of the prompt; `draft`, the system's own draft; and any other system by name,
-after as many revisions. An unreadable verdict is nan in every tensor, neither a tie nor a loss.
+after the same number of revisions. An unreadable verdict is nan in every tensor, neither a tie nor a loss.
 
 Axes: N prompts, R = revisions + 1 answers in hand, the draft first.
 """
@@ -29,25 +29,25 @@ Judges = Mapping[str, AnyJudge]
 
 
 class Answers(Protocol):
-    """Trails with their gold answers and the answers in hand; see `srpo.score.scores.OrderedTrails`."""
+    """A protocol: trails with gold answers and answers in hand, such as `srpo.score.scores.OrderedTrails`."""
 
     @property
     def trails(self) -> Sequence[Trail]:
-        """N trails."""
+        """The N trails."""
 
     @property
     def golds(self) -> Sequence[object]:
-        """N gold answers."""
+        """The gold answers of the N trails."""
 
     @property
     def texts(self) -> Sequence[Sequence[str]]:
-        """[N][R] the answers in hand."""
+        """[N][R] texts of the answers in hand after 0, 1, … revisions of each trail."""
 
 
 class Match(NamedTuple):
-    """Answers of one system and the texts of one opponent, [N][R].
+    """A record of one system's answers (`ours`) and one opponent's texts (`theirs`), [N][R], to be compared.
 
-    `longer_NR` is the length of our answer minus the opponent's; `where` is for messages.
+    `longer_NR` is the length of our answer minus the opponent's; `where` names the match in error messages.
     """
 
     ours: Answers
@@ -58,13 +58,13 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True)
 class MatchScores:
-    """The outcome of one match, five [N, R] tensors.
+    """A record of the outcome of one match: five [N, R] tensors.
 
     Attributes:
-        wins_NR: 1 for a win, ½ for a tie, 0 for a loss; nan where unscored.
+        wins_NR: 1 where our answer wins, ½ for a tie, 0 where it loses; nan where unscored.
         longer_NR: length of our answer minus the opponent's.
         flipped_NR: 1 where the two orders of showing disagree, 0 where they agree; nan unless both were readable.
-        contradicted_NR: share of the pairs of runs whose verdicts differ; nan where fewer than two were readable.
+        contradicted_NR: over pairs of repeated runs, the share with different verdicts; nan below two readable runs.
         same_NR: true where the texts are identical; the judge is not asked about them.
     """
 
@@ -76,14 +76,14 @@ class MatchScores:
 
     @property
     def unscored_R(self) -> list[int]:
-        """Number of prompts without a verdict, by revision."""
+        """R numbers: of prompts without a readable verdict after 0, 1, … revisions."""
         return [int(count) for count in self.wins_NR.isnan().sum(0)]
 
 
 def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Name, MatchScores]:
-    """Decides all matches in one pass over a pair judge, which can then announce its cost first.
+    """Decides all matches by a pair judge, asked in one pass, so that the judge can announce its cost first.
 
-    Each different question is asked once.
+    Each different comparison is asked once, even if several matches contain it.
 
     Raises:
         DataError: every verdict was unreadable, of all matches or of one revision of one match.
@@ -109,10 +109,10 @@ def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Nam
 def decide_by_scores(
     matches: Mapping[Name, Match], scores: Mapping[Name, tuple[Tensor, Tensor]]
 ) -> dict[Name, MatchScores]:
-    """Decides all matches by scores of single answers, ours and theirs: the higher one wins; nan where one is missing.
+    """Decides all matches by scores of single answers: the higher score wins; nan where a score is missing.
 
     Args:
-        scores: [N, R] scores of our answers and of the opponent's.
+        scores: for each match two [N, R] tensors: scores of our answers and of the opponent's.
     """
     found = {}
     for name, (ours_NR, theirs_NR) in scores.items():
@@ -123,7 +123,7 @@ def decide_by_scores(
 
 
 def _read(match: Match, verdicts: Sequence[Sequence[Verdict]]) -> list[Tensor]:
-    """Returns wins, flips and contradictions, [N, R] each."""
+    """Returns the wins, flips and contradictions of one match from its [N][R] verdicts, each as [N, R] tensor."""
     for k, column in enumerate(zip(*verdicts, strict=True)):
         if all(verdict.score is None for verdict in column):
             what = f"not one of {len(column)} verdicts after {k} revisions could be read: {column[0].reason}"
@@ -144,18 +144,18 @@ def _decided(match: Match, wins_NR: Tensor, flipped_NR: Tensor, contradicted_NR:
 
 
 class Tally(NamedTuple):
-    """Counts of one pair judge's verdicts against one opponent.
+    """A record of counts over one pair judge's verdicts against one opponent.
 
     Attributes:
-        judge: its name.
-        against: the opponent.
+        judge: name of the judge.
+        against: name of the opponent.
         comparisons: number of comparisons, identical texts included.
         identical: comparisons of identical texts, which the judge was not asked about.
         unscored: comparisons the judge was asked about without a readable verdict.
         ties: share of ties among the readable verdicts.
         flips: share of comparisons shown in both orders whose orders disagree; None without such comparisons.
-        disagreement: mean share of pairs of runs whose verdicts differ, over comparisons asked several times; None
-            without such comparisons.
+        disagreement: share of pairs of repeated runs whose verdicts differ, averaged over comparisons asked several
+            times; None without such comparisons.
         agreement: share of comparisons of different texts on which this judge and the first one agree; None for the
             first judge.
     """
@@ -172,19 +172,19 @@ class Tally(NamedTuple):
 
 
 class Decided(Protocol):
-    """Trails whose matches are decided; see `srpo.score.scores.ScoredTrails`."""
+    """A protocol: trails whose matches are decided, such as `srpo.score.scores.ScoredTrails`."""
 
     @property
     def matches(self) -> Mapping[str, MatchScores]:
-        """Opponent → outcome by the primary judge."""
+        """Opponent → outcome of the match by the primary judge."""
 
     @property
     def others(self) -> Mapping[str, MatchScores]:
-        """Secondary pair judge → outcome against the opponent of its score."""
+        """Secondary pair judge → outcome of its match against the opponent that its score is defined by."""
 
 
 def tallies(scored: Mapping[Name, Decided], judges: Judges, against: str = GOLD) -> list[Tally]:
-    """Counts the verdicts of each pair judge by opponent; a secondary judge has the opponent `against` alone."""
+    """Counts each pair judge's verdicts by opponent; `against` is the only opponent for secondary judges."""
     found, every = [], list(scored.values())
     for place, (name, judge) in enumerate(judges.items()):
         if not compares(judge):
@@ -202,10 +202,11 @@ def tallies(scored: Mapping[Name, Decided], judges: Judges, against: str = GOLD)
 def tally(
     judge: str, against: str, matches: Sequence[MatchScores], first: Sequence[MatchScores] | None = None
 ) -> Tally:
-    """Counts the verdicts of several matches.
+    """Counts one judge's verdicts over several matches against one opponent.
 
     Args:
-        first: the same matches as decided by the first judge.
+        judge, against: names of the judge and the opponent.
+        first: the same matches decided by the first judge, for the agreement; None if `judge` is the first one.
     """
     asked = torch.cat([(~each.same_NR).flatten() for each in matches])
     wins, flips, contradicted = (

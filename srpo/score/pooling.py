@@ -31,11 +31,11 @@ SHARED = "prompts are shared by the seeds and drawn with their scores of every s
 APART = "each seed has its own prompts, drawn within the seed"
 ONE = "one seed"
 Columns = dict[Hashable, Tensor]
-Block = tuple[tuple[str, ...], Columns]  # one seed: the keys of its prompts, and [N] columns
+Block = tuple[tuple[str, ...], Columns]  # the data of one seed: the keys of its N prompts, and [N] columns by name
 
 
 class Resampling(NamedTuple):
-    """Arguments of `bootstrap`: number of draws, seed, coverage, and prompts per draw."""
+    """A record of arguments for `bootstrap`: number of draws, seed, coverage, and prompts per draw."""
 
     draws: int = DRAWS
     seed: int = 0
@@ -44,19 +44,19 @@ class Resampling(NamedTuple):
 
 
 USUAL = Resampling()
-# "paper" is arXiv 2406.01660's: 20 bootstraps of 512 prompts. Its intervals are those of 512 prompts, whatever the
-# number of prompts, and their ends the second-smallest and second-largest of 20 means: for comparison with the paper
-# only.
+# "paper" repeats arXiv 2406.01660: 20 bootstraps of 512 prompts. Its intervals have the width for 512 prompts, whatever
+# the number of prompts; their ends are the second-smallest and second-largest of 20 means. Use it only to compare with
+# the paper.
 RESAMPLINGS = {"prompts": USUAL, "paper": Resampling(draws=20, size=512)}
 
 
 @dataclass(frozen=True)
 class Group:
-    """All scores of one split at one temperature.
+    """A record of all scores on one split at one temperature.
 
     Attributes:
-        split, temperature: identify the group.
-        systems: system → seed → scored trails, in the order in which they were given.
+        split, temperature: the split of the prompts and the sampling temperature.
+        systems: system → seed → scored trails, in the order in which the trails were given.
     """
 
     split: str
@@ -65,12 +65,12 @@ class Group:
 
     @property
     def last(self) -> int:
-        """The largest number of revisions."""
+        """The largest number of revisions of any system in the group."""
         return next(iter(next(iter(self.systems.values())).values())).primary_NR.shape[1] - 1
 
     @property
     def scopes(self) -> list[Scope]:
-        """Every seed with its systems, then the pools; systems with different seeds form different pools."""
+        """The sets of systems to average: one per seed, then one pool for the systems that have the same seeds."""
         seeds = {name: tuple(each) for name, each in self.systems.items()}
         every = dict.fromkeys(seed for each in seeds.values() for seed in each)
         single = [Scope(seed, (seed,), tuple(name for name in seeds if seed in seeds[name])) for seed in every]
@@ -79,7 +79,7 @@ class Group:
 
     @property
     def pooling(self) -> str:
-        """Description of the pooling of seeds."""
+        """Text for the report: whether the seeds share their prompts, and so how they are pooled."""
         pools = [scope for scope in self.scopes if len(scope.seeds) > 1]
         keys = [{self.systems[pool.systems[0]][seed].keys for seed in pool.seeds} for pool in pools]
         return "; ".join(sorted({SHARED if len(each) == 1 else APART for each in keys})) or ONE
@@ -90,7 +90,8 @@ class Group:
         """Returns the columns of several systems as one table, pooled over the seeds.
 
         Args:
-            columns: system and its scored trails → [N] columns by name; names differ between systems.
+            columns: function from a system's name and scored trails to [N] columns by name; names must differ between
+            systems.
         """
         systems, blocks = list(systems), list[Block]()
         for seed in seeds:
@@ -103,7 +104,7 @@ class Group:
 
 
 class Scope(NamedTuple):
-    """Systems that have the same seeds, and these seeds; `name` is a seed or the pool."""
+    """A record of systems averaged together and the seeds they share; `name` is one seed or `POOL`."""
 
     name: int | str
     seeds: tuple[int, ...]
@@ -111,7 +112,7 @@ class Scope(NamedTuple):
 
 
 def grouped(scored: Mapping[TrailsKey, ScoredTrails]) -> list[Group]:
-    """Groups scores by split and temperature, in the order in which they were given."""
+    """Groups scored trails by split and temperature, in the order in which these first occur."""
     found: dict[tuple[str, float | None], dict[str, dict[int, ScoredTrails]]] = {}
     for key, each in scored.items():
         found.setdefault((key.split, key.temperature), {}).setdefault(key.system, {})[key.seed] = each
@@ -119,7 +120,7 @@ def grouped(scored: Mapping[TrailsKey, ScoredTrails]) -> list[Group]:
 
 
 class Table(NamedTuple):
-    """Columns to average: `rows_NC` with nan for missing scores, a name per column, and a key per row.
+    """A record of columns to average: `rows_NC` with nan for missing scores, a name per column, a key per row.
 
     `strata` has the lengths of the blocks of rows that are resampled apart; None if all rows are one block.
     """
@@ -130,11 +131,11 @@ class Table(NamedTuple):
     strata: list[int] | None
 
     def column(self, name: Hashable) -> Tensor:
-        """Returns one column, [N], nan for missing scores."""
+        """Returns the [N] column of that name, nan for missing scores."""
         return self.rows_NC[:, self.names.index(name)]
 
     def only(self, rows: list[int]) -> Table:
-        """Returns the table of some rows, ascending; strata without rows are removed."""
+        """Returns the table of the rows with these ascending numbers; strata that lose all rows are removed."""
         strata, start = None, 0
         if self.strata is not None:
             strata = []
@@ -146,7 +147,10 @@ class Table(NamedTuple):
 
 
 def pooled(blocks: list[Block]) -> Table:
-    """Pools the columns of several seeds, each with the keys of its prompts; the file's head describes both ways."""
+    """Pools the columns of several seeds, each with its prompts' keys, into one table.
+
+    Seeds with equal keys are averaged by prompt; otherwise each seed's prompts become a block of rows.
+    """
     names = list(blocks[0][1])
     seeds_NC = [torch.stack([columns[name] for name in names], 1) for _, columns in blocks]
     if all(keys == blocks[0][0] for keys, _ in blocks):
@@ -156,7 +160,7 @@ def pooled(blocks: list[Block]) -> Table:
 
 
 def estimate(table: Table, resampling: Resampling) -> dict[Hashable, Interval]:
-    """Returns mean and interval of each column over its prompts with a score."""
+    """Returns column name → mean and bootstrap interval over the prompts with a score in the column."""
     known_NC = ~table.rows_NC.isnan()
     some = None if bool(known_NC.all()) else known_NC
     rows_NC = table.rows_NC.nan_to_num(0.0) if some is not None else table.rows_NC

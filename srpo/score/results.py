@@ -13,7 +13,7 @@ from srpo.statistics.percent import percent, points
 
 POOL = "pool"
 Finding = Literal["better", "worse", "level"]
-LEAST_UNEQUAL = 6  # unequal scores: the fewest with which a two-sided sign test can reach p < 0.05
+LEAST_UNEQUAL = 6  # smallest number of unequal scores with which a two-sided sign test can reach p < 0.05
 # Printed names of built-in judges, splits and systems, unless the caller labels them.
 IN_PRINT = {
     "exact_match": "exactly right answers",
@@ -26,14 +26,14 @@ IN_PRINT = {
 
 
 class Row(TypedDict):
-    """One system after one number of revisions, on one split at one temperature, for one seed or all seeds pooled.
+    """A dict for one system after k revisions, on one split at one temperature, for one seed or all seeds pooled.
 
     `mean`, `low` and `high` are the primary score with its interval; `secondary` holds the same three numbers for every
     other judge. `n` counts scored prompts, over all seeds in a pooled row; `unscored` counts prompts without a verdict.
     `gain` is the score minus the draft's, paired by prompt; `p` is its p-value, adjusted by Holm's correction for all
     revisions of the system, None for drafts. `mended` and `broken` are the shares of prompts that score higher and
     lower than their draft. `changed` is the share of answers that differ from the previous revision, None for drafts.
-    `tokens` and `seconds` are cumulative means per prompt of forward tokens and time, None where nobody measured them.
+    `tokens` and `seconds` are cumulative means per prompt of forward tokens and time, None if not measured.
     `length` is the mean length of the answers; `edited` is their edit distance to the draft and `copied` the share of
     the answer that is copied from the draft, both in the unit of lengths.
     """
@@ -64,9 +64,9 @@ class Row(TypedDict):
 
 
 class WinRow(TypedDict):
-    """Win rate of a system against one opponent after one number of revisions, all seeds pooled.
+    """A dict for the win rate of a system against one opponent after k revisions, all seeds pooled.
 
-    `opponent` is "gold", "draft" (the system's own draft) or another system after as many revisions. `win`, `low` and
+    `opponent` is "gold", "draft" (the system's own draft) or another system after k revisions. `win`, `low` and
     `high` are the win rate, ties counted half. `controlled` and its ends are the win rate at equal length, None where
     all pairs of texts are identical. `longer` is the mean length of the system's answers minus the opponent's. `n`
     counts prompts with a verdict, `unscored` prompts without one.
@@ -89,7 +89,7 @@ class WinRow(TypedDict):
 
 
 class BestRevision(NamedTuple):
-    """The number of revisions that scored best on one half of the prompts, with its score on the other half."""
+    """A record of the number of revisions that scored best on half of the prompts, and its score on the others."""
 
     system: str
     split: str
@@ -105,7 +105,10 @@ class BestRevision(NamedTuple):
     gain_high: float
 
     def sentence(self, name: str, level: float) -> str:
-        """Returns the chosen number of revisions and its score on the prompts that had no part in the choice."""
+        """Returns a sentence with the chosen number of revisions and its score on the other half of the prompts.
+
+        `name` is the printed name of the system, `level` the coverage of the interval.
+        """
         here = f"chosen on {self.chosen_on:,} prompts, measured on the other {self.n:,}"
         if not self.revision:
             return f"{name} does best without revision ({here}): {percent(self.mean)}."
@@ -116,14 +119,14 @@ class BestRevision(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One side of a comparison: a system after a number of revisions, 0 for its drafts."""
+    """A record of one side of a comparison: a system after a number of revisions, 0 for its drafts."""
 
     system: str
     revision: int
 
 
 class Difference(NamedTuple):
-    """Score of side a minus score of side b, for one seed or the pool, as shares with the ends of the interval.
+    """A record of score of side a minus score of side b, for one seed or the pool, with the ends of its interval.
 
     `smallest` is the smallest true difference that this many prompts would show four times in five, None if unknown.
     `higher` and `lower` count the prompts on which side a scores higher and lower than side b, on average over seeds
@@ -144,19 +147,19 @@ class Difference(NamedTuple):
 
     @property
     def unequal(self) -> int:
-        """Number of prompts on which the scores of the two sides differ; `n` if it was not counted."""
+        """Number of prompts on which the two sides' scores differ; all `n` prompts in older files without the count."""
         return self.n if self.higher is None or self.lower is None else self.higher + self.lower
 
 
 @dataclass(frozen=True)
 class SystemComparison:
-    """Two sides compared over the same prompts.
+    """A record of two sides, each a system after some revisions, compared over the same prompts.
 
     Attributes:
         a, b: the sides; positive differences favour `a`.
-        split, temperature: identify the prompts and the decoding.
+        split, temperature: the split of the prompts and the sampling temperature.
         pool: the difference over all seeds that both sides have.
-        seeds: the difference for each of these seeds.
+        seeds: the difference for each seed that both sides have.
     """
 
     a: Side
@@ -168,9 +171,9 @@ class SystemComparison:
 
     @property
     def finding(self) -> Finding:
-        """Whether `a` is better or worse: the whole interval lies on one side of zero. Otherwise "level".
+        """The finding on side a: "better" or "worse" if the pooled interval lies above or below zero, else "level".
 
-        Fewer than `LEAST_UNEQUAL` unequal scores show nothing, whatever the interval.
+        With fewer than `LEAST_UNEQUAL` unequal scores the finding is "level", whatever the interval.
         """
         if self.pool.unequal < LEAST_UNEQUAL:
             return "level"
@@ -179,11 +182,14 @@ class SystemComparison:
         return "worse" if self.pool.high < 0 else "level"
 
     def sentence(self, labels: Mapping[str, str], level: float) -> str:
-        """Returns the finding and its numbers as one sentence."""
+        """Returns the finding and its numbers as one sentence; `labels` are printed names, `level` the coverage."""
         return ": ".join(self.claim(labels, level)) + "."
 
     def claim(self, labels: Mapping[str, str], level: float) -> tuple[str, str]:
-        """Returns the finding, worded by the position of the interval, and the numbers behind it."""
+        """Returns two texts: the finding, worded by the position of the interval, and its numbers.
+
+        `labels` maps names of systems to printed names; `level` is the coverage of the interval.
+        """
         a, b = (labels.get(side.system, side.system) for side in (self.a, self.b))
         pool, scores = self.pool, f"{percent(self.pool.a)} against {percent(self.pool.b)}"
         if self.a.system == self.b.system:
@@ -223,11 +229,11 @@ class SystemComparison:
 
 @dataclass(frozen=True)
 class Results:
-    """Every number of an evaluation.
+    """A record of every number of an evaluation.
 
     Attributes:
-        rows: one per seed, system, split, temperature and revision, then the rows pooled over seeds.
-        comparisons: answers to the questions asked of `summarise`.
+        rows: one row per seed, system, split, temperature and revision, then the rows pooled over seeds.
+        comparisons: one per `Question` given to `summarise`.
         highlight: the system that the evaluation is about.
         labels: printed names of systems, splits and judges; an unlabelled name is printed as it is.
         settings: judges, resampling and the pooling of seeds.
@@ -246,21 +252,21 @@ class Results:
     judging: list[dict[str, Any]] = field(default_factory=list)
 
     def label(self, name: str) -> str:
-        """Returns the printed name of a system, split or judge."""
+        """Returns the printed name of a system, split or judge; a name without a label is returned unchanged."""
         return self.labels.get(name, IN_PRINT.get(name, name))
 
     def values(self, key: Literal["seed", "system", "split", "temperature", "revision"]) -> list[Any]:
-        """Returns the different values of a column in order of appearance."""
+        """Returns the different values of the column `key` of the rows, in order of appearance."""
         return list(dict.fromkeys(row[key] for row in self.rows))
 
     @property
     def drawn(self) -> list[str]:
-        """The systems in the figures, in their order."""
+        """The systems that the figures show, in their order."""
         return list(self.settings.get("curves") or self.values("system"))
 
     @property
     def seeds(self) -> list[int | str]:
-        """The seeds without the pool."""
+        """The seeds of the rows, without `POOL`."""
         return [seed for seed in self.values("seed") if seed != POOL]
 
     @property
@@ -274,18 +280,18 @@ class Results:
         return list(dict.fromkeys((row["split"], row["temperature"]) for row in self.rows))
 
     def curves(self, split: str, temperature: float | None, seed: int | str = POOL) -> dict[str, list[Row]]:
-        """System → its rows by revision, for the systems with rows there."""
+        """System → its rows by revision for this split, temperature and seed; systems without rows are left out."""
         found = {system: self.curve(system, split, temperature, seed) for system in self.values("system")}
         return {system: rows for system, rows in found.items() if rows}
 
     def curve(self, system: str, split: str, temperature: float | None, seed: int | str = POOL) -> list[Row]:
-        """Returns the rows of one system by revision; empty where the system was not run."""
+        """Returns one system's rows by revision for this split, temperature and seed; empty if it was not run."""
         wanted = (system, split, temperature, seed)
         found = (r for r in self.rows if (r["system"], r["split"], r["temperature"], r["seed"]) == wanted)
         return sorted(found, key=lambda row: row["revision"])
 
     def rate(self, system: str, opponent: str, split: str, temperature: float | None) -> list[WinRow]:
-        """Returns the win rates of one system against one opponent by revision; empty where the two did not meet."""
+        """Returns a system's win rates against an opponent by revision; empty where they were not compared."""
         wanted = (system, opponent, split, temperature)
         found = (r for r in self.wins if (r["system"], r["opponent"], r["split"], r["temperature"]) == wanted)
         return sorted(found, key=lambda row: row["revision"])
@@ -305,11 +311,11 @@ class Results:
 
     @property
     def bounds(self) -> list[str]:
-        """Systems that no system can have: they use the gold answer or the judge."""
+        """Names of the bounds: controls that use the gold answer or the judge, as no real system can."""
         return list(self.settings.get("bounds", ()))
 
     def strongest(self, split: str, temperature: float | None) -> SystemComparison | None:
-        """Returns the comparison with the strongest opponent of the highlighted system; None without an opponent.
+        """Returns the highlighted system's comparison with its strongest opponent; None without an opponent.
 
         The strongest opponent has the highest pooled score. Bounds are not opponents; the system's own drafts are.
         """
@@ -320,7 +326,7 @@ class Results:
 
     @property
     def claims(self) -> list[tuple[SystemComparison, str, str]]:
-        """Every comparison with its finding and its numbers in words; the strongest opponent of each place first."""
+        """All comparisons with finding and numbers in words; per split and temperature the strongest opponent first."""
         found = []
         for place in dict.fromkeys((each.split, each.temperature) for each in self.comparisons):
             strongest = self.strongest(*place)
@@ -335,13 +341,13 @@ class Results:
 
     @property
     def advice(self) -> list[str]:
-        """One sentence for each split and temperature on the highlighted system's best number of revisions."""
+        """One sentence per split and temperature: the highlighted system's best number of revisions."""
         ours = [each for each in self.choices if each.system == self.highlight]
         return [self._where(each) + each.sentence(self.label(each.system), self.level) for each in ours]
 
     @property
     def verdict(self) -> list[str]:
-        """One sentence for each claim, opening with its split and temperature where there are several."""
+        """One sentence per comparison: finding and numbers; opens with split and temperature if there are several."""
         return [f"{self._where(each)}{lead}: {numbers}." for each, lead, numbers in self.claims]
 
     def _where(self, each: SystemComparison | BestRevision) -> str:
@@ -359,13 +365,13 @@ def capital(text: str) -> str:
 
 
 def counted(curves: Iterable[list[Row]]) -> str:
-    """Returns the number of answers behind a mean: "n = 600", or the range where systems differ."""
+    """Returns the number of prompts behind the means in words: "n = 600", or a range if the rows differ."""
     n = {row["n"] for rows in curves for row in rows}
     return f"n = {min(n):,}" if len(n) == 1 else f"n = {min(n):,} to {max(n):,}"
 
 
 def heat(temperature: float | None) -> str:
-    """Returns a temperature in words."""
+    """Returns a sampling temperature in words, for headings."""
     return "temperature not stated" if temperature is None else f"temperature {temperature:g}"
 
 

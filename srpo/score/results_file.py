@@ -15,7 +15,7 @@ from srpo.score.results import BestRevision, Difference, Results, Side, SystemCo
 
 
 def as_json(results: Results) -> str:
-    """Returns the text of results.json; `verdict` and `advice` are for readers and are recomputed when it is read."""
+    """Returns the text of results.json; `read_results` ignores its sentences `verdict` and `advice`."""
     numbers = asdict(results) | {"verdict": results.verdict, "advice": results.advice}
     numbers["choices"] = [each._asdict() for each in results.choices]
     for each in numbers["comparisons"]:
@@ -26,7 +26,7 @@ def as_json(results: Results) -> str:
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Returns the text of results.csv or wins.csv: three columns per secondary judge, an empty field for None."""
+    """Returns rows of `Results` as CSV: three columns per secondary judge, an empty field for None."""
     flat = []
     for row in rows:
         cells: dict[str, Any] = {key: value for key, value in row.items() if key != "secondary"}

@@ -36,7 +36,7 @@ Key = tuple[int, str, str, float | None]
 
 
 class TrailsKey(NamedTuple):
-    """Identifies one list of trails by seed, system, split and temperature; a plain tuple of the four also works."""
+    """A tuple that identifies one list of trails: seed, system, split, temperature; a plain tuple also works."""
 
     seed: int
     system: str
@@ -50,16 +50,16 @@ class TrailsKey(NamedTuple):
 
 @dataclass(frozen=True)
 class OrderedTrails:
-    """One list of trails, ordered by prompt and gold answer whatever the order of the file.
+    """A record of one list of trails, sorted by prompt and gold answer whatever the order of the file.
 
     Attributes:
         keys: one text per prompt, equal for equal prompts with equal gold answers; equal prompts keep their order.
-        trails: in the order of `keys`.
-        golds: gold answers; None where there is none and none is needed.
-        texts: [N][R] the answers in hand.
-        places: the row of each trail, for messages.
-        tokens: R mean forward tokens per prompt, cumulative; None where they were not counted.
-        seconds: R mean seconds per prompt, cumulative; None where they were not measured.
+        trails: the N trails, in the order of `keys`.
+        golds: N gold answers; None for a trail without one, if no judge needs it.
+        texts: [N][R] texts of the answers in hand after 0, 1, … revisions.
+        places: the row of each trail in its list, for error messages.
+        tokens: R cumulative means of forward tokens per prompt; None if they were not counted.
+        seconds: R cumulative means of seconds per prompt; None if they were not measured.
     """
 
     keys: tuple[str, ...]
@@ -73,14 +73,14 @@ class OrderedTrails:
 
 @dataclass(frozen=True)
 class ScoredTrails(OrderedTrails):
-    """One list of trails with its scores.
+    """A record of one list of trails with its scores.
 
     Attributes:
-        unit: unit of lengths.
+        unit: unit of lengths, "words" or "characters".
         measures: [N, R] measures without a judge; see `srpo.score.text_measures.measured`.
         scores: judge → [N, R] score of the answer in hand, in [0, 1], nan where unscored; the first judge is primary.
-        matches: opponent → outcome by the primary judge.
-        others: secondary pair judge → outcome against the opponent of its score.
+        matches: opponent → outcome of the match by the primary judge.
+        others: secondary pair judge → outcome of its match against the opponent that its score is defined by.
     """
 
     unit: Unit
@@ -91,17 +91,17 @@ class ScoredTrails(OrderedTrails):
 
     @property
     def primary_NR(self) -> Tensor:
-        """[N, R] scores by the first judge."""
+        """[N, R] scores of the answers in hand by the first judge, the primary one."""
         return next(iter(self.scores.values()))
 
     @property
     def gain_NR(self) -> Tensor:
-        """[N, R] primary score minus the draft's."""
+        """[N, R] primary score of the answer in hand minus that of the draft."""
         return self.primary_NR - self.primary_NR[:, :1]
 
     @property
     def changed_NR(self) -> Tensor:
-        """[N, R] 1 where the answer differs from the previous one; 0 for the draft."""
+        """[N, R] 1 where the answer in hand differs from the one before the revision, else 0; 0 for the draft."""
         return self.measures["changed"]
 
 
@@ -116,22 +116,22 @@ def score(
     versus: Sequence[str] = (DRAFT,),
     highlight: str = "",
 ) -> dict[TrailsKey, ScoredTrails]:
-    """Judges every answer in hand.
+    """Judges every system's answer in hand after 0, 1, … revisions of every prompt.
 
     Args:
         trails: trails by (seed, system, split, temperature), each with its gold answer in `meta`.
         judges: judges by name, of single answers or of pairs; the first one is primary.
         gold_key: key of the gold answer in `meta`.
-        revisions: number of revisions to score; default: those of the longest trail.
-        tokens: mean forward tokens per prompt up to each revision, cumulative, for trails that did not count them.
-        against: opponent of a pair judge's score: "gold", or "draft", which needs no gold answer.
+        revisions: number of revisions to score; None takes that of the longest trail.
+        tokens: cumulative mean forward tokens per prompt after 0, 1, … revisions, for trails without own counts.
+        against: opponent that defines a pair judge's score: "gold", or "draft", which needs no gold answer.
         versus: further opponents: "draft", "rivals" (the highlighted system against each other one), "everyone".
-        highlight: the system that the evaluation is about; default: the first one.
+        highlight: the system that the evaluation is about; "" takes the first one.
 
     Raises:
         DataError: no trails, a gold answer is missing or of the wrong kind, systems differ in their prompts, or no
             verdict of a pair judge could be read.
-        ConfigError: a judge returned no score, or `tokens` has not one count per revision and the draft.
+        ConfigError: a judge returned no score, or `tokens` lacks a count for the draft or a revision.
 
     Example:
         >>> from srpo.judge.single import exact_match
@@ -179,7 +179,7 @@ def score(
 
 
 def _score_alone(judge: AnyJudge, laid: Mapping[TrailsKey, OrderedTrails]) -> dict[TrailsKey, Tensor]:
-    """Scores all answers by a judge of single answers, [N, R]; a text that a revision repeats is judged once."""
+    """Key → [N, R] scores by a judge of single answers; equal texts within a trail are judged once."""
     alone, found = cast("Judge", judge), {}
     for key, each in laid.items():
         rows = []
@@ -191,7 +191,7 @@ def _score_alone(judge: AnyJudge, laid: Mapping[TrailsKey, OrderedTrails]) -> di
 
 
 def _both_scores(scores: Mapping[TrailsKey, Tensor], key: TrailsKey, opponent: str) -> tuple[Tensor, Tensor]:
-    """Scores of our answers and of the opponent's, [N, R] each."""
+    """[N, R] scores of the answers of the system in `key`, and [N, R] scores of its opponent's."""
     ours_NR = scores[key]
     if opponent == DRAFT:
         return ours_NR, ours_NR[:, :1].expand_as(ours_NR)
@@ -204,10 +204,10 @@ def _both_scores(scores: Mapping[TrailsKey, Tensor], key: TrailsKey, opponent: s
 def _opponents(
     keys: Iterable[TrailsKey], against: str, versus: Sequence[str], highlight: str
 ) -> dict[TrailsKey, list[str]]:
-    """Lists the opponents of each list of trails.
+    """Returns the names of the opponents of each list of trails.
 
     Args:
-        against: opponent of a pair judge's score, which comes first; "" without one.
+        against: opponent that defines a pair judge's score, listed first; "" for a judge of single answers.
     """
     keys, found = list(keys), {}
     for key in keys:
@@ -221,7 +221,7 @@ def _opponents(
 
 
 def _opposing(laid: Mapping[TrailsKey, OrderedTrails], key: TrailsKey, opponent: str) -> Sequence[Sequence[str]]:
-    """Returns the texts of an opponent, [N][R]."""
+    """Returns [N][R] texts of the opponent of the system in `key`: gold answers, drafts or another system's."""
     texts = laid[key].texts
     if opponent == GOLD:
         golds = _gold_texts(laid[key].golds, str(key))
@@ -230,7 +230,7 @@ def _opposing(laid: Mapping[TrailsKey, OrderedTrails], key: TrailsKey, opponent:
 
 
 def _gold_texts(golds: Iterable[object], where: str) -> list[str]:
-    """Returns gold answers as texts that a pair judge can compare."""
+    """Returns gold answers as texts that a pair judge can compare; `where` is for the error message."""
     found = []
     for row, gold in enumerate(golds, 1):
         if not isinstance(gold, str | int) or isinstance(gold, bool):
@@ -257,7 +257,7 @@ def _laid_out(
     revisions: int | None,
     tokens: Mapping[Key, Sequence[float]],
 ) -> dict[TrailsKey, OrderedTrails]:
-    """Orders the trails and adds up their costs."""
+    """Sorts each list of trails by prompt and gold answer, and averages their cumulative costs."""
     keyed = {TrailsKey(*key): rows for key, rows in trails.items()}
     for key, rows in keyed.items():
         if not rows:
@@ -293,7 +293,10 @@ def _laid_out(
 
 
 def _mean_cost(rows: Sequence[Sequence[float]], revisions: int) -> tuple[float, ...] | None:
-    """Cumulative mean cost per prompt; a trail that stopped costs nothing more. None where a draft has no cost."""
+    """Mean over trails of the cumulative cost after 0, 1, … revisions; None if a draft has no cost.
+
+    `rows` has the cost of each answer of each trail; a trail that stopped adds no further cost.
+    """
     if not all(costs[0] for costs in rows):
         return None
     spent = [sum(cost for costs in rows for cost in costs[: k + 1]) for k in range(revisions + 1)]
@@ -308,7 +311,7 @@ def _gold(trail: Trail, gold_key: str, needed: bool, where: str) -> object:
 
 
 def _check_prompts(laid: Mapping[TrailsKey, OrderedTrails]) -> None:
-    """Requires the same prompts of all systems of a seed, split and temperature."""
+    """Raises a DataError unless all systems of a seed, split and temperature have the same prompts."""
     first: dict[tuple[int, str, float | None], TrailsKey] = {}
     for key in laid:
         other = first.setdefault((key.seed, key.split, key.temperature), key)

@@ -1,6 +1,6 @@
 """Scores in, `Results` out: means with intervals per seed and pooled, win rates, and comparisons over the same prompts.
 
-Axes: N prompts, R = revisions + 1.
+Axes: N prompts, R = revisions + 1 answers, the draft first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from srpo.statistics.significance import holm, sign_flip_p, smallest_detectable
 
 
 class Question(NamedTuple):
-    """Asks whether `a` is better than `b` on one split at one temperature."""
+    """A record that asks whether side `a` scores higher than side `b` on one split at one temperature."""
 
     a: Side
     b: Side
@@ -42,18 +42,18 @@ def summarise(
     bounds: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> Results:
-    """Averages every system, per seed and pooled, and answers the questions.
+    """Averages every system's scores, per seed and pooled, and makes the comparisons asked for.
 
     Args:
         groups: scores by split and temperature, from `grouped`.
         questions: comparisons to make; see `usual_questions`.
-        highlight: the system that the evaluation is about; default: the first one.
+        highlight: the system that the evaluation is about; "" takes the first one.
         labels: printed names of systems, splits and judges.
-        curves: systems in the figures, in this order; default: all of them.
+        curves: systems in the figures, in this order; if empty, all systems.
         resampling: draws, seed and level of the intervals.
         judging: counts of verdicts, from `tallies`.
         bounds: systems that use the gold answer or the judge; they are not opponents.
-        notes: sentences on the prompts, printed with the cautions.
+        notes: sentences on prompts that were left out, printed with the cautions.
 
     Raises:
         ConfigError: a question or the highlight names a system, split or revision that was not run.
@@ -89,7 +89,7 @@ def summarise(
         "srpo": __version__,
     }
     return Results(
-        sorted(rows, key=lambda row: row["seed"] == POOL),  # stable: the single seeds first
+        sorted(rows, key=lambda row: row["seed"] == POOL),  # a stable sort: rows of single seeds first, in their order
         _comparisons(groups, asked, resampling),
         highlight or systems[0],
         dict(labels or {}),
@@ -101,7 +101,7 @@ def summarise(
 
 
 def usual_questions(groups: Sequence[Group], system: str) -> list[Question]:
-    """Asks whether revising helps a system, and whether it beats each other system after the last revision."""
+    """Returns the questions whether revising helps a system and whether it beats each other one after all revisions."""
     questions = []
     for group in groups:
         if system not in group.systems:
@@ -118,7 +118,7 @@ def usual_questions(groups: Sequence[Group], system: str) -> list[Question]:
 
 
 def _rows(group: Group, scope: Scope, resampling: Resampling) -> list[Row]:
-    """Averages the systems of one scope by revision."""
+    """Averages the systems of one scope (a seed or the pool): one row per system and number of revisions."""
     revisions, parts = range(group.last + 1), _parts(group, scope)
     counts = {(system, k): _counts(parts[system], k) for system in scope.systems for k in revisions}
     table = group.table(scope.systems, scope.seeds, _columns)
@@ -159,13 +159,16 @@ def _parts(group: Group, scope: Scope) -> dict[str, list[ScoredTrails]]:
 
 
 def _columns(system: str, scored: ScoredTrails) -> Columns:
-    """(system, measure, revision) → [N] the columns that get an interval."""
+    """(system, measure, revision) → [N] scores or gains, the columns whose means get an interval."""
     measures = {**scored.scores, "gain": scored.gain_NR}
     return {(system, name, k): each for name, of_NR in measures.items() for k, each in enumerate(of_NR.unbind(1))}
 
 
 def _counts(parts: list[ScoredTrails], k: int) -> dict[str, object]:
-    """The numbers of a row that need no interval, over a system's seeds."""
+    """The numbers of a system's row after `k` revisions that need no interval.
+
+    `parts` has the system's scored trails, one per seed.
+    """
     gains = [value for part in parts for value in part.gain_NR[:, k].tolist() if value == value]
     scores_N = torch.cat([part.primary_NR[:, k] for part in parts])
 
@@ -194,7 +197,7 @@ def _counts(parts: list[ScoredTrails], k: int) -> dict[str, object]:
 
 
 def _comparisons(groups: Sequence[Group], asked: list[Question], resampling: Resampling) -> list[SystemComparison]:
-    """Answers the questions in their order; one bootstrap for all questions about the same group and seeds."""
+    """Returns one comparison per question, in order; questions on the same group and seeds share one bootstrap."""
     found: dict[int, SystemComparison] = {}
     for group in groups:
         together: dict[tuple[int, ...], dict[int, Question]] = {}
@@ -245,7 +248,7 @@ def _answered(
 
 
 def _common(group: Group, a: str, b: str) -> tuple[int, ...]:
-    """The seeds that two systems share."""
+    """The seeds that the systems `a` and `b` both have in the group."""
     return tuple(seed for seed in group.systems[a] if seed in group.systems[b])
 
 

@@ -29,7 +29,7 @@ def units(text: str, unit: Unit) -> Sequence[str]:
 
 
 def edited(before: str, after: str, unit: Unit) -> float:
-    """Returns the edit distance as a share of the longer text: 0 for equal texts, 1 for texts without overlap.
+    """Returns the edit distance between two texts, in `unit`, as a share of the longer text's length: 0 if equal.
 
     Example:
         >>> edited("a tidy answer", "a tidy reply, at last", "words")
@@ -39,7 +39,7 @@ def edited(before: str, after: str, unit: Unit) -> float:
 
 
 def copied(before: str, after: str, unit: Unit) -> float:
-    """Returns the share of `after` that appears in `before` in the same order; 1 for an empty text.
+    """Returns the share of `after`, in `unit`, that appears in `before` in the same order; 1 if `after` is empty.
 
     Example:
         >>> copied("a tidy answer", "a tidy reply, at last", "words")
@@ -49,12 +49,12 @@ def copied(before: str, after: str, unit: Unit) -> float:
 
 
 def measured(texts: Sequence[Sequence[str]], unit: Unit) -> dict[str, Tensor]:
-    """Measures every answer; each measure is an [N, R] tensor, float64.
+    """Measures every text of [N][R] answers in hand; each measure is an [N, R] tensor, float64.
 
     Returns:
         changed: 1 where the answer differs from the previous one, 0 for the draft.
-        length: in `unit`.
-        edited, copied: against the draft, as shares.
+        length: length of the answer in `unit`.
+        edited, copied: edit distance to the draft, and part copied from the draft, as shares.
     """
     length_NR = lengths(texts, unit)
     rows: dict[str, list[list[float]]] = {"changed": [], "edited": [], "copied": []}
@@ -68,12 +68,12 @@ def measured(texts: Sequence[Sequence[str]], unit: Unit) -> dict[str, Tensor]:
 
 
 def lengths(texts: Sequence[Sequence[str]], unit: Unit) -> Tensor:
-    """Returns the length of each text in `unit`, [N, R]."""
+    """Returns the length of each of [N][R] texts in `unit`, as [N, R] tensor."""
     rows = [[float(len(units(answer, unit))) for answer in answers] for answers in texts]
     return torch.tensor(rows, dtype=torch.float64)
 
 
-@lru_cache(maxsize=4096)  # most revisions repeat an answer
+@lru_cache(maxsize=4096)  # a cache, because most revisions repeat an answer
 def _edited_and_copied(before: str, after: str, unit: Unit) -> tuple[float, float]:
     if before == after:
         return 0.0, 1.0

@@ -16,7 +16,7 @@ WINS, LONGER = "wins", "longer"
 
 
 def win_rates(group: Group, resampling: Resampling) -> list[WinRow]:
-    """Returns one row per system, opponent and revision, pooled over the seeds that both have."""
+    """Returns the win rate of each system, opponent and number of revisions, pooled over the seeds that both have."""
     rows: list[WinRow] = []
     for system, seeds in group.systems.items():
         for opponent in dict.fromkeys(name for each in seeds.values() for name in each.matches):
@@ -40,7 +40,7 @@ def _rows(group: Group, system: str, opponent: str, resampling: Resampling) -> l
         unscored = sum(each.unscored_R[k] for each in met.values())
         controlled: tuple[float | None, ...] = (None, None, None)
         if any(not bool(each.same_NR[:, k].all()) for each in met.values()):
-            # Each refit draws over all strata, which weigh as much as their prompts.
+            # The refits draw prompts of all seeds together: a seed weighs as much as its number of prompts.
             wins_N, longer_N = table.column((WINS, k)), table.column((LONGER, k))
             known_N = ~torch.isnan(wins_N)
             controlled = length_controlled(wins_N[known_N], longer_N[known_N], draws=draws, seed=seed, level=level)
