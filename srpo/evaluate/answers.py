@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 FOLDER, ALL = "drawn", "all"
 ANSWERS, DRAFTS, REFERENCE = "answers", "drafts", "reference"
 GREEDY, REFERENCE_GREEDY, BY_REFERENCE = "greedy", "reference_greedy", "best_of_reference_logp"
-# Controls that are drawn: the value by which they choose among drafts, or "" for drafts of their own.
+# drawn control → the value by which it chooses among drafts, or "" if it draws drafts of its own
 KINDS = {
     BEST_OF: REWARD,
     "best_of_logp": LOGP,
@@ -54,7 +54,7 @@ Prompts = Mapping[int, Mapping[str, list[PromptRow]]]  # seed → split → prom
 
 @dataclass(frozen=True)
 class Drawn:
-    """Trails by (seed, system, split, temperature), and printed names of the controls among the systems."""
+    """A record of trails by (seed, system, split, temperature), and of printed names of the controls."""
 
     trails: dict[Key, list[Trail]]
     labels: dict[str, str]
@@ -67,16 +67,16 @@ def read_systems(
     split_key: str = "split",
     temperature: float | None = None,
 ) -> dict[Key, list[Trail]]:
-    """Reads files of trails by seed, system and split; a name given n times is one system with the seeds 0 to n − 1.
+    """Reads files of trails by seed, system and split; a name with n files is one system with seeds 0 to n − 1.
 
     Args:
-        specs: `path` or `name=path`; the name of a bare path is its stem.
+        specs: `path` or `name=path` for each file; a path without a name gets the file's stem as name.
         gold_key: key of the gold answer that each row's `meta` must have; None requires no gold answer.
         split_key: key of the split's name in `meta`; rows without it belong to the split "all".
-        temperature: of the answers, for the keys.
+        temperature: sampling temperature of the answers, the last part of each key.
 
     Raises:
-        ConfigError: two bare paths with the same stem, or a name without a path.
+        ConfigError: two paths without a name that have the same stem, or a name without a path.
         InputError: a file is missing or unreadable.
         DataError: a line is not a trail or has no gold answer, or a file has no trails.
     """
@@ -92,7 +92,7 @@ def without_failed(trails: Mapping[Key, list[Trail]]) -> tuple[dict[Key, list[Tr
     """Removes every prompt that failed for any system from all systems of its seed, split and temperature.
 
     Returns:
-        The other trails, and a sentence for each split with failed prompts: their number and the commonest reason.
+        The remaining trails, and a sentence for each split with failed prompts: number and commonest reason.
 
     Raises:
         DataError: every prompt of a split failed.
@@ -125,7 +125,7 @@ def _prompt_key(trail: Trail) -> str:
 
 
 def read_prompt_files(plan: Plan) -> Prompts:
-    """Reads the prompts of every seed; a file is one split, unless its rows name theirs."""
+    """Reads a plan's prompts: seed → split → prompts. A file is one split, unless its rows name their splits."""
     found: dict[int, dict[str, list[PromptRow]]] = {}
     for seed in plan.seeds if plan.models else ():
         splits = found[seed] = defaultdict(list)
@@ -140,11 +140,11 @@ def read_prompt_files(plan: Plan) -> Prompts:
 
 
 def draw_all(plan: Plan, prompts: Prompts, judge: AnyJudge) -> Drawn:
-    """Draws every model and control of a plan, seed by seed; cached trails are read instead.
+    """Draws the trails of every model and control of a plan, seed by seed, or reads them from the cache.
 
     Args:
         prompts: from `read_prompt_files`.
-        judge: for the oracle.
+        judge: the judge by which the control "oracle" chooses.
 
     Raises:
         SRPOError: a model or reference cannot be loaded, or the cache cannot be written.
@@ -169,7 +169,7 @@ def draw_all(plan: Plan, prompts: Prompts, judge: AnyJudge) -> Drawn:
 
 
 class Task(NamedTuple):
-    """One list of answers to draw: the system's name, a split with its prompts, and a sampling temperature."""
+    """A record of one list of answers to draw: system's name, split, its prompts (`rows`), temperature."""
 
     name: str
     split: str
@@ -182,14 +182,14 @@ class ModelAnswers:
 
     def __init__(self, plan: Plan, model: Model, folder: Path, seed: int) -> None:
         self.plan, self.model, self.folder, self.seed = plan, model, folder, seed
-        # One reviser at a time: a model and its reference are two models in memory.
+        # A cache of one reviser: a reviser's model and reference already are two models in memory.
         self.reviser = lru_cache(maxsize=1)(self._load)
 
     def systems(self, task: Task, controls: Collection[str], judge: AnyJudge) -> dict[str, list[Trail]]:
-        """Returns the trails of the model and its controls by the name of the system."""
-        gold_key, sampled = self.plan.gold_key, task.temperature > 0  # greedy drafts are all equal
+        """Returns name of the system → trails, for the model and the controls named; `judge` is for the oracle."""
+        gold_key, sampled = self.plan.gold_key, task.temperature > 0  # greedy drafts of a prompt are equal
         found = {"": self.draw(BEST_OF if self.model.policy == BEST_OF else ANSWERS, task)}
-        # A prompt that fails is left out for every system; its controls need not be drawn.
+        # A prompt that fails is left out for every system, so the controls need no answer to it.
         usable = [row for row, trail in zip(task.rows, found[""], strict=True) if not trail.failed]
         task = task._replace(rows=usable or task.rows)
         for kind in (REFERENCE, *(KINDS if sampled else ())):
@@ -229,13 +229,16 @@ class ModelAnswers:
         return cached_trails(path, task.rows, made_with, lambda: self.reviser(*self._model_of(kind)), draw)
 
     def cache_file(self, kind: str, task: Task) -> tuple[Path, RevisionSettings, dict[str, object]]:
-        """Returns the file of some trails, their settings, and everything that decides them."""
+        """Returns the cache file of one kind of trails for a task, their settings, and all that decides the trails.
+
+        `kind` has the same values as in `draw`.
+        """
         model, template = self._model_of(kind)
         plan, policy = self.plan, self.model.policy if kind == ANSWERS else "always"
         revisions = plan.revisions if self.model.revisions is None else self.model.revisions
         settings = RevisionSettings(revisions, task.temperature, self.seed, plan.max_new_tokens, policy)
         if kind in (GREEDY, REFERENCE_GREEDY):
-            settings = replace(settings, revisions=0, temperature=0.0, seed=0)  # one file for all seeds
+            settings = replace(settings, revisions=0, temperature=0.0, seed=0)  # greedy drafts: one file for all seeds
         made_with = {
             **asdict(settings),
             **models_in(model.model, model.reference, model.revision_template),
@@ -251,13 +254,13 @@ class ModelAnswers:
         return path, settings, made
 
     def _model_of(self, kind: str) -> tuple[Model, RevisionTemplate | None]:
-        """The model to load, and a template where it has not one of its own."""
+        """The model to load for a kind of trails, and a template if the model is a reference without its own."""
         if kind in (REFERENCE, REFERENCE_GREEDY, BY_REFERENCE):
             template = template_for(self.model.model, self.model.revision_template)
             template = template or RevisionTemplate.load(self.model.model)
-            # The digest is that of another tokenizer; the words of the template serve here too.
+            # The digest belongs to the trained model's tokenizer; only the template's words apply to the reference.
             return Model(str(self.model.reference)), replace(template, sha256="")
-        # Confidence costs as much as revising: a reference is loaded only where it decides what is kept.
+        # Confidence costs as much as revising, so a reference is loaded only if it decides which answers are kept.
         confident = kind == BEST_OF or (kind == ANSWERS and self.model.policy != "always")
         return (self.model if confident else replace(self.model, reference=None)), None
 

@@ -1,4 +1,4 @@
-"""The cache of drawn trails: one file for each list of prompts and everything that decides its trails.
+"""The cache of drawn trails: one file for each list of prompts, models and settings.
 
 The name of a file has the sha256 of the files of the model and of its reference, of the prompts, the template and the
 settings. A changed model is therefore drawn again, a moved one is not, and an interrupted run resumes: finished trails
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from srpo.revise.reviser import Reviser
 
 log = logging.getLogger("srpo")
-# A reviser, the number of leading trails to leave out, the only places wanted → trails.
+# (reviser, number of leading trails to leave out, row numbers to draw or None for all) → trails
 Draw = Callable[["Reviser", int, Collection[int] | None], Iterator[Trail]]
 # Files that decide a model's answers; optimiser states, logs and cards do not.
 DECIDES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -35,7 +35,10 @@ IGNORED = ("trainer_state.json", "run.json", "results.json", "added_by_user.txt"
 def cache_file(
     folder: Path, name: str, rows: Sequence[PromptRow], made_with: Mapping[str, object]
 ) -> tuple[Path, dict[str, object]]:
-    """Returns the file of some trails and everything that decides them, the prompts included."""
+    """Returns the cache file in `folder` for trails of the prompts `rows`, and everything that decides the trails.
+
+    `name` is the readable part of the file's name; `made_with` has models and settings, to which prompts are added.
+    """
     asked = json.dumps([row._replace(where="") for row in rows], sort_keys=True, default=str)
     made = {**made_with, "prompts": hashlib.sha256(asked.encode()).hexdigest()}
     key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
@@ -44,7 +47,7 @@ def cache_file(
 
 
 def models_in(model: str, reference: str | None, template: str | None) -> dict[str, object]:
-    """Returns the digests of a model and its reference and the words of a template file, for `cache_file`."""
+    """Returns the digests of a model and its reference and a template file's text, for `cache_file`."""
     file = Path(template or "")
     return {
         "model": content_hash(model),
@@ -56,12 +59,13 @@ def models_in(model: str, reference: str | None, template: str | None) -> dict[s
 def cached_trails(
     path: Path, rows: list[PromptRow], made_with: Mapping[str, object], reviser: Callable[[], Reviser], draw: Draw
 ) -> list[Trail]:
-    """Draws the trails that the file lacks and returns one trail per row; a failed trail gives its reason.
+    """Draws the trails that the file `path` lacks; returns one trail per row, which has the reason if it failed.
 
     Args:
-        path, made_with: from `cache_file`.
+        path, made_with: the cache file and all that decides its trails, from `cache_file`.
+        rows: the prompts.
         reviser: loads the reviser; called only if trails are missing.
-        draw: draws the trails.
+        draw: function that draws the missing trails with that reviser.
 
     Raises:
         OutputError: the file cannot be written.
@@ -86,7 +90,10 @@ def cached_trails(
 
 @cache
 def content_hash(path: str) -> str:
-    """sha256 of the files that decide a model's answers, an adapter's base included; a hub name with its commit."""
+    """The sha256 of a model folder's files that decide its answers, an adapter's base included.
+
+    For a model named on the hub, the name with its commit.
+    """
     folder = Path(path)
     if not folder.is_dir():
         return f"{path}@{_commit(path)}"
@@ -102,7 +109,7 @@ def content_hash(path: str) -> str:
 
 
 def _commit(name: str) -> str:
-    """The commit of a hub name in the local cache; "" where the model has not been downloaded."""
+    """The commit of a hub model in the local hub cache; "" if the model has not been downloaded."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -57,7 +57,7 @@ def calibrate(
         settings: sampling; `revisions` is the largest number to try, `policy` has no effect.
         bins: number of rows in the reliability table.
         folder: where trails are kept, so that an interrupted calibration resumes; None keeps them in memory.
-        made_with: everything else that decides the trails, such as digests of the models.
+        made_with: whatever decides the trails besides prompts and settings, such as digests of the models.
 
     Raises:
         DataError: a row without a gold answer, or fewer than `LEAST` rows without failure.
@@ -126,7 +126,7 @@ def _trails(
 
 
 def _without_failure(drawn: Mapping[str, Sequence[Trail]]) -> list[int]:
-    """Returns the places of the prompts that failed under no policy."""
+    """Returns the row numbers of the prompts that failed under no policy; `drawn` maps policies to trails."""
     columns = list(zip(*drawn.values(), strict=True))
     places = [at for at, trails in enumerate(columns) if not any(trail.failed for trail in trails)]
     if len(places) < len(columns):
@@ -144,14 +144,16 @@ def choose(
     """Chooses a policy and a number of revisions on one half of the prompts, or drafts if the other half shows no gain.
 
     Args:
+        prompts: text of each prompt, by which the halves are drawn.
         scores: policy → for each prompt the score of the answer in hand after 0, 1, … revisions.
+        settings: settings with which the trails were drawn.
     """
     choosing, reporting = halves(list(prompts), settings.seed)
 
     def gains(policy: str, k: int, rows: Sequence[int]) -> Tensor:
         return torch.tensor([scores[policy][i][k] - scores[policy][i][0] for i in rows], dtype=torch.float64)
 
-    # Of equal gains the first: fewer revisions, and the model's own judgement before every revision.
+    # Of equal gains the first wins: fewer revisions, and "if_preferred" before "always".
     tried = [(k, policy) for k in range(1, settings.revisions + 1) for policy in scores]
     k, policy = largest_mean({(k, policy): gains(policy, k, choosing) for k, policy in tried})
     mean, low, high = bootstrap(gains(policy, k, reporting)[:, None], seed=settings.seed).column(0)
@@ -165,7 +167,7 @@ def first_revisions(trails: Sequence[Trail], scores: Sequence[Sequence[float]]) 
     Revisions that score as their draft does are left out.
 
     Args:
-        scores: for each prompt, the scores after 0 and 1 revisions, every revision kept.
+        scores: for each prompt, the scores after 0 and 1 revisions under the policy that keeps every revision.
     """
     preferred, better = [], []
     for trail, score in zip(trails, scores, strict=True):
@@ -198,7 +200,7 @@ def _score(judge: Judge, prompt: Prompt, answer: str, gold: object, *, where: st
 
 
 def lines(found: Calibration) -> list[list[str]]:
-    """Returns the cells of the reliability table as text, the header first."""
+    """Returns the cells of a calibration's reliability table as text, the header line first."""
     head = ["p(revision ≻ draft)", "pairs", "mean p", "really better"]
     body = [[f"{b.low:.1f} to {b.high:.1f}", f"{b.n}", f"{b.score:.2f}", f"{100 * b.share:.1f} %"] for b in found.table]
     return [head, *body]

@@ -42,7 +42,7 @@ SHOWN = 3  # prompts whose answers are logged in full
 
 @dataclass(frozen=True)
 class Watch:
-    """Settings of the answers at every evaluation.
+    """A record of settings for the answers that `RevisionEvaluation` draws at every evaluation.
 
     Attributes:
         revisions: largest number of revisions.
@@ -59,7 +59,7 @@ class Watch:
 
 
 class RevisionEvaluation(TrainerCallback):
-    """Logs scores of drafts and revisions with intervals, and a few answers in full.
+    """A callback for transformers' Trainer: logs scores of drafts and revisions with intervals, and a few answers.
 
     The chosen answer of each pair is the gold answer. The logged metrics of revision k are `eval_revisions/k` with
     `_low` and `_high`, `eval_revisions/k_gain` over the draft with its ends, and the share of changed answers; the
@@ -95,7 +95,7 @@ class RevisionEvaluation(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Draws, judges and logs, on the main process."""
+        """Draws answers, judges them and logs the scores, on the main process only; called after each evaluation."""
         if not state.is_world_process_zero:
             return
         drawn = self.draw()
@@ -120,7 +120,7 @@ class RevisionEvaluation(TrainerCallback):
         batch_size, beta = trainer.args.per_device_eval_batch_size, trainer.args.beta
         renderer = trainer.renderer
         reviser = Reviser(model, renderer.tokenizer, renderer.template, beta=beta, batch_size=batch_size)
-        reviser.confidence = None  # an adapter's base would serve as reference and score every revision
+        reviser.confidence = None  # without this, an adapter's base would become the reference and score every revision
         return reviser
 
     def _with_room(self, rows: list[PromptRow]) -> list[PromptRow]:
@@ -146,7 +146,7 @@ class RevisionEvaluation(TrainerCallback):
 
 
 def numbers(trails: list[Trail], judge: AnyJudge) -> dict[str, float]:
-    """Returns the averages of some trails by the name of the logged metric."""
+    """Returns name of the logged metric → average over these trails, as scored by the judge."""
     scored = score({(0, "policy", "eval", None): trails}, {"judge": judge}, versus=())
     results = summarise(grouped(scored), resampling=Resampling(DRAWS))
     logged: dict[str, float] = {}
@@ -163,18 +163,18 @@ def numbers(trails: list[Trail], judge: AnyJudge) -> dict[str, float]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Restores the state of every generator and the mode of every module."""
+    """Context that restores every global random generator and every module's training mode when it ends."""
     training = [module for module in model.modules() if module.training]
     try:
         with left_as_found():
             yield
     finally:
-        for module in training:  # `train()` would also switch modules that were in evaluation mode
+        for module in training:  # `model.train()` would also switch modules that were in evaluation mode before
             module.training = True
 
 
 def _rows(source: AnySource, limit: int) -> list[PromptRow]:
-    """The first different prompts of the pairs, each with its chosen answer as `gold`."""
+    """The first `limit` different prompts of the pairs in `source`, each with its chosen answer as `gold`."""
     rows: dict[str, PromptRow] = {}
     for pair in read(Source.of(source)).pairs:
         if len(rows) == limit:

@@ -1,7 +1,7 @@
 """Opponents of a revising model: its drafts alone, the best or most frequent of k + 1 drafts, the gold answers.
 
-Choosing among k + 1 drafts is the opponent at equal compute: it reads about as many tokens as k revisions. The oracle,
-which chooses by the judge, is a bound.
+k is the number of revisions. Choosing among k + 1 drafts reads about as many tokens as k revisions, so it is the
+opponent at equal compute. The oracle, which chooses by the judge, is a bound.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ REWARD, LOGP, MEAN_LOGP = "reward", "logp", "mean_logp"
 
 
 def best_of(reviser: Reviser, prompts: Iterable[object], settings: RevisionSettings) -> list[Trail]:
-    """Returns one trail per prompt whose answer in hand after k is the best of its first k + 1 drafts.
+    """Returns one trail per prompt; its answer in hand after k revisions is the best of its first k + 1 drafts.
 
     The best draft has the largest implied reward, the log-ratio g(y) = log π(y|x) − log π_ref(y|x), reduced over tokens
     as in training; no judge is asked. The first draft is the draft of a reviser with the same seed.
 
     Args:
-        settings: `revisions` is k, and each further draft has a seed of its own; `policy` has no effect.
+        settings: `revisions` is the largest k; each further draft has a seed of its own; `policy` has no effect.
 
     Raises:
         ConfigError: the reviser has no reference.
@@ -46,7 +46,7 @@ def best_of(reviser: Reviser, prompts: Iterable[object], settings: RevisionSetti
 def several_drafts(
     reviser: Reviser, rows: Sequence[PromptRow], settings: RevisionSettings, *, skip: int = 0
 ) -> Iterator[Trail]:
-    """Yields k + 1 drafts of each prompt as one trail, batch by batch; only the first draft is marked kept.
+    """Yields `settings.revisions` + 1 drafts of each prompt as one trail; only the first draft is marked kept.
 
     Args:
         skip: number of leading trails to leave out; the other trails stay the same.
@@ -70,16 +70,16 @@ def several_drafts(
 def keep_best(
     reviser: Reviser, rows: Sequence[PromptRow], drafts: Sequence[Trail], by: str = REWARD, *, skip: int = 0
 ) -> Iterator[Trail]:
-    """Yields the same drafts, each marked kept if its value exceeds that of all drafts before it.
+    """Yields trails of the same drafts, each draft marked kept if its value exceeds those of all before it.
 
     Args:
         drafts: from `several_drafts`, one trail per row.
-        by: the value. `REWARD` is the implied reward, log π(y|x) − log π_ref(y|x), reduced over tokens as in training;
-            `LOGP` is log π(y|x), nats; `MEAN_LOGP` is log π(y|x) per token, terminator included.
+        by: name of the value. `REWARD` is the implied reward, log π(y|x) − log π_ref(y|x), reduced over tokens as in
+            training; `LOGP` is log π(y|x), nats; `MEAN_LOGP` is log π(y|x) per token, terminator included.
         skip: number of leading trails to leave out.
 
     Raises:
-        ConfigError: `REWARD`, and the reviser has no reference.
+        ConfigError: `by` is `REWARD`, and the reviser has no reference.
     """
     for at in range(skip, len(rows), reviser.engine.batch_size):
         batch = slice(at, at + reviser.engine.batch_size)
@@ -101,7 +101,7 @@ def keep_best(
 
 
 def _values(reviser: Reviser, sequences: Sequences, by: str) -> list[list[float]]:
-    """The values of K answers for each of B prompts, by implied reward, log π, or log π per token."""
+    """[B][K] values of K answers to each of B prompts; `by` selects implied reward, log π, or log π per token."""
     import torch
 
     from srpo.model.packed.backends import settle_backend
@@ -112,7 +112,7 @@ def _values(reviser: Reviser, sequences: Sequences, by: str) -> list[list[float]
 
     if by == REWARD:
         return reviser.log_ratios(sequences).tolist()
-    assert reviser.model is not None  # plans draw with transformers in this process
+    assert reviser.model is not None  # never None here: a plan draws with transformers in this process, not by a server
     with torch.no_grad():
         forest = Forest.plant([PrefixTree.pack(each) for each in sequences], device_of(reviser.model))
         logps_BK = sequence_logps(reviser.model, forest, settle_backend(reviser.model, forest.trees, "auto"))
@@ -122,9 +122,10 @@ def _values(reviser: Reviser, sequences: Sequences, by: str) -> list[list[float]
 
 
 def majority(drafts: Sequence[Trail]) -> list[Trail]:
-    """Returns trails whose answer after k is the most frequent of the first k + 1 drafts, the earliest of equals.
+    """Returns trails whose answer in hand after k revisions is the most frequent of the first k + 1 drafts.
 
-    White space around a text does not count. The forward tokens are those of drafting.
+    Of equally frequent answers the earliest is in hand. White space around a text does not count. The forward tokens
+    are those of drafting.
     """
     found = []
     for trail in drafts:
@@ -132,7 +133,7 @@ def majority(drafts: Sequence[Trail]) -> list[Trail]:
         answers = []
         for draft in trail.answers:
             counts[draft.text.strip()] = counts.get(draft.text.strip(), 0) + 1
-            most = max(counts, key=counts.__getitem__)  # insertion order: the earliest of equals
+            most = max(counts, key=counts.__getitem__)  # in order of insertion: the earliest of equals
             text = next(each.text for each in trail.answers if each.text.strip() == most)
             answers.append(replace(draft, text=text, kept=True))
         found.append(replace(trail, answers=tuple(answers)))
@@ -140,10 +141,11 @@ def majority(drafts: Sequence[Trail]) -> list[Trail]:
 
 
 def running_best(trail: Trail, values: Sequence[float], scoring: Sequence[int] | None = None) -> Trail:
-    """Marks each answer as kept if its value exceeds all values before it.
+    """Returns the trail with each answer marked kept if its value exceeds all values before it.
 
     Args:
-        scoring: forward tokens spent on each value.
+        values: value of each answer.
+        scoring: forward tokens spent on computing each value, added to the answers' costs.
     """
     best, marked = float("-inf"), list[Answer]()
     for place, (answer, value) in enumerate(zip(trail.answers, values, strict=True)):
@@ -155,12 +157,12 @@ def running_best(trail: Trail, values: Sequence[float], scoring: Sequence[int] |
 
 
 def draft_only(trails: Sequence[Trail]) -> list[Trail]:
-    """Returns trails of the drafts alone, which stay in hand whatever k is."""
+    """Returns trails of the drafts alone; a draft stays in hand after any number of revisions."""
     return [replace(trail, answers=trail.answers[:1], stopped="revisions") for trail in trails]
 
 
 def gold_answers(trails: Sequence[Trail], gold_key: str = "gold") -> list[Trail]:
-    """Returns the gold answers as a system of their own.
+    """Returns one trail per prompt whose only answer is the gold answer, for a system "gold".
 
     Raises:
         DataError: a gold answer is missing.
@@ -177,8 +179,8 @@ def oracle(drafts: Sequence[Trail], judge: AnyJudge, gold_key: str = "gold") -> 
     """Keeps the best draft of each prompt by the judge that scores the systems: an upper bound for choosing drafts.
 
     Args:
-        drafts: trails of several drafts each; their marks have no effect.
-        judge: of single answers, or a pair judge, which compares each draft with the gold answer.
+        drafts: trails of several drafts each; which drafts they mark as kept has no effect.
+        judge: a judge of single answers, or a pair judge, which compares each draft with the gold answer.
     """
     if not compares(judge):
         alone = cast("Judge", judge)

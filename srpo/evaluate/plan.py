@@ -16,7 +16,7 @@ from srpo.settings import build, expect_known, options, part, setting, shared, v
 from srpo.settings_file import read_settings
 
 SECTION = "evaluate"
-BEST_OF = "best_of"  # a policy of models in a plan, in addition to those of srpo.revise.policy
+BEST_OF = "best_of"  # policy of a model in a plan, in addition to the policies of srpo.revise.policy
 CONTROLS = {
     "draft_only": "its drafts, whatever k",
     "greedy": "one greedy draft",
@@ -30,20 +30,20 @@ CONTROLS = {
     "reference_greedy": "one greedy draft of the reference",
     "gold": "the gold answers",
 }
-BOUNDS = ("oracle", "gold")  # controls that use the gold answer: bounds, not opponents
+BOUNDS = ("oracle", "gold")  # controls that use the gold answer, and are therefore bounds, not opponents
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model to draw answers from.
+    """A record of a model that a plan draws answers from.
 
     Attributes:
         model: folder or hub name; `{seed}` is replaced by the seed, for models trained with several seeds.
-        reference: the model before training, for its confidence and the control best_of; `{seed}` likewise.
-        revision_template: preset or file; None takes the template saved with the model.
+        reference: the model before training, for confidence and the control best_of; `{seed}` is replaced too.
+        revision_template: name of a preset or a file; None takes the template saved with the model.
         policy: as in `RevisionSettings`, or "best_of": no revisions, but the best of k + 1 drafts by implied reward.
         revisions: largest number of revisions; None takes that of the plan.
-        controls: controls of this model; the highlighted model has those of the plan too.
+        controls: names of this model's controls; the highlighted model has the plan's controls too.
     """
 
     model: str
@@ -54,14 +54,14 @@ class Model:
     controls: tuple[str, ...] = ()
 
     def at(self, seed: int) -> Model:
-        """Returns the model of one seed."""
+        """Returns the model with `{seed}` replaced by the seed in its paths."""
         reference = self.reference.format(seed=seed) if self.reference else None
         return replace(self, model=self.model.format(seed=seed), reference=reference)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One evaluation.
+    """A record of all settings of one evaluation.
 
     Raises:
         ConfigError: an unknown control, models without prompts, or nothing to evaluate.
@@ -139,7 +139,7 @@ class Plan:
                 raise ConfigError("no value", where=name, expected="at least one")
 
     def controls_of(self, name: str) -> list[str]:
-        """Returns the controls of a model: its own, then those of the plan if it is the highlighted or first model."""
+        """Returns the controls of the model `name`: its own, then the plan's if it is the highlighted or first."""
         owner = self.highlight if self.highlight in self.models else next(iter(self.models), "")
         return list(dict.fromkeys([*self.models[name].controls, *(self.controls if name == owner else ())]))
 
@@ -185,14 +185,14 @@ class Plan:
         """Checks that every label belongs to a system, a control, or one of `names`: splits and judges.
 
         Raises:
-            ConfigError: no such name.
+            ConfigError: a label belongs to no system, control, split or judge.
         """
         controls = [f"{name}/{control}" for name in self.models for control in CONTROLS]
         _expect_known("labels", self.labels, [*self.systems, *names, *controls], "nothing is named ")
 
     @property
     def record(self) -> dict[str, Any]:
-        """The settings that a report prints: those that are set, without paths of output and names of judges."""
+        """Name → value of the settings that a report prints: those set, without output paths and names of judges."""
         hidden = ("trails", "output_dir", "cache_dir", "judge", "secondary", "llm")
         found = {name: value for name, value in asdict(self).items() if name not in hidden}
         llm = values_of(self.llm)
@@ -204,9 +204,9 @@ class Plan:
         """Makes a plan from settings as a file or flags give them.
 
         Args:
-            settings: by field; prompts and models as a path, a list of `[NAME=]PATH`, or a mapping of names to paths;
-                the value of a model is a path or a mapping of `Model`'s fields.
-            where: the file, for messages.
+            settings: value by name of a field. Prompts and models are a path, a list of `[NAME=]PATH`, or a mapping
+                from names to paths; in a mapping, a model may also be a mapping of `Model`'s fields.
+            where: name of the settings' file, for error messages.
 
         Raises:
             ConfigError: an unknown key, or a value of the wrong kind.
@@ -239,28 +239,29 @@ class Plan:
         return build(cls, found)
 
 
-NAMED = ("models", "prompts", "labels")  # mappings, also given as NAME=VALUE
-LISTED = ("curves", "labels")  # settings that name systems
+NAMED = ("models", "prompts", "labels")  # settings that are mappings; flags give them as NAME=VALUE
+LISTED = ("curves", "labels")  # settings that list names of systems
 KNOWN = [option.name for option in options(Plan)]
 LISTS = [option.name for option in options(Plan) if option.rule.metavar]
 
 
 def read_plan(path: str) -> dict[str, Any]:
-    """Reads the settings of a YAML file, or those below `evaluate` in a recipe.
+    """Reads the settings of a plan from a YAML file; in a recipe, those below the key `evaluate`.
 
     Raises:
-        InputError: no such file.
-        ConfigError: the file does not hold a mapping, or an unknown key.
+        InputError: the file does not exist.
+        ConfigError: the file is not a mapping, or has an unknown key.
     """
     return read_settings(path, KNOWN, section=SECTION, verb="evaluate")
 
 
 def named(given: object, where: str, alone: str) -> dict[str, Any]:
-    """Returns paths by name.
+    """Returns name → path from a setting.
 
     Args:
-        given: a mapping, or a list of `[NAME=]PATH`.
-        alone: name of a bare path; "" takes the last part of the path.
+        given: a path, a mapping from names to paths, or a list of `[NAME=]PATH`.
+        where: name of the setting, for error messages.
+        alone: name of a path without a name; "" takes the last part of the path.
 
     Raises:
         ConfigError: a name twice, or without a path.
@@ -280,13 +281,13 @@ def named(given: object, where: str, alone: str) -> dict[str, Any]:
 
 
 def named_files(specs: Iterable[str]) -> dict[str, list[str]]:
-    """Returns files of trails by system, one file per seed.
+    """Returns system → its files of trails, one file per seed.
 
     Args:
-        specs: `[NAME=]PATH`; the name of a bare path is its stem.
+        specs: a list of `[NAME=]PATH`; a path without a name gets the file's stem as name.
 
     Raises:
-        ConfigError: two bare paths with the same stem, or a name without a path.
+        ConfigError: two paths without a name that have the same stem, or a name without a path.
     """
     found: dict[str, list[str]] = {}
     for spec in specs:
@@ -300,7 +301,7 @@ def named_files(specs: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _name_and_path(spec: str, alone: str) -> tuple[str, str]:
-    """Splits `NAME=PATH`; an equals sign behind a slash belongs to the path."""
+    """Splits `NAME=PATH`; without a name, the name is `alone`. An equals sign after a slash belongs to the path."""
     name, equals, path = spec.partition("=")
     return (name, path) if equals and "/" not in name else (alone, spec)
 
@@ -315,13 +316,13 @@ def _expect_known(where: str, names: Iterable[str], known: Iterable[str], what: 
 
 def _expect_folders(name: str, model: Model) -> None:
     for path in filter(None, (model.model, model.reference)):
-        if path.count("/") > 1 and not Path(path).is_dir():  # a hub name has one slash at most
+        if path.count("/") > 1 and not Path(path).is_dir():  # not checked: a hub name, which has one slash at most
             fix = f"make it first, or leave the model out by `--without {name}`"
             raise InputError("no such folder", where=f"models: {name}: {path}", expected="a saved model", fix=fix)
 
 
 def _leave_out(found: dict[str, Any], models: dict[str, Any]) -> None:
-    """Removes the models named by `without` from models, figures and labels."""
+    """Removes the models in the setting `without` from `models` and from the curves and labels in `found`."""
     out = found.get("without") or []
     _expect_known("without", out, models, "no model ")
     for name in out:
@@ -331,7 +332,7 @@ def _leave_out(found: dict[str, Any], models: dict[str, Any]) -> None:
 
 
 def _labels(given: Mapping[str, object] | Iterable[object]) -> dict[str, str]:
-    """Returns labels by name, from a mapping or a list of `NAME=TEXT`."""
+    """Returns name → printed name, from a mapping or a list of `NAME=TEXT`."""
     pairs = given.items() if isinstance(given, Mapping) else [str(each).partition("=")[::2] for each in given]
     found = {str(name): str(text) for name, text in pairs}
     if not all(map(str.strip, [*found, *found.values()])):

@@ -1,4 +1,4 @@
-"""The verb `srpo evaluate` between its flags and its printed table: plan, answers, scores, intervals, report."""
+"""The work of `srpo evaluate`: from a plan to answers, scores, intervals and the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from srpo.score.scores import score
 from srpo.score.summary import summarise, usual_questions
 from srpo.secrets import redacted
 
-TITLED = 4  # systems that a title names, at most
+TITLED = 4  # largest number of systems that a report's title names
 
 
 def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Path]:
@@ -27,7 +27,8 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
     Args:
         plan: checked whole before, by `Plan.check`.
         judges: judges by name, the primary one first.
-        command: the command line, for the report.
+        plan: the settings of the evaluation.
+        command: the command line, which the report shows.
 
     Returns:
         The results and the path of the report.
