@@ -30,20 +30,19 @@ _NOISE = ("drop", "jitter")  # parts of the names of attributes that switch rand
 
 
 def train_in_float32(policy: nn.Module) -> None:
-    """Converts trainable weights from 16 bits to float32; frozen weights keep their precision.
+    """Converts trained weights from 16 bits to float32; without an adapter all weights, since they are used together.
 
     In 16 bits an optimiser does not train: updates are smaller than the rounding of a weight in bfloat16, and AdamW's
     ε is zero in float16.
 
     Raises:
-        ConfigError: trainable 16-bit weights outside an adapter, beside frozen ones.
+        ConfigError: 16-bit weights that are trained beside an adapter, as with `modules_to_save`.
     """
     half = {name: p.dtype for name, p in policy.named_parameters() if p.requires_grad and p.dtype in HALF}
     if not half:
         return
     kind = str(next(iter(half.values()))).removeprefix("torch.")
-    frozen = [p for p in policy.parameters() if not p.requires_grad and p.is_floating_point() and p.dtype in HALF]
-    if not frozen:
+    if not hasattr(policy, "peft_config"):
         policy.float()
         log.warning(
             "srpo: all weights are trained in float32 (loaded as %s): an optimiser's updates round away in 16 bits; "

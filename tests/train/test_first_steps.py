@@ -84,14 +84,19 @@ def test_an_adapter_in_16_bits_is_trained_in_float32(tmp_path: Path) -> None:
     assert changed_share(before, after) > 0.9
 
 
-def test_16_bit_weights_trained_beside_frozen_ones_are_refused(tmp_path: Path) -> None:
+def test_16_bit_weights_trained_beside_an_adapter_are_refused(tmp_path: Path) -> None:
+    embeddings = lora(modules_to_save=["lm_head"])
+    with pytest.raises(ConfigError, match=r"dtype: .*lm_head.* would be trained in bfloat16, where updates round away"):
+        trainer(tmp_path, model=sharp_llama().to(torch.bfloat16), peft_config=embeddings)
+    trainer(tmp_path, peft_config=embeddings, ref_model=sharp_llama()).train()  # control: float32
+
+
+def test_a_frozen_part_without_an_adapter_becomes_float32_too(tmp_path: Path) -> None:
     model = sharp_llama().to(torch.bfloat16)
     model.model.embed_tokens.weight.requires_grad_(False)
-    with pytest.raises(ConfigError, match=r"dtype: model\.layers\.0.* would be trained in bfloat16"):
-        trainer(tmp_path, model=model)
-    embeddings = lora(modules_to_save=["lm_head"])
-    with pytest.raises(ConfigError, match="would be trained in bfloat16"):
-        trainer(tmp_path, model=sharp_llama().to(torch.bfloat16), peft_config=embeddings)
+    run = trainer(tmp_path, model=model, args=SLOW)
+    run.train()
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
 # ---------------------------------------------------------------------- dropout of every kind

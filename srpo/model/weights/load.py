@@ -102,17 +102,11 @@ def load_model(
 
 def _load_causal(path: str, named: str, options: Mapping[str, Any]) -> Any:
     """Loads a model without an adapter; errors name the path that the user gave."""
-    from transformers import AutoConfig
-
-    where, remote = path, {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
     if file := gguf_file(path):
-        where, remote = str(file.parent), {**remote, "gguf_file": file.name}
         options = {**options, **gguf_options(file, weights=True)}
-    _expect_folder(where)
-    expect_safe(Path(where), trust_remote_code=bool(options["trust_remote_code"]))
     log.info("srpo: reading the weights of %s", named)
     try:
-        config = AutoConfig.from_pretrained(where, **remote)
+        where, config = _config(path, options)
         model = _whole(loader_for(config), where, **options)
     except _unreadable() as error:
         raise _refusal("model", named, error, path) from None
@@ -239,22 +233,29 @@ def load_config(
         InputError: no configuration there, or only one that needs its own code.
         ConfigError: `base_model` for a path without an adapter.
     """
-    from transformers import AutoConfig
-
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if adapter := find_adapter(path, base_model):
+        expect_safe(adapter.folder, trust_remote_code=trust_remote_code)
         try:
-            return load_config(adapter.base, trust_remote_code=trust_remote_code)
+            return load_config(adapter.base, **options)
         except InputError as error:
             raise adapter.without_base(error) from None
-    where, options = path, {"trust_remote_code": trust_remote_code, "revision": revision}
-    if file := gguf_file(path):
-        where, options = str(file.parent), {**options, "gguf_file": file.name}
-    _expect_folder(where)
-    expect_safe(Path(where), trust_remote_code=trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(where, **options)
+        return _config(path, {**options, "revision": revision})[1]
     except _unreadable() as error:
         raise _refusal("model", path, error, path) from None
+
+
+def _config(path: str, options: Mapping[str, Any]) -> tuple[str, PretrainedConfig]:
+    """The folder or hub name to load from, and the configuration there."""
+    from transformers import AutoConfig
+
+    where, remote = path, {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
+    if file := gguf_file(path):
+        where, remote = str(file.parent), {**remote, "gguf_file": file.name}
+    _expect_folder(where)
+    expect_safe(Path(where), trust_remote_code=bool(options["trust_remote_code"]))
+    return where, AutoConfig.from_pretrained(where, **remote)
 
 
 def model_context(model: nn.Module) -> int | None:
