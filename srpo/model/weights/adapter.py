@@ -59,24 +59,45 @@ class Adapter:
         problem = f"names the base model {self.base}, which is not here ({error.what})"
         return InputError(problem, where=str(self.folder / ADAPTER_FILE), fix=GIVE_BASE)
 
+    @property
+    def text_only(self) -> bool:
+        """Whether no weight's name has a part of a vision-language model."""
+        return not any(re.search(r"\.(language_model|visual|vision\w*)\.", name) for name in stored_shapes(self.folder))
+
+
+def stored_shapes(folder: Path) -> dict[str, list[int]]:
+    """Names and shapes of the weights in the adapter's file; no weight is read.
+
+    Raises:
+        InputError: the file is torn.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"no model: {ADAPTER_WEIGHTS} is damaged ({error})", where=str(folder)) from None
+
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder holds a file of a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
-def find_adapter(path: str, base_model: str | None = None) -> Adapter | None:
-    """Finds the adapter at a path; None for a model or a hub name.
+def find_adapter(path: str, base_model: str | None = None, revision: str = "main") -> Adapter | None:
+    """Finds the adapter at a path or hub name; None for a model.
 
     Args:
-        path: a folder with `adapter_config.json`, or a folder with one named adapter in a subfolder.
+        path: a folder with `adapter_config.json`, a folder with one named adapter in a subfolder, or a hub name.
         base_model: folder or hub name of the base model, instead of the one in `adapter_config.json`.
+        revision: branch, tag or commit of an adapter on the hub.
 
     Raises:
         InputError: several named adapters, no safetensors, or a base model that is not named or not there.
         ConfigError: `base_model` for a path without an adapter.
     """
-    folder = _adapter_folder(path)
+    folder = _adapter_folder(path) or _downloaded(path, revision)
     if folder is None:
         if base_model:
             raise ConfigError(f"{path} is not an adapter and has no base model", where="base_model", fix="leave it out")
@@ -110,6 +131,25 @@ def _adapter_folder(path: str) -> Path | None:
         kind = "adapters" if adapters else "adapters of a training run"
         raise InputError(f"{len(adapters or named)} {kind}: {names}", where=path, fix=f"name one: {named[-1]}")
     return None
+
+
+def _downloaded(name: str, revision: str) -> Path | None:
+    """Folder in the hub's cache with the adapter of that hub name; None if the name is not one of an adapter."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or Path(name).exists() or looks_local(name):
+        return None
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from transformers.utils.hub import cached_file
+
+    try:
+        if try_to_load_from_cache(name, "config.json", revision=revision) or not cached_file(
+            name, ADAPTER_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
+        ):
+            return None
+        wanted = ["adapter_*", "*.json", "*.jinja", "*.model", "*.txt"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError):
+        return None  # loading reports a name that cannot be reached
 
 
 def _holds_model(folder: Path) -> bool:
@@ -190,15 +230,11 @@ def _embedding_names(base: PreTrainedModel) -> set[str]:
 
 def _stored_rows(adapter: Adapter, names: set[str]) -> Iterator[int]:
     """Numbers of rows of the embeddings that the adapter's file stores, in whole or as low-rank factors."""
-    from safetensors import safe_open
-
-    with safe_open(adapter.folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  safe_open has no iterator
-            name = key.removeprefix("base_model.model.")
-            shape = file.get_slice(key).get_shape()
-            for ending, axis in _ROWS.items():
-                if name.endswith(f".{ending}") and name.removesuffix(f".{ending}") in names:
-                    yield shape[axis]
+    for key, shape in stored_shapes(adapter.folder).items():
+        name = key.removeprefix("base_model.model.")
+        for ending, axis in _ROWS.items():
+            if name.endswith(f".{ending}") and name.removesuffix(f".{ending}") in names:
+                yield shape[axis]
 
 
 def _trained_indices(config: Mapping[str, Any]) -> list[int]:
@@ -210,10 +246,8 @@ def _trained_indices(config: Mapping[str, Any]) -> list[int]:
 def expect_used(model: PeftModel, adapter: Adapter) -> None:
     """Raises InputError if the file and the loaded adapter differ in names: PEFT would drop or invent those weights."""
     from peft import get_peft_model_state_dict
-    from safetensors import safe_open
 
-    with safe_open(adapter.folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        stored = {_WRAPPERS.sub("", name) for name in file.keys() if REFERENCE_ADAPTER not in name}  # noqa: SIM118
+    stored = {_WRAPPERS.sub("", name) for name in stored_shapes(adapter.folder) if REFERENCE_ADAPTER not in name}
     expected = {_WRAPPERS.sub("", name) for name in get_peft_model_state_dict(model, save_embedding_layers=False)}
     known = expected | {_WRAPPERS.sub("", name) for name in model.state_dict()}
     fix = "name the base that the adapter was trained on with base_model (--base_model)"

@@ -12,17 +12,21 @@ TOWERS = ("vision_config", "audio_config")  # configurations of the parts beside
 log = logging.getLogger("srpo")
 
 
-def loader_for(config: PreTrainedConfig) -> Any:
-    """The class that loads a checkpoint of this configuration whole.
+def loader_for(config: PreTrainedConfig, *, text_only: bool = False) -> Any:
+    """The class that loads a checkpoint of this configuration.
 
     A checkpoint with a vision or audio tower is loaded by the class in `architectures`. AutoModelForCausalLM has no
     class for some of these models, and for others it would drop the tower from every saved model.
+
+    Args:
+        text_only: the base of an adapter that was trained on the text class, whose weights have other names.
     """
     import transformers
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
     has_tower = any(getattr(config, name, None) is not None for name in TOWERS)
-    if not has_tower or config.is_encoder_decoder or getattr(config, "auto_map", None):
+    text = text_only and type(config) in AutoModelForCausalLM._model_mapping
+    if text or not has_tower or config.is_encoder_decoder or getattr(config, "auto_map", None):
         return AutoModelForCausalLM
     named = (getattr(config, "architectures", None) or [""])[0]
     found = getattr(transformers, named, None) if named.isidentifier() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,12 +26,12 @@ def gguf_file(path: str) -> Path | None:
             raise InputError("no such GGUF file", where=path)
         found = [at]
     elif at.is_dir() and not any(at.glob("*.safetensors")):
-        found = sorted(at.glob("*.gguf"))
+        found = sorted(file for file in at.glob("*.gguf") if not file.name.startswith("mmproj"))  # a vision projector
     else:
         return None
     if not found:
         return None
-    if len(found) > 1:
+    if len(found) > 1 and "-of-" not in found[0].stem:
         names = ", ".join(each.name for each in found)
         raise InputError(f"{len(found)} GGUF files: {names}", where=path, fix=f"name one: {found[0]}")
     _expect_readable(found[0])
@@ -38,6 +39,9 @@ def gguf_file(path: str) -> Path | None:
 
 
 def _expect_readable(file: Path) -> None:
+    if re.search(r"-\d{5}-of-\d{5}$", file.stem):
+        fix = "join the parts: llama-gguf-split --merge FIRST_PART OUTPUT"
+        raise InputError("one part of a GGUF file that is split", where=str(file), fix=fix)
     with file.open("rb") as opened:
         if opened.read(len(MAGIC)) != MAGIC:
             raise InputError("not a GGUF file, whatever its name", where=str(file))

@@ -45,7 +45,7 @@ def load_tokenizer(
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     where = path
-    if adapter := find_adapter(path, base_model):
+    if adapter := find_adapter(path, base_model, revision):
         where = adapter.tokenizer_folder
         if where == adapter.base:
             options["revision"] = "main"
@@ -92,7 +92,7 @@ def load_model(
     weights = _dtype(dtype)
     if unsafe := {"use_safetensors", "weights_only"} & options.keys():
         raise ConfigError(f"{min(unsafe)} is not for choosing", where="model_init_kwargs", fix=CONVERT)
-    adapter = find_adapter(path, base_model)
+    adapter = find_adapter(path, base_model, revision)
     options |= {"dtype": weights, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
     if adapter:
         expect_safe(adapter.folder, trust_remote_code=trust_remote_code)
@@ -100,14 +100,14 @@ def load_model(
     return _load_causal(path, path, {**options, "revision": revision})
 
 
-def _load_causal(path: str, named: str, options: Mapping[str, Any]) -> Any:
+def _load_causal(path: str, named: str, options: Mapping[str, Any], *, text_only: bool = False) -> Any:
     """Loads a model without an adapter; errors name the path that the user gave."""
     if file := gguf_file(path):
         options = {**options, **gguf_options(file, weights=True)}
     log.info("srpo: reading the weights of %s", named)
     try:
         where, config = _config(path, options)
-        model = _whole(loader_for(config), where, **options)
+        model = _whole(loader_for(config, text_only=text_only), where, **options)
     except _unreadable() as error:
         raise _refusal("model", named, error, path) from None
     freeze_towers(model)
@@ -124,7 +124,7 @@ def _with_adapter(adapter: Adapter, options: Mapping[str, Any], trainable: bool)
         base = _with_adapter(below, options, False).merge_and_unload()
     else:
         try:
-            base = _load_causal(adapter.base, folder, options)
+            base = _load_causal(adapter.base, folder, options, text_only=adapter.text_only)
         except InputError as error:
             raise adapter.without_base(error) from None
     beside = adapter.tokenizer_folder != adapter.base
@@ -234,7 +234,7 @@ def load_config(
         ConfigError: `base_model` for a path without an adapter.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if adapter := find_adapter(path, base_model):
+    if adapter := find_adapter(path, base_model, revision):
         expect_safe(adapter.folder, trust_remote_code=trust_remote_code)
         try:
             return load_config(adapter.base, **options)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -290,3 +293,28 @@ def test_an_adapter_generates_up_to_the_end_token_of_its_training(base: Path, tm
     end = free[3]
     stop_at(model, [end], tmp_path / "adapter")
     assert greedy(load_model(str(tmp_path / "adapter"))) == free[: free.index(end) + 1]
+
+
+# ---------------------------------------------------------------------- the hub's cache
+
+
+def test_an_adapter_by_its_hub_name(base: Path, tmp_path: Path) -> None:
+    """A subprocess, because the hub's library reads the place of its cache when it is imported."""
+    saved = save_adapter(base, tmp_path / "adapter")
+    commit = "0" * 40
+    cache = tmp_path / "home" / "hub" / "models--org--adapter"
+    shutil.copytree(tmp_path / "adapter", cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    code = """
+import torch
+from srpo.model.weights.load import load_config, load_model, load_tokenizer
+model, tokenizer = load_model("org/adapter"), load_tokenizer("org/adapter")
+with torch.no_grad():
+    logits = model(input_ids=torch.tensor([[1, 5, 9, 20, 3]])).logits
+print(type(model).__name__, len(tokenizer), load_config("org/adapter").model_type, f"{logits.double().sum():.6f}")
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    total = f"{logits(saved).double().sum():.6f}"
+    assert done.stdout.split() == ["PeftModelForCausalLM", str(len(make_byte_tokenizer())), "llama", total], done.stderr

@@ -144,3 +144,17 @@ def test_several_files_in_a_folder(tmp_path: Path) -> None:
         write_gguf(tmp_path / name, tiny_qwen2())
     with pytest.raises(InputError, match=r"2 GGUF files: a\.Q4_K_M\.gguf, b\.Q8_0\.gguf; name one"):
         load_model(str(tmp_path))
+
+
+def test_a_vision_projector_beside_the_model_is_left_alone(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_qwen2())
+    (tmp_path / "mmproj-tiny.gguf").write_bytes(b"GGUF")
+    assert load_model(str(tmp_path)).config.model_type == "qwen2"
+
+
+def test_parts_of_a_split_file(tmp_path: Path) -> None:
+    for part in (1, 2):
+        (tmp_path / f"big-0000{part}-of-00002.gguf").write_bytes(b"GGUF")
+    for path in (tmp_path, tmp_path / "big-00001-of-00002.gguf"):
+        with pytest.raises(InputError, match="one part of a GGUF file that is split; join the parts"):
+            load_model(str(path))

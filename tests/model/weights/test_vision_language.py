@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -82,3 +83,18 @@ def test_control_the_text_class_of_transformers_drops_the_tower(tmp_path: Path) 
     names = save("qwen3_5", tmp_path / "model")
     AutoModelForCausalLM.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "text")
     assert len(names_in(tmp_path / "text")) < len(names)
+
+
+def test_an_adapter_of_the_text_class_gets_the_text_class(tmp_path: Path) -> None:
+    save("qwen3_5", tmp_path / "model")
+    for kind, loaded in ((AutoModelForCausalLM, "Qwen3_5ForCausalLM"), (load_model, "Qwen3_5ForConditionalGeneration")):
+        load = kind.from_pretrained if isinstance(kind, type) else kind
+        lora = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+        adapter = get_peft_model(load(str(tmp_path / "model")), lora)
+        adapter.save_pretrained(tmp_path / loaded)
+        again = load_model(str(tmp_path / loaded))
+        assert type(again.get_base_model()).__name__ == loaded
+        ids = torch.tensor([[1, 5, 9]])
+        with torch.no_grad():
+            ours, theirs = again(input_ids=ids).logits, adapter.eval()(input_ids=ids).logits
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
