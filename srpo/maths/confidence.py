@@ -36,10 +36,10 @@ def preference_eq14(
     """p(y' ≻ y | x) from both policies, Eq. 14 of arXiv 2406.01660; antisymmetric in the two answers.
 
     Args:
-        h_new_given_old: [B] log-ratio of y' as a revision of y, nats.
-        g_new: [B] log-ratio of y' as a draft.
-        h_old_given_new: [B] log-ratio of y as a revision of y'.
-        g_old: [B] log-ratio of y as a draft.
+        h_new_given_old: [B] log π†(y'|y,x) − log π_ref(y'|y,x), nats, summed over answer tokens.
+        g_new: [B] log π(y'|x) − log π_ref(y'|x), for y' as a draft.
+        h_old_given_new: [B] log π†(y|y',x) − log π_ref(y|y',x), for y as a revision of y'.
+        g_old: [B] log π(y|x) − log π_ref(y|x), for y as a draft.
         beta: the β the model was trained with.
 
     Returns:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 class SixLogps(NamedTuple):
-    """Log-probs of the six answers of each pair: six [B] tensors in nats, summed over answer tokens, reached by name.
+    """A named tuple of the log-probs of a pair's six answers: six [B] tensors in nats, summed over answer tokens.
 
     `w_given_l` is log π†(w | l, x): the chosen answer as a revision of the rejected one. Objectives that draft only
     (DPO, IPO) need `w` and `l`; if only those are scored, the other four are nan, and so is any mean over them.
@@ -43,22 +43,22 @@ class SixLogps(NamedTuple):
     l_given_l: Tensor
 
     def minus(self, other: SixLogps) -> SixLogps:
-        """Log-ratios policy − reference, field by field: g(w), g(l), h(w|w), h(l|w), h(w|l), h(l|l), each [B], nats."""
+        """Log-ratios to the reference `other`: g(w), g(l), h(w|w), h(l|w), h(w|l), h(l|l), each [B], nats."""
         return SixLogps(*(ours - theirs for ours, theirs in zip(self, other, strict=True)))
 
     def detach(self) -> SixLogps:
-        """Detaches all six fields from the autograd graph."""
+        """Returns a copy with all six tensors of log-probs detached from the autograd graph."""
         return SixLogps(*(logps.detach() for logps in self))
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """Result of an objective.
+    """A record of the loss of a batch of pairs, and of its two terms for each pair.
 
     Attributes:
         loss: scalar to minimise, a mean over the batch.
-        generation: [B], each pair's drafting term (Eq. 16; the whole loss of DPO and IPO).
-        improvement: [B], each pair's revising term (Eq. 15; zero for DPO and IPO).
+        generation: [B], each pair's drafting term (Eq. 16 for SRPO; the whole loss of DPO and IPO).
+        improvement: [B], each pair's revising term (Eq. 15 for SRPO; zero for DPO and IPO).
     """
 
     loss: Tensor
@@ -70,11 +70,11 @@ def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: floa
     """Self-improving robust preference optimisation, Eq. 15, 16 and 17 as printed.
 
     Args:
-        policy: six log-probs under the model in training; gradients flow through all six.
-        reference: the six log-probs under the frozen reference, nats.
+        policy: log-probs of the six answers under the model in training; gradients flow through all six.
+        reference: log-probs of the same answers under the frozen reference.
         beta: weight of the divergence from the reference, > 0.
-        alpha: weight of the improvement term, in [0, 1]. The minimiser is unique only strictly between: at 0 the
-            drafting policy is not identified, at 1 an untied one is never trained.
+        alpha: weight of the improvement term, in [0, 1]. The minimiser is unique for 0 < α < 1. At 0 the
+            drafting policy is not identified; at 1 no gradient reaches a draft policy with parameters of its own.
 
     Example:
         >>> import torch
@@ -90,7 +90,9 @@ def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: floa
 
 
 def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
-    """Direct preference optimisation (arXiv 2305.18290, Eq. 7) on the same inputs; `alpha` has no effect.
+    """Direct preference optimisation (arXiv 2305.18290, Eq. 7) on the drafts w and l alone.
+
+    `policy` and `reference` hold log-probs of the answers, `beta` weighs the divergence, `alpha` has no effect.
 
     Example:
         >>> import torch
@@ -104,7 +106,9 @@ def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
 
 
 def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
-    """Identity preference optimisation (arXiv 2310.12036, Eq. 17 with τ = β); `alpha` has no effect.
+    """Identity preference optimisation (arXiv 2310.12036, Eq. 17 with τ = β) on the drafts w and l alone.
+
+    `policy` and `reference` hold log-probs of the answers, `beta` weighs the divergence, `alpha` has no effect.
 
     Example:
         >>> import torch
@@ -118,12 +122,12 @@ def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
 
 
 def length_averaged(six: SixLogps, tokens_w: Tensor, tokens_l: Tensor) -> SixLogps:
-    """Mean log-prob per answer token instead of the sum, the paper's UltraFeedback setting.
+    """Divides each summed log-prob by the number of answer tokens, as arXiv 2406.01660 does on UltraFeedback.
 
     Args:
-        six: summed log-probs, [B] each.
-        tokens_w: [B] answer tokens of the chosen answer, terminator included, ≥ 1.
-        tokens_l: [B] answer tokens of the rejected answer.
+        six: log-probs of the six answers, summed over their tokens, [B] each.
+        tokens_w: [B] number of tokens of the chosen answer, terminator included, ≥ 1.
+        tokens_l: [B] number of tokens of the rejected answer, terminator included, ≥ 1.
     """
     return SixLogps(
         six.w / tokens_w,
@@ -137,11 +141,11 @@ def length_averaged(six: SixLogps, tokens_w: Tensor, tokens_l: Tensor) -> SixLog
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and the fields of `SixLogps` that it reads; other fields may be nan.
+    """A record of a loss function and whether it reads drafts only; fields of `SixLogps` it does not read may be nan.
 
     Attributes:
-        loss: `(policy, reference, *, beta, alpha) -> LossOutput`.
-        drafts_only: True if the loss reads only `w` and `l`.
+        loss: the function `(policy, reference, *, beta, alpha) -> LossOutput`.
+        drafts_only: True if the loss reads only the fields `w` and `l`, not the revisions.
     """
 
     loss: Callable[..., LossOutput]

@@ -23,7 +23,7 @@ from srpo.maths.objective import Objective, SixLogps
 
 @dataclass(frozen=True)
 class Tables:
-    """Both policies as softmax logits.
+    """A record of the draft policy π and the revision policy π† of a game, each as softmax logits.
 
     Attributes:
         draft_A: [A] logits of π.
@@ -35,27 +35,27 @@ class Tables:
 
     @classmethod
     def of(cls, pi_A: Tensor, pi_dagger_AA: Tensor) -> Tables:
-        """Tables with the given probabilities, all > 0."""
+        """Tables from probabilities, all > 0: `pi_A` [A] is π; column j of `pi_dagger_AA` [A, A] is π†(·|y_j)."""
         return cls(pi_A.double().log(), pi_dagger_AA.double().log())
 
     @classmethod
     def tied(cls, pi_A: Tensor) -> Tables:
-        """Tables whose revision policy ignores the draft: π†(·|y) = π for every y, as for the reference."""
+        """Tables whose revision policy ignores the draft: π is `pi_A`, probabilities > 0, and π†(·|y) = π for any y."""
         return cls.of(pi_A, pi_A[:, None].expand(-1, len(pi_A)))
 
     @classmethod
     def random(cls, actions: int, *, seed: int) -> Tables:
-        """Tables with logits drawn from N(0, 1)."""
+        """Tables of a game with this number of actions (answers), all logits drawn from N(0, 1) by this seed."""
         source = torch.Generator().manual_seed(seed)
         draft_A = torch.randn(actions, generator=source, dtype=torch.float64)
         return cls(draft_A, torch.randn(actions, actions, generator=source, dtype=torch.float64))
 
     def trainable(self) -> Tables:
-        """A copy whose two tensors are leaves that require gradients."""
+        """A copy of the tables whose two tensors of logits are leaves of the autograd graph that require gradients."""
         return Tables(*(logits.detach().clone().requires_grad_() for logits in (self.draft_A, self.revision_AA)))
 
     def policies(self) -> tuple[Tensor, Tensor]:
-        """π [A] and π† [A, A] as probabilities, without a graph."""
+        """Draft policy π [A] and revision policy π† [A, A] as probabilities, detached from the autograd graph."""
         return self.draft_A.detach().softmax(0), self.revision_AA.detach().softmax(0)
 
     def six(self) -> SixLogps:
@@ -75,13 +75,13 @@ class Tables:
 
 @dataclass(frozen=True)
 class Fit:
-    """Result of a minimisation.
+    """A record of the policies that `minimise` found, with loss and gradient there.
 
     Attributes:
-        pi_A: [A] π.
-        pi_dagger_AA: [A, A] π†; columns sum to 1.
-        loss: weighted mean loss at the result.
-        gradient: largest absolute partial derivative at the result, near zero after convergence.
+        pi_A: [A] draft policy π, probabilities.
+        pi_dagger_AA: [A, A] revision policy π†; column j, for the draft y_j, sums to 1.
+        loss: mean loss over pairs, weighted by their probability.
+        gradient: largest absolute partial derivative of the loss by a logit; near zero after convergence.
     """
 
     pi_A: Tensor
@@ -91,7 +91,7 @@ class Fit:
 
 
 def closed_form(P_AA: Tensor, reference_A: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The optimal π [A] and π† [A, A] of a game, Eq. 5 and 11; they do not depend on the collecting policy.
+    """The optimal π [A] and π† [A, A] of a game, Eq. 5 and 11; they do not depend on μ, which collected the pairs.
 
     Args:
         P_AA: [A, A] preferences in [0, 1], P[i, j] + P[j, i] = 1.
@@ -119,10 +119,10 @@ def ipo_closed_form(P_AA: Tensor, mu_A: Tensor, reference_A: Tensor, beta: float
     """IPO's optimum [A], which depends on μ: π(y) ∝ π_ref(y) exp(p(y ≻ μ)/β) (arXiv 2310.12036, Eq. 7, τ = β).
 
     Args:
-        P_AA: [A, A] preferences.
-        mu_A: [A] the policy that collected the pairs, > 0.
-        reference_A: [A] π_ref, > 0.
-        beta: > 0.
+        P_AA: [A, A] preferences in [0, 1], P[i, j] = p(y_i ≻ y_j), P[i, j] + P[j, i] = 1.
+        mu_A: [A] μ, the policy that collected the pairs; > 0, sums to 1.
+        reference_A: [A] π_ref > 0, sums to 1.
+        beta: weight of the divergence from the reference, > 0.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -136,8 +136,10 @@ def ipo_closed_form(P_AA: Tensor, mu_A: Tensor, reference_A: Tensor, beta: float
 def population_weights(P_AA: Tensor, mu_A: Tensor) -> Tensor:
     """W [A, A]: the probability that a labelled pair of two draws from μ is "y_w chosen, y_l rejected"; sums to 1.
 
+    `P_AA` are the preferences p(y_i ≻ y_j), `mu_A` is μ, the policy that collects the pairs.
+
     Raises:
-        ConfigError: P or μ is out of range, see `ipo_closed_form`.
+        ConfigError: P is no table of preferences, or μ no probabilities > 0 that sum to 1.
     """
     P_AA = _preferences(P_AA)
     mu_A = _distribution("mu", mu_A, like=P_AA)
@@ -145,10 +147,12 @@ def population_weights(P_AA: Tensor, mu_A: Tensor) -> Tensor:
 
 
 def sampled_weights(P_AA: Tensor, mu_A: Tensor, *, pairs: int, seed: int) -> Tensor:
-    """W [A, A] of sampled pairs, each two independent draws from μ and one label from P: counts divided by `pairs`.
+    """W [A, A]: the share of "y_w chosen, y_l rejected" among sampled pairs, for finite data instead of a population.
+
+    Each pair is two independent draws from `mu_A` (μ) and a label drawn from the preferences `P_AA`.
 
     Raises:
-        ConfigError: P or μ is out of range, see `ipo_closed_form`, or there is no pair.
+        ConfigError: P is no table of preferences, μ no probabilities > 0 that sum to 1, or `pairs` is below 1.
     """
     P_AA = _preferences(P_AA)
     mu_A = _distribution("mu", mu_A, like=P_AA)
@@ -165,19 +169,19 @@ def sampled_weights(P_AA: Tensor, mu_A: Tensor, *, pairs: int, seed: int) -> Ten
 def table_loss(
     objective: Objective, tables: Tables, weights_AA: Tensor, reference_A: Tensor, *, beta: float, alpha: float
 ) -> Tensor:
-    """The objective's loss, averaged over pairs with the given weights; a scalar with a graph.
+    """The objective's loss on two policies, averaged over ordered pairs by weight; a differentiable scalar.
 
     Args:
         objective: an entry of `OBJECTIVES`.
-        tables: the two policies.
-        weights_AA: [A, A] W[w, l] ≥ 0, summing to 1.
-        reference_A: [A] π_ref, > 0, for drafts and revisions.
-        beta: > 0.
+        tables: logits of the draft and the revision policy.
+        weights_AA: [A, A] W[w, l] ≥ 0, the share of pairs "y_w chosen, y_l rejected"; sums to 1.
+        reference_A: [A] π_ref > 0, sums to 1; drafts and revisions share it.
+        beta: weight of the divergence from the reference, > 0.
         alpha: weight of the improvement term, in [0, 1].
     """
 
-    # Each call is a batch of one pair, so the mean and Eq. 17 are the objective's own. Weighing its per-pair terms
-    # would need a second copy of Eq. 17 here.
+    # The loss is called on one pair at a time, so the objective itself applies Eq. 17. Weighing the per-pair terms of
+    # one large batch would need a second copy of Eq. 17 here.
     def pair_loss(policy: SixLogps, reference: SixLogps) -> Tensor:
         loss: Tensor = objective.loss(policy, reference, beta=beta, alpha=alpha).loss
         return loss
@@ -190,7 +194,7 @@ def table_loss(
 def minimise(
     objective: Objective, start: Tables, weights_AA: Tensor, reference_A: Tensor, *, beta: float, alpha: float
 ) -> Fit:
-    """Minimises `table_loss` to convergence from `start`, by L-BFGS.
+    """Minimises `table_loss` over the logits by L-BFGS, from `start` to convergence; for arguments see `table_loss`.
 
     Raises:
         NonFiniteError: the loss or a gradient became nan or infinite.
@@ -232,14 +236,15 @@ def trajectory(
     steps: int,
     learning_rate: float,
 ) -> Tensor:
-    """π after every step of Adam on `table_loss`: [steps + 1, A], the start first.
+    """The draft policy π before the first and after every step of Adam on `table_loss`: [steps + 1, A].
 
     Args:
+        start: logits of both policies before the first step; further arguments as in `table_loss`.
         steps: optimiser steps, ≥ 1.
-        learning_rate: Adam's, > 0.
+        learning_rate: learning rate of Adam, > 0.
 
     Raises:
-        ConfigError: no step is asked for.
+        ConfigError: `steps` is below 1.
         NonFiniteError: a probability became nan.
     """
     if steps < 1:
