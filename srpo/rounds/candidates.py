@@ -28,12 +28,12 @@ CHOICES = ("random", "uncertain")
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two answers that a judge may compare.
+    """Record of two answers to one prompt that a judge may compare.
 
     Attributes:
         comparison: the prompt and both answers; the earlier answer is `first`.
-        kind: one of `KINDS`.
-        preferred: the model's own p(second ≻ first), raw; None if the trail has no confidence.
+        kind: "draft-revision", "revision-revision" or "draft-draft".
+        preferred: the model's own p(second ≻ first), uncalibrated; None if the trail has no confidence.
         meta: further columns of the prompt's row.
     """
 
@@ -44,13 +44,13 @@ class Candidate:
 
 
 class Candidates(NamedTuple):
-    """Distinct candidates, and counts of the comparisons left out.
+    """Result of `find`: distinct candidates, and counts of the comparisons left out.
 
     Attributes:
         candidates: in the order of the trails.
         identical: comparisons of two equal texts, by kind.
         empty: comparisons with an empty answer, which cannot be trained on.
-        repeated: comparisons that occur earlier, in either order.
+        repeated: comparisons that occur earlier, with the two answers in either order.
     """
 
     candidates: list[Candidate]
@@ -60,7 +60,7 @@ class Candidates(NamedTuple):
 
 
 def kinds_of(names: str) -> tuple[str, ...]:
-    """Kinds of comparison from a comma-separated list.
+    """Splits a comma-separated list of kinds of comparison into a tuple of known kinds.
 
     Raises:
         ConfigError: an unknown kind, or an empty list.
@@ -80,7 +80,7 @@ def kinds_of(names: str) -> tuple[str, ...]:
 
 
 def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold") -> Candidates:
-    """Finds every comparison of these kinds in the trails.
+    """Finds every pair of answers in the trails whose kind of comparison is one of `kinds`.
 
     Args:
         gold_key: key of the gold answer in a trail's `meta`, for judges that need one.
@@ -114,10 +114,10 @@ def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold
 def choose(
     candidates: Sequence[Candidate], budget: int | None, *, by: str = "random", seed: int = 0
 ) -> list[Candidate]:
-    """Chooses the candidates to label.
+    """Chooses the candidates that a judge will label.
 
     Args:
-        budget: number of labels; None takes all candidates.
+        budget: maximum number of candidates to choose; None takes all.
         by: "random" draws evenly; "uncertain" takes the candidates that the model is least sure of.
         seed: seed of the draw, and of the order among equally uncertain candidates. A candidate's place depends on the
             seed and its own texts only, not on the other candidates.
@@ -138,7 +138,7 @@ def choose(
 
 
 def _comparisons(trails: list[Trail], kinds: Sequence[str]) -> Iterator[tuple[Trail, str, str, str, float | None]]:
-    """Yields trail, kind, earlier text, later text, and the model's confidence in the later text."""
+    """Yields (trail, kind, earlier text, later text, model's confidence in the later text) for each comparison."""
     for trail in trails:
         for k, answer in enumerate(trail.answers[1:], 1):
             before = trail.after(k - 1)
@@ -155,17 +155,17 @@ def _comparisons(trails: list[Trail], kinds: Sequence[str]) -> Iterator[tuple[Tr
 
 
 def _context(trail: Trail) -> str:
-    """Prompt and chat-template options of a trail, as a key."""
+    """Hashable key of a trail's prompt and chat-template options; trails with equal keys answer the same prompt."""
     options = [trail.meta.get(key) for key in ("tools", "chat_template_kwargs")]
     return json.dumps([trail.prompt, *options], sort_keys=True)
 
 
 def _margin(candidate: Candidate) -> float:
-    """Distance of the model's confidence from ½; infinite without a confidence."""
+    """Distance of the model's confidence in a candidate from ½; infinite if the candidate has no confidence."""
     return abs(candidate.preferred - 0.5) if candidate.preferred is not None else float("inf")
 
 
 def _lot(candidate: Candidate, seed: int) -> bytes:
-    """Position in the random order: a hash of the candidate and the seed."""
+    """Sort key that puts candidates in a random order: a hash of the candidate's texts and the seed."""
     pair = candidate.comparison
     return hashlib.sha256(json.dumps([seed, pair.prompt, pair.first, pair.second]).encode()).digest()

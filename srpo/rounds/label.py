@@ -20,18 +20,18 @@ from srpo.revise.trail import Trail
 from srpo.revise.trail_files import read_trails
 from srpo.rounds.candidates import KINDS, Candidate, choose, find
 
-COUNTS_SUFFIX = ".labels.json"  # the file of `LabelCounts` beside a file of pairs
+COUNTS_SUFFIX = ".labels.json"  # ending of the name of the file of `LabelCounts` beside a file of pairs
 
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """Comparisons to put to the judge.
+    """Settings of labelling: which comparisons from the trails the judge decides.
 
     Attributes:
-        ask: kinds of comparison (see candidates.py).
-        choose: choice among more comparisons than labels: "random" or "uncertain".
+        ask: kinds of comparison, such as "draft-revision"; all are listed in candidates.py.
+        choose: rule that selects comparisons if there are more than `labels`: "random" or "uncertain".
         labels: maximum number of comparisons; None judges all.
-        seed: seed of the choice.
+        seed: seed of the random choice.
         gold_key: key of the gold answer in a trail's `meta`.
     """
 
@@ -44,7 +44,7 @@ class LabelSettings:
 
 @dataclass
 class LabelCounts:
-    """Outcome of all comparisons; dicts count by kind, except `unscored`.
+    """Counts of comparisons found, judged and turned into pairs; dicts count by kind, except `unscored`.
 
     Attributes:
         found: distinct comparisons of two different texts.
@@ -55,7 +55,7 @@ class LabelCounts:
         ties: judged comparisons without a preference.
         unscored: judged comparisons without a readable verdict, by reason.
         pairs: judged comparisons that became a preference pair.
-        later_better: pairs whose later answer (the revision, or the second draft) won.
+        later_better: pairs whose later answer (the later revision, or the second draft) won.
     """
 
     found: dict[str, int] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class LabelCounts:
 
     @property
     def informative(self) -> float:
-        """Share of the labels that became pairs; 0.0 without labels."""
+        """Share of the judged comparisons that became pairs; 0.0 if no comparison was judged."""
         return sum(self.pairs.values()) / self.labels if self.labels else 0.0
 
     def lines(self) -> list[str]:
@@ -100,7 +100,7 @@ def label(
     """Judges comparisons from trails and returns the preference pairs with their counts.
 
     Args:
-        announce: called with the chosen comparisons before the judge is.
+        announce: called with the chosen comparisons before the judge sees them; None calls nothing.
 
     Raises:
         ConfigError: an unknown setting.
@@ -183,7 +183,7 @@ def read_counts(target: str | Path) -> LabelCounts:
 
 
 def rows_as_lines(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Rows as JSON lines."""
+    """The rows as text, one JSON object per line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 

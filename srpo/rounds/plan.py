@@ -1,4 +1,4 @@
-"""Settings of `srpo rounds` besides those of `srpo train`, which decide how each round trains."""
+"""Settings of `srpo rounds` only; the settings of `srpo train` decide how each round trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUNDS, SAMPLING, LABELS, VALIDATION = "rounds", "sampling of rounds", "labels o
 
 @dataclass
 class RoundsArguments:
-    """Sampling, labelling, training and stopping of rounds.
+    """Settings of rounds: sampling, labelling, training and stopping.
 
     Raises:
         ConfigError: a value out of range, or values that contradict each other.
@@ -59,7 +59,7 @@ class RoundsArguments:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """Kinds of comparison to label."""
+        """Kinds of comparison that the judge labels, such as "draft-revision"."""
         return kinds_of(self.ask)
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class RoundsArguments:
             raise ConfigError(what, where="sample_revisions", expected="1 or more")
 
     def training(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings of a round's training, from those of the offline training."""
+        """The offline training's settings by name, with the changes that this plan makes for a round."""
         changed: dict[str, Any] = {"max_steps": self.round_steps}
         if self.round_steps == -1:
             changed["num_train_epochs"] = 1

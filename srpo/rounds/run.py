@@ -43,12 +43,12 @@ MAY_CHANGE = ("rounds", "patience")  # settings that may differ when a run conti
 VALIDATION_SEED = 1_000_003
 log = logging.getLogger("srpo")
 
-Train = Callable[[dict[str, Any]], object]  # trains with settings by name, resuming the folder's run
+Train = Callable[[dict[str, Any]], object]  # trains with settings by name, resuming the run in `output_dir`
 
 
 @dataclass
 class Round:
-    """Cost and result of a round.
+    """Record of one round: its cost and its result on validation prompts.
 
     Attributes:
         round: number of the round; 0 is the offline training.
@@ -56,9 +56,9 @@ class Round:
         pairs: pairs of the model's own answers that it trained on.
         offline: pairs of the original data that it trained on as well.
         informative: share of the labels that became pairs.
-        tokens: tokens of all forward passes that drew its answers.
+        tokens: tokens of all forward passes that drew the round's answers.
         seconds: wall seconds by stage; an interrupted stage counts from its last start.
-        validation: win rate after k revisions against round 0's drafts, ties half.
+        validation: win rate after k revisions against round 0's drafts, by k; a tie counts half.
         best_k: number of revisions with the highest win rate.
     """
 
@@ -74,7 +74,7 @@ class Round:
 
     @property
     def best(self) -> float | None:
-        """Win rate at `best_k`."""
+        """Win rate on the validation prompts after `best_k` revisions."""
         return self.validation[self.best_k] if self.best_k is not None else None
 
     def line(self) -> str:
@@ -94,12 +94,14 @@ class Round:
 def run_rounds(
     output_dir: str, settings: Mapping[str, Any], plan: RoundsArguments, judge: PairJudge, train: Train
 ) -> list[Round]:
-    """Runs the rounds, or continues them.
+    """Runs offline training and rounds of sample → label → train, or continues those in the folder.
 
     Args:
         output_dir: folder of all rounds.
         settings: settings of the offline training, by name.
-        train: trains with such settings and resumes the folder's run.
+        plan: settings of sampling, labelling and stopping.
+        judge: decides the comparisons of labelling and validation.
+        train: called with settings by name; trains and resumes the run in their `output_dir`.
 
     Returns:
         One `Round` for the offline training and one for each round.
@@ -123,7 +125,7 @@ def run_rounds(
 
 
 class _Rounds:
-    """The folder, settings and judge that all rounds share."""
+    """Record of the folder, settings and judge that all rounds share."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], plan: RoundsArguments, judge: PairJudge) -> None:
         self.folder, self.settings, self.plan = folder, settings, plan
@@ -131,19 +133,19 @@ class _Rounds:
         _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": self.judge.identity})
 
     def model_after(self, number: int) -> str:
-        """The model that a round produces; for a negative number, the model before the offline training."""
+        """Path of the model that round `number` produces; if negative, the model before the offline training."""
         if number < 0:
             return str(self.settings["model_name_or_path"])
         return str(self.folder / f"round{number}" / "model")
 
     def reviser(self, model: str, reference: str | None = None) -> Reviser:
-        """Loads a model to draw with, on the device of the training."""
+        """Loads `model` into a reviser, on the training device; with `reference`, answers also get a confidence."""
         device = "cpu" if str(self.settings.get("use_cpu", False)).lower() == "true" else ""
         return Reviser(model, reference=reference, batch_size=self.plan.sample_batch_size, device=device)
 
 
 class _Stages:
-    """The stages of one round, in its folder."""
+    """Runs the stages of one round (sample, label, train, validate) in the round's folder."""
 
     def __init__(self, rounds: _Rounds, number: int) -> None:
         self.rounds, self.plan, self.number = rounds, rounds.plan, number
@@ -155,7 +157,7 @@ class _Stages:
         self.round = Round(number, seconds=seconds)
 
     def run(self, train: Train) -> Round:
-        """Runs the stages that are not finished."""
+        """Runs the round's unfinished stages, calling `train` for the training; returns the `Round`."""
         settings = self.rounds.settings
         changed: dict[str, Any] = {"output_dir": str(self.folder / "model")}
         if self.number:
@@ -212,7 +214,7 @@ class _Stages:
         self.round.pairs = sum(counts.pairs.values())
 
     def _mixed_pairs(self) -> Path:
-        """File of the round's pairs and a share of offline pairs, drawn anew each round."""
+        """File of pairs to train on: the round's pairs, mixed with newly drawn offline pairs if set."""
         pairs, share = self.folder / "pairs.jsonl", self.plan.offline_share
         if not share:
             return pairs
@@ -226,7 +228,7 @@ class _Stages:
         return mixed
 
     def _validate(self) -> None:
-        """Win rate by number of revisions, against the drafts of round 0."""
+        """Win rates of the round's model against the drafts of round 0, by number of revisions."""
         plan, target, model = self.plan, self.folder / "validation.jsonl", str(self.folder / "model")
         settings = RevisionSettings(
             plan.validation_revisions, plan.sample_temperature, VALIDATION_SEED, plan.sample_max_new_tokens
@@ -243,7 +245,7 @@ class _Stages:
         self.round.best_k = self.round.validation.index(max(self.round.validation))
 
     def _announce(self, purpose: str, comparisons: Iterable[AnswerPair]) -> None:
-        """Logs the cost so far and the judge's forecast, before the judge is asked."""
+        """Logs the cost so far and the judge's forecast for the comparisons; `purpose` names their use."""
         so_far = f"{self.round.tokens} tokens and {sum(self.round.seconds.values()):.0f} s so far"
         forecast = self.rounds.judge.forecast(comparisons)
         log.info("srpo: round %d: %s; for %s %s", self.number, so_far, purpose, forecast)
@@ -257,7 +259,7 @@ class _Stages:
 
 
 def _duels(trails: list[Trail], rivals: list[Trail], k: int, gold_key: str) -> list[AnswerPair]:
-    """Each trail's current answer after k revisions, against the rival's draft."""
+    """Comparisons of each trail's current answer after `k` revisions with the draft of the same prompt in `rivals`."""
     return [
         AnswerPair(trail.prompt, trail.after(k).text, rival.answers[0].text, trail.meta.get(gold_key))
         for trail, rival in zip(trails, rivals, strict=True)
@@ -275,7 +277,7 @@ def _no_longer_improves(done: Sequence[Round], patience: int) -> bool:
 
 
 def _expect_same(file: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings of the rounds, or compares them with those written before.
+    """Writes the rounds' settings to `file`; if it exists, checks that it holds the same settings.
 
     Raises:
         ConfigError: a setting has changed.
@@ -317,5 +319,5 @@ def _row(pair: Pair) -> dict[str, Any]:
 
 
 def _lot(pair: Pair, number: int) -> bytes:
-    """Position in the random order: a hash of the pair and the round."""
+    """Sort key that puts offline pairs in a random order: a hash of the pair and the round's number."""
     return hashlib.sha256(json.dumps([number, pair.prompt, pair.chosen, pair.rejected]).encode()).digest()

@@ -21,14 +21,20 @@ def sample_file(
     bad_rows: str = "error",
     made_with: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
-    """Writes `samples` trails for each prompt, next to each other; resumes line by line like `revise_file`.
+    """Writes `samples` trails for each prompt of `source` to `target`, next to each other; resumes after the last line.
+
+    Args:
+        make_reviser: makes the reviser; called after both files have been checked.
+        settings: how drafts and revisions are drawn.
+        bad_rows: "error" stops at an unusable row, "skip" leaves it out and accepts failed trails.
+        made_with: other settings that decide the trails, such as the model's path.
 
     Returns:
         Number of trails in the target, and how many of them were in it before.
 
     Raises:
         ConfigError: `samples` below 1, or several greedy samples, which would be equal.
-        SRPOError: as `revise_file`.
+        SRPOError: a mistake in the prompts or the target, as in `revise_file`.
     """
     if samples < 1:
         raise ConfigError(f"{samples}", where="samples", expected="at least 1")
