@@ -39,12 +39,13 @@ def path_attention(
     srpo_forest: Forest | None = None,
     **unserved: object,
 ) -> tuple[Tensor, None]:
-    """Attention over a forest, for transformers' attention interface.
+    """Computes attention along root-to-leaf paths of packed trees; a function for transformers' attention interface.
 
     Args:
-        query: [1, H, S, D]; key and value [1, H', S, D] with H a multiple of H'.
+        query: [1, H, S, D]; `key` and `value` are [1, H', S, D] with H a multiple of H'.
         sliding_window: the layer's own window in tokens, None for full attention.
-        srpo_forest: the plan, passed through by the model's forward.
+        srpo_forest: the packed trees with their attention plan, a keyword that the model's forward passes on.
+        unserved: further keywords of the layer; one that changes the result raises BackendError.
 
     Returns:
         Outputs [1, S, H, D]; attention weights are never formed.
@@ -81,18 +82,22 @@ def path_attention(
 
 
 def _chains(rows_SHD: Tensor, places: Tensor) -> Tensor:
-    """Rows of each chain, [C, H, places, D]. `index_select` takes whole rows; the gradient of indexing goes element by
-    element."""
+    """Vectors of each chain, [C, H, places, D], gathered from those of all tokens at the packed indices `places`.
+
+    `index_select` copies whole rows; the gradient of plain indexing goes element by element.
+    """
     return rows_SHD.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
 def served_forest(
     module: nn.Module, forest: Forest | None, window: int | None, unserved: Mapping[str, object]
 ) -> Forest:
-    """Returns the plan, once the layer is known to need only queries, keys, values and a window.
+    """Returns the forest that reached an attention layer, after a check that path attention serves the layer exactly.
+
+    `window` is the layer's sliding window in tokens, `unserved` its further keywords.
 
     Raises:
-        BackendError: the plan did not arrive, or the layer needs a feature that no path can serve.
+        BackendError: the forest did not arrive, or the layer needs more than queries, keys, values and a window.
     """
     if forest is None:
         raise BackendError("the model did not pass the plan to its attention layers", where=type(module).__name__)
@@ -112,9 +117,9 @@ _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def why_not_path(model: nn.Module) -> str:
-    """Why the model's configuration rules out path attention; empty if it does not.
+    """Reason why the model's configuration rules out path attention; "" if it does not.
 
-    An empty answer is no promise: the self-check on the first batch decides.
+    "" does not prove that path attention is exact: the self-check on the first batch decides.
     """
     causal_lm = core(model)
     config = causal_lm.config.get_text_config()
@@ -133,7 +138,7 @@ def why_not_path(model: nn.Module) -> str:
 
 @contextmanager
 def following_paths(model: nn.Module, name: str = NAME) -> Iterator[None]:
-    """Switches the model's attention to the interface `name` inside the block.
+    """Switches the model to the attention function registered in transformers as `name`, inside the block.
 
     Activation checkpointing runs the layers again in the backward pass, so the block must contain that pass too.
     """
@@ -150,12 +155,12 @@ def following_paths(model: nn.Module, name: str = NAME) -> Iterator[None]:
 
 
 _INTERFACES = {"path": NAME, "flex": FLEX}  # back-end → its name in transformers' attention interface
-_held: set[int] = set()  # ids of models inside `serving`
+_held: set[int] = set()  # ids of models inside a `serving` block
 
 
 @contextmanager
 def serving(model: nn.Module, backend: str) -> Iterator[None]:
-    """Keeps a back-end's attention switched on over a forward *and* its backward, as activation checkpointing needs."""
+    """Switches a back-end's attention on for a block with forward *and* backward, as activation checkpointing needs."""
     if backend in _INTERFACES:
         with following_paths(model, _INTERFACES[backend]):
             _held.add(id(core(model)))
@@ -169,7 +174,7 @@ def serving(model: nn.Module, backend: str) -> Iterator[None]:
 
 @contextmanager
 def attending(model: nn.Module, backend: str) -> Iterator[None]:
-    """Switches a back-end's attention on for a forward alone; changes nothing inside `serving`.
+    """Switches a back-end's attention on for a block with a forward alone; does nothing inside a `serving` block.
 
     Raises:
         BackendError: activation checkpointing would run layers again after the block, without the back-end.
@@ -188,5 +193,5 @@ def attending(model: nn.Module, backend: str) -> Iterator[None]:
 
 
 def checkpoints_activations(model: nn.Module) -> bool:
-    """Whether a layer runs again in the backward pass; such a layer also drops the key/value cache it is given."""
+    """Whether a layer is under activation checkpointing: it runs again in the backward pass and drops its cache."""
     return any(getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules())

@@ -36,7 +36,9 @@ _settled: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
 def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "auto") -> str:
-    """Returns the back-end that serves this model; compares log-probs at the first call for a model.
+    """Returns the name of the back-end that serves this model exactly: `backend`, or the choice made for "auto".
+
+    The first call for a model compares packed and flat log-probs on `trees`.
 
     Raises:
         BackendError: the back-end chosen by name cannot serve the model exactly, or the name is unknown.
@@ -49,12 +51,12 @@ def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str =
     known = _settled.setdefault(core(model), {})
     if backend not in known:
         known[backend] = "flat" if backend == "flat" else _packed_or_flat(model, trees, backend)
-        known[known[backend]] = known[backend]  # the back-end that auto found needs no second check under its name
+        known[known[backend]] = known[backend]  # the choice of "auto" needs no second check by name
     return known[backend]
 
 
 def _refuse_for_all(model: nn.Module) -> None:
-    """Raises BackendError for a model that no back-end scores."""
+    """Raises BackendError for a model that no back-end can score."""
     inner = core(model)
     if inner.config.is_encoder_decoder:
         fix = "srpo trains causal language models"
@@ -73,7 +75,7 @@ _WHY_NOT = {"path": why_not_path, "flex": why_not_flex, "cache": why_not_cache}
 
 
 def _why_not_here(model: nn.Module, backend: str) -> str:
-    """Why a back-end cannot run in this situation (device, gradients, mode), whatever the model; empty if it can."""
+    """Reason why a back-end cannot run with the current device, gradients and mode; "" if it can."""
     if backend == "cache" and torch.is_grad_enabled():
         return "it has no backward pass, and serves scoring alone"
     if backend == "cache" and checkpoints_activations(model):
@@ -89,7 +91,10 @@ def _unserved(backend: str, why: str) -> BackendError:
 
 
 def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -> str:
-    """The chosen back-end (path for auto) if its log-probs are right; flat if they are not and auto was chosen."""
+    """Returns the back-end `asked` ("path" for "auto") if its log-probs are right; else "flat" for "auto".
+
+    A back-end that was asked for by name and scores wrongly raises BackendError.
+    """
     backend = "path" if asked == "auto" else asked
     try:
         if why := _WHY_NOT[backend](model):
@@ -106,14 +111,16 @@ def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -
             raise _unserved(backend, problem.what) from None
         log.warning("srpo: backend flat: path attention cannot serve this model: %s", problem.what)
         return "flat"
-    # The reference is then scored by the back-end's name; the policy's line is enough.
+    # The reference asks for the settled back-end by name: log at debug level, since the policy's line is enough.
     level = logging.INFO if asked == "auto" else logging.DEBUG
     log.log(level, "srpo: backend %s: packed log-probs within %.1g nats of flat ones on the first batch", backend, off)
     return backend
 
 
 def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: str) -> tuple[float, float] | None:
-    """Repeats the self-check in float32, which tells rounding from a wrong mask; None if this changes no dtype.
+    """Repeats the self-check in float32, to separate rounding from a wrong mask; None if the model is in float32.
+
+    Returns the largest difference and the tolerance, in nats. Quantised models cannot be converted: None.
 
     A family with large activations (Gemma) rounds more in 16 bits than `TOLERANCE` allows.
     """
@@ -128,7 +135,7 @@ def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: st
 
 @torch.no_grad()
 def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "path") -> tuple[float, float]:
-    """Largest difference between packed and flat log-probs on the longest trees, and the tolerance, both in nats."""
+    """Largest difference of a back-end's log-probs from flat ones on the longest trees, and the tolerance, in nats."""
     longest = Forest.plant(sorted(trees, key=len)[-CHECKED_TREES:], device_of(model))
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would draw differently in the two layouts

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from transformers.cache_utils import DynamicCache
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-Segment = tuple[int, int, int]  # first node, one past the last, the segment it hangs from (−1 for a root)
+Segment = tuple[int, int, int]  # first node, one past the last node, index of the parent segment (−1 for a root)
 
 
 def cache_logps(model: nn.Module, forest: Forest) -> Tensor:
-    """Log-prob of each answer token, [T], float64, nats; no graph."""
+    """Log-prob of each answer token of the forest, [T], float64, nats; without gradients."""
     logp_T = torch.zeros(len(forest.row_T), dtype=torch.float64, device=forest.ids_1S.device)
     offset = 0
     with torch.no_grad():
@@ -58,7 +58,7 @@ def _walk(model: nn.Module, forest: Forest, tree: PrefixTree, offset: int, logp_
 
 
 def segments(tree: PrefixTree) -> list[Segment]:
-    """Cuts the tree's chains where other chains branch off; depth-first, a parent before its children."""
+    """Cuts a tree into segments between its branchings; depth-first, a parent segment before its children."""
     branchings = sorted({chain.attach for chain in tree.chains if chain.attach >= 0})
     found: list[Segment] = []
     ends: dict[int, int] = {-1: -1}  # last node of a segment → the segment
@@ -72,7 +72,7 @@ def segments(tree: PrefixTree) -> list[Segment]:
 
 
 def _score(model: nn.Module, forest: Forest, nodes: slice, cache: DynamicCache, logp_T: Tensor) -> None:
-    """Runs one segment on its cache and writes the log-probs of the answer tokens scored in it."""
+    """Runs one segment (`nodes`) on the cache of its prefix; writes log-probs of its answer tokens to `logp_T`."""
     inside_P = (forest.parents_P >= nodes.start) & (forest.parents_P < nodes.stop)
     answers = inside_P[forest.row_T].nonzero()[:, 0]
     rank_P = inside_P.cumsum(0) - 1
@@ -92,7 +92,7 @@ def _score(model: nn.Module, forest: Forest, nodes: slice, cache: DynamicCache, 
 
 
 def why_not_cache(model: nn.Module) -> str:
-    """Why walking the tree with a cache cannot serve this model; empty if it can."""
+    """Reason why the model cannot be scored by walking trees with copies of its cache; "" if it can."""
     if "past_key_values" not in inspect.signature(core(model).forward).parameters:
         return "its state does not pass through past_key_values"
     return ""

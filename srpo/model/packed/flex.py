@@ -20,13 +20,13 @@ from srpo.model.packed.attention import served_forest, why_not_path
 from srpo.model.packed.forest import Forest
 from srpo.model.unwrap import core, device_of
 
-BLOCK = 128  # tokens of a block, the size that FlexAttention's kernels are tuned for
-SMALLEST_HEAD = 16  # head size that a compiled kernel takes at least
+BLOCK = 128  # number of tokens in a block, the size that FlexAttention's kernels are tuned for
+SMALLEST_HEAD = 16  # smallest head size that a compiled kernel takes
 _compiled: list[Any] = []
 
 
 def why_not_flex(model: nn.Module) -> str:
-    """Why the model's configuration rules out FlexAttention over a forest; empty if it does not."""
+    """Reason why the model's configuration rules out FlexAttention over a forest; "" if it does not."""
     config = core(model).config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if size < SMALLEST_HEAD and device_of(model).type != "cpu":
@@ -35,7 +35,9 @@ def why_not_flex(model: nn.Module) -> str:
 
 
 def tree_block_mask(forest: Forest, window: int | None) -> BlockMask:
-    """Lists which tiles of the S×S scores are empty, full or mixed, without ever forming the scores.
+    """Block mask of a forest: which tiles of the S×S scores are empty, full or mixed, without forming the scores.
+
+    `window` is a layer's sliding window in tokens, None for full attention.
 
     In preorder, token q sees token k exactly when k ≤ q < end[k] (and within a window W, depth[q] − depth[k] < W). So
     a tile below the diagonal has a visible pair exactly when the largest end of its keys lies beyond its first query.
@@ -75,7 +77,7 @@ def tree_block_mask(forest: Forest, window: int | None) -> BlockMask:
 
 
 def _listed(chosen_QK: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts [1, 1, Q] and indices [1, 1, Q, K] of the chosen key blocks, chosen ones first, as a BlockMask needs."""
+    """Counts [1, 1, Q] and indices [1, 1, Q, K] of the True key blocks, those first: the form that BlockMask takes."""
     order_QK = chosen_QK.int().argsort(dim=1, descending=True, stable=True).int()
     return chosen_QK.sum(1, dtype=torch.int32)[None, None], order_QK[None, None]
 
@@ -92,10 +94,10 @@ def flex_path_attention(
     srpo_forest: Forest | None = None,
     **unserved: object,
 ) -> tuple[Tensor, None]:
-    """Computes `path_attention` with FlexAttention; same arguments and result.
+    """Computes attention along the paths of a forest by FlexAttention; arguments and result as in `path_attention`.
 
     Raises:
-        BackendError: the layer needs dropout, which the kernel lacks, or a feature that no path can serve.
+        BackendError: the layer needs dropout, which the kernel lacks, or more than queries, keys, values, a window.
     """
     forest = served_forest(module, srpo_forest, sliding_window, unserved)
     if dropout:
@@ -115,7 +117,7 @@ def flex_path_attention(
 
 
 def _kernel(query: Tensor) -> Any:
-    """FlexAttention, compiled once for all lengths; uncompiled on a CPU, where compiling is slow and inexact."""
+    """FlexAttention for the device of `query`: compiled once for all lengths; uncompiled on a CPU (slow, inexact)."""
     if query.device.type == "cpu":
         return flex_attention
     if not _compiled:

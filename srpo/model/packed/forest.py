@@ -25,19 +25,19 @@ from srpo.sequences.tree import PrefixTree, ranges
 # Merging chains of different shapes into one call saves a kernel launch and costs padding. One launch with its gathers
 # takes as long as about this many query-key products (measured on CPU; a factor of four either way changes little).
 FREE_PADDING = 4096
-PADDING_SHARE = 0.15  # further padding allowed, as a share of the real query-key products
+PADDING_SHARE = 0.15  # padding allowed beyond `FREE_PADDING`, as a share of the real query-key products
 
 
 @dataclass
 class ChainGroup:
-    """Chains that one attention call computes, padded to the longest.
+    """A record of the chains that one attention call computes, padded to the longest chain and path.
 
     Attributes:
-        queries_CQ: packed index of each query; short chains repeat their last.
-        keys_CK: packed index of each key; short paths repeat their last.
-        depth_CQ: depth of each query.
+        queries_CQ: packed index of each query; short chains repeat their last query.
+        keys_CK: packed index of each key; short paths repeat their last key.
+        depth_CQ: depth of each query in its tree.
         causal: every chain starts at a root, so the plain causal kernel is exact.
-        masks: masks made so far, by window.
+        masks: the results of `mask` so far, by window.
     """
 
     queries_CQ: Tensor
@@ -47,12 +47,12 @@ class ChainGroup:
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> ChainGroup:
-        """Copies the group to a device."""
+        """Returns a copy of the group of chains on a device."""
         queries_CQ, keys_CK, depth_CQ = (t.to(device) for t in (self.queries_CQ, self.keys_CK, self.depth_CQ))
         return ChainGroup(queries_CQ, keys_CK, depth_CQ, self.causal)
 
     def mask(self, window: int | None) -> Tensor:
-        """Visibility [C, 1, Q, K]: True where the query sees the key."""
+        """Boolean mask [C, 1, Q, K]: True where the query sees the key; `window` is in tokens, None for no limit."""
         if window not in self.masks:
             key_depth_K = torch.arange(self.keys_CK.shape[1], device=self.keys_CK.device)
             behind_CQK = self.depth_CQ[:, :, None] - key_depth_K
@@ -70,7 +70,7 @@ class Forest:
     Attributes:
         trees: the planted trees, all with the same number of sequences.
         ids_1S: token ids.
-        positions_1S: position ids: depth in the own tree.
+        positions_1S: position ids: depth of each token in its tree.
         groups: the chains, grouped by shape.
         place_S: index of each token's attention output in the concatenated outputs of the groups.
         parents_P: packed index of each node at which answer tokens are scored, without repeats.
@@ -93,14 +93,14 @@ class Forest:
 
     @cached_property
     def ends_S(self) -> Tensor:
-        """One past the last descendant of each token, as packed index, [S]."""
+        """Packed index one past the last descendant of each token, [S]."""
         starts = _starts(self.trees)
         ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(self.trees, starts, strict=True)])
         return torch.from_numpy(ends_S).to(self.ids_1S.device)
 
     @classmethod
     def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:
-        """Lays the trees end to end, without padding.
+        """Builds a forest from trees, laid end to end in one row without padding.
 
         Raises:
             DataError: an answer has no token or no token before it; no trees, or trees with different numbers of
@@ -136,12 +136,12 @@ class Forest:
 
 
 def _starts(trees: Sequence[PrefixTree]) -> list[int]:
-    """Packed index of each tree's first token."""
+    """Packed index of each tree's first token, the trees laid end to end."""
     return [0, *accumulate(map(len, trees))][:-1]
 
 
 def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> NDArray[np.int64]:
-    """Index of each packed token's output when the outputs of the padded groups are concatenated."""
+    """`Forest.place_S` for a row of `tokens`: index of each token's output in the groups' concatenated outputs."""
     place_S, base = np.empty(tokens, np.int64), 0
     for group, members in groups:
         width = group.queries_CQ.shape[1]
@@ -155,7 +155,10 @@ def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> NDArray
 def _scored(
     trees: Sequence[PrefixTree], starts: Sequence[int], ids_S: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], ...]:
-    """Returns parents_P in order of first use, row_T, token_T and owner_T, as in `Forest`."""
+    """Returns the fields parents_P (in order of first use), row_T, token_T and owner_T of a `Forest`.
+
+    `starts` are the packed indices of the trees' first tokens, `ids_S` all token ids.
+    """
     parents: list[NDArray[np.int64]] = []
     tokens: list[NDArray[np.int64]] = []
     for tree, start in zip(trees, starts, strict=True):
@@ -174,7 +177,10 @@ def _scored(
 
 @dataclass(frozen=True)
 class _Run:
-    """A chain in the packed row: its tokens, the depth of the first, and its path from the root as slices."""
+    """A record of one chain in the packed row.
+
+    `start` and `stop` bound its tokens, `depth` is that of the first, `path` lists the slices from the root to the end.
+    """
 
     start: int
     stop: int
@@ -191,7 +197,7 @@ class _Run:
 
 
 def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
-    """Groups runs of equal shape, and of different shapes while padding is cheaper than another call."""
+    """Yields lists of chains for one attention call each; shapes are mixed while padding costs less than a call."""
     members: list[_Run] = []
     real = queries = keys = 0
     for run in sorted(runs, key=lambda run: (run.depth > 0, run.keys, run.queries)):
@@ -209,7 +215,10 @@ def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
 
 
 def _group(members: list[_Run]) -> tuple[ChainGroup, list[_Run]]:
-    """Index tensors of chains, padded to the longest. Padding repeats a real index, so that no row is fully masked."""
+    """Builds the `ChainGroup` of some chains, and returns the chains with it.
+
+    Padding repeats a real index, so that no row is fully masked.
+    """
     q_width, k_width = max(run.queries for run in members), max(run.keys for run in members)
     queries_CQ, depth_CQ = np.empty((2, len(members), q_width), np.int64)
     keys_CK = np.empty((len(members), k_width), np.int64)

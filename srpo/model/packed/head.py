@@ -29,7 +29,7 @@ log = logging.getLogger("srpo")
 
 # Tiles compute the head's product once more, a third of its work; below some 250 positions of a 128k vocabulary
 # (128 MiB of float32 logits) that costs more time than the memory is worth.
-TILED_ABOVE = 2**25  # logits
+TILED_ABOVE = 2**25  # number of logits
 TILE = {"cpu": 2**23}  # logits of a tile
 TILE_ELSEWHERE = 2**26  # accelerators are faster on larger products
 # Largest difference between a model's logits and the product of its head, in rounding errors of the largest logit; an
@@ -38,7 +38,7 @@ NEAR = 8
 
 
 class Scored(NamedTuple):
-    """Which positions the head runs on and which tokens are scored at them.
+    """A named tuple of the positions that the head runs on and the answer tokens scored at them.
 
     Attributes:
         place_P: indices of the positions in the flattened batch.
@@ -57,6 +57,8 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
     """Log-prob of each answer token, [T], float64, nats; differentiable.
 
     Args:
+        model: a causal language model.
+        scored: the positions that need logits, and the answer tokens.
         run: calls the model on its batch, with any further keywords, and returns the model's output.
 
     Raises:
@@ -83,7 +85,7 @@ def _is_compiled(model: nn.Module) -> bool:
 
 
 def _scored_rows(run: Callable[..., Any], scored: Scored) -> Tensor:
-    """Logits [P, V] through the model's `logits_to_keep`, which selects the columns that any row of the batch needs."""
+    """Logits [P, V] of the scored positions, by `logits_to_keep`: the columns that any row of the batch needs."""
     column_C, rank_P = (scored.place_P % scored.length).unique(return_inverse=True)
     logits_NCV = run(logits_to_keep=column_C).logits
     if logits_NCV.shape[1] == scored.length != len(column_C):  # the model ignored `logits_to_keep`
@@ -92,7 +94,7 @@ def _scored_rows(run: Callable[..., Any], scored: Scored) -> Tensor:
 
 
 def _untiled_logps(logits_PV: Tensor, scored: Scored) -> Tensor:
-    """Log-prob of each answer token, [T], from all logits of the scored positions."""
+    """Log-prob of each answer token, [T], from the logits [P, V] of all scored positions at once."""
     if len(logits_PV) != len(scored.place_P):
         raise BackendError(f"{len(logits_PV)} rows of logits for {len(scored.place_P)} positions", where="the head")
     logits_PV = logits_PV.float() if logits_PV.dtype != torch.float64 else logits_PV
@@ -104,7 +106,7 @@ def _untiled_logps(logits_PV: Tensor, scored: Scored) -> Tensor:
 
 
 class _HeadInput:
-    """The hidden states [P, D] of the scored positions, and the dtype in which the head computes."""
+    """A record of the head's last call: hidden states [P, D] of the scored positions, and the dtype it computes in."""
 
     def __init__(self, head: nn.Module) -> None:
         self.head: Any = head
@@ -112,14 +114,14 @@ class _HeadInput:
         self.dtype = torch.float32
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
-        """The head's weight and bias in the dtype of its computation; under autocast they are stored in another."""
+        """The head's weight and bias, cast to the dtype of its computation; autocast stores them in another dtype."""
         bias = self.head.bias
         return self.head.weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
 
 
 @contextmanager
 def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> Iterator[_HeadInput]:
-    """Passes only the scored positions to the head inside the block, or only the first of them."""
+    """Inside the block, passes only the positions `place_P` to the model's head, or only the first of them."""
     seen = _HeadInput(core(model).get_output_embeddings())
 
     def narrow(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -137,9 +139,9 @@ def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> 
 
 @contextmanager
 def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
-    """Collects the dtype of the head's outputs, call by call.
+    """Yields a list that collects the dtype of the head's output at each call inside the block.
 
-    Under autocast it is neither that of the head's weights nor that of the model's logits.
+    Under autocast this dtype is neither that of the head's weights nor that of the model's logits.
     """
     found: list[torch.dtype] = []
     head = core(model).get_output_embeddings()
@@ -154,7 +156,7 @@ def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
 
 
 class _After(NamedTuple):
-    """A model's transform of its logits: z ↦ scale · z, then cap · tanh(z / cap)."""
+    """A function of logits as a named tuple: a model's transform z ↦ scale · z, then cap · tanh(z / cap)."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -168,7 +170,7 @@ _untiled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _possible_transforms(model: nn.Module, scored: Scored) -> list[_After] | None:
-    """The transforms of logits that the model's configuration allows; None where the head must not be tiled."""
+    """Transforms of logits that the model's configuration allows; None if the head must not be tiled."""
     head: Any = core(model).get_output_embeddings()
     weight = getattr(head, "weight", None)
     if type(head) is not nn.Linear or head in _untiled or type(weight) is not nn.Parameter:  # quantised, an adapter, …
@@ -188,7 +190,7 @@ def _possible_transforms(model: nn.Module, scored: Scored) -> list[_After] | Non
 
 @torch.no_grad()
 def _agreeing(candidates: list[_After], seen: _HeadInput, row_1V: Tensor) -> _After | None:
-    """The transform that maps the head's own product to the model's logits `row_1V`; None if no candidate does."""
+    """The candidate that maps the product of the head and its input `seen` to the model's logits `row_1V`, or None."""
     if row_1V.shape != (1, len(seen.head.weight)):
         return None
     own_1V = F.linear(seen.hidden_PD[:1].to(seen.dtype), *seen.weights()).double()
@@ -201,7 +203,7 @@ def _agreeing(candidates: list[_After], seen: _HeadInput, row_1V: Tensor) -> _Af
 
 
 class _Context(Protocol):
-    """The state that autograd carries from a forward to its backward."""
+    """A protocol for the `ctx` of autograd functions, which carries state from forward to backward."""
 
     after: _After
     saved_tensors: tuple[Tensor, ...]
@@ -211,8 +213,10 @@ class _Context(Protocol):
 
 
 class _TiledLogps(torch.autograd.Function):
-    """Log-probs of the answer tokens, [T]. Only the log-sum-exp of each position is kept; the backward pass computes
-    the tiles of logits again."""
+    """An autograd function: log-probs [T] of the answer tokens, from logits computed in tiles.
+
+    Only the log-sum-exp of each position is kept; the backward pass computes the tiles again.
+    """
 
     @staticmethod
     def forward(
@@ -276,7 +280,7 @@ class _TiledLogps(torch.autograd.Function):
 
 
 def _tiles(hidden_PD: Tensor, weight_VD: Tensor, row_T: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yields tiles of positions, each with the indices of the answer tokens scored in it."""
+    """Yields slices of the scored positions, each with the indices of the answer tokens scored in it (by `row_T`)."""
     rows = max(1, TILE.get(hidden_PD.device.type, TILE_ELSEWHERE) // len(weight_VD))
     starts = list(range(0, len(hidden_PD), rows))
     order_T = row_T.argsort()

@@ -31,14 +31,14 @@ from srpo.model.packed.head import Scored, answer_logps
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# Goes up when a layout may round differently than before, so that log-probs cached on disk are not read any more.
+# Raise when a layout may round differently than before: log-probs cached on disk by older versions are then ignored.
 LAYOUT_VERSION = 1
 
 AttentionInterface.register(FLEX, flex_path_attention)
 
 
 def packed_logps(model: nn.Module, forest: Forest, *, backend: str) -> Tensor:
-    """Summed log-probs, [B, K]; the whole forest is one row."""
+    """Summed log-probs [B, K] of the answers, with the whole forest in one row; `backend` is "path" or "flex"."""
 
     def run(**options: object) -> CausalLMOutputWithPast:
         inputs = {"input_ids": forest.ids_1S, "position_ids": forest.positions_1S, "srpo_forest": forest}
@@ -56,9 +56,9 @@ def _summed(logp_T: Tensor, forest: Forest) -> Tensor:
 
 
 def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
-    """Summed log-probs, [B, K]; each sequence is a row, padded on the right.
+    """Summed log-probs [B, K] of the answers, with each sequence in a row of its own, padded on the right.
 
-    Drafts and revisions differ in length, so each of the two gets a batch of its own.
+    Drafts and revisions differ in length, so drafts are one batch and revisions another.
     """
     sequences = [tree.unpack() for tree in forest.trees]
     columns = range(len(sequences[0]))
@@ -71,7 +71,7 @@ def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
 
 
 def _row_logps(model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Tensor:
-    """Summed log-probs of the answers of flat rows, [N]."""
+    """Summed log-prob of the answer of each row, [N]; `rows` are pairs of context ids and answer ids."""
     length = max(len(context) + len(answer) for context, answer in rows)
     ids_NL, mask_NL = torch.zeros(2, len(rows), length, dtype=torch.long)
     place: list[int] = []
