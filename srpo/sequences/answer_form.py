@@ -23,7 +23,7 @@ from typing import NamedTuple
 from srpo.data.values import THINK_END, THINK_START, Message
 from srpo.errors import TemplateError
 
-MARKS = {THINK_END: f"{THINK_START}\n", "<channel|>": "<|channel>thought\n"}  # end of thinking → its beginning
+MARKS = {THINK_END: f"{THINK_START}\n", "<channel|>": "<|channel>thought\n"}  # end mark of thinking → start mark
 ASK, THOUGHT, CONTENT = "srpo probe user", "srpo probe thought", "srpo probe assistant"
 PADDED = f" \n\n {CONTENT} \n\n "
 TRIMS: tuple[Callable[[str], str], ...] = (
@@ -35,11 +35,11 @@ TRIMS: tuple[Callable[[str], str], ...] = (
     lambda text: text.lstrip("\n"),
     lambda text: text.rstrip("\n"),
 )
-Render = Callable[[list[Message], bool], str]  # messages, whether a generation prompt follows them
+Render = Callable[[list[Message], bool], str]  # renders messages; the flag adds the generation prompt
 
 
 class AnswerForm(NamedTuple):
-    """The texts around an answer, under one set of options of the chat template.
+    """Record: the texts that a chat template writes around an answer, under one set of its options.
 
     Attributes:
         lead: text before the content of an answer without thinking.
@@ -48,7 +48,7 @@ class AnswerForm(NamedTuple):
         tail: text between the content and the terminator.
         thinks: whether an answer can hold thinking.
         opened: whether the generation prompt opens a block of thinking.
-        trim: the template's own trimming of content.
+        trim: function that trims content as the template does.
     """
 
     lead: str
@@ -61,9 +61,10 @@ class AnswerForm(NamedTuple):
 
     @classmethod
     def probed(cls, render: Render, terminator: str | None) -> AnswerForm:
-        """The form of a chat template.
+        """Finds the texts around an answer by rendering probes.
 
         Args:
+            render: renders messages with the chat template.
             terminator: the token that the template writes after an answer, or None.
         """
         prompt = render([_user(ASK)], True)
@@ -71,7 +72,7 @@ class AnswerForm(NamedTuple):
         closing = f"\n{ends[0]}\n\n" if ends else ""
 
         def rest(message: Message) -> str | None:
-            """The rendered text after the generation prompt; None if the conversation begins otherwise."""
+            """The text rendered for an answer after the generation prompt; None if the prompt is not its beginning."""
             text = render([_user(ASK), {"role": "assistant", **message}], False)
             begins = prompt if text.startswith(prompt) else prompt.rstrip()
             return text.removeprefix(begins) if text.startswith(begins) else None
@@ -85,7 +86,7 @@ class AnswerForm(NamedTuple):
         trim = next((each for each in TRIMS if f"{lead}{each(PADDED)}{tail}" in padded), str)
         try:
             thinking = rest({"content": CONTENT, "reasoning_content": THOUGHT, "thinking": THOUGHT}) or ""
-        except TemplateError:  # it rejects parts of a message that it does not know
+        except TemplateError:  # the template rejects message keys that it does not know
             thinking = ""
         opening, shown, after = thinking.partition(THOUGHT)
         if shown:
@@ -93,7 +94,7 @@ class AnswerForm(NamedTuple):
         return cls(lead, opening if shown else "", closing, tail, bool(closing), bool(ends), trim)
 
     def scored(self, thinking: str | None, content: str | None) -> str:
-        """The text of an answer, without its terminator.
+        """The text of an answer as the chat template renders it, without its terminator.
 
         Args:
             thinking: None for an answer without thinking.
@@ -106,7 +107,7 @@ class AnswerForm(NamedTuple):
         return f"{self.opening}{thinking}{self.closing}{self.trim(content)}{self.tail}"
 
     def read(self, text: str) -> str:
-        """An answer from its generated text: content, after `<think>…</think>` if there is thinking."""
+        """The answer in a generated text: its content, after `<think>…</think>` if there is thinking."""
         if self.lead and text.startswith(self.lead):
             return text.removeprefix(self.lead).removesuffix(self.tail)
         mark, opening = self.closing.strip(), self.opening.strip()

@@ -21,13 +21,13 @@ from srpo.sequences.templates import TEMPLATE_FAILS, conversation
 
 MARK = "\ufdd0\ufdef"  # two noncharacters, put inside control tokens that are text, and removed when encoding
 ROLES = ("system", "user", "assistant", "tool", "developer")  # known besides the roles that a template quotes
-# A template that writes today's date would make other ids tomorrow than those trained on. This is the date that
-# Llama's templates write when they have no clock.
+# A template that writes today's date would give other token ids after training. So every date is replaced by the one
+# that Llama's templates write when they have no clock.
 DATE_CALL, DATE = re.compile(r"strftime_now\(\s*(?:\"[^\"]*\"|'[^']*')\s*\)"), "'26 Jul 2024'"
 
 
 class ControlTokens:
-    """Marks the control tokens in text from outside, so that they are encoded as text.
+    """Puts `MARK` inside control tokens in text from outside, so that they are encoded as text.
 
     The tokenizer's own "split specials" switch would also split the control tokens of the chat template.
 
@@ -44,34 +44,34 @@ class ControlTokens:
         self.special, self.control = _longest_first(special), _longest_first(special | written)
         marks = [mark for end, start in MARKS.items() if end in template for mark in (start, end)]
         self._not_spoken = tuple(token for token in self.special if not any(token in mark for mark in marks))
-        # A text without one of these beginnings holds no control token; there may be hundreds of tokens to look for.
+        # A quick test: a text without one of these beginnings holds no control token. A tokenizer may have hundreds.
         self._starts = tuple({token[:2] for token in (MARK, *self.control)})
         self._beginnings = tuple({token[:i] for token in self.control for i in range(1, len(token))})
 
     def found_in(self, text: str) -> list[str]:
-        """The control tokens in the text, `MARK` among them."""
+        """The control tokens that occur in the text; `MARK` counts as one."""
         if not any(start in text for start in self._starts):
             return []
         return [token for token in (MARK, *self.control) if token in text]
 
     def as_text(self, text: str, *, answer: bool) -> list[str]:
-        """The control tokens in the text that are encoded as text: in an answer, its own words are not."""
+        """The control tokens in a text that are encoded as text; in an answer, tokens of thinking and tools are not."""
         return [token for token in self.found_in(text) if token in (self._not_spoken if answer else self.control)]
 
     def sealed(self, text: str) -> str:
-        """The text, with a mark at its end if following text could complete a control token there."""
+        """The text, with `MARK` appended if it ends with the beginning of a control token."""
         return text + MARK if text.endswith(self._beginnings) else text
 
     def marked_answer(self, text: str) -> str:
-        """A model's answer with its special tokens marked; tokens of thinking and tools are its own words."""
+        """A model's answer with `MARK` inside its special tokens, except those of thinking and tools."""
         return self._marked(text, self._not_spoken)
 
     def marked(self, text: str) -> str:
-        """Any other text with every control token marked."""
+        """A text that is not a model's answer, with `MARK` inside every control token."""
         return self._marked(text, self.control)
 
     def marked_value(self, value: object) -> Any:
-        """A JSON value with every control token marked in every text."""
+        """A JSON value with `MARK` inside every control token of all its strings and keys."""
         if isinstance(value, str):
             return self.marked(value)
         if isinstance(value, Mapping):
@@ -79,17 +79,17 @@ class ControlTokens:
         return [self.marked_value(each) for each in value] if isinstance(value, list | tuple) else value
 
     def _marked(self, text: str, tokens: tuple[str, ...]) -> str:
-        for token in self.found_in(text):  # a `MARK` in the text is split by another
+        for token in self.found_in(text):  # a `MARK` that the text held before is split as well
             if token == MARK or token in tokens:
                 text = text.replace(token, token[:1] + MARK + token[1:])
         return text
 
 
 class ChatTemplate:
-    """A tokenizer's chat template.
+    """Wraps a tokenizer's chat template: renders conversations and answers, and finds the template's habits.
 
     Attributes:
-        thinking: (start, end) marks of thinking that answers may hold; [] for a template without thinking.
+        thinking: (start, end) texts around thinking that answers may hold; [] for a template without thinking.
         terminator: the added token that the template writes after an answer, or None.
 
     Raises:
@@ -128,7 +128,7 @@ class ChatTemplate:
             raise TemplateError(f"the tokenizer's chat template refuses this conversation: {error}") from None
 
     def turns(self, prompt: Prompt) -> list[Message]:
-        """The prompt as messages, control tokens marked.
+        """The prompt as messages, with `MARK` inside its control tokens.
 
         Raises:
             DataError: the last message is not the user's.
@@ -139,13 +139,13 @@ class ChatTemplate:
         own = self.control.marked_answer if turn["role"] == "assistant" else self.control.marked
         parts = turn.items()
         found = {part: own(each) if isinstance(each, str) else self.control.marked_value(each) for part, each in parts}
-        # A template may make a control token of a role, as in <|{{ role }}|>: only for roles that it knows.
+        # A template may write a role as a control token, as in <|{{ role }}|>, so unknown roles are rejected.
         return found if turn["role"] in self._roles else {**found, "role": f"{MARK}{found['role']}{MARK}"}
 
     # ------------------------------------------------------------------ answers
 
     def form(self, options: Options | None = None) -> AnswerForm:
-        """The texts around an answer under these options."""
+        """The texts that the template writes around an answer, given options of the template."""
         given = {key: value for key, value in (options or {}).items() if key != "tools"}
         key = json.dumps(given, sort_keys=True, default=str)
         if key not in self._forms:
@@ -157,7 +157,7 @@ class ChatTemplate:
         return self._forms[key]
 
     def split(self, answer: str) -> tuple[str | None, str | None]:
-        """The thinking and the content of an answer, as in `split_thinking`."""
+        """(thinking, content) of an answer; thinking is None without any, content None if cut off while thinking."""
         for start, end in self.thinking:
             thinking, content = split_thinking(answer, start, end)
             if thinking is not None:
@@ -168,8 +168,8 @@ class ChatTemplate:
         """The text of an answer as the template renders it, without its terminator.
 
         Args:
-            answer: its control tokens marked.
-            parts: hands thinking to the template in a part of the message instead of inside the content.
+            answer: the answer with `MARK` inside its control tokens.
+            parts: passes thinking under its own key of the message instead of inside the content.
         """
         form = self.form(options)
         thinking, content = self.split(answer)
@@ -182,7 +182,7 @@ class ChatTemplate:
         return form.scored(thinking, content) if raw is None else raw
 
     def _raw(self, answer: str, thinking: str, content: str, options: Options) -> str | None:
-        """The answer as the template renders it with thinking inside the content; None if it is not read as such."""
+        """The answer rendered with thinking inside its content; None if the template does not treat it as thinking."""
         ask = {"role": "user", "content": ASK}
         prompt = self._apply([ask], {"add_generation_prompt": True, **options})
         text = self._apply([ask, {"role": "assistant", "content": answer}], options)
@@ -216,7 +216,7 @@ class ChatTemplate:
     # ------------------------------------------------------------------ probes
 
     def _finished(self) -> str:
-        """A finished conversation of one question and one answer."""
+        """The rendered probe conversation of one question and one answer; raises if the template drops either text."""
         turns = [{"role": "user", "content": ASK}, {"role": "assistant", "content": CONTENT}]
         text = self._apply(turns, {})
         if lost := [turn["role"] for turn in turns if turn["content"] not in text]:
@@ -231,7 +231,7 @@ class ChatTemplate:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Unexpected habits of the template, a clause each; [] for a plain one."""
+        """Unexpected habits of the template, a clause each; [] if it has no such habits."""
         user = {"role": "user", "content": f" {ASK} "}
         asked, form = self.render([user]), self.form()
         found = []

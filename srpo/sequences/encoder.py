@@ -1,4 +1,4 @@
-"""Texts with marked control tokens → token ids."""
+"""Encodes texts, with `MARK` inside control tokens, as token ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Encoder:
         self.tokenizer = tokenizer
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts, each encoded in pieces between marks, so that no piece holds a whole control token."""
+        """Token ids of each text, encoded in pieces between `MARK`s, so that no piece holds a marked control token."""
         if not texts:
             return []
         pieces = [text.split(MARK) for text in texts]
@@ -38,7 +38,7 @@ class Encoder:
 
     @cached_property
     def _plainly_fast(self) -> bool:
-        """Whether the tokenizers library can be called directly, which leaves out offsets that nothing reads."""
+        """Whether `encode_batch_fast` of the tokenizers library gives the same ids: no subclass overrides encoding."""
         from transformers import PreTrainedTokenizerFast
 
         encode = getattr(type(self.tokenizer), "_encode_plus", None)
@@ -46,17 +46,17 @@ class Encoder:
 
     @cached_property
     def text_bos(self) -> list[int]:
-        """[BOS] if the tokenizer starts a text with it, else []; chat templates write their own."""
+        """[BOS id] if the tokenizer starts plain text with it, else []; chat templates write their own BOS."""
         first: list[int] = self.tokenizer("a")["input_ids"][:1]
         return first if first and [first[0]] == self.lone_bos else []
 
     @property
     def lone_bos(self) -> list[int]:
-        """[BOS], or [] without one."""
+        """[BOS id], or [] if the tokenizer has no BOS token."""
         bos = self.special_id("bos")
         return [] if bos is None else [bos]
 
     def special_id(self, name: str) -> int | None:
-        """The tokenizer's `eos_token_id` or `bos_token_id`, which transformers makes on demand."""
+        """The tokenizer's id of the special token `name`, "eos" or "bos"; None without one."""
         found: int | None = getattr(self.tokenizer, f"{name}_token_id", None)
         return found

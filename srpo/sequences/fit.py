@@ -1,4 +1,4 @@
-"""Rendered pairs that fit a length limit: six sequences, or the reason why a pair has none. Nothing is cut unasked.
+"""Rendered pairs that fit a length limit: six sequences each, or the reason for a reject. Nothing is cut unasked.
 
 With `truncate="prompt"` the oldest part of a prompt is cut, and nothing else. System messages, answers and their
 terminators stay whole, and all six sequences come from the same shortened prompt, as generation would make them.
@@ -26,11 +26,11 @@ from srpo.sequences.tree_store import PairStore, RenderedPair
 
 TRUNCATE = ("none", "prompt")
 SAME_TOKENS = "chosen and rejected become the same tokens, so neither is preferred"
-VERSION = 3  # of stored pairs; files of another version are not read
+VERSION = 3  # version of the file of stored pairs; other versions are not read
 
 
 def expect_truncate(renderer: Renderer, truncate: str) -> None:
-    """Checks the way to truncate.
+    """Checks that `truncate` is "none" or "prompt", and that the tokenizer can cut prompts if asked to.
 
     Raises:
         ConfigError: an unknown way, or a tokenizer that does not map tokens to places in the text.
@@ -42,7 +42,7 @@ def expect_truncate(renderer: Renderer, truncate: str) -> None:
 
 
 def longest_of(six: list[TokenPair]) -> int:
-    """Tokens of the longest sequence."""
+    """Number of tokens in the longest of a pair's six sequences."""
     return max(_lengths(six))
 
 
@@ -51,10 +51,12 @@ def _lengths(six: list[TokenPair]) -> list[int]:
 
 
 def too_long(where: str, lengths: tuple[int, ...], limit: int, why: str = "") -> TooLong:
-    """The reject of a pair with a sequence over the limit.
+    """The reject of a pair that has a sequence over the limit.
 
     Args:
-        lengths: those of `RenderedPair`.
+        where: place of the pair.
+        lengths: the pair's lengths in the order of `RenderedPair.lengths`.
+        why: words to append to the reason.
     """
     drafts, revisions = list(lengths[3:5]), list(lengths[5:9])
     reason = f"{lengths[-1]} tokens, over the limit of {limit} (as drafts {drafts}, as revisions {revisions})"
@@ -62,7 +64,7 @@ def too_long(where: str, lengths: tuple[int, ...], limit: int, why: str = "") ->
 
 
 def fitted(renderer: Renderer, pairs: Iterable[Pair], limit: int | None) -> Iterator[RenderedPair]:
-    """Every pair in order; a prompt over the limit is cut, and None cuts nothing."""
+    """Renders every pair in order; prompts of pairs over `limit` tokens are cut to fit, or never if it is None."""
     for pair, six in renderer.rendered(pairs):
         lengths: tuple[int, ...] = ()
         cut = 0
@@ -82,7 +84,7 @@ def fitted(renderer: Renderer, pairs: Iterable[Pair], limit: int | None) -> Iter
 
 
 def _shortened(renderer: Renderer, pair: Pair, six: list[TokenPair], limit: int) -> list[TokenPair] | Reject:
-    """The six sequences with as little of the prompt cut as the limit needs."""
+    """The six sequences of a pair over the limit, after cutting the oldest part of its prompt; or a reject."""
     prompt, now = pair.prompt, six
     while longest_of(now) > limit:  # repeats if the remaining text has more tokens than it had inside the whole text
         shorter = cut_oldest(renderer.tokenizer, prompt, longest_of(now) - limit)
@@ -125,7 +127,7 @@ def _count(tokenizer: Tokenizer, text: str) -> int:
 
 
 def _cut_text(tokenizer: Tokenizer, text: str, tokens: int) -> str:
-    """The text after its first `tokens` tokens; a letter of several tokens is cut whole."""
+    """The text without its first `tokens` tokens, "" if only space is left; a letter of several tokens is cut whole."""
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     left: str = text[spans[tokens - 1][1] :] if tokens < len(spans) else ""
     return left if left.strip() else ""
@@ -135,7 +137,7 @@ def _cut_text(tokenizer: Tokenizer, text: str, tokens: int) -> str:
 
 
 class StoredPairs:
-    """Renders pairs, except those that the store holds already.
+    """Renders pairs and stores them; pairs that the store already holds are read from it.
 
     Without truncation one store serves every length limit, for the limit is applied to the stored lengths.
 
@@ -163,11 +165,11 @@ class StoredPairs:
     def all(
         self, pairs: Iterable[Pair], num_proc: int | None = None
     ) -> Iterator[tuple[str, RenderedPair, Reject | None]]:
-        """(place, rendered pair, reject or None) of each pair, in order."""
+        """Yields (place, rendered pair, reject or None) for each pair, in order; `num_proc` processes render."""
         waiting: deque[tuple[str, bytes, RenderedPair | None]] = deque()
 
         def new() -> Iterator[Pair]:
-            for pair in pairs:  # read in another thread, so it changes nothing but the deque
+            for pair in pairs:  # another thread consumes this, so it changes only the deque
                 digest = digest_of(pair)
                 known = self.store.get(digest)
                 waiting.append((pair.where, digest, known))
@@ -202,6 +204,6 @@ class StoredPairs:
 
 
 def digest_of(pair: Pair) -> bytes:
-    """16 bytes that identify everything rendered of the pair."""
+    """A 16-byte hash of all parts of the pair that are rendered."""
     rendered = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs, pair.reasoned]
     return hashlib.blake2b(json.dumps(rendered, sort_keys=True).encode(), digest_size=16).digest()

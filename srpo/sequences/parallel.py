@@ -1,4 +1,4 @@
-"""One function over many chunks of pairs in several processes, in order and in bounded memory."""
+"""Applies one function to many chunks of pairs in several processes, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import islice
 from threading import Event, Semaphore
 from typing import Any, TypeVar
 
-CHUNK = 512  # pairs sent to a process at once
+CHUNK = 512  # pairs sent to a worker process at once
 ALONE = 4 * CHUNK  # pairs; for fewer, starting processes takes longer than the work
 MOST = 8
 
@@ -21,9 +21,9 @@ _work: Callable[[list[Any]], Any]
 
 
 def processes(asked: int | None) -> int:
-    """Number of processes: the number asked for, else one per available core and at most eight.
+    """Number of processes: `asked`, or if that is None one per available core and at most eight.
 
-    One where the system cannot fork a process.
+    The number is 1 where the system cannot fork a process.
     """
     if sys.platform in ("darwin", "win32"):
         return 1
@@ -33,7 +33,7 @@ def processes(asked: int | None) -> int:
 def mapped(
     work: Callable[[list[Item]], Result], items: Iterable[Item], *, num_proc: int | None = None
 ) -> Iterator[Result]:
-    """Results of `work` over chunks of items, in order.
+    """Splits the items into chunks, calls `work` on each chunk in `num_proc` processes, and yields results in order.
 
     Workers are forks of this process, so `work` may be any function with any state; only items and results are sent.
     An error in a worker is raised here.
@@ -44,7 +44,7 @@ def mapped(
     if count == 1:
         yield from map(work, _chunks(_chained(head, remaining)))
         return
-    ahead, ended = Semaphore(3 * count), Event()  # imap alone would read every item before the first result
+    ahead, ended = Semaphore(3 * count), Event()  # limits reading ahead: imap alone would read every item first
 
     def fed() -> Iterator[list[Item]]:
         for chunk in _chunks(_chained(head, remaining)):
@@ -56,14 +56,14 @@ def mapped(
     global _work
     _work = work
     before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a fork has no threads of its parent
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a forked process lacks the threads of its parent
     try:
         with multiprocessing.get_context("fork").Pool(count) as pool:
             try:
                 for result in pool.imap(_call, fed()):
                     ahead.release()
                     yield result
-            finally:  # else the pool's thread waits in `fed` for ever
+            finally:  # wakes the pool's thread, which would otherwise wait in `fed` for ever
                 ended.set()
                 ahead.release()
     finally:

@@ -1,4 +1,4 @@
-"""Pairs, a tokenizer and a revision template → token ids.
+"""Turns pairs into token ids, with a tokenizer and a revision template.
 
 Training and revision both render here, so they never see different prompts. Answers are tokenised alone and appended
 to the context ids, as generation does; the token that ends the model's turn belongs to the answer and is scored. Text
@@ -25,7 +25,7 @@ from srpo.sequences.tree import TokenPair
 
 __all__ = ["Renderer", "RevisionTemplate", "options_of", "template_for"]
 
-CHUNK = 512  # pairs tokenised in one call
+CHUNK = 512  # number of pairs tokenised in one call
 
 
 class Renderer:
@@ -89,19 +89,19 @@ class Renderer:
     # ------------------------------------------------------------------ contexts and answers
 
     def draft(self, prompt: Prompt, options: Options | None = None) -> list[int]:
-        """Ids of the context that the model drafts from."""
+        """Token ids of the context from which the model drafts."""
         return self.drafts([prompt], [options])[0]
 
     def revision(self, prompt: Prompt, draft: str, options: Options | None = None) -> list[int]:
-        """Ids of the context that the model revises `draft` from."""
+        """Token ids of the context from which the model revises `draft`."""
         return self.revisions([prompt], [draft], [options])[0]
 
     def answer(self, text: str, options: Options | None = None) -> list[int]:
-        """Ids of an answer as the chat template renders it, its terminator included."""
+        """Token ids of an answer as the chat template renders it, its terminator included."""
         return self.answers([text], [options])[0]
 
     def drafts(self, prompts: Sequence[Prompt], options: Sequence[Options | None] | None = None) -> list[list[int]]:
-        """`draft` for many prompts.
+        """Token ids of the draft's context for each of many prompts.
 
         Args:
             options: for the chat template, one mapping per prompt: `tools`, and any other variable that it reads.
@@ -112,17 +112,17 @@ class Renderer:
     def revisions(
         self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
     ) -> list[list[int]]:
-        """`revision` for many prompts."""
+        """Token ids of the revision's context for each of many prompts and drafts; `options` as in `drafts`."""
         given = options or [None] * len(prompts)
         return self._encode([self._context(*each) for each in zip(prompts, drafts, given, strict=True)])
 
     def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
-        """`answer` for many texts."""
+        """Token ids of each of many answers, terminators included; `options` as in `drafts`."""
         given = options or [None] * len(texts)
         return self._answers([(text, each, False) for text, each in zip(texts, given, strict=True)])
 
     def _answers(self, given: Sequence[tuple[str, Options | None, bool]]) -> list[list[int]]:
-        """Ids of (answer, options, whether its thinking was a part of its message)."""
+        """Token ids of answers, given as (answer, options, whether thinking had its own key in the message)."""
         texts = [self._control.marked_answer(text) for text, _, _ in given]
         if self.chat is not None:
             chat, rest = self.chat, [(self._options(options), parts) for _, options, parts in given]
@@ -130,12 +130,12 @@ class Renderer:
         return [[*row, self.terminator] for row in self._encoder.ids(texts)]
 
     def decode(self, ids: Sequence[int], options: Options | None = None) -> str:
-        """The text of an answer's ids, up to the end of the model's turn.
+        """The text of an answer, from its token ids, up to the end of the model's turn.
 
-        Thinking comes first, between `<think>` and `</think>`, whatever marks the chat template has for it.
+        Thinking comes first, between `<think>` and `</think>`, even if the chat template has other marks for it.
 
         Args:
-            options: those of the answer's context.
+            options: the chat template's options for the answer's context.
         """
         stops = [i for i, token in enumerate(ids) if token in self.stop_ids]
         ids = list(ids[: stops[0]] if stops else ids)
@@ -147,7 +147,7 @@ class Renderer:
             self.tokenizer.convert_tokens_to_ids(token): token for token in self._control.special if token in around
         }
         text, run = "", list[int]()
-        for token in [*ids, None]:  # special tokens leave no trace in text, except those around an answer
+        for token in [*ids, None]:  # drops all special tokens except those that the template writes around an answer
             if token is not None and token not in kept:
                 run.append(token)
             else:
@@ -160,7 +160,7 @@ class Renderer:
         return text
 
     def read(self, text: str, options: Options | None = None) -> str:
-        """An answer from the text that a server generated after the context; thinking as in `decode`."""
+        """The answer in a text that a server generated, its thinking between `<think>` and `</think>`."""
         return text if self.chat is None else self.chat.form(self._options(options)).read(text)
 
     def content_of(self, answer: str) -> str:
@@ -169,17 +169,17 @@ class Renderer:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids at which generation ends: the terminator and the tokenizer's end-of-sequence token."""
+        """Token ids at which generation ends: the terminator and the tokenizer's end-of-sequence token."""
         return tuple(dict.fromkeys(t for t in (self.terminator, self._encoder.special_id("eos")) if t is not None))
 
     # ------------------------------------------------------------------ six sequences
 
     def six(self, pair: Pair) -> list[TokenPair]:
-        """The six (context ids, answer ids) of a pair, in the order of `SixLogps`."""
+        """The six sequences of a pair, (context ids, answer ids) each, in the order of `SixLogps`."""
         return next(self.sixes([pair]))
 
     def sixes(self, pairs: Iterable[Pair]) -> Iterator[list[TokenPair]]:
-        """`six` for many pairs, tokenised in batches.
+        """The six sequences of each of many pairs, tokenised in batches.
 
         Raises:
             DataError: a pair has no token to score its answer at, or its prompt does not end with the user's message.
@@ -191,7 +191,7 @@ class Renderer:
             yield six
 
     def rendered(self, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, list[TokenPair] | Reject]]:
-        """Each pair with its six sequences, or with the reason why it has none; reads ahead by one batch."""
+        """Yields each pair with its six sequences or with its reject; reads ahead by one batch."""
         remaining = iter(pairs)
         while chunk := list(islice(remaining, CHUNK)):
             texts = [self._contexts(pair) for pair in chunk]
@@ -211,7 +211,7 @@ class Renderer:
                     yield pair, [TokenPair(context, answer) for context, answer in pieces]
 
     def _contexts(self, pair: Pair) -> list[str] | Reject:
-        """The texts of the draft's context and of the revisions of the chosen and of the rejected answer."""
+        """Context texts for the draft, the revision of `chosen` and the revision of `rejected`; or a reject."""
         try:
             self.expect_shown(pair)
             options = options_of(pair)
@@ -236,7 +236,7 @@ class Renderer:
         """
         options = options_of(row)
         turns = [] if isinstance(row.prompt, str) else row.prompt
-        # An id of a tool call links two messages and says nothing to the model; few templates write it.
+        # `tool_call_id` only links two messages and few templates write it, so only a lost `name` is an error.
         named = any("name" in turn for turn in turns)
         if self.chat is None:
             if options:
@@ -246,7 +246,7 @@ class Renderer:
                 raise DataError("a message has a 'name', which plain text does not show", where=row.where)
             return
         if isinstance(row, Pair) and not row.tools and not named:
-            return  # its contexts are rendered next, which fails in the same way
+            return  # rendering its contexts, the next step, raises the same errors
         shown = self._shown(row, options)
         without = [{part: value for part, value in turn.items() if part != "name"} for turn in turns]
         if named and shown == self._context(without, None, options):
@@ -255,7 +255,7 @@ class Renderer:
             raise DataError("the chat template shows no tools, and the row has some", where=row.where)
 
     def _shown(self, row: Pair | PromptRow, options: Options | None) -> str:
-        """The text of the draft's context; errors name the row and the tokenizer."""
+        """The text of the context from which the row's prompt is drafted; errors name the row and the tokenizer."""
         try:
             return self._context(row.prompt, None, options)
         except (DataError, TemplateError) as error:
@@ -267,21 +267,21 @@ class Renderer:
 
     @staticmethod
     def _is_ours(error: DataError | TemplateError, row: Pair | PromptRow) -> bool:
-        """True for an error that names another place than the row: the revision template is at fault, not the row."""
+        """Whether the revision template caused the error, rather than the row: the error names another place."""
         return error.where not in ("", row.where)
 
     # ------------------------------------------------------------------ identity
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over everything that decides a row's ids: revision template, tokenizer, chat template."""
+        """sha256 over everything that decides a row's token ids: revision template, tokenizer, chat template."""
         thinking = ["thinking"] if self.chat is not None and self.chat.thinking else []
         source = self.tokenizer.chat_template if self.chat is not None else None
         return _sha256([self.template.identity(), source, *self._vocabulary, *thinking])
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """sha256 over everything that decides a text's ids."""
+        """sha256 over everything in the tokenizer that decides a text's token ids."""
         return _sha256(self._vocabulary)
 
     @cached_property
@@ -289,7 +289,7 @@ class Renderer:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             state: Any = sorted(self.tokenizer.get_vocab().items())
-        else:  # padding and truncation are left over from the tokenizer's last call, and change no id here
+        else:  # padding and truncation remain from the tokenizer's last call; no token id depends on them
             state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
         return [state, self._control.control, [self._encoder.text_bos, self._encoder.lone_bos, *self.stop_ids]]
 
@@ -305,13 +305,13 @@ class Renderer:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Unexpected habits of the chat template, a clause each."""
+        """Unexpected habits of the chat template, a clause each; [] without any."""
         return self.chat.notes if self.chat else []
 
     # ------------------------------------------------------------------ text
 
     def _context(self, prompt: Prompt, draft: str | None, options: Options | None = None) -> str:
-        """The text of a draft's context, or of a revision's where a draft is given."""
+        """The text of the context for revising `draft`, or for a first draft if `draft` is None."""
         marked = self._control.marked
         if self.chat is None:
             text = marked(transcript(prompt))
@@ -329,14 +329,14 @@ class Renderer:
         return given
 
     def _filled(self, prompt: str, *draft: str) -> str:
-        """The text that asks for a draft, or for a revision where a draft is given.
+        """The request for a draft, or for a revision if a draft is given, filled in from the revision template.
 
         Args:
-            prompt: its control tokens marked.
-            draft: as it was written.
+            prompt: the prompt with `MARK` inside its control tokens.
+            draft: the draft without any `MARK`, or nothing.
 
-        Prompt, draft and template may complete a control token where they meet. Only then marks separate them, since
-        tokenisers merge across these borders otherwise.
+        Where prompt, draft and template meet, their letters may form a control token. Only then `MARK` separates them,
+        since tokens that span these borders must stay as they are otherwise.
         """
         given = (prompt, *map(self._control.marked, draft))
         text = self.template.fill(*given)
@@ -348,13 +348,13 @@ class Renderer:
 
     @cached_property
     def _own(self) -> dict[int, str]:
-        """The template's own text around a prompt, and around a prompt and a draft."""
+        """The revision template's requests for a draft (key 1) and for a revision (key 2), with one-letter fillings."""
         return {1: self.template.fill("p"), 2: self.template.fill("p", "d")}
 
     # ------------------------------------------------------------------ ids
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of contexts, with BOS where the tokenizer starts a text with one."""
+        """Token ids of each context; plain text begins with BOS if the tokenizer writes one."""
         bos = self._encoder.text_bos
         rows = self._encoder.ids(texts)
         if self.template.form == "text":
@@ -362,7 +362,7 @@ class Renderer:
         return [row or list(bos) or self._encoder.lone_bos for row in rows]
 
     def _terminator(self) -> int:
-        """The id that ends an answer: the chat template's token after an answer, else the end-of-sequence token."""
+        """The token id that ends an answer: the chat template's token after an answer, else the EOS token."""
         if self.chat is not None and self.chat.terminator is not None:
             return int(self.tokenizer.convert_tokens_to_ids(self.chat.terminator))
         eos = self._encoder.special_id("eos")
@@ -373,7 +373,7 @@ class Renderer:
 
 
 def options_of(row: Pair | PromptRow) -> Options | None:
-    """A row's own variables for the chat template: `tools`, and its `chat_template_kwargs`; None without any."""
+    """The row's variables for the chat template, `tools` and its `chat_template_kwargs`; None without any."""
     tools = {"tools": row.tools} if row.tools else {}
     return {**tools, **(row.chat_template_kwargs or {})} or None
 

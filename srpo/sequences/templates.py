@@ -23,20 +23,20 @@ from srpo.errors import DataError, InputError, TemplateError, did_you_mean
 TEMPLATE_FILE = "revision_template.json"
 FORMS = ("text", "quote", "turn")
 
-# Jinja runs a template's expressions as Python, so their errors are Python's.
+# Jinja runs a template's expressions as Python, so they raise Python's errors.
 TEMPLATE_FAILS = (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError)
 _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
 
 
 @lru_cache(maxsize=64)
 def _compiled(source: str) -> jinja2.Template:
-    """Jinja's own `from_string` compiles on every call, which takes as long as tokenising a row."""
+    """The compiled template, cached: `from_string` compiles anew on every call, which takes as long as a row."""
     return _JINJA.from_string(source)
 
 
 @dataclass(frozen=True)
 class RevisionTemplate:
-    """The request for a draft and the request for a revision, as Jinja.
+    """Record: the request for a draft and the request for a revision, as Jinja texts.
 
     Attributes:
         name: the preset's name, or the name of its file.
@@ -86,7 +86,7 @@ class RevisionTemplate:
 
         Args:
             turns: the prompt, its last message from the user.
-            fill: makes a request's text from the prompt, and the draft if one is given; `fill` below by default.
+            fill: makes a request's text from the prompt and the draft, if any; by default the method `fill`.
             own: makes the assistant turn of the form "turn" from the draft.
         """
         given = (turns[-1]["content"],) if draft is None else (turns[-1]["content"], draft)
@@ -98,15 +98,15 @@ class RevisionTemplate:
         return [*turns, {"role": "assistant", "content": own(draft)}, request]
 
     def fill_draft(self, prompt: str) -> str:
-        """The text that asks for a draft."""
+        """The text that asks for a draft of an answer to the prompt."""
         return self.fill(prompt)
 
     def fill_revision(self, prompt: str, draft: str) -> str:
-        """The text that asks for a revision of `draft`."""
+        """The text that asks for a revision of `draft`, an answer to the prompt."""
         return self.fill(prompt, draft)
 
     def fill(self, prompt: str, *draft: str) -> str:
-        """The text that asks for a draft, or for a revision where a draft is given.
+        """The text that asks for a draft, or for a revision if a draft is given.
 
         Raises:
             TemplateError: the Jinja fails on these texts.
@@ -121,13 +121,13 @@ class RevisionTemplate:
             raise TemplateError(str(error), where=f"revision template {self.name!r}") from None
 
     def identity(self) -> dict[str, Any]:
-        """The name and everything that decides the text."""
+        """The template's name and all fields that decide the text that it makes."""
         parts = ("name", "form", "draft", "revision", "chat_template_kwargs")
         shown = {"show_thinking": True} if self.show_thinking else {}
         return {**{part: getattr(self, part) for part in parts}, **shown}
 
     def with_options(self, options: Mapping[str, Any]) -> RevisionTemplate:
-        """The template with further options of the chat template; a saved fingerprint no longer holds for it."""
+        """A copy with further options of the chat template, and without the fingerprint saved with the original."""
         return replace(self, chat_template_kwargs={**self.chat_template_kwargs, **options}, sha256="")
 
     @classmethod
@@ -176,7 +176,7 @@ class RevisionTemplate:
         """Writes the template into a model's folder, for `load`.
 
         Args:
-            fingerprint: the renderer's, which shows later that the tokenizer has changed.
+            fingerprint: `Renderer.fingerprint`, which shows later whether the tokenizer has changed.
         """
         row = {"format": 1, **asdict(self), "sha256": fingerprint}
         (Path(folder) / TEMPLATE_FILE).write_text(json.dumps(row, ensure_ascii=False, indent=2) + "\n", "utf-8")
@@ -212,7 +212,7 @@ def conversation(prompt: Prompt) -> list[Message]:
 
 
 def _settings(source: str, file: Path) -> Mapping[str, Any]:
-    """The constants that a `.jinja` file sets outside its blocks.
+    """The constants that the source of a `.jinja` file sets outside its blocks; errors name the file.
 
     Raises:
         TemplateError: the file is not Jinja, or lacks a block or the form.
@@ -230,7 +230,7 @@ def _settings(source: str, file: Path) -> Mapping[str, Any]:
         if isinstance(line, nodes.Assign) and isinstance(line.target, nodes.Name) and isinstance(line.node, nodes.Expr):
             try:
                 found[line.target.name] = line.node.as_const()
-            except nodes.Impossible:  # a calculation, not a constant
+            except nodes.Impossible:  # the value is calculated, not a constant
                 continue
     if not isinstance(found.get("form"), str):
         expected = '{% set form = "quote" %}, or "turn" or "text"'
@@ -242,7 +242,7 @@ def _settings(source: str, file: Path) -> Mapping[str, Any]:
 
 
 def _summary(first: str, fields: str, example: str) -> tuple[str, str]:
-    """The paper's two prompts: a first sentence, the row's fields, the draft as another field, then "TL;DR:"."""
+    """The paper's (draft, revision) requests for a summary, from its words for the post, its fields and a draft."""
     source = '{% set given = (prompt | trim).removesuffix("TL;DR:") | trim %}'
     ask = f"Write a both precise and concise summary of the contents of the {first.split()[-1]}."
     head = f"Below is {first} and the corresponding {fields}"

@@ -29,14 +29,14 @@ from numpy.typing import NDArray
 
 
 class TokenPair(NamedTuple):
-    """One flat sequence: the ids that are given and the ids that are scored."""
+    """One flat sequence: token ids given as context, and token ids scored as answer."""
 
     context: Sequence[int]
     answer: Sequence[int]
 
 
 class Chain(NamedTuple):
-    """A contiguous run of nodes, each the parent of the next.
+    """A contiguous run of tree nodes, each the parent of the next.
 
     Attributes:
         start: first node.
@@ -52,7 +52,7 @@ class Chain(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The place of one sequence's scored tokens.
+    """The place of one sequence's scored tokens in a prefix tree.
 
     Attributes:
         leaf: node of the sequence's last token, −1 for an empty sequence.
@@ -65,11 +65,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """Sequences that share prefixes, depth-first.
+    """Token sequences merged at their shared prefixes, one node per token in depth-first order.
 
     Attributes:
         ids: token id of each node.
-        chains: the runs the nodes fall into, in node order.
+        chains: the runs of nodes that make up the tree, in node order.
         answers: one entry per packed sequence, in the order given.
 
     Example:
@@ -118,12 +118,12 @@ class PrefixTree:
 
     @cached_property
     def depth(self) -> NDArray[np.int64]:
-        """Tokens before each node on its path: its position id."""
+        """Position id of each node: the number of tokens before it on the path from the root."""
         return ranges((chain.depth, chain.depth + chain.stop - chain.start) for chain in self.chains)
 
     @cached_property
     def subtree_end(self) -> NDArray[np.int64]:
-        """One past the last descendant of each node."""
+        """For each node, one past its last descendant."""
         lengths = [chain.stop - chain.start for chain in self.chains]
         ends = np.repeat(np.array([chain.stop for chain in self.chains], np.int64), lengths)
         for chain in reversed(self.chains):  # children before their parents
@@ -134,7 +134,7 @@ class PrefixTree:
 
     @property
     def marks(self) -> array[int]:
-        """All but the ids, as numbers: the number of chains, four numbers per chain, then two per answer."""
+        """The tree's layout as integers: the number of chains, four numbers per chain, then two per answer."""
         numbers = array("i", [len(self.chains)])
         for part in (*self.chains, *self.answers):
             numbers.extend(part)
@@ -147,7 +147,7 @@ class PrefixTree:
 
     @property
     def flat_tokens(self) -> int:
-        """Tokens the sequences would take unshared."""
+        """Number of tokens in all sequences, shared prefixes counted once per sequence."""
         return sum(self._depth_of(answer.leaf) + 1 for answer in self.answers)
 
     def _chain_of(self, node: int) -> int:
@@ -164,17 +164,17 @@ class PrefixTree:
 
 
 def ranges(slices: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
-    """The numbers of (start, stop) slices, one slice after the other."""
+    """The integers in (start, stop) slices, one slice after the other, as one array."""
     return np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in slices)])
 
 
 def content_of(ids: array[int], marks: array[int]) -> bytes:
-    """`PrefixTree.content` from its two parts. The count keeps an id from being taken for a mark."""
+    """`PrefixTree.content` from `ids` and `marks`; the number of ids comes first, since it separates the two."""
     return len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes()
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix, by bisection on slices (a compare in C rather than a loop here)."""
+    """Length of the longest common prefix of a and b, by bisection: slices are compared in C, without a Python loop."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high
@@ -188,7 +188,7 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _merge(flat: list[list[int]]) -> tuple[list[int], list[Chain], list[int]]:
-    """Depth-first ids, chains and each sequence's leaf node (−1 for an empty sequence).
+    """Merges flat sequences: token ids in depth-first order, chains, each sequence's leaf (−1 for an empty one).
 
     In sorted order every subtree is a contiguous run of sequences, and each sequence shares its longest prefix with
     the one before it, so one walk over the sorted sequences is a depth-first walk of the tree. Sorting puts a prefix
@@ -198,7 +198,7 @@ def _merge(flat: list[list[int]]) -> tuple[list[int], list[Chain], list[int]]:
     ids: list[int] = []
     chains: list[Chain] = []
     leaves = [-1] * len(flat)
-    path: list[tuple[int, int]] = []  # the current path as (first node, depth of it) per chain
+    path: list[tuple[int, int]] = []  # the current path: (first node, its depth) per chain
     before: list[int] = []
     for i in order:
         row = flat[i]

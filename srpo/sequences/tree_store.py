@@ -12,8 +12,8 @@ from typing import NamedTuple, overload
 
 from srpo.sequences.tree import Answer, Chain, PrefixTree, content_of
 
-STORED_FROM = 1_000  # pairs; tokenising fewer takes less time than reading them from a file
-COLUMNS = {"ids": "i", "id_ends": "q", "marks": "i", "mark_ends": "q"}  # 4 bytes, or 8 for ends beyond 2³¹
+STORED_FROM = 1_000  # number of pairs; fewer are tokenised faster than read from a file
+COLUMNS = {"ids": "i", "id_ends": "q", "marks": "i", "mark_ends": "q"}  # array types: 4 bytes, or 8 for ends beyond 2³¹
 
 
 class TreeStore(Sequence[PrefixTree]):
@@ -37,14 +37,14 @@ class TreeStore(Sequence[PrefixTree]):
 
     @classmethod
     def of(cls, trees: Iterable[PrefixTree]) -> TreeStore:
-        """A store of these trees."""
+        """Makes a store from trees."""
         store = cls()
         for tree in trees:
             store.add(tree.ids, tree.marks)
         return store
 
     def add(self, ids: Iterable[int], marks: Iterable[int]) -> None:
-        """Appends a tree by its ids and its `PrefixTree.marks`."""
+        """Appends a tree, given by its `PrefixTree.ids` and `PrefixTree.marks`."""
         self.ids.extend(ids)
         self.marks.extend(marks)
         self.id_ends.append(len(self.ids))
@@ -52,24 +52,24 @@ class TreeStore(Sequence[PrefixTree]):
 
     @property
     def packed_tokens(self) -> int:
-        """Tokens of all trees."""
+        """Number of tokens in all trees, shared prefixes counted once per tree."""
         return len(self.ids)
 
     @property
     def flat_tokens(self) -> int:
-        """Tokens of all their sequences, unshared."""
+        """Number of tokens in all sequences of all trees, shared prefixes counted once per sequence."""
         return sum(tree.flat_tokens for tree in self)
 
     def content(self, index: int) -> bytes:
-        """`PrefixTree.content` of one tree, without building it."""
+        """`PrefixTree.content` of the tree at `index`, without building the tree."""
         return content_of(*self._parts(index))
 
     def size(self, index: int) -> int:
-        """Tokens of one tree."""
+        """Number of tokens in the tree at `index`."""
         return self.id_ends[index] - (self.id_ends[index - 1] if index else 0)
 
     def digest(self) -> str:
-        """sha256 of the trees in order."""
+        """sha256 over the contents of all trees, in order."""
         found = hashlib.sha256()
         for name in COLUMNS:
             column: array[int] = getattr(self, name)
@@ -104,7 +104,7 @@ class TreeStore(Sequence[PrefixTree]):
 
 
 def tree_of(ids: array[int], marks: array[int]) -> PrefixTree:
-    """The tree of these ids and `PrefixTree.marks`."""
+    """Rebuilds a tree from its `PrefixTree.ids` and `PrefixTree.marks`."""
     count, *numbers = marks.tolist()
     chains = tuple(Chain(*numbers[i : i + 4]) for i in range(0, 4 * count, 4))
     answers = tuple(Answer(*numbers[i : i + 2]) for i in range(4 * count, len(numbers), 2))
@@ -115,7 +115,7 @@ def tree_of(ids: array[int], marks: array[int]) -> PrefixTree:
 
 
 class RenderedPair(NamedTuple):
-    """One rendered pair in numbers.
+    """Record: one rendered pair in numbers.
 
     Attributes:
         lengths: tokens before any cut: of the draft's context, of the chosen and of the rejected answer, of the six
@@ -165,10 +165,10 @@ class PairStore:
         self.failed, self._file = str(error), None
         self._waiting.clear()
         if self.path and isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-            self.path.unlink(missing_ok=True)  # damaged: the next command makes it anew
+            self.path.unlink(missing_ok=True)  # the file is damaged; the next command writes a new one
 
     def get(self, digest: bytes) -> RenderedPair | None:
-        """The pair with this digest, or None."""
+        """The stored pair whose contents have this digest, or None."""
         if self._file is None:
             return None
         try:
@@ -182,7 +182,7 @@ class PairStore:
         return RenderedPair(tuple(array("i", lengths)), flat, cut, array("i", ids), array("i", marks), kind, reason)
 
     def add(self, digest: bytes, pair: RenderedPair) -> None:
-        """Stores a pair; the first thousand wait for each other, since a smaller file would not pay."""
+        """Stores a pair under its digest; fewer than a thousand pairs are not written, as that saves no time."""
         if self.path is None or self.failed:
             return
         numbers = (array("i", pair.lengths).tobytes(), pair.flat, pair.cut, pair.ids.tobytes(), pair.marks.tobytes())
@@ -197,7 +197,7 @@ class PairStore:
                 self._fail(error)
 
     def close(self) -> None:
-        """Ends the transaction; pairs of an interrupted command are stored as well."""
+        """Commits and closes the file; called after an interrupted command too, so its pairs are stored."""
         if self._file is None:
             return
         try:
