@@ -32,13 +32,13 @@ NAMES = {
     "w_given_l": "chosen after rejected",
     "l_given_l": "rejected after rejected",
     "longest": "longest of the six",
-}  # names in tables; the other measures keep their own
-PLACES = 5  # evaluation rows named
-BATCH = 8  # the default of per_device_train_batch_size
+}  # measure → its name in tables; other measures keep their names
+PLACES = 5  # number of evaluation rows named
+BATCH = 8  # default of per_device_train_batch_size
 
 
 class Lengths(NamedTuple):
-    """Lengths in tokens: median, 95th percentile, longest; and the number of pairs over the limit."""
+    """Record: lengths in tokens (median, 95th percentile, longest), and the number of pairs over the limit."""
 
     median: int
     p95: int
@@ -47,7 +47,7 @@ class Lengths(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One pair as the model sees it: the given context and the scored answer."""
+    """Record: one pair as the model sees it, with the given context and the scored answer as text."""
 
     where: str
     role: str
@@ -57,7 +57,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """The findings on one source.
+    """Record: the findings on one data source.
 
     Attributes:
         source: name of the data.
@@ -70,19 +70,19 @@ class Inspection:
         evaluation_rows: pairs of the evaluation set; None without one.
         leaked_prompts: evaluation pairs whose prompt is in the data.
         leaked_pairs: evaluation pairs that are in the data with both answers.
-        leaks: the places of the first few of them.
+        leaks: places of the first few leaked evaluation pairs.
         max_length: the length limit in tokens; None without one.
-        truncate: the treatment of longer pairs, "none" or "prompt".
+        truncate: "prompt" if the prompts of longer pairs are cut.
         over: pairs over the limit.
         cut: pairs whose prompts were cut.
         lengths: tokens by measure: prompt, chosen, rejected, the six sequences, the longest of the six.
         flat_tokens: tokens of all six sequences of usable pairs, unshared.
-        packed_tokens: the same, equal prefixes merged.
-        tokenised: pairs rendered now; all others were in the store.
+        packed_tokens: tokens of the same sequences, equal prefixes merged.
+        tokenised: pairs rendered now; all others were read from the cache.
         template: name of the revision template.
-        assumes: the template's assumption.
+        assumes: the template's sentence on the prompts and models that it fits.
         notes: unexpected habits of the chat template.
-        examples: a few pairs spread over the data, as draft and as revision.
+        examples: a few pairs spread over the data, each as a draft and as a revision.
     """
 
     source: str
@@ -111,16 +111,16 @@ class Inspection:
 
     @property
     def sharing(self) -> float:
-        """Flat tokens per packed token."""
+        """Ratio of flat tokens to packed tokens: how much sharing prefixes saves."""
         return self.flat_tokens / self.packed_tokens
 
     @property
     def unusable(self) -> int:
-        """Rows and pairs that training would not use."""
+        """Number of rows and pairs that training would not use."""
         return sum(each.count for each in self.reasons)
 
     def sentences(self) -> list[str]:
-        """All findings outside the tables, a line each."""
+        """All findings that are not in the tables, a line each."""
         limit = self.max_length
         found = [
             f"{self.source}: {self.layout}",
@@ -147,13 +147,13 @@ class Inspection:
         return found + [f"the chat template {note}" for note in self.notes]
 
     def to_html(self) -> str:
-        """Everything as one page that loads nothing."""
+        """All findings as one HTML page that loads no other file."""
         page = Path(__file__).with_name("inspection.html.jinja").read_text("utf-8")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         return environment.from_string(page).render(found=self, names=NAMES)
 
     def to_json(self) -> str:
-        """Everything as one JSON object."""
+        """All findings as the text of one JSON object."""
         lengths = {name: each._asdict() for name, each in self.lengths.items()}
         examples = [each._asdict() for each in self.examples]
         row = {"format": 1, **asdict(self), "unusable": self.unusable, "lengths": lengths, "examples": examples}
@@ -171,7 +171,7 @@ def inspect(
     num_proc: int | None = None,
     cache: str | Path | None = None,
 ) -> Inspection:
-    """Reads, renders and packs every row.
+    """Reads, renders and packs every row of a source, and returns the findings.
 
     Args:
         evaluation: rows that the data should not contain.
@@ -248,7 +248,7 @@ def _lengths(tokens: array[int], limit: int | None) -> Lengths:
 
 
 class _Spread:
-    """Keeps `count` of the items added, evenly spread over all of them."""
+    """Collects pairs, of which `count` are chosen, evenly spread over all pairs added."""
 
     def __init__(self, count: int) -> None:
         self.count, self.added, self.stride = count, 0, 1
@@ -262,13 +262,13 @@ class _Spread:
         self.added += 1
 
     def chosen(self) -> list[Pair]:
-        """The first, the last and those between."""
+        """At most `count` pairs, evenly spread from the first kept pair to the last."""
         count = min(self.count, len(self.items))
         return [self.items[round(i * (len(self.items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def _pairs(stream: Stream, reasons: Reasons, suspicious: Suspicious, spread: _Spread) -> Iterator[Pair]:
-    """The pairs of a stream; its rejects go to `reasons`."""
+    """Yields the pairs of a stream, adding each to `suspicious` and `spread`, and its rejects to `reasons`."""
     for each in stream:
         if isinstance(each, Reject):
             reasons.add(*each)

@@ -1,14 +1,14 @@
-"""The terminal output of `srpo check`."""
+"""Prints the terminal output of `srpo check`."""
 
 from __future__ import annotations
 
 from srpo.check.inspection import NAMES, Inspection
 
-SHOWN = 3_000  # letters shown from each end of a context
+SHOWN = 3_000  # number of letters shown from each end of a context
 
 
 def print_inspection(found: Inspection) -> None:
-    """Prints the rendered examples first, so that the counts stay on the screen. Lines are never wrapped in a file."""
+    """Prints an inspection, its examples first, so that the counts stay on the screen; in a file no line wraps."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

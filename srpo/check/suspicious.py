@@ -13,18 +13,18 @@ from srpo.data.values import Message, last_message
 from srpo.sequences.chat_template import ControlTokens
 from srpo.sequences.render import Renderer
 
-PLACES = 5  # rows named per finding
+PLACES = 5  # number of rows named per finding
 _SPEAKER = re.compile(r"(?m)^\s*(?:#+\s*)?(human|user|assistant|bot|gpt|system)\s*:", re.IGNORECASE)
 _ANSWERS = {"assistant", "bot", "gpt"}
 
 
 class Suspicious:
-    """Counts of suspicious pairs, by hashes of 8 bytes where rows are compared.
+    """Counts suspicious pairs; rows are compared by 8-byte hashes.
 
     Attributes:
-        duplicates: pairs equal to an earlier one, word for word.
-        prompts: hashes of the prompts.
-        evaluation_rows: pairs of the evaluation set.
+        duplicates: number of pairs equal to an earlier one, word for word.
+        prompts: hashes of the data's prompts.
+        evaluation_rows: number of pairs in the evaluation set.
         leaked_prompts: place in the evaluation set → place of the same prompt in the data.
         leaked_pairs: places in the evaluation set whose prompt and answers are in the data.
     """
@@ -44,13 +44,13 @@ class Suspicious:
             self.expect_apart(each for each in Stream(evaluation) if isinstance(each, Pair))
 
     def expect_apart(self, evaluation: Iterable[Pair]) -> None:
-        """Takes the pairs of an evaluation set, whose prompts the data should not contain."""
+        """Registers pairs of an evaluation set, whose prompts the data should not contain; call before `add`."""
         for pair in evaluation:
             self.evaluation_rows += 1
             self._evaluation.setdefault(_digest(_turns(pair)), []).append((pair.where, _whole(pair)))
 
     def add(self, pair: Pair) -> None:
-        """Counts a pair of the data."""
+        """Checks one pair of the data and counts anything suspicious in it."""
         whole, swapped = _whole(pair), _digest([_turns(pair), pair.rejected, pair.chosen])
         prompt = _digest(_turns(pair))
         self.prompts.add(prompt)
@@ -113,7 +113,7 @@ def _is_transcript(text: str) -> bool:
 
 
 def _turns(pair: Pair) -> list[Message]:
-    """The prompt as messages, so that text and its single message are equal."""
+    """The pair's prompt as messages, so that a text and a single user message with that text are equal."""
     return [{"role": "user", "content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
 
 

@@ -1,4 +1,4 @@
-"""Files, folders and names → rows; `formats.py` decides their meaning.
+"""Reads rows from files, folders and data set names; `formats.py` decides their meaning.
 
     JSONL             one object per line; any other line becomes an `Unusable`
     .json             an array of objects, or JSONL
@@ -31,7 +31,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def rows_of(origin: str | Path, split: str, config: str | None, whole: str = "train") -> Rows:
-    """(place, row or `Unusable`) of each row, in order.
+    """Yields (place, row or `Unusable`) for each row of the origin, in order.
 
     Args:
         whole: the name of the one split of a source without splits.
@@ -50,7 +50,7 @@ def rows_of(origin: str | Path, split: str, config: str | None, whole: str = "tr
 
 
 def is_loaded(origin: str | Path) -> bool:
-    """Whether `datasets` loads the origin: a folder, or a name without a file and without a file's ending."""
+    """Whether `datasets` loads the origin: a folder, or a name that neither is a file nor ends like one."""
     if ending_of(Path(origin)) in ENDINGS:
         return False
     # Path.exists raises on a name that is too long for a file.
@@ -58,7 +58,7 @@ def is_loaded(origin: str | Path) -> bool:
 
 
 def _expect_whole(name: str, split: str, config: str | None, whole: str) -> None:
-    """A source without splits and configurations must not be asked for one."""
+    """Rejects any split but `whole`, and any configuration, for a source that has neither."""
     if split != whole:
         fix = "name a file with these rows alone"
         raise InputError(f"no split {split!r}: these rows have no splits", where=name, expected=f"{whole!r}", fix=fix)
@@ -70,7 +70,7 @@ def _expect_whole(name: str, split: str, config: str | None, whole: str) -> None
 
 
 def jsonl_rows(path: str | Path) -> Rows:
-    """(`file:line`, value or `Unusable`) of each line that is not blank.
+    """Yields (`file:line`, value or `Unusable`) for each line of a JSONL file that is not blank.
 
     A byte-order mark, CRLF and blank lines are accepted; every other line must be one JSON value in UTF-8.
 
@@ -87,13 +87,13 @@ def jsonl_rows(path: str | Path) -> Rows:
                     yield (
                         f"{path}:{number}",
                         parse_json(raw.rstrip(b"\r\n")),
-                    )  # else the error of a torn line points past its end
+                    )  # with the line break, the error of a torn line would point past its end
     except FILE_FAILS as error:
         unreadable(error, path)
 
 
 def json_rows(path: Path) -> Rows:
-    """The elements of an array with their first lines; a file without an array is read as JSONL.
+    """Yields (`file:line`, element or `Unusable`) for a JSON array; a file without an array is read as JSONL.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -117,7 +117,7 @@ def json_rows(path: Path) -> Rows:
 
 
 def _elements(listed: str, path: Path) -> Rows:
-    """Reads element by element, so that each has its line, and a broken one costs no other."""
+    """Yields the elements of the array `listed`, the file's text, one by one, each with its first line."""
     at, line, counted = _past_space(listed, listed.index("[") + 1), 1, 0
     between = None if listed[at : at + 1] != "]" else _BETWEEN.match(listed, at)
     while between is None or between[1] == ",":
@@ -155,7 +155,7 @@ def _decoded(listed: str, at: int) -> tuple[Any, int]:
         return row, end
     except UnicodeEncodeError as error:
         return half_a_pair(error), end
-    except Unusable as problem:  # the element is whole, so the next one can be found
+    except Unusable as problem:  # the element ends properly, so the next one can be found
         return problem, json.JSONDecoder().raw_decode(listed, at)[1]
 
 
@@ -166,7 +166,7 @@ _BETWEEN = re.compile(r"\s*([,\]])\s*")
 
 
 def loaded_rows(name: str, split: str, config: str | None, whole: str) -> Rows:
-    """(`name, row n`, row) from `datasets`: a folder of files, a folder it saved, or a data set by name.
+    """Yields (`name, row n`, row) from `datasets`: a folder of files, a folder it saved, or a data set by name.
 
     Raises:
         InputError: the data set cannot be loaded, or has no such split.

@@ -60,7 +60,7 @@ KINDS = {
 
 
 class Answers(NamedTuple):
-    """The preferred answer, the other, and their numbers among the row's completions ("" without rankings)."""
+    """Record: the preferred answer, the other, and their numbers among ranked completions ("" without)."""
 
     chosen: str
     rejected: str
@@ -69,14 +69,14 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A known set of columns, and the way from a row to its pairs.
+    """Record: a known set of columns, and the functions that make a prompt and pairs of such a row.
 
     Attributes:
         name: the layout's name in the table above.
         holds: a description of a row.
         columns: required column → kinds that its value may have.
         prompt: row → its prompt.
-        answers: row, its prompt, one of `rankings.CHOICES` → the pairs.
+        answers: (row, its prompt, one of `rankings.CHOICES`) → the pairs.
         absent: columns that the row must not have.
         only_if: a further condition on the row.
 
@@ -94,7 +94,7 @@ class Layout:
     only_if: Callable[[Row], bool] = field(default=lambda row: True, repr=False)
 
     def fits(self, row: Row) -> bool:
-        """Whether the row has these columns with values of these kinds."""
+        """Whether the row has the layout's columns, with values of the kinds that the layout allows."""
         if any(key in row for key in self.absent):
             return False
         shaped = all(key in row and shape(row[key]) in kinds for key, kinds in self.columns.items())
@@ -105,19 +105,19 @@ class Layout:
 
 
 def layout_of(row: Row) -> Layout | None:
-    """The first layout of the table that the row fits, or None."""
+    """The first layout in `LAYOUTS` that the row fits, or None."""
     return next((layout for layout in LAYOUTS if layout.fits(row)), None)
 
 
 def detect(rows: Iterable[object]) -> Layout | None:
-    """The layout of most rows (the first of equals), or None if no row fits a layout."""
+    """The layout that most rows have (in a tie the one seen first), or None if no row fits a layout."""
     found = [layout for row in rows if isinstance(row, Mapping) and (layout := layout_of(row))]
     counts = Counter(layout.name for layout in found)
     return max(found, key=lambda layout: counts[layout.name], default=None)
 
 
 def convert(row: object, layout: Layout | None, rankings: str = "all") -> tuple[Prompt, list[Answers]]:
-    """The prompt and the pairs of a row.
+    """The prompt and the pairs of a row; `rankings` chooses among ranked completions as in `Source`.
 
     Raises:
         Unusable: the row is of another layout, or a value is unusable.
@@ -140,14 +140,14 @@ def convert(row: object, layout: Layout | None, rankings: str = "all") -> tuple[
 
 
 def reasoned(row: Row) -> bool:
-    """Whether an answer is a message with its thinking in a part of its own."""
+    """Whether an answer of the row is a message that holds thinking under a key of its own."""
     lists = (value if isinstance(value, list) else [value] for value in (row.get("chosen"), row.get("rejected")))
     last = [each[-1] for each in lists if each and isinstance(each[-1], Mapping)]
     return any(message.get(part) for message in last for part in REASONING)
 
 
 def prompt_of(row: object) -> tuple[Prompt, str]:
-    """The prompt of a row that may lack answers, and its column.
+    """The prompt of a row that may lack answers, and the name of the prompt's column.
 
     Raises:
         Unusable: the row has no usable prompt.
@@ -215,7 +215,7 @@ def _prompt_column(row: Row) -> Prompt:
 
 
 def _shared_words(row: Row) -> str:
-    """The words that both texts begin with. (TRL cuts at the first different letter, even inside a word.)"""
+    """The words that both answers begin with. (TRL cuts at the first different letter, even inside a word.)"""
     chosen, rejected = text(row["chosen"], "chosen"), text(row["rejected"], "rejected")
     same, end = 0, min(len(chosen), len(rejected))
     while same < end:  # bisection: a loop over letters would take longer than reading the file
@@ -247,7 +247,7 @@ def _shared_messages(row: Row) -> Prompt:
 
 
 def _asked(row: Row) -> Prompt:
-    """The text as a user message, after any messages that the answer's list has before it."""
+    """The text prompt as a user message; earlier messages are included if `chosen` repeats them before it."""
     asked = [{"role": "user", "content": text(row["prompt"], "prompt")}]
     before = messages(row["chosen"], "chosen")[:-1]
     return before if before[-1:] == asked else asked
@@ -282,7 +282,7 @@ def _last_turns(row: Row, _: Prompt, __: str) -> list[Answers]:
 
 
 def _last_messages(row: Row, prompt: Prompt, _: str) -> list[Answers]:
-    prompts = [prompt, prompt[1:]] if row.get("system") else [prompt]  # the lists need not repeat `system`
+    prompts = [prompt, prompt[1:]] if row.get("system") else [prompt]  # answers may repeat the prompt without `system`
     return [Answers(*(_after(prompts, messages(row[key], key), key) for key in ("chosen", "rejected")))]
 
 
@@ -295,7 +295,7 @@ def _single_messages(row: Row, _: Prompt, __: str) -> list[Answers]:
 
 
 def _after(prompts: Iterable[Prompt], listed: list[Message], key: str) -> str:
-    """The one assistant message after the prompt, which may be repeated before it."""
+    """The text of the one assistant message in `listed`, after any one of `prompts`; `key` names the column."""
     for prompt in prompts:
         if prompt and len(listed) > len(prompt) and listed[: len(prompt)] == prompt:
             listed = listed[len(prompt) :]

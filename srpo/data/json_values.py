@@ -1,4 +1,4 @@
-"""Strict JSON: values from outside, or the reason why a text is not one."""
+"""Parses strict JSON from outside: the value, or the reason why a text is not JSON."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from srpo.data.values import Unusable
 
 
 def parse_json(raw: bytes) -> Any:
-    """The JSON value in a line, or an `Unusable` with the reason."""
+    """The JSON value in a line of bytes, or an `Unusable` with the reason why it is not JSON."""
     try:
         row = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        if b"\\ud" in raw.lower():  # in any column, since all columns are written again
+        if b"\\ud" in raw.lower():  # checked in all columns, since all are written to files later
             json.dumps(row, ensure_ascii=False).encode()
         return row
     except UnicodeDecodeError as error:
         return Unusable(f"not UTF-8: byte {raw[error.start]:#04x} at column {error.start + 1}", f":{error.start + 1}")
     except json.JSONDecodeError as error:
-        problem = error.msg.removesuffix(" at").removesuffix(" starting")  # the column is in front of the message
+        problem = error.msg.removesuffix(" at").removesuffix(" starting")  # the message is printed after the column
         return Unusable(f"not JSON: {problem}", f":{error.colno}")
     except RecursionError:
         return Unusable("not usable: nested too deeply")
     except UnicodeEncodeError as error:
         return half_a_pair(error)
-    except ValueError:  # the only one left: Python refuses to convert an integer this long
+    except ValueError:  # any other ValueError: Python refuses to convert so long an integer
         return Unusable("not usable: a number of thousands of digits")
     except Unusable as problem:
         return problem
 
 
 def half_a_pair(error: UnicodeEncodeError) -> Unusable:
-    """The reason for a text with half of a surrogate pair."""
+    """The `Unusable` for a text with half of a surrogate pair, from the error of encoding the text."""
     return Unusable(f"holds half of a surrogate pair, {error.object[error.start]!r}")
 
 

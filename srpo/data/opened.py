@@ -1,4 +1,4 @@
-"""Opened files: their kind, their bytes unpacked, and the errors of files that cannot be read."""
+"""Opens files: finds their kind, unpacks their bytes, and raises errors for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 from srpo.errors import DataError, InputError
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-# Endings of compressed files, and how their contents begin.
+# Ending of a compressed file → its first bytes.
 PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ"}
 FILE_FAILS = (OSError, EOFError, lzma.LZMAError)
 
@@ -20,7 +20,7 @@ Rows = Iterator[tuple[str, Any]]
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a file, as its ending: by its name, else by its first bytes, else `.jsonl`."""
+    """The kind of a file, one of `ENDINGS`: from its name, else from its first bytes, else `.jsonl`."""
     if (ending := ending_of(path)) in ENDINGS:
         return ending
     try:
@@ -32,17 +32,17 @@ def kind_of(path: Path) -> str:
 
 
 def ending_of(path: Path) -> str:
-    """The lower-case ending of a name, the ending of a compressed file left out."""
+    """The lower-case ending of a file's name, without `.gz` and the like: `.jsonl` for `a.jsonl.gz`."""
     name = path.with_suffix("") if path.suffix.lower() in PACKED else path
     return name.suffix.lower()
 
 
 def opened(path: Path) -> BinaryIO:
-    """The bytes of a text file: unpacked if it is compressed, as UTF-8 if it is UTF-16.
+    """Opens a text file as bytes: unpacked if it is compressed, converted to UTF-8 if it is UTF-16.
 
     Raises:
         OSError: the file cannot be read.
-        DataError: the file is not UTF-16 as it begins.
+        DataError: the file begins as UTF-16, and is not UTF-16 throughout.
     """
     file: BinaryIO = path.open("rb")
     head = file.read(6)
@@ -68,7 +68,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def unreadable(error: Exception, path: Path) -> NoReturn:
-    """Raises the typed error of a file that cannot be read."""
+    """Raises the srpo error for a file that cannot be read: InputError, or DataError if it is damaged."""
     if isinstance(error, FileNotFoundError):
         kinds = {".json": "JSON", ".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".arrow": "Arrow"}
         raise InputError(
@@ -80,5 +80,5 @@ def unreadable(error: Exception, path: Path) -> NoReturn:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its class."""
+    """The first line of an error's text, or the name of its class if the text is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""A list of ranked or scored completions → pairs.
+"""Makes pairs from a list of ranked or scored completions.
 
 The completions are strings with a list of `ranks` or `scores` in another column, or objects that hold a text under one
 of `TEXT_KEYS` and a number under one of `NUMBER_KEYS`. The best rank is the smallest, the best score the greatest.
@@ -12,15 +12,15 @@ from srpo.data.values import NoPreference, Row, Unusable, kind, number, shape, t
 
 CHOICES = ("all", "best-worst")
 TEXT_KEYS = ("text", "content", "completion", "response", "answer", "output")
-# Column or key → the sign that makes the greater number the better.
+# Column or key → the factor after which greater numbers are better.
 COLUMNS = {"ranks": -1.0, "scores": 1.0}
 NUMBER_KEYS = {"rank": -1.0, "score": 1.0, "overall_score": 1.0}
 
 
 def ranked_pairs(row: Row, which: str) -> list[tuple[str, str, str]]:
-    """(better completion, worse completion, their numbers in words) for every two ("all") or the extremes.
+    """(better completion, worse completion, their numbers in words) for every two, or for the best and the worst.
 
-    Completions that tie make no pair.
+    Completions that tie make no pair. `which` is "all" or "best-worst".
 
     Raises:
         Unusable: a text or number is missing or ambiguous, or no completion is better than another.
@@ -43,7 +43,7 @@ def ranked_pairs(row: Row, which: str) -> list[tuple[str, str, str]]:
 
 
 def _completions(row: Row) -> tuple[list[str], list[float]]:
-    """The texts, and a number for each, the greater the better."""
+    """The texts of the row's completions, and a number for each; greater is better."""
     items = row["completions"]
     known = {name: sign for name, sign in COLUMNS.items() if row.get(name) is not None}
     if shape(items) == "texts":

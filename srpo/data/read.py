@@ -1,4 +1,4 @@
-"""The only door for untrusted rows: rows from outside → `Pair` or `Reject`.
+"""Makes a `Pair` or a `Reject` of every row from outside; untrusted rows enter only here.
 
 `source.py` and `files.py` read rows, `formats.py` converts the rows of each layout, `values.py` checks single values.
 This file detects a source's layout, converts its rows, and reports the rows that cannot be used.
@@ -45,12 +45,12 @@ __all__ = [
 log = logging.getLogger("srpo")
 
 SHOWN_REJECTS = 10
-DETECTED_ON = 100  # first rows that decide the layout
+DETECTED_ON = 100  # number of first rows that decide the layout
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference: a prompt and two answers to it.
+    """Record of one preference: a prompt and two answers to it.
 
     Attributes:
         prompt: text, or the messages before the answer.
@@ -60,7 +60,7 @@ class Pair:
         meta: the row's other columns, unchanged.
         tools: tool descriptions for the chat template.
         chat_template_kwargs: further options of the chat template.
-        reasoned: whether an answer's thinking was a part of its message, `reasoning_content` or `thinking`.
+        reasoned: whether an answer's message held thinking under a key of its own, such as `reasoning_content`.
 
     Example:
         >>> Pair("2+2=", chosen="4", rejected="5").chosen
@@ -78,7 +78,7 @@ class Pair:
 
 
 class PromptRow(NamedTuple):
-    """A prompt to answer, with the row's other columns and options of the chat template, as in `Pair`."""
+    """Record: a prompt to answer, with the row's other columns and options of the chat template, as in `Pair`."""
 
     prompt: Prompt
     where: str
@@ -88,14 +88,14 @@ class PromptRow(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """A row that cannot be used: its place and the reason."""
+    """Record of a row that cannot be used: its place and the reason."""
 
     where: str
     reason: str
 
 
 class Undecided(Reject):
-    """A well-formed row that prefers no answer: an empty answer, two equal ones, a tie.
+    """A reject: a well-formed row that prefers no answer, for it has an empty answer, two equal ones, or a tie.
 
     Every set of judged answers has such rows. They are left out and counted, and never stop a run.
     """
@@ -104,23 +104,23 @@ class Undecided(Reject):
 
 
 class Refused(Reject):
-    """A row that the chat template refuses."""
+    """A reject: a row that the chat template refuses."""
 
     __slots__ = ()
 
 
 class TooLong(Reject):
-    """A row with a sequence over the length limit."""
+    """A reject: a row with a sequence over the length limit."""
 
     __slots__ = ()
 
 
-ERRORS: dict[type[Reject], type[SRPOError]] = {Refused: TemplateError, TooLong: LengthError}  # others: DataError
+ERRORS: dict[type[Reject], type[SRPOError]] = {Refused: TemplateError, TooLong: LengthError}  # other classes: DataError
 REJECTS = {each.__name__: each for each in (Reject, Undecided, Refused, TooLong)}
 
 
 class Reading(NamedTuple):
-    """A whole source: its layout (None if no row shows one), its pairs and its rejects."""
+    """Record of a whole source: its layout (None if unknown), its pairs and its rejects."""
 
     layout: Layout | None
     pairs: list[Pair]
@@ -128,7 +128,7 @@ class Reading(NamedTuple):
 
 
 class Stream:
-    """The pairs and rejects of a source, one by one, in its order.
+    """Iterates over the pairs and rejects of a source, one by one, in the source's order.
 
     Attributes:
         name: the source's name.
@@ -269,7 +269,7 @@ def _empty(name: str, noun: str) -> DataError:
 
 
 def plain(value: object) -> Any:
-    """A table's value as JSON: dates and other types as text, infinities and NaN as null."""
+    """A value from a table as a JSON value: dates and other types become text, infinities and NaN null."""
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -280,14 +280,14 @@ def plain(value: object) -> Any:
 
 
 def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> DataError:
-    """The error that names the first ten unusable rows and counts the others."""
+    """The error that lists the rejects `bad`, of `rows` rows; if not `known`, it advises to map columns to names."""
     fix = "mend them" if len(bad) == rows else "mend these rows, or go on without them with `--bad_rows skip`"
     fix += "" if known else ", or say which columns are meant with `--map prompt=…,chosen=…,rejected=…`"
     return DataError(f"{len(bad)} of {rows} rows cannot be used as {noun}:\n{listed(bad)}\n", fix=fix)
 
 
 def listed(bad: list[Reject]) -> str:
-    """The first ten rejects, a line each, and the number of the others."""
+    """The first ten of the rejects `bad`, a line each, then the number of the others."""
     lines = [f"  {where}: {reason}" for where, reason in bad[:SHOWN_REJECTS]]
     more = [f"  … and {len(bad) - SHOWN_REJECTS} more"] if len(bad) > SHOWN_REJECTS else []
     return "\n".join([*lines, *more])

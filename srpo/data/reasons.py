@@ -1,4 +1,4 @@
-"""Reasons of rejected rows, grouped: reasons that differ in numbers alone are one."""
+"""Groups the reasons of rejected rows: reasons that differ only in numbers are one group."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-PLACES = 5  # rows named per reason
-SHOWN = 5  # reasons named in a sentence
+PLACES = 5  # number of rows named per reason
+SHOWN = 5  # number of reasons named in a sentence
 _VARYING = re.compile(r"(\d+|\[[^\]]*\])")
 
 
 @dataclass
 class Reason:
-    """A reason of several rows.
+    """Record: one reason that several rejected rows share.
 
     Attributes:
-        reason: its words, with … for numbers that differ between the rows.
-        count: rows.
-        where: places of the first few.
+        reason: the text, with … for numbers that differ between the rows.
+        count: number of rows.
+        where: places of the first few rows.
     """
 
     reason: str
@@ -27,13 +27,13 @@ class Reason:
 
 
 class Reasons:
-    """Collects the reasons of rejects."""
+    """Collects the reasons of rejected rows and groups them."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[list[str], Reason]] = {}
 
     def add(self, where: str, reason: str) -> None:
-        """Counts a reject."""
+        """Counts one rejected row, by its place and its reason."""
         new = _VARYING.split(reason)
         pieces, group = self._found.setdefault(_VARYING.sub("…", reason), (new, Reason(reason)))
         pieces[:] = [old if old == piece else "…" for old, piece in zip(pieces, new, strict=True)]
@@ -43,12 +43,12 @@ class Reasons:
             group.where.append(where)
 
     def sorted(self) -> list[Reason]:
-        """The groups, the most frequent first."""
+        """The groups of reasons, the most frequent first."""
         return sorted((each for _, each in self._found.values()), key=lambda each: -each.count)
 
 
 def reasons(rejects: Iterable[tuple[str, str]]) -> str:
-    """The reasons of (place, reason) rejects with their counts, the most frequent first.
+    """One sentence of the reasons of (place, reason) rejects with their counts, the most frequent first.
 
     Example:
         >>> reasons([("a:1", "9 tokens, over 8"), ("a:2", "is empty"), ("a:3", "12 tokens, over 8")])

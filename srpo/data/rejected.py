@@ -24,7 +24,7 @@ REJECTED_FILE = "rejected.jsonl"
 
 
 def rejected_lines(source: AnySource, rejects: Iterable[Reject]) -> Iterator[str]:
-    """A line of JSON per reject, in the source's order: `file`, `line`, `reason`, and `raw`, the row's own text.
+    """Yields a line of JSON per reject, in the source's order: `file`, `line`, `reason`, and `raw`, the row's own text.
 
     For a row without lines of its own (Parquet, an array, rows in memory) `raw` is the row as JSON and `line` its
     number. Text that is not UTF-8 is in `raw_base64` instead. Rows that can be read only once leave `raw` null.
@@ -49,7 +49,7 @@ def rejected_lines(source: AnySource, rejects: Iterable[Reject]) -> Iterator[str
 
 
 def _number(where: str, name: str) -> int:
-    """The number of the line or row in `file:17:42`, `name, row 3` or `row 3, 1 over 2`."""
+    """The line's or row's number in a place such as `file:17:42`, `name, row 3` or `row 3, 1 over 2`; 0 without."""
     found = re.search(r"\d+", where.removeprefix(name))
     return int(found[0]) if found else 0
 
@@ -70,7 +70,7 @@ def _raw(raw: object) -> dict[str, Any]:
 
 
 def _spans(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, bytes]]:
-    """(line, bytes) of these rows; a row ends where the next begins, which may be several lines later in CSV."""
+    """(first line, bytes) of each row in a text file whose first line is a key of `wanted`; CSV rows may span lines."""
     place = (str(source.origin), source.split, source.config, source.whole)
     begins = (_number(where, source.name) for where, _ in rows_of(*place))
     ends = {begin: end for begin, end in pairwise([*begins, 0]) if begin in wanted}
@@ -86,11 +86,11 @@ def _spans(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, byt
 
 
 def _rows(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
-    """(number, row) of these rows."""
+    """(number, row) of each row of the source whose number is a key of `wanted`."""
     if isinstance(source.origin, str | Path):
         found = rows_of(source.origin, source.split, source.config, source.whole)
         rows = ((_number(where, source.name), row) for where, row in found)
-    elif iter(source.origin) is source.origin:  # an iterator that is used up
+    elif iter(source.origin) is source.origin:  # an iterator, already used up
         return
     else:
         rows = ((i, row) for i, row in enumerate(source.origin, 1))

@@ -18,7 +18,7 @@ from srpo.data.values import Unusable, as_object, from_text, joined
 from srpo.errors import ConfigError, DataError, did_you_mean
 
 MESSAGE_COLUMNS = ("prompt", "chosen", "rejected", "conversations")
-EXTRA_COLUMNS = ("system", "tools", "chat_template_kwargs")  # allowed in every layout
+EXTRA_COLUMNS = ("system", "tools", "chat_template_kwargs")  # columns allowed in every layout
 COLUMNS = tuple(dict.fromkeys([*chain(*(layout.columns for layout in LAYOUTS)), *RANKING_COLUMNS, *EXTRA_COLUMNS]))
 
 AnySource: TypeAlias = "str | Path | Iterable[Mapping[str, Any]] | Source"
@@ -26,7 +26,7 @@ AnySource: TypeAlias = "str | Path | Iterable[Mapping[str, Any]] | Source"
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of rows, and how to read them; accepted wherever a path or rows are.
+    """Record: the origin of rows and how to read them; accepted wherever a path or rows are accepted.
 
     Attributes:
         origin: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, or rows.
@@ -64,12 +64,12 @@ class Source:
 
     @classmethod
     def of(cls, source: AnySource) -> Source:
-        """The source itself, or a source with this path or these rows."""
+        """`source` unchanged if it is a `Source`, else a `Source` with that path or those rows as origin."""
         return source if isinstance(source, Source) else cls(source)
 
     @property
     def name(self) -> str:
-        """The path or name; "rows" for rows in memory."""
+        """The path or name of the origin; "rows" for rows in memory."""
         return str(self.origin) if isinstance(self.origin, str | Path) else "rows"
 
     @property
@@ -78,7 +78,7 @@ class Source:
         return isinstance(self.origin, str | Path) and is_loaded(self.origin)
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        """(place, row or `Unusable`) of each row, its columns under srpo's names.
+        """Yields (place, row or `Unusable`) for each row, its columns under srpo's names.
 
         Raises:
             InputError: the origin cannot be read.
@@ -106,9 +106,9 @@ class Source:
 
 
 def evaluation_source(name: str, columns: Mapping[str, str], rankings: str, split: str, config: str | None) -> Source:
-    """The source of evaluation rows beside a training set.
+    """The source of evaluation rows, with the training set's columns and rankings.
 
-    A file is the split itself, by TRL's default name "test"; the training set's configuration does not concern it.
+    A file is one split named "test", TRL's default; `config`, the training set's configuration, is ignored for a file.
     """
     source = Source(name, columns, rankings, split, config, whole="test")
     return source if source.has_splits else replace(source, config=None)
@@ -116,7 +116,7 @@ def evaluation_source(name: str, columns: Mapping[str, str], rankings: str, spli
 
 def records(origin: Iterable[object]) -> Iterable[object]:
     """The rows of a table in memory (pandas, polars, Arrow), missing values as null; any other rows unchanged."""
-    for name in ("to_dicts", "to_pylist"):  # polars, Arrow
+    for name in ("to_dicts", "to_pylist"):  # methods of polars and Arrow tables
         if hasattr(origin, name):
             rows: Iterable[object] = getattr(origin, name)()
             return rows
@@ -127,7 +127,7 @@ def records(origin: Iterable[object]) -> Iterable[object]:
 
 
 def _plain_cell(value: Any) -> Any:
-    """A cell of pandas: an array as a list, a missing value as None."""
+    """The value of a pandas cell: arrays become lists, missing values None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list):
@@ -136,7 +136,7 @@ def _plain_cell(value: Any) -> Any:
 
 
 def columns_of(text: str | None) -> dict[str, str]:
-    """The columns in `ours=theirs,ours=theirs`; {} for None.
+    """Parses `name=column,name=column` into srpo's name → the source's column; {} for None.
 
     Raises:
         ConfigError: the text is of another form, or names a column twice.
@@ -157,7 +157,7 @@ def columns_of(text: str | None) -> dict[str, str]:
 
 
 def _renamed(row: object, columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with srpo's names for its columns; a column that already has such a name is replaced."""
+    """The row with columns renamed by `columns` (srpo's name → row's name), replacing any column of that name."""
     row = as_object(row, ", ".join(columns.values()))
     found, taken = {}, {*columns}
     for ours, theirs in columns.items():

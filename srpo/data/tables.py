@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, Parquet and Arrow files."""
+"""Reads the rows of CSV, TSV, Parquet and Arrow files."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from srpo.errors import DataError
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
 
-BATCH = 1000  # rows of a Parquet file at a time
+BATCH = 1000  # number of Parquet rows read at a time
 # Columns of a CSV file whose cells are JSON.
 JSON_CELLS = ("completions", "ranks", "scores", "conversations", "preference", "tools", "chat_template_kwargs")
 
 
 def csv_rows(path: Path) -> Rows:
-    """A row per record, every cell text; `from_cells` converts cells of JSON.
+    """Yields (`file:line`, row or `Unusable`) per CSV or TSV record; cells are text, see `from_cells` for JSON.
 
     Raises:
         InputError: the file is missing or unreadable.
         DataError: the header names a column twice.
     """
     try:
-        # Bytes that are not UTF-8 become lone surrogates, which each row's checks reject. A strict decoder would stop
-        # at the buffer's start, many rows away.
+        # Bytes that are not UTF-8 become lone surrogates, so that only their row is rejected. A strict decoder would
+        # fail at the start of its buffer, many rows earlier.
         with io.TextIOWrapper(opened(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
             records = csv.reader(file, strict=True, delimiter="\t" if ending_of(path) == ".tsv" else ",")
             header: list[str] | None = None
@@ -64,10 +64,10 @@ def _record(header: list[str], record: list[str]) -> Any:
 
 
 def from_cells(row: object) -> dict[str, Any]:
-    """A CSV row with its cells of JSON converted; an empty cell of JSON is null.
+    """A CSV row with the cells of the columns `JSON_CELLS` parsed as JSON; empty ones become None.
 
     Raises:
-        Unusable: a cell is not JSON where it must be.
+        Unusable: a cell of such a column is not JSON.
     """
     if isinstance(row, Unusable):
         raise row
@@ -79,7 +79,7 @@ def from_cells(row: object) -> dict[str, Any]:
         elif key in row:
             parsed = parse_json(row[key].encode())
             if isinstance(parsed, Unusable) and (written := python_or_json(row[key])) is not None:
-                parsed = written  # as Python writes a list
+                parsed = written  # a list in Python's notation
             if isinstance(parsed, Unusable):
                 raise Unusable(f"{key!r}: {parsed}")
             row[key] = parsed
@@ -87,7 +87,7 @@ def from_cells(row: object) -> dict[str, Any]:
 
 
 def parquet_rows(path: Path) -> Rows:
-    """A row per row, `file:n` counting from 1.
+    """Yields (`file:n`, row or `Unusable`) for each row of a Parquet file, n counted from 1.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -111,7 +111,7 @@ def parquet_rows(path: Path) -> Rows:
 
 
 def arrow_rows(path: Path) -> Rows:
-    """A row per row of an Arrow file, as a file or as a stream, `file:n` counting from 1.
+    """Yields (`file:n`, row or `Unusable`) for each row of an Arrow file or stream, n counted from 1.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -144,6 +144,6 @@ def _arrow_row(batch: RecordBatch, i: int) -> Any:
         [row] = batch.slice(i, 1).to_pylist()
     except UnicodeDecodeError as error:
         return Unusable(f"not UTF-8: byte {error.object[error.start]:#04x}")
-    except (ValueError, OverflowError) as error:  # a date beyond Python's years
+    except (ValueError, OverflowError) as error:  # such as a date outside the years that Python allows
         return Unusable(f"a value Python cannot hold: {error}")
     return row

@@ -1,4 +1,4 @@
-"""Checks of single values from outside: text, messages and numbers, or the reason why a value is unusable."""
+"""Checks single values from outside, such as text, messages and numbers, and raises `Unusable` with a reason."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Message = dict[str, Any]
 Prompt = str | list[Message]
 Row = Mapping[str, Any]
 
-ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names; every other name is a role already
-NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns
-NOT_SHOWN = ("tool_calls", "function_call", *NOT_TEXT)  # parts of a message
-NAMES = ("name", "tool_call_id")  # parts of a message that a chat template may show
-REASONING = ("reasoning_content", "reasoning", "thinking")  # parts of a message that hold its thinking
+ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names for roles; other names are roles already
+NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns that a text model cannot use
+NOT_SHOWN = ("tool_calls", "function_call", *NOT_TEXT)  # keys of a message, rejected
+NAMES = ("name", "tool_call_id")  # keys of a message that a chat template may show
+REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of a message that hold its thinking
 RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "tools")
 THINK_START, THINK_END = "<think>", "</think>"
 HUGE = 1e300
@@ -26,10 +26,10 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 class Unusable(Exception):
-    """The reason why one row is unusable; becomes a `Reject`.
+    """Exception with the reason why one row is unusable; becomes a `Reject`.
 
     Attributes:
-        column: `:column` of the place in its line, or "".
+        column: `:n` for the fault's column in the line, or "".
     """
 
     def __init__(self, reason: str, column: str = "") -> None:
@@ -38,14 +38,14 @@ class Unusable(Exception):
 
 
 class NoPreference(Unusable):
-    """A well-formed row that prefers no answer."""
+    """Exception for a well-formed row that prefers no answer, such as a tie."""
 
 
 def as_object(row: object, holds: str) -> Row:
-    """The row, if it is an object of text columns.
+    """The row, checked to be an object without images, video or audio; `holds` describes its columns in errors.
 
     Raises:
-        Unusable: it is not, or it is the `Unusable` of a line that could not be read.
+        Unusable: the row is another value, or is itself the `Unusable` of a line that could not be read.
     """
     if isinstance(row, Unusable):
         raise row
@@ -68,7 +68,7 @@ def _is_empty(value: object) -> bool:
 
 
 def text(value: object, key: str) -> str:
-    """A string that can be encoded.
+    """The value, checked to be a string that can be encoded; `key` names its column in errors.
 
     Raises:
         Unusable: the value is not a string, or holds half of a surrogate pair.
@@ -83,7 +83,7 @@ def text(value: object, key: str) -> str:
 
 
 def joined(parts: Sequence[object], key: str) -> str:
-    """The texts that are not empty, one below the other.
+    """The parts that are not empty, joined with line breaks; `key` names their column in errors.
 
     Raises:
         Unusable: a part is not text.
@@ -92,10 +92,10 @@ def joined(parts: Sequence[object], key: str) -> str:
 
 
 def messages(value: object, key: str) -> list[Message]:
-    """Messages as {"role", "content"}, from either spelling, with their names and their thinking.
+    """Messages as {"role", "content"} with names and thinking, also from {"from", "value"}; `key`: their column.
 
     Raises:
-        Unusable: an element is not a message, or holds parts that would be left out.
+        Unusable: an element is not a message, or holds keys that would be left out.
     """
     if not (isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value)):
         raise Unusable(f"{key!r} is {kind(value)}; want a list of messages")
@@ -103,10 +103,10 @@ def messages(value: object, key: str) -> list[Message]:
 
 
 def text_or_messages(value: object, key: str) -> Prompt:
-    """A string or a list of messages.
+    """The value, checked to be a string or a list of messages; `key` names its column in errors.
 
     Raises:
-        Unusable: the value is neither.
+        Unusable: the value is neither a string nor a list of messages.
     """
     if shape(value) not in ("text", "objects"):
         raise Unusable(f"{key!r} is {kind(value)}; want a string or a list of messages")
@@ -133,7 +133,7 @@ def _message(message: Row, key: str) -> Message:
 
 
 def _joined_parts(content: object, key: str) -> object:
-    """The text of a list of text parts, as chat templates join them; any other content unchanged."""
+    """A message's content, its list of text parts joined as chat templates do; other content is unchanged."""
     if not (isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content)):
         return content
     for part in content:
@@ -150,7 +150,7 @@ def answer_text(message: Message) -> str:
 
 
 def turns(transcript: str, key: str) -> list[Message]:
-    """The turns of "\\n\\nHuman: … \\n\\nAssistant: …", trimmed.
+    """The messages of "\\n\\nHuman: … \\n\\nAssistant: …", trimmed; `key` names their column in errors.
 
     Raises:
         Unusable: the text does not begin with Human, end with Assistant and alternate between them.
@@ -166,12 +166,12 @@ def turns(transcript: str, key: str) -> list[Message]:
 
 
 def is_transcript(value: object) -> bool:
-    """Whether a value is text with the marks of a transcript."""
+    """Whether a value is text that begins with "Human:" and has a turn of "Assistant:"."""
     return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
 def number(value: object, key: str) -> float:
-    """A finite number.
+    """The value, checked to be a finite number; `key` names its column in errors.
 
     Raises:
         Unusable: the value is not a finite number.
@@ -251,7 +251,7 @@ def transcript(prompt: Prompt) -> str:
 
 
 def with_system(prompt: Prompt, row: Row) -> Prompt:
-    """The prompt, after the row's `system` message if there is one.
+    """The prompt, with the row's `system` text, if any, as its first message.
 
     Raises:
         Unusable: `system` is not text, or differs from the prompt's own system message.
@@ -268,10 +268,10 @@ def with_system(prompt: Prompt, row: Row) -> Prompt:
 
 
 def template_options(row: Row) -> tuple[list[dict[str, Any]] | None, dict[str, Any] | None]:
-    """The row's `tools` and `chat_template_kwargs`, from values or JSON text; None for an empty column.
+    """(tools, chat_template_kwargs) of the row, from values or JSON text; None for an empty column.
 
     Raises:
-        Unusable: either is of another kind, or an option is reserved.
+        Unusable: a column holds a value of another kind, or an option is reserved for srpo.
     """
     tools, options = (_from_json(row.get(key), key) for key in ("tools", "chat_template_kwargs"))
     if not _is_empty(tools) and shape(tools) != "objects":
@@ -285,7 +285,7 @@ def template_options(row: Row) -> tuple[list[dict[str, Any]] | None, dict[str, A
 
 
 def _from_json(value: object, key: str) -> Any:
-    """The value of JSON text, or the value itself; nulls, which tables put into empty cells, are dropped."""
+    """A JSON value, parsed if it is text; keys with null values, which tables add, are dropped. `key`: its column."""
     try:
         if isinstance(value, str) and value:
             value = json.loads(value)
@@ -305,7 +305,7 @@ def _without_nulls(value: object) -> Any:
 
 
 def from_text(row: Row, columns: Sequence[str]) -> Row:
-    """The row, with message lists that were written as JSON or as Python text read as lists.
+    """The row, with message lists that its `columns` hold as JSON or Python text parsed into lists.
 
     Raises:
         Unusable: a text begins like a list of messages, and is neither JSON nor Python.
@@ -321,7 +321,7 @@ def from_text(row: Row, columns: Sequence[str]) -> Row:
 
 
 def python_or_json(value: str) -> Any:
-    """The value that JSON or a Python literal writes, or None."""
+    """The value of a text that is JSON or a Python literal, or None if it is neither."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(value)
@@ -340,7 +340,7 @@ def _is_messages(value: object) -> bool:
 
 
 def shape(value: object) -> str:
-    """The kind of a value, as layouts name it: "text", "texts", "objects", "object", "number", "null" or "other"."""
+    """The kind of a value, for layouts: "text", "texts", "objects", "object", "number", "null" or "other"."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, list) and value:
@@ -355,7 +355,7 @@ def shape(value: object) -> str:
 
 
 def kind(value: object) -> str:
-    """The kind of a value in words, for messages."""
+    """The kind of a value in words, for error messages: "a string", "a list of objects"."""
     names = {type(None): "null", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
     if isinstance(value, list):
         words = dict.fromkeys("list" if isinstance(item, list) else kind(item).split()[-1] for item in value)
