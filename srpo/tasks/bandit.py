@@ -49,12 +49,12 @@ STARTS_CAPTION = "SRPO from the reference and from random starts, on exact frequ
 
 @dataclass(frozen=True)
 class Panel:
-    """One method on one data set.
+    """Record of one method trained on pairs from one collecting policy.
 
     Attributes:
         method: a key of `OBJECTIVES`.
         collector: a key of `COLLECTORS`.
-        path: [steps + 1][A] π after each step of Adam on the sampled pairs, the start first.
+        path: [steps + 1][A] policy π at the start and after each step of Adam on the sampled pairs.
         fitted: [A] π that minimises the loss on the sampled pairs.
         resampled: [SAMPLES][A] π fitted to fresh pairs of successive seeds; the first is `fitted`.
         population: [A] π that minimises the loss on the exact frequencies.
@@ -72,11 +72,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Start:
-    """SRPO carried to convergence from one start, on the exact frequencies under mu1.
+    """Record of SRPO carried to convergence from one start, on the exact pair frequencies of the collector mu1.
 
     Attributes:
         alpha: weight of the improvement term.
-        start: "reference", or the seed of N(0, 1) logits.
+        start: "reference", or the seed of normally distributed starting logits.
         pi: [A] π at convergence.
         excess: loss at convergence minus the loss of the closed form, which is the minimum.
     """
@@ -89,7 +89,7 @@ class Start:
 
 @dataclass(frozen=True)
 class BanditResult:
-    """All numbers of the figure and the tables."""
+    """Record of all numbers in the figure and the tables of the bandit run."""
 
     steps: int
     seed: int
@@ -104,7 +104,7 @@ class BanditResult:
         return [method for method, answers in best.items() if len(answers) > 1]
 
     def fits(self) -> list[list[str]]:
-        """Table of the fits as text, header first."""
+        """Table of the fitted policies as rows of text, header first."""
         head = ["pairs", "sampled", "exact", "closed form", "best"]
         rows = []
         for panel in self.panels:
@@ -129,7 +129,7 @@ class BanditResult:
         )
 
     def starting_points(self) -> list[list[str]]:
-        """Table of the starting points as text, header first."""
+        """Table of SRPO's results from several starting points as rows of text, header first."""
         head = ["α", "start", "π at convergence", "excess loss", "best"]
         rows = [
             [f"{s.alpha:g}", s.start, _probabilities(s.pi), f"{abs(s.excess):.1g}", f"y{argmax(s.pi)}"]
@@ -138,7 +138,7 @@ class BanditResult:
         return [head, *rows]
 
     def verdict(self) -> str:
-        """One sentence that names the methods whose best answer moves with the collector."""
+        """Returns one sentence that names the methods whose best answer moves with the collector."""
         moved = self.moved()
         stays = [panel.method for panel in self.panels if panel.collector == "mu0" and panel.method not in moved]
         parts = []
@@ -150,13 +150,14 @@ class BanditResult:
 
 
 def argmax(pi: list[float]) -> int:
-    """Index of the most probable answer."""
+    """Index of the most probable answer under the probabilities `pi`."""
     return max(range(len(pi)), key=pi.__getitem__)
 
 
 def run_bandit(output_dir: str | Path, *, steps: int = 1500, seed: int = 0) -> BanditResult:
-    """Fits every method under both collectors and writes bandit.png, bandit.svg, results.json, trajectories.csv and
-    table.md.
+    """Fits every method on pairs from each of the two collecting policies.
+
+    Writes bandit.png, bandit.svg, results.json, trajectories.csv and table.md.
 
     Args:
         output_dir: folder for the files; made if missing.
@@ -185,10 +186,10 @@ def run_bandit(output_dir: str | Path, *, steps: int = 1500, seed: int = 0) -> B
 
 
 def draw(result: BanditResult, kind: str) -> bytes:
-    """Draws π against Adam steps: one row per collector, one column per method, closed forms dashed.
+    """Draws an image of π against Adam steps: one row per collector, one column per method, closed forms dashed.
 
     Args:
-        kind: "png" or "svg".
+        kind: file format, "png" or "svg".
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -245,7 +246,7 @@ def _subscript(name: str) -> str:
 
 
 def _game(collector: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Preferences [A, A], the collector [A] and a uniform reference [A]."""
+    """Tensors of the game: preferences [A, A], probabilities of the named collector [A], uniform reference [A]."""
     preferences, mu = torch.tensor(P, dtype=torch.float64), torch.tensor(COLLECTORS[collector], dtype=torch.float64)
     return preferences, mu, torch.full_like(mu, 1 / len(mu))
 

@@ -43,7 +43,7 @@ NINES = 0.7  # share of columns that pass a carry on, out of distribution
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The base model and its training.
+    """Settings of the carry task's base model and of its training.
 
     Attributes:
         digits: digits of each operand.
@@ -70,7 +70,7 @@ class BaseConfig:
 
 
 def operands(n: int, digits: int, split: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws the digits of two operands, [N, D] each.
+    """Draws the digits of `n` pairs of operands; returns two tensors [N, D].
 
     Raises:
         ConfigError: `split` is neither "in" nor "out".
@@ -89,7 +89,7 @@ def operands(n: int, digits: int, split: str, generator: torch.Generator) -> tup
 
 
 def answers(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """Digits of the sums, [N, A]."""
+    """Digits of the sums of the operands a and b, [N, A], from the operands' digits."""
     answer_NA = torch.zeros(len(a_ND), a_ND.shape[1] + 1, dtype=torch.long)
     carry_N = torch.zeros(len(a_ND), dtype=torch.long)
     for column in range(a_ND.shape[1] - 1, -1, -1):
@@ -101,7 +101,7 @@ def answers(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def with_mistakes(answer_NA: Tensor, a_ND: Tensor, b_ND: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Answers with mistakes, [N, A]: each digit but the last forgets or invents its incoming carry at a rate."""
+    """Copies right answers, [N, A]; each digit but the last forgets or invents its carry with probability `rate`."""
     no_carry_NA = F.pad((a_ND + b_ND) % 10, (1, 0))
     carry_in_NA = (answer_NA - no_carry_NA) % 10
     wrong_NA = torch.rand(answer_NA.shape, generator=generator) < rate
@@ -110,7 +110,7 @@ def with_mistakes(answer_NA: Tensor, a_ND: Tensor, b_ND: Tensor, rate: float, ge
 
 
 def sums(n: int, split: str, *, digits: int = 5, seed: int = 0) -> list[dict[str, str]]:
-    """Rows with `prompt` and `gold`, a function of the seed.
+    """Draws `n` sums as rows with `prompt` and `gold` (the right answer); equal seeds give equal rows.
 
     Example:
         >>> sums(1, "in", digits=3, seed=1)[0]["prompt"][3]
@@ -129,21 +129,21 @@ def sums(n: int, split: str, *, digits: int = 5, seed: int = 0) -> list[dict[str
 
 
 def carry_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer with one token per character of a sum."""
+    """Returns the carry task's tokenizer: one token per character of a sum."""
     return character_tokenizer(ALPHABET)
 
 
 def untrained_base(config: BaseConfig) -> LlamaForCausalLM:
-    """Returns a Llama of the configured shape with random weights."""
+    """Returns the untrained base model: a Llama of the configured shape with random weights."""
     shape = {"hidden": config.hidden, "layers": config.layers, "heads": config.heads}
     return small_llama(carry_tokenizer(), window=64, seed=config.seed, **shape)
 
 
 def train_base(config: BaseConfig, right: Answers | None = None) -> Iterator[tuple[int, float, LlamaForCausalLM]]:
-    """Trains the base from scratch; yields (step, loss, model) after each step.
+    """Trains the base model from scratch; yields (step, loss, model) after each step.
 
     Args:
-        right: computes the right answers to two operands, for another task than sums; None stands for `answers`.
+        right: computes the right answers to two operands, for another task than sums; None computes sums.
     """
     tokenizer, generator = carry_tokenizer(), torch.Generator().manual_seed(config.seed)
     batches = (_both_roles(config, tokenizer, generator, right or answers) for _ in range(config.steps))
@@ -190,7 +190,7 @@ def _both_roles(
 def label(
     rows: list[dict[str, str]], first: list[str], second: list[str], judge: Judge = per_character
 ) -> list[dict[str, str]]:
-    """Preference rows from two answers to each prompt; prompts whose answers get the same score are dropped."""
+    """Makes preference rows from two answers (`first`, `second`) to each prompt; drops prompts with equal scores."""
     pairs = []
     for row, one, other in zip(rows, first, second, strict=True):
         score, rival = (judge(row["prompt"], answer, row["gold"]) for answer in (one, other))
@@ -201,5 +201,5 @@ def label(
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes one JSON object per line."""
+    """Writes the rows to `path`, one JSON object per line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

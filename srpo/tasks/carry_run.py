@@ -22,7 +22,7 @@ Rows = Mapping[str, list[dict[str, str]]]
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """Settings that the search chose for one method.
+    """Settings of one method, chosen by the search over hyperparameters.
 
     Attributes:
         objective, beta, learning_rate, alpha: settings of the training; only SRPO uses alpha.
@@ -48,7 +48,7 @@ CHOSEN: Mapping[str, MethodSettings] = {
 
 
 def way_of(system: str) -> str:
-    """How a system's answers are drawn: by a policy, or by "best_of", which draws further drafts instead."""
+    """How a system answers: the rule that keeps revisions, or "best_of", which draws further drafts instead."""
     if system.endswith("_best_of"):
         return "best_of"
     return "if_preferred" if system == "srpo" else "always"
@@ -56,7 +56,7 @@ def way_of(system: str) -> str:
 
 @dataclass(frozen=True)
 class CarryConfig:
-    """Sizes of a run.
+    """Sizes and settings of one run of the carry demo.
 
     Attributes:
         base: the base model; each run replaces its seed.
@@ -81,14 +81,14 @@ class CarryConfig:
 # First seeds, to which a run's seed is added: pairs, evaluation and validation never share sums.
 _PAIRS, EVALUATION, VALIDATION = 1_000_000, 2_000_000, 3_000_000
 _DRAW_BATCH = 1000
-_NEW_TOKENS = 1  # of an answer besides its digits: the terminator
+_NEW_TOKENS = 1  # tokens of an answer besides its digits: the terminator
 
 
 # ---------------------------------------------------------------------- stages
 
 
 def make_base(folder: Path, config: BaseConfig, show: Callable[[int, int, float], None] | None = None) -> None:
-    """Trains the base on the configured number of threads and saves model, tokenizer and template."""
+    """Trains the base model in `folder` and saves it with tokenizer and template; `show` receives the progress."""
     import torch
 
     threads, model = torch.get_num_threads(), None
@@ -106,7 +106,7 @@ def make_base(folder: Path, config: BaseConfig, show: Callable[[int, int, float]
 
 
 def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int) -> None:
-    """Draws two answers of the base to each sum and writes preference rows to pairs.jsonl."""
+    """Draws two answers of the base model to each sum and writes preference rows to `folder`/pairs.jsonl."""
     from srpo.revise.reviser import Reviser
 
     rows = sums(config.sampled, "in", digits=config.base.digits, seed=_PAIRS + seed)
@@ -119,7 +119,7 @@ def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int) -> None
 
 
 def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, method: str, seed: int) -> None:
-    """Trains one method from the base and saves the model."""
+    """Trains the method (a key of `config.methods`) from the base model on the pairs; saves the model in `folder`."""
     from transformers import PrinterCallback
 
     from srpo.train.config import SRPOConfig
@@ -148,7 +148,7 @@ def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, met
 
 
 def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, system: str, rows: Rows, seed: int) -> None:
-    """Draws one system's drafts and revisions of every sum; one file of trails per split and temperature."""
+    """Draws a system's drafts and revisions of all `rows`; writes one file of trails per split and temperature."""
     from srpo.evaluate.controls import best_of
     from srpo.revise.reviser import Reviser
     from srpo.revise.settings import RevisionSettings
@@ -174,7 +174,7 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
 
 
 def cells(config: CarryConfig, system: str) -> list[tuple[str, float]]:
-    """The (split, temperature) pairs of a system; best-of needs sampling, since greedy drafts are all the same."""
+    """The (split, temperature) pairs at which a system answers; best-of needs sampling, as greedy drafts are equal."""
     temperatures = [each for each in config.temperatures if each or way_of(system) != "best_of"]
     return [(split, temperature) for split in SPLITS for temperature in temperatures]
 
@@ -185,7 +185,7 @@ def trail_file(split: str, temperature: float) -> str:
 
 
 def evaluation_rows(config: CarryConfig, seed: int, start: int = EVALUATION) -> Rows:
-    """Draws the sums of both splits; `start` is `EVALUATION` or `VALIDATION`."""
+    """Draws the sums of both splits, as rows by split; `start` is the first seed, `EVALUATION` or `VALIDATION`."""
     return {
         split: sums(config.prompts, split, digits=config.base.digits, seed=start + 1000 * i + seed)
         for i, split in enumerate(SPLITS)
@@ -197,13 +197,13 @@ def evaluation_rows(config: CarryConfig, seed: int, start: int = EVALUATION) -> 
 
 @dataclass(frozen=True)
 class Job:
-    """A method to train and the systems to draw from it, in plain values that can be sent to another process.
+    """Record of a method to train and the systems to draw from it; it can be sent to another process.
 
     Attributes:
         run: folder of the seed's run, with its base and pairs.
         method: key of `CarryConfig.methods`, or "base", which needs no training.
         systems: systems to draw with the trained model.
-        config, seed: sizes and seed of the run.
+        config, seed: settings and seed of the run.
         start: first seed of the sums, `EVALUATION` or `VALIDATION`.
         name: folder of the model in `run`; empty for the name of the method.
     """
@@ -248,7 +248,7 @@ def work(job: Job) -> dict[str, float]:
 
 
 def trail_folder(job: Job, system: str) -> Path:
-    """Folder of a system's trails."""
+    """Folder that holds the trails of one of the job's systems."""
     return Path(job.run) / "trails" / (f"{job.name}.{system}" if job.name else system)
 
 
@@ -261,7 +261,7 @@ def _settings(config: CarryConfig, seed: int, *names: str) -> dict[str, Any]:
 
 @dataclass
 class StageLog:
-    """Callbacks for progress, which the command line prints.
+    """Record of two callbacks that report progress to the command line.
 
     Attributes:
         stage: called with (name, seconds) after each stage; seconds are 0.0 for a reused stage.
@@ -273,7 +273,7 @@ class StageLog:
 
 
 def start_run(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> CarryConfig:
-    """Makes base, pairs and prompts of a seed; returns the configuration with the base's seed set."""
+    """Makes a seed's base model, pairs and prompts in `folder`; returns the configuration with the base's seed set."""
     config = replace(config, base=replace(config.base, seed=seed))
     base, pairs = folder / "base", folder / "pairs"
     took = run_stage(base, _settings(config, seed, "base"), lambda into: make_base(into, config.base, log.progress))

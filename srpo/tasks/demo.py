@@ -57,7 +57,7 @@ def run_demo(
     config: CarryConfig | None = None,
     log: StageLog | None = None,
 ) -> dict[TrailsKey, ScoredTrails]:
-    """Runs every seed and scores its trails.
+    """Runs the demo for every seed and scores the trails that it drew.
 
     Args:
         output_dir: folder with one subfolder per seed; finished stages with the same settings are reused.
@@ -99,12 +99,12 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> lis
 
 
 def verdict(scored: Mapping[TrailsKey, ScoredTrails], config: CarryConfig) -> Results:
-    """Means, intervals and the answers to the task's `questions`."""
+    """Summarises scored trails: means, confidence intervals, and the answers to the demo's `questions`."""
     return summarise(grouped(scored), questions(config), highlight="srpo", labels=LABELS)
 
 
 def questions(config: CarryConfig) -> list[Question]:
-    """The comparisons that the demo reports.
+    """The comparisons of systems that the demo reports.
 
     Does the first revision improve the draft? Does SRPO, at its best number of revisions on validation, beat the best
     of as many drafts of its own, and the other methods at their best?
@@ -121,7 +121,7 @@ def questions(config: CarryConfig) -> list[Question]:
 
 
 def settings_shown(config: CarryConfig) -> dict[str, str]:
-    """The run's settings, as text for the report."""
+    """The demo's settings as text for the report."""
     settings = asdict(config)
     methods = {name: json.dumps(method) for name, method in settings.pop("methods").items()}
     return {name: json.dumps(value) for name, value in settings.items()} | methods

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Outcomes(NamedTuple):
-    """A batch of rows with two possible next tokens for each position.
+    """Record of a batch of token rows with two possible next tokens for each position: right and mistaken.
 
     Attributes:
         ids_NL: token ids of the rows, padded on the right.
@@ -48,7 +48,7 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
 def small_llama(
     tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, heads: int, window: int, seed: int
 ) -> LlamaForCausalLM:
-    """Returns a Llama of the given shape with random weights."""
+    """Returns a Llama of the given shape with random weights drawn from `seed`; `window` is its context in tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -70,7 +70,7 @@ def small_llama(
 def fit(
     model: LlamaForCausalLM, batches: Iterable[Outcomes], *, steps: int, learning_rate: float, mistakes: float
 ) -> Iterator[tuple[int, float, LlamaForCausalLM]]:
-    """Trains on one batch per step; yields (step, loss, model) after each step.
+    """Trains a model on one batch of `Outcomes` per step; yields (step, loss, model) after each step.
 
     The loss weighs the two outcomes of a token by their probabilities. Its expectation equals that of drawing one
     outcome, without the noise of drawing.

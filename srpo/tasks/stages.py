@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 def run_stage(folder: Path, settings: dict[str, Any], work: Callable[[Path], None]) -> float:
-    """Does the work in an empty folder, unless the folder already holds its result for these settings.
+    """Calls `work` in an empty folder, unless the folder already holds its result for these settings.
 
     The folder is marked as done last, so an interrupted stage is done again.
 
@@ -49,7 +49,7 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def side_by_side(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-    """Yields the results in the order of the jobs, computed by one spawned process per core."""
+    """Yields `function(job)` for each job, in order, computed in parallel by one spawned process per core."""
     jobs = list(jobs)
     workers = max(1, min(len(jobs), os.cpu_count() or 1))
     if workers == 1:
