@@ -1,4 +1,4 @@
-"""Settings of a training run besides `SRPOConfig`: the model, the data and the run itself. Names are TRL's."""
+"""Dataclasses of a training run's settings besides `SRPOConfig`: model, data, and the run itself. Names are TRL's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from srpo.train.config import DATA, EVALUATION, MODEL, PRESETS, REFERENCE, RUN, 
 
 @dataclass
 class ModelArguments:
-    """The model to train, and its adapter."""
+    """Settings that choose the model to train and its adapter."""
 
     model_name_or_path: str | None = setting(None, "Folder or hub name of the model to train.", group=MODEL)
     ref_model_name_or_path: str | None = setting(
@@ -42,7 +42,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """The preference pairs."""
+    """Settings that choose the preference pairs for training and evaluation, and how they are read."""
 
     dataset_name: str | None = setting(
         None, "A JSONL, JSON, CSV or Parquet file of pairs, or a folder or name that `datasets` can load.", group=DATA
@@ -57,7 +57,7 @@ class DataArguments:
 
 @dataclass
 class RunArguments:
-    """Preset, resuming, and drafts and revisions during training."""
+    """Settings of a run: its preset, resuming, and the drafts and revisions drawn during training."""
 
     preset: str | None = setting(None, "Published configuration: " + ", ".join(PRESETS), group=RUN)
     resume: bool = setting(False, "Resume from the newest checkpoint in output_dir.", group=RUN)
@@ -83,10 +83,10 @@ GROUPS: tuple[Any, ...] = (SRPOConfig, ModelArguments, DataArguments, RunArgumen
 
 
 def known_settings(more: Iterable[Any] = ()) -> list[str]:
-    """Every key that a settings file of a training may hold.
+    """Returns the names of all settings that a settings file of a training may hold.
 
     Args:
-        more: further dataclasses of settings.
+        more: further dataclasses of settings besides those of `srpo train`.
     """
     own = [each.name for group in GROUPS for each in fields(group) if each.init]
     return own + [option.name for kind in more for option in options(kind)]
@@ -96,6 +96,7 @@ def read_settings(path: str, more: Iterable[Any] = ()) -> dict[str, Any]:
     """Reads a flat YAML file of training settings.
 
     Args:
+        path: the YAML file.
         more: further dataclasses whose settings the file may hold.
 
     Raises:
@@ -103,6 +104,6 @@ def read_settings(path: str, more: Iterable[Any] = ()) -> dict[str, Any]:
         ConfigError: not a flat mapping, or an unknown key.
     """
     found = read_file(path)
-    settings = {key: value for key, value in found.items() if key != "evaluate"}  # a recipe's section for that verb
+    settings = {key: value for key, value in found.items() if key != "evaluate"}  # a section for `srpo evaluate`
     expect_known(settings, known_settings(more), where=path, verb="train")
     return settings

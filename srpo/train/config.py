@@ -28,7 +28,7 @@ from srpo.sequences.tree_store import cache_folder
 from srpo.settings import as_mapping, expect_kinds, expect_known, expect_valid, setting, shared
 from srpo.train.transformers_settings import expect_valid_transformers, named, settings_in
 
-METHOD, DATA, MODEL, REFERENCE = "method", "data", "model and adapter", "reference"  # groups of the help page
+METHOD, DATA, MODEL, REFERENCE = "method", "data", "model and adapter", "reference"  # help page groups
 EVALUATION, RUN = "logging and evaluation", "run"
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def settings_of_preset(name: str | None) -> dict[str, Any]:
-    """Settings of a published configuration; {} for None.
+    """Settings of the published configuration with that name, as a new dict; {} if `name` is None.
 
     Raises:
         ConfigError: unknown name.
@@ -153,7 +153,7 @@ class SRPOConfig(TrainingArguments):
     remove_unused_columns: bool = setting(False, "Has no effect: rows are token trees without columns.")
 
     def __new__(cls, *args: Any, **settings: Any) -> SRPOConfig:
-        """Checks the names of all keywords; Python itself names the first unknown one only."""
+        """Checks all keyword names and reports every unknown one; Python itself would name only the first."""
         expect_known(settings, [each.name for each in fields(cls)], where="SRPOConfig")
         return super().__new__(cls)
 
@@ -168,7 +168,7 @@ class SRPOConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not (self.use_cpu or self.fp16) and torch.cuda.is_available() and _has_bf16()
         if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers would ask for it
+            self.use_cpu = True  # without this setting, transformers would ask for it
         with named(given):
             super().__post_init__()
 
@@ -180,7 +180,7 @@ class SRPOConfig(TrainingArguments):
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> SRPOConfig:
-        """A published configuration; `settings` override its values.
+        """Creates the settings of the published configuration with that name; `settings` override its values.
 
         Raises:
             ConfigError: unknown preset.
@@ -188,36 +188,36 @@ class SRPOConfig(TrainingArguments):
         return cls(**{**settings_of_preset(name), **settings})
 
     def loading_options(self) -> dict[str, Any]:
-        """`model_init_kwargs` as a dict; the command line gives JSON."""
+        """Returns `model_init_kwargs` as a dict; from the command line they arrive as JSON text."""
         options = as_mapping(self.model_init_kwargs, "model_init_kwargs")
         if "trust_remote_code" in options:
             fix = "it is a setting of its own: --trust_remote_code"
             raise ConfigError("contains trust_remote_code", where="model_init_kwargs", fix=fix)
         if "torch_dtype" in options:
             raise ConfigError("contains torch_dtype", where="model_init_kwargs", fix="use its newer name, dtype")
-        redacted(options)  # remembers a token among them
+        redacted(options)  # remembers an access token among the options, so that messages hide it
         return options
 
     def reference_folder(self) -> Path | None:
-        """Folder of cached reference log-probs; None without a cache."""
+        """Folder of cached reference log-probs, or None if these settings use no cache."""
         return self.reference_cache_folder() if self.reference_cache or self.precompute_ref_log_probs else None
 
     def reference_cache_folder(self) -> Path:
-        """`reference_cache`, or the default folder beside the tokenised rows."""
+        """Folder for a reference cache: `reference_cache`, or the default folder beside the tokenised rows."""
         return Path(self.reference_cache) if self.reference_cache else cache_folder() / "reference"
 
     def expect_still_reference(self) -> None:
-        """Checks that a moving reference is not cached.
+        """Checks that these settings do not cache a reference that moves during training.
 
         Raises:
-            ConfigError: it is.
+            ConfigError: both a moving reference and a cache are set.
         """
         if self.sync_ref_model and self.reference_folder():
             fix = "leave reference_cache and precompute_ref_log_probs out, or sync_ref_model"
             raise ConfigError("log-probs of a moving reference cannot be cached", where="sync_ref_model", fix=fix)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings for loggers, without secrets, also inside `model_init_kwargs`."""
+        """The settings as a dict for loggers; secrets are removed, also those inside `model_init_kwargs`."""
         shown: dict[str, Any] = redacted({**super().to_dict(), "model_init_kwargs": self.loading_options() or None})
         return shown
 

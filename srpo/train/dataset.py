@@ -1,4 +1,4 @@
-"""Preference rows → the trees that a trainer draws batches from."""
+"""Turns preference rows into the prefix trees that a trainer draws batches from."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def first_rows(rows: T, most: int) -> T | list[Any]:
-    """The first rows of a stream, which has no length and may never end; anything else unchanged.
+    """Returns the first rows of a stream, which may never end; any other kind of `rows` is returned unchanged.
 
     Args:
         most: number of rows; 0 or less takes all.
@@ -41,11 +41,11 @@ def first_rows(rows: T, most: int) -> T | list[Any]:
 
 @dataclass
 class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
-    """One prefix tree per usable pair.
+    """Torch data set with one prefix tree per usable preference pair.
 
     Attributes:
         trees: the trees, in the order of the rows.
-        where: `file:line` or `row n` of each.
+        where: `file:line` or `row n` of each tree's pair.
         rejects: rows left out, with their reasons.
         cut: `file:line` or `row n` of each pair whose prompt was cut → tokens cut.
         tokenised: pairs rendered for this data set; 0 if all came from the store of an earlier run or `srpo check`.
@@ -74,7 +74,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         num_proc: int | None = None,
         cache: str | Path | None = None,
     ) -> TreeDataset:
-        """Reads, renders and packs.
+        """Reads preference rows, renders them to token ids and packs them into trees.
 
         Args:
             source: path of a file, rows, or a `Source`.
@@ -128,7 +128,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         return made
 
     def digest(self) -> str:
-        """sha256 of the trees in order: identifies the training data, whatever its source."""
+        """sha256 of all trees in order, which identifies the training data independently of its source."""
         return self.trees.digest()
 
     def __len__(self) -> int:
@@ -138,11 +138,11 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         return index, self.where[index], self.trees[index]
 
     def row_content(self, index: int) -> bytes:
-        """Bytes that identify the tree of a row."""
+        """Bytes that identify the content of the tree at `index`."""
         return self.trees.content(index)
 
     def size(self, index: int) -> int:
-        """Packed tokens of a row."""
+        """Number of packed tokens of the tree at `index`."""
         return self.trees.size(index)
 
     @property
@@ -152,14 +152,14 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
 
     @property
     def sharing(self) -> float:
-        """Flat tokens per packed token."""
+        """Ratio of flat tokens (six separate sequences per pair) to packed tokens, over all trees."""
         return self.trees.flat_tokens / self.trees.packed_tokens
 
 
 def warn_of_shared_prompts(
     data: TreeDataset | None, evaluation: TreeDataset | dict[str, TreeDataset | None] | None
 ) -> None:
-    """Warns of evaluation prompts that are trained on."""
+    """Logs a warning if prompts of the evaluation sets are also in the training data."""
     for name, each in (evaluation if isinstance(evaluation, dict) else {"evaluation": evaluation}).items():
         if data is not None and each is not None and (shared := len(data.prompts & each.prompts)):
             log.warning("srpo: %s: %d of %d prompts are trained on", name, shared, len(each.prompts))
@@ -182,7 +182,7 @@ def _content(pairs: list[Pair]) -> str:
 
 
 def collate(rows: Sequence[tuple[int, str, PrefixTree]]) -> dict[str, Any]:
-    """A batch: `row` [B] indices into the data set, the place of each row, and the trees."""
+    """Makes a batch from items of a `TreeDataset`: `row` [B] indices, `where` each row came from, and the `trees`."""
     index, where, trees = zip(*rows, strict=True)
     return {"row": torch.tensor(index), "where": list(where), "trees": list(trees)}
 

@@ -23,7 +23,7 @@ from srpo.sequences.tree import PrefixTree
 
 log = logging.getLogger("srpo")
 HALF = (torch.float16, torch.bfloat16)
-_NOISE = ("drop", "jitter")  # parts of the names of attributes that switch random noise on
+_NOISE = ("drop", "jitter")  # parts of the names of model attributes that switch random noise on
 
 
 # ---------------------------------------------------------------------- before the first step
@@ -69,7 +69,7 @@ def _adapter_weights(policy: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def disable_noise(policy: nn.Module) -> Callable[[], Any]:
-    """Sets every dropout and jitter of a model to zero: modules, attributes of modules, and its configuration.
+    """Sets every dropout and jitter of a model to zero, in its modules, their attributes and its configuration.
 
     Returns:
         A context manager that puts the configuration's own values back, for saving.
@@ -95,16 +95,18 @@ def disable_noise(policy: nn.Module) -> Callable[[], Any]:
 
 
 def _noisy(thing: object) -> list[str]:
-    """Names of attributes that hold the strength of a dropout or jitter."""
+    """Names of the attributes of a module or configuration that hold a positive strength of dropout or jitter."""
     named = ((name, value) for name, value in vars(thing).items() if any(part in name for part in _NOISE))
     return [name for name, value in named if isinstance(value, float) and value > 0]
 
 
 def expect_batch(pairs: int, batch: int, processes: int) -> None:
-    """Checks that `dataloader_drop_last` leaves a batch.
+    """Checks that the pairs fill at least one batch, as `dataloader_drop_last` drops a partial batch.
 
     Args:
+        pairs: number of training pairs.
         batch: pairs in a batch of one process.
+        processes: number of processes.
 
     Raises:
         ConfigError: the pairs do not fill one batch of every process.
@@ -135,7 +137,7 @@ class FirstStep:
         self._worst, self._allowed = 0.0, math.inf
 
     def add(self, trees: Sequence[PrefixTree], policy: SixLogps, reference: SixLogps) -> None:
-        """Takes in the log-probs of a micro-batch."""
+        """Adds the policy's and the reference's log-probs of a micro-batch to the checks."""
         if not self._checks_ratios:
             return
         read = 2 if len(trees[0].answers) == 2 else 6
@@ -146,7 +148,7 @@ class FirstStep:
             self._worst, self._allowed = off, allowed
 
     def expect(self, model: nn.Module, norm: float | None) -> None:
-        """Checks the log-ratios and the gradients, before the optimiser steps.
+        """Checks the log-ratios added so far and the gradients, whose norm is `norm`, before the optimiser steps.
 
         Raises:
             SRPOError: a log-ratio is not zero, or every gradient is.

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def name_of(model: str | nn.Module) -> str:
-    """Path or hub name of a model; "" for a model made in memory."""
+    """Returns the path or hub name of a model; "" for a model made in memory."""
     return model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or ""
 
 
 def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Module | None:
-    """The reference that the user gives, loaded like the policy if it is a name; None for the policy itself."""
+    """Loads a reference given by name as the policy is loaded; returns a model or None (no own reference) unchanged."""
     if not isinstance(ref_model, str):
         return ref_model
-    own = ("revision", "base_model")  # of the policy
+    own = ("revision", "base_model")  # options that belong to the policy only
     options = {key: value for key, value in args.loading_options().items() if key not in own}
     reference: nn.Module = load_model(ref_model, trust_remote_code=args.trust_remote_code, **options)
     return reference
@@ -33,7 +33,7 @@ def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Mo
 def load_policy(
     model: str | nn.Module, args: SRPOConfig, quantization_config: object, peft_config: PeftConfig | None
 ) -> Any:
-    """The model to train: loaded if given by name, with a new adapter if `peft_config` asks for one."""
+    """Returns the model to train: loaded if given by name, with a new adapter if `peft_config` asks for one."""
     policy: Any = model
     if isinstance(model, str):
         options = dict(args.loading_options())

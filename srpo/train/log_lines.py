@@ -21,12 +21,12 @@ from srpo.progress import Progress, clock
 from srpo.train.view import TrainerView
 
 log = logging.getLogger("srpo")
-REPLACED = (PrinterCallback, ProgressCallback)  # transformers' own, which print every metric as one dict
+REPLACED = (PrinterCallback, ProgressCallback)  # transformers' own callbacks, which print every metric as one dict
 SHOWN = {"loss": "loss {:.4f}", "rewards/margins": "margin {:.4g}", "rewards/accuracies": "accuracy {:.0%}"}
 
 
 class LogLines(TrainerCallback):
-    """Logs steps, loss, margin, accuracy, seconds a step and time left; metrics.jsonl has every metric."""
+    """Callback that logs steps, loss, margin, accuracy, seconds per step and time left in one line."""
 
     def __init__(self, trainer: TrainerView) -> None:
         self._trainer = trainer
@@ -93,7 +93,7 @@ def _shown(logs: Mapping[str, float], prefix: str) -> list[str]:
 
 
 def _cost(trainer: TrainerView, state: TrainerState) -> list[str]:
-    """Lines about the size of the run: steps, pairs and tokens, then weights."""
+    """Lines about the size of a trainer's run: steps, pairs and tokens, then weights."""
     args, pairs = trainer.args, trainer.train_dataset
     lines = []
     if pairs is not None:
@@ -110,7 +110,7 @@ def _cost(trainer: TrainerView, state: TrainerState) -> list[str]:
 
 
 def _memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: of the GPU if it trains, otherwise of the processor."""
+    """Peak memory of this process in bytes: GPU memory if `device` is a GPU, otherwise main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

@@ -22,7 +22,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float) -> dict[str, Tensor]:
-    """[B] values by metric name.
+    """Metrics of a batch: [B] values by metric name.
 
     `rewards/*` (β times log-ratio) and `logps/*` (nats) are TRL's. `revision/margins/*` is β times each of the six
     log-ratios. `revision/improvement_accuracy` is the share of the two drafts whose better revision the model prefers.
@@ -50,7 +50,7 @@ def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: 
 
 
 def names_of(objective: Objective) -> set[str]:
-    """Names of an evaluation's metrics, without the data set's prefix; one of them can choose the best checkpoint."""
+    """Names of an evaluation's metrics under an objective, without prefix; each can choose the best checkpoint."""
     zero_B, none_B = torch.zeros(1), torch.full((1,), torch.nan)
     given_B = none_B if objective.drafts_only else zero_B
     six = SixLogps(zero_B, zero_B, given_B, given_B, given_B, given_B)
@@ -59,14 +59,14 @@ def names_of(objective: Objective) -> set[str]:
 
 
 class Measured:
-    """Metrics since the last log, kept separately for training and for evaluation."""
+    """Collects the metrics since the last log, separately for training and evaluation."""
 
     def __init__(self) -> None:
         self._waiting: list[dict[str, Tensor]] = []
         self._values: dict[str, dict[str, list[float]]] = {}
 
     def add(self, columns: dict[str, Tensor]) -> None:
-        """Adds [B] values of a piece of a batch.
+        """Adds a piece of a batch: `columns` are [B] values by metric name.
 
         Values stay on this process until the batch is complete: processes may cut their batches into different numbers
         of pieces, and gathering waits for all processes.
@@ -85,20 +85,20 @@ class Measured:
             into[name] += values_B
 
     def means(self, mode: str, prefix: str = "") -> dict[str, float]:
-        """Means over all rows since the last call."""
+        """Means of the metrics over all rows since the last call, by prefixed name; `mode` is "train" or "eval"."""
         return {prefix + name: sum(values) / len(values) for name, values in self._values.pop(mode, {}).items()}
 
     def state(self, mode: str) -> dict[str, list[float]]:
-        """Values since the last log, as JSON values."""
+        """Metric values since the last log, as JSON values; `mode` is "train" or "eval"."""
         return {name: list(values) for name, values in self._values.get(mode, {}).items()}
 
     def restore(self, mode: str, state: dict[str, list[float]]) -> None:
-        """Restores the values that `state` returned."""
+        """Restores the metric values that the method `state` returned for this mode."""
         self._values[mode] = defaultdict(list, {name: list(values) for name, values in state.items()})
 
 
 class MetricsFile(TrainerCallback):
-    """Writes every log to metrics.jsonl in the run folder; resuming cuts the file back to the checkpoint's step."""
+    """Callback that writes every log to metrics.jsonl in the run folder; resuming cuts it to the checkpoint's step."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -131,7 +131,7 @@ def add_line(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _before(file: Path, state: TrainerState) -> list[str]:
-    """Lines up to the step that the run starts with.
+    """Lines of a metrics file up to the step at which the run starts or resumes.
 
     The checkpoint remembers all logs before its save, even if the file is gone. Later logs of the same step, such as
     the evaluation at the end of its epoch, come from the file.
@@ -143,7 +143,7 @@ def _before(file: Path, state: TrainerState) -> list[str]:
 
 
 def _step_of(line: str) -> int:
-    """The step of an evaluation's line; −1 for any other line, and for a torn one."""
+    """The step of a line of metrics.jsonl with evaluation metrics; −1 for any other line and for an incomplete one."""
     try:
         record = json.loads(line)
         return int(record["step"]) if any(key.startswith("eval_") for key in record) else -1

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 
 from srpo.sequences.tree import PrefixTree
 
-SHARE = "share"  # key: weight of a batch in its optimiser step; 1.0 if all batches have one size
+SHARE = "share"  # key in a batch: its weight in the optimiser step; 1.0 if all batches have one size
 
 
 def tokens_of(tree: PrefixTree, backend: str) -> int:
-    """Tokens that the back-end computes for a pair."""
+    """Number of tokens that the attention back-end computes for a pair's tree."""
     return tree.flat_tokens if backend == "flat" else len(tree)
 
 
@@ -30,7 +30,7 @@ def pieces(
     Order is kept: evaluation recognises rows that only pad the last batch by their position.
 
     Args:
-        most: tokens in a piece; None cuts nothing.
+        most: maximum tokens in a piece; None cuts nothing.
         accelerator: accelerator of several processes, which wait for each other at every piece. All of them then cut
             their batches, which have one size, into the same number of pieces.
 
@@ -50,7 +50,7 @@ def pieces(
 
 
 def _cut_again(ends: list[int], count: int) -> list[int]:
-    """Halves the longest piece until there are `count` pieces."""
+    """Halves the longest piece of a batch until there are `count` pieces; `ends` are the pieces' boundaries."""
     while len(ends) - 1 < count:
         start, stop = max(pairwise(ends), key=lambda piece: piece[1] - piece[0])
         assert stop - start > 1, "batches of several processes have one size"
@@ -71,7 +71,7 @@ def share_out(batches: list[dict[str, Any]], accelerator: Accelerator) -> None:
 
 
 def _part(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """Rows `start` to `stop` of every column, with their share; other entries unchanged."""
+    """Piece of a batch: rows `start` to `stop` of every column, with their share; other entries unchanged."""
     count = len(inputs["trees"])
     part = {
         name: value[start:stop] if isinstance(value, list | tuple | torch.Tensor) and len(value) == count else value

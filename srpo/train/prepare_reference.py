@@ -27,7 +27,7 @@ Settle = Callable[[nn.Module, list[PrefixTree]], str]
 
 
 def make_reference(policy: nn.Module, ref_model: nn.Module | None, args: SRPOConfig) -> Reference | CachedReference:
-    """Creates the reference; without `ref_model` it is the policy as it is now."""
+    """Creates the reference from `ref_model`; if it is None, the reference is the policy as it is now."""
     if args.sync_ref_model:
         return MovingReference(policy, ref_model)
     if (folder := args.reference_folder()) is None:
@@ -37,7 +37,7 @@ def make_reference(policy: nn.Module, ref_model: nn.Module | None, args: SRPOCon
 
 
 def make_ready(trainer: TrainerView, settle: Settle) -> None:
-    """Prepares the reference before the first step.
+    """Prepares the trainer's reference before the first step.
 
     Moves a reference model to its device. With a cache: checks a few cached log-probs, and under
     `precompute_ref_log_probs` computes the missing ones.
@@ -54,7 +54,7 @@ def make_ready(trainer: TrainerView, settle: Settle) -> None:
             if getattr(args, name):
                 # A process with a cache hit would skip a forward pass, and sharded weights need all processes in it.
                 raise ConfigError("does not work with FSDP or DeepSpeed", where=name, fix="leave it out")
-    # First: a reference scored on the wrong device would be cached under the name of the right one.
+    # This comes first: a reference scored on the wrong device would be cached under the name of the right one.
     reference.prepare(lambda frozen: trainer.accelerator.prepare_model(frozen, evaluation_mode=True))
     if isinstance(reference, CachedReference):
         with trainer.accelerator.autocast():
@@ -62,7 +62,7 @@ def make_ready(trainer: TrainerView, settle: Settle) -> None:
 
 
 def _fill(trainer: TrainerView, reference: CachedReference, settle: Settle) -> None:
-    """Checks cached rows, computes missing ones if asked for, and drops the reference model if all are cached."""
+    """Checks cached log-probs, computes missing ones if set, and drops the reference model if all are cached."""
     args = trainer.args
     sets = [data for data in sets_of(trainer) if len(data)]
     if not sets:
@@ -92,7 +92,7 @@ def _score(
     backend: str,
     batch: int,
 ) -> None:
-    """Computes missing reference log-probs; every process takes its part."""
+    """Computes missing reference log-probs in batches; `rows` lists them by data set; every process takes a part."""
     args, accelerator = trainer.args, trainer.accelerator
     every = [(data, i) for data, missing in rows for i in sorted(missing, key=data.size)]  # similar sizes together
     mine = every[accelerator.process_index :: accelerator.num_processes]
@@ -107,7 +107,7 @@ def _score(
 
 
 def _recheck(reference: CachedReference, sets: list[TreeDataset], backend: str) -> None:
-    """Computes a few cached rows again, chosen anew each time by a random generator of their own."""
+    """Computes the log-probs of a few cached pairs again; a separate random generator chooses the pairs."""
     for data in sets:
         cached = sorted(set(range(len(data))) - set(_missing(reference, data, backend)))
         some = random.Random().sample(cached, min(CHECKED_ROWS, len(cached)))
@@ -120,7 +120,7 @@ def _missing(reference: CachedReference, data: TreeDataset, backend: str) -> lis
 
 
 def sets_of(trainer: TrainerView) -> list[TreeDataset]:
-    """The training set and all evaluation sets."""
+    """List of a trainer's training set and all its evaluation sets."""
     evaluation = trainer.eval_dataset
     sets = [trainer.train_dataset, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
     return [data for data in sets if isinstance(data, TreeDataset)]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("srpo")
 
-# (trainer, evaluation data, settings of the run) → a callback that draws and judges. The caller supplies it, because
+# (trainer, evaluation data, run settings) → a callback that draws and judges answers. The caller supplies it, as
 # training does not import the evaluation.
 Watcher = Callable[["SRPOTrainer", Source, RunArguments], TrainerCallback]
 
@@ -42,11 +42,11 @@ def train(
     command: Sequence[str] = (),
     watch: Watcher | None = None,
 ) -> Mapping[str, float]:
-    """Trains and saves to `config.output_dir`.
+    """Trains a model with the given settings and saves it to `config.output_dir`.
 
     Args:
         command: words of the command line, for the run record and the model card.
-        watch: makes the callback that draws and judges at every evaluation, for `eval_revisions`.
+        watch: makes the callback that draws and judges answers at every evaluation, for `eval_revisions`.
 
     Returns:
         The final metrics; `{"complete": steps}` if the run was complete before.
@@ -84,7 +84,7 @@ def train(
 
 
 class Precomputed(NamedTuple):
-    """Result of `precompute`: number of pairs, pairs scored now, and the cache folder."""
+    """Result of `precompute`: number of pairs, number of pairs scored in this call, and the cache folder."""
 
     pairs: int
     scored: int
@@ -116,11 +116,11 @@ def precompute(config: SRPOConfig, model: ModelArguments, data: DataArguments) -
 
 
 def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
-    """Trains with settings by name, as a settings file holds them; resumes the folder's run.
+    """Trains with a dict of settings by name, as in a settings file; resumes the run in its `output_dir`.
 
     Raises:
         ConfigError: an unknown setting.
-        SRPOError: as `train`.
+        SRPOError: a mistake in settings, data or model, as in `train`.
     """
     expect_known(settings, known_settings(), where="settings", verb="train")
     expect_kinds(settings, GROUPS)
@@ -131,7 +131,7 @@ def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
 def _trainer(
     config: SRPOConfig, model: ModelArguments, data: DataArguments
 ) -> tuple[SRPOTrainer, Source, Source | None]:
-    """The trainer before its first step, with its training and evaluation sources."""
+    """Creates the trainer; returns it with its training and evaluation sources."""
     from srpo.model.weights.precision import base_dtype
     from srpo.train.trainer import SRPOTrainer
 
@@ -161,7 +161,7 @@ def _trainer(
 
 
 def _log_resolved(trainer: SRPOTrainer) -> None:
-    """Logs values that were resolved rather than given."""
+    """Logs the β, α, reference, template, precision and pairs that the run will use."""
     data, args = trainer.pairs, trainer.args
     for name, source in (("beta", "arXiv 2406.01660, TL;DR"), ("alpha", "arXiv 2406.01660, Section 5")):
         default = next(each.default for each in fields(SRPOConfig) if each.name == name)
@@ -177,7 +177,7 @@ def _log_resolved(trainer: SRPOTrainer) -> None:
 
 
 def _write_rejected(folder: Path, sources: Iterable[tuple[Source | None, TreeDataset | None]]) -> None:
-    """Writes the rows left out, with their reasons, beside the run; removes the list of an earlier run."""
+    """Writes the rows left out and their reasons to a file in `folder`; removes the file of an earlier run."""
     file = folder / REJECTED_FILE
     lines = [line for source, made in sources if source and made for line in rejected_lines(source, made.rejects)]
     if lines:
@@ -192,7 +192,7 @@ def _source(data: DataArguments, name: str, split: str) -> Source:
 
 
 def _test_source(config: SRPOConfig, data: DataArguments) -> Source | None:
-    """`eval_dataset_name`, otherwise the test split of a training set that has splits."""
+    """Source of evaluation pairs: `eval_dataset_name`, otherwise the test split of a training set with splits."""
     if data.eval_dataset_name:
         how = (columns_of(data.map), data.rankings, data.dataset_test_split, data.dataset_config)
         return evaluation_source(data.eval_dataset_name, *how)

@@ -47,13 +47,13 @@ def write_record(
 
 
 def data_of(source: object, pairs: TreeDataset) -> dict[str, Any]:
-    """Source of the pairs, their number, and the sha256 of their token trees."""
+    """Facts about training data for `run.json`: source, number of pairs, and the sha256 of their token trees."""
     name = str(source) if isinstance(source, str | Path) else "rows given in Python"
     return {"source": name, "pairs": len(pairs), "sha256": pairs.digest()}
 
 
 def card_of(trainer: TrainerView) -> Card:
-    """The model card of the model as it is now."""
+    """Returns the model card for a trainer's model as it is now."""
     facts: dict[str, Any] = {
         "reference": trainer.reference.kind,
         "revision template": trainer.renderer.template.name,
@@ -75,7 +75,7 @@ def card_of(trainer: TrainerView) -> Card:
 
 
 def _results(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last logs of training and evaluation, without timings."""
+    """The last metrics of training and evaluation in a log history, without timings."""
     found: dict[str, float] = {}
     for name in ("train_loss", "loss", "eval_loss"):
         last: Mapping[str, Any] = next((logs for logs in reversed(history) if name in logs), {})

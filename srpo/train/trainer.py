@@ -60,7 +60,7 @@ Rows = str | Source | Iterable[Mapping[str, Any]]
 
 
 class SRPOTrainer(DurableTrainer):
-    """Trains one model to draft and to revise from preference pairs.
+    """transformers' Trainer that trains one model to draft and to revise, from preference pairs.
 
     Args:
         model: a model, or the path or hub name of one.
@@ -198,7 +198,7 @@ class SRPOTrainer(DurableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Six log-probs under policy and reference → the objective."""
+        """Computes the objective from six log-probs per pair under policy and reference."""
         backend = self.settled_backend(model, inputs["trees"])
         forest = Forest.plant(inputs["trees"], self.args.device)
         policy = self._reduced(six_logps(model, forest, backend), inputs["trees"])
@@ -212,7 +212,7 @@ class SRPOTrainer(DurableTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward, piece by piece, with the model's attention held in place over both."""
+        """Runs forward and backward pass of a batch piece by piece; the model's attention stays set for both."""
         backend = self.settled_backend(model, inputs["trees"])
         *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
         loss = torch.zeros((), device=self.args.device)
@@ -227,7 +227,7 @@ class SRPOTrainer(DurableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The batches of one optimiser step, each with its share of the step."""
+        """Returns the batches of one optimiser step, each with its share of the step."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         share_out(batches, self.accelerator)
         return batches, items
@@ -235,7 +235,7 @@ class SRPOTrainer(DurableTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
-        """The loss of an evaluation batch; also collects its metrics."""
+        """Computes the loss of an evaluation batch and collects the batch's metrics."""
         inputs = self._prepare_inputs(inputs)
         backend = self.settled_backend(model, inputs["trees"])
         with torch.no_grad():
@@ -245,7 +245,7 @@ class SRPOTrainer(DurableTrainer):
         return loss, None, None
 
     def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
-        """The back-end of policy and reference; with two layouts, equal weights would give non-zero log-ratios."""
+        """Back-end of policy and reference; with two different ones, equal weights would give non-zero log-ratios."""
         # Every time, because a wrapped model needs its own self-check, which must not run inside `serving`.
         self._backend = settle_backend(model, trees, self._backend or self.args.backend)
         return self._backend
@@ -270,7 +270,7 @@ class SRPOTrainer(DurableTrainer):
         return norm
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
-        """As in transformers; errors name the setting."""
+        """Creates optimizer and schedule as transformers does; errors name the setting that caused them."""
         with named(settings_in(self.args)):
             super().create_optimizer_and_scheduler(num_training_steps)
 
@@ -279,7 +279,7 @@ class SRPOTrainer(DurableTrainer):
     def _trees(self, rows: Rows | None, args: SRPOConfig) -> TreeDataset | None:
         if rows is None or isinstance(rows, TreeDataset):
             return rows
-        with args.main_process_first(desc="tokenising"):  # other processes read its cache
+        with args.main_process_first(desc="tokenising"):  # the other processes read the first one's cache
             return TreeDataset.build(
                 rows,
                 self.renderer,
@@ -292,7 +292,7 @@ class SRPOTrainer(DurableTrainer):
             )
 
     def _read(self, rows: Rows | None, eval_rows: Any, args: SRPOConfig) -> tuple[TreeDataset | None, Any]:
-        """Trees of the training and evaluation rows, of which at least one batch must remain."""
+        """Reads training and evaluation rows into trees; checks that training keeps at least one batch."""
         most = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         trees = self._trees(first_rows(rows, most), args)
         eval_trees = self._evaluation_trees(eval_rows, args)
@@ -302,7 +302,7 @@ class SRPOTrainer(DurableTrainer):
         return trees, eval_trees
 
     def _evaluation_trees(self, rows: Any, args: SRPOConfig) -> Any:
-        """Trees of one evaluation set, or of each in a dict."""
+        """Reads an evaluation set, or each set of a dict, into trees."""
         if isinstance(rows, dict):
             return {name: self._trees(each, args) for name, each in rows.items()}
         return self._trees(rows, args)
@@ -326,7 +326,7 @@ class SRPOTrainer(DurableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Adds the means over the data set to its metrics, with the data set's prefix."""
+        """Evaluates on a data set and adds the means of SRPO's metrics over it, with the prefix of the set."""
         self._measured.means("eval")  # discards metrics of an earlier `predict`
         loop = super().evaluation_loop
         output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -359,7 +359,7 @@ class SRPOTrainer(DurableTrainer):
             super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
-        # Nothing reads this pickle, and it contains the hub token.
+        # Deleted, because nothing reads this pickle of the arguments and it contains the hub token.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         self.renderer.template.save(folder, self.renderer.fingerprint)
         stop_at(self.model, self.renderer.stop_ids, folder)

@@ -30,7 +30,7 @@ def expect_one_device(args: SRPOConfig, model: str | torch.nn.Module) -> None:
 def expect_consistent(
     config: SRPOConfig, model: ModelArguments, data: DataArguments, run: RunArguments | None = None
 ) -> None:
-    """Checks settings that depend on each other.
+    """Checks settings of training, model, data and run that depend on each other.
 
     Raises:
         UsageError: no model or no data.
@@ -70,7 +70,7 @@ def _expect_judged(config: SRPOConfig, run: RunArguments) -> None:
 
 
 def _expect_metric(metric: str, objective: str) -> None:
-    """A wrong name would end the run at its first evaluation."""
+    """Checks the metric that chooses the best checkpoint; a wrong name would end the run at its first evaluation."""
     from srpo.train.metrics import names_of
 
     known = names_of(OBJECTIVES[objective])
@@ -84,6 +84,6 @@ def _expect_attention(name: str | None) -> None:
 
     known = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
     known = [each for each in known if "|" not in each and not each.startswith("srpo_")]  # of generation, and our own
-    if name and name not in known and "/" not in name and "|" not in name:  # with a slash, a kernel on the hub
+    if name and name not in known and "/" not in name and "|" not in name:  # a name with a slash is a kernel on the hub
         expected, fix = "one of " + ", ".join(known), did_you_mean(name, known)
         raise ConfigError(f"{name!r}", where="attn_implementation", expected=expected, fix=fix)

@@ -17,7 +17,7 @@ from srpo.train.dataset import TreeDataset
 
 
 class TrainerView(Protocol):
-    """Attributes of a trainer; see `SRPOTrainer` for their meaning."""
+    """Protocol of a trainer's attributes; `SRPOTrainer` describes their meaning."""
 
     state: TrainerState
     accelerator: Accelerator

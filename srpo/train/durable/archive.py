@@ -22,7 +22,7 @@ log = logging.getLogger("srpo")
 
 
 def archive_earlier_run(folder: Path) -> Path | None:
-    """Makes room for a new run; returns the folder that now holds the earlier run, or None without one.
+    """Moves an earlier run's files from `folder` to `earlier-N`; returns that folder, or None without an earlier run.
 
     A run record alone, of a run that stopped before its first log, counts as no run.
     """
@@ -51,13 +51,13 @@ def archive_earlier_run(folder: Path) -> Path | None:
 
 
 def newest_with_checkpoints(folder: Path) -> Path | None:
-    """The newest `earlier-N` of a run folder that has checkpoints, or None."""
+    """The newest subfolder `earlier-N` of a run folder that contains checkpoints, or None."""
     found = [(int(path.name[8:]), path) for path in folder.glob("earlier-*") if re.fullmatch(r"earlier-\d+", path.name)]
     return next((path for _, path in sorted(found, reverse=True) if checkpoints(path)), None)
 
 
 def _records(folder: Path) -> list[Path]:
-    """The non-empty log and record files of a run."""
+    """Paths of the non-empty log and record files in a run folder."""
     names = [METRICS_FILE, REJECTED_FILE, RECORD_FILE, NONFINITE_FILE]
     files = [*(folder / name for name in names), *sorted(folder.glob(f"process-*-{NONFINITE_FILE}"))]
     return [path for path in files if path.is_file() and path.stat().st_size]

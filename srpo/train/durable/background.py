@@ -13,7 +13,7 @@ class Background:
         self._task: Future[None] | None = None
 
     def start(self, name: str, task: Callable[[], None]) -> None:
-        """Waits for the task before, then starts this one in a thread called `name`; a normal exit waits for it."""
+        """Waits for the previous task, then starts `task` in a thread called `name`; a normal exit waits for it."""
         self.settle()
         threads = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._task = threads.submit(task)

@@ -38,11 +38,11 @@ log = logging.getLogger("srpo")
 
 @dataclass(frozen=True)
 class Manifest:
-    """Contents of a checkpoint or model folder, and the run that wrote it.
+    """Record of the contents of a checkpoint or model folder, and of the run that wrote it.
 
     Attributes:
         step: optimiser steps taken.
-        of: optimiser steps of the whole run.
+        of: optimiser steps that the whole run will take.
         identity: key → value of everything that the run's numbers depend on.
         accepted: accepted changes of the identity: step, key, old and new value.
         resumable: the folder holds the full training state, not only the weights.
@@ -58,17 +58,17 @@ class Manifest:
 
     @property
     def finished(self) -> bool:
-        """The run has taken all its steps."""
+        """Whether the run that wrote the manifest has taken all its steps."""
         return self.step >= self.of
 
     def sealed(self) -> bytes:
-        """The bytes of the manifest file, hash included."""
+        """The bytes of the manifest file, including the hash of its own contents."""
         body = {"format": FORMAT, **asdict(self)}
         return (json.dumps({**body, "seal": _seal(body)}, indent=1) + "\n").encode()
 
 
 class Invalid(Exception):
-    """The reason a folder is not a valid checkpoint or model."""
+    """Exception whose message is the reason that a folder is not a valid checkpoint or model."""
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
@@ -91,7 +91,7 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def commit(stage: Path, target: Path) -> None:
-    """Renames a sealed folder to its final name, replacing an older folder."""
+    """Renames the sealed folder `stage` to `target`, replacing an older folder of that name."""
     if target.exists():
         _discard(target)
     stage.rename(target)
@@ -99,8 +99,8 @@ def commit(stage: Path, target: Path) -> None:
 
 
 def commit_files(stage: Path, target: Path) -> None:
-    """Moves the files of a sealed folder into a folder with other files, manifest last: files without a manifest do
-    not count as a finished model."""
+    """Moves the files of the sealed folder `stage` into `target`, which may hold other files; the manifest moves last,
+    because files without a manifest do not count as a finished model."""
     target.mkdir(parents=True, exist_ok=True)
     retract(target)
     for path in sorted(stage.iterdir(), key=lambda path: path.name == MANIFEST):
@@ -113,7 +113,7 @@ def commit_files(stage: Path, target: Path) -> None:
 
 
 def finish(run: Path, name: str, manifest: Manifest, *, keep: int | None, spare: str | None) -> None:
-    """Turns the staged folder of that name into a checkpoint, then deletes surplus checkpoints (see `rotate`)."""
+    """Turns the run's staged folder `name` into a checkpoint, then deletes surplus checkpoints (see `rotate`)."""
     with DiskErrors(run):
         seal(run / STAGING / name, manifest)
         commit(run / STAGING / name, run / name)
@@ -123,13 +123,13 @@ def finish(run: Path, name: str, manifest: Manifest, *, keep: int | None, spare:
 
 
 def retract(folder: Path) -> None:
-    """Removes the manifest, so that the folder's model no longer counts as finished."""
+    """Removes the manifest from a folder, so that the folder's model no longer counts as finished."""
     (folder / MANIFEST).unlink(missing_ok=True)
     sync(folder)
 
 
 def read(folder: Path, *, step: int | None = None, alone: bool = True) -> Manifest:
-    """Reads the manifest and verifies every file against it.
+    """Reads a folder's manifest and verifies every file in the folder against it.
 
     Args:
         step: expected step, from the folder's name; None skips the comparison.
@@ -195,7 +195,7 @@ def newest(folder: Path) -> tuple[Path, Manifest] | None:
 
 
 def read_resumable(folder: Path, *, step: int | None = None) -> Manifest:
-    """Reads and verifies a checkpoint that a run can resume from.
+    """Reads and verifies the manifest of a checkpoint that a run can resume from; `step` is the expected step.
 
     Raises:
         Invalid: the checkpoint is damaged or holds only weights.
@@ -207,10 +207,10 @@ def read_resumable(folder: Path, *, step: int | None = None) -> Manifest:
 
 
 def read_named(folder: Path) -> Manifest:
-    """Reads and verifies the checkpoint that the user named.
+    """Reads and verifies the manifest of a checkpoint folder that the user named.
 
     Raises:
-        CheckpointError: it is not valid.
+        CheckpointError: the folder is not a valid checkpoint.
     """
     try:
         return read_resumable(folder)
@@ -236,7 +236,7 @@ def rotate(folder: Path, keep: int | None, *, spare: str | None = None) -> None:
 
     Args:
         keep: at least 1; None deletes nothing.
-        spare: the best checkpoint, which always stays.
+        spare: path of the best checkpoint, which always stays; None without one.
     """
     if keep is None:
         return
@@ -251,18 +251,18 @@ def rotate(folder: Path, keep: int | None, *, spare: str | None = None) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes the leftovers of an interrupted save."""
+    """Removes the leftovers of an interrupted save from a run folder."""
     for name in (STAGING, REPLACED):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Total size in bytes of all files in a folder."""
     return sum(_size(path) for path in folder.rglob("*") if path.is_file())
 
 
 def _discard(path: Path) -> None:
-    """Deletes a folder; the rename first, so that no half-deleted folder has a checkpoint's name."""
+    """Deletes a folder; renames it first, so that no half-deleted folder has a checkpoint's name."""
     away = path.with_name(REPLACED)
     shutil.rmtree(away, ignore_errors=True)
     path.rename(away)
@@ -270,9 +270,9 @@ def _discard(path: Path) -> None:
 
 
 class DiskErrors:
-    """Context that turns a library's error about a failed write into an `OutputError`.
+    """Context manager that turns a library's error about a failed write into an `OutputError`.
 
-    Not an `except`: the libraries share no error type, and tokenizers raises a bare Exception.
+    An `except` clause is too narrow: the libraries share no error type, and tokenizers raises a bare Exception.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -293,7 +293,7 @@ class DiskErrors:
 
 
 def _is_failed_write(error: BaseException | None, trace: TracebackType | None) -> bool:
-    """Whether the system, safetensors, tokenizers or torch.save could not write a file."""
+    """Whether an error shows that the system, safetensors, tokenizers or torch.save could not write a file."""
     from safetensors import SafetensorError
 
     while trace and trace.tb_next:
@@ -303,7 +303,7 @@ def _is_failed_write(error: BaseException | None, trace: TracebackType | None) -
 
 
 def unsafe_pickle(folder: Path) -> CheckpointError:
-    """The error for a checkpoint with a pickle that holds more than tensors and numbers."""
+    """Creates the error for a checkpoint folder with a pickle file that holds more than tensors and numbers."""
     what = "a pickle file would run code when unpickled, so it was not loaded"
     for name in pickled(folder):
         try:
@@ -338,12 +338,12 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _seal(body: Mapping[str, Any]) -> str:
-    """sha256 of the manifest's own contents."""
+    """sha256 of a manifest's own contents (`body`, without the hash)."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a path in a manifest stays inside the folder."""
+    """Whether a path listed in a manifest stays inside the manifest's folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and path.as_posix() == name
 

@@ -31,13 +31,13 @@ FREE = {
     *("torch_empty_cache_steps", "trust_remote_code", "remove_unused_columns", "label_names", "bad_rows"),
     *("batch_eval_metrics", "revision_template", "model_init_kwargs"),  # the last two: template and weights count
 }
-# Weights and optimiser moments of a checkpoint fit no other value, so such a change cannot be accepted.
+# A checkpoint's weights and optimiser moments fit only one value of these keys, so a change cannot be accepted.
 FIXED = ("adapter", "optim")
 LIBRARIES = ("srpo", "torch", "transformers", "accelerate", "peft")
 
 
 def identity_of(trainer: TrainerView) -> dict[str, Any]:
-    """The identity of a trainer's run, as JSON values by key."""
+    """Returns the identity of a trainer's run: JSON values by key."""
     renderer = trainer.renderer
     args = trainer.args
     found: dict[str, Any] = {
@@ -59,7 +59,7 @@ def identity_of(trainer: TrainerView) -> dict[str, Any]:
 
 
 def frozen_weights_hash(trainer: TrainerView) -> str:
-    """sha256 of all frozen weights: those of the reference, and the frozen ones of the policy."""
+    """sha256 of all frozen weights of a trainer: those of its reference, and the frozen ones of its policy."""
     reference = trainer.reference
     if reference.kind in ("given", "moving"):  # other references share the policy's frozen weights
         return f"{reference.fingerprint} {fingerprint(trainer.model, without_trained=True)}"
@@ -67,16 +67,18 @@ def frozen_weights_hash(trainer: TrainerView) -> str:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Key, old and new value of every difference; None for a missing key."""
+    """Returns (key, old value, new value) for every difference of two dicts; the value of a missing key is None."""
     return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
 def accepted(
     old: Mapping[str, Any], new: Mapping[str, Any], accept: Iterable[str], *, step: int, where: str
 ) -> list[dict[str, Any]]:
-    """Compares two identities and returns the accepted changes as records for the manifest.
+    """Compares a checkpoint's identity with the run's; returns the accepted changes as records for the manifest.
 
     Args:
+        old: identity stored in the checkpoint.
+        new: identity of the run that resumes.
         accept: keys that the user allows to change (`accept_change`).
         step: optimiser steps taken before the change.
         where: the checkpoint, for the error.
@@ -105,7 +107,7 @@ def accepted(
 
 
 def _adapter(model: nn.Module) -> dict[str, Any] | None:
-    """Settings of the trained adapter, or None; the hash of the weights covers its base model."""
+    """Settings of the model's trained adapter, or None without one; its base model is covered by the weights' hash."""
     adapters: Any = getattr(model, "peft_config", None)
     if adapters is None:
         return None
@@ -123,7 +125,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _plain(value: object) -> Any:
-    """The value as JSON reads it back, so that a stored identity equals a fresh one."""
+    """Converts a value to the form in which JSON reads it back, so that a stored identity equals a fresh one."""
     if isinstance(value, set | frozenset):
         value = sorted(value, key=str)
     return json.loads(json.dumps(value, default=str, sort_keys=True))
@@ -134,7 +136,7 @@ def _hash(value: object) -> str | None:
 
 
 def _lines(key: str, was: object, now: object) -> list[str]:
-    """One line for each changed part; an adapter that appears or disappears is named by its kind."""
+    """Lines of an error message, one for each changed part of `key`, with the values `was` and `now`."""
     if isinstance(was, dict) and isinstance(now, dict):
         return [f"{key}.{part}: {_shown(old)} → {_shown(new)}" for part, old, new in changes(was, now)]
     was, now = (value.get("peft_type", value) if isinstance(value, dict) else value for value in (was, now))
@@ -142,7 +144,7 @@ def _lines(key: str, was: object, now: object) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    """The value on one line, hashes shortened."""
+    """Text of a value for one line of an error message; hashes are shortened to 12 characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     words = [word[:12] if len(word) == 64 else word for word in text.split(" ")]
     return " ".join(words)

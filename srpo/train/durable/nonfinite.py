@@ -34,7 +34,7 @@ _FIX = "the optimiser did not step; lower the learning rate, or inspect these ro
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """One micro-batch: data set rows, their places in the file, their trees and the numbers computed for them."""
+    """Record of one micro-batch: data set rows, their places in the file, their trees, log-probs and losses."""
 
     rows: list[int]
     where: list[str]
@@ -45,7 +45,7 @@ class _MicroBatch:
 
 
 class Guard:
-    """Checks the numbers of one process.
+    """Checks the log-probs, losses and gradients of one process for nan and infinity.
 
     Args:
         folder: run folder; the report of a stop is written here.
@@ -73,6 +73,8 @@ class Guard:
 
         Args:
             inputs: the collated batch.
+            policy, reference: log-probs of the batch.
+            output: losses of the batch.
             step: the coming optimiser step, from 1.
 
         Raises:
@@ -96,7 +98,7 @@ class Guard:
         """Stops if any process has found a non-finite number; all processes call this equally often.
 
         Raises:
-            NonFiniteError: one has.
+            NonFiniteError: a process has found one.
         """
         found, self._found = self._found, None
         if self._anywhere(found is not None):
@@ -108,7 +110,7 @@ class Guard:
         """Checks the gradients before the optimiser steps.
 
         Args:
-            norm: their norm; not finite if a gradient is not, or if the norm overflows.
+            norm: norm of all gradients; not finite if a gradient is not, or if the norm overflows.
 
         Raises:
             NonFiniteError: the norm is not finite.
@@ -189,14 +191,14 @@ def _vocabulary(model: nn.Module) -> int | None:
 
 
 def _finite(batch: _MicroBatch) -> Tensor:
-    """[B], whether every number of a row that the objective reads is finite."""
+    """Booleans [B]: whether all log-probs and losses of a pair that the objective reads are finite."""
     read = 2 if len(batch.trees[0].answers) == 2 else 6
     columns = [*batch.policy[:read], *batch.reference[:read], batch.output.generation, batch.output.improvement]
     return torch.isfinite(torch.stack([column.detach() for column in columns])).all(0)
 
 
 def _rows(batch: _MicroBatch, marks: list[bool]) -> list[dict[str, Any]]:
-    """Report of the marked rows: place, log-probs and lengths in tokens."""
+    """Reports the rows of a micro-batch whose entry in `marks` is true: place, log-probs and lengths in tokens."""
     found = []
     for i in compress(range(len(marks)), marks):
         chosen, rejected, *_ = sequences = batch.trees[i].unpack()
@@ -215,10 +217,10 @@ def _rows(batch: _MicroBatch, marks: list[bool]) -> list[dict[str, Any]]:
 
 
 def _plain(value: float) -> float | str:
-    """The number, or its name: JSON has no nan."""
+    """A finite number unchanged, or the name of a nan or an infinity, which JSON cannot hold."""
     return value if math.isfinite(value) else str(value)
 
 
 def _some(where: list[str]) -> str:
-    """The first five places, and the number of the others."""
+    """Text with the first five places of rows, and the number of further places."""
     return ", ".join(where[:5]) + (f" and {len(where) - 5} more" if len(where) > 5 else "")

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Start:
-    """Starting point of a call of `train`.
+    """Record of the point from which a call of `train` starts.
 
     Attributes:
         folder: the checkpoint to resume from; None to start from scratch.
@@ -62,7 +62,7 @@ class Start:
 
 
 class DurableTrainer(Trainer):
-    """Trainer whose checkpoints are complete or absent.
+    """transformers' Trainer, changed so that a checkpoint on disk is always complete.
 
     Attributes:
         start: starting point of the last call of `train`.
@@ -166,7 +166,7 @@ class DurableTrainer(Trainer):
         return start
 
     def _find_start(self, resume: str | bool | None) -> Start:
-        """The starting point in the run folder; prepares the folder if the run starts from scratch."""
+        """Finds where the run starts; `resume` is as in `train`. Prepares the run folder for a start from scratch."""
         with writing(self._folder):
             checkpoint.clear(self._folder)
             if isinstance(resume, str | Path):
@@ -203,7 +203,7 @@ class DurableTrainer(Trainer):
             return None
 
     def _complete(self, final: Manifest) -> TrainOutput:
-        """Loads the finished model; no steps are left."""
+        """Loads the finished model, whose manifest is `final`; no steps are left."""
         if hasattr(self.model, "disable_adapter"):  # a PEFT model
             self.model.load_adapter(str(self._folder), self.model.active_adapter, is_trainable=True)
         else:
@@ -218,11 +218,11 @@ class DurableTrainer(Trainer):
 
     @cached_property
     def background(self) -> Background:
-        """The thread that commits the last save."""
+        """The background task runner that commits the last save."""
         return Background()
 
     def settle(self) -> None:
-        """Waits, in every process, until the last save is a checkpoint."""
+        """Waits in every process until the last save has become a checkpoint."""
         self.background.settle()
         self.accelerator.wait_for_everyone()
 
@@ -267,7 +267,7 @@ class DurableTrainer(Trainer):
         """Does nothing: `_save_checkpoint` pushes once the checkpoint is committed."""
 
     def _name_best(self, run: Path, staged: Path) -> None:
-        """Replaces the staging path of the best checkpoint by its final path."""
+        """Replaces the best checkpoint's staging path by its path in `run`; saves the state to the folder `staged`."""
         best = self.state.best_model_checkpoint
         if best and Path(best).parent.name == STAGING:
             self.state.best_model_checkpoint = str(run / Path(best).name)
@@ -311,7 +311,7 @@ class DurableTrainer(Trainer):
         )
 
     def _expect_room(self, *, final: bool = False) -> None:
-        """Checks the free space for the next checkpoint, and with `final` for the model at the end."""
+        """Checks free disk space for the next checkpoint; with `final`, also for the model saved at the end."""
         saved = checkpoint.checkpoints(self._folder)
         weights = [p for p in self.model.parameters() if p.requires_grad or not hasattr(self.model, "peft_config")]
         model = sum(p.numel() * p.element_size() for p in weights)
@@ -324,7 +324,7 @@ class DurableTrainer(Trainer):
     # ------------------------------------------------------------------ state that transformers does not save
 
     def running_sums(self) -> dict[str, Any]:
-        """Sums of this process since the last log, as JSON values."""
+        """Returns this process's sums of losses and metrics since the last log, as JSON values."""
         return {
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
@@ -365,7 +365,7 @@ class DurableTrainer(Trainer):
 
     @contextmanager
     def _held(self, folder: Path) -> Iterator[None]:
-        """The first process locks the folder for all processes."""
+        """Context manager in which the first process holds the folder's lock for all processes."""
         with ExitStack() as stack:
             if self.is_world_process_zero():
                 stack.enter_context(held(writable_folder(folder)))
