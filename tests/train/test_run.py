@@ -303,7 +303,7 @@ def test_a_run_needs_a_model_and_data(missing: str, settings: dict[str, Any], tm
 def test_errors_of_training_arguments_are_config_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="non-zero --logging_steps"):
         SRPOConfig(output_dir=str(tmp_path), logging_steps=0, use_cpu=True, report_to="none")
-    with pytest.raises(ConfigError, match=r"model_init_kwargs: '\[1\]'; expected a JSON object of options"):
+    with pytest.raises(ConfigError, match=r"model_init_kwargs: '\[1\]'; expected a mapping: a JSON object"):
         SRPOConfig(output_dir=str(tmp_path), model_init_kwargs="[1]", use_cpu=True, report_to="none")
 
 
