@@ -12,7 +12,7 @@ import torch
 
 
 def generators() -> dict[str, Any]:
-    """Returns the states of the generators of Python, NumPy and torch (CPU, and CUDA where it is in use)."""
+    """Returns the states of the random generators of Python, NumPy and torch (CPU, and CUDA where it is in use)."""
     states: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state_all()
@@ -20,7 +20,7 @@ def generators() -> dict[str, Any]:
 
 
 def set_generators(states: Mapping[str, Any]) -> None:
-    """Restores the states that `generators` returned."""
+    """Restores the states of random generators that `generators` returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["cpu"])
@@ -30,7 +30,7 @@ def set_generators(states: Mapping[str, Any]) -> None:
 
 @contextmanager
 def left_as_found() -> Iterator[None]:
-    """Restores the random state after the block: training draws the same numbers whether it was evaluated or not."""
+    """Restores the random state after a block, so that training draws the same numbers with or without the block."""
     states = generators()
     try:
         yield

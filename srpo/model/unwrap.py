@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def core(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside wrappers (DDP, torch.compile, an adapter)."""
+    """Returns the transformers model inside its wrappers (DDP, torch.compile, a PEFT adapter)."""
     inner: Any = model
     while wrapped := next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None):
         inner = wrapped
@@ -21,7 +21,7 @@ def core(model: nn.Module) -> PreTrainedModel:
 
 
 def adapted(model: nn.Module) -> PeftModel | None:
-    """The model as a PEFT model, or None; an adapter added by transformers itself has no switch and does not count."""
+    """The model if it is a PEFT model, else None; None, too, for an adapter that transformers itself added."""
     return cast("PeftModel", model) if hasattr(model, "disable_adapter") else None
 
 

@@ -37,12 +37,12 @@ from srpo.model.reference.reference import Reference, kind_of, reference_fingerp
 from srpo.model.unwrap import device_of
 from srpo.sequences.tree import PrefixTree
 
-LIBRARIES = ("torch", "transformers", "peft")  # another version may round differently
+LIBRARIES = ("torch", "transformers", "peft")  # other versions of these libraries may round differently
 log = logging.getLogger("srpo")
 
 
 class CachedReference:
-    """A `Reference` that looks log-probs up on disk before it computes them.
+    """A stand-in for `Reference` that looks log-probs up on disk before it computes them.
 
     Args:
         policy: the model to be trained, as it is now.
@@ -52,12 +52,13 @@ class CachedReference:
         precision: autocast dtype of the forward: "bf16", "fp16", or "no" for the dtype of the weights.
 
     Attributes:
-        kind, fingerprint: see `Reference`.
+        kind: kind of the reference, such as "frozen copy" or "adapter off".
+        fingerprint: sha256 of the reference's weights and configuration.
         found, scored: numbers of rows looked up and of rows computed.
         unkept: reason why rows cannot be written to disk; empty while they can.
 
     Raises:
-        ConfigError: as for a `Reference`, or the weights are spread over devices.
+        ConfigError: the policy is its own reference or trains weights outside its adapter, or weights are sharded.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class CachedReference:
         self._allowed = TOLERANCE[{"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, _dtype(policy))]
 
     def six_logps(self, trees: Sequence[PrefixTree] | Forest, backend: str) -> SixLogps:
-        """Log-probs of these answers under the reference, float64, nats, no graph; computed if a row is not stored.
+        """Log-probs of the trees' answers under the reference, float64, nats, without gradients.
+
+        If one tree's row is not stored, all rows of the call are computed, and then stored.
 
         Args:
             backend: name of a back-end; "auto" must be settled before.
@@ -108,7 +111,7 @@ class CachedReference:
         return six
 
     def missing(self, contents: Sequence[bytes], first: PrefixTree, backend: str) -> list[int]:
-        """Indices of the rows that are not stored, given `PrefixTree.content` of each row."""
+        """Indices of the rows that are not stored, given `PrefixTree.content` of each row and one tree, `first`."""
         store = self._store(backend, first)
         store.refresh()
         return [i for i, content in enumerate(contents) if self._digest(content) not in store]
@@ -125,28 +128,28 @@ class CachedReference:
             self._live.prepare(self._wrap)
 
     def prepare(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Lets a trainer place the reference on its devices, also a copy that `begin` makes later."""
+        """Applies a trainer's `wrap`, which places a model on devices, to the reference's own model, now or later."""
         self._wrap = wrap
         if self._live is not None:
             self._live.prepare(wrap)
 
     @property
     def model(self) -> nn.Module | None:
-        """The model that scores missing rows; None while the policy does, or if no row is missing."""
+        """The reference's own model, which scores missing rows; None while the policy scores them or all are stored."""
         return self._live.model if self._live else None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Empty: this reference never moves."""
+        """Returns no tensors: the weights of a cached reference never change, so checkpoints need not hold them."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores nothing: this reference never moves."""
+        """Does nothing: the weights of a cached reference never change, so checkpoints do not hold them."""
 
     def recheck(self, trees: Sequence[PrefixTree], backend: str) -> bool:
-        """Scores stored rows again; if one differs, renames the folder of stored log-probs and logs a warning.
+        """Scores the trees' stored rows again; if one differs, renames the folder of log-probs and logs a warning.
 
         Returns:
-            True if all of these rows agree.
+            True if all stored rows of these trees agree.
         """
         for tree in trees:
             store = self._store(backend, tree)
@@ -188,7 +191,7 @@ class CachedReference:
                 module.training = mode
 
     def _keep(self, store: LogpStore, digests: list[bytes], rows: list[list[float]]) -> None:
-        """Stores rows; logs a warning if the disk refuses, because the run is right without them."""
+        """Stores rows of log-probs by digest; only warns of a write error, since the run is right without them."""
         try:
             store.add(digests, rows)
         except OSError as error:
@@ -209,7 +212,7 @@ class CachedReference:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    """The coarsest dtype among the model's weights."""
+    """Returns the dtype with the largest rounding errors among the model's weights."""
     kinds = {p.dtype for p in model.parameters() if p.dtype in TOLERANCE}
     return max(kinds, key=lambda kind: TOLERANCE[kind], default=torch.float32)
 

@@ -26,7 +26,7 @@ SUFFIX = ".logps"
 
 
 class LogpStore:
-    """Rows of `width` float64 numbers, looked up by digest.
+    """A store on disk and in memory of rows of `width` float64 numbers, looked up by digest.
 
     Args:
         folder: folder of the segments; made when the first row is added.
@@ -54,7 +54,7 @@ class LogpStore:
         self.refresh()
 
     def get(self, digest: bytes) -> list[float] | None:
-        """Returns the row, or None if it is not stored."""
+        """Returns the row stored under a digest, or None if there is no such row."""
         at = self._at.get(digest)
         return None if at is None else self._logps[self.width * at : self.width * (at + 1)].tolist()
 
@@ -65,7 +65,7 @@ class LogpStore:
         return len(self._at)
 
     def add(self, digests: Iterable[bytes], rows: Iterable[Sequence[float]]) -> None:
-        """Adds rows in memory and on disk; a digest that is already stored keeps its row.
+        """Adds a row for each digest, in memory and on disk; a digest that is already stored keeps its row.
 
         Raises:
             OSError: the rows cannot be written; they stay in memory, and the store writes nothing more.
@@ -80,7 +80,7 @@ class LogpStore:
         if self._out >= 0:
             data = b"".join(records)
             try:
-                whole = os.write(self._out, data) == len(data)  # one call: a crash tears at most the end
+                whole = os.write(self._out, data) == len(data)  # one call, so a crash tears at most the end
             except OSError:
                 self.close()
                 raise
@@ -98,13 +98,13 @@ class LogpStore:
             self._read_segment(name)
 
     def close(self) -> None:
-        """Closes the segment; later rows stay in memory."""
+        """Closes the segment that this process writes; rows added later stay in memory only."""
         if self._out is not None and self._out >= 0:
             os.close(self._out)
         self._out = -1
 
     def _take(self, digest: bytes, row: Iterable[float]) -> bool:
-        """Adds a row in memory; True if its digest is new."""
+        """Adds a row in memory unless its digest is known; returns True if the digest is new."""
         if digest in self._at:
             return False
         self._at[digest] = len(self._at)
@@ -116,7 +116,7 @@ class LogpStore:
         return body + zlib.crc32(body).to_bytes(4, "little")
 
     def _open(self) -> int:
-        """Creates a segment for this process alone."""
+        """Creates a segment file that only this process writes; returns its file descriptor."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.about and not (note := self.folder / "about.json").exists():
@@ -127,7 +127,7 @@ class LogpStore:
         except OSError:
             self._out = -1
             raise
-        self._read[name] = -1  # its rows are in memory already
+        self._read[name] = -1  # the rows of its own segment are in memory already
         return out
 
     def _read_segment(self, name: str) -> None:

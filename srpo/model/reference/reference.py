@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Reference:
-    """The frozen reference of a policy.
+    """The reference π_ref of a policy: a frozen copy, the policy with its adapter off, or the caller's own model.
 
     Args:
         policy: the model to be trained, as it is now; a fresh adapter must already be on it.
@@ -40,7 +40,7 @@ class Reference:
 
     Attributes:
         kind: "given", "frozen copy", "adapter off" or "frozen adapter".
-        fingerprint: sha256 of everything that its log-probs depend on; "not known" for weights spread over processes.
+        fingerprint: sha256 of weights and configuration; "not known" for weights spread over processes.
         model: the model that is scored; the policy itself where an adapter is switched.
 
     Raises:
@@ -60,13 +60,13 @@ class Reference:
 
     @torch.no_grad()
     def six_logps(self, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> SixLogps:
-        """Log-probs of the six answers of each pair under the reference, float64, nats; no graph."""
+        """Log-probs of the six answers of each pair under the reference, float64, nats, without gradients."""
         with self.active():
             return six_logps(self.model, trees, backend)
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
-        """Yields `self.model`, switched to the reference inside the block."""
+        """Yields the model that computes the reference; inside the block a shared adapter model is switched to it."""
         if self.kind not in ("adapter off", "frozen adapter"):
             yield self.model
             return
@@ -76,16 +76,16 @@ class Reference:
             yield policy.eval()
 
     def prepare(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Lets a trainer place the reference on its devices; a switched adapter is already where the policy is."""
+        """Applies a trainer's `wrap`, which places a model on its devices, to a reference with a model of its own."""
         if self.kind not in ("adapter off", "frozen adapter"):
             self.model = wrap(self.model)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors that a checkpoint must hold to restore the reference, not copied; empty for one that never moves."""
+        """Tensors, not copied, that a checkpoint needs to restore the reference; empty if it never changes."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores the tensors of `state_dict`.
+        """Restores the reference from the tensors that its `state_dict` returned.
 
         Raises:
             InputError: the tensors belong to another reference.
@@ -93,7 +93,7 @@ class Reference:
 
 
 class MovingReference(Reference):
-    """A reference that moves towards the policy from time to time (TR-DPO, arXiv 2404.09656).
+    """A `Reference` that moves towards the policy at each call of `follow` (TR-DPO, arXiv 2404.09656).
 
     Its weights depend on the policy's past steps and cannot be recomputed, so checkpoints hold them and the cache of
     log-probs does not.
@@ -119,7 +119,7 @@ class MovingReference(Reference):
 
     @torch.no_grad()
     def follow(self, share: float) -> None:
-        """Replaces each weight by (1 − share) · its value + share · the policy's value."""
+        """Replaces each weight of the reference by (1 − share) · its value + share · the policy's value."""
         for name, ours in self._ours.items():
             ours.lerp_(self._theirs[name].to(ours), share)
 
@@ -139,7 +139,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def kind_of(policy: nn.Module, frozen: nn.Module | None = None) -> str:
-    """Returns the kind of reference that this policy gets, see `Reference.kind`.
+    """Returns the kind of reference of a policy: "given" for `frozen`, "frozen copy", "adapter off", "frozen adapter".
 
     Raises:
         ConfigError: the policy is given as its own reference, or trains weights outside its adapter.
@@ -156,8 +156,10 @@ def kind_of(policy: nn.Module, frozen: nn.Module | None = None) -> str:
 
 
 def reference_fingerprint(kind: str, model: nn.Module) -> str:
-    """Sha256 of the reference that this model is now; for a frozen adapter to be taken before the adapter is copied,
-    because the copy adds weights under another name."""
+    """Sha256 of the reference of this kind (see `Reference.kind`) that the model computes now.
+
+    For "frozen adapter", call it before the adapter is copied, because the copy adds weights under another name.
+    """
     peft = adapted(model) if kind == "frozen adapter" else None
     adapter = peft.peft_config[peft.active_adapter] if peft else None
     return fingerprint(model, without_trained=kind == "adapter off", adapter=adapter)
@@ -168,14 +170,16 @@ def _freeze(model: nn.Module) -> nn.Module:
 
 
 def _is_fresh(policy: nn.Module) -> bool:
-    """Whether the adapter has no effect yet: LoRA's second factor is zero everywhere."""
+    """Whether the policy's adapter has no effect yet: LoRA's second factor is zero everywhere."""
     seconds = [p for name, p in policy.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
     return bool(seconds) and not any(p.detach().any() for p in seconds)
 
 
 def _refuse_open_base(policy: PeftModel) -> None:
-    """Raises ConfigError if weights of the base are trained (LoRA's bias="all"): switching adapters keeps the base, so
-    the reference would be trained as well."""
+    """Raises ConfigError if weights of the base model are trained (LoRA's bias="all").
+
+    The reference shares the base with the policy, so it would be trained as well.
+    """
     names = [name for name, p in policy.named_parameters() if p.requires_grad]
     if shared := [name for name in names if policy.active_adapter not in name.split(".")]:
         problem = f"{len(shared)} weights outside the adapter are trained, {shared[0]} for one"
@@ -183,7 +187,7 @@ def _refuse_open_base(policy: PeftModel) -> None:
 
 
 def _copy_adapter(policy: Any) -> Any:
-    """Adds a frozen copy of the active adapter's weights and returns the copy's configuration.
+    """Adds a frozen copy of the policy's active adapter, the reference, and returns the copy's configuration.
 
     The policy's own list of adapters does not hold that configuration, so saving and merging ignore the copy.
     """
@@ -209,7 +213,7 @@ def _copy_adapter(policy: Any) -> Any:
 
 
 def _without_reference(policy: PeftModel, state: dict[str, Any], prefix: str, metadata: object) -> None:
-    """Removes the reference's weights from a state: PEFT saves all weights of adapters that it does not know of."""
+    """A state_dict hook that removes the reference's adapter from `state`, for PEFT saves adapters it does not know."""
     if REFERENCE_ADAPTER not in policy.peft_config:
         for name in list(filter(_of_reference, state)):
             del state[name]
@@ -221,7 +225,7 @@ def _of_reference(name: str) -> bool:
 
 @contextmanager
 def _wearing(policy: PeftModel, config: Any) -> Iterator[None]:
-    """Makes the reference's adapter the active one inside the block."""
+    """Makes the reference's adapter, of configuration `config`, the active one inside the block."""
     before = policy.active_adapter
     policy.peft_config[REFERENCE_ADAPTER] = config
     policy.set_adapter(REFERENCE_ADAPTER)
@@ -234,7 +238,7 @@ def _wearing(policy: PeftModel, config: Any) -> Iterator[None]:
 
 @contextmanager
 def _left_as_found(policy: nn.Module) -> Iterator[None]:
-    """Restores `requires_grad` of every weight and the mode of every module after the block.
+    """Restores `requires_grad` of every weight and the train/eval mode of every module after the block.
 
     PEFT opens the weights of each adapter that it activates, and the reference is scored in eval mode.
     """

@@ -34,7 +34,7 @@ log = logging.getLogger("srpo")
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter on disk.
+    """A record of an adapter on disk.
 
     Attributes:
         folder: the folder with `adapter_config.json`.
@@ -48,12 +48,12 @@ class Adapter:
 
     @property
     def tokenizer_folder(self) -> str:
-        """Folder or hub name of the adapter's tokenizer: beside the adapter, one folder up, or the base's."""
+        """Folder or hub name of the adapter's tokenizer: the adapter's folder, its parent, or else the base model."""
         up = [self.folder.parent] if not _holds_model(self.folder.parent) else []
         return next((str(folder) for folder in (self.folder, *up) if has_tokenizer(folder)), self.base)
 
     def without_base(self, error: InputError) -> InputError:
-        """The error for a base that cannot be loaded, with the file that names it if the base is no folder here."""
+        """The error to raise after `error` in loading the base; names adapter_config.json if the base is no folder."""
         if Path(self.base).is_dir():
             return error
         problem = f"names the base model {self.base}, which is not here ({error.what})"
@@ -61,12 +61,12 @@ class Adapter:
 
     @property
     def text_only(self) -> bool:
-        """Whether no weight's name has a part of a vision-language model."""
+        """Whether the adapter was trained on a text-only class: no weight name contains a vision-language part."""
         return not any(re.search(r"\.(language_model|visual|vision\w*)\.", name) for name in stored_shapes(self.folder))
 
 
 def stored_shapes(folder: Path) -> dict[str, list[int]]:
-    """Names and shapes of the weights in the adapter's file; no weight is read.
+    """Names and shapes of the weights in the adapter file of a folder; reads the header only.
 
     Raises:
         InputError: the file is torn.
@@ -81,12 +81,12 @@ def stored_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether the folder holds a file of a tokenizer."""
+    """Whether the folder holds a tokenizer's file."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def find_adapter(path: str, base_model: str | None = None, revision: str = "main") -> Adapter | None:
-    """Finds the adapter at a path or hub name; None for a model.
+    """Finds the adapter at a path or hub name; None if a model without adapter is there.
 
     Args:
         path: a folder with `adapter_config.json`, a folder with one named adapter in a subfolder, or a hub name.
@@ -103,7 +103,7 @@ def find_adapter(path: str, base_model: str | None = None, revision: str = "main
             raise ConfigError(f"{path} is not an adapter and has no base model", where="base_model", fix="leave it out")
         return None
     file = folder / ADAPTER_FILE
-    if not (folder / ADAPTER_WEIGHTS).is_file():  # PEFT would read pickled weights
+    if not (folder / ADAPTER_WEIGHTS).is_file():  # PEFT would read pickled weights, too
         there = pickled(folder)
         problem = f"an adapter without {ADAPTER_WEIGHTS}" + (f", but with {', '.join(there[:3])}" if there else "")
         raise InputError(problem, where=str(folder), fix=CONVERT)
@@ -134,7 +134,7 @@ def _adapter_folder(path: str) -> Path | None:
 
 
 def _downloaded(name: str, revision: str) -> Path | None:
-    """Folder in the hub's cache with the adapter of that hub name; None if the name is not one of an adapter."""
+    """Downloads an adapter by hub name and returns its folder in the hub's cache; None if `name` is no adapter's."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or Path(name).exists() or looks_local(name):
         return None
     from huggingface_hub import snapshot_download, try_to_load_from_cache
@@ -157,10 +157,10 @@ def _holds_model(folder: Path) -> bool:
 
 
 def _base(file: Path, named: object, given: str | None) -> str:
-    """The base model of an adapter: the given one, else the one that the adapter's file names.
+    """Folder or hub name of an adapter's base: `given` by the user, else `named` in the adapter's configuration `file`.
 
     Raises:
-        InputError: neither is there.
+        InputError: no base is given or named, or its folder does not exist.
     """
     if given:
         if looks_local(given) and not Path(given).is_dir():
@@ -179,7 +179,7 @@ def _base(file: Path, named: object, given: str | None) -> str:
 
 
 def looks_local(path: str) -> bool:
-    """Whether a name can only be a path, not a hub name such as "org/model"."""
+    """Whether a name can only be a local path, not a hub name such as "org/model"."""
     outside_hub = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
     # In `runs/final`, `runs` is a folder here.
     return outside_hub or ("/" in path and Path(path).parent.is_dir())
@@ -195,7 +195,7 @@ def fit_embeddings(base: PreTrainedModel, adapter: Adapter, vocabulary: int | No
     others, and a warning counts them.
 
     Args:
-        vocabulary: number of tokens of the tokenizer saved with the adapter; None without one.
+        vocabulary: number of tokens of the tokenizer saved with the adapter; None if no tokenizer was saved.
     """
     import torch
 
@@ -223,13 +223,13 @@ def _rows(matrix: Any) -> int:
 
 
 def _embedding_names(base: PreTrainedModel) -> set[str]:
-    """Names of the input and output embeddings inside the model."""
+    """Names of the modules of the base model that are its input and output embeddings."""
     matrices = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
     return {name for name, module in base.named_modules() if id(module) in matrices}
 
 
 def _stored_rows(adapter: Adapter, names: set[str]) -> Iterator[int]:
-    """Numbers of rows of the embeddings that the adapter's file stores, in whole or as low-rank factors."""
+    """Row count of each embedding in `names` that the adapter's file stores, whole or as low-rank factors."""
     for key, shape in stored_shapes(adapter.folder).items():
         name = key.removeprefix("base_model.model.")
         for ending, axis in _ROWS.items():
@@ -238,13 +238,13 @@ def _stored_rows(adapter: Adapter, names: set[str]) -> Iterator[int]:
 
 
 def _trained_indices(config: Mapping[str, Any]) -> list[int]:
-    """Token ids whose rows the adapter trains by `trainable_token_indices`."""
+    """Ids of the tokens whose embeddings an adapter trains, from `trainable_token_indices` of its configuration."""
     indices = config.get("trainable_token_indices") or []
     return [i for each in indices.values() for i in each] if isinstance(indices, dict) else list(indices)
 
 
 def expect_used(model: PeftModel, adapter: Adapter) -> None:
-    """Raises InputError if the file and the loaded adapter differ in names: PEFT would drop or invent those weights."""
+    """Raises InputError if weight names in the adapter's file and model differ: PEFT drops or invents those weights."""
     from peft import get_peft_model_state_dict
 
     stored = {_WRAPPERS.sub("", name) for name in stored_shapes(adapter.folder) if REFERENCE_ADAPTER not in name}

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-TOWERS = ("vision_config", "audio_config")  # configurations of the parts besides the language model
+TOWERS = ("vision_config", "audio_config")  # keys of a configuration for parts other than the language model
 log = logging.getLogger("srpo")
 
 
 def loader_for(config: PreTrainedConfig, *, text_only: bool = False) -> Any:
-    """The class that loads a checkpoint of this configuration.
+    """Returns the transformers class that loads a checkpoint of this configuration.
 
     A checkpoint with a vision or audio tower is loaded by the class in `architectures`. AutoModelForCausalLM has no
     class for some of these models, and for others it would drop the tower from every saved model.
 
     Args:
-        text_only: the base of an adapter that was trained on the text class, whose weights have other names.
+        text_only: the checkpoint is the base of an adapter trained on the text class, which names weights otherwise.
     """
     import transformers
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
@@ -37,7 +37,7 @@ def loader_for(config: PreTrainedConfig, *, text_only: bool = False) -> Any:
 
 
 def freeze_towers(model: PreTrainedModel) -> None:
-    """Freezes the parameters outside the language model: training on text leaves them without a gradient."""
+    """Freezes parameters outside the language model, such as a vision tower: text gives them no gradient."""
     if not any(getattr(model.config, name, None) is not None for name in TOWERS):
         return
     decoder = model.get_decoder()

@@ -36,13 +36,13 @@ CITATION = """@inproceedings{choi2025srpo,
 
 @dataclass(frozen=True)
 class Card:
-    """Contents of a model card.
+    """A record of a model card's contents.
 
     Attributes:
         base: folder or hub name of the model that was trained; the card shows only the last part of a folder's path.
         adapter: whether the saved model is an adapter.
         settings: resolved settings; the card shows those in `SHOWN`.
-        facts: further lines of the same table: reference, template, data.
+        facts: further lines for the table of settings: reference, template, data.
         results: metric → value, from the last evaluation.
         command: words of the command line; empty for a run started from Python.
         comments: paragraphs below the title.
@@ -57,7 +57,7 @@ class Card:
     comments: Sequence[str] = ()
 
     def text(self) -> str:
-        """The card as Markdown, front matter included."""
+        """Returns the card as Markdown text, front matter included."""
         base = portable(self.base)
         on_hub = bool(base) and not os.path.isdir(self.base)
         front = [
@@ -88,7 +88,7 @@ def write_card(folder: Path, card: Card, theirs: bytes | None) -> None:
     """Writes a card into the folder of a saved model.
 
     Args:
-        theirs: `read_card` of the folder before the model was saved, because PEFT changes an adapter's README.md.
+        theirs: README.md as it was before the model was saved (PEFT changes it), from `read_card`; None if absent.
     """
     file = folder / CARD_FILE
     if theirs is not None:
@@ -108,7 +108,7 @@ def read_card(folder: Path) -> bytes | None:
 
 
 def licence_of(base: str) -> str:
-    """The licence named in the base model's own card, else "unknown"."""
+    """The licence named in README.md of the base model's folder, else (also for a hub name) "unknown"."""
     text = (read_card(Path(base)) or b"").decode("utf-8", "replace")
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     named = re.search(r"^license: *([\w.+-]+) *(?:#.*)?$", front[1], re.MULTILINE) if front else None
@@ -116,15 +116,14 @@ def licence_of(base: str) -> str:
 
 
 def portable(path: str) -> str:
-    """A path without anything about this machine: the last part of an absolute path; a relative path or a hub name
-    unchanged."""
+    """Removes this machine's folders from a path: returns the last part of an absolute path, others unchanged."""
     if os.path.isabs(path) or path.startswith(("~", "..")) or re.match(r"[A-Za-z]:\\", path):
         return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     return path
 
 
 def portable_command(words: Sequence[str]) -> str:
-    """A command line without absolute paths and secrets."""
+    """Joins the words of a command line without absolute paths and secrets."""
     shown = []
     for word in redacted_command(words):
         flag, equals, value = word.partition("=")

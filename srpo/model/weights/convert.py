@@ -64,13 +64,15 @@ def convert(source: str, target: str) -> list[str]:
 
 
 def _new_name(name: str) -> str:
-    """`pytorch_model-00001-of-00002.bin` → `model-00001-of-00002.safetensors`; "" for a file that is not weights."""
+    """Turns `pytorch_model-00001-of-00002.bin` into `model-00001-of-00002.safetensors`; "" if it is no weights file."""
     stem, dash, part = name.rpartition(".")[0].partition("-")
     return f"{NAMES[stem]}{dash}{part}.safetensors" if stem in NAMES else ""
 
 
 def _tensors(state: object, where: str) -> dict[str, Tensor]:
-    """The tensors by name; a training framework's wrapper around them is taken off.
+    """Returns the tensors by name in an unpickled `state`, without a training framework's wrapper around them.
+
+    `where` is the pickled file, for the error.
 
     Raises:
         InputError: a value is not a tensor.

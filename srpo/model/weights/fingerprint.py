@@ -62,7 +62,10 @@ def _is_here(tensor: Tensor) -> bool:
 
 
 def _tensors(model: nn.Module, without_trained: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yields every parameter and every buffer, saved or not; quantised weights come with their scales."""
+    """Yields every parameter and buffer to hash, saved or not, and the scales of quantised weights.
+
+    `without_trained` leaves out trainable weights.
+    """
     trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     found: dict[str, Any] = {**model.state_dict(), **dict(model.named_buffers())}
     seen: set[tuple[int, tuple[int, ...]]] = set()
@@ -87,7 +90,7 @@ def _bytes_of(name: str, tensor: Tensor) -> str:
 
 
 def _config(model: nn.Module) -> str:
-    """The configuration as text: position bases, epsilons, windows and the attention kernel are not in the weights."""
+    """Configuration as text: position bases, epsilons, windows and attention kernel, which no weight holds."""
     peft = adapted(model)
     inner: Any = peft.get_base_model() if peft else model
     config = inner.config
@@ -99,5 +102,5 @@ def _canonical(settings: Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> str | list[str]:
-    """A value without a JSON form as text; a set is sorted, since its order changes from process to process."""
+    """Text for a value that JSON cannot hold; a set is sorted, since its order changes from process to process."""
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

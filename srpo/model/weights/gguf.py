@@ -61,16 +61,16 @@ def _expect_readable(file: Path) -> None:
 
 
 def gguf_options(file: Path, *, weights: bool) -> Mapping[str, object]:
-    """Keywords of `from_pretrained` that read a GGUF file.
+    """Returns the keyword arguments with which `from_pretrained` reads a GGUF file.
 
     Args:
-        weights: dequantise weights; False for a tokenizer.
+        weights: True to load a model and dequantise it, False to load a tokenizer.
     """
     options: dict[str, object] = {"gguf_file": file.name}
     if weights:
         import transformers
 
         log.info("srpo: %s is a GGUF file: its weights are dequantised, and saved models are safetensors", file)
-        if hasattr(transformers, "GgufConfig"):  # older releases dequantise without being asked
+        if hasattr(transformers, "GgufConfig"):  # older releases of transformers always dequantise
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     return options

@@ -87,7 +87,7 @@ def load_model(
 
     Raises:
         InputError: no model there, or one with pickled weights only, or one that needs its own code.
-        ConfigError: an unknown dtype, an option that would weaken the checks, or `base_model` without an adapter.
+        ConfigError: an unknown dtype, an option that would weaken the safety checks, or `base_model` for no adapter.
     """
     weights = _dtype(dtype)
     if unsafe := {"use_safetensors", "weights_only"} & options.keys():
@@ -101,7 +101,7 @@ def load_model(
 
 
 def _load_causal(path: str, named: str, options: Mapping[str, Any], *, text_only: bool = False) -> Any:
-    """Loads a model without an adapter; errors name the path that the user gave."""
+    """Loads a model without an adapter from `path`; errors name the path `named` by the user."""
     if file := gguf_file(path):
         options = {**options, **gguf_options(file, weights=True)}
     log.info("srpo: reading the weights of %s", named)
@@ -115,7 +115,7 @@ def _load_causal(path: str, named: str, options: Mapping[str, Any], *, text_only
 
 
 def _with_adapter(adapter: Adapter, options: Mapping[str, Any], trainable: bool) -> Any:
-    """Loads the base of an adapter and the adapter on it; a base that is an adapter itself is merged into its base."""
+    """Loads an adapter's base model and the adapter on it; a base that is itself an adapter is merged first."""
     from peft import PeftModel
 
     folder = str(adapter.folder)
@@ -142,7 +142,8 @@ def load_reward_model(path: str, *, dtype: str = "float32", trust_remote_code: b
     """Loads a sequence classification model with one output from a local path or hub name.
 
     Args:
-        dtype, trust_remote_code: see `load_model`.
+        dtype: a torch dtype's name, or "auto" for the dtype in which the weights are stored.
+        trust_remote_code: run the code in the model's repository, with all rights of the user.
 
     Raises:
         InputError: no such model there (a language model has no head for scores), or one with pickled weights only, or
@@ -175,7 +176,7 @@ def _dtype(name: str | torch.dtype) -> str | torch.dtype:
 
 
 def _whole(auto: type, path: str, **options: object) -> Any:
-    """Loads a model of an auto class; raises InputError for missing weights, which transformers fills with noise."""
+    """Loads a model by the class `auto`; raises InputError for missing weights, which transformers fills with noise."""
     loader: Any = auto
     model, found = loader.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
     if found["missing_keys"]:
@@ -247,7 +248,7 @@ def load_config(
 
 
 def _config(path: str, options: Mapping[str, Any]) -> tuple[str, PretrainedConfig]:
-    """The folder or hub name to load from, and the configuration there."""
+    """Returns the folder or hub name to load `path` from (a GGUF file's folder), and the configuration there."""
     from transformers import AutoConfig
 
     where, remote = path, {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
@@ -259,12 +260,12 @@ def _config(path: str, options: Mapping[str, Any]) -> tuple[str, PretrainedConfi
 
 
 def model_context(model: nn.Module) -> int | None:
-    """Longest sequence the model was built for, in tokens; None if its configuration has no limit."""
+    """Longest sequence that a model was built for, in tokens; None if its configuration has no limit."""
     return context_of(model.config)
 
 
 def context_of(config: Any) -> int | None:
-    """Longest sequence of a model with this configuration, in tokens; None without a limit."""
+    """Longest sequence of a model with this configuration, in tokens; None if it has no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -279,11 +280,13 @@ def adapter_base(path: str, base_model: str | None = None) -> str | None:
 
 
 def _refusal(kind: str, path: str, error: Exception, weights: str = "") -> InputError:
-    """The error for a model or tokenizer that a library could not load, with the file and a safe remedy.
+    """Builds the error for a model or tokenizer that a library could not load, with the file and a safe remedy.
 
     Args:
         kind: "model", "reward model" or "tokenizer".
-        weights: folder of the weights; for an adapter, its base.
+        path: the path or hub name that the user gave.
+        error: the library's error.
+        weights: folder of the weights (for an adapter, of its base); "" for a tokenizer.
     """
     folder = Path(weights or path)
     if "custom code" in str(error) or "trust_remote_code" in str(error):
@@ -297,7 +300,7 @@ def _refusal(kind: str, path: str, error: Exception, weights: str = "") -> Input
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
-    """Errors that libraries raise for files that are missing, torn, or made for another model or library."""
+    """Classes of the errors that libraries raise for files that are missing, torn, or made for another model."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -305,19 +308,19 @@ def _unreadable() -> tuple[type[Exception], ...]:
 
 
 def _expect_folder(path: str) -> None:
-    """Raises InputError for a path without a folder, which would otherwise be looked up on the hub."""
+    """Raises InputError for a local path that is no folder, which a library would look up on the hub."""
     if looks_local(path) and not Path(path).is_dir():
         raise InputError("no such folder", where=path, expected="a saved model, or a hub name")
 
 
 def _either(path: str) -> str:
-    """Remedy for a name like `runs/final`, which may be meant as a folder or as a hub name."""
+    """Remedy in an error for a missing `runs/final`, which may mean a folder or a hub name; "" if it is a folder."""
     if os.path.isdir(path):
         return ""
     return "no folder of that name is here, so it was looked for on the hub: write ./ before it if a folder is meant"
 
 
 def _first_line(error: Exception) -> str:
-    """First line of a library's message, with the second line if the first ends with a colon."""
+    """First line of a library's error message, with the second line if the first ends with a colon."""
     first, *rest = str(error).strip().split("\n")
     return " ".join([first.strip(), rest[0].strip()]) if rest and first.rstrip().endswith(":") else first

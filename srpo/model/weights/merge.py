@@ -36,22 +36,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MERGE_FILE = "srpo_merge.json"
-PROMPTS, PROMPT_TOKENS = 4, 16  # of the check, if no file of prompts is given
+PROMPTS, PROMPT_TOKENS = 4, 16  # size of the check without a file of prompts
 
 
 @dataclass(frozen=True)
 class MergeCheck:
-    """Comparison of a merged model with its adapter, on the same tokens.
+    """A record of the comparison of a merged model with its adapter on the same tokens.
 
     Attributes:
         prompts: number of prompts.
         positions: compared positions: all tokens of the prompts and of the greedy answers.
         generated: tokens of the adapter's greedy answers.
-        other_tokens: of these, tokens that the merged model decodes differently, ties left out.
-        ties: of these, tokens that differ where rounding alone can decide between two tokens.
+        other_tokens: generated tokens that the merged model decodes differently, without `ties`.
+        ties: generated tokens that differ where rounding alone can decide between two tokens.
         difference: largest difference of logits, as a share of the range of logits at its position.
         tolerance: the difference that rounding explains.
-        effect: largest difference that the adapter makes to its base, in the same measure; below `tolerance` the check
+        effect: largest difference that the adapter makes to its base, as in `difference`; below `tolerance` the check
             shows little.
         dtype: dtype in which both models are stored.
     """
@@ -68,7 +68,7 @@ class MergeCheck:
 
     @property
     def same(self) -> bool:
-        """Whether rounding explains every difference; False for a nan."""
+        """Whether rounding explains every difference of merged model and adapter; False if a logit is nan."""
         return self.difference <= self.tolerance and not self.other_tokens
 
     def __str__(self) -> str:
@@ -197,13 +197,13 @@ def rounding(dtype: torch.dtype, layers: int) -> float:
 
 
 def _largest(so_far: float, values_S: Tensor) -> float:
-    """The largest value; nan if there is one, which Python's `max` would skip."""
+    """The largest of `so_far` and `values_S`; nan if any of them is nan, which Python's `max` would skip."""
     return float(torch.cat([values_S.new_tensor([so_far]), values_S]).max())
 
 
 @torch.no_grad()
 def _greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
-    """Each context continued greedily by `new` tokens, past any terminator, with the logits [S, V] of all tokens."""
+    """For each context, its ids continued greedily by `new` tokens, past any terminator, and all logits [S, V]."""
     found = []
     for context in contexts:
         ids = list(context)
@@ -215,13 +215,13 @@ def _greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[t
 
 @torch.no_grad()
 def _logits(model: nn.Module, ids: list[int]) -> Tensor:
-    """Logits [S, V] in float32, on the CPU."""
+    """The model's logits [S, V] for one sequence of token ids, as float32 on the CPU."""
     logits: Tensor = model(input_ids=torch.tensor([ids], device=device_of(model)), use_cache=False).logits[0]
     return logits.float().cpu()
 
 
 def _contexts(adapter: str, tokenizer: PreTrainedTokenizerBase, prompts: str | None) -> list[list[int]]:
-    """Token ids for the check: the rendered prompts, or random tokens of the vocabulary."""
+    """Token ids to compare models on: the rendered prompts of the file `prompts`; for None, random tokens."""
     if prompts is not None:
         rows = read_prompts(prompts)[:64]
         renderer = Renderer(tokenizer, template_for(adapter, None))
@@ -233,14 +233,14 @@ def _contexts(adapter: str, tokenizer: PreTrainedTokenizerBase, prompts: str | N
 
 
 def _beside(out: Path) -> Path:
-    """Makes an empty folder beside the target, which gets the target's name only after the check."""
+    """Makes an empty folder beside the target `out`; it is renamed to `out` once the merged model passes the check."""
     unverified = out.with_name(out.name + ".unverified")
     shutil.rmtree(unverified, ignore_errors=True)
     return writable_folder(unverified)
 
 
 def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path, out: Path) -> None:
-    """Saves the model with the tokenizer, template and training record that `srpo revise` reads."""
+    """Saves a merged model in `out`, with the tokenizer and the adapter's template and record for `srpo revise`."""
     if (adapter / TRAINING_FILE).is_file():  # trained by srpo, which taught the model the template's terminator
         stop_at(model, Renderer(tokenizer, template_for(str(adapter), None)).stop_ids)
     model.save_pretrained(out)
@@ -255,7 +255,7 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: 
 
 
 def _write_card(out: Path, adapter: Path, base: str, compared: MergeCheck) -> None:
-    """Writes the adapter's card, changed to describe a model, if srpo wrote it; else a card of the merge alone."""
+    """Writes the merged model's card: the adapter's card, adapted, if srpo wrote it; else a card of the merge alone."""
     note = f"Merged from an adapter by `srpo merge`: {compared}."
     theirs = read_card(adapter)
     if theirs is None or MARK.encode() not in theirs:

@@ -19,7 +19,7 @@ FILE = "generation_config.json"
 
 
 def end_ids(model: nn.Module) -> list[int]:
-    """Ids at which plain `generate` stops for this model."""
+    """Token ids at which the model's `generate` stops, by its generation configuration."""
     inner: Any = core(model)
     configs = (getattr(inner, "generation_config", None), inner.config, inner.config.get_text_config())
     named = (getattr(each, "eos_token_id", None) for each in configs)
@@ -28,7 +28,7 @@ def end_ids(model: nn.Module) -> list[int]:
 
 
 def stop_at(model: nn.Module, ids: Sequence[int], folder: str | Path | None = None) -> None:
-    """Adds end tokens to the model's generation configuration, and to the file in `folder`.
+    """Adds end tokens to the model's generation configuration, and to generation_config.json in `folder` if given.
 
     A chat template may end an answer with a token that is not the base's own end of text. Training teaches the model
     that token, and without this entry other tools generate past it.
@@ -48,11 +48,11 @@ def stop_at(model: nn.Module, ids: Sequence[int], folder: str | Path | None = No
     settings.eos_token_id = every if len(every) > 1 else every[0] if every else None
     inner.generation_config = settings
     if folder is not None:
-        settings.to_json_file(Path(folder) / FILE)  # save_pretrained would refuse sampling settings of some vendors
+        settings.to_json_file(Path(folder) / FILE)  # save_pretrained would refuse some vendors' sampling settings
 
 
 def stop_as_saved(model: nn.Module, folder: Path) -> None:
-    """Adds the end tokens saved beside an adapter, which PEFT does not read."""
+    """Adds the end tokens in an adapter folder's generation_config.json to the model; PEFT does not read that file."""
     if (folder / FILE).is_file():
         ids = json.loads((folder / FILE).read_text("utf-8")).get("eos_token_id")
         stop_at(model, [ids] if isinstance(ids, int) else ids or [])

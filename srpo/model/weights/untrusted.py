@@ -17,12 +17,12 @@ CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json")
 
 
 def pickled(folder: Path, stem: str = "") -> list[str]:
-    """Names of the pickled files in a folder that begin with `stem`."""
+    """Names of the pickled files in a folder; only names that begin with `stem`."""
     return sorted(each.name for each in folder.glob(f"{stem}*") if each.suffix in PICKLED)
 
 
 def own_code(folder: Path) -> list[str]:
-    """Modules of a model's own code, as `auto_map` names them, each with the file that names it."""
+    """Modules of a model's own Python code, each with the JSON file in the folder whose `auto_map` names it."""
     found = []
     for config in CONFIGS:
         named = _object(folder / config).get("auto_map")
@@ -66,7 +66,7 @@ def inside(folder: Path, name: str, *, where: str) -> Path:
         'model/part-1.safetensors'
     """
     path = PurePosixPath(name)
-    # A name may be plain on this system and a drive or a parent folder on Windows.
+    # A name that is harmless on this system may be a drive or a parent folder on Windows.
     foreign = PureWindowsPath(name).anchor or "\\" in name or "\0" in name
     if not path.parts or foreign or path.is_absolute() or ".." in path.parts:
         raise InputError(f"names {name!r}, which is not inside", where=where, expected=f"a file in {folder}")
@@ -74,7 +74,7 @@ def inside(folder: Path, name: str, *, where: str) -> Path:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} if it is unreadable, since the library that loads it reports that better."""
+    """The JSON object in a file; {} if unreadable, since the library that loads the file later reports the error."""
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
