@@ -32,7 +32,7 @@ _HOME = {
     "Trail": "srpo.revise.trail",
 }
 
-# A literal: type checkers do not compute.
+# A literal list, since type checkers do not evaluate an expression for __all__.
 __all__ = [
     "Pair",
     "PrefixTree",

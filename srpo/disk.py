@@ -20,10 +20,10 @@ log = logging.getLogger("srpo")
 
 
 def writable_folder(folder: Path, flag: str = "--output_dir") -> Path:
-    """Makes the folder before the work starts, so that a wrong name costs no results.
+    """Creates an output folder before the work starts, so that a wrong name costs no results.
 
     Args:
-        flag: the option that names the folder, for the error.
+        flag: the command-line option that names the folder, for the error.
 
     Raises:
         OutputError: the folder cannot be made or written to.
@@ -39,8 +39,8 @@ def expect_writable(outputs: Mapping[str, str | Path | None], inputs: Mapping[st
     """Checks, without touching any file, that every output can be written and overwrites no input or other output.
 
     Args:
-        outputs: option → file to be written; None and "" are left out.
-        inputs: option → file to be read, likewise; names that are not files are allowed.
+        outputs: command-line option → file to be written; None and "" are skipped.
+        inputs: option → file to be read; None and "" are skipped, and names that are not files are allowed.
 
     Raises:
         ConfigError: an output is the same file as an input or another output.
@@ -63,10 +63,10 @@ def expect_writable(outputs: Mapping[str, str | Path | None], inputs: Mapping[st
 
 
 def writable_file(path: Path, flag: str = "--output") -> None:
-    """Checks that the file can be written before the work that fills it starts.
+    """Checks that an output file can be written, before the work that fills it starts.
 
     Args:
-        flag: the option that names the file, for the error.
+        flag: the command-line option that names the file, for the error.
 
     Raises:
         OutputError: the path is a folder, or its folder does not exist or cannot be written.
@@ -96,13 +96,13 @@ def write_file(
     flag: str = "--output_dir",
     suffix: str = ".partial",
 ) -> None:
-    """Writes a whole file, or leaves the old one: half a report looks like a finished one.
+    """Writes a whole file, or leaves the old file unchanged: half a report looks like a finished one.
 
     Args:
         content: the bytes, or pieces of them in order.
         durable: return only when a power cut can no longer undo the write.
-        flag: the option that names the file or its folder, for the error.
-        suffix: of the unfinished file; processes that may write one file at once need a suffix each.
+        flag: the command-line option that names the file or its folder, for the error.
+        suffix: suffix of the temporary file; processes that may write one file at once need a suffix each.
 
     Raises:
         OutputError: the file cannot be written.
@@ -130,7 +130,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path, flag: str = "--output_dir") -> Iterator[None]:
-    """Turns an `OSError` inside into an `OutputError` with the path and the option that chose the path."""
+    """Turns an `OSError` inside a `with` block into an `OutputError` that names the path and its option `flag`."""
     try:
         yield
     except OSError as error:
@@ -143,11 +143,11 @@ def expect_room(folder: Path, needed: int, purpose: str) -> None:
     """Checks free space before a write starts.
 
     Args:
-        needed: bytes.
+        needed: number of bytes to write.
         purpose: the thing to be written, for the error.
 
     Raises:
-        OutputError: less than `needed` is free.
+        OutputError: fewer than `needed` bytes are free.
     """
     with writing(folder):
         free = shutil.disk_usage(folder).free
@@ -157,7 +157,7 @@ def expect_room(folder: Path, needed: int, purpose: str) -> None:
 
 
 def _size(count: int) -> str:
-    """A number of bytes with its unit.
+    """A number of bytes as text in GB or kB.
 
     Example:
         >>> _size(1_234_567_890), _size(300_000_000), _size(4_100)
@@ -181,7 +181,7 @@ class JSONLines:
     Args:
         path: the file; made, with its folder, at the first `append`.
         durable: return from `append` only when a power cut can no longer undo it.
-        fix: remedy in the error of a failed write.
+        fix: remedy to print in the error of a failed write.
 
     Attributes:
         skipped: lines that the last `read` could not use.
@@ -194,7 +194,7 @@ class JSONLines:
         self._handle: int | None = None
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yields the objects in order; a missing file has none.
+        """Yields the objects of the file in order; a missing file yields nothing.
 
         Raises:
             InputError: the file cannot be read.
@@ -214,7 +214,7 @@ class JSONLines:
             raise InputError(f"cannot be read: {error.strerror}", where=str(self.path)) from None
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds one line; afterwards, killing the process does not lose the line.
+        """Adds an object as one line; afterwards, killing the process does not lose the line.
 
         Raises:
             OutputError: the line cannot be written.
@@ -230,7 +230,7 @@ class JSONLines:
             raise OutputError(f"cannot be written: {error.strerror}", where=str(self.path), fix=self._fix) from None
 
     def _open(self) -> tuple[int, bool]:
-        """The open file, and whether it ends in a torn line, which the next line must not continue."""
+        """Opens the file to append; returns it, and whether it ends in a torn line that needs a newline first."""
         if self._handle is not None:
             return self._handle, False
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ class JSONLines:
 
 
 def os_write(handle: int, data: bytes) -> None:
-    """Writes all bytes; the system may take fewer at a time."""
+    """Writes all bytes of `data` to a file descriptor; one system call may write fewer."""
     while data:
         data = data[os.write(handle, data) :]
 
@@ -260,7 +260,7 @@ _held: dict[Path, int] = {}  # folders that this process holds → how many time
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Locks the folder for this process; the lock may be entered again within the process.
+    """Locks a folder for this process inside a `with` block; the process may enter the lock again.
 
     The kernel releases the lock when the process ends, however it ends. The lock is a record lock: unlike `flock`, it
     is not inherited by children forked while it is held.
@@ -308,7 +308,7 @@ def _sign(file: TextIO, holder: dict[str, object] | None) -> None:
 
 
 def _holder(file: TextIO) -> str:
-    """The process that signed the lock; "" for an unsigned lock."""
+    """The process that a lock file names as its owner; "" if the file names no process."""
     file.seek(0)
     text = file.read(4096)
     try:

@@ -32,8 +32,8 @@ class SRPOError(Exception):
     Args:
         what: the finding, in words a user can act on.
         where: `file:line`, a key, a path or a step; empty when there is no such place.
-        expected: the value or state that would have been right.
-        fix: the remedy.
+        expected: the value or state that is required.
+        fix: the remedy, an action for the user.
 
     Example:
         >>> print(SRPOError("-1", where="beta", expected="a number above 0", fix="try 0.1"))
@@ -71,7 +71,7 @@ class DataError(SRPOError):
 
 
 class LengthError(DataError):
-    """A sequence is longer than the model can take."""
+    """A sequence is longer than the model's context."""
 
 
 class InputError(SRPOError):
@@ -99,11 +99,11 @@ class OutputError(SRPOError):
 
 
 class CheckpointError(OutputError):
-    """There are checkpoints, and every one of them differs from its manifest."""
+    """No checkpoint can be resumed from: each one differs from its manifest."""
 
 
 class Interrupted(SRPOError):
-    """Stopped from outside; the same command with --resume goes on."""
+    """The work was stopped from outside; the same command with --resume continues it."""
 
     exit_code = 75
 
@@ -119,10 +119,10 @@ class TemplateError(ConfigError):
 
 
 class BackendError(ConfigError):
-    """A back-end asked for by name cannot serve this model exactly."""
+    """A back-end that settings name cannot serve the model exactly."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The nearest known word as a remedy, or an empty string when nothing is near."""
+    """A remedy that suggests the known word nearest to a mistyped word; "" when no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else ""

@@ -17,7 +17,7 @@ FIRST, EVERY = 2.0, 5.0  # seconds until the first line, and between lines
 
 
 class Progress:
-    """Counts items up to a total, with rate and time left.
+    """Context manager that counts completed items and shows them with rate and time left.
 
     Args:
         unit: the items, in the plural; without a total, the activity ("reading the weights of my-model").
@@ -26,7 +26,7 @@ class Progress:
 
     Attributes:
         done: items completed so far.
-        note: remark behind the numbers.
+        note: remark printed behind the numbers.
 
     Example:
         >>> with Progress("prompts", 2) as progress:
@@ -53,10 +53,10 @@ class Progress:
             self._display = None
 
     def step(self, count: int = 1, note: str = "") -> None:
-        """Adds completed items.
+        """Adds to the number of completed items.
 
         Args:
-            count: number of items.
+            count: number of items completed now.
             note: a short remark behind the numbers, such as "3 failed"; stays until the next one.
         """
         self.done += count
@@ -80,7 +80,7 @@ class Progress:
 
 
 class _Display(Protocol):
-    """A way to show progress."""
+    """The protocol of a display of progress: a bar or log lines."""
 
     def start(self) -> None: ...
     def update(self) -> None: ...
@@ -88,7 +88,7 @@ class _Display(Protocol):
 
 
 class _Lines:
-    """Log lines: the first after `FIRST` seconds, then every `EVERY`, and one when all items are done."""
+    """Progress as log lines: the first after `FIRST` seconds, then every `EVERY`, and one when all items are done."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -115,7 +115,7 @@ class _Lines:
 
 
 class _Bar:
-    """rich's bar on standard error; messages appear above it."""
+    """Shows progress as a bar of the library rich on standard error; messages appear above the bar."""
 
     def __init__(self, progress: Progress, bar: Any) -> None:
         self._progress, self._bar = progress, bar
@@ -133,7 +133,7 @@ class _Bar:
 
 
 def _bar(progress: Progress) -> _Bar | None:
-    """A bar, or None where standard error is neither a terminal that can show one nor a notebook."""
+    """A progress bar, or None where standard error is neither a terminal that can show a bar nor a notebook."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
@@ -151,7 +151,7 @@ def _bar(progress: Progress) -> _Bar | None:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people read them.
+    """A number of seconds as text in hours, minutes and seconds.
 
     Example:
         >>> clock(7.2), clock(75), clock(3700)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-# Name elsewhere → name here. docs/from-dpo.md lists the names of TRL.
+# Name of a setting in other trainers → name in srpo. docs/from-dpo.md lists the names of TRL.
 RENAMED = {
     # TRL
     "torch_dtype": "dtype",
@@ -79,7 +79,7 @@ _DPO = "a variant of DPO's loss, which the objective does not have"
 _QUANTISED = "quantised training is not built; SRPOTrainer takes `quantization_config`, or a model that is loaded"
 _LORA = "flags make plain LoRA adapters; SRPOTrainer takes any `peft_config`"
 _ALWAYS = "has no alternative any more"
-# Names elsewhere that have no counterpart here, and why.
+# Settings of other trainers that srpo lacks → reason.
 NOT_OFFERED = {
     "activation_offloading": "not built",
     "base_model_attribute_name": "a model's inner layers are found without it",
@@ -142,12 +142,12 @@ NOT_OFFERED = {
 
 
 def remedies(unknown: Iterable[str], known: Iterable[str], prefix: str = "") -> str:
-    """Remedies for unknown settings: the setting that is meant, the reason that there is none, or the nearest spelling.
+    """Remedies for unknown settings: the setting of another name, the reason for its absence, or the nearest spelling.
 
     Args:
-        unknown: names without dashes.
-        known: names of settings.
-        prefix: put before names in the answer: "--" for flags.
+        unknown: names that are no settings, without dashes.
+        known: names of all settings.
+        prefix: text before each name in the remedies: "--" for flags.
 
     Returns:
         The remedies, each with its name if there are several; "" if nothing is near.

@@ -22,7 +22,7 @@ _NAME = (
     r"(?:[\w.-]*(?:secret|passw(?:or)?d|passphrase|credentials?|authorization|api[_-]?key|access[_-]?key|private[_-]?key)"
     r"|(?:[\w.-]*[_-])?(?:hub|hf|api|auth|access|refresh|session|bot)[_-]?token)"
 )
-# Pattern → replacement. Tokens of known services match by shape; everything else matches by the name before it.
+# Pattern → replacement. Tokens of known services match by shape; other secrets match by the name before them.
 _LOOKS_SECRET = [
     (re.compile(r"(?<=://)[^\s/?#'\"<>]+@"), HIDDEN + "@"),
     (
@@ -74,7 +74,7 @@ def redacted(value: object) -> Any:
 
 
 def redacted_command(words: Iterable[str]) -> list[str]:
-    """Returns the words of a command line without its secrets.
+    """Returns the words of a command line with "***" in place of secrets.
 
     Example:
         >>> redacted_command(["srpo", "train", "--hub_token", "planted-4567", "--beta", "0.1"])
@@ -89,7 +89,7 @@ def redacted_command(words: Iterable[str]) -> list[str]:
 
 
 def _under(name: str, value: object) -> Any:
-    """The printable value of one setting; remembers a secret."""
+    """The value of the setting `name`, hidden if the name means a secret; remembers the secret for other texts."""
     if not _names_secret(name) or value is None or isinstance(value, bool):
         return redacted(value)
     if isinstance(value, str) and len(value) >= _SHORTEST:
@@ -109,7 +109,7 @@ def _names_secret(name: str) -> bool:
 
 
 def _of_environment() -> set[str]:
-    """Values of environment variables with a secret's name; every name that ends in _KEY or _TOKEN counts."""
+    """Values of environment variables named like secrets, which includes all names ending in _KEY or _TOKEN."""
     return {
         value
         for name, value in os.environ.items()

@@ -20,13 +20,13 @@ from srpo.setting_kinds import fits, in_words, kinds, words_of
 
 
 class Dataclass(Protocol):
-    """A dataclass, or an instance of one."""
+    """The protocol, for type checkers, of a dataclass or an instance of one."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 T = TypeVar("T", bound=Dataclass)
-# transformers' parser replaces values of these settings by another kind; a copy of the settings starts from that kind.
+# The parser of transformers replaces values of these settings by another type, which a copy of the settings then holds.
 _REWRITTEN = ("fsdp", "debug")
 
 # ---------------------------------------------------------------------- declaring
@@ -34,7 +34,7 @@ _REWRITTEN = ("fsdp", "debug")
 
 @dataclass(frozen=True)
 class Rule:
-    """Range, choices and place in the help of one setting.
+    """A record of one setting's range, choices and place in the help.
 
     Attributes:
         group: heading of the help page that lists the flag.
@@ -42,7 +42,7 @@ class Rule:
         least, above, most, below: bounds of a number; `least` and `most` are included in the range.
         metavar: name of the value in the usage line.
         flag: name of the flag and YAML key; "" takes the name of the field.
-        positional: the value stands alone on the command line, without a flag in front.
+        positional: the command line takes the value without a flag in front.
     """
 
     group: str = ""
@@ -57,7 +57,7 @@ class Rule:
 
     @property
     def expected(self) -> str:
-        """The allowed values in words; "" allows any."""
+        """The allowed values in words, for error messages; "" if any value is allowed."""
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
         bounds = ((self.least, "{:g} or more"), (self.above, "above {:g}"), (self.most, "at most {:g}"))
@@ -65,7 +65,7 @@ class Rule:
         return " and ".join(words)
 
     def check(self, value: object, where: str) -> None:
-        """Checks one value; None, and what a check of kinds refuses, pass.
+        """Checks a value against range and choices; None passes, and so does text where a number is needed.
 
         Raises:
             ConfigError: the value is out of range or not among the choices.
@@ -89,7 +89,7 @@ class Rule:
 
 
 class Help(str):
-    """A help text with the rule of its setting.
+    """A string, the help text of a setting, that carries the setting's `Rule`.
 
     HfArgumentParser hands every key of a field's metadata to argparse, so a rule cannot have a key of its own.
     """
@@ -101,9 +101,9 @@ def setting(default: object = MISSING, help: str = "", **rule: Any) -> Any:
     """A dataclass field with help text and rule.
 
     Args:
-        default: of the field; without one the setting is required. A list or dict is copied for each instance.
+        default: default value; without one the setting is required. A list or dict is copied for each instance.
         help: one sentence that is understood without the other flags.
-        rule: fields of `Rule`.
+        rule: fields of `Rule` by name.
 
     Example:
         >>> @dataclass
@@ -149,21 +149,21 @@ SHARED: dict[str, tuple[Any, str, dict[str, Any]]] = {
 
 
 def shared(name: str, default: object = MISSING, help: str = "", **rule: Any) -> Any:
-    """A field as `SHARED` declares it; default, help text and parts of the rule may differ."""
+    """A dataclass field as `SHARED` declares it under `name`; arguments replace default, help text and rule."""
     usual, text, rules = SHARED[name]
     return setting(usual if default is MISSING else default, help or text, **(rules | rule))
 
 
 class Part(NamedTuple):
-    """A group of settings inside another one.
+    """A record that places one dataclass of settings inside another.
 
     Attributes:
         kind: the dataclass.
-        prefix: put before the names of its flags.
-        names: flag by field, where it is not the field's name.
-        without: fields that have no flag here.
+        prefix: text before the names of the group's flags.
+        names: field → flag, for flags that differ from the field's name.
+        without: fields of the dataclass that get no flag.
         defaults: values of fields that differ from the dataclass's own defaults.
-        group: heading of its flags in the help.
+        group: heading of the flags in the help.
     """
 
     kind: type[Dataclass]
@@ -192,9 +192,9 @@ class Option(NamedTuple):
     """One setting of a dataclass or of a part of it.
 
     Attributes:
-        name: of the flag and the YAML key.
-        hint: the type.
-        default: the value if none is given; `MISSING` for a required setting.
+        name: name of the flag and of the YAML key.
+        hint: type of the value.
+        default: the default value; `MISSING` for a required setting.
         help: the help text.
         rule: range, choices and group.
     """
@@ -207,12 +207,12 @@ class Option(NamedTuple):
 
 
 def options(kind: type[Dataclass]) -> list[Option]:
-    """Every setting of a dataclass, those of its parts included, in order."""
+    """Every setting of a dataclass, including settings of its parts, in order."""
     return [option for option, _ in _located(kind)]
 
 
 def _located(kind: type[Dataclass]) -> Iterator[tuple[Option, tuple[str, ...]]]:
-    """Every setting with the names of the fields that lead to it."""
+    """Every setting of a dataclass and its parts, each with the names of the fields that lead to the setting."""
     hints = get_type_hints(kind)
     for each in fields(kind):
         inner: Part | None = each.metadata.get("part")
@@ -235,7 +235,7 @@ def _located(kind: type[Dataclass]) -> Iterator[tuple[Option, tuple[str, ...]]]:
 
 
 def build(kind: type[T], values: Mapping[str, Any], *, file: str = "") -> T:
-    """A dataclass of settings from values by flag name; settings without a value take their defaults.
+    """Makes the dataclass `kind` from values by flag name; settings without a value take their defaults.
 
     Args:
         file: the file that the values come from, for error messages; "" for flags and Python.
@@ -272,7 +272,7 @@ def _made(kind: type[Dataclass], tree: dict[str, Any]) -> Any:
 
 
 def values_of(settings: Dataclass) -> dict[str, Any]:
-    """The values of settings by flag name, parts included: the inverse of `build`."""
+    """A dictionary from flag name to value, including settings of parts: the inverse of `build`."""
     found = {}
     for option, path in _located(type(settings)):
         value: object = settings
@@ -283,7 +283,7 @@ def values_of(settings: Dataclass) -> dict[str, Any]:
 
 
 def expect_valid(settings: Dataclass) -> None:
-    """Checks range and choices of every setting; for `__post_init__`. Parts have checked themselves.
+    """Checks range and choices of every setting; for `__post_init__`. Parts check themselves when they are made.
 
     Raises:
         ConfigError: a value is out of range or not among the choices.
@@ -294,7 +294,7 @@ def expect_valid(settings: Dataclass) -> None:
 
 
 def expect_known(names: Iterable[object], known: Iterable[str], *, where: str = "", verb: str = "") -> None:
-    """Raises ConfigError if any name is no setting; the message has a remedy for each."""
+    """Raises ConfigError if any of `names` is not in `known`; the message has a remedy, or names the verb's help."""
     known = list(known)
     if unknown := [name for name in names if name not in known]:
         fix = remedies(map(str, unknown), known) or (f"`srpo {verb} --help` lists the keys" if verb else "")
@@ -303,7 +303,7 @@ def expect_known(names: Iterable[object], known: Iterable[str], *, where: str = 
 
 
 def _converted(value: object, hint: object) -> object:
-    """A value as its setting takes it: YAML reads 2e-6 as text, and a flag gives a mapping as JSON."""
+    """A value from YAML or a flag, converted to the type `hint`: YAML reads 2e-6 as text, flags give JSON."""
     allowed = [get_origin(kind) or kind for kind in kinds(hint)]
     if isinstance(value, str) and str not in allowed:
         if float in allowed:
@@ -319,7 +319,7 @@ def _converted(value: object, hint: object) -> object:
 
 
 def _mapping(text: str) -> object:
-    """The mapping that a flag gives as JSON or as key=value,…; anything else is returned as it is."""
+    """The mapping in a flag's text, written as JSON or as key=value,…; any other text is returned unchanged."""
     try:
         return json.loads(text)
     except ValueError:
@@ -337,10 +337,10 @@ def _json_or_text(value: str) -> object:
 
 
 def as_mapping(value: object, name: str) -> dict[str, Any]:
-    """A mapping, which a flag may give as text; {} for None.
+    """The value of the setting `name` as a mapping, parsed if a flag gave it as text; {} for None.
 
     Raises:
-        ConfigError: not a mapping.
+        ConfigError: the value is not a mapping.
 
     Example:
         >>> as_mapping("enable_thinking=false", "chat_template_kwargs")
@@ -353,9 +353,10 @@ def as_mapping(value: object, name: str) -> dict[str, Any]:
 
 
 def expect_kinds(values: Mapping[str, Any], groups: Iterable[type[Dataclass]], *, file: str = "") -> None:
-    """Checks that every value is of a kind that its setting is declared with; objects made in Python pass.
+    """Checks that every value has the declared type of its setting; objects that no file can hold pass.
 
     Args:
+        values: values by name.
         groups: dataclasses that declare the settings.
         file: the file that the values come from; "" for Python.
 

@@ -14,16 +14,16 @@ _YAML = "a YAML file of settings"
 
 
 def read_settings(path: str, known: Iterable[str] = (), *, section: str = "", verb: str = "") -> dict[str, Any]:
-    """A YAML file of settings as a dictionary.
+    """Reads a YAML file of settings into a dictionary.
 
     Args:
         known: names of settings that the file may hold; empty allows any.
-        section: key of a recipe below which the settings may be nested.
-        verb: the command whose help lists the keys.
+        section: top-level key of a recipe below which the settings may be nested.
+        verb: the srpo command whose help lists the keys, for error messages.
 
     Raises:
         InputError: the file is missing or cannot be read.
-        ConfigError: the file is not a YAML mapping, repeats a key, or holds an unknown one.
+        ConfigError: the file is not a YAML mapping, repeats a key, or holds an unknown key.
     """
     found = read_yaml(path)
     if isinstance(found, dict) and section:
@@ -37,7 +37,7 @@ def read_settings(path: str, known: Iterable[str] = (), *, section: str = "", ve
 
 
 def read_yaml(path: str) -> Any:
-    """The content of a YAML file; {} for an empty one.
+    """Reads the content of a YAML file; {} for an empty file.
 
     Raises:
         InputError: the file is missing or cannot be read.
@@ -58,7 +58,7 @@ def read_yaml(path: str) -> Any:
 
 
 def _expect_each_once(root: object, path: str) -> None:
-    """Refuses repeated keys; YAML itself takes the last of two equal keys silently."""
+    """Raises ConfigError for repeated keys in a YAML document; YAML itself silently takes the last one."""
     import yaml
 
     waiting, seen = [root], set()

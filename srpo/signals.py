@@ -23,7 +23,7 @@ class Signals:
     """The signal handlers of this process.
 
     Attributes:
-        asked: name of the signal that arrived; "" before any has.
+        asked: name of the signal that asked the process to stop; "" before any signal arrives.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Signals:
 
     @contextmanager
     def heard(self, *, until_exit: bool = False) -> Iterator[Signals]:
-        """Installs the handlers: inside, a signal raises KeyboardInterrupt, or is noted under `held_back`.
+        """Installs the handlers for a `with` block: a signal raises KeyboardInterrupt; in `held_back`, it sets `asked`.
 
         Does nothing where handlers are installed already, and in threads other than the main one, in which Python
         refuses handlers. Signals that are ignored on entry (`nohup`) stay ignored.
@@ -63,7 +63,7 @@ class Signals:
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """Inside, a signal only sets `asked`; the caller reads `asked` wherever it can stop."""
+        """Inside this `with` block a signal only sets `asked`; the caller reads `asked` wherever it can stop."""
         self._held_back += 1
         try:
             yield

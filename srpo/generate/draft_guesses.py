@@ -13,7 +13,7 @@ LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _TAIL = 4  # latest tokens to look up in the draft, to find the place again after a difference
 _BACK, _AHEAD = 8, 24  # distance from the expected place to search
 _MEMORY = 64.0  # tokens over which acceptance is remembered
-# Least speed-up over plain decoding: one token costs less than the formula, and acceptance is only an estimate.
+# Guess only from this speed-up on: plain decoding costs less than the formula, and acceptance is only an estimate.
 _WORTH = 1.3
 
 
@@ -31,7 +31,7 @@ class Follower:
 
     @classmethod
     def after(cls, before: Follower | None, draft: Sequence[int]) -> Follower:
-        """Returns the follower of the next revision; misses count half, since later revisions change less."""
+        """Returns a follower of `draft` with the hits and half the misses of `before`: later revisions change less."""
         return cls(draft) if before is None else cls(draft, hits=before.hits, misses=before.misses / 2)
 
     @property
@@ -40,11 +40,11 @@ class Follower:
         return self.hits / (self.hits + self.misses)
 
     def ahead(self, most: int) -> list[int]:
-        """Returns the guessed next tokens, `most` at most."""
+        """Returns the next tokens of the draft, at most `most`, as guesses of the answer's next tokens."""
         return self.draft[self.at : self.at + most]
 
     def see(self, tokens: Sequence[int]) -> None:
-        """Moves on by the generated tokens, guessed or not."""
+        """Updates the place in the draft and the rate of correct guesses by newly generated answer tokens."""
         for token in tokens:
             self.written.append(token)
             if self.at < len(self.draft) and self.draft[self.at] == token:
@@ -57,7 +57,7 @@ class Follower:
             self.hits, self.misses = self.hits * _MEMORY / seen, self.misses * _MEMORY / seen
 
     def _place(self) -> int:
-        """Returns the place in the draft after the latest tokens; without a match one token further."""
+        """Returns the draft position after a match of the latest answer tokens; without a match the next position."""
         expected = self.at + 1
         for length in range(min(_TAIL, len(self.written)), 0, -1):
             tail = self.written[-length:]
@@ -78,7 +78,7 @@ class Cost:
 
     Attributes:
         fixed: Cost of reading the weights and starting the kernels.
-        row: Cost of reading a row's keys and values.
+        row: Cost of reading the cached keys and values of one row of the batch.
     """
 
     fixed: float
@@ -86,7 +86,7 @@ class Cost:
 
     @classmethod
     def of(cls, *, on_cpu: bool, weights: int, cached: int) -> Cost:
-        """Estimates the cost from the number of weights and of cached numbers per row."""
+        """Estimates the cost on CPU or GPU from the number of model weights and of cached numbers per row."""
         fixed = 18.0 if on_cpu else 200.0
         return cls(fixed, fixed * 2 * cached / weights)
 
@@ -98,11 +98,12 @@ class Cost:
 def guess_length(acceptances: Sequence[float], cost: Cost, most: int = LENGTHS[-1]) -> int:
     """Returns the number of tokens to guess for each row of a batch: the best expected tokens per time, or 0.
 
-    Context tokens are left out: every forward pass has to read them, with or without a guess.
+    The cost of context tokens is left out: every forward pass reads them, with or without a guess.
 
     Args:
-        acceptances: Estimated acceptance of each row, from `Follower`.
-        most: Largest number of tokens.
+        acceptances: Probability of each row that a guessed token is accepted, from `Follower`.
+        cost: Cost of a forward pass.
+        most: Largest number of tokens to guess.
     """
     rows, alike = len(acceptances), Counter(round(p, 2) for p in acceptances)
     best, best_rate = 0, _WORTH * rows / cost(rows, 1)

@@ -20,10 +20,10 @@ class Completion:
     Attributes:
         ids: Generated token ids, the terminator included if there is one; empty from a server that returns no ids.
         finished: True if the model ended the answer itself.
-        seconds: Wall seconds of the batch divided by its rows.
+        seconds: Wall seconds of the batch divided by its number of rows.
         text: The answer from a server that returns no ids; None if `ids` holds the answer.
         tokens: Number of generated tokens as the server counts them.
-        read: Number of context tokens as a server counts them that was given messages.
+        read: Number of context tokens as counted by a server that renders chat messages itself.
         failed: Reason why a server gave no completion; empty for a completion.
     """
 
@@ -40,10 +40,10 @@ Keep = Callable[[int, Completion], None]  # place of a row among the contexts, i
 
 
 class Engine(Protocol):
-    """Completes contexts with one model.
+    """The protocol of an engine, which completes contexts with one model.
 
     Attributes:
-        batch_size: Rows completed together; callers pass as many rows at a time.
+        batch_size: Number of contexts completed together; callers pass that many at a time.
         same_batch_same_bits: True if the last bits of a row depend on the other rows of its batch and on nothing else.
             A resumed run then repeats whole batches to give equal bits. False for a server, which forms its own
             batches; an answered request is not sent again.
@@ -72,12 +72,12 @@ class Engine(Protocol):
         """Returns one completion per context, in order.
 
         Args:
-            contexts: Token ids to continue.
+            contexts: Token ids to continue, one list per row.
             keys: A name for each row; equal (seed, key) draws equally, as far as the engine can promise it.
             max_new_tokens: Largest number of new tokens, the terminator included.
             stop_ids: Ids that end an answer.
-            temperature: 0 decodes greedily; otherwise divides the logits, and nothing else shapes the distribution.
-            seed: Seed of the draws.
+            temperature: 0 decodes greedily; otherwise the logits are divided by it, with no other change.
+            seed: Seed of all random draws.
             guesses: Ids that each answer probably follows, such as the draft of a revision. Guesses change the speed of
                 decoding, never the answer.
             keep: Receives place and completion of each row as soon as the row is complete, possibly on another thread.
@@ -99,5 +99,5 @@ def expect_temperature(temperature: float) -> None:
 
 
 def seed_of(seed: int, key: str) -> int:
-    """Returns the seed of one request for engines with their own random numbers; below 2³¹, the limit of some."""
+    """Returns a seed for the request `key`, for engines with their own random numbers; below 2³¹, the limit of some."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:4], "big") >> 1

@@ -28,7 +28,7 @@ _CHECKED, _COMPARED = 16, 2  # tokens of the comparison, the first context repea
 
 
 class FoldedAdapter:
-    """Folds the adapter of a model inside `active`, if that is exact up to rounding.
+    """Adds a LoRA adapter to the base weights inside the block `active`, if that is exact up to rounding.
 
     Args:
         model: Any model; without an adapter of plain LoRA layers `active` does nothing.
@@ -45,7 +45,7 @@ class FoldedAdapter:
 
     @contextmanager
     def active(self, context: Sequence[int]) -> Iterator[None]:
-        """Folds the adapter inside the block.
+        """Adds the adapter to the base weights inside a `with` block, and restores the base weights after it.
 
         Args:
             context: Token ids on which the first use compares the logits with and without folding.
@@ -89,7 +89,7 @@ class FoldedAdapter:
 
     @torch.no_grad()
     def _check(self, context: list[int]) -> str:
-        """Returns the reason against folding, or ""."""
+        """Returns the reason why the adapter cannot be added to the weights; "" if logits on `context` agree."""
         from peft.tuners.lora.layer import Linear
 
         layers = self._layers()
@@ -122,7 +122,7 @@ def _parts(layer: Any, name: str) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def _sum(layer: Any) -> Tensor:
-    """Returns the base weight plus the active adapters, added in float32."""
+    """Returns the base weight of a LoRA layer plus its active adapters, added in float32."""
     weight: Tensor = layer.get_base_layer().weight
     total = weight.data.to(torch.float32) if weight.dtype.itemsize < 4 else weight.data.clone()
     for name in layer.active_adapters:

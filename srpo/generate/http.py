@@ -49,7 +49,7 @@ WINDOW = 4  # items under way, or waiting for an earlier item to end, per concur
 
 
 class _TryAgain(Exception):
-    """A try failed, and another may succeed; `after` is the server's Retry-After in seconds."""
+    """A failed try that may succeed when repeated; `after` is the server's Retry-After in seconds."""
 
     def __init__(self, reason: str, *, after: float | None = None, unreachable: bool = False) -> None:
         super().__init__(reason)
@@ -57,23 +57,23 @@ class _TryAgain(Exception):
 
 
 class UnusableAnswer(_TryAgain):
-    """Raised by `read` for whole JSON without the needed content; the request is tried again."""
+    """Raised by a caller's `read` for valid JSON without the needed content; the request is sent again."""
 
 
 class Refused(Exception):
-    """The server will not serve this request, however often it is sent. `read` may raise it too."""
+    """The server refuses a request for good, so it is not repeated. A caller's `read` may raise it too."""
 
 
 class _Stopped(Exception):
-    """The caller left before this request was sent."""
+    """The run stopped before a request was sent."""
 
 
 @dataclass(frozen=True)
 class Reply(Generic[T]):
-    """The end of one request.
+    """The result of one request, all its tries included.
 
     Attributes:
-        value: Result of `read`; None if the request failed.
+        value: The server's answer, converted by the caller's `read`; None if the request failed.
         failed: Reason in one line without secrets; empty for an answered request.
         tries: Number of requests sent.
         seconds: Time from the first request to the end, waits included.
@@ -99,7 +99,7 @@ class Endpoint:
             not given, because shell histories and process lists would show it.
 
     Attributes:
-        close: Closes the connections, as garbage collection does.
+        close: Closes the connections; garbage collection does the same.
 
     Raises:
         ConfigError: An invalid URL, an unset or empty key, two ways to authenticate, a number out of range, or missing
@@ -132,12 +132,12 @@ class Endpoint:
         read: Callable[[JSONObject], T],
         keep: Callable[[JSONObject, T], None] | None = None,
     ) -> Iterator[Reply[T]]:
-        """Yields the reply to each body, in order, as soon as all earlier items ended.
+        """Sends one request per body; yields the replies in order, each as soon as all earlier requests ended.
 
         Args:
             path: Path after the base URL, such as `completions`.
             bodies: One JSON object per POST request, consumed as needed.
-            read: Converts the parsed answer, on another thread. Raises `UnusableAnswer`, KeyError, IndexError or
+            read: Converts the parsed JSON answer, on another thread. Raises `UnusableAnswer`, KeyError, IndexError or
                 TypeError for an answer without the needed content.
             keep: Receives each body and its value as soon as the answer arrives, on the same thread: a kill must not
                 lose an answer that waits for earlier items.
@@ -175,7 +175,7 @@ class Endpoint:
     def _item(
         self, path: str, body: JSONObject | None, read: Callable[[JSONObject], T], stop: threading.Event
     ) -> Reply[T]:
-        """Sends requests until the item ends."""
+        """Sends one request, repeating failed tries, and returns its reply; setting `stop` ends the waits."""
         from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt
 
         began = time.monotonic()
@@ -201,14 +201,14 @@ class Endpoint:
         return Reply(value, failed, retrying.statistics["attempt_number"], time.monotonic() - began, worn_out)
 
     def _wait(self, state: RetryCallState) -> float:
-        """Returns the seconds before the next try; the random part spreads requests that failed together."""
+        """Returns the seconds before the next try of a request; a random part spreads requests that failed together."""
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, _TryAgain) and error.after is not None:
             return error.after
         return min(LONGEST_WAIT, self.backoff * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1.0)
 
     def _try(self, path: str, body: JSONObject | None, read: Callable[[JSONObject], T], stop: threading.Event) -> T:
-        """Sends one request and reads its answer, once no Retry-After holds requests back."""
+        """Sends a request once, after any Retry-After has passed, and returns the answer converted by `read`."""
         if stop.wait(max(0.0, self._quiet_until - time.monotonic())):
             raise _Stopped
         with self._slots:
@@ -230,7 +230,7 @@ class Endpoint:
             raise Refused(problem)
 
     def _value(self, content: bytes, read: Callable[[JSONObject], T]) -> T:
-        """Returns the result of `read`; its errors become `_TryAgain` or `Refused` without secrets."""
+        """Converts the bytes of an answer by `read`; errors become `_TryAgain` or `Refused`, without secrets."""
         try:
             return read(json.loads(content))
         except UnusableAnswer as error:
@@ -268,7 +268,7 @@ class Endpoint:
         return response.status_code, _seconds(response.headers.get("retry-after", "")), bytes(content)
 
     def _clean(self, text: str) -> str:
-        """Returns one short line without secrets or control characters."""
+        """Returns a server's text as one short line without secrets or control characters."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return " ".join(re.sub(r"[^ -~\u00a0-\ud7ff\ue000-\U0010ffff]+", " ", text).split())[:200]
@@ -281,7 +281,7 @@ def connect(settings: EndpointSettings) -> Endpoint:
 
 
 def _start(work: Callable[[], T]) -> Future[T]:
-    """Starts the work on a daemon thread: Ctrl-C must not wait for a silent server, as an executor's threads would."""
+    """Runs a function on a daemon thread: Ctrl-C must not wait for a silent server, as an executor's threads would."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -340,7 +340,7 @@ def _client(base_url: str, key: str, timeout: float, concurrency: int) -> httpx.
 
 
 def _key(api_key_env: str) -> str:
-    """Reads the key from the environment variable of that name; "" without a name."""
+    """Returns the API key in the environment variable `api_key_env`; "" if no variable is named."""
     if not api_key_env:
         return ""
     if not re.fullmatch(r"\w+", api_key_env, re.ASCII):  # probably the key itself: the message must not show it
@@ -355,7 +355,7 @@ def _key(api_key_env: str) -> str:
 
 
 def _spellings(client: httpx.Client, key: str) -> list[str]:
-    """Returns every form in which a server may repeat a secret, the longest first."""
+    """Returns every form in which a server's text may repeat the key or the URL's secrets, the longest first."""
     userinfo = client.base_url.userinfo.decode()
     parts = userinfo.split(":", 1)
     plain = [key, *map(unquote, parts), *client.params.values()]

@@ -14,7 +14,7 @@ from srpo.generate.engine import Completion, Engine, Keep
 
 
 class Journal:
-    """Completions by request, in a file of JSON lines.
+    """A file of JSON lines that maps requests to their completions.
 
     Args:
         path: The file to read and append to.
@@ -32,12 +32,12 @@ class Journal:
                 continue  # a line of another format: the request is sent again
 
     def known(self, requests: Sequence[Mapping[str, Any]]) -> dict[int, Completion]:
-        """Returns place → completion for the answered requests."""
+        """Returns index in `requests` → completion, for the requests that the journal has answers to."""
         digests = [_digest(request) for request in requests]
         return {i: self._known[digest] for i, digest in enumerate(digests) if digest in self._known}
 
     def add(self, request: Mapping[str, Any], completion: Completion) -> None:
-        """Writes a completion to the disk before returning; safe from any thread.
+        """Writes the completion of a request to the file before returning; any thread may call it.
 
         Raises:
             OutputError: The file cannot be written.
@@ -54,8 +54,8 @@ class JournaledEngine:
     those of an uninterrupted run up to rounding, as between any two batches.
 
     Args:
-        engine: Draws the answers.
-        journal: Keeps them.
+        engine: The engine that draws the answers.
+        journal: The journal that keeps the answers.
     """
 
     def __init__(self, engine: Engine, journal: Journal) -> None:
@@ -79,7 +79,7 @@ class JournaledEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts; see `Engine`."""
+        """Completes the contexts, reading finished answers from the journal; arguments as in `Engine.complete`."""
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_ids": [*stop_ids]}
         how |= {"temperature": temperature, "seed": seed}
         requests = [{"context": [*context], "key": key, **how} for context, key in zip(contexts, keys, strict=True)]

@@ -25,13 +25,13 @@ from srpo.generate.journal import Journal
 log = logging.getLogger("srpo")
 
 DIALECTS = ("auto", "vllm", "openai")
-# Servers have defaults that shape a distribution; vLLM takes them from generation_config.json.
+# Servers have sampling defaults that change the distribution; vLLM reads them from generation_config.json.
 UNSHAPED = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 UNSHAPED_VLLM = {**UNSHAPED, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 # Names of the field with the largest number of new tokens; newer chat models reject the first one.
 LIMITS = ("max_tokens", "max_completion_tokens")
-# Words of a refusal that is about a field's name, not its value.
+# Words in a server's error that rejects a field's name, not its value.
 _ABOUT_NAMES = re.compile(
     r"unsupported|unknown|unrecogni[sz]ed|unexpected|not (supported|permitted|allowed)|extra", re.I
 )
@@ -91,7 +91,7 @@ class CompletionsEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts; see `Engine`. A failed request is a completion with its reason.
+        """Completes the contexts as `Engine.complete` describes; a failed request is a completion with `failed` set.
 
         Raises:
             BackendError: The server read other tokens than it was sent.
@@ -122,7 +122,7 @@ class CompletionsEngine:
     def _request(
         self, bodies: dict[int, Body], store: Callable[[int, JSONObject, Completion], None]
     ) -> dict[int, Completion]:
-        """Sends requests; stops early if the server rejects a field that can be sent otherwise."""
+        """Sends the bodies and stores each answer; stops early if the server rejects a field that can be adapted."""
         done: dict[int, Completion] = {}
         places = {id(body): place for place, body in bodies.items()}
         replies = self.endpoint.each(
@@ -135,14 +135,14 @@ class CompletionsEngine:
         return done
 
     def _adapted(self, body: Body) -> Body:
-        """Returns the body with the field names that the server takes."""
+        """Returns a request body with field names that the server is known to accept."""
         names = {name: self._renamed.get(name, name) for name in body}
         return {new: body[name] for name, new in names.items() if new is not None}
 
     def _adapt(self, refusal: str, body: Body) -> bool:
-        """Learns from a refusal which field to rename or to leave out; returns whether there is such a field.
+        """Finds the field of a refused request to rename or omit from now on; returns whether there is such a field.
 
-        A field is left out only at a value that changes no distribution.
+        A field is omitted only if its value leaves the distribution of answers unchanged.
         """
         named = [name for name in body if re.search(rf"\b{name}\b", refusal)]
         if LIMITS[0] in named and (LIMITS[1] in refusal or _ABOUT_NAMES.search(refusal)) and self.path != "completions":
@@ -157,7 +157,7 @@ class CompletionsEngine:
         return True
 
     def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """Returns log π of each answer after its context, nats, summed over the answer's tokens.
+        """Returns log π of each (context ids, answer ids) pair's answer, in nats, summed over the answer's tokens.
 
         An answer that the server could not score gets nan and a warning.
         """
@@ -178,10 +178,10 @@ class CompletionsEngine:
         return sums
 
     def _fields(self, context: Sequence[object], stop_ids: Sequence[int]) -> Body:
-        """Returns the fields of a request that are particular to this path."""
+        """Returns the request fields of the path `/completions`: the context's token ids and the stop ids."""
         if self.dialect != "vllm":
             return {"prompt": list(context), **UNSHAPED}
-        # An answer ends where it ended in training, whatever end tokens the model's own files name.
+        # Use the end tokens of training; the model's own files may name others.
         ends = {"ignore_eos": True, "stop_token_ids": list(stop_ids)}
         return {"prompt": list(context), **UNSHAPED_VLLM, **ends, "return_token_ids": True}
 
@@ -207,7 +207,7 @@ class CompletionsEngine:
 
 
 class ChatEngine(CompletionsEngine):
-    """Answers messages with a served model; contexts come from a `MessageRenderer`.
+    """Completes chat messages with a served model; the contexts come from a `MessageRenderer`.
 
     The server chooses the chat template, the end of an answer, and how thinking is shown.
     """
@@ -229,7 +229,7 @@ class ChatEngine(CompletionsEngine):
 
 
 def _ending(answer: JSONObject) -> tuple[JSONObject, bool, int | None, int | None]:
-    """Returns the choice, whether the model ended it, the generated tokens and the read tokens of an answer."""
+    """Returns a server answer's choice, whether the model ended it, and the numbers of generated and read tokens."""
     choice, usage = answer["choices"][0], answer.get("usage") or {}
     reason = choice.get("finish_reason")
     if reason == "content_filter":
@@ -257,7 +257,7 @@ LogpsOf = Callable[[list[int]], list[float]]  # ids of the prompt → log-prob o
 
 
 def _prompt_logps(answer: JSONObject) -> LogpsOf:
-    """Reads vLLM's `prompt_logprobs`: for each position a mapping of token ids, the prompt's own among them."""
+    """Returns a function from a prompt's ids to their log-probs, read from `prompt_logprobs` in vLLM's answer."""
     rows = answer["choices"][0].get("prompt_logprobs")
     if not rows:
         raise UnusableAnswer("no log-probs of the prompt")
@@ -272,7 +272,7 @@ def _prompt_logps(answer: JSONObject) -> LogpsOf:
 
 
 def _echoed_logps(answer: JSONObject) -> LogpsOf:
-    """Reads `echo` with `logprobs`: the prompt's log-probs, then that of the generated token."""
+    """Returns a function from a prompt's ids to their log-probs, for an answer to `echo` with `logprobs`."""
     rows = (answer["choices"][0].get("logprobs") or {}).get("token_logprobs")
     if not rows or any(row is None for row in rows[1:]):
         raise UnusableAnswer("no log-probs of the prompt")

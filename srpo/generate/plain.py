@@ -21,8 +21,8 @@ from srpo.generate.sampling import choose, uniforms
 from srpo.model.unwrap import core
 from srpo.model.weights.load import model_context
 
-# Options that shape the distribution or cut answers short. A model's own defaults may set them, and the draws would no
-# longer come from the distribution of training.
+# Options of `generate` that change the distribution or cut answers short. A model's own defaults may set them; draws
+# would no longer come from the distribution of training.
 # fmt: off
 _SHAPING = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
@@ -36,7 +36,7 @@ _SHAPING = (
 
 @contextmanager
 def contiguous_head(model: nn.Module) -> Iterator[None]:
-    """Passes contiguous hidden states to the model's head inside the block.
+    """Makes the hidden states contiguous before the model's output head, inside a `with` block.
 
     With `logits_to_keep` a model slices its hidden states. For a strided input and a frozen weight, such as the base
     under an adapter, torch multiplies a batch of copies of the weight instead of one matrix.
@@ -87,7 +87,7 @@ class HFEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts, see `Engine`; equal (seed, key) draw equal numbers."""
+        """Completes the contexts as `Engine.complete` describes; equal (seed, key) draw equal random numbers."""
         expect_temperature(temperature)
         done: dict[int, Completion] = {}
         by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))  # less padding
@@ -136,7 +136,7 @@ class HFEngine:
 
 
 class _InverseSampling(LogitsProcessor):
-    """Leaves only the token that a given uniform number selects, so that greedy decoding samples.
+    """Masks all tokens but the one that the row's uniform random number selects, so that greedy decoding samples.
 
     `generate`'s own sampling would draw from a global generator, in an order that depends on the batch.
     """
@@ -151,7 +151,7 @@ class _InverseSampling(LogitsProcessor):
 
 
 def _cut(ids: list[int], stop_ids: tuple[int, ...], seconds: float) -> Completion:
-    """Returns the ids up to the first stop id."""
+    """Returns a completion of the ids up to the first stop id, unfinished if there is no stop id."""
     for i, token in enumerate(ids):
         if token in stop_ids:
             return Completion(tuple(ids[: i + 1]), True, seconds)

@@ -26,7 +26,7 @@ def uniforms(seed: int, key: str, count: int) -> Tensor:
 
 
 def choose(logits_NV: Tensor, uniform_N: Tensor | None, temperature: float) -> Tensor:
-    """[N] the most probable token of each row, or the token that the row's number selects after temperature."""
+    """[N] the token selected by each row's uniform number at the temperature; without numbers the most probable."""
     if uniform_N is None:
         return logits_NV.argmax(-1)
     rows = max(1, _CHUNK // logits_NV.shape[1])
@@ -35,7 +35,7 @@ def choose(logits_NV: Tensor, uniform_N: Tensor | None, temperature: float) -> T
 
 
 def _scaled(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Logits divided by the temperature, in float64; near zero, from the largest logit of a row down to −∞."""
+    """Logits minus the row's largest logit if the temperature is near 0, divided by the temperature, in float64."""
     if temperature >= COLD:
         return (logits_NV / temperature).double()
     below_NV = logits_NV.double() - logits_NV.double().amax(-1, keepdim=True)
@@ -43,10 +43,10 @@ def _scaled(logits_NV: Tensor, temperature: float) -> Tensor:
 
 
 def inverse_sample(probabilities_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """[N] the token at which the cumulative distribution passes the uniform number; never of probability zero."""
+    """[N] the token at which a row's cumulative distribution passes its uniform number; never of probability 0."""
     cumulative_NV = probabilities_NV.cumsum(-1)
     total_N1 = cumulative_NV[:, -1:]
-    # Rounding leaves the last sum a little off 1: scale the number to it, and stay below, rather than fall off the end.
+    # Rounding leaves the total probability a little off 1: scale the uniform number to stay below the total.
     reach_N1 = uniform_N[:, None].to(cumulative_NV) * total_N1
     reach_N1 = reach_N1.minimum(total_N1.nextafter(torch.zeros_like(total_N1)))
     return torch.searchsorted(cumulative_NV, reach_N1, right=True)[:, 0].clamp(max=probabilities_NV.shape[1] - 1)

@@ -35,14 +35,14 @@ from srpo.model.unwrap import core
 log = logging.getLogger("srpo")
 
 _LOGITS = 2**25  # entries of [N, K, V] at most: 128 MB in single precision
-# Largest difference between slot logits and plain logits, as a share of the largest logit.
+# Largest difference allowed between logits with `SlotCache` and without, as a share of the largest logit.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 _CHECKED = 32  # tokens of the comparison, the first context repeated
 
 
 @dataclass
 class _Row:
-    """A row in progress, or kept for the next call."""
+    """One row of a batch, in progress or kept for the next call: context, tokens written so far, cached length."""
 
     context: list[int]
     noise: Tensor | None
@@ -56,14 +56,14 @@ class _Row:
         return self.context + self.written
 
     def pending(self) -> list[int]:
-        """Returns the tokens to read next; at least the last token."""
+        """Returns the row's tokens without cached keys and values, which the next forward pass reads; at least one."""
         if self.known >= len(self.context):
             return self.written[self.known - len(self.context) :]
         return self.context[self.known :] + self.written
 
 
 class SpeculativeEngine(HFEngine):
-    """Generates with a transformers model on the model's device; see the top of the file.
+    """Generates by speculative decoding with a transformers model, on the model's device.
 
     Attributes:
         forwards, read: Number of forward passes so far, and of the tokens they read, padding included.
@@ -93,7 +93,7 @@ class SpeculativeEngine(HFEngine):
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts, see `Engine`; equal (seed, key) draw equal numbers.
+        """Completes the contexts as `Engine.complete` describes; equal (seed, key) draw equal random numbers.
 
         Without guesses the cache starts empty, so a batch does not depend on the batch before it, to the last bit.
         """
@@ -133,7 +133,7 @@ class SpeculativeEngine(HFEngine):
         return [done[i] for i in range(len(contexts))]
 
     def _batches(self, contexts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yields batches of rows of similar length; a single batch keeps its order, which is the order of the cache."""
+        """Yields batches of indices of contexts of similar length; a single batch keeps the cache's order."""
         order = list(range(len(contexts)))
         if len(order) > self.batch_size:
             order.sort(key=lambda i: len(contexts[i]))
@@ -146,7 +146,7 @@ class SpeculativeEngine(HFEngine):
         return SlotCache(len(DynamicCache(config=self.model.config).layers))
 
     def _recall(self, rows: list[_Row]) -> SlotCache:
-        """Returns the cache of each row's longest known prefix; hands on the acceptance of the guesses before."""
+        """Returns the kept cache cropped to each row's longest known prefix; followers inherit hits and misses."""
         if self._kept is None:
             return self._new_cache()
         old, cache = self._kept
@@ -171,7 +171,7 @@ class SpeculativeEngine(HFEngine):
     def _write(
         self, rows: list[_Row], cache: SlotCache, most: int, stop_ids: frozenset[int], temperature: float
     ) -> Iterator[list[int]]:
-        """Generates until every row is finished or has `most` tokens; yields the places of rows completed by a step."""
+        """Generates until all rows are finished or have `most` tokens; yields the rows that each step completes."""
         open_rows, part, places = rows, cache, list(range(len(rows)))
         waiting = set(places)
         while open_rows:
@@ -194,7 +194,7 @@ class SpeculativeEngine(HFEngine):
     def _step(
         self, rows: list[_Row], cache: SlotCache, most: int, stop_ids: frozenset[int], temperature: float
     ) -> None:
-        """Runs one forward pass over pending tokens and guesses; keeps the accepted guesses and one more token."""
+        """Reads each row's pending and guessed tokens in one forward pass; adds accepted guesses and one more token."""
         guesses = self._guesses(rows, most)
         blocks = [row.pending() + guess for row, guess in zip(rows, guesses, strict=True)]
         verified = 1 + max(map(len, guesses))
@@ -233,7 +233,7 @@ class SpeculativeEngine(HFEngine):
         ]
 
     def _forward(self, rows: list[_Row], blocks: list[list[int]], cache: SlotCache, verified: int) -> Tensor:
-        """[N, K, V] logits after the last K tokens of each block; blocks are aligned at their ends."""
+        """[N, K, V] logits after the last K = `verified` tokens of each row's block; blocks are padded at the front."""
         width = max(map(len, blocks))
         ids = [[self.pad_id] * (width - len(block)) + block for block in blocks]
         slots = [
@@ -256,7 +256,7 @@ class SpeculativeEngine(HFEngine):
         return logits_NKV
 
     def _choose(self, rows: list[_Row], logits_NKV: Tensor, guesses: list[list[int]], temperature: float) -> Tensor:
-        """[N, K] token of each verified position."""
+        """[N, K] the token that the model chooses at each verified position, by temperature and uniform numbers."""
         n, verified, vocabulary = logits_NKV.shape
         flat_RV = logits_NKV.float().reshape(-1, vocabulary) if logits_NKV.dtype != torch.float64 else logits_NKV
         if temperature == 0:
@@ -273,7 +273,7 @@ class SpeculativeEngine(HFEngine):
     # ------------------------------------------------------------------ the check of the model
 
     def _settle(self, context: Sequence[int]) -> bool:
-        """Returns whether speculative decoding is exact for the model; checks once."""
+        """Returns whether speculative decoding is exact for the model; the first call checks it on a context."""
         if self.serves is None:
             config = self.model.config.get_text_config()
             why = why_not_speculative(self.model)
@@ -290,7 +290,7 @@ class SpeculativeEngine(HFEngine):
 
     @torch.no_grad()
     def _check(self, context: list[int]) -> str:
-        """Compares a forward pass in two blocks beside a shorter row with a plain pass; returns the fault, or ""."""
+        """Compares cached logits of a context, read in two blocks, with plain ones; returns the difference, or ""."""
         pair = [_Row(context, None, None), _Row(context[: _CHECKED // 2], None, None)]
         cache = self._new_cache()
         for size in (_CHECKED // 4, _CHECKED):  # once without and once with padding

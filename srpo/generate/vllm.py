@@ -29,7 +29,7 @@ log = logging.getLogger("srpo")
 SPECULATIONS = ("auto", "suffix", "ngram", "none")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
 GUESSED = 16  # largest number of tokens verified at once
-# vllm reads these on import: send no statistics, log no details of the start.
+# vllm reads these variables on import: send no usage statistics, log no details of the start.
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -122,7 +122,7 @@ class VLLMEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts; see `Engine`."""
+        """Completes the contexts as `Engine.complete` describes."""
         expect_temperature(temperature)
         settings = [
             self._sampling(
@@ -148,11 +148,11 @@ class VLLMEngine:
         return done
 
     def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """Returns log π of each answer after its context, nats, summed over the answer's tokens."""
+        """Returns log π of each (context ids, answer ids) pair's answer, in nats, summed over the answer's tokens."""
         return self._logps(pairs, adapter=True)
 
     def base_logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """Returns the log-probs of the base, without the adapter: those of the model before training.
+        """Returns `logps` under the base without the adapter, which is the model before training.
 
         Raises:
             ConfigError: The model is not an adapter.
@@ -191,7 +191,7 @@ def _imported() -> Any:
 
 
 def _resolved(speculation: str) -> str:
-    """Resolves auto, and checks that suffix is installed."""
+    """Returns the kind of speculation that "auto" selects; checks that the package for "suffix" is installed."""
     has_suffix = importlib.util.find_spec("arctic_inference") is not None
     if speculation == "suffix" and not has_suffix:
         fix = "pip install arctic-inference, or use ngram"
@@ -202,7 +202,7 @@ def _resolved(speculation: str) -> str:
 def _adapter_options(folder: str) -> dict[str, Any]:
     """Returns vLLM's options for the adapter in a folder: the smallest sufficient rank, and the adapted modules.
 
-    Without the modules vLLM also adapts the head, and then fails on log-probs of several prompts.
+    Without the list of modules vLLM also adapts the output head, and then fails on log-probs of several prompts.
     """
     row = json.loads((Path(folder) / ADAPTER_FILE).read_text("utf-8"))
     largest = max([row.get("r", 0), *(row.get("rank_pattern") or {}).values()])
