@@ -18,7 +18,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Fits the bandit, writes figure and tables, prints the tables.
+    """Fits SRPO, IPO and DPO to the bandit, writes the figure and the tables, and prints the tables.
 
     Raises:
         SRPOError: a wrong flag, a number out of range, or an output folder that cannot be written.

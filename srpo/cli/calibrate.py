@@ -38,10 +38,10 @@ class Arguments:
     trust_remote_code: bool = shared("trust_remote_code")
 
     def folder(self) -> Path:
-        """The folder for the chosen policy, checked before anything is drawn.
+        """The folder to store the chosen policy in, checked before any answer is drawn.
 
         Raises:
-            ConfigError: the file would replace the input, or the model is in no folder and none is named.
+            ConfigError: the policy's file would replace the input, or the model has no folder and no option names one.
             OutputError: the folder cannot be written.
         """
         from srpo.disk import expect_writable, writable_folder
@@ -58,7 +58,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Measures, prints the table and the chosen policy, and keeps the policy with the model."""
+    """Measures confidence and revisions, prints the table and the chosen policy, and stores the policy."""
     args = parse("calibrate", DESCRIPTION, Arguments, argv)
 
     from rich.console import Console

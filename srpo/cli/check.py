@@ -43,7 +43,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Reads, renders and counts, and prints the findings."""
+    """Reads and renders the data, counts the tokens, and prints the findings."""
     args = parse("check", DESCRIPTION, Arguments, argv)
 
     from srpo.check.inspection import inspect
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 
 
 def _context(path: str) -> int | None:
-    """The model's context length in config.json; None if the folder does not say. No weights are read."""
+    """The context length in a model's config.json; None if the folder has no such entry. No weights are read."""
     try:
         settings = json.loads((Path(path) / "config.json").read_text("utf-8"))
         return {**settings, **(settings.get("text_config") or {})}.get("max_position_embeddings")

@@ -22,7 +22,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Runs every stage and prints the results."""
+    """Runs the demonstration from pairs to report, and prints the results of every stage."""
     description = "Train a base, make pairs, train SRPO, DPO and IPO, revise, evaluate: the carry task."
     args = parse("demo", description, Arguments, argv)
 

@@ -11,7 +11,7 @@ from typing import Any
 from srpo.cli.flags import parse
 from srpo.settings import setting
 
-# A copy: importing srpo/model would need a working transformers. tests/cli compares the copy.
+# A copy of names in srpo/model, whose import needs a working transformers. tests/cli compares the copy.
 BACKENDS = {
     "path": "any device; attention that is a plain softmax, windows included",
     "flex": "CUDA; the same models, one fused kernel",
@@ -28,7 +28,7 @@ class Arguments:
 
 
 def devices(torch: ModuleType) -> dict[str, dict[str, Any]]:
-    """Properties of every device: memory in GiB; `bf16` is true if the device computes in bfloat16 natively."""
+    """One dictionary per device: memory in GiB, and `bf16`, true if the device computes in bfloat16 natively."""
     isa = torch.backends.cpu.get_cpu_capability()
     found: dict[str, dict[str, Any]] = {
         "cpu": {"name": platform.machine(), "isa": isa, "threads": torch.get_num_threads()}

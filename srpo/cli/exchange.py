@@ -24,7 +24,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Reads one file and writes the other."""
+    """Converts a file of trails to a benchmark's format, or a benchmark's file to trails."""
     args = parse("exchange", DESCRIPTION, Arguments, argv)
 
     from srpo.disk import expect_writable, write_file

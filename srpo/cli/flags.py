@@ -25,18 +25,18 @@ class FlagParser(argparse.ArgumentParser):
         raise UsageError(message, where=self.prog, fix=f"`{self.prog} --help` lists the options")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, which would report a missing flag before a mistyped one."""
+        """Parses the arguments, reporting a mistyped flag before a missing one, unlike argparse."""
         known = [flag[2:] for action in self._actions for flag in action.option_strings]
         expect_flags(self.prog, args or (), known)
         return super().parse_args(args, namespace)
 
     def heading(self, title: str) -> Any:
-        """The group of flags below a heading of the help page; "" is the parser itself."""
+        """The argparse group for the heading `title` of the help page; for "" the parser itself."""
         known = {group.title: group for group in self._action_groups}
         return (known.get(title) or self.add_argument_group(title)) if title else self
 
     def add_options(self, found: Iterable[Option]) -> None:
-        """Adds a flag for each setting, under the heading of its group; a flag not given leaves no value."""
+        """Adds a flag for each setting in `found`, under its group's heading; a flag not given gets no value."""
         for option in found:
             name, words = f"--{option.name}", _argument(option)
             if option.rule.positional:
@@ -48,7 +48,8 @@ def expect_flags(command: str, words: Iterable[str], known: Iterable[str]) -> No
     """Checks the names of all flags of a command line.
 
     Args:
-        known: flags without dashes in front.
+        words: the words of the command line.
+        known: names of the allowed flags, without dashes.
 
     Raises:
         UsageError: unknown flags; the message has a remedy for each.
@@ -62,7 +63,7 @@ def expect_flags(command: str, words: Iterable[str], known: Iterable[str]) -> No
 
 
 def _argument(option: Option) -> dict[str, Any]:
-    """Keyword arguments of `add_argument` for one setting."""
+    """Keyword arguments of argparse's `add_argument` that make the flag of one setting."""
     kind = next(kind for kind in (*get_args(option.hint), option.hint) if kind is not type(None))
     if get_origin(option.hint) in (list, dict):
         kind = option.hint
@@ -83,7 +84,7 @@ def _in_words(value: object) -> str:
 
 
 def parser_of(verb: str, description: str, kind: type[Dataclass]) -> FlagParser:
-    """The parser of a verb, without abbreviations of flags."""
+    """Makes the parser of a verb from `kind`, its dataclass of settings; flags cannot be abbreviated."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = FlagParser(prog=f"srpo {verb}", description=description, allow_abbrev=False, formatter_class=formatter)
     parser.add_options(options(kind))
@@ -91,10 +92,10 @@ def parser_of(verb: str, description: str, kind: type[Dataclass]) -> FlagParser:
 
 
 def parse(verb: str, description: str, kind: type[T], argv: Sequence[str]) -> T:
-    """The settings of a verb from its command line.
+    """Parses the command line of a verb into its dataclass of settings.
 
     Args:
-        kind: dataclass of the settings.
+        kind: the dataclass of settings.
 
     Raises:
         UsageError: an unknown flag, a missing one, or a value of the wrong kind.

@@ -33,7 +33,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Runs `check`, `compare` or `agree`.
+    """Runs the action that the first word names: `check`, `compare` or `agree`.
 
     Raises:
         UsageError: an unknown action.
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 
 def check(argv: list[str]) -> int:
-    """Prints accuracy, biases, flips and unscored pairs of a judge, with intervals."""
+    """Compares a judge with labelled pairs; prints accuracy, biases, flips and unscored pairs, with intervals."""
     description = "Measure a judge on labelled pairs: accuracy, position and length bias, flips, unscored pairs."
     args = parse("judge check", description, Arguments, argv)
     args.judge.expect_used()

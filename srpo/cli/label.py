@@ -30,7 +30,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Labels comparisons of trails, or writes them for people to vote on."""
+    """Labels pairs of answers from trails with a judge, or writes the pairs for people to vote on."""
     args = parse("label", DESCRIPTION, Arguments, argv)
     args.judge.expect_used()
 

@@ -41,10 +41,10 @@ def _usage() -> str:
 
 
 def run(argv: list[str]) -> int:
-    """Runs one verb.
+    """Runs the verb that the first word of `argv` names.
 
     Returns:
-        0 when done.
+        The exit code, 0 on success.
 
     Raises:
         SRPOError: a user's mistake; `main` prints it.
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script: runs a verb, prints an error as one line, and exits with the error's code."""
     from srpo.secrets import Redacting
     from srpo.signals import signals
 
@@ -93,9 +93,9 @@ def main() -> None:
 
 
 def _lines(error: Exception) -> list[str]:
-    """Lines about an error that no code expected."""
+    """The lines to print for an exception other than `SRPOError`."""
     text = (str(error).strip().splitlines() or [""])[0]
-    # torch's error by its name, for torch may not be imported; its CPU allocator raises a plain RuntimeError
+    # torch may not be imported, so its error is found by name; its CPU allocator raises a plain RuntimeError
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
         smaller = "take smaller batches (per_device_train_batch_size, max_tokens_per_batch, batch_size)"
         fix = f"{smaller} or train an adapter (--use_peft)"  # not --dtype: trained weights are float32 anyway

@@ -23,7 +23,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Merges, compares and prints the comparison."""
+    """Merges an adapter into its base, compares the merged model with both, and prints the comparison."""
     description = "Merge an adapter into its base, and compare the merged model with base and adapter."
     args = parse("merge", description, Arguments, argv)
 

@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to the current standard error: while a progress bar is shown, that is the stream above the bar."""
+    """A log handler for the current standard error, which a progress bar replaces by the stream above the bar."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)  # StreamHandler's own __init__ would fix the stream
@@ -19,13 +19,13 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
 
 def show_progress() -> None:
-    """Sends progress to standard error, one line each; log lines of single HTTP requests are left out."""
+    """Prints srpo's progress messages to standard error, but no log lines of single HTTP requests."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_StandardError()])
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def quiet_transformers() -> None:
-    """Keeps the warnings and progress bars of transformers off standard error."""
+    """Turns off the warnings and progress bars of transformers."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -16,7 +16,7 @@ Pairs in the cache are not scored again, so the same command goes on after an in
 
 
 def main(argv: list[str]) -> int:
-    """Scores the pairs that the cache lacks, and prints the counts."""
+    """Computes reference log-probs of the pairs missing from the cache, and prints the counts."""
     found, _ = parse_training("precompute", DESCRIPTION, argv)
     quiet_transformers()
     show_progress()

@@ -42,7 +42,7 @@ class Arguments(TrailArguments):
     html: str | None = setting(None, "Write a page of the trails to this file.", metavar="FILE")
 
     def prompts(self) -> AnySource:
-        """The prompt of the command line, or the rows of --input."""
+        """The prompt on the command line as one row, or the rows of the file in --input."""
         text = self.prompt
         if self.input == "-":
             self.input, text = "/dev/stdin", _plain_text()
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 
 def _show(args: Arguments, trails: Iterable[Trail], *, printed: bool = True) -> None:
-    """Prints trails as they come, and writes the page if one is asked for."""
+    """Prints trails as they are drawn, if `printed`, and writes them to the HTML page that `args.html` names."""
     from rich.console import Console
 
     from srpo.report.trail_page import as_text, write_page
@@ -91,7 +91,7 @@ def _show(args: Arguments, trails: Iterable[Trail], *, printed: bool = True) -> 
 
 
 def _plain_text() -> str | None:
-    """Standard input as one prompt; None if it holds rows, which are then read from /dev/stdin as a file."""
+    """Standard input as one prompt; None if it holds rows of prompts, to be read from /dev/stdin as a file."""
     content = sys.stdin.buffer.read()
     if content.lstrip()[:1] not in (b"{", b"[", b""):
         try:

@@ -16,7 +16,7 @@ The same command goes on where a run was stopped.
 
 
 def main(argv: list[str]) -> int:
-    """Runs or goes on with the rounds, and prints a line for each."""
+    """Starts or resumes the rounds of training, and prints one line per round."""
     from srpo.judge.load import judge_from
     from srpo.judge.settings import JudgeSettings
     from srpo.rounds.plan import RoundsArguments

@@ -14,12 +14,12 @@ class Arguments(TrailArguments):
     """Settings of `srpo sample`."""
 
     samples: int = setting(2, "Number of drafts of each prompt; every draft is revised.")
-    # A judge sees every revision, whatever the model's own policy would keep.
+    # The judge must see every revision, also those that the model's own policy would reject.
     revision: RevisionSettings = part(RevisionSettings, without=["policy"], revisions=2, policy="always")
 
 
 def main(argv: list[str]) -> int:
-    """Draws drafts and revisions for a judge to order."""
+    """Draws several drafts and revisions of each prompt, for a judge to compare."""
     description = "Draw several drafts of each prompt and revise them, for a judge to order (`srpo label`)."
     args = parse_trails("sample", description, Arguments, argv)
 

@@ -41,17 +41,17 @@ class TrailArguments:
 
     @property
     def answers(self) -> Path:
-        """File that keeps finished answers until the trails are complete."""
+        """The path of the file that keeps finished answers until all trails are complete."""
         return Path(self.output + ANSWERS)
 
     def prompts(self) -> AnySource:
-        """The prompts, with the columns that --map names."""
+        """Reads the rows of prompts, with columns renamed by --map."""
         from srpo.data.source import Source, columns_of
 
         return Source(self.input, columns_of(self.map))
 
     def reviser(self) -> Reviser:
-        """Loads the model on its engine."""
+        """Makes the `Reviser` of these settings: loads the model, or connects to its server."""
         from srpo.revise.engines import make_reviser
 
         return make_reviser(
@@ -69,7 +69,7 @@ class TrailArguments:
         )
 
     def made_with(self) -> dict[str, str]:
-        """The settings that decide the answers, kept beside the trails."""
+        """The settings that affect the answers, to be saved beside the file of trails."""
         options = self.chat_template_kwargs
         return {
             "model": self.model_name_or_path,
@@ -83,7 +83,7 @@ class TrailArguments:
         }
 
     def finish(self, done: int, skipped: int) -> None:
-        """Removes the kept answers, for the trails are complete, and prints the number of trails."""
+        """Deletes the file of finished answers, no longer needed, and prints how many trails there are."""
         self.answers.unlink(missing_ok=True)
         print(f"{self.output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
 
@@ -92,10 +92,10 @@ T = TypeVar("T", bound=TrailArguments)
 
 
 def parse_trails(verb: str, description: str, kind: type[T], argv: list[str], *, html: str = "") -> T:
-    """Reads the command line and checks the files that will be written.
+    """Parses the command line of a verb that writes trails, and checks that its output files can be written.
 
     Raises:
-        UsageError, ConfigError: as `parse`, or an output that is an input or another output.
+        UsageError, ConfigError: as in `parse`; also if an output is the same file as an input or another output.
         OutputError: an output cannot be written.
     """
     args = parse(verb, description, kind, argv)

@@ -24,7 +24,7 @@ srpo train --config settings.yaml --beta 0.1
 
 
 def main(argv: list[str]) -> int:
-    """Trains, or goes on with a training, and prints the final loss."""
+    """Starts or resumes a training run, and prints the final loss."""
     found, _ = parse_training("train", DESCRIPTION, argv)
     quiet_transformers()
     show_progress()
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 
 def _interrupted(folder: str) -> Interrupted:
-    """The error of a training that was interrupted outside its loop."""
+    """The error to raise for an interruption outside the training loop; names the newest checkpoint in `folder`."""
     from srpo.train.durable.checkpoint import checkpoints
 
     if not (found := checkpoints(Path(folder))):
@@ -57,7 +57,7 @@ def _interrupted(folder: str) -> Interrupted:
 
 
 def _watch(trainer: SRPOTrainer, source: Source, run: RunArguments) -> TrainerCallback:
-    """The callback that draws and judges answers at every evaluation."""
+    """Makes the callback that draws answers to evaluation prompts and judges them at every evaluation."""
     from srpo.evaluate.callback import RevisionEvaluation, Watch
     from srpo.judge.load import load_any_judge
 

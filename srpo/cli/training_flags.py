@@ -19,7 +19,7 @@ from srpo.settings_file import read_settings as read_settings_file
 
 FROM_TRANSFORMERS = "from transformers"
 HEADINGS = ("method", "optimisation", "data", "model and adapter", "reference", "logging and evaluation", "run")
-# Settings of transformers that most runs need, with the heading and text of our help page.
+# Settings of transformers that most runs need, with their heading and text on srpo's help page.
 COMMON = {
     "output_dir": ("run", "Folder of checkpoints, metrics and the trained model."),
     "num_train_epochs": ("optimisation", "Number of passes over the pairs."),
@@ -47,12 +47,12 @@ COMMON = {
 def parse_training(
     verb: str, description: str, argv: Sequence[str], *more: type[Dataclass]
 ) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """The settings of a training by name, and a dataclass for each further group.
+    """Parses a training command into its settings by name, and one dataclass per further group of settings.
 
     Flags win over the settings file, and the file wins over a preset.
 
     Args:
-        more: dataclasses of settings that file and flags may hold as well.
+        more: dataclasses of further settings that the file and the flags may hold.
 
     Raises:
         UsageError, ConfigError, InputError: as `parse` and `read_settings` do.
@@ -80,7 +80,7 @@ def parse_training(
 
 
 def _expect_names(verb: str, argv: Sequence[str], file: str | None, more: Iterable[type[Dataclass]]) -> None:
-    """Finds mistyped and missing flags and keys before torch is imported."""
+    """Checks the names of flags and of keys in the settings file, before torch is imported."""
     if names := training_names():
         names += [option.name for kind in more for option in options(kind)]
         known = [*names, *(f"no_{name}" for name in names), "config"]
@@ -94,7 +94,7 @@ def _expect_names(verb: str, argv: Sequence[str], file: str | None, more: Iterab
 
 
 def training_groups(found: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The four dataclasses of a training from its settings by name."""
+    """Makes the four dataclasses of a training run from its settings by name."""
     from transformers import HfArgumentParser
 
     from srpo.train.arguments import GROUPS
@@ -109,7 +109,7 @@ def _training_parser(verb: str, description: str, extra: Iterable[Option]) -> Fl
     from srpo.train.arguments import GROUPS
 
     class TrainingParser(FlagParser, HfArgumentParser):
-        """HfArgumentParser with our errors and headings."""
+        """The HfArgumentParser of transformers with srpo's errors and headings."""
 
         def _add_dataclass_arguments(self, kind: type[Dataclass]) -> None:
             hints = get_type_hints(kind)
@@ -149,7 +149,7 @@ def _training_parser(verb: str, description: str, extra: Iterable[Option]) -> Fl
 
 
 class _Help(argparse.Action):
-    """`--help` leaves the flags of transformers out; `--help all` shows them."""
+    """The action of `--help`, which hides most flags of transformers; `--help all` shows them."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: object, values: object, option_string: object = None
@@ -164,7 +164,7 @@ class _Help(argparse.Action):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help with defaults, and without the second spelling of flags with hyphens."""
+    """A formatter of help pages that shows defaults and hides the hyphen spelling of flags with underscores."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         shown = action.default not in (None, False, "", [], argparse.SUPPRESS) and action.const is not False
@@ -177,10 +177,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _converted(parser: argparse.ArgumentParser, settings: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Settings of a file as the flags of their names would have them; YAML reads 2e-6 as text.
+    """Converts settings of a file to the types of their flags; YAML reads 2e-6 as text.
 
     Raises:
-        ConfigError: a value that its flag would refuse.
+        ConfigError: the flag of a setting rejects the value.
     """
     found = dict(settings)
     for action in parser._actions:
@@ -197,7 +197,7 @@ def _converted(parser: argparse.ArgumentParser, settings: Mapping[str, Any], *, 
 
 
 def _value_of(flag: str, argv: Sequence[str], verb: str) -> str | None:
-    """The value of a flag that decides the defaults of the parser, read before the parser exists.
+    """The value of a flag, such as `--config`, that must be known before the parser is made.
 
     Raises:
         UsageError: the flag has no value, or is repeated.

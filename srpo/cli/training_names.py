@@ -36,7 +36,7 @@ DECLARED_IN = ("train/config.py", "train/arguments.py")
 
 
 def training_names() -> list[str]:
-    """Names of the settings of a training, or [] if this list may lack some.
+    """Names of all settings of a training run; [] if the installed transformers may have further ones.
 
     A newer release of transformers may have settings that are not listed.
     """
@@ -48,7 +48,7 @@ def training_names() -> list[str]:
 
 
 def _declared() -> list[str]:
-    """Names of our own settings, read from the source: importing the files would import torch."""
+    """Names of srpo's own training settings, read from the source text: importing the files would import torch."""
     package = Path(__file__).parents[1]
     trees = [ast.parse((package / file).read_text("utf-8")) for file in DECLARED_IN]
     kinds = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]

@@ -34,7 +34,7 @@ REDUCTIONS = ("sum", "mean")
 
 
 def expect_known(reduction: str, equation: str) -> None:
-    """Checks the names of a reduction and an equation.
+    """Checks the names of a reduction of token log-probs and of an equation of the confidence.
 
     Raises:
         ConfigError: An unknown name.
@@ -46,7 +46,7 @@ def expect_known(reduction: str, equation: str) -> None:
 
 
 class Scorer(Protocol):
-    """Computes log-ratios of answers."""
+    """The protocol of a scorer, which computes log-ratios of answers, policy against reference."""
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
         """[B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, nats, summed over tokens."""
@@ -54,12 +54,12 @@ class Scorer(Protocol):
 
 
 class ModelScorer:
-    """Log-ratios from a model and its reference in this process; shared prefixes are computed once.
+    """A scorer that runs a model and its reference in this process; shared prefixes are computed once.
 
     Args:
         model: The trained policy.
         reference: The model before training; None takes the base under the policy's adapter.
-        backend: auto, path or flat.
+        backend: computation of shared prefixes: auto, path or flat.
     """
 
     def __init__(self, model: nn.Module, reference: nn.Module | None, *, backend: str = "auto") -> None:
@@ -72,7 +72,7 @@ class ModelScorer:
         """Returns a scorer, or None without a reference.
 
         Args:
-            reference: A model, or None.
+            reference: The model before training; None takes the base under the adapter of `model`, if it has one.
             trained_from: Kind of reference in training, if recorded. For an adapter trained on from an earlier adapter,
                 the base is not the reference.
         """
@@ -81,7 +81,7 @@ class ModelScorer:
 
     @torch.no_grad()
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """Computes the log-ratios; see `Scorer`."""
+        """Computes the log-ratios as `Scorer.log_ratios` describes."""
         forest = Forest.plant([PrefixTree.pack(each) for each in sequences], device_of(self.model))
         backend = settle_backend(self.model, forest.trees, self.backend)  # one back-end for both models
         policy_BK = sequence_logps(self.model, forest, backend)
@@ -101,7 +101,7 @@ class ModelScorer:
 
 @dataclass(frozen=True)
 class RatioScorer:
-    """Log-ratios from two functions that return log-probs of answers.
+    """A scorer from two functions that return log-probs of (context ids, answer ids) pairs.
 
     Attributes:
         policy: Returns log π; nan marks an answer that a server could not score.
@@ -112,7 +112,7 @@ class RatioScorer:
     reference: Logps
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """Computes the log-ratios, see `Scorer`; equal (context, answer) pairs are requested once."""
+        """Computes the log-ratios as `Scorer.log_ratios` does; equal (context, answer) pairs are requested once."""
         rows = [[(tuple(context), tuple(answer)) for context, answer in row] for row in sequences]
         pairs = list(dict.fromkeys(pair for row in rows for pair in row))
         scored = zip(pairs, self.policy(pairs), self.reference(pairs), strict=True)
@@ -139,14 +139,14 @@ class Confidence:
     equation: str = "eq9"
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """[B, K] log π − log π_ref, nats, reduced over answer tokens as in training."""
+        """[B, K] log π − log π_ref of K (context ids, answer ids) each, nats, summed or averaged as in training."""
         ratio_BK = self.scorer.log_ratios(sequences)
         if self.reduction == "mean":
             ratio_BK = ratio_BK / ratio_BK.new_tensor([[len(answer) for _, answer in each] for each in sequences])
         return ratio_BK
 
     def compare(self, rows: Sequence[PromptRow], old: Sequence[str], new: Sequence[str]) -> list[tuple[float, int]]:
-        """Returns p(new ≻ old) for each row, and the number of tokens that policy and reference read to score it."""
+        """Returns p(new ≻ old) of each row's two answers, and the number of tokens that policy and reference read."""
         sequences = self._sequences(rows, old, new)
         ratio_KB = self.log_ratios(sequences).unbind(1)
         if self.equation == "eq9":
@@ -157,7 +157,7 @@ class Confidence:
         return list(zip(preferred_B.tolist(), tokens, strict=True))
 
     def _sequences(self, rows: Sequence[PromptRow], old: Sequence[str], new: Sequence[str]) -> Sequences:
-        """Returns the scored (context, answer) pairs of each row, in the argument order of the equation."""
+        """Returns the (context ids, answer ids) pairs to score for each row: 2 by Eq. 9, 4 by Eq. 14, in its order."""
         prompts, options = [row.prompt for row in rows], [options_of(row) for row in rows]
         after_old = self.renderer.revisions(prompts, list(old), options)
         answers = (self.renderer.answers(list(new), options), self.renderer.answers(list(old), options))

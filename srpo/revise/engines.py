@@ -26,13 +26,13 @@ def make_reviser(
     journal: Path | None = None,
     **keywords: Any,
 ) -> Reviser:
-    """A reviser on an engine.
+    """Makes a `Reviser` whose answers come from the engine that `settings` names.
 
     Args:
         model: folder of the trained model. A server engine reads tokenizer and template there, chat the template only.
         reference: the model before training, loaded in this process.
         journal: file that keeps finished answers, so that a restarted run does not draw them again.
-        keywords: more arguments of `Reviser`.
+        keywords: further arguments of `Reviser`.
 
     Raises:
         ConfigError: a reference in this process for a model on a server.

@@ -23,11 +23,11 @@ NAMES = ("always", "if_preferred", "until_worse", "until_unchanged", "fixed:K", 
 
 
 class Decision(NamedTuple):
-    """A policy's decision on one revision.
+    """A record of a policy's decision on one revision.
 
     Attributes:
         kept: True if the revision becomes the answer in hand.
-        stop: Reason for ending the trail; empty to go on.
+        stop: Reason for ending the trail; empty to continue.
     """
 
     kept: bool
@@ -36,11 +36,11 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """Decides on each revision.
+    """Decides whether to keep each revision, and when to stop revising.
 
     Attributes:
         name: Name in settings.
-        weighs: Keeps only revisions the model prefers, which needs the model's confidence.
+        weighs: True if only revisions that the model prefers are kept, which needs the model's confidence.
         ends_at: Event that ends a trail early: "worse", "unchanged" or "".
         most: Largest number of revisions; None leaves the number to the settings.
 
@@ -58,7 +58,7 @@ class Policy:
 
     @classmethod
     def named(cls, name: str) -> Policy:
-        """Returns the policy with a name.
+        """Returns the policy of that name, such as "always" or "fixed:2".
 
         Raises:
             ConfigError: An unknown name.
@@ -72,7 +72,7 @@ class Policy:
         return _POLICIES[name]
 
     def limit(self, revisions: int) -> int:
-        """Returns the largest number of revisions under this policy."""
+        """Returns the largest number of revisions under this policy, given the number that the settings ask for."""
         return revisions if self.most is None else min(self.most, revisions)
 
     def decide(self, *, preferred: float | None, unchanged: bool) -> Decision:

@@ -126,7 +126,7 @@ class Reviser:
 
     @property
     def why_no_confidence(self) -> str:
-        """Reason why revisions get no confidence; empty with one."""
+        """Reason why the reviser cannot compute a confidence for revisions; empty if it can."""
         if self.objective != OBJECTIVE:
             return f"the model was trained with {self.objective}, and Eq. 9 holds for {OBJECTIVE} alone"
         if self.confidence is None:
@@ -186,12 +186,12 @@ class Reviser:
         skip: int = 0,
         only: Collection[int] | None = None,
     ) -> Iterator[Trail]:
-        """Yields trails batch by batch, so that a caller can write each one as soon as it is drawn.
+        """Yields the trails batch by batch, so that a caller can write each trail as soon as it is drawn.
 
         Args:
             skip: Number of leading trails to leave out. Where the last bits depend on the batch, the batch of the first
                 remaining trail is drawn whole, so the other trails stay equal to the last bit.
-            only: Places of the rows to draw; None draws all.
+            only: Indices of the rows to draw; None draws all rows.
         """
         policy, revisions = self.policy(settings)
         for row in rows:
@@ -241,7 +241,7 @@ class Reviser:
             if preferred is not None and math.isnan(preferred):
                 item.failed = "no confidence: the server could not score the revision"
                 continue
-            # A draft is shown without its thinking, so the same content leads to the same next revision.
+            # The model sees a draft without its thinking, so equal answers lead to equal next revisions.
             same = answer.text == item.in_hand.text
             kept, item.stopped = policy.decide(preferred=preferred, unchanged=same)
             tokens = answer.forward_tokens + scored
@@ -261,7 +261,7 @@ class Reviser:
         revision: int,
         settings: RevisionSettings,
     ) -> list[tuple[_Item, Answer]]:
-        """Returns the items that got an answer, each with its answer; marks the others as failed."""
+        """Draws one answer per context; returns the prompts that got one with their answers, marks others as failed."""
         fit = [i for i, item in enumerate(items) if self._has_room(item, len(contexts[i]), settings.max_new_tokens)]
         items, contexts = [items[i] for i in fit], [contexts[i] for i in fit]
         guesses = [guesses[i] for i in fit] if guesses is not None else None
@@ -291,7 +291,7 @@ class Reviser:
         return written
 
     def _has_room(self, item: _Item, length: int, new: int) -> bool:
-        """Returns whether a context of that length leaves room for the answer; otherwise the item alone fails."""
+        """Returns whether `length` context + `new` tokens fit the model; otherwise marks the prompt impossible."""
         limit = self.engine.max_length
         if limit is None or length + new <= limit:
             return True
@@ -302,7 +302,7 @@ class Reviser:
 
 @dataclass
 class _Item:
-    """One prompt under way."""
+    """The state of one prompt while its trail is drawn: answers so far, answer in hand, reason for the end."""
 
     row: PromptRow
     key: str
@@ -323,7 +323,7 @@ class _Item:
 
 
 def _key(prompt: Prompt, counts: dict[str, int]) -> str:
-    """Returns a name for this occurrence of a prompt."""
+    """Returns a unique name for one more occurrence of a prompt; `counts` numbers equal prompts."""
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
     counts[digest] = counts.get(digest, -1) + 1
     return f"{digest}/{counts[digest]}"
@@ -332,7 +332,7 @@ def _key(prompt: Prompt, counts: dict[str, int]) -> str:
 def _models(
     model: nn.Module | str, reference: nn.Module | str | None, settings: ReviserSettings, *, needed: bool
 ) -> tuple[nn.Module | None, nn.Module | None]:
-    """Returns the model, or None where its weights are not needed, and the reference; loads those given by path.
+    """Returns model and reference, loading those given by path; the model is None if its weights are not needed.
 
     Raises:
         ConfigError: A device or dtype was asked for, and the model is already loaded.

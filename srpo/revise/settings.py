@@ -14,7 +14,7 @@ from srpo.settings import expect_valid, options, part, setting, shared, values_o
 ANSWERS = ".answers.jsonl"  # suffix of the journal of finished answers, kept beside trails until they are complete
 ENGINES = ("hf", "vllm", "openai", "chat")
 SERVERS = ("openai", "chat")
-# The engines that use a setting; the server engines use every other one.
+# Setting → engines that use it; the server engines use all settings that are not listed.
 _ENGINES_OF = {"dtype": ("hf", "vllm"), "device": ("hf",), "speculation": ("vllm",)}
 
 
@@ -57,7 +57,7 @@ class ReviserSettings:
     """How a `Reviser` loads its model, forms batches and computes the confidence.
 
     Attributes:
-        beta: β of Eq. 9; None takes the value saved with the model.
+        beta: β of training, in Eq. 9 and 14; None takes the value saved with the model.
         logps_reduction: Reduction of an answer's token log-probs in training, sum or mean; None takes the value saved
             with the model, otherwise sum.
         equation: Equation of the confidence, eq9 or eq14.
@@ -86,7 +86,7 @@ class ReviserSettings:
     base_model: str | None = None
 
     def with_options(self, given: dict[str, Any]) -> ReviserSettings:
-        """Returns the settings with some fields replaced.
+        """Returns a copy of the settings with the fields of `given` replaced.
 
         Raises:
             ConfigError: An option that is not a field.
@@ -103,7 +103,7 @@ class ReviserSettings:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The engine that writes the answers, and its settings.
+    """The engine that generates the answers, and the settings of that engine.
 
     Raises:
         ConfigError: an unknown engine, a server without a URL, or a setting that the engine does not use.
@@ -142,7 +142,7 @@ class EngineSettings:
             raise ConfigError("engine chat has no log-probs", where="served_reference", fix="take --engine openai")
 
     def made_with(self) -> dict[str, str]:
-        """The settings that decide the answers; the address of a server and the device do not."""
+        """The settings that affect the answers, by name; the address of a server and the device are left out."""
         named = {
             "engine": self.engine,
             "served_model": self.endpoint.model,

@@ -22,7 +22,7 @@ class CalibratedPolicy:
     """The policy chosen on one half of the labelled prompts, with its gain on the other half.
 
     Attributes:
-        policy: "drafts", "if_preferred" or "always".
+        policy: Chosen policy, "drafts", "if_preferred" or "always".
         revisions: Largest number of revisions.
         gain, low, high: Score of final answers minus score of drafts, with its 95 % interval, as shares, for `rival`.
         rival: The best policy and number of revisions on the first half, as "policy, k = K"; "drafts" was chosen if its
@@ -37,7 +37,7 @@ class CalibratedPolicy:
     rival: str
 
     def sentence(self) -> str:
-        """Returns the choice and its evidence in words."""
+        """Returns the chosen policy and its gain as a sentence."""
         evidence = (
             f"{self.rival}: final answers {100 * self.gain:+.1f} points against drafts "
             f"(95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
@@ -56,9 +56,9 @@ class Calibration:
         pairs: Number of first revisions that differ from their draft, one of the two being strictly better.
         auc, brier, error, temperature: Quality of the confidence on these pairs, see statistics/calibration.py; None
             if all revisions are better, or all worse.
-        linked_brier, linked_error: The same after the fitted link σ((p − ½) / T).
+        linked_brier, linked_error: `brier` and `error` after the fitted link σ((p − ½) / T), T the `temperature`.
         table: Reliability table of the raw confidence.
-        made_with: Equation, judge, decoding temperature, revisions, seed and version.
+        made_with: Settings of the measurement: equation, judge, decoding temperature, revisions, seed and version.
     """
 
     choice: CalibratedPolicy
@@ -74,7 +74,7 @@ class Calibration:
     made_with: Mapping[str, Any]
 
     def probability(self, preferred: float) -> float:
-        """Maps a raw confidence through the fitted link, into (0, 1); clips without a link."""
+        """Maps a raw confidence `preferred` into (0, 1) by the fitted link, or by clipping if no link was fitted."""
         if self.temperature is None:
             return min(1.0, max(0.0, preferred))
         return linked([preferred], self.temperature)[0]
@@ -94,7 +94,7 @@ class Calibration:
         return lines
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the calibration beside the model.
+        """Writes the calibration into the model's folder.
 
         Raises:
             OutputError: The file cannot be written.
@@ -106,7 +106,7 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration | None:
-        """Reads the calibration beside a model; None without one.
+        """Reads the calibration in a model's folder; returns None if there is no calibration.
 
         Raises:
             InputError: The file is damaged.
@@ -127,6 +127,6 @@ class Calibration:
 
 
 def calibrated_policy(folder: str) -> str:
-    """Returns the stored policy in a word, "" without one: one file of trails must follow one policy."""
+    """Returns the name of the policy stored in a model's folder; "" if no policy is stored."""
     found = Calibration.load(folder)
     return f"{found.choice.policy}, {found.choice.revisions}" if found is not None else ""

@@ -14,7 +14,7 @@ IMPOSSIBLE = "impossible: "  # the item has no room in the model's context
 
 @dataclass(frozen=True)
 class Answer:
-    """One draft or revision.
+    """A draft or a revision, with its cost and the policy's decision.
 
     Attributes:
         text: The answer without its thinking and its terminator.
@@ -23,7 +23,7 @@ class Answer:
         preferred: The model's own p(this answer ≻ the answer it revised), Eq. 9, raw: it may leave [0, 1]. None for a
             draft, and without a reference.
         kept: True if the policy kept the answer; otherwise the answer before it stays in hand.
-        seconds: Wall seconds of the batch divided by its rows.
+        seconds: Wall seconds of the batch divided by its number of rows.
         forward_tokens: Tokens read by forward passes: context, answer, and the tokens that policy and reference scored
             for the confidence. Prefixes cached from the step before count again.
         thinking: The generated text before the answer, `<think>` and `</think>` included; "" without thinking.
@@ -40,7 +40,7 @@ class Answer:
 
     @property
     def whole(self) -> str:
-        """The generated text: thinking, then answer."""
+        """The whole generated text: thinking, then answer."""
         return self.thinking + self.text
 
 
@@ -54,7 +54,7 @@ class Trail:
         stopped: Reason for the end of the trail. "revisions": the requested number was reached. "fixed point": greedy
             decoding repeated an answer, so all later revisions are identical. "worse" or "unchanged": the policy
             stopped. "failed: …" with a reason: an engine gave no answer; earlier answers remain, possibly zero.
-            "impossible: …" with a reason: the prompt cannot be done; the same.
+            "impossible: …" with a reason: the prompt does not fit the model; earlier answers remain.
         meta: All other columns of the input row, unchanged.
     """
 
@@ -65,7 +65,7 @@ class Trail:
 
     @property
     def failed(self) -> str:
-        """Reason why the trail is incomplete; empty for a complete trail."""
+        """Reason why an answer is missing from the trail; empty for a complete trail."""
         found = [prefix for prefix in (FAILED, IMPOSSIBLE) if self.stopped.startswith(prefix)]
         return self.stopped.removeprefix(found[0]) if found else ""
 
@@ -89,7 +89,7 @@ class Trail:
         return in_hand
 
     def to_json(self) -> str:
-        """Returns one line of JSON, without a newline."""
+        """Returns the trail as one line of JSON, without a newline."""
         row = asdict(self)
         for answer in row["answers"]:
             if not answer["thinking"]:
@@ -98,10 +98,10 @@ class Trail:
 
     @classmethod
     def from_json(cls, line: str, *, where: str = "") -> Trail:
-        """Reads a line written by `to_json`.
+        """Reads a trail from a line written by `to_json`.
 
         Raises:
-            DataError: The line is not a trail; the message names `where`.
+            DataError: The line is not a trail; the message names `where`, the place of the line.
         """
         expected = "a line written by `srpo revise`"
         try:

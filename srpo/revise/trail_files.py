@@ -53,12 +53,12 @@ def revise_file(
 
     Args:
         make_reviser: Makes the reviser; called after both files have been checked.
-        source: File of prompts.
-        target: File of trails.
-        settings: How trails are drawn.
+        source: File of prompts to read.
+        target: File of trails to write.
+        settings: Sampling of the trails, and the policy.
         bad_rows: "skip" leaves out rows without a usable prompt, and accepts failed trails.
         made_with: Other settings that decide the trails, such as the model's path.
-        samples: Trails per prompt, one after the other, each drawn anew.
+        samples: Number of independently drawn trails per prompt, on consecutive lines.
 
     Returns:
         Number of trails in the target, and number of trails that were there before.
@@ -95,7 +95,7 @@ def write_trails(
     """Writes one trail per row to a file that may already hold some of them.
 
     Args:
-        path: The file.
+        path: The file of trails.
         rows: The prompts.
         draw: Maps (number of leading rows to leave out, places of the only rows to draw or None) to trails in the order
             of the rows; called only if trails are missing.
@@ -155,7 +155,7 @@ def read_trails(path: str | Path, *, gold_key: str | None = "gold", failed: bool
     """Reads the trails of one file; leaves failed trails out and logs their number.
 
     Args:
-        path: The file.
+        path: The file of trails.
         gold_key: Key of the gold answer that each row's `meta` must have; None requires no gold answer.
         failed: Keep failed trails among the others.
 
@@ -186,7 +186,7 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
 
 
 def _draw_again(draw: Draw, path: Path, failed: list[int]) -> None:
-    """Replaces failed trails by new ones."""
+    """Draws the trails at the indices `failed` of a file again, and replaces their lines."""
     lines = path.read_bytes().split(b"\n")
     places = iter(failed)
     try:
@@ -199,7 +199,7 @@ def _draw_again(draw: Draw, path: Path, failed: list[int]) -> None:
 
 
 def _report_failed(path: Path, *, strict: bool) -> None:
-    """Counts failed trails by reason.
+    """Counts the failed trails of a file by reason; logs the counts, or raises an error if `strict`.
 
     Raises:
         InputError: An engine failed, and `strict`.
@@ -219,13 +219,13 @@ def _report_failed(path: Path, *, strict: bool) -> None:
 
 
 def _finished(path: Path, rows: list[PromptRow], made_with: Mapping[str, Any]) -> tuple[int, list[int], int]:
-    """Returns the number of trails in the file, the places of those to try again, and the length of all in bytes.
+    """Returns the number of trails in a file, the indices of those to draw again, and the length of all in bytes.
 
-    Changes no file: a file of anything else may be a user's data.
+    The file is not changed: it may be a user's data instead of trails.
 
     Raises:
         ConfigError: The trails were drawn with other settings.
-        DataError: The file holds something else, or its settings are damaged.
+        DataError: The file holds other data than trails of `rows`, or its settings are damaged.
         OutputError: The file cannot be read.
     """
     try:
@@ -256,7 +256,7 @@ def _finished(path: Path, rows: list[PromptRow], made_with: Mapping[str, Any]) -
 
 
 def _is_torn(line: bytes) -> bool:
-    """Returns whether an incomplete last line is the beginning of a trail."""
+    """Returns whether a file's incomplete last line is the beginning of a trail."""
     start = line.rstrip(b"\0")[: len(TRAIL)]  # a power cut leaves NUL bytes
     try:
         return TRAIL.startswith(start) and "answers" in json.loads(line)
@@ -265,7 +265,7 @@ def _is_torn(line: bytes) -> bool:
 
 
 def _begin(path: Path, end: int, made_with: Mapping[str, Any]) -> None:
-    """Removes a torn last line, and writes the settings file."""
+    """Cuts a file of trails at `end` bytes, which removes a torn last line, and writes its settings file."""
     if end < path.stat().st_size:
         os.truncate(path, end)
     beside, settings = path.with_name(path.name + SETTINGS), json.dumps(redacted(dict(made_with)), indent=2) + "\n"
@@ -276,7 +276,7 @@ def _begin(path: Path, end: int, made_with: Mapping[str, Any]) -> None:
 
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
-    """Reads the settings of a file of trails; None without a settings file.
+    """Reads the settings that a file of trails was drawn with; None without a settings file.
 
     Raises:
         DataError: The settings file is damaged.
@@ -295,7 +295,7 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def _expect_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compares two settings; a missing key equals "", since settings at their default may be left out."""
+    """Raises ConfigError if a file's earlier settings differ from those of now; a missing key equals ""."""
 
     def shown(settings: dict[str, Any], key: str) -> str:
         return repr(settings[key]) if key in settings else "not set"
@@ -308,5 +308,5 @@ def _expect_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> Non
 
 
 def _request(row: PromptRow | Trail) -> list[object]:
-    """Returns the content of a row that the model sees: the prompt, and tools and options from `meta`."""
+    """Returns the parts of a row or trail that the model sees: prompt, tools and chat-template options."""
     return [row.prompt, *(row.meta.get(key) for key in ("tools", "chat_template_kwargs"))]
