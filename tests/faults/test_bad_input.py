@@ -16,6 +16,7 @@ import pytest
 
 from srpo.cli.main import run
 from srpo.errors import SRPOError
+from srpo.revise.trail import Trail
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.warm_command import srpo_in_a_fork
 
@@ -230,9 +231,10 @@ def test_a_prompt_longer_than_the_context(place: Place) -> None:
     place.prompts.write_text(json.dumps({"prompt": "p"}) + "\n" + json.dumps({"prompt": "x" * 62}) + "\n", "utf-8")
     error = failure(place.words("revise"))
     assert error.exit_code == 65
-    said = f"{place.prompts}:2: a context of 62 tokens leaves 2 for the answer; expected room for max_new_tokens=4"
-    assert str(error).startswith(said)
-    assert nothing_left(place)
+    assert str(error).startswith(f"{place.trails}: 1 of 2 prompts failed: 1 × ")
+    assert "max_new_tokens=4; shorten these prompts" in str(error)
+    lines = place.trails.read_text("utf-8").splitlines()  # the prompt with room has its trail
+    assert [bool(Trail.from_json(line, where="").failed) for line in lines] == [False, True]
 
 
 # ---------------------------------------------------------------------- fault 9: settings, and models and folders
@@ -361,7 +363,7 @@ def test_the_config_flag_may_be_given_only_once(place: Place, tmp_path: Path) ->
     (tmp_path / "s.yaml").write_text("beta: 0.1\n", "utf-8")
     words = place.words("train", config=tmp_path / "s.yaml")
     for more, said in (
-        (["--config", str(tmp_path / "s.yaml")], "--config stands there twice; expected one of them"),
+        (["--config", str(tmp_path / "s.yaml")], "--config is repeated; expected one of them"),
         (["--config", ""], "--config needs a value"),
         (["--config="], "--config needs a value"),
         (["--config"], "--config needs a value"),
@@ -381,8 +383,8 @@ def test_a_device_is_chosen_by_other_flags(place: Place) -> None:
     ("changes", "said"),
     [
         ({"revisions": -1}, "revisions: -1; expected 0 or more"),
-        ({"temperature": -1}, "temperature: -1.0; expected 0 (greedy) or more"),
-        ({"temperature": "nan"}, "temperature: nan; expected 0 (greedy) or more"),
+        ({"temperature": -1}, "temperature: -1.0; expected 0 or more"),
+        ({"temperature": "nan"}, "temperature: nan; expected 0 or more"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0; expected 1 or more"),
         (
             {"policy": "if_prefered"},
@@ -401,7 +403,7 @@ def test_bad_settings_of_revise_are_found_before_weights(changes: dict[str, Any]
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"batch_size": 0}, "batch_size: 0; expected at least 1"),
+        ({"batch_size": 0}, "batch_size: 0; expected 1 or more"),
         ({"policy": "if_preferred"}, "policy: if_preferred needs the model's own confidence"),
         (
             {"revision_template": "quotte"},

@@ -105,7 +105,7 @@ def test_control_training_args_bin_would_have_the_secret(tmp_path: Path) -> None
     "words",
     [
         ["train", "--model_name_or_path", f"https://me:{PLANTED['url']}@host/model", "--dataset_name", "x"],
-        ["train", "--beta", PLANTED["shape"]],
+        ["train", "--model_name_or_path", "m", "--dataset_name", "d", "--beta", PLANTED["shape"]],
         ["check", "--dataset_name", NOTE, "--model_name_or_path", f"./{PLANTED['environment']}"],
         ["revise", "--model_name_or_path", "x", "--input", f"./{PLANTED['environment']}", "--output", "out"],
         [PLANTED["environment"]],
