@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 
@@ -20,7 +21,7 @@ os.environ.update(
 if "SRPO_TEST_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -85,6 +86,20 @@ def make_byte_tokenizer(*, bos: bool = True, chat_template: str | None = None) -
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     wrapped.chat_template = chat_template
     return wrapped
+
+
+@pytest.fixture(autouse=True)
+def _the_log_as_it_was() -> Iterator[None]:
+    """Takes back the levels and handlers of logging that a test sets, which the next test of the process would meet."""
+    loggers = [logging.getLogger(name) for name in (None, "srpo", "httpx")]
+    levels, handlers = [logger.level for logger in loggers], loggers[0].handlers[:]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    for handler in loggers[0].handlers[:]:
+        # pytest's own handlers come and go with the phases of a test.
+        if handler not in handlers and not type(handler).__module__.startswith("_pytest."):
+            loggers[0].removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
