@@ -234,13 +234,16 @@ def test_a_chat_server_that_wants_max_completion_tokens_gets_it() -> None:
     with serve(rejecting("max_tokens"), OTHER) as server:
         subject = engine(server, ChatEngine)
         assert [done.text for done in ask(subject, asked)] == ["42"] * 5
-        server.bodies.clear()
-        assert [done.text for done in ask(subject, asked)] == ["42"] * 5  # remembered
-        assert [body["max_completion_tokens"] for body in server.bodies] == [4] * 5
+        # Rejected requests sent side by side may reach the server late, so the accepted ones are counted.
+        assert [done.text for done in ask(subject, asked)] == ["42"] * 5
+        accepted = [body["max_completion_tokens"] for body in server.bodies if "max_tokens" not in body]
+        assert accepted == [4] * 10
+        assert len(server.bodies) - len(accepted) <= 5  # remembered: the second time none is rejected
     # A neutral field is left out: presence_penalty 0 changes no distribution.
     with serve(rejecting("presence_penalty", "max_tokens"), OTHER) as server:
         assert [done.text for done in ask(engine(server, ChatEngine), asked)] == ["42"] * 5
-        assert {"presence_penalty", "max_tokens"}.isdisjoint(server.bodies[-1])
+        accepted = [body for body in server.bodies if {"presence_penalty", "max_tokens"}.isdisjoint(body)]
+        assert len(accepted) == 5
     # Control: another rejected field fails, since the answers would not be greedy without it …
     with serve(rejecting("max_tokens", "temperature"), OTHER) as server:
         (done,) = ask(engine(server, ChatEngine), asked[:1])
