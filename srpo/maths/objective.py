@@ -26,7 +26,7 @@ class SixLogps(NamedTuple):
     """A named tuple of the log-probs of a pair's six answers: six [B] tensors in nats, summed over answer tokens.
 
     `w_given_l` is log π†(w | l, x): the chosen answer as a revision of the rejected one. Objectives that draft only
-    (DPO, IPO) need `w` and `l`; if only those are scored, the other four are nan, and so is any mean over them.
+    (DPO, IPO, SFT) need `w` and `l`; if only those are scored, the other four are nan, and so is any mean over them.
 
     Example:
         >>> import torch
@@ -57,8 +57,8 @@ class LossOutput:
 
     Attributes:
         loss: scalar to minimise, a mean over the batch.
-        generation: [B], each pair's drafting term (Eq. 16 for SRPO; the whole loss of DPO and IPO).
-        improvement: [B], each pair's revising term (Eq. 15 for SRPO; zero for DPO and IPO).
+        generation: [B], each pair's drafting term (Eq. 16 for SRPO; the whole loss of DPO, IPO and SFT).
+        improvement: [B], each pair's revising term (Eq. 15 for SRPO; the whole loss of the SFT reviser; else zero).
     """
 
     loss: Tensor
@@ -121,6 +121,52 @@ def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
     return LossOutput(loss_B.mean(), loss_B, torch.zeros_like(loss_B))
 
 
+def sft_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha: float = 0.0) -> LossOutput:
+    """Supervised fine-tuning on the chosen answers, a control: −log π(w|x), nats.
+
+    `policy` holds log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
+
+    Example:
+        >>> import torch
+        >>> six = SixLogps(*torch.full((6, 2), -3.0))
+        >>> sft_loss(six, six).loss
+        tensor(3.)
+    """
+    loss_B = -policy.w
+    return LossOutput(loss_B.mean(), loss_B, torch.zeros_like(loss_B))
+
+
+def sft_reviser_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha: float = 0.0) -> LossOutput:
+    """Supervised fine-tuning of revisions, a control: −½ (log π†(w|l,x) + log π†(w|w,x)), nats.
+
+    The chosen answer follows the rejected one, and is kept after itself; drafts are not trained. `policy` holds
+    log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
+
+    Example:
+        >>> import torch
+        >>> six = SixLogps(*torch.full((6, 2), -3.0))
+        >>> sft_reviser_loss(six, six).loss
+        tensor(3.)
+    """
+    loss_B = -0.5 * (policy.w_given_l + policy.w_given_w)
+    return LossOutput(loss_B.mean(), torch.zeros_like(loss_B), loss_B)
+
+
+def chosen_nll(policy: SixLogps, tokens_w: Tensor, *, drafts_only: bool) -> Tensor:
+    """[B] negative log-prob of each chosen answer per token, nats: an anchor against falling likelihood.
+
+    A preference loss depends on differences alone, so it can lower both answers of a pair, most where the two are
+    nearly equal (arXiv 2402.13228). A small multiple of this term, added to the loss, opposes that.
+
+    Args:
+        policy: log-probs summed over tokens.
+        tokens_w: [B] number of tokens of the chosen answer, terminator included, ≥ 1.
+        drafts_only: True takes log π(w|x) alone; False its mean with log π†(w|w,x) and log π†(w|l,x).
+    """
+    logps_B = policy.w if drafts_only else (policy.w + policy.w_given_w + policy.w_given_l) / 3
+    return -logps_B / tokens_w
+
+
 def length_averaged(six: SixLogps, tokens_w: Tensor, tokens_l: Tensor) -> SixLogps:
     """Divides each summed log-prob by the number of answer tokens, as arXiv 2406.01660 does on UltraFeedback.
 
@@ -146,14 +192,18 @@ class Objective:
     Attributes:
         loss: the function `(policy, reference, *, beta, alpha) -> LossOutput`.
         drafts_only: True if the loss reads only the fields `w` and `l`, not the revisions.
+        compares: True if the loss compares the two answers; False for supervised controls.
     """
 
     loss: Callable[..., LossOutput]
     drafts_only: bool
+    compares: bool = True
 
 
 OBJECTIVES: Mapping[str, Objective] = {
     "srpo": Objective(srpo_loss, drafts_only=False),
     "dpo": Objective(dpo_loss, drafts_only=True),
     "ipo": Objective(ipo_loss, drafts_only=True),
+    "sft": Objective(sft_loss, drafts_only=True, compares=False),
+    "sft_reviser": Objective(sft_reviser_loss, drafts_only=False, compares=False),
 }

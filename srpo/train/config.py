@@ -94,7 +94,11 @@ class SRPOConfig(TrainingArguments):
     """
 
     objective: str = setting(
-        "srpo", "Loss: srpo, or dpo or ipo on the same pairs.", group=METHOD, choices=tuple(OBJECTIVES)
+        "srpo",
+        "Loss: srpo; dpo or ipo on the same pairs; sft (chosen answers as drafts) or sft_reviser (chosen answers as "
+        "revisions) as controls.",
+        group=METHOD,
+        choices=tuple(OBJECTIVES),
     )
     beta: float = setting(
         0.01, "Weight of the divergence from the reference (arXiv 2406.01660).", group=METHOD, above=0
@@ -107,6 +111,9 @@ class SRPOConfig(TrainingArguments):
     )
     logps_reduction: str = setting(
         "sum", "Log-prob of an answer: sum or mean over its tokens.", group=METHOD, choices=("sum", "mean")
+    )
+    chosen_nll_weight: float = setting(
+        0.0, "Weight of an added −log π of the chosen answer per token; 0 adds nothing.", group=METHOD, least=0
     )
     revision_template: str | None = shared("revision_template", group=METHOD)
     chat_template_kwargs: dict[str, Any] | None = shared("chat_template_kwargs", group=METHOD)
@@ -230,6 +237,9 @@ class SRPOConfig(TrainingArguments):
         """Checks settings that depend on each other."""
         self.loading_options()
         self.expect_still_reference()
+        if self.chosen_nll_weight and not OBJECTIVES[self.objective].compares:
+            what = f"has no use with objective {self.objective}, which is such a term itself"
+            raise ConfigError(what, where="chosen_nll_weight", fix="leave it out")
         if self.alpha in (0, 1) and self.objective == "srpo" and not self.allow_unidentified:
             why = (
                 "the drafting policy is then not identified: other solutions have the same loss"

@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from srpo.data.read import Source
 from srpo.errors import ConfigError
-from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_averaged
+from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, chosen_nll, length_averaged
 from srpo.model.packed.attention import serving
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
@@ -201,9 +202,14 @@ class SRPOTrainer(DurableTrainer):
         """Computes the objective from six log-probs per pair under policy and reference."""
         backend = self.settled_backend(model, inputs["trees"])
         forest = Forest.plant(inputs["trees"], self.args.device)
-        policy = self._reduced(six_logps(model, forest, backend), inputs["trees"])
+        summed = six_logps(model, forest, backend)
+        policy = self._reduced(summed, inputs["trees"])
         reference = self._reduced(self.reference.six_logps(forest, backend), inputs["trees"])
         output = self.objective.loss(policy, reference, beta=self.args.beta, alpha=self.args.alpha)
+        if weight := self.args.chosen_nll_weight:
+            tokens_B, drafts = _tokens_BK(summed, inputs["trees"])[:, 0], self.objective.drafts_only
+            anchor = chosen_nll(summed, tokens_B, drafts_only=drafts).mean()
+            output = replace(output, loss=output.loss + weight * anchor)
         self.guard.expect_finite(inputs, policy, reference, output, step=self.state.global_step + 1)
         self._measured.add(metrics(policy.detach(), reference, output, beta=self.args.beta))
         loss = output.loss.float() * inputs.get(SHARE, 1.0)
@@ -253,8 +259,7 @@ class SRPOTrainer(DurableTrainer):
     def _reduced(self, six: SixLogps, trees: list[PrefixTree]) -> SixLogps:
         if self.args.logps_reduction == "sum":
             return six
-        tokens_KB = six.w.new_tensor([[len(answer) for _, answer in tree.unpack()[:2]] for tree in trees]).T
-        return length_averaged(six, *tokens_KB)
+        return length_averaged(six, *_tokens_BK(six, trees).T)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
         """The gradients' norm, checked before the optimiser steps; under float16 the scaler skips overflows."""
@@ -367,3 +372,8 @@ class SRPOTrainer(DurableTrainer):
         record = {"format": 1, **settings, "reference": self.reference.kind}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         write_card(folder, card_of(self), card)
+
+
+def _tokens_BK(six: SixLogps, trees: list[PrefixTree]) -> Tensor:
+    """[B, 2] number of tokens of each pair's chosen and rejected answer, on the device of the log-probs."""
+    return six.w.new_tensor([[len(answer) for _, answer in tree.unpack()[:2]] for tree in trees])

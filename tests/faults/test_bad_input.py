@@ -253,7 +253,10 @@ def test_a_prompt_longer_than_the_context(place: Place) -> None:
         ({"alpha": 0}, "alpha: 0; the drafting policy is then not identified"),
         ({"alpha": 1}, "alpha: 1; Eq. 16, the only term that trains drafts"),
         ({"max_length": 0}, "max_length: 0; expected 2 or more"),
-        ({"objective": "spro"}, "objective: 'spro'; expected one of srpo, dpo, ipo; did you mean 'srpo'?"),
+        (
+            {"objective": "spro"},
+            "objective: 'spro'; expected one of srpo, dpo, ipo, sft, sft_reviser; did you mean 'srpo'?",
+        ),
         ({"backend": "fast"}, "backend: 'fast'; expected one of auto, path, flex, cache, flat"),
         ({"preset": "paper-tldrr"}, "preset: 'paper-tldrr'"),
         ({"save_total_limit": -1}, "save_total_limit: -1; expected 1 or more"),

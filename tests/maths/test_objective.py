@@ -7,7 +7,17 @@ import math
 import pytest
 import torch
 
-from srpo.maths.objective import OBJECTIVES, SixLogps, dpo_loss, ipo_loss, length_averaged, srpo_loss
+from srpo.maths.objective import (
+    OBJECTIVES,
+    SixLogps,
+    chosen_nll,
+    dpo_loss,
+    ipo_loss,
+    length_averaged,
+    sft_loss,
+    sft_reviser_loss,
+    srpo_loss,
+)
 
 REFERENCE = {"w": -5.0, "l": -6.0, "w_given_w": -2.0, "l_given_w": -7.0, "w_given_l": -4.0, "l_given_l": -3.0}
 # Log-ratios chosen to tell the fields apart: g(w)=1, g(l)=-1, h(w|w)=2, h(l|w)=-2, h(w|l)=3, h(l|l)=1.
@@ -147,13 +157,42 @@ def test_gradient_reaches_the_fields_an_objective_reads(name: str) -> None:
     policy, reference = random_six(2)
     policy = SixLogps(*(logps.requires_grad_() for logps in policy))
     out = OBJECTIVES[name].loss(policy, reference, beta=0.2, alpha=0.5).loss
-    reached = [
-        g is not None and bool((g != 0).all()) for g in torch.autograd.grad(out, list(policy), allow_unused=True)
-    ]
-    assert reached == [True, True] + [not OBJECTIVES[name].drafts_only] * 4
+    reached = {
+        field
+        for field, g in zip(FIELDS, torch.autograd.grad(out, list(policy), allow_unused=True), strict=True)
+        if g is not None and bool((g != 0).all())
+    }
+    read = {"srpo": {*FIELDS}, "dpo": {"w", "l"}, "ipo": {"w", "l"}, "sft": {"w"}}
+    assert reached == {**read, "sft_reviser": {"w_given_l", "w_given_w"}}[name]
+    assert OBJECTIVES[name].drafts_only == (reached <= {"w", "l"})
 
 
-@pytest.mark.parametrize("name", ["dpo", "ipo"])
+def test_supervised_controls_by_hand() -> None:
+    # −log π(w) is 4; −½ (log π†(w|l) + log π†(w|w)) is ½ (1 + 0), whatever β, α and the reference.
+    numbers = shifted(RATIOS)
+    policy = six(numbers, grad=True)
+    for reference in (six(REFERENCE), six(dict.fromkeys(FIELDS, -1.0))):
+        drafts, revisions = (loss(policy, reference, beta=3.0, alpha=0.2) for loss in (sft_loss, sft_reviser_loss))
+        assert (drafts.loss.item(), revisions.loss.item()) == (4.0, 0.5)
+    assert gradients(drafts.loss, policy) == dict.fromkeys(FIELDS, 0.0) | {"w": -1.0}
+    both = {"w_given_l": -0.5, "w_given_w": -0.5}
+    assert gradients(revisions.loss, policy) == dict.fromkeys(FIELDS, 0.0) | both
+
+
+def test_the_anchor_by_hand() -> None:
+    # w: −4, w|w: 0, w|l: −1; two tokens. Drafts alone: 4 / 2. All three: 5 / 3 / 2.
+    policy, tokens = six(shifted(RATIOS)), torch.tensor([2.0])
+    assert float(chosen_nll(policy, tokens, drafts_only=True)) == 2.0
+    assert float(chosen_nll(policy, tokens, drafts_only=False)) == pytest.approx(5 / 6)
+    # Control: a preference loss does not see both answers of a pair fall by the same amount; the anchor does.
+    fallen = policy._replace(w=policy.w - 3, l=policy.l - 3)
+    assert float(dpo_loss(fallen, six(REFERENCE), beta=0.5).loss) == float(
+        dpo_loss(policy, six(REFERENCE), beta=0.5).loss
+    )
+    assert float(chosen_nll(fallen, tokens, drafts_only=True)) == 3.5
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo", "sft"])
 def test_drafts_only_objectives_never_look_at_revisions(name: str) -> None:
     policy, reference = random_six(3)
     nan = torch.full_like(policy.w, torch.nan)

@@ -50,9 +50,14 @@ def test_alpha_zero_and_one_need_permission(alpha: float, why: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
-        ("objective", "spro", "objective: 'spro'; expected one of srpo, dpo, ipo; did you mean 'srpo'?"),
-        ("objective", "kto", "objective: 'kto'; expected one of srpo, dpo, ipo"),
+        (
+            "objective",
+            "spro",
+            "objective: 'spro'; expected one of srpo, dpo, ipo, sft, sft_reviser; did you mean 'srpo'?",
+        ),
+        ("objective", "kto", "objective: 'kto'; expected one of srpo, dpo, ipo, sft, sft_reviser"),
         ("objective", None, "objective: None; expected text"),
+        ("chosen_nll_weight", -0.1, "chosen_nll_weight: -0.1; expected 0 or more"),
         ("backend", "flatt", "backend: 'flatt'; expected one of auto, path, flex, cache, flat; did you mean 'flat'?"),
         ("backend", "flash", "backend: 'flash'; expected one of auto, path, flex, cache, flat; did you mean 'flat'?"),
         ("logps_reduction", "avg", "logps_reduction: 'avg'; expected one of sum, mean"),
@@ -200,3 +205,9 @@ def test_an_unknown_preset(tmp_path: Path) -> None:
         SRPOConfig.preset("paper-tlrd", output_dir=str(tmp_path))
     line = "preset: 'paper-tlrd'; expected one of paper-tldr, paper-ultrafeedback; did you mean 'paper-tldr'?"
     assert str(caught.value) == line
+
+
+def test_a_supervised_control_has_no_anchor(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="chosen_nll_weight: has no use with objective sft"):
+        config(tmp_path, objective="sft", chosen_nll_weight=0.1)
+    assert config(tmp_path, objective="dpo", chosen_nll_weight=0.1).chosen_nll_weight == 0.1

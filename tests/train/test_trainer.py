@@ -62,7 +62,7 @@ def test_the_loss_of_a_step_is_the_plain_one(
     assert float(srpo_loss(*plain, beta=0.1, alpha=1 - alpha).loss) != pytest.approx(expected, rel=1e-2)
 
 
-@pytest.mark.parametrize("objective", ["dpo", "ipo"])
+@pytest.mark.parametrize("objective", ["dpo", "ipo", "sft"])
 def test_other_objectives_run_on_drafts_alone(objective: str, plain: tuple[SixLogps, SixLogps], tmp_path: Path) -> None:
     run = one_step(tmp_path, args={"objective": objective})
     expected = float(OBJECTIVES[objective].loss(*plain, beta=0.1, alpha=0.3).loss)
@@ -72,6 +72,24 @@ def test_other_objectives_run_on_drafts_alone(objective: str, plain: tuple[SixLo
         pytest.approx(0.1 * float((plain[0].minus(plain[1]).w - plain[0].minus(plain[1]).l).mean()), rel=1e-4)
     ]
     assert all(len(tree.unpack()) == 2 for tree in run.train_dataset.trees)
+
+
+def test_the_supervised_reviser_trains_chosen_revisions(plain: tuple[SixLogps, SixLogps], tmp_path: Path) -> None:
+    run = one_step(tmp_path, args={"objective": "sft_reviser"})
+    policy, _ = plain
+    expected = -float((policy.w_given_l + policy.w_given_w).mean()) / 2
+    assert logged(run, "loss") == [pytest.approx(expected, rel=1e-4)]
+    assert expected != pytest.approx(-float((policy.w_given_l + policy.w).mean()) / 2, rel=1e-3)  # control
+
+
+@pytest.mark.parametrize("objective", ["srpo", "dpo"])
+def test_the_anchor_joins_the_loss(objective: str, plain: tuple[SixLogps, SixLogps], tmp_path: Path) -> None:
+    run = one_step(tmp_path, args={"objective": objective, "chosen_nll_weight": 0.5})
+    policy = plain[0]
+    nll = {"dpo": policy.w, "srpo": (policy.w + policy.w_given_w + policy.w_given_l) / 3}[objective]
+    per_token = [float(-value) / (len(ids_of(row["chosen"])) + 1) for value, row in zip(nll, FOUR, strict=True)]
+    without = float(OBJECTIVES[objective].loss(*plain, beta=0.1, alpha=0.3).loss)
+    assert logged(run, "loss") == [pytest.approx(without + 0.5 * sum(per_token) / 4, rel=1e-4)]
 
 
 def test_mean_log_probs(plain: tuple[SixLogps, SixLogps], tmp_path: Path) -> None:
