@@ -18,6 +18,21 @@ from srpo.settings import Dataclass, Option, build, options
 T = TypeVar("T", bound=Dataclass)
 
 
+ONLY_PARSER = ["--help"]  # this list itself, as a command line, asks a verb for its parser
+
+
+class ParserMade(Exception):
+    """Raised by a parser that gets `ONLY_PARSER`: its verb stops there.
+
+    Attributes:
+        parser: the parser of the verb.
+    """
+
+    def __init__(self, parser: FlagParser) -> None:
+        super().__init__(parser.prog)
+        self.parser = parser
+
+
 class FlagParser(argparse.ArgumentParser):
     """An argument parser whose errors are a `UsageError`, with a suggestion for an unknown flag."""
 
@@ -25,7 +40,13 @@ class FlagParser(argparse.ArgumentParser):
         raise UsageError(message, where=self.prog, fix=f"`{self.prog} --help` lists the options")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses the arguments, reporting a mistyped flag before a missing one, unlike argparse."""
+        """Parses the arguments, reporting a mistyped flag before a missing one, unlike argparse.
+
+        Raises:
+            ParserMade: the arguments are `ONLY_PARSER`.
+        """
+        if args is ONLY_PARSER:
+            raise ParserMade(self)
         known = [flag[2:] for action in self._actions for flag in action.option_strings]
         expect_flags(self.prog, args or (), known)
         return super().parse_args(args, namespace)

@@ -28,7 +28,22 @@ VERBS = {
     "convert": "convert pickled weights to safetensors, without running pickled code",
     "bandit": "draw the paper's Figure 2 with the library's own losses",
     "env": "show versions, devices and back-ends on this machine",
+    "doctor": "show what would be used on this machine, what is missing and what is slow",
+    "config-schema": "print the JSON Schema of a settings file, for editors and other programs",
+    "completion": "print the completion of verbs and flags for bash, zsh or fish",
 }
+FIRST_STEPS = """srpo: one model drafts and revises; Self-Improving Robust Preference Optimization (arXiv 2406.01660)
+
+  srpo demo      the whole method on a generated task, offline, about two minutes on two cores: start here
+  srpo check     how your pairs are read and shown to the model:
+                   srpo check --dataset_name pairs.jsonl --model_name_or_path MODEL
+  srpo train     training on your pairs:
+                   srpo train --dataset_name pairs.jsonl --model_name_or_path MODEL --output_dir RUN
+  srpo revise    drafts and revisions of a file of prompts, each with the model's own confidence
+  srpo evaluate  whether revising helped: scores with intervals, and the strongest opponents
+
+`srpo --help` lists all verbs, `srpo VERB --help` the options of one, and `srpo doctor` looks at this machine.
+"""
 
 
 def _usage() -> str:
@@ -49,7 +64,10 @@ def run(argv: list[str]) -> int:
     Raises:
         SRPOError: a user's mistake; `main` prints it.
     """
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        print(FIRST_STEPS, end="")
+        return 0
+    if argv[0] in ("-h", "--help"):
         print(_usage(), end="")
         return 0
     if argv[0] == "--version":
@@ -59,7 +77,12 @@ def run(argv: list[str]) -> int:
     if verb not in VERBS:
         fix = did_you_mean(verb, VERBS) or "`srpo --help` lists the verbs"
         raise UsageError(f"unknown verb {verb!r}", expected="one of " + ", ".join(VERBS), fix=fix)
-    return importlib.import_module(f"srpo.cli.{verb}").main(rest)
+    return module_of(verb).main(rest)
+
+
+def module_of(verb: str) -> Any:
+    """The module of a verb, whose `main` runs it."""
+    return importlib.import_module(f"srpo.cli.{verb.replace('-', '_')}")
 
 
 def main() -> None:

@@ -38,12 +38,21 @@ def test_help_lists_every_verb() -> None:
     for verb, what in command.VERBS.items():
         assert f"  {verb} " in done.stdout
         assert what in done.stdout
-    assert srpo_command().stdout == srpo_command("-h").stdout == done.stdout
+    assert srpo_command("-h").stdout == done.stdout
+
+
+def test_no_verb_shows_where_to_start() -> None:
+    done = srpo_command()
+    assert (done.returncode, done.stderr) == (0, "")
+    named = re.findall(r"^  srpo (\w+)", done.stdout, re.MULTILINE)
+    assert len(named) == 5
+    assert {*named} <= {*command.VERBS}
+    assert done.stdout.count("\n") < 20
 
 
 def test_every_verb_has_a_file_and_every_file_a_verb() -> None:
     folder = Path(command.__file__).parent
-    files = {path.stem for path in folder.glob("*.py") if "def main(argv" in path.read_text("utf-8")}
+    files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if "def main(argv" in path.read_text("utf-8")}
     assert files == set(command.VERBS)
 
 

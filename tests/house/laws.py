@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("renamed_settings",),
     ("disk", "progress", "settings", "signals"),
-    ("settings_file",),
+    ("settings_file", "settings_schema"),
     ("data", "maths", "statistics"),
     ("sequences",),
     ("check", "model"),

@@ -1,0 +1,80 @@
+"""`srpo completion`: completion of verbs and flags for a shell, made by the library shtab from the verbs' parsers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from srpo.cli.flags import ONLY_PARSER, FlagParser, ParserMade, parse
+from srpo.errors import ConfigError
+from srpo.settings import setting
+
+SHELLS = ("bash", "zsh", "fish")
+DESCRIPTION = """Print the completion of verbs and flags for a shell:
+
+    srpo completion bash > ~/.local/share/bash-completion/completions/srpo
+    srpo completion zsh  > ~/.zfunc/_srpo          # with `fpath+=~/.zfunc` before compinit in ~/.zshrc
+    srpo completion fish > ~/.config/fish/completions/srpo.fish
+"""
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Settings of `srpo completion`."""
+
+    shell: str = setting("bash", "Name of the shell: bash, zsh or fish.", choices=SHELLS, positional=True)
+
+
+def parsers() -> dict[str, FlagParser]:
+    """The parser of every verb, and of every action of `srpo judge` as "judge check" and so on."""
+    from srpo.cli import judge, judge_files
+    from srpo.cli.main import VERBS, module_of
+
+    mains = {verb: module_of(verb).main for verb in VERBS if verb != "judge"}
+    mains |= {"judge check": judge.check, "judge compare": judge_files.compare, "judge agree": judge_files.agree}
+    found = {}
+    for verb, main in mains.items():
+        try:
+            main(ONLY_PARSER)
+        except ParserMade as made:
+            found[verb] = made.parser
+    return found
+
+
+def whole_parser() -> FlagParser:
+    """One parser of the whole command, with a subparser for each verb."""
+    from srpo.cli.main import VERBS
+
+    whole = FlagParser(prog="srpo", allow_abbrev=False)
+    whole.add_argument("--version", action="store_true", help="Print the version.")
+    verbs = whole.add_subparsers(parser_class=FlagParser)
+    made = parsers()
+    for verb, text in VERBS.items():
+        shown = verbs.add_parser(verb, help=text, add_help=False)
+        if verb == "judge":
+            actions = shown.add_subparsers(parser_class=FlagParser)
+            for name in (name for name in made if name.startswith("judge ")):
+                _copy(made[name], actions.add_parser(name.partition(" ")[2], add_help=False))
+        else:
+            _copy(made[verb], shown)
+    return whole
+
+
+def _copy(parser: FlagParser, into: FlagParser) -> None:
+    for action in parser._actions:
+        into._add_action(action)
+
+
+def main(argv: list[str]) -> int:
+    """Prints the completion for one shell.
+
+    Raises:
+        ConfigError: the library shtab is not installed.
+    """
+    args = parse("completion", DESCRIPTION, Arguments, argv)
+    try:
+        import shtab
+    except ImportError:
+        fix = "pip install 'srpo[completion]'"
+        raise ConfigError("shtab, which makes the completion, is not installed", where="completion", fix=fix) from None
+    print(shtab.complete(whole_parser(), shell=args.shell))
+    return 0
