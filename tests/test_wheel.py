@@ -54,7 +54,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         for path in (ROOT / "srpo").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert "srpo/py.typed" in checkout
+    checkout |= {f"srpo/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
+    assert {"srpo/py.typed", "srpo/recipes/tldr.yaml"} <= checkout
     assert {name for name in names if not name.startswith(f"{info}/")} == checkout
     assert f"{info}/licenses/LICENSE" in names
     assert "srpo = srpo.cli.main:main" in entry_points
@@ -66,6 +67,9 @@ def test_it_runs_from_anywhere(installed: Path, tmp_path: Path) -> None:
     where = python("-c", "import srpo; print(srpo.__file__)", cwd=tmp_path, PYTHONPATH=path).strip()
     assert Path(where).resolve() == (installed / "srpo" / "__init__.py").resolve()
     assert "usage: srpo VERB" in python("-m", "srpo", "--help", cwd=tmp_path, PYTHONPATH=path)
+    assert "meta-llama/Llama-3.2-1B" in python("-m", "srpo", "recipes", cwd=tmp_path, PYTHONPATH=path)
+    python("-m", "srpo", "recipes", "copy", "tldr", cwd=tmp_path, PYTHONPATH=path)
+    assert (tmp_path / "tldr.yaml").is_file()
     assert python("-c", LOSS, cwd=tmp_path, PYTHONPATH=path).strip() == "0.75"
 
 

@@ -27,6 +27,7 @@ VERBS = {
     "merge": "merge an adapter into its base, and compare the merged model with both",
     "convert": "convert pickled weights to safetensors, without running pickled code",
     "bandit": "draw the paper's Figure 2 with the library's own losses",
+    "recipes": "list the settings files that come with srpo, for common models and the paper, or copy one",
     "env": "show versions, devices and back-ends on this machine",
     "doctor": "show what would be used on this machine, what is missing and what is slow",
     "config-schema": "print the JSON Schema of a settings file, for editors and other programs",

@@ -13,7 +13,7 @@ from tests.faults.test_malice import SUNG, bring_code, clean, pickle_weights, pl
 QUICK = ["--report_to", "none", "--use_cpu", "true", "--max_steps", "1", "--save_strategy", "no"]
 SHORT = ["--revisions", "1", "--max_new_tokens", "2"]
 # The demo alone loads models: the tiny ones that it trains.
-LOADS_NO_MODEL = {"demo", "label", "exchange", "bandit", "env", "doctor", "config-schema", "completion"}
+LOADS_NO_MODEL = {"demo", "label", "exchange", "bandit", "env", "doctor", "config-schema", "completion", "recipes"}
 ELSEWHERE = {"check", "train", "revise", "convert"}  # in test_malice.py
 
 DOORS: dict[str, Callable[[str, str, str], list[str]]] = {

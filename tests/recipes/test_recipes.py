@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from srpo.cli.main import run
+from srpo.cli.recipes import CHAT_MODELS, TEMPLATE, text_of
+from srpo.errors import OutputError, UsageError
 from srpo.evaluate.plan import CONTROLS
 from srpo.score.results_file import read_results
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
@@ -47,7 +49,7 @@ STANDS_FOR: dict[str, Any] = {
     "runs/tldr-sft": "plain",
     "runs/chat-sft": "chat",
     "meta-llama/Llama-3.1-8B-Instruct": "chat",
-}
+} | {model.hub: "chat" for model in CHAT_MODELS.values()}
 QUICK = ["--max_steps", "1", "--use_cpu", "true", "--report_to", "none", "--per_device_train_batch_size", "2"]
 QUICK += ["--gradient_accumulation_steps", "1", "--disable_tqdm", "true", "--revision_template"]
 
@@ -67,7 +69,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-def test_every_error_class_is_tried() -> None:
+def test_every_recipe_is_tried() -> None:
     assert sorted(path.stem for path in RECIPES.glob("*.yaml")) == sorted([*NAMES, WHOLE])
 
 
@@ -82,12 +84,12 @@ def test_a_recipe_names_its_commands_and_asks_no_paid_judge(name: str) -> None:
     assert recipe["evaluate"]["output_dir"].startswith("runs/")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "qwen3-0.6b"])
 def test_both_commands_of_a_recipe_run(
     name: str, stand_ins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (RECIPES / f"{name}.yaml").read_text("utf-8")
+    text = text_of(name, "recipe.yaml")
     names = sorted(stand_ins, key=len, reverse=True)
     replaced = re.sub("|".join(map(re.escape, names)), lambda found: stand_ins[found[0]], text)
     (tmp_path / "recipe.yaml").write_text(replaced, "utf-8")
@@ -142,3 +144,46 @@ def test_the_whole_evaluation_of_the_carry_task(
         assert {*results.drawn} <= systems[out] <= {*recipe["labels"]} | {f"srpo/{each}" for each in CONTROLS}
     assert {f"srpo/{each}" for each in CONTROLS} | {*recipe["models"]} <= systems["whole"]
     assert systems["whole"] - systems["part"] == {*rounds, "srpo_rounds/best_of"}
+
+
+# ---------------------------------------------------------------------- those of chat models
+
+
+@pytest.mark.parametrize("name", CHAT_MODELS)
+def test_a_chat_model_s_recipe_names_its_model_and_calls_its_numbers_estimates(name: str) -> None:
+    text, model = text_of(name, "mine.yaml"), CHAT_MODELS[name]
+    recipe = yaml.safe_load(text)
+    assert (recipe["model_name_or_path"], recipe["evaluate"]["references"]) == (model.hub, model.hub)
+    assert ("chat_template_kwargs" in recipe) == model.thinking
+    assert ("gated" in text) == model.gated
+    assert "Estimates from parameter counts, not measured" in text
+    assert "#   srpo train --config mine.yaml" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert recipe["learning_rate"] == 1e-5
+    assert recipe["activation_checkpointing"] is model.checkpointing
+    assert model.memory < 24
+
+
+def test_estimates_grow_with_the_model() -> None:
+    small, large = CHAT_MODELS["qwen3-0.6b"], CHAT_MODELS["qwen3-4b"]
+    assert small.memory < large.memory
+    assert small.minutes < large.minutes
+    assert small.minutes == pytest.approx(6 * 0.6e9 * 2600 * 10_000 / (0.4 * 165e12) / 60)
+
+
+def test_recipes_are_listed_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["recipes"]) == 0
+    listed = {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
+    assert {*CHAT_MODELS, *NAMES, WHOLE} <= listed
+    assert run(["recipes", "copy", "tldr", "--output", "mine.yaml"]) == 0
+    text = Path("mine.yaml").read_text("utf-8")
+    assert "srpo train --config mine.yaml" in text
+    assert yaml.safe_load(text) == yaml.safe_load((RECIPES / "tldr.yaml").read_text("utf-8"))
+    with pytest.raises(OutputError, match="exists already"):
+        run(["recipes", "copy", "tldr", "--output", "mine.yaml"])
+    with pytest.raises(UsageError, match="did you mean 'qwen3-4b'"):
+        run(["recipes", "copy", "qwen3-4"])
+    assert (RECIPES / TEMPLATE).is_file()
