@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -107,13 +108,15 @@ def test_every_unknown_name_is_in_one_error(tmp_path: Path) -> None:
         ("train --model_name_or_path m --dataset_name d --output_dir o", True),  # control: flags that are right
     ],
 )
-def test_usage_errors_are_found_before_torch_is_imported(words: str, torch: bool) -> None:
+def test_usage_errors_are_found_before_torch_is_imported(words: str, torch: bool, tmp_path: Path) -> None:
     code = (
         "import sys; from srpo.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *words.split()]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     status, loaded = done.stdout.split()
     assert status != "0"
     assert loaded == str(torch), done.stderr

@@ -20,7 +20,7 @@ SECRET = "sk-very/secret+key"
 
 
 def endpoint(url: str, **settings: Any) -> Endpoint:
-    return Endpoint(url, **{"backoff": 0.0, "tries": 3, "timeout": 5.0, **settings})
+    return Endpoint(url, **{"backoff": 0.0, "tries": 3, "timeout": 60.0, **settings})
 
 
 def number(answer: Any) -> int:
@@ -51,7 +51,6 @@ def good(body: JSON, before: int) -> Say:
         (Say({"n": None}), "no number"),
         (Say({"m": 1}), "another shape: KeyError('n')"),
         (Say([]), "another shape: TypeError"),
-        (Say({"n": 10}, hang=True), "no answer within 0.2 s"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )
@@ -62,13 +61,25 @@ def test_temporary_errors_are_tried_again(wrong: Say, reason: str) -> None:
         return wrong if body["n"] == 2 or (body["n"] == 1 and not before) else good(body, before)
 
     with serve(script) as server:
-        replies = ask(server, 4, timeout=0.2 if wrong.hang else 5.0)
+        replies = ask(server, 4)
         assert [reply.value for reply in replies] == [0, 10, None, 30]
         assert [reply.tries for reply in replies] == [1, 2, 3, 1]
         assert [reply.worn_out for reply in replies] == [False, False, True, False]
         assert reason in replies[2].failed
         assert "3 tries" in replies[2].failed
         assert [server.times({"n": n}) for n in range(4)] == [1, 2, 3, 1]
+
+
+def test_a_request_without_answer_is_tried_again() -> None:
+    """On a busy machine good answers come late, too: the first part allows many tries, the second needs no answer."""
+    with serve(lambda body, before: good(body, before) if before or body["n"] else Say(hang=True)) as server:
+        first, second = ask(server, 2, timeout=0.2, tries=100)
+        assert (first.value, second.value) == (0, 10)
+        assert first.tries == server.times({"n": 0}) >= 2
+    with serve(lambda body, before: Say(hang=True)) as server:
+        (reply,) = ask(server, 1, timeout=0.2)
+        assert (reply.value, reply.tries, reply.worn_out) == (None, 3, True)
+        assert reply.failed == "no answer within 0.2 s (3 tries)"
 
 
 def test_refused_requests_are_not_tried_again() -> None:

@@ -24,7 +24,7 @@ from tests.scripted_server import JSON, Asked, Say, serve
 
 
 def engine(server: Asked, kind: type[CompletionsEngine] = CompletionsEngine, **settings: Any) -> CompletionsEngine:
-    return kind(Endpoint(server.url, backoff=0.0, tries=2, timeout=30.0), **settings)
+    return kind(Endpoint(server.url, backoff=0.0, tries=2, timeout=60.0), **settings)
 
 
 def ask(subject: CompletionsEngine, contexts: list[Any], **settings: Any) -> list[Completion]:

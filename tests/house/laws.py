@@ -7,6 +7,7 @@ imported, so a small fake tree serves as well as the real one, and every law is 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -79,7 +80,13 @@ class Import:
 def sources(package: Path) -> list[Source]:
     """Every Python file below the folder, in path order."""
     files = sorted(package.rglob("*.py"))
-    return [Source(f.relative_to(package).as_posix(), text := f.read_text("utf-8"), ast.parse(text)) for f in files]
+    return [_source(f.relative_to(package).as_posix(), f.read_text("utf-8")) for f in files]
+
+
+@functools.cache
+def _source(path: str, text: str) -> Source:
+    """A file parsed once for all laws, which only read its tree."""
+    return Source(path, text, ast.parse(text))
 
 
 def imports(source: Source, package: str) -> list[Import]:

@@ -7,6 +7,7 @@ more of the word "good".
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -111,11 +112,13 @@ def echoing(seen: Seen) -> str:
 def fickle(of: Callable[[Seen], bool]) -> Judge:
     """Honest at first; when asked again about pairs that `of` selects, gives the opposite verdict."""
     came: set[Seen] = set()
+    lock = threading.Lock()  # each request has a thread of its own
 
     def says(seen: Seen) -> str:
         asked = replace(seen, nonce="", outside="")
-        again = asked in came
-        came.add(asked)
+        with lock:
+            again = asked in came
+            came.add(asked)
         turned = {"A": "B", "B": "A", "tie": "tie"}[seen.better]
         return seen.verdict(turned if again and of(seen) else seen.better)
 
@@ -125,12 +128,15 @@ def fickle(of: Callable[[Seen], bool]) -> Judge:
 def judging(judge: Judge, fails: Callable[[Seen, int], Say | None] = lambda seen, before: None) -> Any:
     """A script for `serve`; `fails` gives the failure of a request from the number of earlier ones with its texts."""
     before: dict[tuple[str, str, str], int] = {}
+    lock = threading.Lock()  # each request has a thread of its own
 
     def script(body: dict[str, Any], _: int) -> Say:
         seen = Seen.of(body)
         texts = (seen.prompt, seen.a, seen.b)
-        before[texts] = before.get(texts, -1) + 1
-        wrong = fails(seen, before[texts])
+        with lock:
+            earlier = before.get(texts, 0)
+            before[texts] = earlier + 1
+        wrong = fails(seen, earlier)
         if wrong:
             return wrong
         reply = judge(seen)
@@ -161,12 +167,13 @@ def llm_judge(
     *,
     prompt: str = "general",
     nonce: Callable[..., str] = nonce_for,
-    timeout: float = 20.0,
+    timeout: float = 60.0,
     concurrency: int = 4,
+    tries: int = 2,
     **asking: Any,
 ) -> LLMJudge:
-    """Our judge for that server, with short timeouts and no waiting between tries."""
-    endpoint = Endpoint(server.url, tries=2, backoff=0.0, timeout=timeout, concurrency=concurrency)
+    """Our judge for that server, without waits between tries."""
+    endpoint = Endpoint(server.url, tries=tries, backoff=0.0, timeout=timeout, concurrency=concurrency)
     _OPEN.append(endpoint)
     kept = cache if isinstance(cache, VerdictCache) else VerdictCache(cache)
     return LLMJudge(endpoint, load_prompt(prompt), settings("scripted", **asking), kept, nonce)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 
 from srpo.errors import ConfigError, DataError
 from srpo.judge import sandbox
-from srpo.judge.sandbox import Job, Limits, passes
+from srpo.judge.sandbox import DEFAULT, Job, Limits, passes
 from srpo.judge.single import load_judge
 from srpo.judge.unit_tests import unit_tests
 
@@ -122,8 +124,8 @@ def listener() -> Iterator[socket.socket]:
         yield server
 
 
-def run_hostile(code: str) -> bool:
-    return passes(Job(textwrap.dedent(code), "assert True"), FAST)
+def run_hostile(code: str, limits: Limits = FAST) -> bool:
+    return passes(Job(textwrap.dedent(code), "assert True"), limits)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,8 @@ def test_hostile_code_scores_0_behind_the_hook_alone(code: str, monkeypatch: pyt
 
 
 def test_endless_output_is_discarded(layer: str) -> None:
-    assert run_hostile("print('x' * 10**7)\nimport sys\nsys.stderr.write('y' * 10**7)")
+    # Code that must pass gets the limits of a user: a busy machine starts a process in more than 1.5 s.
+    assert run_hostile("print('x' * 10**7)\nimport sys\nsys.stderr.write('y' * 10**7)", DEFAULT)
 
 
 def test_no_file_is_written_changed_or_removed(tmp_path: Path, layer: str) -> None:
@@ -247,21 +250,27 @@ def test_a_sandbox_that_does_not_work_is_an_error_and_not_a_score(monkeypatch: p
 
 def test_the_environment_is_empty(monkeypatch: pytest.MonkeyPatch, layer: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "planted-0123")
-    assert passes(Job("import os\nnames = [*os.environ]", "assert not [n for n in names if 'KEY' in n]"), FAST)
+    assert passes(Job("import os\nnames = [*os.environ]", "assert not [n for n in names if 'KEY' in n]"))
 
 
-def test_no_process_is_left_behind(layer: str) -> None:
-    before = set(os.listdir("/proc")) if os.path.isdir("/proc") else set[str]()
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="no list of processes")
+def test_no_process_is_left_behind(layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are recognised by their folder: other tests run sandboxes of their own at the same time."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run_hostile("import time\ntime.sleep(60)")
-    left = [name for name in set(os.listdir("/proc")) - before if name.isdigit()] if before else []
-    assert not [name for name in left if "sandbox_child" in _command(name)]
+    assert not processes_below(tmp_path)
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path) as control:
+        assert processes_below(tmp_path) == [str(control.pid)]
+        control.kill()
 
 
-def _command(process: str) -> str:
-    try:
-        return Path("/proc", process, "cmdline").read_text("utf-8", "replace")
-    except OSError:
-        return ""
+def processes_below(folder: Path) -> list[str]:
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{name}/cwd").startswith(str(folder)):
+                found.append(name)
+    return found
 
 
 @pytest.mark.real_data
