@@ -30,6 +30,9 @@ class RoundsArguments:
     round_learning_rate: float | None = setting(
         None, "Peak learning rate of rounds; unset: that of the offline training.", group=ROUNDS
     )
+    round_group_by_prompt: bool = setting(
+        True, "Draw all pairs of a prompt into one batch of a round, where they are one tree.", group=ROUNDS
+    )
     round_reference: str = setting(
         "fixed",
         "Reference of a round: fixed, the model before the offline training; moving, the model before the round.",
@@ -75,7 +78,7 @@ class RoundsArguments:
 
     def training(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The offline training's settings by name, with the changes that this plan makes for a round."""
-        changed: dict[str, Any] = {"max_steps": self.round_steps}
+        changed: dict[str, Any] = {"max_steps": self.round_steps, "group_by_prompt": self.round_group_by_prompt}
         if self.round_steps == -1:
             changed["num_train_epochs"] = 1
         if self.round_learning_rate is not None:

@@ -117,6 +117,17 @@ class PrefixTree:
         return [k for start, stop in self.slices(node) for k in range(start, stop)]
 
     @cached_property
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids of the first sequence's context: the prompt that a draft answers; () for a tree of no sequence."""
+        if not self.answers:
+            return ()
+        leaf, context = self.answers[0]
+        slices = self.slices(leaf)
+        if slices and slices[0][1] - slices[0][0] >= context:
+            return self.ids[slices[0][0] : slices[0][0] + context]
+        return tuple(self.ids[node] for node in self.path(leaf)[:context])
+
+    @cached_property
     def depth(self) -> NDArray[np.int64]:
         """Position id of each node: the number of tokens before it on the path from the root."""
         return ranges((chain.depth, chain.depth + chain.stop - chain.start) for chain in self.chains)
@@ -161,6 +172,25 @@ class PrefixTree:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def merge_prompts(trees: Sequence[PrefixTree]) -> tuple[list[PrefixTree], list[list[int]]]:
+    """Merges the trees that share a prompt into one tree per prompt, prompts in order of first appearance.
+
+    Returns:
+        The merged trees, and for each of them the indices of its trees; its sequences are theirs, in that order. A tree
+        without a companion is returned unchanged.
+    """
+    members: dict[tuple[int, ...], list[int]] = {}
+    for index, tree in enumerate(trees):
+        members.setdefault(tree.prompt, []).append(index)
+    merged = [
+        PrefixTree.pack([sequence for index in group for sequence in trees[index].unpack()])
+        if len(group) > 1
+        else trees[group[0]]
+        for group in members.values()
+    ]
+    return merged, list(members.values())
 
 
 def ranges(slices: Iterable[tuple[int, int]]) -> NDArray[np.int64]:

@@ -135,6 +135,9 @@ class SRPOConfig(TrainingArguments):
     max_tokens_per_batch: int | None = setting(
         None, "Packed tokens computed at once; larger batches are cut, with the same gradient.", group=MODEL, least=1
     )
+    group_by_prompt: bool = setting(
+        False, "Draw all pairs of a prompt into one batch, where they are computed as one tree.", group=MODEL
+    )
     reference_cache: str | None = setting(
         None, "Folder that caches reference log-probs; unset: they are computed in every step.", group=REFERENCE
     )
@@ -240,6 +243,9 @@ class SRPOConfig(TrainingArguments):
         if self.chosen_nll_weight and not OBJECTIVES[self.objective].compares:
             what = f"has no use with objective {self.objective}, which is such a term itself"
             raise ConfigError(what, where="chosen_nll_weight", fix="leave it out")
+        if self.group_by_prompt and self.train_sampling_strategy != "random":
+            what = f"{self.train_sampling_strategy}, but group_by_prompt decides the order of the pairs"
+            raise ConfigError(what, where="train_sampling_strategy", fix="leave one of the two out")
         if self.alpha in (0, 1) and self.objective == "srpo" and not self.allow_unidentified:
             why = (
                 "the drafting policy is then not identified: other solutions have the same loss"

@@ -6,20 +6,23 @@ pair of a step has the same weight, however the step is cut, so the gradient is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from srpo.sequences.tree import PrefixTree
+from srpo.sequences.tree import PrefixTree, merge_prompts
 
 SHARE = "share"  # key in a batch: its weight in the optimiser step; 1.0 if all batches have one size
 
 
-def tokens_of(tree: PrefixTree, backend: str) -> int:
-    """Number of tokens that the attention back-end computes for a pair's tree."""
-    return tree.flat_tokens if backend == "flat" else len(tree)
+def tokens_of(trees: Sequence[PrefixTree], backend: str) -> int:
+    """Number of tokens that the attention back-end computes for some pairs; packed pairs of a prompt share a tree."""
+    if backend == "flat":
+        return sum(tree.flat_tokens for tree in trees)
+    return sum(map(len, merge_prompts(trees)[0]))
 
 
 def pieces(
@@ -37,12 +40,12 @@ def pieces(
     Returns:
         Parts of the batch; their shares add up to the share of the batch.
     """
-    sizes = [tokens_of(tree, backend) for tree in inputs["trees"]] if most is not None else []
+    trees = inputs["trees"]
     cuts = [0]
-    for i in range(1, len(sizes)):
-        if sum(sizes[cuts[-1] : i + 1]) > (most or 0):
+    for i in range(1, len(trees)):
+        if most is not None and tokens_of(trees[cuts[-1] : i + 1], backend) > most:
             cuts.append(i)
-    ends = [*cuts, len(inputs["trees"])]
+    ends = [*cuts, len(trees)]
     if most is not None and accelerator is not None and accelerator.num_processes > 1:
         counts = accelerator.gather(torch.tensor([len(cuts)], device=accelerator.device))
         ends = _cut_again(ends, int(counts.max()))

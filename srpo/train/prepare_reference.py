@@ -18,6 +18,7 @@ from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset
 from srpo.train.durable.identity import device_name
 from srpo.train.microbatches import pieces
+from srpo.train.prompts import batches_of, groups_of
 from srpo.train.view import TrainerView
 
 CHECKED_ROWS = 4
@@ -94,16 +95,22 @@ def _score(
 ) -> None:
     """Computes missing reference log-probs in batches; `rows` lists them by data set; every process takes a part."""
     args, accelerator = trainer.args, trainer.accelerator
-    every = [(data, i) for data, missing in rows for i in sorted(missing, key=data.size)]  # similar sizes together
+    every = [(data, part) for data, missing in rows for part in _batches(data, missing, batch)]
     mine = every[accelerator.process_index :: accelerator.num_processes]
-    with Progress("pairs of the reference", len(mine)) as progress:
-        for start in range(0, len(mine), batch):
-            trees = [data.trees[i] for data, i in mine[start : start + batch]]
+    with Progress("pairs of the reference", sum(len(part) for _, part in mine)) as progress:
+        for data, part in mine:
+            trees = [data.trees[i] for i in part]
             for piece in pieces({"trees": trees}, args.max_tokens_per_batch, backend):
                 reference.six_logps(piece["trees"], backend)
             for _ in trees:
                 progress.step()
     accelerator.wait_for_everyone()
+
+
+def _batches(data: TreeDataset, missing: list[int], size: int) -> list[list[int]]:
+    """Batches of `size` missing pairs, the pairs of a prompt together, since they share a tree."""
+    groups = groups_of(data, sorted(missing, key=data.size))
+    return batches_of(groups, size)
 
 
 def _recheck(reference: CachedReference, sets: list[TreeDataset], backend: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -49,6 +49,7 @@ from srpo.train.log_lines import REPLACED, LogLines
 from srpo.train.metrics import Measured, MetricsFile, metrics
 from srpo.train.microbatches import SHARE, pieces, share_out, tokens_of
 from srpo.train.prepare_reference import Following, make_ready, make_reference, sets_of
+from srpo.train.prompts import PromptSampler
 from srpo.train.run_record import card_of
 from srpo.train.transformers_settings import expect_served, named, settings_in
 from srpo.train.validation import expect_one_device
@@ -312,6 +313,16 @@ class SRPOTrainer(DurableTrainer):
             return {name: self._trees(each, args) for name, each in rows.items()}
         return self._trees(rows, args)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        """The order of the training pairs: transformers' own, or the pairs of a prompt together."""
+        if not self.args.group_by_prompt:
+            return super()._get_train_sampler(train_dataset)
+        assert self.args.data_seed is not None, "set before transformers' own constructor runs"
+        sampler = PromptSampler(self.pairs, self.args.train_batch_size, self.args.data_seed)
+        message = "srpo: %d pairs of %d prompts, drawn by prompt: those of a batch are one tree per prompt"
+        log.info(message, len(sampler), len(sampler.groups))
+        return sampler
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -343,7 +354,7 @@ class SRPOTrainer(DurableTrainer):
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Adds the tokens that the batch's forward pass reads to the count of the run."""
         if self.args.include_num_input_tokens_seen != "no":
-            tokens = sum(tokens_of(tree, self._backend or "auto") for tree in inputs["trees"])
+            tokens = tokens_of(inputs["trees"], self._backend or "auto")
             counts = self.accelerator.gather(torch.tensor([tokens], device=self.args.device))
             self.state.num_input_tokens_seen += int(counts.sum())
 

@@ -124,6 +124,7 @@ def test_a_round_continues_the_model_with_the_first_reference(
             "dataset_name": str(out / "round1/pairs.jsonl"),
             "output_dir": str(again),
             "seed": 43,
+            "group_by_prompt": True,
         }
     )
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out / "round1/model", again))

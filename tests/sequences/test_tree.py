@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from srpo.sequences.tree import Answer, Chain, PrefixTree, TokenPair
+from srpo.sequences.tree import Answer, Chain, PrefixTree, TokenPair, merge_prompts
 
 Sequences = list[tuple[list[int], list[int]]]
 
@@ -180,3 +180,16 @@ def test_control_a_damaged_tree_fails_the_check(wrong: dict[str, object]) -> Non
     check(tree, six)
     with pytest.raises(AssertionError):
         check(replace(tree, **wrong), six)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.lists(st.tuples(rows, rows), min_size=2, max_size=2), max_size=4))
+def test_trees_of_one_prompt_are_merged(pairs: list[Sequences]) -> None:
+    trees = [PrefixTree.pack(each) for each in pairs]
+    merged, members = merge_prompts(trees)
+    assert sorted(index for group in members for index in group) == list(range(len(trees)))
+    assert [group[0] for group in members] == sorted(group[0] for group in members)
+    prompts = [tuple(pairs[group[0]][0][0]) for group in members]
+    assert prompts == list(dict.fromkeys(tuple(each[0][0]) for each in pairs))
+    for tree, group in zip(merged, members, strict=True):
+        assert tree.unpack() == [TokenPair(*each) for index in group for each in pairs[index]]
+        assert {tuple(pairs[index][0][0]) for index in group} == {tree.prompt}

@@ -34,7 +34,7 @@ def cache_logps(model: nn.Module, forest: Forest) -> Tensor:
     logp_T = torch.zeros(len(forest.row_T), dtype=torch.float64, device=forest.ids_1S.device)
     offset = 0
     with torch.no_grad():
-        for tree in forest.trees:
+        for tree in forest.packed:
             _walk(model, forest, tree, offset, logp_T)
             offset += len(tree)
     return logp_T

@@ -1,5 +1,7 @@
 """A forest of prefix trees as tensors: ids, positions, the plan for attending and where answers are scored.
 
+Pairs with one prompt become one tree, so that their prompt, and every answer they share, is computed once.
+
 Keys of a chain (see sequences/tree.py) are its path from the root in order, so key j has depth j: visibility is
 "j ≤ depth of the query", a window W adds "depth − j < W", and a padded key is deeper than every real query.
 
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srpo.errors import DataError
-from srpo.sequences.tree import PrefixTree, ranges
+from srpo.sequences.tree import PrefixTree, merge_prompts, ranges
 
 # Merging chains of different shapes into one call saves a kernel launch and costs padding. One launch with its gathers
 # takes as long as about this many query-key products (measured on CPU; a factor of four either way changes little).
@@ -68,7 +70,8 @@ class Forest:
     """Trees laid end to end in one row, with the plan for attending over them and for scoring their answers.
 
     Attributes:
-        trees: the planted trees, all with the same number of sequences.
+        trees: the planted trees, one per pair, all with the same number of sequences.
+        packed: the trees as they lie in the row: those of one prompt are merged into one.
         ids_1S: token ids.
         positions_1S: position ids: depth of each token in its tree.
         groups: the chains, grouped by shape.
@@ -76,11 +79,12 @@ class Forest:
         parents_P: packed index of each node at which answer tokens are scored, without repeats.
         row_T: index into `parents_P` of the node at which each answer token is scored.
         token_T: id of each answer token.
-        owner_T: tree · sequences + sequence of each answer token.
+        owner_T: index in `trees` · sequences + sequence of each answer token.
         block_masks: FlexAttention's block masks made so far, by window.
     """
 
     trees: tuple[PrefixTree, ...]
+    packed: tuple[PrefixTree, ...]
     ids_1S: Tensor
     positions_1S: Tensor
     groups: tuple[ChainGroup, ...]
@@ -94,13 +98,13 @@ class Forest:
     @cached_property
     def ends_S(self) -> Tensor:
         """Packed index one past the last descendant of each token, [S]."""
-        starts = _starts(self.trees)
-        ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(self.trees, starts, strict=True)])
+        starts = _starts(self.packed)
+        ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(self.packed, starts, strict=True)])
         return torch.from_numpy(ends_S).to(self.ids_1S.device)
 
     @classmethod
     def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:
-        """Builds a forest from trees, laid end to end in one row without padding.
+        """Builds a forest from trees, one per prompt, laid end to end in one row without padding.
 
         Raises:
             DataError: an answer has no token or no token before it; no trees, or trees with different numbers of
@@ -108,22 +112,26 @@ class Forest:
         """
         if len({len(tree.answers) for tree in trees}) != 1:
             raise DataError("no trees, or of unlike numbers of sequences", expected="as many of each as of the first")
-        starts = _starts(trees)
-        ids_S = np.concatenate([np.array(tree.ids, np.int64) for tree in trees])
-        parents_P, row_T, token_T, owner_T = _scored(trees, starts, ids_S)
+        packed, members = merge_prompts(trees)
+        starts = _starts(packed)
+        ids_S = np.concatenate([np.array(tree.ids, np.int64) for tree in packed])
+        sequences = len(trees[0].answers)
+        owners = [index * sequences + k for group in members for index in group for k in range(sequences)]
+        parents_P, row_T, token_T, owner_T = _scored(packed, starts, ids_S, owners)
         runs: list[_Run] = []
-        for tree, offset in zip(trees, starts, strict=True):
+        for tree, offset in zip(packed, starts, strict=True):
             for chain in tree.chains:
                 path = [(start + offset, stop + offset) for start, stop in tree.slices(chain.stop - 1)]
                 runs.append(_Run(chain.start + offset, chain.stop + offset, chain.depth, path))
         groups = [_group(members) for members in _by_shape(runs)]
-        positions_S, place_S = np.concatenate([tree.depth for tree in trees]), _places(groups, len(ids_S))
+        positions_S, place_S = np.concatenate([tree.depth for tree in packed]), _places(groups, len(ids_S))
 
         def placed(values: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(values).to(device)
 
         return cls(
             trees=tuple(trees),
+            packed=tuple(packed),
             ids_1S=placed(ids_S)[None],
             positions_1S=placed(positions_S)[None],
             groups=tuple(group.to(device) for group, _ in groups),
@@ -153,11 +161,12 @@ def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> NDArray
 
 
 def _scored(
-    trees: Sequence[PrefixTree], starts: Sequence[int], ids_S: NDArray[np.int64]
+    trees: Sequence[PrefixTree], starts: Sequence[int], ids_S: NDArray[np.int64], owners: Sequence[int]
 ) -> tuple[NDArray[np.int64], ...]:
     """Returns the fields parents_P (in order of first use), row_T, token_T and owner_T of a `Forest`.
 
-    `starts` are the packed indices of the trees' first tokens, `ids_S` all token ids.
+    `starts` are the packed indices of the trees' first tokens, `ids_S` all token ids, `owners` the entry of owner_T for
+    each sequence of the trees.
     """
     parents: list[NDArray[np.int64]] = []
     tokens: list[NDArray[np.int64]] = []
@@ -169,7 +178,7 @@ def _scored(
                 raise DataError(problem, expected="at least one token before and one in each answer")
             parents.append(path[answer.context - 1 : -1])
             tokens.append(ids_S[path[answer.context :]])
-    owner_T = np.repeat(np.arange(len(tokens)), [len(each) for each in tokens])
+    owner_T = np.repeat(np.array(owners, np.int64), [len(each) for each in tokens])
     sorted_P, first_P, rank_T = np.unique(np.concatenate(parents), return_index=True, return_inverse=True)
     order_P = first_P.argsort()
     return sorted_P[order_P], order_P.argsort()[rank_T], np.concatenate(tokens), owner_T

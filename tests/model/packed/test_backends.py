@@ -33,7 +33,7 @@ def visible(forest: Forest, window: int | None) -> Tensor:
     tokens = forest.ids_1S.shape[1]
     seen_SS = torch.zeros(tokens, tokens, dtype=torch.bool)
     offset = 0
-    for tree in forest.trees:
+    for tree in forest.packed:
         for node in range(len(tree)):
             path = tree.path(node)
             seen_SS[offset + node, [offset + k for k in path[-(window or len(path)) :]]] = True

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from srpo.errors import DataError
 from srpo.model.packed import forest as forest_module
-from srpo.model.packed.forest import Forest
+from srpo.model.packed.forest import Forest, _starts
 from srpo.sequences.tree import PrefixTree
 from tests.model.zoo import forest_of, random_six
 
@@ -59,6 +59,15 @@ def scored(forest: Forest) -> list[tuple[int, int, int]]:
     return list(zip(parents, forest.token_T.tolist(), forest.owner_T.tolist(), strict=True))
 
 
+def scored_in_words(forest: Forest, first: int = 0) -> list[tuple[int, tuple[int, ...], int]]:
+    """(owner, tokens up to the parent, token) of each answer token; `first` is added to the owners."""
+    row = forest.ids_1S[0].tolist()
+    words = []
+    for start, tree in zip(_starts(forest.packed), forest.packed, strict=True):
+        words += [tuple(row[start + k] for k in tree.path(q)) for q in range(len(tree))]
+    return [(first + owner, words[parent], token) for parent, token, owner in scored(forest)]
+
+
 def scored_by_hand(trees: Sequence[PrefixTree]) -> list[tuple[int, int, int]]:
     found, offset, owner = [], 0, 0
     for tree in trees:
@@ -91,10 +100,13 @@ def test_every_token_sees_its_path(shape: str, window: int | None, grouping: str
 @given(trees, st.sampled_from([None, 1, 2, 4]))
 def test_random_forests_see_their_paths(trees: list[PrefixTree], window: int | None) -> None:
     forest = Forest.plant(trees)
-    assert forest.ids_1S.tolist() == [[token for tree in trees for token in tree.ids]]
-    assert forest.positions_1S.tolist() == [[depth for tree in trees for depth in tree.depth]]
-    assert attended(forest, window) == visible(trees, window)
-    assert scored(forest) == scored_by_hand(trees)
+    packed = forest.packed
+    assert len(packed) == len({tuple(tree.unpack()[0].context) for tree in trees})
+    assert forest.ids_1S.tolist() == [[token for tree in packed for token in tree.ids]]
+    assert forest.positions_1S.tolist() == [[depth for tree in packed for depth in tree.depth]]
+    assert attended(forest, window) == visible(packed, window)
+    alone = [scored_in_words(Forest.plant([tree]), at * 6) for at, tree in enumerate(trees)]
+    assert sorted(scored_in_words(forest)) == sorted(each for tree in alone for each in tree)
     assert len(set(forest.parents_P.tolist())) == len(forest.parents_P)
 
 
