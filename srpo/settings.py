@@ -132,6 +132,12 @@ SHARED: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "seed": (0, "Seed of all random draws.", {}),
     "revisions": (5, "Largest number of revisions of each draft.", {"least": 0}),
     "temperature": (1.0, "Sampling temperature; 0 decodes greedily.", {"least": 0}),
+    "select": (
+        "last",
+        "Final answer of draft and revisions. last: the last one kept; logp or mean_logp: the likeliest, in all or per "
+        "token; reward: the largest log-ratio to the reference; vote: by the reviser's vote.",
+        {},
+    ),
     "max_new_tokens": (256, "Largest number of tokens in each answer.", {"least": 1}),
     "batch_size": (32, "Number of prompts generated together.", {"least": 1}),
     "gold_key": ("gold", "Column with the gold answer, for judges that compare with one.", {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,9 +16,6 @@ from srpo.disk import writable_folder
 from srpo.errors import DataError
 from srpo.evaluate.cache import cache_file, cached_trails, content_hash, models_in
 from srpo.evaluate.controls import (
-    LOGP,
-    MEAN_LOGP,
-    REWARD,
     draft_only,
     gold_answers,
     keep_best,
@@ -28,7 +25,7 @@ from srpo.evaluate.controls import (
 )
 from srpo.evaluate.plan import BEST_OF, CONTROLS, Model, Plan, named_files
 from srpo.judge.load import AnyJudge
-from srpo.revise.settings import RevisionSettings
+from srpo.revise.settings import LAST, LOGP, MEAN_LOGP, REWARD, VOTE, RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import read_trails
 from srpo.score.scores import Key
@@ -45,6 +42,7 @@ KINDS = {
     BEST_OF: REWARD,
     "best_of_logp": LOGP,
     "best_of_mean_logp": MEAN_LOGP,
+    "best_of_vote": VOTE,
     BY_REFERENCE: LOGP,
     GREEDY: "",
     REFERENCE_GREEDY: "",
@@ -236,11 +234,12 @@ class ModelAnswers:
         model, template = self._model_of(kind)
         plan, policy = self.plan, self.model.policy if kind == ANSWERS else "always"
         revisions = plan.revisions if self.model.revisions is None else self.model.revisions
-        settings = RevisionSettings(revisions, task.temperature, self.seed, plan.max_new_tokens, policy)
+        select = self.model.select if kind == ANSWERS else LAST
+        settings = RevisionSettings(revisions, task.temperature, self.seed, plan.max_new_tokens, policy, select)
         if kind in (GREEDY, REFERENCE_GREEDY):
             settings = replace(settings, revisions=0, temperature=0.0, seed=0)  # greedy drafts: one file for all seeds
         made_with = {
-            **asdict(settings),
+            **settings.made_with(),
             **models_in(model.model, model.reference, model.revision_template),
             **({"template": template.identity()} if template else {}),
             **({} if plan.dtype == "float32" else {"dtype": plan.dtype}),
@@ -261,7 +260,8 @@ class ModelAnswers:
             # The digest belongs to the trained model's tokenizer; only the template's words apply to the reference.
             return Model(str(self.model.reference)), replace(template, sha256="")
         # Confidence costs as much as revising, so a reference is loaded only if it decides which answers are kept.
-        confident = kind == BEST_OF or (kind == ANSWERS and self.model.policy != "always")
+        weighs = self.model.policy not in ("always", "vote") or self.model.select == REWARD
+        confident = kind == BEST_OF or (kind == ANSWERS and weighs)
         return (self.model if confident else replace(self.model, reference=None)), None
 
     def _load(self, model: Model, template: RevisionTemplate | None = None) -> Reviser:

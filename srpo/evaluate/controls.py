@@ -16,15 +16,12 @@ from srpo.errors import DataError
 from srpo.judge.load import AnyJudge, compares
 from srpo.judge.single import Judge, score_answer
 from srpo.judge.verdict import AnswerPair
-from srpo.revise.settings import RevisionSettings
+from srpo.revise.select import select
+from srpo.revise.settings import LAST, REWARD, RevisionSettings, seed_of_draft
 from srpo.revise.trail import Answer, Trail
-from srpo.sequences.render import options_of
 
 if TYPE_CHECKING:
-    from srpo.revise.confidence import Sequences
     from srpo.revise.reviser import Reviser
-
-REWARD, LOGP, MEAN_LOGP = "reward", "logp", "mean_logp"
 
 
 def best_of(reviser: Reviser, prompts: Iterable[object], settings: RevisionSettings) -> list[Trail]:
@@ -55,8 +52,8 @@ def several_drafts(
     for at in range(skip - skip % size, len(rows), size):
         draws = []
         for draw in range(settings.revisions + 1):
-            seed = settings.seed if draw == 0 else (settings.seed + 1) * 1_000_003 + draw
-            once = replace(settings, revisions=0, policy="always", seed=seed)
+            seed = settings.seed if draw == 0 else seed_of_draft(settings.seed, draw)
+            once = replace(settings, revisions=0, policy="always", select=LAST, seed=seed)
             draws.append(list(islice(reviser.trails(rows, once, skip=at), size)))
         for trails in list(zip(*draws, strict=True))[max(0, skip - at) :]:
             if failed := next((trail for trail in trails if trail.failed), None):
@@ -70,12 +67,11 @@ def several_drafts(
 def keep_best(
     reviser: Reviser, rows: Sequence[PromptRow], drafts: Sequence[Trail], by: str = REWARD, *, skip: int = 0
 ) -> Iterator[Trail]:
-    """Yields trails of the same drafts, each draft marked kept if its value exceeds those of all before it.
+    """Yields trails of the same drafts with the answer in hand chosen by a selector (revise/select.py).
 
     Args:
         drafts: from `several_drafts`, one trail per row.
-        by: name of the value. `REWARD` is the implied reward, log π(y|x) − log π_ref(y|x), reduced over tokens as in
-            training; `LOGP` is log π(y|x), nats; `MEAN_LOGP` is log π(y|x) per token, terminator included.
+        by: name of the selector.
         skip: number of leading trails to leave out.
 
     Raises:
@@ -83,42 +79,7 @@ def keep_best(
     """
     for at in range(skip, len(rows), reviser.engine.batch_size):
         batch = slice(at, at + reviser.engine.batch_size)
-        pairs = [(row, trail) for row, trail in zip(rows[batch], drafts[batch], strict=True) if not trail.failed]
-        options = [options_of(row) for row, _ in pairs]
-        contexts = reviser.renderer.drafts([row.prompt for row, _ in pairs], options)
-        sequences = []
-        for context, (_, trail), option in zip(contexts, pairs, options, strict=True):
-            texts = [answer.whole for answer in trail.answers]
-            sequences.append([(context, ids) for ids in reviser.renderer.answers(texts, [option] * len(texts))])
-        values = iter(_values(reviser, sequences, by) if sequences else ())
-        models, lengths = 2 if by == REWARD else 1, iter(map(len, contexts))
-        for trail in drafts[batch]:
-            if trail.failed:
-                yield trail
-                continue
-            context = next(lengths)
-            yield running_best(trail, next(values), [models * (context + answer.tokens) for answer in trail.answers])
-
-
-def _values(reviser: Reviser, sequences: Sequences, by: str) -> list[list[float]]:
-    """[B][K] values of K answers to each of B prompts; `by` selects implied reward, log π, or log π per token."""
-    import torch
-
-    from srpo.model.packed.backends import settle_backend
-    from srpo.model.packed.forest import Forest
-    from srpo.model.packed.forward import sequence_logps
-    from srpo.model.unwrap import device_of
-    from srpo.sequences.tree import PrefixTree
-
-    if by == REWARD:
-        return reviser.log_ratios(sequences).tolist()
-    assert reviser.model is not None  # never None here: a plan draws with transformers in this process, not by a server
-    with torch.no_grad():
-        forest = Forest.plant([PrefixTree.pack(each) for each in sequences], device_of(reviser.model))
-        logps_BK = sequence_logps(reviser.model, forest, settle_backend(reviser.model, forest.trees, "auto"))
-    if by == MEAN_LOGP:
-        logps_BK = logps_BK / logps_BK.new_tensor([[len(ids) for _, ids in each] for each in sequences])
-    return logps_BK.tolist()
+        yield from select(reviser, rows[batch], drafts[batch], by)
 
 
 def majority(drafts: Sequence[Trail]) -> list[Trail]:

@@ -23,6 +23,7 @@ CONTROLS = {
     "best_of": "best of k+1 drafts",
     "best_of_logp": "best of k+1 drafts by log π",
     "best_of_mean_logp": "best of k+1 drafts by log π per token",
+    "best_of_vote": "best of k+1 drafts by the reviser's vote",
     "best_of_reference_logp": "best of k+1 drafts by log π of the reference",
     "majority": "most frequent of k+1 drafts",
     "oracle": "oracle: best of k+1 drafts, picked by the judge",
@@ -43,6 +44,7 @@ class Model:
         revision_template: name of a preset or a file; None takes the template saved with the model.
         policy: as in `RevisionSettings`, or "best_of": no revisions, but the best of k + 1 drafts by implied reward.
         revisions: largest number of revisions; None takes that of the plan.
+        select: selector of the final answer, as in `RevisionSettings`.
         controls: names of this model's controls; the highlighted model has the plan's controls too.
     """
 
@@ -52,6 +54,7 @@ class Model:
     policy: str = "always"
     revisions: int | None = None
     controls: tuple[str, ...] = ()
+    select: str = "last"
 
     def at(self, seed: int) -> Model:
         """Returns the model with `{seed}` replaced by the seed in its paths."""
@@ -94,6 +97,7 @@ class Plan:
     policy: str = setting(
         "always", "Policy that keeps revisions: always, if_preferred, …; best_of: best of k+1 drafts."
     )
+    select: str = shared("select")
     temperature: list[float] = setting(
         [1.0], "Sampling temperatures; 0 decodes greedily. Each one is reported separately.", metavar="T"
     )
@@ -130,10 +134,15 @@ class Plan:
             raise ConfigError("models but no prompts", where="prompts", fix="add `--prompts FILE`, or give --trails")
         if not self.models and not self.trails:
             raise ConfigError("nothing to evaluate", expected="--trails FILE, or --models PATH with --prompts FILE")
-        greedy = [name for name, model in self.models.items() if model.policy == BEST_OF and 0 in self.temperature]
+        fresh = (BEST_OF, "vote")
+        greedy = [name for name, model in self.models.items() if model.policy in fresh and 0 in self.temperature]
         if greedy:
             fix = "a temperature above 0 for them"
-            raise ConfigError("greedy drafts are all the same", where=f"models: {greedy[0]}: policy best_of", fix=fix)
+            raise ConfigError(
+                "greedy drafts are all the same",
+                where=f"models: {greedy[0]}: policy {self.models[greedy[0]].policy}",
+                fix=fix,
+            )
         for name in ("seeds", "temperature"):
             if not getattr(self, name):
                 raise ConfigError("no value", where=name, expected="at least one")
@@ -157,6 +166,7 @@ class Plan:
             InputError: the folder of a model does not exist.
         """
         from srpo.revise.policy import AUTO, NAMES, Policy
+        from srpo.revise.settings import SELECTORS
         from srpo.score.pooling import RESAMPLINGS
 
         if not self.output_dir:
@@ -178,6 +188,7 @@ class Plan:
         _expect_known("curves", self.curves, self.systems, "no system ")
         for name, model in self.models.items():
             _expect_known(f"models: {name}: policy", [model.policy], policies)
+            _expect_known(f"models: {name}: select", [model.select], SELECTORS)
         for name in fixed:
             Policy.named(name)
 
@@ -233,6 +244,7 @@ class Plan:
             "reference": found.get("references"),
             "revision_template": found.get("revision_template"),
             "policy": found.get("policy", "always"),
+            "select": found.get("select", "last"),
         }
         found["models"] = {name: _model(name, value, common) for name, value in models.items()}
         found["prompts"] = named(found.pop("prompts", {}), "prompts", "all")

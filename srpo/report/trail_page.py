@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from srpo.data.values import last_message
 from srpo.disk import write_file
 from srpo.report.diff import Piece, diff
-from srpo.revise.trail import Answer, Trail
+from srpo.revise.trail import VOTE, Answer, Trail
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,8 +19,21 @@ if TYPE_CHECKING:
 def steps(trail: Trail) -> Iterator[tuple[str, Answer, list[Piece]]]:
     """Yields each answer of a trail with its name and its differences from the answer kept before it."""
     for k, answer in enumerate(trail.answers):
-        old = trail.after(k - 1).text if k else answer.text
-        yield ("draft" if k == 0 else f"revision {k}", answer, diff(old, answer.text))
+        old = trail.last_kept(k - 1).text if k and trail.stopped != VOTE else answer.text
+        yield name_of(trail, k), answer, diff(old, answer.text)
+
+
+def name_of(trail: Trail, place: int) -> str:
+    """Printed name of the answer at a place of a trail: draft, revision 1, …; draft 1, draft 2, … under the vote."""
+    if trail.stopped == VOTE:
+        return f"draft {place + 1}"
+    return f"revision {place}" if place else "draft"
+
+
+def ending(trail: Trail) -> str:
+    """Reason for the end of a trail, and the name of the answer that a selector chose, if one did."""
+    place = trail.answers[-1].in_hand if trail.answers else None
+    return trail.stopped if place is None else f"{trail.stopped}; chosen: {name_of(trail, place)}"
 
 
 def details(answer: Answer) -> str:
@@ -53,7 +66,7 @@ def as_text(trail: Trail, *, marks: bool = False) -> Text:
             shown = _MARKS[piece.change].format(piece.text) if marks else piece.text
             text.append(shown.replace("\n", "\n" + " " * 14), style=_STYLES[piece.change])
         text.append(f"   {details(answer)}\n", style="dim")
-    text.append(f"  stopped: {trail.stopped}\n", style="dim")
+    text.append(f"  stopped: {ending(trail)}\n", style="dim")
     return text
 
 
@@ -99,7 +112,7 @@ def _article(trail: Trail) -> str:
     table = "\n".join(rows)
     return (
         f"<article><h2>{html.escape(last_message(trail.prompt))}</h2>\n<table>{table}</table>\n"
-        f"<p>stopped: {html.escape(trail.stopped)}</p></article>"
+        f"<p>stopped: {html.escape(ending(trail))}</p></article>"
     )
 
 

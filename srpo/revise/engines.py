@@ -10,7 +10,8 @@ from srpo.generate.http import connect
 from srpo.generate.journal import Journal, JournaledEngine
 from srpo.generate.openai import ChatEngine, CompletionsEngine
 from srpo.revise.confidence import RatioScorer
-from srpo.revise.reviser import Reviser, training_record
+from srpo.revise.loading import training_record
+from srpo.revise.reviser import Reviser
 from srpo.revise.settings import SERVERS, EngineSettings, ReviserSettings
 from srpo.sequences.render_messages import MessageRenderer
 from srpo.sequences.templates import template_for
@@ -63,7 +64,7 @@ def make_reviser(
     scorer = None
     if settings.served_reference:
         scorer = RatioScorer(engine.logps, CompletionsEngine(endpoint, settings.served_reference).logps)
-    return Reviser(model, template=template, engine=engine, scorer=scorer, **keywords)
+    return Reviser(model, template=template, engine=engine, scorer=scorer, logps=engine.logps, **keywords)
 
 
 def _vllm(
@@ -78,4 +79,4 @@ def _vllm(
         scorer = RatioScorer(engine.logps, VLLMEngine(reference, dtype=settings.dtype, speculation="none").logps)
     elif engine.has_adapter and training_record(model).get("reference") in (None, "adapter off"):
         scorer = RatioScorer(engine.logps, engine.base_logps)
-    return {"engine": engine, "scorer": scorer}
+    return {"engine": engine, "scorer": scorer, "logps": engine.logps}

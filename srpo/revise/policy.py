@@ -2,10 +2,12 @@
 
     always              keeps every revision (the paper)
     if_preferred        keeps a revision if the model itself prefers it; otherwise keeps the answer before it
+    if_preferred_and_likelier   as if_preferred, and log π of the revision as a draft must be larger too
     until_worse         as if_preferred, and stops at the first revision that the model does not prefer
     until_unchanged     keeps every revision, and stops when a revision repeats its draft
     fixed:K             keeps every revision, K of them
     drafts              makes no revision
+    vote                draws further drafts instead of revisions; the reviser's vote chooses (revise/select.py)
 
 The model prefers a revision if its confidence, p(revision ≻ answer before it), is above ½.
 """
@@ -19,7 +21,16 @@ from typing import NamedTuple
 from srpo.errors import ConfigError, did_you_mean
 
 AUTO = "auto"
-NAMES = ("always", "if_preferred", "until_worse", "until_unchanged", "fixed:K", "drafts")
+NAMES = (
+    "always",
+    "if_preferred",
+    "if_preferred_and_likelier",
+    "until_worse",
+    "until_unchanged",
+    "fixed:K",
+    "drafts",
+    "vote",
+)
 
 
 class Decision(NamedTuple):
@@ -43,6 +54,8 @@ class Policy:
         weighs: True if only revisions that the model prefers are kept, which needs the model's confidence.
         ends_at: Event that ends a trail early: "worse", "unchanged" or "".
         most: Largest number of revisions; None leaves the number to the settings.
+        likelier: True if a kept revision must also have a larger log π, as a draft, than the answer before it.
+        fresh: True if further drafts are drawn instead of revisions, and the reviser's vote chooses among them.
 
     Example:
         >>> Policy.named("until_worse").decide(preferred=0.2, unchanged=False)
@@ -55,6 +68,8 @@ class Policy:
     weighs: bool = False
     ends_at: str = ""
     most: int | None = None
+    likelier: bool = False
+    fresh: bool = False
 
     @classmethod
     def named(cls, name: str) -> Policy:
@@ -75,14 +90,16 @@ class Policy:
         """Returns the largest number of revisions under this policy, given the number that the settings ask for."""
         return revisions if self.most is None else min(self.most, revisions)
 
-    def decide(self, *, preferred: float | None, unchanged: bool) -> Decision:
+    def decide(self, *, preferred: float | None, unchanged: bool, likelier: bool | None = None) -> Decision:
         """Decides whether to keep a revision and whether to stop.
 
         Args:
             preferred: The model's own p(revision ≻ answer before it).
             unchanged: True if the revision repeats the answer before it.
+            likelier: True if log π(revision|x) > log π(answer before it|x); None if it was not computed.
         """
-        kept = unchanged or not self.weighs or (preferred is not None and preferred > 0.5)
+        likes = preferred is not None and preferred > 0.5 and (not self.likelier or bool(likelier))
+        kept = unchanged or not self.weighs or likes
         ends = (self.ends_at == "worse" and not kept) or (self.ends_at == "unchanged" and unchanged)
         return Decision(kept, self.ends_at if ends else "")
 
@@ -92,8 +109,10 @@ _POLICIES = {
     for policy in (
         Policy("always"),
         Policy("if_preferred", weighs=True),
+        Policy("if_preferred_and_likelier", weighs=True, likelier=True),
         Policy("until_worse", weighs=True, ends_at="worse"),
         Policy("until_unchanged", ends_at="unchanged"),
         Policy("drafts", most=0),
+        Policy("vote", fresh=True),
     )
 }

@@ -9,27 +9,32 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from srpo.data.read import Prompt, PromptRow, read_prompts
-from srpo.errors import ConfigError, InputError
-from srpo.generate.engine import Engine
+from srpo.errors import ConfigError
+from srpo.generate.engine import Engine, Logps
 from srpo.generate.speculative import SpeculativeEngine
-from srpo.model.unwrap import core
-from srpo.model.weights.load import TRAINING_FILE, inference_device, load_model, load_tokenizer
+from srpo.model.packed.backends import settle_backend
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.forward import sequence_logps
+from srpo.model.unwrap import core, device_of
+from srpo.model.weights.load import load_tokenizer
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
+from srpo.revise.loading import loaded_models, training_record
 from srpo.revise.policy import AUTO, Policy
-from srpo.revise.settings import ReviserSettings, RevisionSettings
+from srpo.revise.select import expect_selectable, select
+from srpo.revise.settings import LOGP, ReviserSettings, RevisionSettings, seed_of_draft
 from srpo.revise.stored_calibration import Calibration
-from srpo.revise.trail import FAILED, IMPOSSIBLE, Answer, Trail
+from srpo.revise.trail import FAILED, IMPOSSIBLE, VOTE, Answer, Trail
 from srpo.sequences.protocols import Tokenizer
 from srpo.sequences.render import Renderer, RevisionTemplate, options_of, template_for
+from srpo.sequences.tree import PrefixTree
 
 OBJECTIVE = "srpo"  # the objective whose models Eq. 9 and Eq. 14 describe
 log = logging.getLogger("srpo")
@@ -49,6 +54,7 @@ class Reviser:
         engine: Generates the answers; None generates in this process. With an engine and a model given by path, no
             weights are loaded here unless a reference is passed.
         scorer: Computes the log-ratios of the confidence; None computes them from model and reference in this process.
+        logps: Returns log π of (context ids, answer ids) pairs, for selectors; None computes it in this process.
         renderer: A `PromptRenderer` for the contexts; None makes one from tokenizer and template. An engine that sends
             chat messages takes a `MessageRenderer`.
         options: Fields of `ReviserSettings` by name, such as `beta=0.1` or `batch_size=8`.
@@ -75,6 +81,7 @@ class Reviser:
         settings: ReviserSettings | None = None,
         engine: Engine | None = None,
         scorer: Scorer | None = None,
+        logps: Logps | None = None,
         renderer: Any = None,
         **options: Any,
     ) -> None:
@@ -95,8 +102,9 @@ class Reviser:
         record = training_record(path)
         self.calibration = Calibration.load(path)
         needed = engine is None or reference is not None
-        policy, frozen = _models(model, reference, settings, needed=needed)
+        policy, frozen = loaded_models(model, reference, settings, needed=needed)
         self.model: Any = policy
+        self._logps, self._backend = logps, settings.backend
         self.beta = settings.beta if settings.beta is not None else record.get("beta")
         self.logps_reduction = settings.logps_reduction or record.get("logps_reduction", "sum")
         expect_known(self.logps_reduction, settings.equation)
@@ -133,6 +141,11 @@ class Reviser:
             return "no β is saved with the model" if self.beta is None else "no reference"
         return ""
 
+    @property
+    def has_logps(self) -> bool:
+        """True if the reviser can compute log π of an answer, in this process or by its engine."""
+        return self.model is not None or self._logps is not None
+
     def policy(self, settings: RevisionSettings) -> tuple[Policy, int]:
         """Returns the policy for this model and the largest number of revisions; logs what "auto" chose.
 
@@ -160,6 +173,9 @@ class Reviser:
                 raise ConfigError(f"{policy.name} needs the model's own confidence: {why}", where="policy", fix=fix)
             if limit:
                 log.info("srpo: confidence is off: %s; every revision is kept", why)
+        if policy.fresh and settings.temperature == 0:
+            fix = "take --temperature above 0, or --policy drafts"
+            raise ConfigError("greedy drafts are all the same", where="policy vote", fix=fix)
         return policy, limit
 
     def revise(self, prompts: Iterable[Any], revisions: int = 5, **settings: Any) -> list[Trail]:
@@ -194,6 +210,8 @@ class Reviser:
             only: Indices of the rows to draw; None draws all rows.
         """
         policy, revisions = self.policy(settings)
+        chosen_by = VOTE if policy.fresh else settings.select
+        expect_selectable(self, LOGP if policy.likelier else chosen_by)
         for row in rows:
             self.renderer.expect_shown(row)
         counts: dict[str, int] = {}
@@ -205,10 +223,16 @@ class Reviser:
         for at in range(first, len(items), size):
             batch = items[at : at + size]
             self._draft(batch, settings)
-            for revision in range(1, revisions + 1):
+            for step in range(1, revisions + 1):
                 if open_items := [item for item in batch if not item.ended]:
-                    self._revise(open_items, revision, settings, policy)
-            yield from (item.trail() for item in batch[max(0, skip - at) :])
+                    if policy.fresh:
+                        self._draft(open_items, replace(settings, seed=seed_of_draft(settings.seed, step)))
+                    else:
+                        self._revise(open_items, step, settings, policy)
+            for item in batch if policy.fresh else ():
+                item.stopped = item.stopped or VOTE
+            rest = batch[max(0, skip - at) :]
+            yield from select(self, [item.row for item in rest], [item.trail() for item in rest], chosen_by)
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
         """[B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, nats, reduced as in training.
@@ -219,6 +243,15 @@ class Reviser:
         if self.confidence is None:
             raise ConfigError("no reference", where="reference", fix="pass the model it was trained from")
         return self.confidence.log_ratios(sequences)
+
+    def logps(self, sequences: Sequences) -> Tensor:
+        """[B, K] log π of K (context ids, answer ids) for each of B prompts, nats, summed over tokens."""
+        if self._logps is not None:
+            flat = iter(self._logps([(tuple(context), tuple(ids)) for row in sequences for context, ids in row]))
+            return torch.tensor([[next(flat) for _ in row] for row in sequences], dtype=torch.float64)
+        with torch.no_grad():
+            forest = Forest.plant([PrefixTree.pack(each) for each in sequences], device_of(self.model))
+            return sequence_logps(self.model, forest, settle_backend(self.model, forest.trees, self._backend))
 
     # ------------------------------------------------------------------ one step
 
@@ -243,8 +276,9 @@ class Reviser:
                 continue
             # The model sees a draft without its thinking, so equal answers lead to equal next revisions.
             same = answer.text == item.in_hand.text
-            kept, item.stopped = policy.decide(preferred=preferred, unchanged=same)
-            tokens = answer.forward_tokens + scored
+            likelier, read = self._likelier(item, answer) if policy.likelier and not same else (None, 0)
+            kept, item.stopped = policy.decide(preferred=preferred, unchanged=same, likelier=likelier)
+            tokens = answer.forward_tokens + scored + read
             answer = replace(answer, preferred=preferred, kept=kept, forward_tokens=tokens)
             item.answers.append(answer)
             # Greedy decoding is a function of the context: an unchanged or rejected revision would come back.
@@ -252,6 +286,15 @@ class Reviser:
                 item.stopped = "fixed point"
             if kept:
                 item.in_hand = answer
+
+    def _likelier(self, item: _Item, answer: Answer) -> tuple[bool, int]:
+        """Whether log π(answer|x) exceeds that of the answer in hand, and the number of tokens read to find out."""
+        options = options_of(item.row)
+        (context,) = self.renderer.drafts([item.row.prompt], [options])
+        both = self.renderer.answers([answer.whole, item.in_hand.whole], [options] * 2)
+        sequences = [(context, ids) for ids in both]
+        new, old = self.logps([sequences])[0].tolist()
+        return new > old, len(PrefixTree.pack(sequences))
 
     def _complete(
         self,
@@ -327,49 +370,3 @@ def _key(prompt: Prompt, counts: dict[str, int]) -> str:
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
     counts[digest] = counts.get(digest, -1) + 1
     return f"{digest}/{counts[digest]}"
-
-
-def _models(
-    model: nn.Module | str, reference: nn.Module | str | None, settings: ReviserSettings, *, needed: bool
-) -> tuple[nn.Module | None, nn.Module | None]:
-    """Returns model and reference, loading those given by path; the model is None if its weights are not needed.
-
-    Raises:
-        ConfigError: A device or dtype was asked for, and the model is already loaded.
-    """
-    dtype: torch.dtype | str
-    if isinstance(model, str):
-        device, dtype = inference_device(settings.device), settings.dtype or "float32"
-    else:
-        for where, asked in (("device", settings.device), ("dtype", settings.dtype)):
-            if asked:
-                fix = "move the model yourself, or pass its path"
-                raise ConfigError(f"{asked!r}, and a model that is loaded", where=where, fix=fix)
-        device, dtype = core(model).device, core(model).dtype
-
-    def loaded(path: str, base: str | None = None) -> nn.Module:
-        remote = settings.trust_remote_code
-        found: nn.Module = load_model(path, dtype=dtype, trust_remote_code=remote, base_model=base).to(device)
-        return found
-
-    frozen = loaded(reference) if isinstance(reference, str) else reference
-    if isinstance(model, str):
-        return loaded(model, settings.base_model).eval() if needed else None, frozen
-    return model.eval(), frozen
-
-
-def training_record(path: str) -> Mapping[str, Any]:
-    """Reads the record that training saved beside the model; empty without a record.
-
-    Raises:
-        InputError: The file is damaged.
-    """
-    file = Path(path) / TRAINING_FILE
-    if not path or not file.is_file():
-        return {}
-    try:
-        row = json.loads(file.read_text("utf-8"))
-        return {**row, "beta": float(row["beta"])}
-    except (ValueError, KeyError, TypeError):
-        expected = "a JSON object as training writes it"
-        raise InputError("not a record of training", where=str(file), expected=expected) from None

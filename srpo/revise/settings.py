@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from srpo.errors import ConfigError, did_you_mean
@@ -14,6 +14,7 @@ from srpo.settings import expect_valid, options, part, setting, shared, values_o
 ANSWERS = ".answers.jsonl"  # suffix of the journal of finished answers, kept beside trails until they are complete
 ENGINES = ("hf", "vllm", "openai", "chat")
 SERVERS = ("openai", "chat")
+LAST, LOGP, MEAN_LOGP, REWARD, VOTE = SELECTORS = ("last", "logp", "mean_logp", "reward", "vote")  # revise/select.py
 # Setting → engines that use it; the server engines use all settings that are not listed.
 _ENGINES_OF = {"dtype": ("hf", "vllm"), "device": ("hf",), "speculation": ("vllm",)}
 
@@ -31,6 +32,7 @@ class RevisionSettings:
         max_new_tokens: Largest number of tokens per answer, terminator included.
         policy: Name of a policy in revise/policy.py. "auto" takes the policy that `srpo calibrate` stored with the
             model; otherwise if_preferred with a confidence and always without one.
+        select: Name of a selector in revise/select.py, which chooses the final answer among draft and revisions.
 
     Raises:
         ConfigError: An unknown policy or a number out of range.
@@ -42,14 +44,25 @@ class RevisionSettings:
     max_new_tokens: int = shared("max_new_tokens")
     policy: str = setting(
         AUTO,
-        "Policy that keeps or refuses revisions: always, if_preferred, until_worse, until_unchanged, fixed:K, drafts; "
-        "auto takes the policy that `srpo calibrate` stored with the model.",
+        "Policy that keeps or refuses revisions: always, if_preferred, if_preferred_and_likelier, until_worse, "
+        "until_unchanged, fixed:K, drafts; vote draws drafts and lets the reviser choose; auto takes the policy that "
+        "`srpo calibrate` stored with the model.",
     )
+    select: str = shared("select", choices=SELECTORS)
 
     def __post_init__(self) -> None:
         if self.policy != AUTO:
             Policy.named(self.policy)
         expect_valid(self)
+
+    def made_with(self) -> dict[str, Any]:
+        """The settings that decide the trails, by name; the selector only if it is not the default."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("select", LAST)}
+
+
+def seed_of_draft(seed: int, draw: int) -> int:
+    """Returns the seed of a prompt's further draft number `draw` ≥ 1; draft 0 has the seed of the settings itself."""
+    return (seed + 1) * 1_000_003 + draw
 
 
 @dataclass(frozen=True)

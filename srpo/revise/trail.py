@@ -9,6 +9,7 @@ from typing import Any
 from srpo.errors import DataError
 
 FAILED = "failed: "  # another try may succeed
+VOTE = "vote"  # all answers are drafts, and the reviser's vote chose
 IMPOSSIBLE = "impossible: "  # the item has no room in the model's context
 
 
@@ -27,6 +28,8 @@ class Answer:
         forward_tokens: Tokens read by forward passes: context, answer, and the tokens that policy and reference scored
             for the confidence. Prefixes cached from the step before count again.
         thinking: The generated text before the answer, `<think>` and `</think>` included; "" without thinking.
+        in_hand: Place in the trail of the answer in hand after this one, as a selector chose it (revise/select.py);
+            None without a selector: the last kept answer is in hand.
     """
 
     text: str
@@ -37,6 +40,7 @@ class Answer:
     seconds: float = 0.0
     forward_tokens: int = 0
     thinking: str = ""
+    in_hand: int | None = None
 
     @property
     def whole(self) -> str:
@@ -55,6 +59,7 @@ class Trail:
             decoding repeated an answer, so all later revisions are identical. "worse" or "unchanged": the policy
             stopped. "failed: …" with a reason: an engine gave no answer; earlier answers remain, possibly zero.
             "impossible: …" with a reason: the prompt does not fit the model; earlier answers remain.
+            "vote": all answers are drafts, and the reviser's vote chose one.
         meta: All other columns of the input row, unchanged.
     """
 
@@ -75,18 +80,25 @@ class Trail:
         return self.stopped.startswith(FAILED)
 
     def after(self, revisions: int) -> Answer:
-        """Returns the answer in hand after a number of revisions (0 is the draft): the last answer kept so far.
+        """Returns the answer in hand after a number of revisions (0 is the draft).
+
+        That is the answer that a selector chose among those so far, or without a selector the last one kept.
 
         Example:
             >>> trail = Trail("2+2=", (Answer("5", 2), Answer("4", 2), Answer("7", 2, kept=False)))
             >>> [trail.after(k).text for k in range(4)]
             ['5', '4', '4', '4']
         """
-        in_hand = self.answers[0]
+        place = self.answers[: revisions + 1][-1].in_hand
+        return self.last_kept(revisions) if place is None else self.answers[place]
+
+    def last_kept(self, revisions: int) -> Answer:
+        """Returns the last kept answer of the draft and the first `revisions` revisions, whatever a selector chose."""
+        kept = self.answers[0]
         for answer in self.answers[1 : revisions + 1]:
             if answer.kept:
-                in_hand = answer
-        return in_hand
+                kept = answer
+        return kept
 
     def to_json(self) -> str:
         """Returns the trail as one line of JSON, without a newline."""
@@ -94,6 +106,8 @@ class Trail:
         for answer in row["answers"]:
             if not answer["thinking"]:
                 del answer["thinking"]
+            if answer["in_hand"] is None:
+                del answer["in_hand"]
         return json.dumps(row, ensure_ascii=False)
 
     @classmethod
@@ -113,6 +127,9 @@ class Trail:
                 raise TypeError("text is expected in stopped and in each answer")
             if not isinstance(trail.meta, dict):
                 raise TypeError("an object is expected in meta")
+            for place in (answer.in_hand for answer in answers):
+                if place is not None and not (type(place) is int and 0 <= place < len(answers)):
+                    raise TypeError(f"the place of an answer is expected in in_hand, not {place!r}")
         except KeyError as error:
             raise DataError(f"not a trail: no {error}", where=where, expected=expected) from None
         except (ValueError, TypeError, RecursionError) as error:

@@ -11,7 +11,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,7 @@ def revise_file(
     rejects: list[Reject] = []
     rows = read_prompts(source, rejects=rejects if bad_rows == "skip" else None)
     rows = [row for row in rows for _ in range(samples)]  # the n-th of equal prompts has a key of its own
-    path, drawn = Path(target), {**asdict(settings), **(made_with or {})}
+    path, drawn = Path(target), {**settings.made_with(), **(made_with or {})}
     if rejects:
         log.warning("srpo: %d unusable rows of %s left out: %s", len(rejects), Source.of(source).name, reasons(rejects))
         _finished(path, rows, drawn)  # writes nothing beside a target that is refused

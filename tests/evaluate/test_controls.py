@@ -11,8 +11,8 @@ import torch
 
 from srpo.data.read import read_prompts
 from srpo.errors import ConfigError, DataError
-from srpo.evaluate.controls import LOGP, MEAN_LOGP, best_of, keep_best, majority, several_drafts
-from srpo.revise.settings import RevisionSettings
+from srpo.evaluate.controls import best_of, keep_best, majority, several_drafts
+from srpo.revise.settings import LOGP, MEAN_LOGP, RevisionSettings
 from srpo.revise.trail import Answer, Trail
 from srpo.tasks.carry import carry_tokenizer
 from tests.revise.tiny import PROMPTS, carry_llama, ids_of, reviser

@@ -71,7 +71,7 @@ def places(reviser: Reviser) -> set[tuple[torch.dtype, str]]:
 
 
 def test_weights_of_the_asked_dtype_on_the_asked_device(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srpo.revise.reviser.inference_device", lambda name: torch.device({"": "meta"}.get(name, name)))
+    monkeypatch.setattr("srpo.revise.loading.inference_device", lambda name: torch.device({"": "meta"}.get(name, name)))
     for serving, place in (
         (EngineSettings(), (torch.float32, "meta")),
         (EngineSettings(dtype="bfloat16", device="cpu"), (torch.bfloat16, "cpu")),
@@ -80,7 +80,7 @@ def test_weights_of_the_asked_dtype_on_the_asked_device(model: str, monkeypatch:
 
 
 def test_a_reference_by_its_path_goes_where_the_model_is(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srpo.revise.reviser.inference_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr("srpo.revise.loading.inference_device", lambda name: torch.device("meta"))
     loaded = load_model(model, dtype="bfloat16")
     assert places(reviser(loaded, reference=model, beta=0.1)) == {(torch.bfloat16, "cpu")}
     for where, asked in (("device", "cpu"), ("dtype", "float32")):
