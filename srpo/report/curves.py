@@ -63,7 +63,7 @@ def draw(
     # A fixed salt of ids and no date, so that the same numbers give the same file.
     style: Any = {**_STYLE, "svg.hashsalt": "srpo"}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(9, 4.1), layout="constrained", facecolor=PAPER)
+        figure = Figure(figsize=(9, _height(results, 4.1)), layout="constrained", facecolor=PAPER)
         figure.get_layout_engine().set(w_pad=0.12)  # type: ignore[union-attr, call-arg]
         axes = figure.subplots(1, len(splits), squeeze=False)[0]
         for axis, split in zip(axes, splits, strict=True):
@@ -76,7 +76,7 @@ def draw(
 
 def panel_svg(results: Results, split: str, temperature: float | None, seed: int | str = POOL) -> str:
     """The curves of score against revisions of one split, as an `<svg>` element for the report's page."""
-    with page_figure(f"srpo {split} {temperature} {seed}", width=5, height=3.7) as (figure, axis):
+    with page_figure(f"srpo {split} {temperature} {seed}", width=5, height=_height(results, 3.7)) as (figure, axis):
         _panel(axis, results, split, temperature, seed)
         _name_lines(figure, [axis])
         return on_page(figure, f"{capital(results.label(split))}, {heat(temperature)}")
@@ -164,6 +164,11 @@ def _panel(axis: Axes, results: Results, split: str, temperature: float | None, 
 
 def _means(rows: Sequence[Row]) -> list[float]:
     return [100 * row["mean"] for row in rows]
+
+
+def _height(results: Results, least: float) -> float:
+    """Height of a figure in inches, `least` or more: the name of every drawn system takes a line at its edge."""
+    return max(least, least + 0.3 * (len(results.drawn) - 10))
 
 
 def _name_lines(figure: Figure, axes: Sequence[Axes]) -> None:

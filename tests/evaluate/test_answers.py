@@ -84,7 +84,7 @@ def test_one_command_draws_every_control(models: Path, tmp_path: Path, capsys: p
         assert curve["gold"] == [1, 1, 1]
         for one_answer in ("greedy", "reference_greedy"):
             assert curve[one_answer] == [curve[one_answer][0]] * 3
-        for chosen in ("best_of_logp", "best_of_mean_logp", "best_of_reference_logp", "majority"):
+        for chosen in ("best_of_logp", "best_of_mean_logp", "best_of_vote", "best_of_reference_logp", "majority"):
             assert curve[chosen][0] == curve["draft_only"][0]
             assert all(score <= most for score, most in zip(curve[chosen], curve["oracle"], strict=True))
         assert curve["draft_only"] == [curve["draft_only"][0]] * 3
