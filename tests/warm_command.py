@@ -10,36 +10,68 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from subprocess import CompletedProcess
 from tempfile import TemporaryFile
 from typing import Any
 
 
-def srpo_in_a_fork(*words: str, input: bytes = b"", env: Mapping[str, str] | None = None) -> CompletedProcess[str]:
-    """Runs the console script in a fork.
+class Fork:
+    """A command that runs in a fork; standard error is a pipe, so that a test can wait for a line.
 
     Args:
         words: the command line after `srpo`.
         input: standard input of the command, at most the 64 KiB that a pipe holds.
         env: environment of the command; by default that of this process.
+        encoding: of its standard output.
+        before: runs in the fork before the command, to change modules there.
     """
-    reader, writer = os.pipe()
-    os.write(writer, input)
-    os.close(writer)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    with TemporaryFile() as out, TemporaryFile() as err:
-        pid = os.fork()
-        if not pid:
-            _run(words, [reader, out.fileno(), err.fileno()], env)
+
+    def __init__(
+        self,
+        *words: str,
+        input: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        encoding: str = "utf-8",
+        before: Callable[[], object] | None = None,
+    ) -> None:
+        reader, writer = os.pipe()
+        os.write(writer, input)
+        os.close(writer)
+        stderr, err = os.pipe()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        self._out = TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(stderr)
+            _run(words, [reader, self._out.fileno(), err], env, encoding, before)
         os.close(reader)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        texts = [file.read().decode() for file in (out, err) if file.seek(0) == 0]
-    return CompletedProcess(["srpo", *words], code, *texts)
+        os.close(err)
+        self.stderr = os.fdopen(stderr, encoding="utf-8", errors="replace")
+
+    def end(self) -> tuple[int, bytes, str]:
+        """Waits for the end of the command: exit code, standard output, and what was not read of standard error."""
+        with self._out as out, self.stderr:
+            err = self.stderr.read()
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            out.seek(0)
+            return code, out.read(), err
 
 
-def _run(words: tuple[str, ...], files: list[int], env: Mapping[str, str] | None) -> None:
+def srpo_in_a_fork(*words: str, **options: Any) -> CompletedProcess[str]:
+    """Runs the console script in a fork; the options are those of `Fork`."""
+    code, out, err = Fork(*words, **options).end()
+    return CompletedProcess(["srpo", *words], code, out.decode(options.get("encoding", "utf-8")), err)
+
+
+def _run(
+    words: tuple[str, ...],
+    files: list[int],
+    env: Mapping[str, str] | None,
+    encoding: str,
+    before: Callable[[], object] | None,
+) -> None:
     """Runs the command on these three files, and ends the fork with its exit code."""
     code: Any = 1
     try:
@@ -47,13 +79,15 @@ def _run(words: tuple[str, ...], files: list[int], env: Mapping[str, str] | None
             os.dup2(file, number)
         sys.stdin = io.TextIOWrapper(os.fdopen(0, "rb", closefd=False), "utf-8")
         sys.stdout, sys.stderr = (
-            io.TextIOWrapper(os.fdopen(number, "wb", closefd=False), "utf-8", line_buffering=number == 2)
-            for number in (1, 2)
+            io.TextIOWrapper(os.fdopen(number, "wb", closefd=False), of, line_buffering=number == 2)
+            for number, of in ((1, encoding), (2, "utf-8"))
         )
         _send_logs_to(sys.stderr)
         if env is not None:
             os.environ.clear()
             os.environ.update(env)
+        if before is not None:
+            before()
         sys.argv = ["srpo", *words]
         from srpo.cli.main import main
 

@@ -20,6 +20,7 @@ from srpo.cli import env as env_verb
 from srpo.cli import main as command
 from srpo.cli.flags import FlagParser
 from srpo.versions import versions
+from tests.warm_command import srpo_in_a_fork
 
 SECRET = "hf_planted_0123456789"
 TRAIL = '{"prompt": "p", "answers": [{"text": "a", "tokens": 1}, {"text": "b", "tokens": 1}], "stopped": "revisions"}\n'
@@ -179,7 +180,8 @@ def test_a_closed_pipe_is_74_without_a_traceback(unbuffered: str) -> None:
 
 
 def test_env_prints_versions_and_no_secret() -> None:
-    done = srpo_command("env", "--json", HF_TOKEN=SECRET, HTTPS_PROXY=f"http://user:{SECRET}@localhost")
+    secrets = {"HF_TOKEN": SECRET, "HTTPS_PROXY": f"http://user:{SECRET}@localhost"}
+    done = srpo_in_a_fork("env", "--json", env={**os.environ, **secrets})
     assert done.returncode == 0
     assert SECRET not in done.stdout + done.stderr
     told = json.loads(done.stdout)
@@ -190,7 +192,7 @@ def test_env_prints_versions_and_no_secret() -> None:
 
 
 def test_env_as_a_table_shows_the_same() -> None:
-    words = " ".join(srpo_command("env", COLUMNS="120").stdout.split())
+    words = " ".join(srpo_in_a_fork("env", env={**os.environ, "COLUMNS": "120"}).stdout.split())
     for name, version in versions().items():
         assert f"{name} {version or 'not installed'}" in words
 

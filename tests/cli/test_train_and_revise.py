@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from srpo import Reviser
 from srpo.cli.main import run
 from srpo.errors import ConfigError, DataError, UsageError
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
-from tests.warm_command import srpo_in_a_fork
+from tests.warm_command import Fork, srpo_in_a_fork
 
 NAMED = ["--model_name_or_path", "m", "--dataset_name", "d"]
 QUICK = ["--report_to", "none", "--use_cpu", "true", "--disable_tqdm", "true", "--logging_steps", "1"]
@@ -26,24 +24,16 @@ def words_of(verb: str, settings: dict[str, Any]) -> list[str]:
     return [verb, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
 
 
-def srpo(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """`srpo WORDS…` in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True, **more)
-
-
-def interrupted(words: list[str], *, stream: str, after: str) -> tuple[int, str, str]:
-    """Runs a command and sends it SIGINT once it has said that word; exit code, output and error output."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "srpo", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    seen = ""
-    for line in process.stdout if stream == "stdout" else process.stderr:  # type: ignore[union-attr]
+def interrupted(words: list[str], *, after: str) -> tuple[int, str]:
+    """Runs a command and sends it SIGINT after that word on standard error; exit code and standard error."""
+    fork, seen = Fork(*words), ""
+    for line in fork.stderr:
         seen += line
         if after in line:
             break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    return process.returncode, (seen if stream == "stdout" else "") + out, (seen if stream == "stderr" else "") + err
+    os.kill(fork.pid, signal.SIGINT)
+    code, _, rest = fork.end()
+    return code, seen + rest
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(place: Path) -> Path:
-    """What `srpo train` made in a process of its own."""
+    """What `srpo train` made."""
     settings = {
         "model_name_or_path": place / "base",
         "dataset_name": place / "pairs.jsonl",
@@ -73,7 +63,7 @@ def model(place: Path) -> Path:
         "beta": 0.5,
         "save_strategy": "no",
     }
-    done = srpo(*words_of("train", settings), *QUICK)
+    done = srpo_in_a_fork(*words_of("train", settings), *QUICK)
     assert done.returncode == 0, done.stderr
     assert f"saved {place / 'model'} (train loss " in done.stdout
     assert "srpo: reference: frozen copy" in done.stderr
@@ -96,8 +86,8 @@ def revise_settings(place: Path, model: Path, output: Path, **changes: Any) -> d
 
 @pytest.fixture(scope="module")
 def trails(place: Path, model: Path) -> Path:
-    """What `srpo revise` made of the trained model in a process of its own."""
-    done = srpo(*words_of("revise", revise_settings(place, model, place / "trails.jsonl")))
+    """What `srpo revise` made of the trained model."""
+    done = srpo_in_a_fork(*words_of("revise", revise_settings(place, model, place / "trails.jsonl")))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{place / 'trails.jsonl'}: 10 trails\n"
     assert "srpo: 10 of 10 prompts" in done.stderr
@@ -224,7 +214,7 @@ def test_wrong_words(words: list[str], said: str) -> None:
 def test_ctrl_c_while_training_is_75_and_resume_goes_on(place: Path, tmp_path: Path) -> None:
     settings = {"model_name_or_path": place / "base", "dataset_name": place / "pairs.jsonl", "output_dir": tmp_path}
     words = [*words_of("train", settings), *QUICK, "--save_strategy", "no"]
-    code, _, err = interrupted([*words, "--max_steps", "1000000"], stream="stderr", after="step 2 of 1000000")
+    code, err = interrupted([*words, "--max_steps", "1000000"], after="step 2 of 1000000")
     assert code == 75, err
     (saved,) = tmp_path.glob("checkpoint-*")
     step = int(saved.name.split("-")[1])
@@ -245,7 +235,7 @@ def test_ctrl_c_while_training_is_75_and_resume_goes_on(place: Path, tmp_path: P
 def test_ctrl_c_while_revising_is_75_and_the_same_command_goes_on(place: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "trails.jsonl"
     settings = revise_settings(place, model, out, input=place / "many.jsonl", batch_size=50, revisions=1)
-    code, _, err = interrupted(words_of("revise", settings), stream="stderr", after=" left")
+    code, err = interrupted(words_of("revise", settings), after=" left")
     assert code == 75, err
     last = err.rstrip("\n").split("\n")[-1]
     others = f", other finished answers in {out}.answers.jsonl"

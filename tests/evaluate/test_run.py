@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from srpo.score.results_file import read_results
 from tests.evaluate import samples
 from tests.judge import judge_server as js
 from tests.scripted_server import serve
+from tests.warm_command import srpo_in_a_fork
 
 
 @pytest.fixture
@@ -39,12 +38,8 @@ def test_the_command_writes_a_report_and_prints_the_findings(files: Path) -> Non
         "--secondary",
         "per_character",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "srpo", "evaluate", "--trails", *words, "--output_dir", str(files / "out")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "100"},
-    )
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = srpo_in_a_fork("evaluate", "--trails", *words, "--output_dir", str(files / "out"), env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     results = read_results(files / "out" / "results.json")
     assert results.values("system") == ["SRPO", "dpo"]

@@ -8,9 +8,6 @@ out and counted.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from srpo.errors import SRPOError
 from srpo.sequences.render import Renderer
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.data.test_formats import FILES, WRITE
+from tests.warm_command import srpo_in_a_fork
 
 SUMS = [(f"What is {a} plus {a}?", f"Sum {2 * a}.", f"Sum {2 * a + 1}.") for a in range(1, 6)]
 QUICK = ["--max_steps", "1", "--report_to", "none", "--use_cpu", "true", "--save_strategy", "no"]
@@ -189,14 +187,12 @@ def test_tools_that_would_not_be_shown_are_refused() -> None:
 
 
 def test_the_command_prints_the_reason(model: Path, tmp_path: Path) -> None:
-    """In a process of its own: the code, the lines, no traceback and nothing left behind."""
+    """The exit code, the lines, no traceback and no file left behind."""
     pairs = tmp_path / "pairs.jsonl"
     good = json.dumps(rows("strings")[0]).encode()
     lines = [good, b"garbage", b'{"prompt": "caf\xe9"}', good[:-1], b'{"prompt": 1, "prompt": 2}', b"\x00", good]
     pairs.write_bytes(b"\n".join(lines))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "srpo", *train(model, pairs)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = srpo_in_a_fork(*train(model, pairs))
     assert done.returncode == 65
     assert "Traceback" not in done.stderr
     for said in (

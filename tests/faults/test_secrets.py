@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ from srpo.cli import main as command
 from srpo.errors import InputError
 from srpo.secrets import redacted, redacted_command
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.warm_command import Fork
 
 # Where it is planted → the secret.
 PLANTED = {
@@ -27,15 +29,6 @@ PLANTED = {
     "header": "planted-in-header-4715",
     "shape": "hf_plantedByShape0123456789AbCdEf",
 }
-# Takes the guard away before anything has imported it.
-UNGUARDED = """
-import sys
-import srpo.secrets as secrets
-secrets.redacted = lambda value: value
-secrets.redacted_command = list
-from srpo.cli.main import main
-main()
-"""
 NOTE = f"from https://me:{PLANTED['url']}@host/pairs, Authorization: Bearer {PLANTED['header']} {PLANTED['shape']}"
 
 
@@ -62,20 +55,28 @@ def settings(tmp_path: Path) -> Path:
     return tmp_path / "settings.yaml"
 
 
-def told_by(start: list[str], settings: Path) -> tuple[int, dict[str, set[str]]]:
+def told_by(settings: Path, before: Callable[[], object] | None = None) -> tuple[int, dict[str, set[str]]]:
     """The exit code of a training run, and where it told which secret: "output", or the name of a file."""
-    words = [*start, "train", "--config", str(settings), "--hub_token", PLANTED["setting"]]
+    words = ["train", "--config", str(settings), "--hub_token", PLANTED["setting"]]
     environment = {**os.environ, "WANDB_API_KEY": PLANTED["environment"]}
-    done = subprocess.run([sys.executable, *words], capture_output=True, env=environment)
+    code, stdout, stderr = Fork(*words, env=environment, before=before).end()
     out = settings.parent / "out"
     files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    texts = {**files, "output": done.stdout + done.stderr}
+    texts = {**files, "output": stdout + stderr.encode()}
     found = {name: {secret for secret in PLANTED.values() if secret.encode() in text} for name, text in texts.items()}
-    return done.returncode, found
+    return code, found
+
+
+def unguarded() -> None:
+    """Removes redaction from every module that imported it."""
+    for module in [module for name, module in sys.modules.items() if name.startswith("srpo")]:
+        for name, none in (("redacted", lambda value: value), ("redacted_command", list)):
+            if hasattr(module, name):
+                setattr(module, name, none)
 
 
 def test_a_run_writes_and_prints_no_secret(settings: Path) -> None:
-    code, found = told_by(["-m", "srpo"], settings)
+    code, found = told_by(settings)
     assert code == 0
     assert {name for name, secrets in found.items() if secrets} == set()
     assert {"run.json", "README.md", "metrics.jsonl", "checkpoint-1/README.md"} <= found.keys()
@@ -91,7 +92,7 @@ def test_a_run_writes_and_prints_no_secret(settings: Path) -> None:
 
 
 def test_control_without_redaction_the_record_has_secrets(settings: Path) -> None:
-    code, found = told_by(["-c", UNGUARDED], settings)
+    code, found = told_by(settings, unguarded)
     assert code == 0
     assert found["run.json"] == set(PLANTED.values())
 
