@@ -13,14 +13,24 @@ from srpo.errors import ConfigError
 from srpo.revise.settings import ReviserSettings, RevisionSettings
 from srpo.settings import part, setting, shared
 
-DESCRIPTION = "Measure on labelled prompts whether revising helps; keep the chosen policy with the model."
+DESCRIPTION = """Measure on labelled prompts whether revising helps; keep the chosen policy with the model.
+
+srpo calibrate --model_name_or_path my-srpo-model --reference my-sft-model --input labelled.jsonl
+srpo calibrate --before --model_name_or_path my-sft-model --revision_template turn --input labelled.jsonl
+
+With --before the model is the reference, not yet trained: the command predicts whether training it to revise pays.
+"""
 
 
 @dataclass(kw_only=True)
 class Arguments:
     """Settings of `srpo calibrate`."""
 
-    model_name_or_path: str = setting(help="Folder or hub name of a trained model or adapter.")
+    model_name_or_path: str = setting(
+        help="Folder or hub name of a trained model or adapter; of a reference (--before)."
+    )
+    before: bool = setting(False, "Measure a model before training: is it worth training it to revise?")
+    gate_beta: list[float] = setting([0.1, 0.2], "With --before: values of beta to predict for.", metavar="BETA")
     input: str = setting(help="File of prompts: a `prompt` and a gold answer in each row.")
     gold_key: str = shared("gold_key")
     judge: str = setting("exact_match", "Judge of single answers: exact_match, per_character or module:function.")
@@ -46,27 +56,29 @@ class Arguments:
         """
         from srpo.disk import expect_writable, writable_folder
         from srpo.model.weights.load import load_tokenizer
-        from srpo.revise.stored_calibration import CALIBRATION_FILE
+        from srpo.revise.stored_calibration import CALIBRATION_FILE, GATE_FILE
 
         folder = Path(self.output_dir or self.model_name_or_path)
         if not self.output_dir and not folder.is_dir():
             load_tokenizer(self.model_name_or_path)  # raises InputError for an unknown model
             fix = "name a folder for the chosen policy"
             raise ConfigError("the model is in no folder here", where="output_dir", fix=fix)
-        expect_writable({"--output_dir": writable_folder(folder) / CALIBRATION_FILE}, {"--input": self.input})
+        file = GATE_FILE if self.before else CALIBRATION_FILE
+        expect_writable({"--output_dir": writable_folder(folder) / file}, {"--input": self.input})
         return folder
 
 
 def main(argv: list[str]) -> int:
-    """Measures confidence and revisions, prints the table and the chosen policy, and stores the policy."""
+    """Measures confidence and revisions, or the gate before training; prints and stores the result."""
     args = parse("calibrate", DESCRIPTION, Arguments, argv)
-
-    from rich.console import Console
-    from rich.table import Table
+    if args.before and args.reference:
+        fix = "leave it out: with --before the model itself is the reference"
+        raise ConfigError("has no use with --before", where="reference", fix=fix)
 
     from srpo.data.read import read_prompts
     from srpo.evaluate.cache import models_in
     from srpo.evaluate.calibrate import calibrate, lines
+    from srpo.evaluate.gate import measure_gate
     from srpo.judge.single import load_judge
     from srpo.revise.reviser import Reviser
 
@@ -90,17 +102,29 @@ def main(argv: list[str]) -> int:
     models = models_in(args.model_name_or_path, args.reference, args.revision_template)
     made_with = {**models, "equation": args.equation, "dtype": args.dtype}
     (trails := folder / "calibration_trails").mkdir(exist_ok=True)
-    found = calibrate(reviser, rows, judge, args.revision, gold_key=args.gold_key, folder=trails, made_with=made_with)
-    path = found.save(folder)
+    keywords: dict[str, Any] = {"gold_key": args.gold_key, "folder": trails, "made_with": made_with}
+    if args.before:
+        gate = measure_gate(reviser, rows, judge, args.revision, betas=args.gate_beta, **keywords)
+        table, sentences, path = gate.lines(), [f"{gate.verdict}: {gate.why}"], gate.save(folder)
+    else:
+        found = calibrate(reviser, rows, judge, args.revision, **keywords)
+        table, path = lines(found) if found.table else [], found.save(folder)
+        sentences = [*found.sentences(), found.choice.sentence()]
     shutil.rmtree(trails)  # only an interrupted calibration needs them
+    _show(table, [*sentences, f"written to {path}"])
+    return 0
+
+
+def _show(cells: list[list[str]], sentences: list[str]) -> None:
+    """Prints a table, its header line first, and sentences."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(highlight=False)
-    if found.table:
-        head, *body = lines(found)
-        table = Table(*head)
-        for row in body:
+    if cells:
+        table = Table(*cells[0])
+        for row in cells[1:]:
             table.add_row(*map(str, row))
         console.print(table)
-    for sentence in found.sentences():
+    for sentence in sentences:
         console.print(sentence, markup=False, soft_wrap=True)
-    console.print(f"{found.choice.sentence()}\nwritten to {path}", markup=False, soft_wrap=True)
-    return 0

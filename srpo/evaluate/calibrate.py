@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -65,21 +65,16 @@ def calibrate(
     """
     if settings.revisions < 1:
         raise ConfigError(f"{settings.revisions}", where="revisions", expected="at least 1, to have something to weigh")
-    if len(rows) < LEAST:
-        raise DataError(f"{len(rows)} labelled prompts", expected=f"at least {LEAST}; some hundreds decide more")
-    for row in rows:
-        if gold_key not in row.meta:
-            raise DataError(f"no {gold_key!r}", where=row.where, expected="a gold answer beside each prompt")
-    _score(judge, rows[0].prompt, str(rows[0].meta[gold_key]), rows[0].meta[gold_key], where=rows[0].where)
+    expect_labelled(rows, judge, gold_key)
     policies = POLICIES if reviser.has_confidence else ("always",)
     drawn = {
-        policy: _trails(reviser, list(rows), replace(settings, policy=policy), folder, made_with or {})
+        policy: drawn_trails(reviser, list(rows), replace(settings, policy=policy), folder, made_with or {})
         for policy in policies
     }
-    places = _without_failure(drawn)
+    places = without_failure(drawn)
     rows = [rows[at] for at in places]
     trails = {policy: [found[at] for at in places] for policy, found in drawn.items()}
-    scores = {policy: _scores(trails[policy], judge, gold_key, settings.revisions) for policy in policies}
+    scores = {policy: judged(trails[policy], judge, gold_key, settings.revisions) for policy in policies}
     preferred, better = first_revisions(trails["always"], scores["always"])
     both = 0 < sum(better) < len(better)
     temperature = fit_temperature(preferred, better) if both else None
@@ -108,16 +103,40 @@ def calibrate(
     )
 
 
-def _trails(
+def expect_labelled(rows: Sequence[PromptRow], judge: Judge, gold_key: str) -> None:
+    """Checks labelled prompts, and tries the judge on the first of them, before any answer is drawn.
+
+    Raises:
+        DataError: a row without a gold answer, or fewer than `LEAST` rows.
+        ConfigError: the judge fails.
+    """
+    if len(rows) < LEAST:
+        raise DataError(f"{len(rows)} labelled prompts", expected=f"at least {LEAST}; some hundreds decide more")
+    for row in rows:
+        if gold_key not in row.meta:
+            raise DataError(f"no {gold_key!r}", where=row.where, expected="a gold answer beside each prompt")
+    _score(judge, rows[0].prompt, str(rows[0].meta[gold_key]), rows[0].meta[gold_key], where=rows[0].where)
+
+
+def drawn_trails(
     reviser: Reviser,
     rows: list[PromptRow],
     settings: RevisionSettings,
     folder: Path | None,
     made_with: Mapping[str, object],
+    *,
+    name: str = "",
 ) -> list[Trail]:
+    """Draws one trail per prompt, or reads those that `folder` already holds.
+
+    Args:
+        folder: where trails are kept; None keeps them in memory.
+        made_with: whatever decides the trails besides prompts and settings.
+        name: first part of the file's name; "" takes the policy.
+    """
     if folder is None:
         return list(reviser.trails(rows, settings))
-    path, made = cache_file(folder, settings.policy, rows, {**asdict(settings), **made_with})
+    path, made = cache_file(folder, name or settings.policy, rows, {**settings.made_with(), **made_with})
 
     def draw(reviser: Reviser, skip: int, only: Collection[int] | None) -> Iterator[Trail]:
         return reviser.trails(rows, settings, skip=skip, only=only)
@@ -125,7 +144,7 @@ def _trails(
     return cached_trails(path, rows, made, lambda: reviser, draw)
 
 
-def _without_failure(drawn: Mapping[str, Sequence[Trail]]) -> list[int]:
+def without_failure(drawn: Mapping[str, Sequence[Trail]]) -> list[int]:
     """Returns the row numbers of the prompts that failed under no policy; `drawn` maps policies to trails."""
     columns = list(zip(*drawn.values(), strict=True))
     places = [at for at, trails in enumerate(columns) if not any(trail.failed for trail in trails)]
@@ -179,7 +198,7 @@ def first_revisions(trails: Sequence[Trail], scores: Sequence[Sequence[float]]) 
     return preferred, better
 
 
-def _scores(trails: Sequence[Trail], judge: Judge, gold_key: str, revisions: int) -> list[list[float]]:
+def judged(trails: Sequence[Trail], judge: Judge, gold_key: str, revisions: int) -> list[list[float]]:
     """For each prompt, the score of the answer in hand after 0, 1, … revisions; each text is judged once."""
     found = []
     for at, trail in enumerate(trails, 1):

@@ -14,6 +14,7 @@ from srpo.revise.policy import Policy
 from srpo.statistics.calibration import Bin, linked
 
 CALIBRATION_FILE = "srpo_calibration.json"
+GATE_FILE = "srpo_gate.json"  # written by `srpo calibrate --before`, see evaluate/gate.py
 FORMAT = 1
 
 
