@@ -105,7 +105,7 @@ def test_every_unknown_name_is_in_one_error(tmp_path: Path) -> None:
         ("revise --nonsense", False),
         ("evaluate --nonsense", False),
         ("judge check --nonsense", False),
-        ("train --model_name_or_path m --dataset_name d --output_dir o", True),  # control: flags that are right
+        ("convert --model_name_or_path m --output_dir o", True),  # control: flags that are right
     ],
 )
 def test_usage_errors_are_found_before_torch_is_imported(words: str, torch: bool, tmp_path: Path) -> None:

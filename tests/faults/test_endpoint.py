@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from srpo.revise.trail import Trail
 from tests.generate.served import VLLM, completion, spoken
 from tests.revise.tiny import saved
 from tests.scripted_server import JSON, Asked, Say, serve
+from tests.warm_command import Fork
 
 PROMPTS = ["1+0=", "2+0=", "3+0=", "4+0=", "5+0=", "6+0="]
 SECRET = "sk-fault20-secret"
@@ -159,11 +158,12 @@ def test_a_killed_client_repeats_no_request(
 
     with serve(script, VLLM) as server:
         words = command(server, model, prompts, concurrency=1)
-        with subprocess.Popen([sys.executable, "-m", "srpo", *words], stderr=subprocess.PIPE) as client:
-            while not reached.wait(0.05):
-                assert client.poll() is None, client.stderr
-            os.kill(client.pid, sent)
-            assert client.wait() == (75 if sent == signal.SIGINT else -sent)  # though the server still says nothing
+        client = Fork(*words)
+        while not reached.wait(0.05):
+            assert os.waitpid(client.pid, os.WNOHANG) == (0, 0)
+        os.kill(client.pid, sent)
+        code, _, err = client.end()
+        assert code == (75 if sent == signal.SIGINT else -sent), err  # though the server still says nothing
         held.set()
         answered = [spoken(body) for body in server.bodies[:killed_after]]
         assert run(words) == 0

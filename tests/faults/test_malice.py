@@ -6,10 +6,7 @@ The canaries are real: each control unpickles or imports one and finds that it h
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from srpo.model.weights.load import load_model
 from srpo.model.weights.untrusted import inside
 from srpo.tasks.carry import TEMPLATE
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.warm_command import srpo_in_a_fork
 
 CONVERT = "`srpo convert` makes safetensors of them"
 SUNG = "srpo_canary"
@@ -127,10 +125,9 @@ def test_an_adapter_on_a_pickled_base(place: Path) -> None:
     assert not (place / SUNG).exists()
 
 
-def test_pickled_weights_do_not_run_in_a_process_of_their_own(place: Path) -> None:
+def test_pickled_weights_do_not_run_and_end_the_command(place: Path) -> None:
     pickle_weights(place, "model", "pytorch_model.bin")
-    command = [sys.executable, "-m", "srpo", *words("train", place)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    done = srpo_in_a_fork(*words("train", place))
     assert (done.returncode, done.stdout) == (66, "")
     *_, line = done.stderr.splitlines()  # after lines of progress
     assert line.startswith(f"srpo: error: {place / 'model'}: no model: only pytorch_model.bin; weights must be")

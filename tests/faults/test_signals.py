@@ -6,13 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from srpo.revise import engines
+from srpo.revise.trail import Answer, Trail
 from srpo.train.durable.checkpoint import checkpoints, read
 from tests.faults.dying import forked, make_base, make_trainer, steps_logged, train
+from tests.warm_command import srpo_in_a_fork
 
 STEPS = 4
 PHASES = ("train_begin", "step_begin", "substep_end", "step_end", "log", "prediction_step", "evaluate", "epoch_end")
@@ -184,22 +189,19 @@ def test_forked_workers_die_by_the_signal_and_handlers_are_restored() -> None:
 
 
 def test_a_file_of_trails_keeps_what_is_finished(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, time\n"
-        "from srpo.cli.main import main\n"
-        "from srpo.revise import engines\n"
-        "from srpo.revise.trail import Answer, Trail\n"
-        "class Stopped:\n"
-        "    def trails(self, rows, settings, **how):\n"
-        "        yield Trail(rows[0].prompt, (Answer('2', 1),))\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "        time.sleep(60)\n"
-        "engines.make_reviser = lambda *a, **k: Stopped()\n"
-        "main()\n"
-    )
+    class Stopped:
+        def trails(self, rows: list[Any], settings: Any, **how: Any) -> Iterator[Trail]:
+            yield Trail(rows[0].prompt, (Answer("2", 1),))
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    def stop() -> None:
+        vars(engines)["make_reviser"] = lambda *args, **settings: Stopped()
+
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n', "utf-8")
-    done = stopped(code, "revise", "--model_name_or_path", "m", "--input", str(prompts), "--output", str(out))
+    words = ["revise", "--model_name_or_path", "m", "--input", str(prompts), "--output", str(out)]
+    done = srpo_in_a_fork(*words, before=stop)
     assert done.returncode == 75, done.stderr
     said = f"srpo: error: interrupted; finished trails are in {out}; the same command goes on\n"
     assert done.stderr.endswith(said)
