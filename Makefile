@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test check format bandit search faults sweep families gpu vllm alpaca
+.PHONY: help demo docs test check format bandit search faults sweep families gpu vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -13,6 +13,9 @@ help: ## this list
 
 demo: .venv/core ## the whole story on a generated task, offline, on a CPU; results in runs/demo
 	$(OFFLINE) $(BIN)/srpo demo --output_dir runs/demo
+
+docs: .venv/docs ## the documentation as a website in build/site, without access to a network; a warning is an error
+	$(OFFLINE) $(BIN)/python docs/site/build.py build/site
 
 test: .venv/core ## every test but the long sweeps
 	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations 10 -m 'not sweep and not faults and not families'
@@ -66,6 +69,10 @@ alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and
 
 .venv/dev: .venv/core
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+.venv/docs: .venv/core
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,docs]'
 	@touch $@
 
 # A build for CPUs that asks for an older transformers than ours, and for libraries of pictures and sound that would
