@@ -22,12 +22,17 @@ if "SRPO_TEST_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
+from srpo import progress
 from tests.process_state import process_as_it_was
+
+# Lines of progress depend on the load of the machine; tests of them set times of their own.
+progress.FIRST = progress.EVERY = 1e9
 
 # A shell starts what it puts in the background with SIGINT ignored, and children inherit that: tests of Ctrl-C would
 # wait for ever for one that nobody hears.
@@ -113,3 +118,21 @@ def tiny_llama() -> Callable[..., Any]:
 def byte_tokenizer() -> Callable[..., Any]:
     """The factory `make_byte_tokenizer`."""
     return make_byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a chat model with the traps of real ones: 151,936 words, a head larger than its body, bfloat16."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
+
+    folder = tmp_path_factory.mktemp("large") / "model"
+    tiny = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tiny |= {"num_key_value_heads": 1, "max_position_embeddings": 1024}
+    ends = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    set_seed(0)
+    config = Qwen2Config(vocab_size=151_936, tie_word_embeddings=True, **tiny, **ends)
+    Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder)
+    chat = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    chat += "{% if add_generation_prompt %}assistant: {% endif %}"
+    make_byte_tokenizer(chat_template=chat).save_pretrained(folder)
+    return folder

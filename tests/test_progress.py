@@ -13,7 +13,7 @@ import pytest
 
 from srpo import progress
 from srpo.cli.output import show_progress
-from srpo.progress import Progress
+from srpo.progress import Progress, counted, remark
 from srpo.secrets import Redacting
 
 
@@ -105,8 +105,84 @@ def test_a_line_has_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_signal_before_or_after_the_work(done: int) -> None:
     with terminal() as stream:
         if done == 0:
-            logging.getLogger().setLevel(logging.WARNING)
+            logging.getLogger("srpo").setLevel(logging.WARNING)
         with Progress("prompts", 3, done) as under_way:
             if done == 0:
                 under_way.step()
         assert stream.getvalue() == ""
+
+
+def test_inner_work_takes_the_display_over_and_hands_it_back(caplog: pytest.LogCaptureFixture) -> None:
+    with terminal() as stream:
+        with Progress("prompts", 2) as prompts:
+            with Progress("reading the weights"):
+                prompts.step()  # counts, and shows nothing
+            remark("drafts: 1 of 2 answers")
+            prompts.step()
+        text = stream.getvalue()
+    assert text.index("0/2") < text.index("reading the weights") < text.index("1/2") < text.index("2/2")
+    assert "drafts: 1 of 2 answers" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 3  # one display at a time
+    assert progress._under_way == []
+
+
+def test_an_item_is_counted_once_it_has_been_used() -> None:
+    with Progress("all") as outer:
+        done = []
+        for _ in counted("abc", "letters", 3):
+            done.append(progress._under_way[-1].done)
+        assert progress._under_way == [outer]
+    assert done == [0, 1, 2]
+
+
+class Clock:
+    """A clock that only waiting moves; the work ends at `end` seconds, and other lines are logged at `others`."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, end: float, others: tuple[float, ...] = ()) -> None:
+        self.now, self.end, self.others = 0.0, end, list(others)
+        self.shown: list[float] = []
+        patch.setattr(progress, "monotonic", lambda: self.now)
+        patch.setattr(progress, "_ends", self.wait)
+        patch.setattr(progress, "FIRST", 2.0)
+        patch.setattr(progress, "EVERY", 5.0)
+        patch.setattr(progress, "_newest", 0.0)
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        until = min(self.now + max(seconds, 0), self.end)
+        while self.others and self.others[0] <= until:
+            self.now = self.others.pop(0)
+            logging.getLogger("srpo").info("srpo: a message")
+        self.now = until
+        return self.now >= self.end
+
+    def run(self, caplog: pytest.LogCaptureFixture, *phases: float) -> list[float]:
+        """Seconds at which lines appear, of phases of work that end at these seconds."""
+        times: list[float] = []
+        caplog.handler.emit = lambda record: times.append(self.now)  # type: ignore[method-assign]
+        with caplog.at_level(logging.INFO, "srpo"):
+            for self.end in phases:
+                work = Progress("work")
+                work._begun = self.now
+                progress._Lines(work)._run()  # in this thread, where the clock decides
+        return times
+
+
+def test_a_line_comes_within_two_seconds_and_then_every_five(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Clock(monkeypatch, 0).run(caplog, 20.0) == [2, 7, 12, 17]
+
+
+def test_a_message_postpones_the_next_line(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Clock(monkeypatch, 0, others=(5.0,)).run(caplog, 18.0) == [2, 5, 10, 15]
+
+
+def test_short_phases_do_not_add_up_to_silence(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, 0)
+    times = clock.run(caplog, 3.0, *(3.0 + 1.5 * n for n in range(1, 12)))
+    assert (times[0], len(times)) == (2, 4)
+    assert max(b - a for a, b in zip(times, [*times[1:], clock.now], strict=True)) <= 5
+    monkeypatch.setattr(progress, "_newest", 1e9)  # control: a time of the newest line that is wrong
+    assert clock.run(caplog, *(clock.now + 1.5 * n for n in range(1, 12))) == []

@@ -9,7 +9,7 @@ import pytest
 
 from tests.warm_command import srpo_in_a_fork
 
-MISTAKE = ["convert", "--model_name_or_path", "/no/such/folder", "--output_dir", "out"]
+MISTAKE = ["--quiet", "convert", "--model_name_or_path", "/no/such/folder", "--output_dir", "out"]
 
 
 @pytest.mark.parametrize("words", [["--version"], ["trian"], MISTAKE], ids=["output", "usage", "input"])

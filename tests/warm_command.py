@@ -25,6 +25,7 @@ class Fork:
         env: environment of the command; by default that of this process.
         encoding: of its standard output.
         before: runs in the fork before the command, to change modules there.
+        terminal: standard error is a pseudo-terminal.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class Fork:
         env: Mapping[str, str] | None = None,
         encoding: str = "utf-8",
         before: Callable[[], object] | None = None,
+        terminal: bool = False,
     ) -> None:
+        self._terminal = terminal
         reader, writer = os.pipe()
         os.write(writer, input)
         os.close(writer)
-        stderr, err = os.pipe()
+        stderr, err = os.openpty() if terminal else os.pipe()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         self._out = TemporaryFile()  # noqa: SIM115 - closed by `end`
@@ -53,10 +56,21 @@ class Fork:
     def end(self) -> tuple[int, bytes, str]:
         """Waits for the end of the command: exit code, standard output, and what was not read of standard error."""
         with self._out as out, self.stderr:
-            err = self.stderr.read()
+            err = _shown_on(self.stderr.fileno()) if self._terminal else self.stderr.read()
             code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             out.seek(0)
             return code, out.read(), err
+
+
+def _shown_on(terminal: int) -> str:
+    """All output of a pseudo-terminal, until the last process has closed it."""
+    blocks = []
+    try:
+        while block := os.read(terminal, 65536):
+            blocks.append(block)
+    except OSError:  # Linux's end of a pseudo-terminal
+        pass
+    return b"".join(blocks).decode(errors="replace")
 
 
 def srpo_in_a_fork(*words: str, **options: Any) -> CompletedProcess[str]:

@@ -20,6 +20,7 @@ from srpo.data.read import Pair, Reject, Stream
 from srpo.data.reasons import Reason, Reasons
 from srpo.data.source import AnySource
 from srpo.errors import DataError
+from srpo.progress import counted
 from srpo.sequences.fit import StoredPairs
 from srpo.sequences.render import Renderer
 
@@ -189,7 +190,8 @@ def inspect(
     columns = {name: array("i") for name in MEASURES}
     usable = over = cut = flat = packed = 0
     store = StoredPairs(renderer, max_length=max_length, truncate=truncate, cache=cache)
-    for _, pair, reject in store.all(_pairs(stream, reasons, suspicious, spread), num_proc):
+    pairs = store.all(_pairs(stream, reasons, suspicious, spread), num_proc)
+    for _, pair, reject in counted(pairs, "reading and tokenising pairs"):
         for column, tokens in zip(columns.values(), pair.lengths, strict=False):
             column.append(tokens)
         over += max_length is not None and bool(pair.lengths) and pair.lengths[-1] > max_length

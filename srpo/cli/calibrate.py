@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.cli.flags import parse
-from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.output import quiet_transformers
 from srpo.errors import ConfigError
 from srpo.revise.settings import ReviserSettings, RevisionSettings
 from srpo.settings import part, setting, shared
@@ -84,7 +84,6 @@ def main(argv: list[str]) -> int:
 
     folder = args.folder()
     quiet_transformers()
-    show_progress()
     judge, rows = load_judge(args.judge), read_prompts(args.input)
     settings = ReviserSettings(
         equation=args.equation,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 
 from srpo.cli.flags import parser_of
-from srpo.cli.output import show_progress
 from srpo.secrets import redacted_command
 
 DESCRIPTION = """Score drafts and revisions, with intervals over prompts, and compare systems: from files of trails, or
@@ -32,7 +31,6 @@ def main(argv: list[str]) -> int:
     from srpo.judge.load import load_judges
     from srpo.report.text_table import print_table
 
-    show_progress()
     plan.check()
     judges = load_judges([plan.judge, *plan.secondary], plan.llm, plan.judge_runs)
     results, report = evaluate(plan, judges, shlex.join(redacted_command(["srpo", "evaluate", *argv])))

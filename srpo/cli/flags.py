@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
+from srpo.cli.output import QUIET
 from srpo.errors import UsageError
 from srpo.renamed_settings import remedies
 from srpo.settings import Dataclass, Option, build, options
@@ -35,6 +36,9 @@ class ParserMade(Exception):
 
 class FlagParser(argparse.ArgumentParser):
     """An argument parser whose errors are a `UsageError`, with a suggestion for an unknown flag."""
+
+    def __init__(self, *args: Any, **words: Any) -> None:
+        super().__init__(*args, **{"epilog": f"{QUIET} hides the progress of any verb.", **words})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, where=self.prog, fix=f"`{self.prog} --help` lists the options")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srpo.cli.flags import parse
-from srpo.cli.output import show_progress
 from srpo.errors import UsageError, did_you_mean
 from srpo.judge.settings import JudgeSettings
 from srpo.settings import part, setting, shared
@@ -44,7 +43,6 @@ def main(argv: list[str]) -> int:
     if argv[0] not in ACTIONS:
         expected, fix = "one of " + ", ".join(ACTIONS), did_you_mean(argv[0], ACTIONS)
         raise UsageError(f"unknown action {argv[0]!r}", where="srpo judge", expected=expected, fix=fix)
-    show_progress()
     from srpo.cli import judge_files
 
     return {"check": check, "compare": judge_files.compare, "agree": judge_files.agree}[argv[0]](argv[1:])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from srpo.cli.flags import parse
-from srpo.cli.output import show_progress
 from srpo.judge.settings import JudgeSettings
 from srpo.settings import part, setting, shared
 
@@ -43,7 +42,6 @@ def main(argv: list[str]) -> int:
 
     outputs = {"--output": args.output, "file beside --output": f"{args.output}.labels.json"}
     expect_writable(outputs, {"--trails": args.trails, **args.judge.files()})
-    show_progress()
     settings = LabelSettings(kinds_of(args.ask), args.choose, args.labels, args.seed, args.gold_key)
     if args.to_vote:
         found = find(read_trails(args.trails, gold_key=None), settings.ask)

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from srpo import __version__
+from srpo.cli.output import QUIET, show_progress
 from srpo.errors import Interrupted, OutputError, SRPOError, UsageError, did_you_mean
 
 VERBS = {
@@ -52,7 +53,8 @@ def _usage() -> str:
     lines = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
     return (
         "srpo: one model drafts and revises; Self-Improving Robust Preference Optimization (arXiv 2406.01660)\n\n"
-        f"usage: srpo VERB [options]\n\n{lines}\n\n`srpo VERB --help` lists the options of a verb.\n"
+        f"usage: srpo VERB [options]\n\n{lines}\n\n`srpo VERB --help` lists the options of a verb; "
+        f"{QUIET} hides its progress.\n"
     )
 
 
@@ -65,6 +67,7 @@ def run(argv: list[str]) -> int:
     Raises:
         SRPOError: a user's mistake; `main` prints it.
     """
+    quiet, argv = QUIET in argv, [word for word in argv if word != QUIET]
     if not argv:
         print(FIRST_STEPS, end="")
         return 0
@@ -78,7 +81,11 @@ def run(argv: list[str]) -> int:
     if verb not in VERBS:
         fix = did_you_mean(verb, VERBS) or "`srpo --help` lists the verbs"
         raise UsageError(f"unknown verb {verb!r}", expected="one of " + ", ".join(VERBS), fix=fix)
-    return module_of(verb).main(rest)
+    from srpo.progress import Progress
+
+    show_progress(quiet=quiet or verb == "demo")  # the demo prints its stages
+    with Progress(f"{verb} under way", bar=False):
+        return module_of(verb).main(rest)
 
 
 def module_of(verb: str) -> Any:

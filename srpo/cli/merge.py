@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from srpo.cli.flags import parse
-from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.output import quiet_transformers
 from srpo.settings import setting, shared
 
 
@@ -30,7 +30,6 @@ def main(argv: list[str]) -> int:
     from srpo.model.weights.merge import merge
 
     quiet_transformers()
-    show_progress()
     compared = merge(
         args.model_name_or_path,
         args.output_dir,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import warnings
 from typing import TextIO
+
+QUIET = "--quiet"  # flag of every verb, which srpo.cli.main takes out of the command line
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
@@ -18,15 +22,19 @@ class _StandardError(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def show_progress() -> None:
-    """Prints srpo's progress messages to standard error, but no log lines of single HTTP requests."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_StandardError()])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+def show_progress(*, quiet: bool = False) -> None:
+    """Prints srpo's progress to standard error, and warnings alone if `quiet`; libraries print warnings alone."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers does not control; read at the import of tqdm
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StandardError()])
+    logging.getLogger("srpo").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def quiet_transformers() -> None:
-    """Turns off the warnings and progress bars of transformers."""
+    """Turns off the warnings and progress bars of transformers, and warnings that a user can do nothing about."""
     from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", "'pin_memory' argument")
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.output import quiet_transformers
 from srpo.cli.training_flags import parse_training, training_groups
 from srpo.errors import Interrupted
 
@@ -19,7 +19,6 @@ def main(argv: list[str]) -> int:
     """Computes reference log-probs of the pairs missing from the cache, and prints the counts."""
     found, _ = parse_training("precompute", DESCRIPTION, argv)
     quiet_transformers()
-    show_progress()
     config, model, data, _ = training_groups(found)
 
     from srpo.train.run import precompute

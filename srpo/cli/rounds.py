@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.output import quiet_transformers
 from srpo.cli.training_flags import parse_training
 from srpo.errors import Interrupted
 
@@ -23,7 +23,6 @@ def main(argv: list[str]) -> int:
 
     settings, (plan, judge) = parse_training("rounds", DESCRIPTION, argv, RoundsArguments, JudgeSettings)
     quiet_transformers()
-    show_progress()
 
     from srpo.data.read import read_prompts
     from srpo.rounds.run import run_rounds

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from srpo.cli.flags import parse
-from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.output import quiet_transformers
 from srpo.errors import UsageError
 from srpo.revise.settings import ANSWERS, EngineSettings
 from srpo.settings import part, setting, shared
@@ -113,5 +113,4 @@ def parse_trails(verb: str, description: str, kind: type[T], argv: list[str], *,
             outputs[f"file beside --output ({suffix})"] = args.output + suffix
     expect_writable(outputs, {"--input": args.input, "--revision_template": args.revision_template})
     quiet_transformers()
-    show_progress()
     return args

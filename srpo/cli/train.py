@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.output import quiet_transformers
 from srpo.cli.training_flags import parse_training, training_groups
 from srpo.errors import Interrupted
 
@@ -27,7 +27,6 @@ def main(argv: list[str]) -> int:
     """Starts or resumes a training run, and prints the final loss."""
     found, _ = parse_training("train", DESCRIPTION, argv)
     quiet_transformers()
-    show_progress()
     config, model, data, run = training_groups(found)
 
     from srpo.signals import signals

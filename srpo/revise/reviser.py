@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 
 from srpo.data.read import Prompt, PromptRow, read_prompts
 from srpo.errors import ConfigError
-from srpo.generate.engine import Engine, Logps
+from srpo.generate.engine import Engine, Keep, Logps
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
 from srpo.model.unwrap import core, device_of
 from srpo.model.weights.load import load_tokenizer
+from srpo.progress import remark
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
 from srpo.revise.loading import loaded_models, training_record
 from srpo.revise.policy import AUTO, Policy
@@ -229,6 +231,7 @@ class Reviser:
                         self._draft(open_items, replace(settings, seed=seed_of_draft(settings.seed, step)))
                     else:
                         self._revise(open_items, step, settings, policy)
+            remark("")
             for item in batch if policy.fresh else ():
                 item.stopped = item.stopped or VOTE
             rest = batch[max(0, skip - at) :]
@@ -316,6 +319,7 @@ class Reviser:
             temperature=settings.temperature,
             seed=settings.seed,
             guesses=guesses,
+            keep=_shows_answers(revision, len(items)),
         )
         written = []
         for item, context, done in zip(items, contexts, completions, strict=True):
@@ -363,6 +367,13 @@ class _Item:
         stopped = f"{FAILED}{self.failed}" if self.failed else self.stopped or "revisions"
         stopped = f"{IMPOSSIBLE}{self.impossible}" if self.impossible else stopped
         return Trail(self.row.prompt, tuple(self.answers), stopped, self.row.meta)
+
+
+def _shows_answers(revision: int, answers: int) -> Keep:
+    """Returns a function, called at each complete answer of a batch, that shows their number in the progress."""
+    stage, done = f"revision {revision}" if revision else "drafts", count(1)
+    remark(f"{stage}: 0 of {answers} answers")
+    return lambda place, completion: remark(f"{stage}: {next(done)} of {answers} answers")
 
 
 def _key(prompt: Prompt, counts: dict[str, int]) -> str:

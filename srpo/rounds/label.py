@@ -16,6 +16,7 @@ from typing import Any
 from srpo.disk import writable_file, write_file
 from srpo.errors import DataError, InputError
 from srpo.judge.verdict import AnswerPair, PairJudge, Verdict
+from srpo.progress import counted
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import read_trails
 from srpo.rounds.candidates import KINDS, Candidate, choose, find
@@ -125,7 +126,8 @@ def label(
         announce(comparisons)
     unscored, pairs, later_better = Counter[str](), Counter[str](), Counter[str]()
     rows, ties = [], 0
-    for candidate, verdict in zip(chosen, judge.compare(comparisons), strict=True):
+    verdicts = counted(judge.compare(comparisons), "comparisons", len(comparisons))
+    for candidate, verdict in zip(chosen, verdicts, strict=True):
         if verdict.score is None:
             unscored[verdict.reason] += 1
         elif verdict.score == 0.5:

@@ -19,6 +19,7 @@ from torch import Tensor
 from srpo.errors import DataError
 from srpo.judge.load import AnyJudge, compares
 from srpo.judge.verdict import AnswerPair, PairJudge, Verdict, expect_verdicts
+from srpo.progress import counted
 from srpo.revise.trail import Trail
 
 GOLD, DRAFT = "gold", "draft"
@@ -100,7 +101,8 @@ def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Nam
                 questions.setdefault(key, AnswerPair(trail.prompt, first, second, gold))
                 rows[-1].append(key)
         asked[name] = rows
-    verdicts = dict(zip(questions, judge.compare(list(questions.values())), strict=True))
+    compared = counted(judge.compare(list(questions.values())), "comparisons", len(questions))
+    verdicts = dict(zip(questions, compared, strict=True))
     expect_verdicts(list(questions.values()), list(verdicts.values()), judge.identity)
     found = {name: [[verdicts[key] for key in row] for row in rows] for name, rows in asked.items()}
     return {name: _decided(matches[name], *_read(matches[name], rows)) for name, rows in found.items()}

@@ -19,6 +19,7 @@ from srpo.check.suspicious import Suspicious
 from srpo.data.read import Pair, Refused, Reject, TooLong, Undecided, listed, read, reasons
 from srpo.data.source import AnySource, Source
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError
+from srpo.progress import counted
 from srpo.sequences.fit import StoredPairs
 from srpo.sequences.render import Renderer
 from srpo.sequences.tree import PrefixTree
@@ -101,7 +102,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         stored = StoredPairs(renderer, max_length=max_length, truncate=truncate, cache=cache)
         made = cls(TreeStore(), [], reading.rejects, {}, 0, content, suspicious.prompts)
         bad: list[Reject] = []
-        for where, pair, reject in stored.all(pairs, num_proc):
+        for where, pair, reject in counted(stored.all(pairs, num_proc), "pairs tokenised", len(pairs)):
             if reject:
                 bad.append(reject)
                 continue

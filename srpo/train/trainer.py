@@ -172,7 +172,7 @@ class SRPOTrainer(DurableTrainer):
             anywhere=self.anywhere,
         )
         self.lines = LogLines(self)
-        if log.isEnabledFor(logging.INFO):
+        if log.level or log.isEnabledFor(logging.INFO):  # a level of its own may ask for silence: print nothing then
             for callback in REPLACED:
                 self.remove_callback(callback)
             self.add_callback(self.lines)

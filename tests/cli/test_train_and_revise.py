@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from srpo import Reviser
+from srpo import Reviser, progress
 from srpo.cli.main import run
 from srpo.errors import ConfigError, DataError, UsageError
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
@@ -26,7 +26,7 @@ def words_of(verb: str, settings: dict[str, Any]) -> list[str]:
 
 def interrupted(words: list[str], *, after: str) -> tuple[int, str]:
     """Runs a command and sends it SIGINT after that word on standard error; exit code and standard error."""
-    fork, seen = Fork(*words), ""
+    fork, seen = Fork(*words, before=_frequent_lines), ""
     for line in fork.stderr:
         seen += line
         if after in line:
@@ -34,6 +34,10 @@ def interrupted(words: list[str], *, after: str) -> tuple[int, str]:
     os.kill(fork.pid, signal.SIGINT)
     code, _, rest = fork.end()
     return code, seen + rest
+
+
+def _frequent_lines() -> None:
+    progress.FIRST, progress.EVERY = 0.0, 0.1
 
 
 @pytest.fixture(scope="module")

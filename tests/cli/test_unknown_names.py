@@ -120,4 +120,4 @@ def test_usage_errors_are_found_before_torch_is_imported(words: str, torch: bool
     status, loaded = done.stdout.split()
     assert status != "0"
     assert loaded == str(torch), done.stderr
-    assert re.match(r"srpo: error: ", done.stderr)
+    assert re.search(r"^srpo: error: ", done.stderr, re.MULTILINE)

@@ -158,7 +158,7 @@ command.main()
 
 
 def stopped(code: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code, "--quiet", *words], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])

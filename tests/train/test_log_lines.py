@@ -43,10 +43,14 @@ def test_a_run_logs_its_cost_and_one_line_a_log(
     assert "revision/margins/chosen_given_rejected" in first
 
 
-def test_control_without_the_logger_transformers_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_run_prints_nothing_and_control_without_the_logger_transformers_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     logging.getLogger("srpo").setLevel(logging.WARNING)
-    trainer(tmp_path).train()
+    trainer(tmp_path / "quiet").train()
+    assert capsys.readouterr() == ("", "")
     logging.getLogger("srpo").setLevel(logging.NOTSET)
+    trainer(tmp_path / "control").train()
     assert "{'loss'" in capsys.readouterr().out
 
 

@@ -19,6 +19,7 @@ from srpo.model.weights.architecture import freeze_towers, loader_for
 from srpo.model.weights.gguf import gguf_file, gguf_options
 from srpo.model.weights.stopping import stop_as_saved
 from srpo.model.weights.untrusted import CONVERT, expect_safe, own_code, pickled
+from srpo.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,8 @@ def load_tokenizer(
     _expect_folder(where)
     expect_safe(Path(where), trust_remote_code=trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(where, **options)
+        with Progress(f"reading the tokenizer of {where}"):
+            return AutoTokenizer.from_pretrained(where, **options)
     except _unreadable() as error:
         refusal = _refusal("tokenizer", path, error)
         raise (adapter.without_base(refusal) if adapter and where == adapter.base else refusal) from None
@@ -107,7 +109,8 @@ def _load_causal(path: str, named: str, options: Mapping[str, Any], *, text_only
     log.info("srpo: reading the weights of %s", named)
     try:
         where, config = _config(path, options)
-        model = _whole(loader_for(config, text_only=text_only), where, **options)
+        with Progress(f"reading the weights of {named}"):
+            model = _whole(loader_for(config, text_only=text_only), where, **options)
     except _unreadable() as error:
         raise _refusal("model", named, error, path) from None
     freeze_towers(model)

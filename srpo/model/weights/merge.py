@@ -29,6 +29,7 @@ from srpo.model.weights.adapter import ADAPTER_FILE, find_adapter
 from srpo.model.weights.card import CARD_FILE, MARK, Card, portable, read_card, write_card
 from srpo.model.weights.load import TRAINING_FILE, load_model, load_tokenizer
 from srpo.model.weights.stopping import stop_at
+from srpo.progress import Progress, counted
 from srpo.sequences.render import Renderer, options_of, template_for
 from srpo.sequences.templates import TEMPLATE_FILE
 
@@ -129,7 +130,8 @@ def merge(
     base_name = found.base
     unverified = _beside(out)
     try:
-        _write(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified)
+        with Progress("merging the adapter and writing the model"):
+            _write(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified)
         again = load_model(str(unverified), dtype=dtype, trust_remote_code=trust_remote_code).eval()
         compared = compare(before, again, base, [len(context) for context in contexts])
         if not compared.same:
@@ -165,7 +167,8 @@ def compare(
     tolerance = rounding(dtype, core(after).config.get_text_config().num_hidden_layers)
     generated = other = ties = positions = 0
     difference = effect = 0.0
-    for (ids, was_SV), base_SV, given in zip(before, base, context_lengths, strict=True):
+    rows = list(zip(before, base, context_lengths, strict=True))
+    for (ids, was_SV), base_SV, given in counted(rows, "prompts compared", len(rows)):
         now_SV = _logits(after, ids)
         range_S = (was_SV.amax(-1) - was_SV.amin(-1)).clamp_min(torch.finfo(torch.float32).tiny)
         difference = _largest(difference, (now_SV - was_SV).abs().amax(-1) / range_S)
@@ -205,7 +208,7 @@ def _largest(so_far: float, values_S: Tensor) -> float:
 def _greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
     """For each context, its ids continued greedily by `new` tokens, past any terminator, and all logits [S, V]."""
     found = []
-    for context in contexts:
+    for context in counted(contexts, "prompts answered with the adapter", len(contexts)):
         ids = list(context)
         for _ in range(new):
             ids.append(int(_logits(model, ids)[-1].argmax()))
