@@ -42,6 +42,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("srpo", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("srpo")
 
+gc.disable()  # until all tests are collected: imports make no garbage
+
 BYTES = 256
 PAD, BOS, EOS = BYTES, BYTES + 1, BYTES + 2
 VOCAB = BYTES + 3
@@ -97,9 +99,9 @@ def make_byte_tokenizer(*, bos: bool = True, chat_template: str | None = None) -
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Takes the imported libraries out of garbage collection: passes over them were half the time of training tests."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
