@@ -119,7 +119,7 @@ class TemplateError(ConfigError):
 
 
 class BackendError(ConfigError):
-    """A back-end that settings name cannot serve the model exactly."""
+    """The attention back-end that settings name (path, flex, cache or flat) cannot serve the model exactly."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ def remark(text: str) -> None:
 
 
 def counted(items: Iterable[T], unit: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items and shows how many have been used, as `Progress` does.
+    """Yields the items and shows on a bar, or in log lines, how many have been used.
 
     Example:
         >>> list(counted("ab", "letters", 2))

@@ -189,7 +189,7 @@ def part(
     group: str = "",
     **defaults: Any,
 ) -> Any:
-    """A dataclass field that holds a group of settings; arguments as in `Part`."""
+    """A dataclass field that holds a group of settings, such as those of a server."""
     made = Part(kind, prefix, names or {}, tuple(without), defaults, group)
     return field(default_factory=lambda: kind(**defaults), metadata={"part": made})
 

@@ -10,7 +10,7 @@ from srpo.settings import setting, shared
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo bandit`."""
+    """Settings of `srpo bandit`, which reproduces the paper's bandit figure."""
 
     output_dir: str = setting(help="Folder for the figure and the tables.")
     steps: int = setting(1500, "Number of Adam steps of each trajectory.")

@@ -24,7 +24,7 @@ With --before the model is the reference, not yet trained: the command predicts 
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo calibrate`."""
+    """Settings of `srpo calibrate`, which chooses how many revisions to make and which to keep."""
 
     model_name_or_path: str = setting(
         help="Folder or hub name of a trained model or adapter; of a reference (--before)."

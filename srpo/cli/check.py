@@ -19,7 +19,7 @@ Ends with 0 if any row can be trained on, whatever else is found; 65 if no row i
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo check`."""
+    """Settings of `srpo check`, which reports on preference data before a training."""
 
     dataset_name: str = setting(help="Preference pairs: a file, a folder, or a name that `datasets` can load.")
     model_name_or_path: str = setting(help="Folder or hub name of the tokenizer.")

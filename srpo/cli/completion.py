@@ -19,7 +19,7 @@ DESCRIPTION = """Print the completion of verbs and flags for a shell:
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo completion`."""
+    """Settings of `srpo completion`, which prints the completion of commands for a shell."""
 
     shell: str = setting("bash", "Name of the shell: bash, zsh or fish.", choices=SHELLS, positional=True)
 

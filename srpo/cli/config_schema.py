@@ -14,7 +14,7 @@ FILES = ("train", "rounds", "evaluate")
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo config-schema`."""
+    """Settings of `srpo config-schema`, which prints the JSON schema of a verb's settings file."""
 
     file: str = setting(
         "train", "Verb that reads the settings file: train, rounds or evaluate.", choices=FILES, positional=True

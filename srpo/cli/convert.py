@@ -10,7 +10,7 @@ from srpo.settings import setting
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo convert`."""
+    """Settings of `srpo convert`, which rewrites pickled weights as safetensors."""
 
     model_name_or_path: str = setting(help="Folder of a model or adapter with pickled weights (.bin, .pt).")
     output_dir: str = setting(help="Folder to write.")

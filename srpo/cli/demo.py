@@ -12,7 +12,7 @@ from srpo.settings import setting
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo demo`."""
+    """Settings of `srpo demo`, which shows training and revising on generated sums."""
 
     output_dir: str = setting("runs/demo", "Folder for models, trails and the report.")
     seeds: int = setting(1, "Number of independent runs, each from its own base model.")

@@ -22,7 +22,7 @@ BACKENDS = {
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo env`."""
+    """Settings of `srpo env`, which prints versions and devices."""
 
     json: bool = setting(False, "Print one JSON object instead of tables.")
 
@@ -44,7 +44,7 @@ def devices(torch: ModuleType) -> dict[str, dict[str, Any]]:
 
 
 def main(argv: list[str]) -> int:
-    """Prints versions, devices and back-ends.
+    """Prints versions of libraries, devices, and the attention back-ends (path, flex, cache, flat) that work here.
 
     Returns:
         0.

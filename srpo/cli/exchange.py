@@ -1,4 +1,4 @@
-"""`srpo exchange`: trails to and from the files of AlpacaEval and Arena-Hard."""
+"""`srpo exchange`: converts files of drafts and revisions to and from the files of AlpacaEval and Arena-Hard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ questions; the keys of a file decide which of these it holds."""
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo exchange`."""
+    """Settings of `srpo exchange`, which converts answers to and from the files of AlpacaEval and Arena-Hard."""
 
     input: str = setting(help="JSON or JSONL file: trails, AlpacaEval outputs, Arena-Hard answers or questions.")
     output: str = setting(help="File to write.")
@@ -24,7 +24,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Converts a file of trails to a benchmark's format, or a benchmark's file to trails."""
+    """Converts a file of drafts and revisions to the format of AlpacaEval or Arena-Hard, or back."""
     args = parse("exchange", DESCRIPTION, Arguments, argv)
 
     from srpo.disk import expect_writable, write_file

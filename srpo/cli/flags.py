@@ -23,7 +23,7 @@ ONLY_PARSER = ["--help"]  # this list itself, as a command line, asks a verb for
 
 
 class ParserMade(Exception):
-    """Raised by a parser that gets `ONLY_PARSER`: its verb stops there.
+    """Raised in place of parsing when the caller asks for a verb's parser, to read its flags for shell completion.
 
     Attributes:
         parser: the parser of the verb.
@@ -47,7 +47,7 @@ class FlagParser(argparse.ArgumentParser):
         """Parses the arguments, reporting a mistyped flag before a missing one, unlike argparse.
 
         Raises:
-            ParserMade: the arguments are `ONLY_PARSER`.
+            ParserMade: the caller asked for the parser alone, by the arguments `ONLY_PARSER`.
         """
         if args is ONLY_PARSER:
             raise ParserMade(self)

@@ -16,7 +16,7 @@ ACTIONS = ("check", "compare", "agree")
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo judge check`."""
+    """Settings of `srpo judge check`, which measures a judge on labelled pairs."""
 
     judge: JudgeSettings = part(JudgeSettings, group="judge")
     pairs: str = setting(help="Labelled pairs: rows with prompt, chosen and rejected, in any layout srpo reads.")

@@ -12,7 +12,7 @@ from srpo.settings import part, setting, shared
 
 @dataclass(kw_only=True)
 class CompareArguments:
-    """Settings of `srpo judge compare`."""
+    """Settings of `srpo judge compare`, which asks a judge to compare two files of answers."""
 
     judge: JudgeSettings = part(JudgeSettings, group="judge")
     first: str = setting(help="Answers of the first system: trails, AlpacaEval outputs or Arena-Hard answers.")
@@ -25,7 +25,7 @@ class CompareArguments:
 
 @dataclass(kw_only=True)
 class AgreeArguments:
-    """Settings of `srpo judge agree`."""
+    """Settings of `srpo judge agree`, which measures how often two files of verdicts agree."""
 
     first: str = setting(help="Annotations of one judge, as `srpo judge compare` or AlpacaEval writes them.")
     second: str = setting(help="Annotations of another judge, or of another run of the same judge.")

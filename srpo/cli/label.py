@@ -1,4 +1,4 @@
-"""`srpo label`: a file of trails and a judge → preference pairs of the model's own answers."""
+"""`srpo label`: a file of drafts and revisions, and a judge → preference pairs of the model's own answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DESCRIPTION = "Order a model's own drafts and revisions by a judge; the pairs ar
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo label`."""
+    """Settings of `srpo label`, which makes preference pairs from answers and a judge."""
 
     trails: str = setting(help="JSONL file of trails, from `srpo sample` or `srpo revise`.")
     output: str = setting(help="JSONL file of pairs to write; counts of the labels go to a file beside it.")
@@ -29,7 +29,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Labels pairs of answers from trails with a judge, or writes the pairs for people to vote on."""
+    """Labels pairs of answers to one prompt with a judge, or writes the pairs for people to vote on."""
     args = parse("label", DESCRIPTION, Arguments, argv)
     args.judge.expect_used()
 

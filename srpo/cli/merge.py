@@ -11,7 +11,7 @@ from srpo.settings import setting, shared
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo merge`."""
+    """Settings of `srpo merge`, which writes an adapter and its base as one model."""
 
     model_name_or_path: str = setting(help="Folder of a saved adapter.")
     output_dir: str = setting(help="Folder of the merged model; new, or empty.")

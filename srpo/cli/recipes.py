@@ -74,7 +74,7 @@ CHAT_MODELS = {
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo recipes`."""
+    """Settings of `srpo recipes`, which lists and copies the recipes of training."""
 
     action: str = setting("list", "list, or copy: write one recipe.", choices=("list", "copy"), positional=True)
     name: str = setting("", "Name of the recipe to copy.", positional=True)

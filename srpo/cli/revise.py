@@ -1,4 +1,4 @@
-"""`srpo revise`: a file of prompts → a file of trails, resumable line by line; or one prompt → its trail, printed."""
+"""`srpo revise`: a file of prompts → a file of drafts and revisions, resumable; or one prompt → printed answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Without --output the drafts and revisions are printed, and nothing is kept.
 
 @dataclass(kw_only=True)
 class Arguments(TrailArguments):
-    """Settings of `srpo revise`."""
+    """Settings of `srpo revise`, which drafts and revises answers to prompts."""
 
     prompt: str | None = setting(None, "One prompt; its draft and revisions are printed.", positional=True)
     input: str = setting(
@@ -50,7 +50,7 @@ class Arguments(TrailArguments):
 
 
 def main(argv: list[str]) -> int:
-    """Drafts an answer to each prompt and revises it; writes the trails or prints them."""
+    """Drafts an answer to each prompt and revises it; writes or prints the drafts and revisions."""
     args = parse_trails("revise", DESCRIPTION, Arguments, argv)
     if (args.prompt is None) == (args.input == ""):
         raise UsageError("one prompt or --input is needed, not both", where="srpo revise")

@@ -11,7 +11,7 @@ from srpo.settings import part, setting
 
 @dataclass(kw_only=True)
 class Arguments(TrailArguments):
-    """Settings of `srpo sample`."""
+    """Settings of `srpo sample`, which draws several answers to each prompt."""
 
     samples: int = setting(2, "Number of drafts of each prompt; every draft is revised.")
     # The judge must see every revision, also those that the model's own policy would reject.

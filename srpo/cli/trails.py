@@ -1,4 +1,4 @@
-"""Settings of the verbs that write a file of trails, and what they do alike."""
+"""Settings and steps shared by the verbs `revise` and `sample`, which write a file of drafts and revisions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class TrailArguments:
-    """Settings of a file of trails: prompts, model, engine and output."""
+    """Settings of a verb that draws drafts and revisions into a file: prompts, model, engine and output."""
 
     input: str = setting(help="File of prompts: a `prompt` in each row; JSONL, JSON, CSV or Parquet.")
     map: str | None = shared("map", help="Columns under other names, as ours=theirs: prompt=instruction.")
@@ -41,7 +41,7 @@ class TrailArguments:
 
     @property
     def answers(self) -> Path:
-        """The path of the file that keeps finished answers until all trails are complete."""
+        """The path of the file that keeps finished answers until every prompt has its draft and all its revisions."""
         return Path(self.output + ANSWERS)
 
     def prompts(self) -> AnySource:
@@ -69,7 +69,7 @@ class TrailArguments:
         )
 
     def made_with(self) -> dict[str, str]:
-        """The settings that affect the answers, to be saved beside the file of trails."""
+        """The settings that affect the answers, to be saved beside the file of drafts and revisions."""
         options = self.chat_template_kwargs
         return {
             "model": self.model_name_or_path,
@@ -83,7 +83,7 @@ class TrailArguments:
         }
 
     def finish(self, done: int, skipped: int) -> None:
-        """Deletes the file of finished answers, no longer needed, and prints how many trails there are."""
+        """Deletes the file of finished answers, no longer needed, and prints the number of completed prompts."""
         self.answers.unlink(missing_ok=True)
         print(f"{self.output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
 
@@ -92,10 +92,11 @@ T = TypeVar("T", bound=TrailArguments)
 
 
 def parse_trails(verb: str, description: str, kind: type[T], argv: list[str], *, html: str = "") -> T:
-    """Parses the command line of a verb that writes trails, and checks that its output files can be written.
+    """Parses the command line of a verb that draws drafts and revisions, and checks that its files can be written.
 
     Raises:
-        UsageError, ConfigError: as in `parse`; also if an output is the same file as an input or another output.
+        UsageError: an unknown or missing flag, or a value that is no number.
+        ConfigError: a value out of range, or an output that is the same file as an input or another output.
         OutputError: an output cannot be written.
     """
     args = parse(verb, description, kind, argv)

@@ -117,7 +117,7 @@ def detect(rows: Iterable[object]) -> Layout | None:
 
 
 def convert(row: object, layout: Layout | None, rankings: str = "all") -> tuple[Prompt, list[Answers]]:
-    """The prompt and the pairs of a row; `rankings` chooses among ranked completions as in `Source`.
+    """The prompt and the pairs of a row; `rankings` ("best-worst" …) chooses among ranked completions.
 
     Raises:
         Unusable: the row is of another layout, or a value is unusable.

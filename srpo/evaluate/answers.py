@@ -1,4 +1,4 @@
-"""Trails of every system in a plan: read from files, or drawn from models and kept in a cache."""
+"""Drafts and revisions of every system in a plan: read from files, or drawn from models and kept in a cache."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ Prompts = Mapping[int, Mapping[str, list[PromptRow]]]  # seed → split → prom
 
 @dataclass(frozen=True)
 class Drawn:
-    """A record of trails by (seed, system, split, temperature), and of printed names of the controls."""
+    """A record of all drawn trails (a prompt with its draft and its revisions), by (seed, system,
+    split, temperature), and of the printed names of the opponents drawn from the same model, such as best of n."""
 
     trails: dict[Key, list[Trail]]
     labels: dict[str, str]
@@ -65,7 +66,9 @@ def read_systems(
     split_key: str = "split",
     temperature: float | None = None,
 ) -> dict[Key, list[Trail]]:
-    """Reads files of trails by seed, system and split; a name with n files is one system with seeds 0 to n − 1.
+    """Reads files of trails, each a prompt with its draft and revisions, by seed, system and split.
+
+    A name with n files is one system with seeds 0 to n − 1.
 
     Args:
         specs: `path` or `name=path` for each file; a path without a name gets the file's stem as name.
@@ -90,7 +93,7 @@ def without_failed(trails: Mapping[Key, list[Trail]]) -> tuple[dict[Key, list[Tr
     """Removes every prompt that failed for any system from all systems of its seed, split and temperature.
 
     Returns:
-        The remaining trails, and a sentence for each split with failed prompts: number and commonest reason.
+        The remaining prompts' answers, and a sentence for each split with failed prompts: number and commonest reason.
 
     Raises:
         DataError: every prompt of a split failed.
@@ -138,11 +141,11 @@ def read_prompt_files(plan: Plan) -> Prompts:
 
 
 def draw_all(plan: Plan, prompts: Prompts, judge: AnyJudge) -> Drawn:
-    """Draws the trails of every model and control of a plan, seed by seed, or reads them from the cache.
+    """Draws the answers of every model of a plan and of its opponents, seed by seed, or reads them from the cache.
 
     Args:
         prompts: from `read_prompt_files`.
-        judge: the judge by which the control "oracle" chooses.
+        judge: the judge by which the opponent "oracle" chooses the best of several drafts.
 
     Raises:
         SRPOError: a model or reference cannot be loaded, or the cache cannot be written.
@@ -176,7 +179,9 @@ class Task(NamedTuple):
 
 
 class ModelAnswers:
-    """Draws the answers of one model, its reference and its controls; loads weights when they are first needed."""
+    """Draws the answers of one model, of its reference, and of opponents made from its drafts, such as best of n.
+
+    Weights are loaded when they are first needed."""
 
     def __init__(self, plan: Plan, model: Model, folder: Path, seed: int) -> None:
         self.plan, self.model, self.folder, self.seed = plan, model, folder, seed
@@ -184,7 +189,9 @@ class ModelAnswers:
         self.reviser = lru_cache(maxsize=1)(self._load)
 
     def systems(self, task: Task, controls: Collection[str], judge: AnyJudge) -> dict[str, list[Trail]]:
-        """Returns name of the system → trails, for the model and the controls named; `judge` is for the oracle."""
+        """Returns system → its drafts and revisions, for the model and the opponents named.
+
+        `judge` scores drafts for the opponent "oracle", the best draft by the judge itself."""
         gold_key, sampled = self.plan.gold_key, task.temperature > 0  # greedy drafts of a prompt are equal
         found = {"": self.draw(BEST_OF if self.model.policy == BEST_OF else ANSWERS, task)}
         # A prompt that fails is left out for every system, so the controls need no answer to it.
@@ -206,12 +213,12 @@ class ModelAnswers:
         return {f"{task.name}/{name}".rstrip("/"): found[name] for name in order}
 
     def draw(self, kind: str, task: Task) -> list[Trail]:
-        """Draws the trails that the cache lacks and returns all of them.
+        """Draws the trails (prompts with their drafts and revisions) that the cache lacks, and returns all of them.
 
         Args:
             kind: `ANSWERS`, drafts and revisions under the model's policy; `DRAFTS`, as many drafts of each prompt as a
                 trail has answers; `REFERENCE`, drafts and revisions of the reference, prompted by the trained model's
-                template; or a control of `KINDS`.
+                template; or an opponent named in `KINDS`, such as the best of several drafts.
         """
         by = KINDS.get(kind, "")
         drafts = self.draw(DRAFTS, task) if by else []
@@ -227,9 +234,9 @@ class ModelAnswers:
         return cached_trails(path, task.rows, made_with, lambda: self.reviser(*self._model_of(kind)), draw)
 
     def cache_file(self, kind: str, task: Task) -> tuple[Path, RevisionSettings, dict[str, object]]:
-        """Returns the cache file of one kind of trails for a task, their settings, and all that decides the trails.
+        """Returns the cache file of one kind of answers for a task, their settings, and all that decides the answers.
 
-        `kind` has the same values as in `draw`.
+        `kind` is answers, drafts, the reference's answers, or an opponent such as the best of several drafts.
         """
         model, template = self._model_of(kind)
         plan, policy = self.plan, self.model.policy if kind == ANSWERS else "always"

@@ -1,4 +1,5 @@
-"""The cache of drawn trails: one file for each list of prompts, models and settings.
+"""The cache of drawn trails (a prompt with its draft and its revisions): a file per list of
+prompts, models and settings.
 
 The name of a file has the sha256 of the files of the model and of its reference, of the prompts, the template and the
 settings. A changed model is therefore drawn again, a moved one is not, and an interrupted run resumes: finished trails
@@ -35,7 +36,7 @@ IGNORED = ("trainer_state.json", "run.json", "results.json", "added_by_user.txt"
 def cache_file(
     folder: Path, name: str, rows: Sequence[PromptRow], made_with: Mapping[str, object]
 ) -> tuple[Path, dict[str, object]]:
-    """Returns the cache file in `folder` for trails of the prompts `rows`, and everything that decides the trails.
+    """Returns the cache file in `folder` for the answers to the prompts `rows`, and everything that decides them.
 
     `name` is the readable part of the file's name; `made_with` has models and settings, to which prompts are added.
     """
@@ -59,10 +60,10 @@ def models_in(model: str, reference: str | None, template: str | None) -> dict[s
 def cached_trails(
     path: Path, rows: list[PromptRow], made_with: Mapping[str, object], reviser: Callable[[], Reviser], draw: Draw
 ) -> list[Trail]:
-    """Draws the trails that the file `path` lacks; returns one trail per row, which has the reason if it failed.
+    """Draws the drafts and revisions that the file `path` lacks; returns a trail per row, with the reason of a failure.
 
     Args:
-        path, made_with: the cache file and all that decides its trails, from `cache_file`.
+        path, made_with: the cache file and all that decides its answers, from `cache_file`.
         rows: the prompts.
         reviser: loads the reviser; called only if trails are missing.
         draw: function that draws the missing trails with that reviser.

@@ -48,7 +48,7 @@ def calibrate(
     folder: Path | None = None,
     made_with: Mapping[str, object] | None = None,
 ) -> Calibration:
-    """Draws trails of labelled prompts under every policy, and chooses a policy.
+    """Draws drafts and revisions of labelled prompts under every policy, and chooses a policy.
 
     A prompt that fails under a policy, because it leaves no room for an answer, is left out and counted in a warning.
 
@@ -127,11 +127,11 @@ def drawn_trails(
     *,
     name: str = "",
 ) -> list[Trail]:
-    """Draws one trail per prompt, or reads those that `folder` already holds.
+    """Draws a draft and its revisions for each prompt, or reads those that `folder` already holds.
 
     Args:
-        folder: where trails are kept; None keeps them in memory.
-        made_with: whatever decides the trails besides prompts and settings.
+        folder: where the answers are kept; None keeps them in memory.
+        made_with: everything that decides the answers besides prompts and settings.
         name: first part of the file's name; "" takes the policy.
     """
     if folder is None:
@@ -145,7 +145,9 @@ def drawn_trails(
 
 
 def without_failure(drawn: Mapping[str, Sequence[Trail]]) -> list[int]:
-    """Returns the row numbers of the prompts that failed under no policy; `drawn` maps policies to trails."""
+    """Returns the row numbers of the prompts that failed under no policy.
+
+    `drawn` maps each policy to one trail per prompt: its draft and revisions."""
     columns = list(zip(*drawn.values(), strict=True))
     places = [at for at, trails in enumerate(columns) if not any(trail.failed for trail in trails)]
     if len(places) < len(columns):
@@ -164,7 +166,7 @@ def choose(
 
     Args:
         prompts: text of each prompt, by which the halves are drawn.
-        scores: policy → for each prompt the score of the answer in hand after 0, 1, … revisions.
+        scores: policy → for each prompt, the score of the newest kept answer after 0, 1, … revisions.
         settings: settings with which the trails were drawn.
     """
     choosing, reporting = halves(list(prompts), settings.seed)
@@ -199,7 +201,7 @@ def first_revisions(trails: Sequence[Trail], scores: Sequence[Sequence[float]]) 
 
 
 def judged(trails: Sequence[Trail], judge: Judge, gold_key: str, revisions: int) -> list[list[float]]:
-    """For each prompt, the score of the answer in hand after 0, 1, … revisions; each text is judged once."""
+    """For each prompt, the score of the newest kept answer after 0, 1, … revisions; each text is judged once."""
     found = []
     for at, trail in enumerate(trails, 1):
         texts = [trail.after(k).text for k in range(revisions + 1)]

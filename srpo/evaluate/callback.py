@@ -110,7 +110,7 @@ class RevisionEvaluation(TrainerCallback):
         self.trainer.log({**found, **samples})
 
     def draw(self) -> list[Trail]:
-        """Returns trails of the current model, failed ones included; the training state stays unchanged."""
+        """Returns drafts and revisions of the current model, failed ones included; training state stays unchanged."""
         with undisturbed(self.trainer.accelerator.unwrap_model(self.trainer.model)):
             return list(self._reviser().trails(self.rows, self.settings))
 
@@ -146,7 +146,7 @@ class RevisionEvaluation(TrainerCallback):
 
 
 def numbers(trails: list[Trail], judge: AnyJudge) -> dict[str, float]:
-    """Returns name of the logged metric → average over these trails, as scored by the judge."""
+    """Returns name of the logged metric → average of the judge's scores over these drafts and revisions."""
     scored = score({(0, "policy", "eval", None): trails}, {"judge": judge}, versus=())
     results = summarise(grouped(scored), resampling=Resampling(DRAWS))
     logged: dict[str, float] = {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def best_of(reviser: Reviser, prompts: Iterable[object], settings: RevisionSettings) -> list[Trail]:
-    """Returns one trail per prompt; its answer in hand after k revisions is the best of its first k + 1 drafts.
+    """Returns one trail per prompt; its answer after k revisions is the best of its first k + 1 drafts.
 
     The best draft has the largest implied reward, the log-ratio g(y) = log π(y|x) − log π_ref(y|x), reduced over tokens
     as in training; no judge is asked. The first draft is the draft of a reviser with the same seed.
@@ -67,7 +67,7 @@ def several_drafts(
 def keep_best(
     reviser: Reviser, rows: Sequence[PromptRow], drafts: Sequence[Trail], by: str = REWARD, *, skip: int = 0
 ) -> Iterator[Trail]:
-    """Yields trails of the same drafts with the answer in hand chosen by a selector (revise/select.py).
+    """Yields the same drafts, with the final answer chosen by a selector such as "vote" or "logp" (revise/select.py).
 
     Args:
         drafts: from `several_drafts`, one trail per row.
@@ -83,9 +83,9 @@ def keep_best(
 
 
 def majority(drafts: Sequence[Trail]) -> list[Trail]:
-    """Returns trails whose answer in hand after k revisions is the most frequent of the first k + 1 drafts.
+    """Returns a trail per prompt, whose answer after k revisions is the most frequent of the first k + 1 drafts.
 
-    Of equally frequent answers the earliest is in hand. White space around a text does not count. The forward tokens
+    Of equally frequent answers the earliest is chosen. White space around a text does not count. The forward tokens
     are those of drafting.
     """
     found = []
@@ -102,7 +102,7 @@ def majority(drafts: Sequence[Trail]) -> list[Trail]:
 
 
 def running_best(trail: Trail, values: Sequence[float], scoring: Sequence[int] | None = None) -> Trail:
-    """Returns the trail with each answer marked kept if its value exceeds all values before it.
+    """Returns the trail (drafts of one prompt) with each answer marked kept if its value exceeds all values before it.
 
     Args:
         values: value of each answer.
@@ -118,12 +118,12 @@ def running_best(trail: Trail, values: Sequence[float], scoring: Sequence[int] |
 
 
 def draft_only(trails: Sequence[Trail]) -> list[Trail]:
-    """Returns trails of the drafts alone; a draft stays in hand after any number of revisions."""
+    """Returns a trail per prompt that has its draft alone; the draft is the answer after any number of revisions."""
     return [replace(trail, answers=trail.answers[:1], stopped="revisions") for trail in trails]
 
 
 def gold_answers(trails: Sequence[Trail], gold_key: str = "gold") -> list[Trail]:
-    """Returns one trail per prompt whose only answer is the gold answer, for a system "gold".
+    """Returns for each prompt a trail (its answers in order) with the gold answer alone, for a system "gold".
 
     Raises:
         DataError: a gold answer is missing.

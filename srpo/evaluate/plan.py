@@ -40,7 +40,7 @@ class Model:
 
     Attributes:
         model: folder or hub name; `{seed}` is replaced by the seed, for models trained with several seeds.
-        reference: the model before training, for confidence and the control best_of; `{seed}` is replaced too.
+        reference: the model before training, for confidence and the best of several drafts; `{seed}` is replaced too.
         revision_template: name of a preset or a file; None takes the template saved with the model.
         policy: as in `RevisionSettings`, or "best_of": no revisions, but the best of k + 1 drafts by implied reward.
         revisions: largest number of revisions; None takes that of the plan.
@@ -67,7 +67,7 @@ class Plan:
     """A record of all settings of one evaluation.
 
     Raises:
-        ConfigError: an unknown control, models without prompts, or nothing to evaluate.
+        ConfigError: an unknown opponent in `controls`, models without prompts, or nothing to evaluate.
     """
 
     trails: list[str] = setting(
@@ -148,13 +148,15 @@ class Plan:
                 raise ConfigError("no value", where=name, expected="at least one")
 
     def controls_of(self, name: str) -> list[str]:
-        """Returns the controls of the model `name`: its own, then the plan's if it is the highlighted or first."""
+        """Returns the opponents drawn from the model `name`, such as best of n.
+
+        Its own come first; the highlighted or first model has those of the whole plan, too."""
         owner = self.highlight if self.highlight in self.models else next(iter(self.models), "")
         return list(dict.fromkeys([*self.models[name].controls, *(self.controls if name == owner else ())]))
 
     @property
     def systems(self) -> list[str]:
-        """Names of all systems: models with their controls, then those whose trails are in files."""
+        """Names of all systems: models, each with opponents drawn from it, then those whose answers are in files."""
         drawn = [each for name in self.models for each in (name, *(f"{name}/{c}" for c in self.controls_of(name)))]
         return list(dict.fromkeys([*drawn, *named_files(self.trails)]))
 
@@ -193,10 +195,10 @@ class Plan:
             Policy.named(name)
 
     def check_labels(self, names: Iterable[str]) -> None:
-        """Checks that every label belongs to a system, a control, or one of `names`: splits and judges.
+        """Checks that every label belongs to a system, an opponent, or one of `names`: splits and judges.
 
         Raises:
-            ConfigError: a label belongs to no system, control, split or judge.
+            ConfigError: a label belongs to no system, opponent, split or judge.
         """
         controls = [f"{name}/{control}" for name in self.models for control in CONTROLS]
         _expect_known("labels", self.labels, [*self.systems, *names, *controls], "nothing is named ")
@@ -293,7 +295,7 @@ def named(given: object, where: str, alone: str) -> dict[str, Any]:
 
 
 def named_files(specs: Iterable[str]) -> dict[str, list[str]]:
-    """Returns system → its files of trails, one file per seed.
+    """Returns system → its files of drafts and revisions, one file per seed.
 
     Args:
         specs: a list of `[NAME=]PATH`; a path without a name gets the file's stem as name.

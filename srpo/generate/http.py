@@ -275,7 +275,10 @@ class Endpoint:
 
 
 def connect(settings: EndpointSettings) -> Endpoint:
-    """Opens a client for the server that the settings name; raises as `Endpoint` does."""
+    """Opens a client for the server that the settings name.
+
+    Raises:
+        ConfigError: An invalid URL, an unset or empty key, two ways to authenticate, or missing packages."""
     names = ("api_key_env", "timeout", "tries", "concurrency", "backoff")
     return Endpoint(settings.base_url, **{name: getattr(settings, name) for name in names})
 

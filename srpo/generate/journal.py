@@ -79,7 +79,7 @@ class JournaledEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts, reading finished answers from the journal; arguments as in `Engine.complete`."""
+        """Returns one completion per context, in order; the journal has those that an interrupted run finished."""
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_ids": [*stop_ids]}
         how |= {"temperature": temperature, "seed": seed}
         requests = [{"context": [*context], "key": key, **how} for context, key in zip(contexts, keys, strict=True)]

@@ -91,7 +91,7 @@ class CompletionsEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts as `Engine.complete` describes; a failed request is a completion with `failed` set.
+        """Returns one completion per context, in order; a failed request is a completion with `failed` set.
 
         Raises:
             BackendError: The server read other tokens than it was sent.

@@ -87,7 +87,7 @@ class HFEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts as `Engine.complete` describes; equal (seed, key) draw equal random numbers."""
+        """Returns one completion per context, in order; equal (seed, key) draw equal random numbers."""
         expect_temperature(temperature)
         done: dict[int, Completion] = {}
         by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))  # less padding

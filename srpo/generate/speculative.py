@@ -93,7 +93,7 @@ class SpeculativeEngine(HFEngine):
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts as `Engine.complete` describes; equal (seed, key) draw equal random numbers.
+        """Returns one completion per context, in order; equal (seed, key) draw equal random numbers.
 
         Without guesses the cache starts empty, so a batch does not depend on the batch before it, to the last bit.
         """

@@ -122,7 +122,7 @@ class VLLMEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Completes the contexts as `Engine.complete` describes."""
+        """Returns one completion per context, in order, drawn by vLLM."""
         expect_temperature(temperature)
         settings = [
             self._sampling(

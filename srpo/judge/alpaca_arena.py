@@ -37,7 +37,7 @@ class Annotation(NamedTuple):
 
 
 def read_answers(path: str | Path) -> list[Trail]:
-    """Reads trails, AlpacaEval outputs, Arena-Hard answers or Arena-Hard questions, recognised by their keys.
+    """Reads drafts and revisions, AlpacaEval outputs, Arena-Hard answers or questions, recognised by their keys.
 
     Answers of other tools become trails with a draft only; questions become trails without an answer.
 
@@ -65,7 +65,7 @@ def read_annotations(path: str | Path) -> list[Annotation]:
 
 
 def alpaca_outputs(trails: Iterable[Trail], *, generator: str, revisions: int) -> str:
-    """The JSON text of AlpacaEval's model outputs: each trail's answer in hand after `revisions` revisions.
+    """The JSON text of AlpacaEval's model outputs: for each prompt the newest kept answer after `revisions` revisions.
 
     Example:
         >>> print(alpaca_outputs([Trail("2+2=", (Answer("5", 2), Answer("4", 2)))], generator="ours", revisions=1))
@@ -85,7 +85,7 @@ def alpaca_outputs(trails: Iterable[Trail], *, generator: str, revisions: int) -
 
 
 def arena_answers(trails: Iterable[Trail], *, model: str, revisions: int) -> str:
-    """The JSON lines of an Arena-Hard model_answer file: each trail's answer in hand after `revisions` revisions.
+    """The JSON lines of an Arena-Hard model_answer file: per prompt the newest answer kept by `revisions` revisions.
 
     `token_len` counts tokens of the model that answered. Arena-Hard's own script adds the Markdown counts for style.
 
@@ -138,7 +138,7 @@ def alpaca_annotations(
 
 
 def written_as(form: str, trails: Sequence[Trail], *, name: str, revisions: int) -> str:
-    """The text of a file that holds the trails as "alpaca", "arena", "trails" or "prompts".
+    """The text of a file of drafts and revisions, in the format "alpaca", "arena", "trails" or "prompts".
 
     Args:
         form: the format; "prompts" is the input of `srpo revise`, with the columns kept in `meta`.

@@ -36,7 +36,7 @@ class Agreement(NamedTuple):
 def pair_up(
     first: Sequence[Trail], second: Sequence[Trail], *, revisions: int, gold_key: str = "gold"
 ) -> list[AnswerPair]:
-    """Pairs two systems' answers to the same prompts, in the order of the first system's trails.
+    """Pairs two systems' answers to the same prompts, in the order of the first system's prompts.
 
     Args:
         first, second: the trails of the two systems.

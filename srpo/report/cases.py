@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class CaseSample:
-    """A record of example trails with the same outcome, of one system on one split at one temperature.
+    """A record of example prompts and answers with the same outcome, of one system, split and temperature.
 
     Attributes:
         outcome: "mended" if the last answer scores higher than the draft, "broken" if lower; "best" and "worst" if
@@ -80,7 +80,7 @@ class CaseSample:
 def sample_cases(
     scored: Mapping[TrailsKey, ScoredTrails], system: str, *, others: bool = False, count: int = 3, seed: int = 0
 ) -> list[CaseSample]:
-    """Draws trails of a system for every split, temperature and outcome.
+    """Draws example prompts of a system, with their answers, for every split, temperature and outcome.
 
     Args:
         scored: scored trails by (seed, system, split, temperature), from `score`.
@@ -158,7 +158,7 @@ def _case(cell: TrailsKey, scored: ScoredTrails, row: int) -> Case:
 
 
 def show_sample(results: Results, sample: CaseSample, at: dict[str, str], system: int) -> dict[str, Any]:
-    """Returns a sample of trails as the dict that the report's HTML template reads.
+    """Returns a sample of prompts and answers as the dict that the report's HTML template reads.
 
     Args:
         at: filter → its value for the sample's split and temperature.

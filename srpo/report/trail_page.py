@@ -1,4 +1,4 @@
-"""Trails with the changes of each revision marked word by word, in a terminal or on a page of their own."""
+"""Prompts with drafts and revisions, the changes marked word by word, in a terminal or on a page of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def steps(trail: Trail) -> Iterator[tuple[str, Answer, list[Piece]]]:
-    """Yields each answer of a trail with its name and its differences from the answer kept before it."""
+    """Yields the draft and each revision with its name and its differences from the answer kept before it."""
     for k, answer in enumerate(trail.answers):
         old = trail.last_kept(k - 1).text if k and trail.stopped != VOTE else answer.text
         yield name_of(trail, k), answer, diff(old, answer.text)
@@ -31,7 +31,7 @@ def name_of(trail: Trail, place: int) -> str:
 
 
 def ending(trail: Trail) -> str:
-    """Reason for the end of a trail, and the name of the answer that a selector chose, if one did."""
+    """Reason why revising ended, and the name of the answer that a selector chose, if one did."""
     place = trail.answers[-1].in_hand if trail.answers else None
     return trail.stopped if place is None else f"{trail.stopped}; chosen: {name_of(trail, place)}"
 
@@ -51,7 +51,7 @@ _MARKS = {"same": "{}", "removed": "[-{}-]", "added": "{{+{}+}}"}
 
 
 def as_text(trail: Trail, *, marks: bool = False) -> Text:
-    """A trail for a terminal: removed words struck through in red, added words in bold green.
+    """A prompt, its draft and its revisions for a terminal: removed words struck through in red, added in bold green.
 
     Args:
         marks: writes removed words as [-…-] and added words as {+…+}, for output without colours.
@@ -93,7 +93,7 @@ _TAGS = {"same": "{}", "removed": "<del>{}</del>", "added": "<ins>{}</ins>"}
 
 
 def as_page(trails: Iterable[Trail], title: str) -> str:
-    """The HTML of a page that shows trails and loads no other file; every text in it is escaped."""
+    """The HTML of a page that shows prompts, drafts and revisions, and loads no other file; every text is escaped."""
     trails = list(trails)
     changed = sum(len({answer.text for answer in trail.answers}) > 1 for trail in trails)
     return _PAGE.format(
@@ -117,7 +117,7 @@ def _article(trail: Trail) -> str:
 
 
 def write_page(path: str | Path, trails: Iterable[Trail], title: str) -> None:
-    """Writes the HTML page of trails from `as_page` to the file `path`.
+    """Writes an HTML page of prompts with their drafts and revisions to the file `path`.
 
     Raises:
         OutputError: the file cannot be written.

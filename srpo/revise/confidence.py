@@ -81,7 +81,7 @@ class ModelScorer:
 
     @torch.no_grad()
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """Computes the log-ratios as `Scorer.log_ratios` describes."""
+        """Computes log π(answer | context) − log π_ref(answer | context) of each (context, answer) pair, nats."""
         forest = Forest.plant([PrefixTree.pack(each) for each in sequences], device_of(self.model))
         backend = settle_backend(self.model, forest.trees, self.backend)  # one back-end for both models
         policy_BK = sequence_logps(self.model, forest, backend)
@@ -112,7 +112,7 @@ class RatioScorer:
     reference: Logps
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """Computes the log-ratios as `Scorer.log_ratios` does; equal (context, answer) pairs are requested once."""
+        """Computes log π(answer | context) − log π_ref(answer | context), nats; requests equal pairs once."""
         rows = [[(tuple(context), tuple(answer)) for context, answer in row] for row in sequences]
         pairs = list(dict.fromkeys(pair for row in rows for pair in row))
         scored = zip(pairs, self.policy(pairs), self.reference(pairs), strict=True)

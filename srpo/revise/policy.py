@@ -37,8 +37,8 @@ class Decision(NamedTuple):
     """A record of a policy's decision on one revision.
 
     Attributes:
-        kept: True if the revision becomes the answer in hand.
-        stop: Reason for ending the trail; empty to continue.
+        kept: True if the revision replaces the answer kept so far.
+        stop: Reason for revising no further; empty to continue.
     """
 
     kept: bool

@@ -181,7 +181,9 @@ class Reviser:
         return policy, limit
 
     def revise(self, prompts: Iterable[Any], revisions: int = 5, **settings: Any) -> list[Trail]:
-        """Returns one trail per prompt, in order; a prompt without room in the model's context has a failed trail.
+        """Returns one trail per prompt, in order: the prompt, its draft and its revisions.
+
+        A prompt without room in the model's context has a failed trail.
 
         Args:
             prompts: Texts, message lists, or rows with a `prompt` and, where needed, `system`, `tools` and
@@ -204,7 +206,7 @@ class Reviser:
         skip: int = 0,
         only: Collection[int] | None = None,
     ) -> Iterator[Trail]:
-        """Yields the trails batch by batch, so that a caller can write each trail as soon as it is drawn.
+        """Yields one trail per row (its draft and revisions), batch by batch, so that a caller can write each at once.
 
         Args:
             skip: Number of leading trails to leave out. Where the last bits depend on the batch, the batch of the first
@@ -291,7 +293,7 @@ class Reviser:
                 item.in_hand = answer
 
     def _likelier(self, item: _Item, answer: Answer) -> tuple[bool, int]:
-        """Whether log π(answer|x) exceeds that of the answer in hand, and the number of tokens read to find out."""
+        """Whether log π(answer|x) exceeds that of the newest kept answer, and the tokens read to find out."""
         options = options_of(item.row)
         (context,) = self.renderer.drafts([item.row.prompt], [options])
         both = self.renderer.answers([answer.whole, item.in_hand.whole], [options] * 2)
@@ -349,7 +351,7 @@ class Reviser:
 
 @dataclass
 class _Item:
-    """The state of one prompt while its trail is drawn: answers so far, answer in hand, reason for the end."""
+    """The state of one prompt while it is answered: answers so far, the one kept, reason for the end."""
 
     row: PromptRow
     key: str

@@ -6,7 +6,7 @@
     reward      the largest implied reward log π(y|x) − log π_ref(y|x), reduced over tokens as in training
     vote        the largest Σ_b log π†(y|b,x), summed over the answers b of the trail: the reviser's vote
 
-Every selector also chooses for each shorter trail, so the answer in hand after k revisions is chosen among the first
+Every selector also chooses for each shorter trail, so the result after k revisions is chosen among the first
 k + 1 answers alone.
 
 Axes: K answers of one trail.
@@ -32,7 +32,7 @@ ContextAnswer = tuple[list[int], list[int]]  # context ids, answer ids
 
 
 def expect_selectable(reviser: Reviser, by: str) -> None:
-    """Checks that the reviser can compute the values of a selector, before any answer is drawn.
+    """Checks, before any answer is drawn, that the reviser can compute the numbers by which a selector chooses.
 
     Raises:
         ConfigError: the selector is `REWARD` without a reference, or needs log-probs that the engine lacks.
@@ -46,7 +46,7 @@ def expect_selectable(reviser: Reviser, by: str) -> None:
 
 
 def select(reviser: Reviser, rows: Sequence[PromptRow], trails: Sequence[Trail], by: str) -> list[Trail]:
-    """Chooses the final answer of each trail; `Trail.after` returns the chosen one.
+    """Chooses the final answer among the draft and the revisions of each prompt; `Trail.after` returns it.
 
     Args:
         reviser: computes the log-probs, its batch size of trails at a time.
@@ -129,7 +129,7 @@ def _scored(reviser: Reviser, sequences: list[list[ContextAnswer]], by: str) -> 
 
 
 def _chosen(trail: Trail, best: Sequence[int], read: Sequence[int]) -> Trail:
-    """A trail with the place of the answer in hand after each answer, and the tokens read to choose it."""
+    """A trail with the place of the result after each answer, and the tokens read to choose it."""
     answers = [
         replace(answer, in_hand=place, forward_tokens=answer.forward_tokens + tokens)
         for answer, place, tokens in zip(trail.answers, best, read, strict=True)

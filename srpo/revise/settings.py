@@ -1,4 +1,4 @@
-"""Settings of a `Reviser`: sampling of trails, loading and batching of its model, and the engine that generates."""
+"""Settings of a `Reviser`: sampling of drafts and revisions, loading of its model, batches, and engine."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RevisionSettings:
         expect_valid(self)
 
     def made_with(self) -> dict[str, Any]:
-        """The settings that decide the trails, by name; the selector only if it is not the default."""
+        """The settings that decide the answers, by name; the selector only if it is not the default."""
         return {name: value for name, value in asdict(self).items() if (name, value) != ("select", LAST)}
 
 

@@ -23,13 +23,13 @@ class Answer:
         finished: True if the model ended the answer itself; False if the token limit cut it.
         preferred: The model's own p(this answer ≻ the answer it revised), Eq. 9, raw: it may leave [0, 1]. None for a
             draft, and without a reference.
-        kept: True if the policy kept the answer; otherwise the answer before it stays in hand.
+        kept: True if the policy kept the answer; otherwise the answer kept before it remains the result.
         seconds: Wall seconds of the batch divided by its number of rows.
         forward_tokens: Tokens read by forward passes: context, answer, and the tokens that policy and reference scored
             for the confidence. Prefixes cached from the step before count again.
         thinking: The generated text before the answer, `<think>` and `</think>` included; "" without thinking.
-        in_hand: Place in the trail of the answer in hand after this one, as a selector chose it (revise/select.py);
-            None without a selector: the last kept answer is in hand.
+        in_hand: Place in the trail of the best answer so far, as a selector chose it (revise/select.py);
+            None without a selector: the last kept answer is the result.
     """
 
     text: str
@@ -70,7 +70,7 @@ class Trail:
 
     @property
     def failed(self) -> str:
-        """Reason why an answer is missing from the trail; empty for a complete trail."""
+        """Reason why the draft or a revision is missing; empty if every answer was drawn."""
         found = [prefix for prefix in (FAILED, IMPOSSIBLE) if self.stopped.startswith(prefix)]
         return self.stopped.removeprefix(found[0]) if found else ""
 
@@ -80,7 +80,7 @@ class Trail:
         return self.stopped.startswith(FAILED)
 
     def after(self, revisions: int) -> Answer:
-        """Returns the answer in hand after a number of revisions (0 is the draft).
+        """Returns the answer to use after a number of revisions (0 is the draft).
 
         That is the answer that a selector chose among those so far, or without a selector the last one kept.
 
@@ -101,7 +101,7 @@ class Trail:
         return kept
 
     def to_json(self) -> str:
-        """Returns the trail as one line of JSON, without a newline."""
+        """Returns the prompt, the draft and the revisions as one line of JSON, without a newline."""
         row = asdict(self)
         for answer in row["answers"]:
             if not answer["thinking"]:
@@ -112,7 +112,7 @@ class Trail:
 
     @classmethod
     def from_json(cls, line: str, *, where: str = "") -> Trail:
-        """Reads a trail from a line written by `to_json`.
+        """Reads a prompt with its draft and revisions from a line written by `to_json`.
 
         Raises:
             DataError: The line is not a trail; the message names `where`, the place of the line.

@@ -1,4 +1,4 @@
-"""Files of trails, one trail a line: the only reader and the only writer.
+"""Files of trails, each line a prompt with its draft and its revisions: the only reader and the only writer.
 
 Trails are written as they are drawn, so a killed run loses no finished trail and repeats none. The settings that decide
 the trails are in a second file, so that the halves of a file cannot come from different settings.
@@ -45,7 +45,7 @@ def revise_file(
     made_with: dict[str, str] | None = None,
     samples: int = 1,
 ) -> tuple[int, int]:
-    """Writes one trail per prompt, in the order of the prompts.
+    """Writes the draft and the revisions of each prompt, in the order of the prompts.
 
     Trails already in the target are compared with the prompts and kept, and a torn last line is removed. The finished
     file equals that of an uninterrupted run.
@@ -91,7 +91,7 @@ def revise_file(
 def write_trails(
     path: Path, rows: list[PromptRow], draw: Draw, made_with: Mapping[str, Any], *, strict: bool = True
 ) -> int:
-    """Writes one trail per row to a file that may already hold some of them.
+    """Writes one trail (a prompt, its draft and revisions) per row to a file that may already hold some of them.
 
     Args:
         path: The file of trails.
@@ -130,7 +130,7 @@ def write_trails(
 
 
 def located_trails(path: str | Path) -> Iterator[tuple[str, Trail]]:
-    """Yields each trail of a file with its place, `file:line`; skips blank lines.
+    """Yields each trail (prompt, draft and revisions) of a file with its place, `file:line`; skips blank lines.
 
     Raises:
         InputError: The file is missing or unreadable.
@@ -151,7 +151,7 @@ def located_trails(path: str | Path) -> Iterator[tuple[str, Trail]]:
 
 
 def read_trails(path: str | Path, *, gold_key: str | None = "gold", failed: bool = False) -> list[Trail]:
-    """Reads the trails of one file; leaves failed trails out and logs their number.
+    """Reads the trails of one file: prompts with their drafts and revisions; omits failed ones and logs their number.
 
     Args:
         path: The file of trails.

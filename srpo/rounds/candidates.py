@@ -1,4 +1,4 @@
-"""Pairs of answers from trails that are worth a label, and the choice among them when labels are limited.
+"""Pairs of drafts and revisions that are worth a label, and the choice among them when labels are limited.
 
     draft-revision       the current answer of a trail, a draft, and its next revision
     revision-revision    the current answer of a trail, a revision, and the next revision
@@ -44,10 +44,10 @@ class Candidate:
 
 
 class Candidates(NamedTuple):
-    """Result of `find`: distinct candidates, and counts of the comparisons left out.
+    """Distinct comparisons of two answers that are worth a label, and counts of the comparisons left out.
 
     Attributes:
-        candidates: in the order of the trails.
+        candidates: in the order of the prompts.
         identical: comparisons of two equal texts, by kind.
         empty: comparisons with an empty answer, which cannot be trained on.
         repeated: comparisons that occur earlier, with the two answers in either order.
@@ -80,7 +80,7 @@ def kinds_of(names: str) -> tuple[str, ...]:
 
 
 def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold") -> Candidates:
-    """Finds every pair of answers in the trails whose kind of comparison is one of `kinds`.
+    """Finds every pair of a prompt's drafts and revisions whose kind of comparison is one of `kinds`.
 
     Args:
         gold_key: key of the gold answer in a trail's `meta`, for judges that need one.

@@ -1,4 +1,4 @@
-"""Turns trails and a judge's verdicts into preference pairs of the model's own answers.
+"""Turns drafts, revisions and a judge's verdicts into preference pairs of the model's own answers.
 
 Each row has `prompt`, `chosen`, `rejected`, the further columns of the prompt's row, and `made_by` with the pair's
 origin. Every reader of preference pairs accepts such rows.
@@ -26,7 +26,7 @@ COUNTS_SUFFIX = ".labels.json"  # ending of the name of the file of `LabelCounts
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """Settings of labelling: which comparisons from the trails the judge decides.
+    """Settings of labelling: which comparisons of drafts and revisions the judge decides.
 
     Attributes:
         ask: kinds of comparison, such as "draft-revision"; all are listed in candidates.py.
@@ -98,7 +98,7 @@ Announce = Callable[[Sequence[AnswerPair]], object]  # called with the compariso
 def label(
     trails: Iterable[Trail], judge: PairJudge, settings: LabelSettings, *, announce: Announce | None = None
 ) -> tuple[list[dict[str, Any]], LabelCounts]:
-    """Judges comparisons from trails and returns the preference pairs with their counts.
+    """Judges pairs of drafts and revisions, and returns the preference pairs with their counts.
 
     Args:
         announce: called with the chosen comparisons before the judge sees them; None calls nothing.
@@ -152,7 +152,7 @@ def label(
 def label_file(
     source: str, target: str, judge: PairJudge, settings: LabelSettings, *, announce: Announce | None = None
 ) -> LabelCounts:
-    """Labels a file of trails into a file of preference pairs, and writes the counts beside it.
+    """Makes a file of preference pairs from a file of drafts and revisions and a judge; writes the counts beside it.
 
     Raises:
         InputError, DataError: the trails cannot be read, or no comparison has a preference.

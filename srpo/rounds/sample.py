@@ -21,7 +21,7 @@ def sample_file(
     bad_rows: str = "error",
     made_with: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
-    """Writes `samples` trails for each prompt of `source` to `target`, next to each other; resumes after the last line.
+    """Writes `samples` drafts with their revisions per prompt of `source` to `target`; resumes after the last line.
 
     Args:
         make_reviser: makes the reviser; called after both files have been checked.

@@ -3,7 +3,7 @@
 Opponents are `gold`, the gold answer of the prompt; `draft`, the system's own draft; and any other system by name,
 after the same number of revisions. An unreadable verdict is nan in every tensor, neither a tie nor a loss.
 
-Axes: N prompts, R = revisions + 1 answers in hand, the draft first.
+Axes: N prompts, R = revisions + 1 newest kept answers, the draft first.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ Judges = Mapping[str, AnyJudge]
 
 
 class Answers(Protocol):
-    """A protocol: trails with gold answers and answers in hand, such as `srpo.score.scores.OrderedTrails`."""
+    """A protocol: N prompts with their gold answers, and the kept answer after each revision.
+
+    `srpo.score.scores.OrderedTrails` is one."""
 
     @property
     def trails(self) -> Sequence[Trail]:
-        """The N trails."""
+        """The N prompts with their drafts and revisions."""
 
     @property
     def golds(self) -> Sequence[object]:
-        """The gold answers of the N trails."""
+        """The gold answers of the N prompts."""
 
     @property
     def texts(self) -> Sequence[Sequence[str]]:
-        """[N][R] texts of the answers in hand after 0, 1, … revisions of each trail."""
+        """[N][R] texts of the newest kept answers of each prompt after 0, 1, … revisions."""
 
 
 class Match(NamedTuple):
@@ -174,7 +176,7 @@ class Tally(NamedTuple):
 
 
 class Decided(Protocol):
-    """A protocol: trails whose matches are decided, such as `srpo.score.scores.ScoredTrails`."""
+    """A protocol: a system's answers with the results of their matches, such as `srpo.score.scores.ScoredTrails`."""
 
     @property
     def matches(self) -> Mapping[str, MatchScores]:

@@ -52,7 +52,7 @@ RESAMPLINGS = {"prompts": USUAL, "paper": Resampling(draws=20, size=512)}
 
 @dataclass(frozen=True)
 class Group:
-    """A record of all scores on one split at one temperature.
+    """A record of all systems' scores on one split at one temperature.
 
     Attributes:
         split, temperature: the split of the prompts and the sampling temperature.
@@ -112,7 +112,7 @@ class Scope(NamedTuple):
 
 
 def grouped(scored: Mapping[TrailsKey, ScoredTrails]) -> list[Group]:
-    """Groups scored trails by split and temperature, in the order in which these first occur."""
+    """Groups the scores of drafts and revisions by split and temperature, in the order in which these first occur."""
     found: dict[tuple[str, float | None], dict[str, dict[int, ScoredTrails]]] = {}
     for key, each in scored.items():
         found.setdefault((key.split, key.temperature), {}).setdefault(key.system, {})[key.seed] = each

@@ -311,7 +311,7 @@ class Results:
 
     @property
     def bounds(self) -> list[str]:
-        """Names of the bounds: controls that use the gold answer or the judge, as no real system can."""
+        """Names of the bounds: opponents that use the gold answer or the judge, as no real system can."""
         return list(self.settings.get("bounds", ()))
 
     def strongest(self, split: str, temperature: float | None) -> SystemComparison | None:

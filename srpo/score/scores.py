@@ -1,9 +1,9 @@
-"""Trails in, scores out: judges the answer in hand after each revision, for systems over the same prompts.
+"""Drafts and revisions in, scores out: judges the newest kept answer after each revision, over the same prompts.
 
 A judge of single answers scores each answer. A pair judge scores by comparison: 1 where the answer beats its opponent
 (gold, or the system's own draft), ½ for a tie, nan for an unreadable verdict.
 
-Axes: N prompts, R = revisions + 1 answers in hand, the draft first.
+Axes: N prompts, R = revisions + 1 newest kept answers, the draft first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Key = tuple[int, str, str, float | None]
 
 
 class TrailsKey(NamedTuple):
-    """A tuple that identifies one list of trails: seed, system, split, temperature; a plain tuple also works."""
+    """A tuple that identifies one system's answers: seed, system, split, temperature; a plain tuple also works."""
 
     seed: int
     system: str
@@ -50,13 +50,13 @@ class TrailsKey(NamedTuple):
 
 @dataclass(frozen=True)
 class OrderedTrails:
-    """A record of one list of trails, sorted by prompt and gold answer whatever the order of the file.
+    """A record of one system's trails (prompts with drafts and revisions), sorted by prompt and gold answer.
 
     Attributes:
         keys: one text per prompt, equal for equal prompts with equal gold answers; equal prompts keep their order.
         trails: the N trails, in the order of `keys`.
         golds: N gold answers; None for a trail without one, if no judge needs it.
-        texts: [N][R] texts of the answers in hand after 0, 1, … revisions.
+        texts: [N][R] texts of the newest kept answers after 0, 1, … revisions.
         places: the row of each trail in its list, for error messages.
         tokens: R cumulative means of forward tokens per prompt; None if they were not counted.
         seconds: R cumulative means of seconds per prompt; None if they were not measured.
@@ -73,12 +73,12 @@ class OrderedTrails:
 
 @dataclass(frozen=True)
 class ScoredTrails(OrderedTrails):
-    """A record of one list of trails with its scores.
+    """A record of one system's trails (prompts with drafts and revisions) with their scores.
 
     Attributes:
         unit: unit of lengths, "words" or "characters".
         measures: [N, R] measures without a judge; see `srpo.score.text_measures.measured`.
-        scores: judge → [N, R] score of the answer in hand, in [0, 1], nan where unscored; the first judge is primary.
+        scores: judge → [N, R] score of the newest kept answer, in [0, 1], nan if unscored; the first judge is primary.
         matches: opponent → outcome of the match by the primary judge.
         others: secondary pair judge → outcome of its match against the opponent that its score is defined by.
     """
@@ -91,17 +91,17 @@ class ScoredTrails(OrderedTrails):
 
     @property
     def primary_NR(self) -> Tensor:
-        """[N, R] scores of the answers in hand by the first judge, the primary one."""
+        """[N, R] scores of the newest kept answers by the first judge, the primary one."""
         return next(iter(self.scores.values()))
 
     @property
     def gain_NR(self) -> Tensor:
-        """[N, R] primary score of the answer in hand minus that of the draft."""
+        """[N, R] primary score of the newest kept answer minus that of the draft."""
         return self.primary_NR - self.primary_NR[:, :1]
 
     @property
     def changed_NR(self) -> Tensor:
-        """[N, R] 1 where the answer in hand differs from the one before the revision, else 0; 0 for the draft."""
+        """[N, R] 1 where the newest kept answer differs from the one before the revision, else 0; 0 for the draft."""
         return self.measures["changed"]
 
 
@@ -116,7 +116,7 @@ def score(
     versus: Sequence[str] = (DRAFT,),
     highlight: str = "",
 ) -> dict[TrailsKey, ScoredTrails]:
-    """Judges every system's answer in hand after 0, 1, … revisions of every prompt.
+    """Judges every system's newest kept answer after 0, 1, … revisions of every prompt.
 
     Args:
         trails: trails by (seed, system, split, temperature), each with its gold answer in `meta`.

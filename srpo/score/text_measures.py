@@ -1,6 +1,6 @@
 """Measures of answers that need no judge: length, edit distance to the draft, and the share copied from the draft.
 
-Axes: N prompts, R = revisions + 1 answers in hand, the draft first.
+Axes: N prompts, R = revisions + 1 newest kept answers, the draft first.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def copied(before: str, after: str, unit: Unit) -> float:
 
 
 def measured(texts: Sequence[Sequence[str]], unit: Unit) -> dict[str, Tensor]:
-    """Measures every text of [N][R] answers in hand; each measure is an [N, R] tensor, float64.
+    """Measures [N][R] texts, the newest kept answers of N prompts; each measure is an [N, R] tensor, float64.
 
     Returns:
         changed: 1 where the answer differs from the previous one, 0 for the draft.

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template, and the marks that keep text from becoming control tokens.
+"""A tokenizer's chat template, and marks that keep users' text from becoming control tokens such as `<|im_end|>`.
 
 Chat templates differ in more than their marks: some trim messages, some drop the thinking of earlier answers, some
 write the date or a system prompt of their own, some reject a role. `ChatTemplate` finds out by rendering probes, never

@@ -1,4 +1,4 @@
-"""Encodes texts, with `MARK` inside control tokens, as token ids."""
+"""Encodes texts as token ids; a mark inside a control token, such as `<|im_end|>`, makes it plain text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rendered pairs that fit a length limit: six sequences each, or the reason for a reject. Nothing is cut unasked.
+"""Pairs that fit a length limit, as six sequences (two drafts, four revisions) or with the reason for a reject.
 
 With `truncate="prompt"` the oldest part of a prompt is cut, and nothing else. System messages, answers and their
 terminators stay whole, and all six sequences come from the same shortened prompt, as generation would make them.
@@ -42,7 +42,7 @@ def expect_truncate(renderer: Renderer, truncate: str) -> None:
 
 
 def longest_of(six: list[TokenPair]) -> int:
-    """Number of tokens in the longest of a pair's six sequences."""
+    """Number of tokens in the longest of a pair's six sequences: both answers as drafts and as revisions of each."""
     return max(_lengths(six))
 
 

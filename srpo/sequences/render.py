@@ -112,12 +112,12 @@ class Renderer:
     def revisions(
         self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
     ) -> list[list[int]]:
-        """Token ids of the revision's context for each of many prompts and drafts; `options` as in `drafts`."""
+        """Token ids of the context of a revision, for each prompt and draft; `options` go to the chat template."""
         given = options or [None] * len(prompts)
         return self._encode([self._context(*each) for each in zip(prompts, drafts, given, strict=True)])
 
     def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
-        """Token ids of each of many answers, terminators included; `options` as in `drafts`."""
+        """Token ids of each of many answers, terminators included; `options` go to the chat template."""
         given = options or [None] * len(texts)
         return self._answers([(text, each, False) for text, each in zip(texts, given, strict=True)])
 
@@ -175,11 +175,11 @@ class Renderer:
     # ------------------------------------------------------------------ six sequences
 
     def six(self, pair: Pair) -> list[TokenPair]:
-        """The six sequences of a pair, (context ids, answer ids) each, in the order of `SixLogps`."""
+        """Six (context ids, answer ids) sequences of a pair: both answers as drafts, and as revisions of each."""
         return next(self.sixes([pair]))
 
     def sixes(self, pairs: Iterable[Pair]) -> Iterator[list[TokenPair]]:
-        """The six sequences of each of many pairs, tokenised in batches.
+        """Six sequences of each of many pairs: both answers as drafts, and as revisions of each; tokenised in batches.
 
         Raises:
             DataError: a pair has no token to score its answer at, or its prompt does not end with the user's message.
@@ -191,7 +191,7 @@ class Renderer:
             yield six
 
     def rendered(self, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, list[TokenPair] | Reject]]:
-        """Yields each pair with its six sequences or with its reject; reads ahead by one batch."""
+        """Yields each pair with its six (context ids, answer ids) sequences, or with the reason why it has none."""
         remaining = iter(pairs)
         while chunk := list(islice(remaining, CHUNK)):
             texts = [self._contexts(pair) for pair in chunk]

@@ -173,7 +173,7 @@ class RevisionTemplate:
             raise TemplateError("not a revision template", where=str(file), expected=expected) from None
 
     def save(self, folder: str | Path, fingerprint: str = "") -> None:
-        """Writes the template into a model's folder, for `load`.
+        """Writes the revision template into a model's folder, from which it is loaded with the model.
 
         Args:
             fingerprint: `Renderer.fingerprint`, which shows later whether the tokenizer has changed.

@@ -1,7 +1,8 @@
 """Flat token sequences that share prefixes, merged into one tree.
 
-A pair gives six sequences (context, answer). Wherever two of them begin alike their tokens are stored, and later
-computed, once. Merging can never change what is computed, only how often; `unpack(pack(six)) == six` is a test.
+A pair gives six sequences (context, answer): both answers as drafts, and as revisions of each. Wherever two of them
+begin with equal tokens, these are stored, and later computed, once. Merging can never change the results, only how
+often they are computed; `unpack(pack(six)) == six` is a test.
 
 Nodes are laid out depth-first, so two integers per token say everything:
 

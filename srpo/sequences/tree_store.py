@@ -44,7 +44,7 @@ class TreeStore(Sequence[PrefixTree]):
         return store
 
     def add(self, ids: Iterable[int], marks: Iterable[int]) -> None:
-        """Appends a tree, given by its `PrefixTree.ids` and `PrefixTree.marks`."""
+        """Appends the tree of one tokenised pair: its token ids, and its layout as `PrefixTree.marks`."""
         self.ids.extend(ids)
         self.marks.extend(marks)
         self.id_ends.append(len(self.ids))

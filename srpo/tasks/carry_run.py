@@ -1,4 +1,4 @@
-"""One run on the carry task, stage by stage: base → pairs → a method trained from it → trails.
+"""One run on the carry task, stage by stage: base → pairs → a method trained from it → drafts and revisions.
 
 Every step uses the public API: `SRPOTrainer` on a JSONL file of pairs, `Reviser`, `best_of`. All methods start from the
 same base and see the same pairs in the same number of steps and of pairs per step. Stages are folders (stages.py); a
@@ -180,7 +180,7 @@ def cells(config: CarryConfig, system: str) -> list[tuple[str, float]]:
 
 
 def trail_file(split: str, temperature: float) -> str:
-    """Name of the file of trails for one split and temperature."""
+    """Name of the file of drafts and revisions for one split and temperature."""
     return f"{split}.T{temperature:g}.jsonl"
 
 
@@ -218,7 +218,7 @@ class Job:
 
 
 def work(job: Job) -> dict[str, float]:
-    """Trains the job's method on the existing base and draws its systems' trails; returns seconds by stage."""
+    """Trains the job's method from the existing base, draws drafts and revisions, and returns seconds by stage."""
     import torch
     from transformers.utils import logging as hf_logging
 
@@ -248,7 +248,7 @@ def work(job: Job) -> dict[str, float]:
 
 
 def trail_folder(job: Job, system: str) -> Path:
-    """Folder that holds the trails of one of the job's systems."""
+    """Folder that holds the drafts and revisions of one of the job's systems."""
     return Path(job.run) / "trails" / (f"{job.name}.{system}" if job.name else system)
 
 

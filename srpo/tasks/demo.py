@@ -57,7 +57,7 @@ def run_demo(
     config: CarryConfig | None = None,
     log: StageLog | None = None,
 ) -> dict[TrailsKey, ScoredTrails]:
-    """Runs the demo for every seed and scores the trails that it drew.
+    """Runs the demo for every seed and scores its drafts and revisions.
 
     Args:
         output_dir: folder with one subfolder per seed; finished stages with the same settings are reused.
@@ -65,7 +65,7 @@ def run_demo(
         first_seed: seed of the first run; the others follow in steps of one.
 
     Returns:
-        The scored trails of all seeds, by (seed, system, split, temperature).
+        The scored answers of all seeds, by (seed, system, split, temperature).
 
     Raises:
         ConfigError: no seed, or a negative one.
@@ -99,7 +99,7 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> lis
 
 
 def verdict(scored: Mapping[TrailsKey, ScoredTrails], config: CarryConfig) -> Results:
-    """Summarises scored trails: means, confidence intervals, and the answers to the demo's `questions`."""
+    """Summarises scored answers: means, confidence intervals, and the answers to the demo's `questions`."""
     return summarise(grouped(scored), questions(config), highlight="srpo", labels=LABELS)
 
 

@@ -252,7 +252,7 @@ class SRPOTrainer(DurableTrainer):
         return loss, None, None
 
     def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
-        """Back-end of policy and reference; with two different ones, equal weights would give non-zero log-ratios."""
+        """Attention back-end of policy and reference; two different ones would round equal weights differently."""
         # Every time, because a wrapped model needs its own self-check, which must not run inside `serving`.
         self._backend = settle_backend(model, trees, self._backend or self.args.backend)
         return self._backend

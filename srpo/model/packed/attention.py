@@ -160,7 +160,7 @@ _held: set[int] = set()  # ids of models inside a `serving` block
 
 @contextmanager
 def serving(model: nn.Module, backend: str) -> Iterator[None]:
-    """Switches a back-end's attention on for a block with forward *and* backward, as activation checkpointing needs."""
+    """Switches packed attention on for a block with forward *and* backward, which activation checkpointing needs."""
     if backend in _INTERFACES:
         with following_paths(model, _INTERFACES[backend]):
             _held.add(id(core(model)))
@@ -174,10 +174,10 @@ def serving(model: nn.Module, backend: str) -> Iterator[None]:
 
 @contextmanager
 def attending(model: nn.Module, backend: str) -> Iterator[None]:
-    """Switches a back-end's attention on for a block with a forward alone; does nothing inside a `serving` block.
+    """Switches packed attention on for a block with a forward alone; does nothing inside a `serving` block.
 
     Raises:
-        BackendError: activation checkpointing would run layers again after the block, without the back-end.
+        BackendError: activation checkpointing would run layers again after the block, without packed attention.
     """
     if id(core(model)) in _held:
         yield

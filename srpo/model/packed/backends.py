@@ -1,4 +1,4 @@
-"""Which back-end serves a model exactly: settled by comparing numbers on the first batch of a run.
+"""Choice of the attention back-end that serves a model exactly, by comparing numbers on the first batch of a run.
 
 The model's configuration is read first. If it allows the back-end, packed log-probs must equal flat ones up to
 rounding. Otherwise "auto" falls back to flat with a warning, and a back-end chosen by name is an error.
@@ -36,7 +36,9 @@ _settled: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
 def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "auto") -> str:
-    """Returns the name of the back-end that serves this model exactly: `backend`, or the choice made for "auto".
+    """Returns the attention back-end that serves this model exactly: "path", "flex", "cache" or "flat".
+
+    That is `backend` itself, or the choice made for "auto".
 
     The first call for a model compares packed and flat log-probs on `trees`.
 
@@ -135,7 +137,7 @@ def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: st
 
 @torch.no_grad()
 def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "path") -> tuple[float, float]:
-    """Largest difference of a back-end's log-probs from flat ones on the longest trees, and the tolerance, in nats."""
+    """Largest difference of packed log-probs from those of plain sequences on the longest trees; tolerance; nats."""
     longest = Forest.plant(sorted(trees, key=len)[-CHECKED_TREES:], device_of(model))
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would draw differently in the two layouts

@@ -53,6 +53,6 @@ def six_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: s
 
 
 def sequence_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> Tensor:
-    """Summed log-probs of the K answers of each tree, [B, K], float64, nats; arguments as in `six_logps`."""
+    """Summed log-probs of the K answers of each of B trees (merged token sequences), [B, K], float64, nats."""
     forest = trees if isinstance(trees, Forest) else Forest.plant(trees, device_of(model))
     return LAYOUTS[settle_backend(model, forest.trees, backend)](model, forest)

@@ -1,4 +1,4 @@
-"""The back-ends: four layouts of the sequences of a forest, which give the same log-probs.
+"""The attention back-ends: four layouts of the sequences of many pairs, which give the same log-probs.
 
     path    each shared prefix once, attention along root-to-leaf chains (attention.py); the default
     flex    each shared prefix once, FlexAttention with a block mask (flex.py)

@@ -85,7 +85,7 @@ class CachedReference:
         self._allowed = TOLERANCE[{"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, _dtype(policy))]
 
     def six_logps(self, trees: Sequence[PrefixTree] | Forest, backend: str) -> SixLogps:
-        """Log-probs of the trees' answers under the reference, float64, nats, without gradients.
+        """Log-probs of the six answers of each pair under the reference, float64, nats, without gradients.
 
         If one tree's row is not stored, all rows of the call are computed, and then stored.
 
