@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from srpo.errors import ConfigError
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference, Reference
 from srpo.progress import Progress
@@ -19,6 +18,7 @@ from srpo.train.dataset import TreeDataset
 from srpo.train.durable.identity import device_name
 from srpo.train.microbatches import pieces
 from srpo.train.prompts import batches_of, groups_of
+from srpo.train.split_weights import expect_splittable, split_reference
 from srpo.train.view import TrainerView
 
 CHECKED_ROWS = 4
@@ -49,14 +49,10 @@ def make_ready(trainer: TrainerView, settle: Settle) -> None:
     Raises:
         ConfigError: a setting that does not work with weights split over processes.
     """
-    args, reference = trainer.args, trainer.reference
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        for name in ("reference_cache", "precompute_ref_log_probs", "sync_ref_model", "max_tokens_per_batch"):
-            if getattr(args, name):
-                # A process with a cache hit would skip a forward pass, and sharded weights need all processes in it.
-                raise ConfigError("does not work with FSDP or DeepSpeed", where=name, fix="leave it out")
+    reference = trainer.reference
+    expect_splittable(trainer)
     # This comes first: a reference scored on the wrong device would be cached under the name of the right one.
-    reference.prepare(lambda frozen: trainer.accelerator.prepare_model(frozen, evaluation_mode=True))
+    reference.prepare(lambda frozen: split_reference(trainer, frozen))
     if isinstance(reference, CachedReference):
         with trainer.accelerator.autocast():
             _fill(trainer, reference, settle)

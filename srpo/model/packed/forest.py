@@ -65,9 +65,10 @@ class ChainGroup:
         return self.masks[window]
 
 
-@dataclass(frozen=True)
 class Forest:
     """Trees laid end to end in one row, with the plan for attending over them and for scoring their answers.
+
+    Not a dataclass, because FSDP takes apart and rebuilds every dataclass among the inputs of a layer.
 
     Attributes:
         trees: the planted trees, one per pair, all with the same number of sequences.
@@ -83,17 +84,25 @@ class Forest:
         block_masks: FlexAttention's block masks made so far, by window.
     """
 
-    trees: tuple[PrefixTree, ...]
-    packed: tuple[PrefixTree, ...]
-    ids_1S: Tensor
-    positions_1S: Tensor
-    groups: tuple[ChainGroup, ...]
-    place_S: Tensor
-    parents_P: Tensor
-    row_T: Tensor
-    token_T: Tensor
-    owner_T: Tensor
-    block_masks: dict[int | None, Any] = field(default_factory=dict, init=False)
+    def __init__(
+        self,
+        *,
+        trees: tuple[PrefixTree, ...],
+        packed: tuple[PrefixTree, ...],
+        ids_1S: Tensor,
+        positions_1S: Tensor,
+        groups: tuple[ChainGroup, ...],
+        place_S: Tensor,
+        parents_P: Tensor,
+        row_T: Tensor,
+        token_T: Tensor,
+        owner_T: Tensor,
+    ) -> None:
+        self.trees, self.packed = trees, packed
+        self.ids_1S, self.positions_1S = ids_1S, positions_1S
+        self.groups, self.place_S = groups, place_S
+        self.parents_P, self.row_T, self.token_T, self.owner_T = parents_P, row_T, token_T, owner_T
+        self.block_masks: dict[int | None, Any] = {}
 
     @cached_property
     def ends_S(self) -> Tensor:

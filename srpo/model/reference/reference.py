@@ -54,7 +54,7 @@ class Reference:
         if frozen is not None:
             self.model = _freeze(frozen)
         elif self.kind == "frozen copy":
-            self.model = _freeze(copy.deepcopy(policy))
+            self.model = _freeze(_copied(policy))
         elif self.kind == "frozen adapter":
             self._adapter = _copy_adapter(policy)
 
@@ -163,6 +163,17 @@ def reference_fingerprint(kind: str, model: nn.Module) -> str:
     peft = adapted(model) if kind == "frozen adapter" else None
     adapter = peft.peft_config[peft.active_adapter] if peft else None
     return fingerprint(model, without_trained=kind == "adapter off", adapter=adapter)
+
+
+def _copied(policy: nn.Module) -> nn.Module:
+    """A copy of the policy with weights of its own; DeepSpeed's split weights are empty outside of a gathering."""
+    split = [p for p in policy.parameters() if hasattr(p, "ds_id")]
+    if not split:
+        return copy.deepcopy(policy)
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(split):
+        return copy.deepcopy(policy)
 
 
 def _freeze(model: nn.Module) -> nn.Module:

@@ -71,6 +71,17 @@ class Invalid(Exception):
     """Exception whose message is the reason that a folder is not a valid checkpoint or model."""
 
 
+def expect_weights(folder: Path) -> None:
+    """Checks that a saved model has weights, before it is called saved.
+
+    Raises:
+        OutputError: none of the files has weights.
+    """
+    if not any(path.suffix in (".safetensors", ".bin") for path in folder.rglob("*")):
+        fix = "resume the run, whose checkpoints are kept, with settings that gather the weights before saving"
+        raise OutputError("no weights were saved", where=str(folder.parent.parent), fix=fix)
+
+
 def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Writes the manifest of all files in the folder and syncs everything to disk."""
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=_size, reverse=True)

@@ -17,6 +17,7 @@ from torch import nn
 
 from srpo.errors import ConfigError, did_you_mean
 from srpo.model.weights.fingerprint import fingerprint
+from srpo.train.split_weights import splitting
 from srpo.train.view import TrainerView
 from srpo.versions import versions
 
@@ -32,7 +33,7 @@ FREE = {
     *("batch_eval_metrics", "revision_template", "model_init_kwargs"),  # the last two: template and weights count
 }
 # A checkpoint's weights and optimiser moments fit only one value of these keys, so a change cannot be accepted.
-FIXED = ("adapter", "optim")
+FIXED = ("adapter", "optim", "weights_split_by")
 LIBRARIES = ("srpo", "torch", "transformers", "accelerate", "peft")
 
 
@@ -50,6 +51,7 @@ def identity_of(trainer: TrainerView) -> dict[str, Any]:
         "processes": args.world_size,
         "threads": torch.get_num_threads(),
         "device": device_name(args.device),
+        **({"weights_split_by": split} if (split := splitting(trainer)) != "no" else {}),
         **{name: version for name, version in versions().items() if name in LIBRARIES},
     }
     for each in fields(args):

@@ -38,6 +38,7 @@ from srpo.train.durable.checkpoint import STAGING, Invalid, Manifest
 from srpo.train.durable.identity import accepted, identity_of
 from srpo.train.durable.nonfinite import expect_finite_weights
 from srpo.train.metrics import Measured
+from srpo.train.split_weights import load_whole, splitting, whole_weights
 
 REFERENCE_FILE = "reference.safetensors"
 log = logging.getLogger("srpo")
@@ -206,6 +207,8 @@ class DurableTrainer(Trainer):
         """Loads the finished model, whose manifest is `final`; no steps are left."""
         if hasattr(self.model, "disable_adapter"):  # a PEFT model
             self.model.load_adapter(str(self._folder), self.model.active_adapter, is_trainable=True)
+        elif splitting(self) != "no":
+            load_whole(self.model, self._folder)
         else:
             self._load_from_checkpoint(str(self._folder))
         self.state.global_step, self.state.max_steps = final.step, final.of
@@ -291,9 +294,11 @@ class DurableTrainer(Trainer):
                     if (target / name).is_file():
                         shutil.copy(target / name, stage / name)
             self.accelerator.wait_for_everyone()
-            super().save_model(str(stage), _internal_call=True)
+            with whole_weights(self.accelerator):
+                super().save_model(str(stage), _internal_call=True)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                checkpoint.expect_weights(stage)
                 checkpoint.seal(stage, self._manifest())
                 checkpoint.commit_files(stage, target)
                 checkpoint.clear(target)

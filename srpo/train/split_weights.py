@@ -1,0 +1,132 @@
+"""Weights that are split over processes, by FSDP or DeepSpeed: the reference, the saved model, what cannot work.
+
+The policy is split by transformers and accelerate; everything that SRPO adds to it is here.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from srpo.errors import ConfigError
+from srpo.model.weights.fingerprint import is_whole
+from srpo.model.weights.load import load_model
+from srpo.train.view import TrainerView
+
+log = logging.getLogger("srpo")
+
+# A process with a cache hit would skip a forward pass, and split weights need all processes in it.
+NOT_SPLIT = ("reference_cache", "precompute_ref_log_probs", "sync_ref_model", "max_tokens_per_batch")
+
+
+def splitting(trainer: TrainerView) -> str:
+    """How the weights are split: "FSDP 1", "FSDP 2", "ZeRO-1", "ZeRO-2", "ZeRO-3", or "no"; part of a run's identity."""
+    accelerator = trainer.accelerator
+    if trainer.is_deepspeed_enabled:
+        return f"ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
+    if trainer.is_fsdp_enabled:
+        return f"FSDP {2 if accelerator.is_fsdp2 else 1}"
+    return "no"
+
+
+def expect_splittable(trainer: TrainerView) -> None:
+    """Checks the settings that do not work with weights split over processes.
+
+    Raises:
+        ConfigError: such a setting, or one under which no process could save the whole model.
+    """
+    if splitting(trainer) == "no":
+        return
+    for name in NOT_SPLIT:
+        if getattr(trainer.args, name):
+            raise ConfigError("does not work with FSDP or DeepSpeed", where=name, fix="leave it out")
+    if splitting(trainer) == "ZeRO-3":
+        name = "stage3_gather_16bit_weights_on_model_save"
+        config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+        if not config.get("zero_optimization", {}).get(name):
+            where = f"deepspeed config, zero_optimization.{name}"
+            fix = "set it to true (in an accelerate file: zero3_save_16bit_model: true)"
+            raise ConfigError("no process would save the whole model", where=where, expected="true", fix=fix)
+
+
+def split_reference(trainer: TrainerView, frozen: nn.Module) -> nn.Module:
+    """Splits a reference with weights of its own as the policy is split, or moves it to its device if that is not.
+
+    It then computes in the same precision as the policy, so that log-ratios are zero before the first step.
+    """
+    accelerator, kind = trainer.accelerator, splitting(trainer)
+    if kind == "FSDP 2":
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        return fsdp2_prepare_model(accelerator, frozen).eval()
+    if kind == "FSDP 1":
+        return _fsdp1(accelerator, frozen).eval()
+    if kind.startswith("ZeRO"):
+        return _zero(accelerator, frozen)
+    return accelerator.prepare_model(frozen, evaluation_mode=True)
+
+
+def _fsdp1(accelerator: Accelerator, frozen: nn.Module) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    plugin: Any = accelerator.state.fsdp_plugin
+    plugin.set_auto_wrap_policy(frozen)
+    return FullyShardedDataParallel(
+        frozen,
+        sharding_strategy=plugin.sharding_strategy or plugin.reshard_after_forward,
+        cpu_offload=plugin.cpu_offload,
+        auto_wrap_policy=plugin.auto_wrap_policy,
+        mixed_precision=plugin.mixed_precision_policy,
+        sync_module_states=plugin.sync_module_states,
+        use_orig_params=plugin.use_orig_params,
+        device_id=accelerator.device,
+    )
+
+
+def _zero(accelerator: Accelerator, frozen: nn.Module) -> nn.Module:
+    """Splits a frozen model with DeepSpeed if the policy's weights are split (ZeRO-3); without an optimiser."""
+    import deepspeed
+
+    plugin: Any = accelerator.state.deepspeed_plugin
+    config = copy.deepcopy(plugin.deepspeed_config)
+    for name in ("optimizer", "scheduler"):
+        config.pop(name, None)
+    zero = config["zero_optimization"]
+    zero.pop("offload_optimizer", None)
+    zero["stage"] = 3 if plugin.zero_stage == 3 else 0
+    engine, *_ = deepspeed.initialize(model=frozen, config=config)
+    engine.eval()
+    return engine
+
+
+def load_whole(model: nn.Module, folder: Path) -> None:
+    """Loads the model saved in the folder into a model that will be split but is still whole in each process."""
+    if is_whole(model):  # transformers would look for the parts of a checkpoint
+        model.load_state_dict(load_model(str(folder), dtype=next(model.parameters()).dtype).state_dict())
+    else:
+        log.warning("srpo: the model in memory keeps its first weights; the finished ones are in %s", folder)
+
+
+@contextmanager
+def whole_weights(accelerator: Accelerator) -> Iterator[None]:
+    """Inside the block FSDP gathers the whole model to save it, even if checkpoints are saved in parts."""
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None or "FULL" in str(plugin.state_dict_type):
+        yield
+        return
+    names = ("state_dict_type", "state_dict_config", "optim_state_dict_config")
+    before = {name: getattr(plugin, name) for name in names}
+    plugin.state_dict_config = plugin.optim_state_dict_config = None  # accelerate sets those of the new type
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(plugin, name, value)
