@@ -53,17 +53,22 @@ class SixLogps(NamedTuple):
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A record of the loss of a batch of pairs, and of its two terms for each pair.
+    """A record of the loss of each pair of a batch, and of its two terms.
 
     Attributes:
-        loss: scalar to minimise, a mean over the batch.
+        per_pair: [B], the loss of each pair.
         generation: [B], each pair's drafting term (Eq. 16 for SRPO; the whole loss of DPO, IPO and SFT).
         improvement: [B], each pair's revising term (Eq. 15 for SRPO; the whole loss of the SFT reviser; else zero).
     """
 
-    loss: Tensor
+    per_pair: Tensor
     generation: Tensor
     improvement: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """The scalar to minimise: the mean over the batch."""
+        return self.per_pair.mean()
 
 
 def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float) -> LossOutput:
@@ -85,8 +90,8 @@ def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: floa
     g_w, g_l, h_ww, h_lw, h_wl, h_ll = policy.minus(reference)
     improvement_B = (0.5 - beta * (h_wl - h_ll)) ** 2 + (0.5 - beta * (h_ww - h_lw)) ** 2  # Eq. 15
     generation_B = (beta * (h_wl + g_w - h_lw - g_l) - 1.0) ** 2  # Eq. 16
-    loss = ((1.0 - alpha) * generation_B + alpha * improvement_B).mean()  # Eq. 17
-    return LossOutput(loss, generation_B, improvement_B)
+    loss_B = (1.0 - alpha) * generation_B + alpha * improvement_B  # Eq. 17, whose mean over pairs is `loss`
+    return LossOutput(loss_B, generation_B, improvement_B)
 
 
 def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
@@ -102,7 +107,7 @@ def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
     """
     g_w, g_l, *_ = policy.minus(reference)
     loss_B = -F.logsigmoid(beta * (g_w - g_l))
-    return LossOutput(loss_B.mean(), loss_B, torch.zeros_like(loss_B))
+    return LossOutput(loss_B, loss_B, torch.zeros_like(loss_B))
 
 
 def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
@@ -118,7 +123,7 @@ def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
     """
     g_w, g_l, *_ = policy.minus(reference)
     loss_B = (g_w - g_l - 1.0 / (2.0 * beta)) ** 2
-    return LossOutput(loss_B.mean(), loss_B, torch.zeros_like(loss_B))
+    return LossOutput(loss_B, loss_B, torch.zeros_like(loss_B))
 
 
 def sft_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha: float = 0.0) -> LossOutput:
@@ -133,7 +138,7 @@ def sft_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha:
         tensor(3.)
     """
     loss_B = -policy.w
-    return LossOutput(loss_B.mean(), loss_B, torch.zeros_like(loss_B))
+    return LossOutput(loss_B, loss_B, torch.zeros_like(loss_B))
 
 
 def sft_reviser_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha: float = 0.0) -> LossOutput:
@@ -149,7 +154,7 @@ def sft_reviser_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0
         tensor(3.)
     """
     loss_B = -0.5 * (policy.w_given_l + policy.w_given_w)
-    return LossOutput(loss_B.mean(), torch.zeros_like(loss_B), loss_B)
+    return LossOutput(loss_B, torch.zeros_like(loss_B), loss_B)
 
 
 def chosen_nll(policy: SixLogps, tokens_w: Tensor, *, drafts_only: bool) -> Tensor:

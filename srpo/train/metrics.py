@@ -36,6 +36,7 @@ def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: 
         "rewards/margins": beta * (ratios.w - ratios.l),
         "logps/chosen": policy.w,
         "logps/rejected": policy.l,
+        "loss": output.per_pair.detach(),
     }
     if policy.w_given_l.isnan().all():
         return columns
@@ -55,7 +56,7 @@ def names_of(objective: Objective) -> set[str]:
     given_B = none_B if objective.drafts_only else zero_B
     six = SixLogps(zero_B, zero_B, given_B, given_B, given_B, given_B)
     columns = metrics(six, six, objective.loss(six, six, beta=1.0, alpha=0.5), beta=1.0)
-    return {*columns, "loss", "runtime", "samples_per_second", "steps_per_second"}
+    return {*columns, "runtime", "samples_per_second", "steps_per_second"}
 
 
 class Measured:

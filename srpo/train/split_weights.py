@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ NOT_SPLIT = ("reference_cache", "precompute_ref_log_probs", "sync_ref_model", "m
 
 
 def splitting(trainer: TrainerView) -> str:
-    """How the weights are split: "FSDP 1", "FSDP 2", "ZeRO-1", "ZeRO-2", "ZeRO-3", or "no"; part of a run's identity."""
+    """How the weights are split: "FSDP 1" or "FSDP 2", "ZeRO-1" to "ZeRO-3", or "no"; part of a run's identity."""
     accelerator = trainer.accelerator
     if trainer.is_deepspeed_enabled:
         return f"ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
@@ -43,6 +44,9 @@ def expect_splittable(trainer: TrainerView) -> None:
         ConfigError: such a setting, or one under which no process could save the whole model.
     """
     if splitting(trainer) == "no":
+        if trainer.args.world_size > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            fix = "use `torchrun`, under which each process keeps all weights"
+            raise ConfigError("accelerate splits weights on GPUs only", where="FSDP", expected="GPUs", fix=fix)
         return
     for name in NOT_SPLIT:
         if getattr(trainer.args, name):

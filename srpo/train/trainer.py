@@ -52,7 +52,7 @@ from srpo.train.prepare_reference import Following, make_ready, make_reference, 
 from srpo.train.prompts import PromptSampler
 from srpo.train.run_record import card_of
 from srpo.train.transformers_settings import expect_served, named, settings_in
-from srpo.train.validation import expect_one_device
+from srpo.train.validation import expect_even_processes, expect_one_device
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -119,6 +119,7 @@ class SRPOTrainer(DurableTrainer):
     ) -> None:
         args = args or SRPOConfig(output_dir="srpo_output")
         expect_one_device(args, model)
+        expect_even_processes(args)
         expect_served(args)
         if compute_metrics is not None:
             fix = "leave it out: rewards/*, logps/* and revision/* are measured, and callbacks get them in on_evaluate"
@@ -209,8 +210,8 @@ class SRPOTrainer(DurableTrainer):
         output = self.objective.loss(policy, reference, beta=self.args.beta, alpha=self.args.alpha)
         if weight := self.args.chosen_nll_weight:
             tokens_B, drafts = _tokens_BK(summed, inputs["trees"])[:, 0], self.objective.drafts_only
-            anchor = chosen_nll(summed, tokens_B, drafts_only=drafts).mean()
-            output = replace(output, loss=output.loss + weight * anchor)
+            anchor_B = chosen_nll(summed, tokens_B, drafts_only=drafts)
+            output = replace(output, per_pair=output.per_pair + weight * anchor_B)
         self.guard.expect_finite(inputs, policy, reference, output, step=self.state.global_step + 1)
         self._measured.add(metrics(policy.detach(), reference, output, beta=self.args.beta))
         loss = output.loss.float() * inputs.get(SHARE, 1.0)
@@ -348,6 +349,7 @@ class SRPOTrainer(DurableTrainer):
         output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         self.guard.settle(step=self.state.global_step)
         assert output.metrics is not None
+        # Also the loss: transformers' mean counts the rows that pad the last batch of several processes.
         output.metrics.update(self._measured.means("eval", f"{metric_key_prefix}_"))
         return output
 
@@ -363,7 +365,7 @@ class SRPOTrainer(DurableTrainer):
         if "train_loss" in logs:  # transformers counts the steps since a resume
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if not any(key.startswith("eval_") for key in logs):
-            logs |= self._measured.means("train")
+            logs |= {name: mean for name, mean in self._measured.means("train").items() if name != "loss"}
         super().log(logs, start_time)
 
     # ------------------------------------------------------------------ saving

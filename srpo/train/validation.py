@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,24 @@ def expect_one_device(args: SRPOConfig, model: str | torch.nn.Module) -> None:
         raise ConfigError(
             f"{args.n_gpu} GPUs and one process", where="devices", expected="one process for each", fix=fix
         )
+
+
+def expect_even_processes(args: SRPOConfig) -> None:
+    """Checks settings under which processes would wait for each other for ever, or would not find each other's files.
+
+    Raises:
+        ConfigError: such a setting, with several processes or several nodes.
+    """
+    if args.world_size == 1:
+        return
+    accelerator: Any = args.accelerator_config
+    if not accelerator.even_batches:
+        what = f"false with {args.world_size} processes: a process without a last batch would leave the others waiting"
+        raise ConfigError(what, where="accelerator_config.even_batches", expected="true", fix="leave it out")
+    nodes = args.world_size // max(int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size)), 1)
+    if args.save_on_each_node and nodes > 1:
+        fix = "leave it out, and use an output_dir that every node sees"
+        raise ConfigError(f"not supported with {nodes} nodes", where="save_on_each_node", fix=fix)
 
 
 def expect_consistent(

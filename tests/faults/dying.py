@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -55,9 +56,10 @@ def make_trainer(base: Path, folder: Path, kind: str = "full", **changes: Any) -
 
         adapter = LoraConfig(r=2, lora_alpha=4, lora_dropout=0.1, task_type="CAUSAL_LM", target_modules=["q_proj"])
     callbacks, eval_rows = changes.pop("callbacks", None), changes.pop("eval_rows", None)
+    rows = changes.pop("rows", ROWS)
     args = settings(folder, **{**SETTINGS, **changes})
     return SRPOTrainer(
-        str(base), args=args, train_dataset=ROWS, eval_dataset=eval_rows, peft_config=adapter, callbacks=callbacks
+        str(base), args=args, train_dataset=rows, eval_dataset=eval_rows, peft_config=adapter, callbacks=callbacks
     )
 
 
@@ -154,6 +156,36 @@ def ended(pid: int, read: int) -> End:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     answer = json.loads(text) if text else {"value": None, "error": ""}
     return End(code, answer["value"], answer["error"])
+
+
+def together(work: Callable[[int], Any], *, dies: int | None = None) -> list[End]:
+    """Runs it in two processes, given their rank; when the one that dies is dead, the other is killed as well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def ranked(rank: int) -> Any:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE="2",
+            LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        from accelerate.state import AcceleratorState, PartialState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert PartialState._shared_state == {}
+        return work(rank)
+
+    running = [started(lambda rank=rank: ranked(rank)) for rank in (0, 1)]  # type: ignore[misc]
+    if dies is None:
+        return [ended(*each) for each in running]
+    first = ended(*running[dies])
+    os.kill(running[1 - dies][0], signal.SIGKILL)
+    other = ended(*running[1 - dies])
+    return [first, other] if dies == 0 else [other, first]
 
 
 # ---------------------------------------------------------------------- events

@@ -41,7 +41,7 @@ class Poison:
                 reference = reference._replace(w=self._spoil(reference.w))
             output = loss(policy, reference, **settings)
             if place == "loss":
-                output = dataclasses.replace(output, loss=self._spoil(output.loss))
+                output = dataclasses.replace(output, per_pair=self._spoil(output.per_pair))
             return output
 
         def layer(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:

@@ -6,54 +6,21 @@ version is one write of the first; everything else carries the marker `faults`.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from srpo.train.durable.checkpoint import newest
-from tests.faults.dying import Disk, End, during_save, ended, make_base, make_trainer, started, steps_logged, train
+from tests.faults.dying import Disk, End, during_save, make_base, make_trainer, steps_logged, together, train
 
 STEPS = 5
 SAVES = {"first": 1, "later": 2, "rotating": 3}
 SETTINGS: dict[str, Any] = {"max_steps": STEPS, "save_steps": 1, "ddp_backend": "gloo"}
-
-
-def together(work: Callable[[int], Any], *, dies: int | None = None) -> list[End]:
-    """Runs it in two processes, given their rank; when the one that dies is dead, the other is killed as well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def ranked(rank: int) -> Any:
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-        from accelerate.state import AcceleratorState, PartialState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        assert PartialState._shared_state == {}
-        return work(rank)
-
-    running = [started(lambda rank=rank: ranked(rank)) for rank in (0, 1)]  # type: ignore[misc]
-    if dies is None:
-        return [ended(*each) for each in running]
-    first = ended(*running[dies])
-    os.kill(running[1 - dies][0], signal.SIGKILL)
-    other = ended(*running[1 - dies])
-    return [first, other] if dies == 0 else [other, first]
 
 
 @pytest.fixture(scope="module")

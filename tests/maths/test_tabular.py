@@ -197,7 +197,7 @@ def sign_flipped(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: f
     g_w, g_l, h_ww, h_lw, h_wl, h_ll = policy.minus(reference)
     improvement = (0.5 + beta * (h_wl - h_ll)) ** 2 + (0.5 + beta * (h_ww - h_lw)) ** 2
     generation = (beta * (h_wl + g_w - h_lw - g_l) - 1.0) ** 2
-    return LossOutput(((1 - alpha) * generation + alpha * improvement).mean(), generation, improvement)
+    return LossOutput((1 - alpha) * generation + alpha * improvement, generation, improvement)
 
 
 def alpha_swapped(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float) -> LossOutput:
@@ -296,7 +296,7 @@ def test_bad_games_are_refused(call: object, word: str) -> None:
 
 
 def test_a_loss_that_is_nan_is_an_error() -> None:
-    broken = Objective(lambda p, r, *, beta, alpha: LossOutput((p.w * torch.nan).mean(), p.w, p.w), drafts_only=True)
+    broken = Objective(lambda p, r, *, beta, alpha: LossOutput(p.w * torch.nan, p.w, p.w), drafts_only=True)
     with pytest.raises(NonFiniteError):
         minimise(broken, Tables.tied(UNIFORM), population_weights(PAPER, UNIFORM), UNIFORM, beta=1.0, alpha=0.5)
     arguments = {"beta": 1.0, "alpha": 0.5, "learning_rate": 0.01}

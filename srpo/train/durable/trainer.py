@@ -12,7 +12,7 @@ import logging
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -371,9 +371,7 @@ class DurableTrainer(Trainer):
     @contextmanager
     def _held(self, folder: Path) -> Iterator[None]:
         """Context manager in which the first process holds the folder's lock for all processes."""
-        with ExitStack() as stack:
-            if self.is_world_process_zero():
-                stack.enter_context(held(writable_folder(folder)))
+        with held(writable_folder(folder)) if self.is_world_process_zero() else nullcontext():
             yield
 
     def anywhere(self, mine: bool) -> bool:

@@ -10,8 +10,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -61,6 +59,10 @@ def _wait_for_gathered_weights() -> None:
         setattr(module, name, waiting(getattr(module, name)))
 
 
-def same(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Largest absolute difference."""
-    return float((left.double() - right.double()).abs().max())
+def unsplit() -> None:
+    """Takes `split_on_cpu` back, for the next trainer of this process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    for name in (*FSDP2, "ACCELERATE_MIXED_PRECISION"):
+        os.environ.pop(name, None)

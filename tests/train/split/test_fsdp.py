@@ -1,0 +1,153 @@
+"""Runs of two processes whose weights FSDP 2 splits: the numbers of one process, and a whole model at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.faults.dying import forked, make_base, make_trainer, together
+from tests.train.plain import ROWS
+from tests.train.split.processes import FSDP2, split_on_cpu, unsplit
+
+QUICK: dict[str, Any] = {
+    **{"disable_dropout": True, "gradient_accumulation_steps": 1, "max_steps": 3},
+    **{"per_device_eval_batch_size": 2, "learning_rate": 0.01, "max_grad_norm": 1.0},
+}
+ALONE = {**QUICK, "save_strategy": "no", "per_device_train_batch_size": 4}
+SPLIT = {**QUICK, "save_strategy": "no", "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+RUNS: dict[str, dict[str, Any]] = {
+    "in parts": {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},  # the default of FSDP 2
+    "lora": {},
+    "bfloat16": {"ACCELERATE_MIXED_PRECISION": "bf16"},
+}
+
+
+def trained(base: Path, folder: Path, **settings: Any) -> dict[str, Any]:
+    """Trains, saves and evaluates on seven rows in batches of two; what was logged."""
+    kind = "lora" if folder.name.startswith("lora") else "full"
+    run = make_trainer(base, folder, kind, rows=[*ROWS, ROWS[0]], eval_rows=ROWS, **settings)
+    if kind == "lora":
+        for module in run.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    run.train()
+    run.save_model()
+    eval_loss = run.evaluate()["eval_loss"]
+    return {"losses": [each["loss"] for each in run.state.log_history if "loss" in each], "eval_loss": eval_loss}
+
+
+def split(base: Path, folder: Path) -> Any:
+    """The runs of `RUNS` one after the other in this process, which is one of two."""
+    found = {}
+    for name, variables in RUNS.items():
+        split_on_cpu(**variables)
+        bf16 = {"bf16": True} if name == "bfloat16" else {}
+        found[name] = trained(base, folder / name, **SPLIT, **bf16)
+        unsplit()
+    found["copied"] = trained(base, folder / "copied", **SPLIT)  # DDP
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("split")
+    make_base(folder / "base")
+    names = ("full alone", "lora alone")
+    one = forked(lambda: {name: trained(folder / "base", folder / name, **ALONE) for name in names})
+    ends = together(lambda rank: split(folder / "base", folder))
+    assert [end.error for end in (one, *ends)] == ["", "", ""]
+    (folder / "found.json").write_text(json.dumps({**one.value, **ends[0].value}))
+    return folder
+
+
+@pytest.fixture
+def found(place: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((place / "found.json").read_text())
+    return read
+
+
+@pytest.mark.parametrize("name", ["in parts", "copied", "lora"])
+def test_losses_are_those_of_one_process(name: str, found: dict[str, Any]) -> None:
+    alone = found["lora alone" if name == "lora" else "full alone"]
+    assert found[name]["losses"] == pytest.approx(alone["losses"], abs=1e-6)
+    # Seven rows, two processes, batches of two: the eighth row is a copy, which counted until it was left out.
+    assert found[name]["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-6)
+
+
+def test_the_first_loss_in_bfloat16_is_exact(found: dict[str, Any]) -> None:
+    """Policy and reference compute in the same precision, so the log-ratios are zero: the loss is 1 − α/2."""
+    assert found["bfloat16"]["losses"][0] == pytest.approx(0.85, abs=1e-7)
+    assert found["bfloat16"]["losses"][1:] == pytest.approx(found["in parts"]["losses"][1:], abs=0.05)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_whole_model_is_saved(name: str, place: Path) -> None:
+    (file,) = (place / name).glob("*model.safetensors")
+    (alone,) = (place / ("lora alone" if name == "lora" else "full alone")).glob("*model.safetensors")
+    ours, theirs = load_file(file), load_file(alone)
+    assert {key: tensor.shape for key, tensor in ours.items()} == {key: tensor.shape for key, tensor in theirs.items()}
+    if name != "bfloat16":
+        for key, tensor in ours.items():
+            assert torch.allclose(tensor, theirs[key], atol=2e-5), key
+
+
+def test_a_finished_run_is_complete(place: Path) -> None:
+    """Resuming loads the whole model before anything is split, and takes no step."""
+
+    def again(rank: int) -> Any:
+        split_on_cpu(**RUNS["in parts"])
+        run = make_trainer(place / "base", place / "in parts", rows=[*ROWS, ROWS[0]], eval_rows=ROWS, **SPLIT)
+        run.train(resume_from_checkpoint=True)
+        return run.start.complete, {key: float(p.sum()) for key, p in run.model.named_parameters()}
+
+    ends = together(again)
+    assert [end.error for end in ends] == ["", ""]
+    complete, sums = ends[0].value
+    assert complete
+    saved = load_file(place / "in parts" / "model.safetensors")
+    assert sums == {key: pytest.approx(float(tensor.sum()), rel=1e-6) for key, tensor in saved.items()}
+
+
+def test_another_kind_of_splitting_is_refused(place: Path) -> None:
+    def copied(rank: int) -> None:
+        make_trainer(place / "base", place / "in parts", rows=[*ROWS, ROWS[0]], **SPLIT).train(True)
+
+    ends = together(copied)
+    assert [end.code for end in ends] == [78, 78]
+    assert "weights_split_by: FSDP 2 → null" in ends[0].error
+
+
+def test_splitting_that_accelerate_would_not_do_is_refused(place: Path) -> None:
+    """On a CPU accelerate ignores FSDP; without the error every process would train all weights in silence."""
+
+    def ignored(rank: int) -> None:
+        os.environ.update(FSDP2)
+        make_trainer(place / "base", place / "ignored", **SPLIT)
+
+    ends = together(ignored)
+    assert [end.code for end in ends] == [78, 78]
+    assert "GPUs only" in ends[0].error
+
+
+def test_processes_that_would_wait_for_ever_are_refused(place: Path) -> None:
+    settings = {**SPLIT, "accelerator_config": {"even_batches": False}}
+    ends = together(lambda rank: str(make_trainer(place / "base", place / "uneven", **settings)))
+    assert [end.code for end in ends] == [78, 78]
+    assert "even_batches" in ends[0].error
+
+
+def test_a_saved_model_without_weights_is_an_error(tmp_path: Path) -> None:
+    from srpo.errors import OutputError
+    from srpo.train.durable.checkpoint import expect_weights
+
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match="no weights were saved"):
+        expect_weights(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    expect_weights(tmp_path)
