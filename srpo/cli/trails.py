@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class TrailArguments:
-    """Settings of a verb that draws drafts and revisions into a file: prompts, model, engine and output."""
+class ModelArguments:
+    """Settings of a model that drafts and revises: its path, template, reference and engine."""
 
-    input: str = setting(help="File of prompts: a `prompt` in each row; JSONL, JSON, CSV or Parquet.")
-    map: str | None = shared("map", help="Columns under other names, as ours=theirs: prompt=instruction.")
     model_name_or_path: str = setting("", "Folder or hub name of a trained model or adapter.")
-    output: str = setting(help="JSONL file of trails to write; rows that it already holds are not drawn again.")
     batch_size: int = shared("batch_size")
     revision_template: str | None = shared("revision_template")
     chat_template_kwargs: dict[str, Any] | None = shared("chat_template_kwargs")
@@ -35,20 +32,13 @@ class TrailArguments:
     beta: float | None = setting(
         None, "β that the model was trained with, for its confidence; unset: the value saved with the model.", above=0
     )
-    bad_rows: str = shared("bad_rows")
     trust_remote_code: bool = shared("trust_remote_code")
     engine: EngineSettings = part(EngineSettings, group="engine that writes the answers")
 
     @property
-    def answers(self) -> Path:
-        """The path of the file that keeps finished answers until every prompt has its draft and all its revisions."""
-        return Path(self.output + ANSWERS)
-
-    def prompts(self) -> AnySource:
-        """Reads the rows of prompts, with columns renamed by --map."""
-        from srpo.data.source import Source, columns_of
-
-        return Source(self.input, columns_of(self.map))
+    def journal(self) -> Path | None:
+        """The path of a file that keeps finished answers, or None to keep no answers."""
+        return None
 
     def reviser(self) -> Reviser:
         """Makes the `Reviser` of these settings: loads the model, or connects to its server."""
@@ -60,13 +50,49 @@ class TrailArguments:
             template=self.revision_template,
             reference=self.reference,
             batch_size=self.batch_size,
-            journal=self.answers if self.output else None,
+            journal=self.journal,
             trust_remote_code=self.trust_remote_code,
             beta=self.beta,
             chat_template_kwargs=self.chat_template_kwargs,
             no_chat_template=self.no_chat_template,
             base_model=self.base_model,
         )
+
+    def expect_model(self, verb: str) -> None:
+        """Checks that a model is named, which only a chat server can do without.
+
+        Raises:
+            UsageError: no model is named.
+        """
+        if not self.model_name_or_path and self.engine.engine != "chat":
+            message = "the following arguments are required: --model_name_or_path"
+            raise UsageError(message, where=f"srpo {verb}", fix=f"`srpo {verb} --help` lists the options")
+
+
+@dataclass(kw_only=True)
+class TrailArguments(ModelArguments):
+    """Settings of a verb that draws drafts and revisions into a file: prompts, model, engine and output."""
+
+    input: str = setting(help="File of prompts: a `prompt` in each row; JSONL, JSON, CSV or Parquet.")
+    map: str | None = shared("map", help="Columns under other names, as ours=theirs: prompt=instruction.")
+    output: str = setting(help="JSONL file of trails to write; rows that it already holds are not drawn again.")
+    bad_rows: str = shared("bad_rows")
+
+    @property
+    def answers(self) -> Path:
+        """The path of the file that keeps finished answers until every prompt has its draft and all its revisions."""
+        return Path(self.output + ANSWERS)
+
+    @property
+    def journal(self) -> Path | None:
+        """The file of finished answers, or None without an output."""
+        return self.answers if self.output else None
+
+    def prompts(self) -> AnySource:
+        """Reads the rows of prompts, with columns renamed by --map."""
+        from srpo.data.source import Source, columns_of
+
+        return Source(self.input, columns_of(self.map))
 
     def made_with(self) -> dict[str, str]:
         """The settings that affect the answers, to be saved beside the file of drafts and revisions."""
@@ -100,9 +126,7 @@ def parse_trails(verb: str, description: str, kind: type[T], argv: list[str], *,
         OutputError: an output cannot be written.
     """
     args = parse(verb, description, kind, argv)
-    if not args.model_name_or_path and args.engine.engine != "chat":
-        message = "the following arguments are required: --model_name_or_path"
-        raise UsageError(message, where=f"srpo {verb}", fix=f"`srpo {verb} --help` lists the options")
+    args.expect_model(verb)
 
     from srpo.data.rejected import REJECTED_FILE
     from srpo.disk import expect_writable

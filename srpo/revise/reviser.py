@@ -5,19 +5,18 @@ Contexts come from the renderer training used, so inference shows a model exactl
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from srpo.data.read import Prompt, PromptRow, read_prompts
+from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import ConfigError
 from srpo.generate.engine import Engine, Keep, Logps
 from srpo.generate.speculative import SpeculativeEngine
@@ -27,13 +26,14 @@ from srpo.model.packed.forward import sequence_logps
 from srpo.model.unwrap import core, device_of
 from srpo.model.weights.load import load_tokenizer
 from srpo.progress import remark
+from srpo.revise.chain import Chain, key_of
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
 from srpo.revise.loading import loaded_models, training_record
 from srpo.revise.policy import AUTO, Policy
 from srpo.revise.select import expect_selectable, select
 from srpo.revise.settings import LOGP, ReviserSettings, RevisionSettings, seed_of_draft
 from srpo.revise.stored_calibration import Calibration
-from srpo.revise.trail import FAILED, IMPOSSIBLE, VOTE, Answer, Trail
+from srpo.revise.trail import VOTE, Answer, Trail
 from srpo.sequences.protocols import Tokenizer
 from srpo.sequences.render import Renderer, RevisionTemplate, options_of, template_for
 from srpo.sequences.tree import PrefixTree
@@ -218,26 +218,51 @@ class Reviser:
         expect_selectable(self, LOGP if policy.likelier else chosen_by)
         for row in rows:
             self.renderer.expect_shown(row)
-        counts: dict[str, int] = {}
-        items = [_Item(row, _key(row.prompt, counts)) for row in rows]
+        counts: Counter[str] = Counter()
+        chains = []
+        for row in rows:
+            name = key_of(row.prompt, 0)
+            chains.append(Chain(row, key_of(row.prompt, counts[name]), policy, revisions, chosen_by))
+            counts[name] += 1
         if only is not None:
-            items = [item for place, item in enumerate(items) if place in only]
+            chains = [chain for place, chain in enumerate(chains) if place in only]
         size = self.engine.batch_size
         first = skip - skip % size if self.engine.same_batch_same_bits else skip
-        for at in range(first, len(items), size):
-            batch = items[at : at + size]
-            self._draft(batch, settings)
-            for step in range(1, revisions + 1):
-                if open_items := [item for item in batch if not item.ended]:
-                    if policy.fresh:
-                        self._draft(open_items, replace(settings, seed=seed_of_draft(settings.seed, step)))
-                    else:
-                        self._revise(open_items, step, settings, policy)
+        for at in range(first, len(chains), size):
+            batch = chains[at : at + size]
+            while open_chains := [chain for chain in batch if not chain.ended]:
+                self.step(open_chains, settings)
             remark("")
-            for item in batch if policy.fresh else ():
-                item.stopped = item.stopped or VOTE
-            rest = batch[max(0, skip - at) :]
-            yield from select(self, [item.row for item in rest], [item.trail() for item in rest], chosen_by)
+            yield from self.finish(batch[max(0, skip - at) :])
+
+    def step(self, chains: list[Chain], settings: RevisionSettings) -> None:
+        """Draws the next answer of each chain: a draft, or a revision.
+
+        Args:
+            chains: Chains of equal `stage`, none of which has ended.
+            settings: Temperature, seed and max_new_tokens; policy and number of revisions are those of each chain.
+        """
+        first = chains[0]
+        if first.answers and not first.policy.fresh:
+            self._revise(chains, settings)
+        elif first.answers:
+            self._draft(chains, replace(settings, seed=seed_of_draft(settings.seed, len(first.answers))))
+        else:
+            self._draft(chains, settings)
+
+    def finish(self, chains: Sequence[Chain]) -> list[Trail]:
+        """Returns the trails of chains that have ended, the final answer chosen by the selector of each chain."""
+        trails: dict[int, Trail] = {}
+        for by in dict.fromkeys(chain.select for chain in chains):
+            some = [place for place, chain in enumerate(chains) if chain.select == by]
+            for chain in (chains[place] for place in some):
+                chain.stopped = chain.stopped or (VOTE if chain.policy.fresh else "")
+            drawn = [chains[place].trail() for place in some]
+            chosen = select(self, [chains[place].row for place in some], drawn, by)
+            trails |= zip(some, chosen, strict=True)
+        for place, chain in enumerate(chains):
+            chain.close(trails[place])
+        return [trails[place] for place in range(len(chains))]
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
         """[B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, nats, reduced as in training.
@@ -260,17 +285,17 @@ class Reviser:
 
     # ------------------------------------------------------------------ one step
 
-    def _draft(self, batch: list[_Item], settings: RevisionSettings) -> None:
+    def _draft(self, batch: list[Chain], settings: RevisionSettings) -> None:
         contexts = self.renderer.drafts([i.row.prompt for i in batch], [options_of(i.row) for i in batch])
-        for item, answer in self._complete(batch, contexts, None, 0, settings):
+        for item, answer in self._complete(batch, contexts, None, settings):
             item.answers.append(answer)
             item.in_hand = answer
 
-    def _revise(self, items: list[_Item], revision: int, settings: RevisionSettings, policy: Policy) -> None:
+    def _revise(self, items: list[Chain], settings: RevisionSettings) -> None:
         old = [item.in_hand.whole for item in items]
         options = [options_of(item.row) for item in items]
         contexts = self.renderer.revisions([item.row.prompt for item in items], old, options)
-        written = self._complete(items, contexts, self.renderer.answers(old, options), revision, settings)
+        written = self._complete(items, contexts, self.renderer.answers(old, options), settings)
         compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(written)
         if self.confidence is not None and self.has_confidence and written:
             old, new = [item.in_hand.whole for item, _ in written], [answer.whole for _, answer in written]
@@ -281,8 +306,8 @@ class Reviser:
                 continue
             # The model sees a draft without its thinking, so equal answers lead to equal next revisions.
             same = answer.text == item.in_hand.text
-            likelier, read = self._likelier(item, answer) if policy.likelier and not same else (None, 0)
-            kept, item.stopped = policy.decide(preferred=preferred, unchanged=same, likelier=likelier)
+            likelier, read = self._likelier(item, answer) if item.policy.likelier and not same else (None, 0)
+            kept, item.stopped = item.policy.decide(preferred=preferred, unchanged=same, likelier=likelier)
             tokens = answer.forward_tokens + scored + read
             answer = replace(answer, preferred=preferred, kept=kept, forward_tokens=tokens)
             item.answers.append(answer)
@@ -292,7 +317,7 @@ class Reviser:
             if kept:
                 item.in_hand = answer
 
-    def _likelier(self, item: _Item, answer: Answer) -> tuple[bool, int]:
+    def _likelier(self, item: Chain, answer: Answer) -> tuple[bool, int]:
         """Whether log π(answer|x) exceeds that of the newest kept answer, and the tokens read to find out."""
         options = options_of(item.row)
         (context,) = self.renderer.drafts([item.row.prompt], [options])
@@ -303,25 +328,24 @@ class Reviser:
 
     def _complete(
         self,
-        items: list[_Item],
+        items: list[Chain],
         contexts: list[list[int]],
         guesses: list[list[int]] | None,
-        revision: int,
         settings: RevisionSettings,
-    ) -> list[tuple[_Item, Answer]]:
+    ) -> list[tuple[Chain, Answer]]:
         """Draws one answer per context; returns the prompts that got one with their answers, marks others as failed."""
         fit = [i for i, item in enumerate(items) if self._has_room(item, len(contexts[i]), settings.max_new_tokens)]
         items, contexts = [items[i] for i in fit], [contexts[i] for i in fit]
         guesses = [guesses[i] for i in fit] if guesses is not None else None
         completions = self.engine.complete(
             contexts,
-            [f"{item.key}/{revision}" for item in items],
+            [f"{item.key}/{0 if item.policy.fresh else len(item.answers)}" for item in items],
             max_new_tokens=settings.max_new_tokens,
             stop_ids=self.renderer.stop_ids,
             temperature=settings.temperature,
             seed=settings.seed,
             guesses=guesses,
-            keep=_shows_answers(revision, len(items)),
+            keep=_shows_answers(items),
         )
         written = []
         for item, context, done in zip(items, contexts, completions, strict=True):
@@ -332,14 +356,15 @@ class Reviser:
                 whole = self.renderer.decode(done.ids, options) if decoded else self.renderer.read(done.text, options)
                 text = self.renderer.content_of(whole)
                 thinking = whole.removesuffix(text)
+                text, cut = item.cut(text)
                 tokens = len(done.ids) if done.tokens is None else done.tokens
                 forward = tokens + (len(context) if done.read is None else done.read)
-                answer = Answer(text, tokens, done.finished, seconds=done.seconds, forward_tokens=forward)
+                answer = Answer(text, tokens, done.finished or cut, seconds=done.seconds, forward_tokens=forward)
                 answer = replace(answer, thinking=thinking)
                 written.append((item, answer))
         return written
 
-    def _has_room(self, item: _Item, length: int, new: int) -> bool:
+    def _has_room(self, item: Chain, length: int, new: int) -> bool:
         """Returns whether `length` context + `new` tokens fit the model; otherwise marks the prompt impossible."""
         limit = self.engine.max_length
         if limit is None or length + new <= limit:
@@ -349,37 +374,9 @@ class Reviser:
         return False
 
 
-@dataclass
-class _Item:
-    """The state of one prompt while it is answered: answers so far, the one kept, reason for the end."""
-
-    row: PromptRow
-    key: str
-    answers: list[Answer] = field(default_factory=list)
-    in_hand: Answer = field(default_factory=lambda: Answer("", 0))
-    stopped: str = ""
-    failed: str = ""
-    impossible: str = ""
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.stopped or self.failed or self.impossible)
-
-    def trail(self) -> Trail:
-        stopped = f"{FAILED}{self.failed}" if self.failed else self.stopped or "revisions"
-        stopped = f"{IMPOSSIBLE}{self.impossible}" if self.impossible else stopped
-        return Trail(self.row.prompt, tuple(self.answers), stopped, self.row.meta)
-
-
-def _shows_answers(revision: int, answers: int) -> Keep:
+def _shows_answers(chains: Sequence[Chain]) -> Keep:
     """Returns a function, called at each complete answer of a batch, that shows their number in the progress."""
-    stage, done = f"revision {revision}" if revision else "drafts", count(1)
+    answers, revisions = len(chains), {len(chain.answers) for chain in chains if not chain.policy.fresh}
+    stage, done = f"revision {max(revisions)}" if any(revisions) else "drafts", count(1)
     remark(f"{stage}: 0 of {answers} answers")
     return lambda place, completion: remark(f"{stage}: {next(done)} of {answers} answers")
-
-
-def _key(prompt: Prompt, counts: dict[str, int]) -> str:
-    """Returns a unique name for one more occurrence of a prompt; `counts` numbers equal prompts."""
-    digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
-    counts[digest] = counts.get(digest, -1) + 1
-    return f"{digest}/{counts[digest]}"

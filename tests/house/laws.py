@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("judge",),
     ("score",),
     ("report",),
-    ("evaluate",),
+    ("evaluate", "serve"),
     ("tasks", "rounds"),
     ("cli",),
     ("__main__",),
@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 MAY_IMPORT: dict[str, set[str]] = {
     room: {lower for below in FLOORS[:level] for lower in below} for level, floor in enumerate(FLOORS) for room in floor
 } | {"__init__": set()}
-INSIDE_A_FUNCTION = {"peft", "vllm", "datasets", "trl", "fastapi", "httpx"}
+INSIDE_A_FUNCTION = {"peft", "vllm", "datasets", "trl", "fastapi", "starlette", "uvicorn", "prometheus_client", "httpx"}
 MAY_LOAD = {"model/weights/load.py", "train/durable/checkpoint.py"}
 MAY_IMPORT_BY_NAME = {"__init__.py", "cli/main.py"}
 MAY_CATCH_ALL = {"cli/main.py"}

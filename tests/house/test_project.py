@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text("utf-8")
 IMPORTED_AS = {
     **{"pyyaml": "yaml", "huggingface-hub": "huggingface_hub"},
-    **{"rouge-score": "rouge_score", "math-verify": "math_verify"},
+    **{"rouge-score": "rouge_score", "math-verify": "math_verify", "prometheus-client": "prometheus_client"},
 }
 # Needed although no line of srpo imports them.
 NEEDED_BY_OTHERS = {"accelerate": "transformers.Trainer cannot be built without it"}

@@ -1,0 +1,78 @@
+"""One prompt under way: its answers so far, the answer in hand, and the reason for the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+from srpo.data.read import Prompt, PromptRow
+from srpo.revise.policy import Policy
+from srpo.revise.settings import LAST
+from srpo.revise.trail import FAILED, IMPOSSIBLE, Answer, Trail
+
+
+@dataclass
+class Chain:
+    """The state of one prompt while its trail is drawn.
+
+    Attributes:
+        row: The prompt.
+        key: Name of the prompt's random draws; equal (seed, key) draw equally.
+        policy: Keeps or refuses each revision.
+        limit: Largest number of revisions.
+        select: Name of the selector that chooses the final answer (revise/select.py).
+        stop: Texts that end an answer; the answer is cut before the first one.
+        answers: The draft first, then one entry per revision.
+        in_hand: The last answer kept.
+        stopped: Reason of policy or fixed point for ending early; "" otherwise.
+        failed: Reason why an engine gave no answer; "" otherwise.
+        impossible: Reason why the prompt does not fit the model; "" otherwise.
+    """
+
+    row: PromptRow
+    key: str
+    policy: Policy
+    limit: int
+    select: str = LAST
+    stop: tuple[str, ...] = ()
+    answers: list[Answer] = field(default_factory=list)
+    in_hand: Answer = field(default_factory=lambda: Answer("", 0))
+    stopped: str = ""
+    failed: str = ""
+    impossible: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """True if no further answer will be drawn."""
+        return bool(self.stopped or self.failed or self.impossible) or len(self.answers) > self.limit
+
+    @property
+    def stage(self) -> tuple[str, int]:
+        """The kind of the next answer, with its number where it decides the random draws; stages share batches."""
+        if not self.answers:
+            return "draft", 0
+        return ("draft", len(self.answers)) if self.policy.fresh else ("revision", 0)
+
+    def close(self, trail: Trail) -> None:
+        """Takes over the answers of the finished trail, and the answer that its selector chose."""
+        self.answers = list(trail.answers)
+        if self.answers:
+            self.in_hand = trail.after(len(self.answers))
+
+    def cut(self, text: str) -> tuple[str, bool]:
+        """Returns the text before the first stop text in it, and whether there was one."""
+        places = [place for each in self.stop if (place := text.find(each)) >= 0]
+        return (text[: min(places)], True) if places else (text, False)
+
+    def trail(self) -> Trail:
+        """Returns the trail so far."""
+        stopped = f"{FAILED}{self.failed}" if self.failed else self.stopped or "revisions"
+        stopped = f"{IMPOSSIBLE}{self.impossible}" if self.impossible else stopped
+        return Trail(self.row.prompt, tuple(self.answers), stopped, self.row.meta)
+
+
+def key_of(prompt: Prompt, occurrence: int) -> str:
+    """Returns a name for one occurrence of a prompt; equal prompts are numbered from 0."""
+    digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
+    return f"{digest}/{occurrence}"

@@ -1,0 +1,96 @@
+"""The served model: turns checked requests into jobs, with the policy, seed and limits that each asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+
+from srpo.data.read import PromptRow
+from srpo.errors import SRPOError
+from srpo.revise.chain import Chain, key_of
+from srpo.revise.policy import Policy
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
+from srpo.serve.asked import Asked
+from srpo.serve.problems import Problem, invalid
+from srpo.serve.scheduler import Event, Job
+
+
+class ServedModel:
+    """A reviser with the defaults of its server.
+
+    Args:
+        reviser: The model.
+        defaults: Settings of requests that name none; policy "auto" is the calibration stored with the model.
+
+    Attributes:
+        policy, revisions: Policy and largest number of revisions of a request that names neither.
+
+    Raises:
+        ConfigError: The default policy needs a confidence, and the reviser has no reference.
+    """
+
+    def __init__(self, reviser: Reviser, defaults: RevisionSettings) -> None:
+        self.reviser, self.defaults = reviser, defaults
+        self.policy, self.revisions = reviser.policy(defaults)
+        self._seed = secrets.randbits(31)  # of requests without a seed, whose occurrence numbers differ
+        self._occurrence = itertools.count()
+
+    @property
+    def upstream(self) -> bool:
+        """True if another server generates the answers."""
+        return not self.reviser.engine.same_batch_same_bits
+
+    def jobs(self, asked: Asked) -> tuple[list[Job], asyncio.Queue[Event]]:
+        """Returns the jobs of a request, and the queue of their events.
+
+        Raises:
+            Problem: The policy needs a confidence that the model lacks, or the chat template refuses the prompt.
+        """
+        policy, limit = self.policy_for(asked.policy, asked.revisions)
+        temperature = self.defaults.temperature if asked.temperature is None else asked.temperature
+        greedy, unseeded = temperature == 0, asked.seed is None
+        settings = replace(
+            self.defaults,
+            temperature=temperature,
+            max_new_tokens=asked.max_new_tokens or self.defaults.max_new_tokens,
+            seed=0 if greedy else self._seed if asked.seed is None else asked.seed,
+            policy="always",  # each chain has its own
+            revisions=0,
+        )
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        jobs = []
+        for place, (row, occurrence) in enumerate(itertools.product(asked.rows, range(asked.n))):
+            number = next(self._occurrence) if unseeded and not greedy else occurrence
+            chain = Chain(row, key_of(row.prompt, number), policy, limit, asked.stop)
+            jobs.append(Job(chain, settings, place, queue))
+        self._expect_shown(asked.rows)
+        return jobs, queue
+
+    def policy_for(self, name: str, revisions: int | None) -> tuple[Policy, int]:
+        """Returns policy and largest number of revisions for what a request names; the server's where it names none.
+
+        Raises:
+            Problem: The policy needs a confidence, and the model has none.
+        """
+        if name:
+            policy = Policy.named(name)
+            if policy.weighs and not self.reviser.has_confidence:
+                raise invalid("policy", f"{name} needs the model's own confidence: {self.reviser.why_no_confidence}")
+            return policy, policy.limit(self.defaults.revisions if revisions is None else revisions)
+        if revisions is None:
+            return self.policy, self.revisions
+        if self.policy.most is None:
+            return self.policy, revisions
+        # The server's policy fixes its own number, and the request asks for another.
+        return Policy.named("if_preferred" if self.reviser.has_confidence else "always"), revisions
+
+    def _expect_shown(self, rows: Sequence[PromptRow]) -> None:
+        for row in rows:
+            try:
+                self.reviser.renderer.expect_shown(row)
+            except SRPOError as error:
+                raise Problem(400, error.what, param="messages", code="invalid_prompt") from None

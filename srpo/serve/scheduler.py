@@ -1,0 +1,153 @@
+"""Batches of concurrent requests: prompts at the same stage and with equal sampling settings share a forward pass.
+
+A worker takes the oldest waiting answer and everything that can share its batch: all drafts, or all revisions, with the
+same temperature, seed and limit of tokens. Number of revisions, policy and stop texts are each request's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from srpo.revise.chain import Chain
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
+from srpo.revise.trail import Answer
+from srpo.serve.metrics import Metrics
+from srpo.serve.problems import Problem
+
+# Place of the chain in its request; a new answer, the exception that ended the chain, or None at its end.
+Event = tuple[int, Answer | BaseException | None]
+
+
+@dataclass(eq=False)
+class Job:
+    """One chain that waits for the model or is being written.
+
+    Attributes:
+        chain: The prompt with its answers so far.
+        settings: Sampling settings; jobs with equal settings share batches.
+        place: Place of the chain in its request.
+        events: Queue of the request that receives each answer and the end.
+        since: Time at which the job began to wait for its next step, on the clock of `time.monotonic`.
+        left: True if the client has gone, so that no further step is taken.
+    """
+
+    chain: Chain
+    settings: RevisionSettings
+    place: int
+    events: asyncio.Queue[Event]
+    since: float = field(default_factory=time.monotonic)
+    left: bool = False
+
+    @property
+    def group(self) -> tuple[bool, RevisionSettings]:
+        """Jobs with equal groups can share a batch."""
+        return bool(self.chain.answers), self.settings
+
+
+class Scheduler:
+    """Runs the chains of all requests on one reviser.
+
+    Args:
+        reviser: The model.
+        workers: Number of batches under way together: 1 for a model in this process.
+        most: Largest number of jobs that wait or are being written.
+    """
+
+    def __init__(self, reviser: Reviser, metrics: Metrics, *, workers: int, most: int) -> None:
+        self.reviser, self.metrics, self.most = reviser, metrics, most
+        self._waiting: list[Job] = []  # in order of arrival
+        self._under_way = 0
+        self._arrived = asyncio.Event()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="srpo-model")
+        self._workers = [asyncio.create_task(self._work()) for _ in range(workers)]
+
+    @property
+    def busy(self) -> int:
+        """Number of jobs that wait or are being written."""
+        return len(self._waiting) + self._under_way
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queues all jobs of a request.
+
+        Raises:
+            Problem: The queue has no room for all of them.
+        """
+        if self.busy + len(jobs) > self.most:
+            message = f"the queue is full: {self.busy} answers wait or are being written"
+            raise Problem(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
+        self._waiting += jobs
+        self._changed()
+
+    async def close(self) -> None:
+        """Ends the workers; jobs that still wait get no answer."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # ------------------------------------------------------------------ batches
+
+    def _changed(self) -> None:
+        self.metrics.waiting.set(self.busy)
+        self._arrived.set()
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            await asyncio.sleep(0)  # requests that arrived in the same moment join the batch
+            batch = self._take()
+            if batch:
+                await self._step(batch)
+            else:
+                self._arrived.clear()
+
+    def _take(self) -> list[Job]:
+        """Removes from the queue the oldest job and the jobs that share its batch; empty without a waiting job."""
+        self._waiting = [job for job in self._waiting if not job.left]
+        if not self._waiting:
+            return []
+        group = self._waiting[0].group
+        batch = [job for job in self._waiting if job.group == group][: self.reviser.engine.batch_size]
+        taken = {id(job) for job in batch}
+        self._waiting = [job for job in self._waiting if id(job) not in taken]
+        self._under_way += len(batch)
+        return batch
+
+    async def _step(self, batch: list[Job]) -> None:
+        """Draws the next answer of each job, on a thread of the pool."""
+        began = time.monotonic()
+        stage = "revision" if batch[0].chain.answers else "draft"
+        for job in batch:
+            self.metrics.seconds.labels("queue").observe(began - job.since)
+        self.metrics.batch.observe(len(batch))
+        before = [len(job.chain.answers) for job in batch]
+        loop = asyncio.get_running_loop()
+        chains = [job.chain for job in batch]
+        future = loop.run_in_executor(self._pool, self.reviser.step, chains, batch[0].settings)
+        await asyncio.wait([future])
+        error = future.exception()
+        self._under_way -= len(batch)
+        self.metrics.seconds.labels(stage).observe(time.monotonic() - began)
+        if error is not None and len(batch) > 1 and self.reviser.engine.same_batch_same_bits:
+            for job in batch:  # one row may have spoilt the batch: each gets a batch of its own
+                self._under_way += 1
+                await self._step([job])
+            return
+        again = []
+        for job, count in zip(batch, before, strict=True):
+            for answer in job.chain.answers[count:]:
+                job.events.put_nowait((job.place, answer))
+            if error is not None or job.chain.ended:
+                if error is None:
+                    self.metrics.count(job.chain)
+                job.events.put_nowait((job.place, error))
+            else:
+                job.since = time.monotonic()
+                again.append(job)
+        self._waiting = again + self._waiting
+        self._changed()
