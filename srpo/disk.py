@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from srpo.errors import ConfigError, InputError, LockedError, OutputError
 
@@ -237,6 +237,36 @@ class JSONLines:
         self._handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         size = os.fstat(self._handle).st_size
         return self._handle, bool(size) and os.pread(self._handle, 1, size - 1) != b"\n"
+
+
+@contextmanager
+def appending(path: Path, flag: str = "--output") -> Iterator[BinaryIO]:
+    """Locks a file in a `with` block that reads it and appends to it; other processes and threads wait.
+
+    The file is open for reading from its start. If the block fails, the file keeps its old length, so that a full disk
+    leaves no torn line. Written bytes are on the disk when the block is left.
+
+    Args:
+        flag: the command-line option that names the file, for the error.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    import fcntl
+
+    with writing(path, flag), path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = file.seek(0, os.SEEK_END)
+        torn = before > 0 and os.pread(file.fileno(), 1, before - 1) != b"\n"
+        file.seek(0)
+        try:
+            if torn:
+                os_write(file.fileno(), b"\n")
+            yield file
+            os.fsync(file.fileno())
+        except BaseException:
+            os.ftruncate(file.fileno(), before)
+            raise
 
 
 def os_write(handle: int, data: bytes) -> None:

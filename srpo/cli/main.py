@@ -19,6 +19,7 @@ VERBS = {
     "revise": "draft answers to a file of prompts and revise them",
     "calibrate": "measure on labelled prompts whether revising helps a model, and how far to trust its confidence",
     "serve": "serve a model that drafts and revises, with OpenAI's API and a page to try it",
+    "chat": "try a model in the terminal: drafts, revisions and their differences, and votes on them",
     "sample": "draw several drafts of each prompt and revise them, for a judge to label",
     "label": "make preference pairs of the model's own answers, ordered by a judge",
     "rounds": "offline training, then rounds of sample, label and train",

@@ -17,7 +17,7 @@ import inspect
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -67,6 +67,7 @@ class SpeculativeEngine(HFEngine):
 
     Attributes:
         forwards, read: Number of forward passes so far, and of the tokens they read, padding included.
+        watch: Receives the place of each unfinished row and its tokens so far, after every step.
         serves: True if speculative decoding is exact for the model; None before the first call.
     """
 
@@ -74,6 +75,7 @@ class SpeculativeEngine(HFEngine):
         super().__init__(model, pad_id=pad_id, batch_size=batch_size)
         self.forwards = self.read = 0
         self.serves: bool | None = None
+        self.watch: Callable[[int, list[int]], None] | None = None
         self._kept: tuple[list[_Row], SlotCache] | None = None
 
     @property
@@ -176,6 +178,9 @@ class SpeculativeEngine(HFEngine):
         waiting = set(places)
         while open_rows:
             self._step(open_rows, part, most, stop_ids, temperature)
+            if self.watch is not None:
+                for place, row in zip(places, open_rows, strict=True):
+                    self.watch(place, row.written)
             completed = [i for i in sorted(waiting) if rows[i].finished or len(rows[i].written) >= most]
             waiting -= {*completed}
             yield completed

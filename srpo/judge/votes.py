@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from srpo.data.read import jsonl_rows
-from srpo.disk import write_file
+from srpo.data.read import Prompt, jsonl_rows
+from srpo.disk import appending, os_write, write_file
 from srpo.errors import DataError
 from srpo.judge.verdict import TIE, AnswerPair, Verdict
 
@@ -63,6 +64,54 @@ class Votes:
             if self._votes.setdefault(key, value) != value:
                 fix = "keep one of them, or call it a tie"
                 raise DataError("contradicts an earlier vote on the same answers", where=where, fix=fix)
+
+
+def append_vote(path: str, prompt: Prompt, first: str, second: str, vote: str, **more: object) -> dict[str, Any]:
+    """Appends a vote to a file that is both a vote file and a file of preference pairs, and returns its row.
+
+    A vote other than "tie" also has the columns `chosen` and `rejected`, so training reads the file as it is. A
+    repeated vote is not written again. Several processes may append to one file.
+
+    Args:
+        vote: "first", "second" or "tie".
+        more: further columns, such as the model's name.
+
+    Raises:
+        DataError: the answers are equal or one is empty, or the vote contradicts an earlier one.
+        OutputError: the file cannot be written; it keeps its old length.
+    """
+    row: dict[str, Any] = {"prompt": prompt, "first": first, "second": second, "vote": vote}
+    if vote not in SCORES:
+        raise DataError(f"vote {vote!r}", where="vote", expected="first, second or tie")
+    if first == second or not (first.strip() and second.strip()):
+        raise DataError("two different answers are needed, neither of them empty", where="vote")
+    if vote != "tie":
+        chosen, rejected = (first, second) if vote == "first" else (second, first)
+        row |= {"chosen": chosen, "rejected": rejected}
+    with appending(Path(path), "--votes") as file:
+        for line in file:
+            earlier = _vote_on(line, prompt, first, second)
+            if earlier == SCORES[vote]:
+                return row
+            if earlier is not None:
+                fix = "remove the earlier vote, or vote on other answers"
+                raise DataError("contradicts an earlier vote on the same answers", where=path, fix=fix)
+        os_write(file.fileno(), json.dumps({**row, **more}, ensure_ascii=False).encode() + b"\n")
+    return row
+
+
+def _vote_on(line: bytes, prompt: Prompt, first: str, second: str) -> float | None:
+    """The score that a line of a vote file gives to `first` against `second`; None if it is about other answers."""
+    try:
+        row = json.loads(line)
+        score = SCORES[row["vote"]]
+        same = row["prompt"] == prompt
+        one, other = row["first"], row["second"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if same and (one, other) == (second, first):
+        return 1 - score
+    return score if same and (one, other) == (first, second) else None
 
 
 def write_questions(comparisons: Iterable[AnswerPair], target: str) -> None:

@@ -60,13 +60,21 @@ def as_text(trail: Trail, *, marks: bool = False) -> Text:
 
     text = Text()
     text.append(last_message(trail.prompt) + "\n", style="bold")
-    for name, answer, pieces in steps(trail):
-        text.append(f"  {name:<12}", style="cyan")
-        for piece in pieces or [Piece("(empty)", "same")]:
-            shown = _MARKS[piece.change].format(piece.text) if marks else piece.text
-            text.append(shown.replace("\n", "\n" + " " * 14), style=_STYLES[piece.change])
-        text.append(f"   {details(answer)}\n", style="dim")
+    for step in steps(trail):
+        text.append_text(step_text(*step, marks=marks))
     text.append(f"  stopped: {ending(trail)}\n", style="dim")
+    return text
+
+
+def step_text(name: str, answer: Answer, pieces: list[Piece], *, marks: bool = False) -> Text:
+    """One answer of a trail for a terminal; name, answer and pieces as `steps` yields them, `marks` as in `as_text`."""
+    from rich.text import Text
+
+    text = Text.assemble((f"  {name:<12}", "cyan"))
+    for piece in pieces or [Piece("(empty)", "same")]:
+        shown = _MARKS[piece.change].format(piece.text) if marks else piece.text
+        text.append(shown.replace("\n", "\n" + " " * 14), style=_STYLES[piece.change])
+    text.append(f"   {details(answer)}\n", style="dim")
     return text
 
 
