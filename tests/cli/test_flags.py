@@ -42,7 +42,7 @@ def leans(help: str) -> bool:
 def kinds() -> Iterator[Any]:
     """The dataclasses of settings of every verb."""
     for verb in (*VERBS, "judge_files"):
-        for name, kind in vars(importlib.import_module(f"srpo.cli.{verb}")).items():
+        for name, kind in vars(importlib.import_module(f"srpo.cli.{verb.replace('-', '_')}")).items():
             if name.endswith("Arguments") and is_dataclass(kind):
                 yield kind
     yield from (Plan, RoundsArguments, JudgeSettings)

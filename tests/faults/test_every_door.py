@@ -28,6 +28,8 @@ DOORS: dict[str, Callable[[str, str, str], list[str]]] = {
         *("--models", f"x={model}", "--prompts", f"test={pairs}", "--gold_key", "chosen", "--judge", "exact_match"),
         *("--output_dir", out, *SHORT),
     ],
+    "serve": lambda model, pairs, out: ["--port", "0", *SHORT],
+    "chat": lambda model, pairs, out: ["--votes", out, *SHORT],
     "judge": lambda model, pairs, out: ["check", "--pairs", pairs, "--judge", f"reward:{model}"],
 }
 
@@ -36,6 +38,8 @@ def words(verb: str, place: Path) -> list[str]:  # noqa: F811
     """The verb's command on the folder's model, or on the adapter whose base it is."""
     model = str(place / ("adapter" if verb == "merge" else "model"))
     flags = DOORS[verb](model, str(place / "pairs.jsonl"), str(place / f"out-{verb}"))
+    if verb in ("serve", "chat"):
+        return [verb, model, *flags]
     return [verb, *flags] if verb in ("evaluate", "judge") else [verb, *flags, "--model_name_or_path", model]
 
 
@@ -43,8 +47,8 @@ def test_every_loading_function_is_listed() -> None:
     assert {*VERBS} == LOADS_NO_MODEL | ELSEWHERE | {*DOORS}
 
 
-# Without malice the others go on to ask for more than these two pairs are.
-@pytest.mark.parametrize("verb", sorted({*DOORS} - {"calibrate", "rounds", "judge"}))
+# Without malice the others ask for more than these two pairs, or wait for requests.
+@pytest.mark.parametrize("verb", sorted({*DOORS} - {"calibrate", "rounds", "judge", "serve", "chat"}))
 def test_control_harmless_models_load(verb: str, place: Path) -> None:  # noqa: F811
     assert run(words(verb, place)) == 0
 
