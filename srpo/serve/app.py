@@ -11,9 +11,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from srpo import __version__
+from srpo.errors import DataError, OutputError
+from srpo.judge.votes import append_vote
 from srpo.revise.chain import Chain
-from srpo.serve.asked import Asked, asked
-from srpo.serve.door import Door, access
+from srpo.serve.asked import Asked, asked, vote_of
+from srpo.serve.door import Door
 from srpo.serve.metrics import Metrics
 from srpo.serve.model import ServedModel
 from srpo.serve.problems import Problem, problem_of
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 GONE = (-1, None)  # event: the client has closed the connection
+# Path → file of the page and its media type.
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/static/page.js": ("page.js", "text/javascript"),
+    "/static/page.css": ("page.css", "text/css"),
+}
 CONCURRENT_UPSTREAM = 16  # batches under way together, if another server generates
 
 
@@ -71,8 +79,10 @@ class Service:
             route("/v1/completions", self._completions, "POST"),
             route("/v1/models", self._models, "GET"),
             route("/v1/models/{name:path}", self._model, "GET"),
+            route("/v1/votes", self._vote, "POST"),
             route("/health", self._health, "GET"),
             route("/metrics", self._metrics, "GET"),
+            *(Route(path, _file(name, kind)) for path, (name, kind) in PAGE.items()),
         ]
         handlers: Any = {Problem: refused, HTTPException: refused}
         return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
@@ -92,7 +102,13 @@ class Service:
     async def _health(self, request: Request) -> Response:
         from starlette.responses import JSONResponse
 
-        return JSONResponse({"status": "ok", "model": self.name, "waiting": self.scheduler.busy, "srpo": __version__})
+        model = self.model
+        found = {
+            **{"status": "ok", "model": self.name, "waiting": self.scheduler.busy, "srpo": __version__},
+            **{"policy": model.policy.name, "revisions": model.revisions, "votes": bool(self.settings.votes)},
+            "max_revisions": self.settings.max_revisions,
+        }
+        return JSONResponse(found)
 
     async def _metrics(self, request: Request) -> Response:
         from starlette.responses import Response
@@ -118,6 +134,22 @@ class Service:
         if self.model.reviser.engine.max_length is not None:
             card["max_model_len"] = self.model.reviser.engine.max_length
         return card if name == self.name else {**card, "parent": self.name}
+
+    async def _vote(self, request: Request) -> Response:
+        """Appends a vote of the page to the file of votes."""
+        from starlette.responses import JSONResponse
+
+        if not self.settings.votes:
+            raise Problem(404, "this server takes no votes; start it with --votes FILE", code="no_votes")
+        vote = vote_of(await self.body(request))
+        try:
+            await asyncio.to_thread(append_vote, self.settings.votes, model=self.name, **vote)
+        except DataError as error:
+            raise Problem(409, error.what, param="vote", code="vote_refused") from None
+        except OutputError as error:
+            message = f"the vote is not recorded: {error.what}"
+            raise Problem(507, message, kind="server_error", code="cannot_write") from None
+        return JSONResponse({"recorded": True})
 
     # ------------------------------------------------------------------ completions
 
@@ -266,9 +298,14 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def static(name: str) -> bytes:
-    """Returns a file of the page."""
-    return (files("srpo.serve") / "static" / name).read_bytes()
+def _file(name: str, kind: str) -> Any:
+    """The handler that returns one file of the page, which is read once; no path of a request reaches the disk."""
+    from starlette.responses import Response
 
+    content = (files("srpo.serve") / "static" / name).read_bytes()
 
-__all__ = ["Service", "access", "static"]
+    async def handle(request: Request) -> Response:
+        request.scope["route_path"] = "page"
+        return Response(content, media_type=kind)
+
+    return handle

@@ -129,6 +129,28 @@ def asked(body: object, *, chat: bool, name: str, most: int, choices: int) -> As
     )
 
 
+def vote_of(body: object) -> dict[str, Any]:
+    """Checks the parsed JSON body of a vote, and returns the arguments of `append_vote`.
+
+    Raises:
+        Problem: A field is missing, unknown or of another kind.
+    """
+    if not isinstance(body, dict):
+        raise Problem(400, "the body is not a JSON object")
+    needed, more = {"prompt", "first", "second", "vote"}, {"shown", "blind"}
+    if wrong := ({*body} - needed - more) or (needed - {*body}):
+        raise Problem(400, f"fields of a vote: {', '.join(sorted(needed | more))}", param=min(wrong))
+    chat = not isinstance(body["prompt"], str)
+    _rows({"messages" if chat else "prompt": body["prompt"]}, chat=chat)
+    for key in ("first", "second", "vote"):
+        if not isinstance(body[key], str):
+            raise invalid(key, "a text is expected")
+    shown = body.get("shown") or {}
+    if not isinstance(shown, dict) or not all(isinstance(each, str) for each in shown.values()):
+        raise invalid("shown", "an object of texts is expected")
+    return {**body, "shown": {**shown}, "blind": _boolean(body, "blind")}
+
+
 def _expect_honoured(body: Fields, own: str) -> None:
     known = HONOURED | LABELS | {own} | NEUTRAL.keys()
     for key, value in body.items():
