@@ -98,6 +98,9 @@ def make_server(config: Any) -> Any:
     logging.getLogger("uvicorn.error").addFilter(_without_traceback)
 
     class Server(uvicorn.Server):
+        should_exit: bool
+        force_exit: bool
+
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             if threading.current_thread() is not threading.main_thread():

@@ -27,8 +27,12 @@ GREEDY = RevisionSettings(1, temperature=0.0, max_new_tokens=8)
 class Served:
     """A server under way: its address, its parts, and the standard client."""
 
-    def __init__(self, service: Service, url: str) -> None:
-        self.service, self.url = service, url
+    def __init__(self, service: Service, url: str, server: Any) -> None:
+        self.service, self.url, self._server = service, url, server
+
+    def stop(self) -> None:
+        """Does what SIGTERM does."""
+        self._server.should_exit = True
 
     def client(self, key: str = "none", **options: Any) -> Any:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
@@ -51,7 +55,7 @@ def serving(subject: Reviser, defaults: RevisionSettings = GREEDY, **settings: A
     thread = threading.Thread(target=server.run, kwargs={"sockets": [on]}, daemon=True)
     thread.start()
     try:
-        yield Served(service, address)
+        yield Served(service, address, server)
     finally:
         server.should_exit = True
         thread.join(60)
