@@ -1,0 +1,142 @@
+"""Load of `srpo serve`: requests a second, latencies and memory with one client and with many, and the server's overhead.
+
+    python -m benchmarks.serving --clients 64 --seconds 60
+
+The model is the carry task's base without training, greedy, one draft and one revision of 8 tokens at most. Clients send
+the next request as soon as the last one is answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from srpo.revise.reviser import Reviser
+from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
+
+TOKENS = 8
+
+
+def model_folder(folder: Path) -> Path:
+    """Saves the model, its tokenizer and its template."""
+    untrained_base(BaseConfig()).save_pretrained(folder)
+    carry_tokenizer().save_pretrained(folder)
+    TEMPLATE.save(folder)
+    return folder
+
+
+def started(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Starts a server on a free port and waits until it answers."""
+    import httpx
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["serve", str(folder), "--port", str(port), "--name", "base", "--temperature", "0"]
+    command = [sys.executable, "-m", "srpo", *words, "--max_new_tokens", str(TOKENS)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    while process.poll() is None:
+        try:
+            httpx.get(f"{url}/health")
+            return process, url
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise SystemExit("the server did not start")
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process, MB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+async def load(url: str, clients: int, seconds: float, pid: int) -> dict[str, Any]:
+    """Sends requests from that many clients; returns rates, latencies, errors and memory."""
+    import httpx
+
+    seen: list[float] = []
+    errors, numbers, until = 0, itertools.count(), time.monotonic() + seconds
+    memory: list[tuple[float, float]] = []
+
+    async def client(http: httpx.AsyncClient) -> None:
+        nonlocal errors
+        while time.monotonic() < until:
+            number = next(numbers)
+            body = {"model": "base", "prompt": f"{number % 9973}+{number % 7919}="}
+            began = time.monotonic()
+            found = await http.post(f"{url}/v1/completions", json=body)
+            seen.append(time.monotonic() - began)
+            errors += found.status_code != 200
+
+    async def watch() -> None:
+        while time.monotonic() < until:
+            memory.append((time.monotonic(), resident(pid)))
+            await asyncio.sleep(1)
+
+    began = time.monotonic()
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(limits=limits, timeout=120) as http:
+        await asyncio.gather(watch(), *(client(http) for _ in range(clients)))
+    ranked = sorted(seen)
+    half = memory[len(memory) // 2 :]  # the first half fills caches
+    slope = statistics.linear_regression(*zip(*half, strict=True)).slope if len(half) > 2 else float("nan")
+    return {
+        "clients": clients,
+        "requests": len(seen),
+        "errors": errors,
+        "a second": len(seen) / (time.monotonic() - began),
+        "p50 ms": 1000 * ranked[len(ranked) // 2],
+        "p99 ms": 1000 * ranked[int(0.99 * (len(ranked) - 1))],
+        "MB at the end": memory[-1][1],
+        "MB a minute": 60 * slope,
+    }
+
+
+def direct(folder: Path, seconds: float, batch: int) -> float:
+    """Prompts a second of the Reviser without a server, in batches of that size."""
+    reviser = Reviser(str(folder), batch_size=batch)
+    options: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": TOKENS}
+    reviser.revise(["1+1="] * batch, 1, **options)
+    began, count = time.monotonic(), 0
+    while time.monotonic() - began < seconds:
+        count += len(reviser.revise([f"{count + i}+{i}=" for i in range(batch)], 1, **options))
+    return count / (time.monotonic() - began)
+
+
+def main() -> None:
+    """Prints one line for each load, then the ratio of rates and the overhead of the server."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = model_folder(Path(temporary))
+        process, url = started(folder)
+        try:
+            asyncio.run(load(url, args.clients, 3.0, process.pid))  # warm
+            one = asyncio.run(load(url, 1, args.seconds / 3, process.pid))
+            many = asyncio.run(load(url, args.clients, args.seconds, process.pid))
+        finally:
+            process.terminate()
+            process.wait()
+        alone = direct(folder, args.seconds / 3, 32)
+    for row in (one, many):
+        print(json.dumps({key: round(value, 2) for key, value in row.items()}))
+    print(f"throughput of {args.clients} clients against one: {many['a second'] / one['a second']:.2f}")
+    print(f"Reviser without a server, batches of 32: {alone:.1f} prompts a second")
+    print(f"the server's rate as a share of it: {many['a second'] / alone:.2f}")
+
+
+if __name__ == "__main__":
+    main()
