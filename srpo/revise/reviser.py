@@ -30,8 +30,8 @@ from srpo.revise.chain import Chain, key_of
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
 from srpo.revise.loading import loaded_models, training_record
 from srpo.revise.policy import AUTO, Policy
-from srpo.revise.select import expect_selectable, select
-from srpo.revise.settings import LOGP, ReviserSettings, RevisionSettings, seed_of_draft
+from srpo.revise.select import select, selector_of
+from srpo.revise.settings import ReviserSettings, RevisionSettings, seed_of_draft
 from srpo.revise.stored_calibration import Calibration
 from srpo.revise.trail import VOTE, Answer, Trail
 from srpo.sequences.protocols import Tokenizer
@@ -214,8 +214,7 @@ class Reviser:
             only: Indices of the rows to draw; None draws all rows.
         """
         policy, revisions = self.policy(settings)
-        chosen_by = VOTE if policy.fresh else settings.select
-        expect_selectable(self, LOGP if policy.likelier else chosen_by)
+        chosen_by = selector_of(self, policy, settings.select)
         for row in rows:
             self.renderer.expect_shown(row)
         counts: Counter[str] = Counter()

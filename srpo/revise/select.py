@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from srpo.data.read import PromptRow
 from srpo.errors import ConfigError
+from srpo.revise.policy import Policy
 from srpo.revise.settings import LAST, LOGP, MEAN_LOGP, REWARD, VOTE
 from srpo.revise.trail import Trail
 from srpo.sequences.render import options_of
@@ -43,6 +44,17 @@ def expect_selectable(reviser: Reviser, by: str) -> None:
     if by in (LOGP, MEAN_LOGP, VOTE) and not reviser.has_logps:
         fix = "take --engine hf, vllm or openai, or --select last"
         raise ConfigError(f"{by} needs log-probs, which this engine does not return", where="select", fix=fix)
+
+
+def selector_of(reviser: Reviser, policy: Policy, named: str) -> str:
+    """Returns the selector of a policy: the vote if the policy draws drafts, otherwise the one that settings name.
+
+    Raises:
+        ConfigError: as in `expect_selectable`.
+    """
+    by = VOTE if policy.fresh else named
+    expect_selectable(reviser, LOGP if policy.likelier else by)
+    return by
 
 
 def select(reviser: Reviser, rows: Sequence[PromptRow], trails: Sequence[Trail], by: str) -> list[Trail]:

@@ -18,9 +18,10 @@ from srpo.data.read import Prompt, PromptRow
 from srpo.disk import JSONLines
 from srpo.errors import ConfigError, SRPOError
 from srpo.judge.votes import append_vote
-from srpo.report.trail_page import step_text, steps
+from srpo.report.trail_page import ending, step_text, steps
 from srpo.revise.chain import Chain, key_of
 from srpo.revise.reviser import Reviser
+from srpo.revise.select import selector_of
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Answer
 
@@ -55,7 +56,13 @@ class Chat:
     _seen: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.policy, self.revisions = self.reviser.policy(self.settings)
+        self._plan(self.settings)
+
+    def _plan(self, settings: RevisionSettings) -> None:
+        """Takes over settings; an error leaves those before in place."""
+        policy, revisions = self.reviser.policy(settings)
+        self.select = selector_of(self.reviser, policy, settings.select)
+        self.policy, self.revisions, self.settings = policy, revisions, settings
 
     def run(self, read: Callable[[], str]) -> None:
         """Reads lines until /quit or the end of the input; errors are printed and the conversation goes on.
@@ -109,7 +116,7 @@ class Chat:
         row = PromptRow(prompt, "", {})
         self.reviser.renderer.expect_shown(row)
         first = key_of(prompt, 0)
-        self.chain = Chain(row, key_of(prompt, self._seen[first]), self.policy, self.revisions)
+        self.chain = Chain(row, key_of(prompt, self._seen[first]), self.policy, self.revisions, self.select)
         self._seen[first] += 1
         self._draw(self.chain)
 
@@ -125,7 +132,8 @@ class Chat:
                 *_, last = steps(trail)
                 marks = not self.console.is_terminal
                 self.console.print(step_text(*last, marks=marks), end="", soft_wrap=marks)
-        self.console.print(f"  stopped: {chain.trail().stopped}", style="dim", markup=False)
+        (trail,) = self.reviser.finish([chain])
+        self.console.print(f"  stopped: {ending(trail)}", style="dim", markup=False)
 
     @contextmanager
     def _streaming(self, chain: Chain) -> Iterator[None]:
@@ -164,9 +172,7 @@ class Chat:
 
     def _policy(self, rest: str) -> None:
         if rest:
-            settings = replace(self.settings, policy=rest)
-            policy, revisions = self.reviser.policy(settings)  # raises before anything changes
-            self.settings, self.policy, self.revisions = settings, policy, revisions
+            self._plan(replace(self.settings, policy=rest))
         self.console.print(f"  policy {self.policy.name}, {self.revisions} revisions at most", style="dim")
 
     def _system(self, rest: str) -> None:
@@ -183,7 +189,7 @@ class Chat:
             self.console.print("  the prompt is taken back", style="dim")
             return
         chain.stopped = chain.failed = chain.impossible = ""
-        chain.in_hand = chain.trail().after(len(chain.answers))
+        chain.in_hand = chain.trail().last_kept(len(chain.answers))
         chain.limit = len(chain.answers) - 1
         self.console.print(f"  taken back: {gone.text}", style="dim", markup=False)
         self.console.print(f"  answer: {chain.in_hand.text}", markup=False)

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from srpo.data.read import PromptRow
-from srpo.errors import SRPOError
+from srpo.errors import ConfigError, SRPOError
 from srpo.revise.chain import Chain, key_of
 from srpo.revise.policy import Policy
 from srpo.revise.reviser import Reviser
+from srpo.revise.select import selector_of
 from srpo.revise.settings import RevisionSettings
 from srpo.serve.asked import Asked
 from srpo.serve.problems import Problem, invalid
@@ -36,6 +37,7 @@ class ServedModel:
     def __init__(self, reviser: Reviser, defaults: RevisionSettings) -> None:
         self.reviser, self.defaults = reviser, defaults
         self.policy, self.revisions = reviser.policy(defaults)
+        selector_of(reviser, self.policy, defaults.select)
         self._seed = secrets.randbits(31)  # of requests without a seed, whose occurrence numbers differ
         self._occurrence = itertools.count()
 
@@ -53,6 +55,12 @@ class ServedModel:
         policy, limit = self.policy_for(asked.policy, asked.revisions)
         temperature = self.defaults.temperature if asked.temperature is None else asked.temperature
         greedy, unseeded = temperature == 0, asked.seed is None
+        if policy.fresh and greedy:
+            raise invalid("temperature", f"greedy drafts are all the same, and policy {policy.name} draws several")
+        try:
+            selector = selector_of(self.reviser, policy, self.defaults.select)
+        except ConfigError as error:
+            raise invalid("policy", error.what) from None
         settings = replace(
             self.defaults,
             temperature=temperature,
@@ -65,7 +73,7 @@ class ServedModel:
         jobs = []
         for place, (row, occurrence) in enumerate(itertools.product(asked.rows, range(asked.n))):
             number = next(self._occurrence) if unseeded and not greedy else occurrence
-            chain = Chain(row, key_of(row.prompt, number), policy, limit, asked.stop)
+            chain = Chain(row, key_of(row.prompt, number), policy, limit, selector, asked.stop)
             jobs.append(Job(chain, settings, place, queue))
         self._expect_shown(asked.rows)
         return jobs, queue

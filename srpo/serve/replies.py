@@ -62,9 +62,9 @@ class Reply:
 
     def event(self, chain: Chain, k: int) -> dict[str, Any]:
         """One answer of a trail: its text, the model's confidence in it and the policy's decision."""
-        answer = chain.answers[k]
+        answer, fresh = chain.answers[k], chain.policy.fresh
         found: dict[str, Any] = {
-            "step": f"revision {k}" if k else "draft",
+            "step": f"draft {k + 1}" if fresh else f"revision {k}" if k else "draft",
             "text": answer.text,
             "confidence": answer.preferred,
             "kept": answer.kept,
@@ -72,7 +72,7 @@ class Reply:
             "tokens": answer.tokens,
         }
         if self.trail == "diff":
-            old = chain.trail().after(k - 1).text if k else answer.text
+            old = chain.trail().last_kept(k - 1).text if k and not fresh else answer.text
             found["diff"] = [[piece.change, piece.text] for piece in diff(old, answer.text)]
         return found
 
@@ -157,6 +157,8 @@ def usage(chains: Sequence[Chain]) -> dict[str, Any]:
 def _end(chain: Chain) -> dict[str, Any]:
     """Number of revisions drawn, number of the one in hand (0 for the draft), its confidence, reason of the end."""
     in_hand = max((k for k, answer in enumerate(chain.answers) if answer.kept), default=0)
+    if chain.answers and chain.answers[-1].in_hand is not None:  # a selector chose
+        in_hand = chain.answers[-1].in_hand
     found: dict[str, Any] = {"revisions": max(0, len(chain.answers) - 1), "revision": in_hand}
     return {
         **found,

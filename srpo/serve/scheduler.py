@@ -44,9 +44,9 @@ class Job:
     left: bool = False
 
     @property
-    def group(self) -> tuple[bool, RevisionSettings]:
+    def group(self) -> tuple[tuple[str, int], RevisionSettings]:
         """Jobs with equal groups can share a batch."""
-        return bool(self.chain.answers), self.settings
+        return self.chain.stage, self.settings
 
 
 class Scheduler:
@@ -118,17 +118,22 @@ class Scheduler:
         self._under_way += len(batch)
         return batch
 
+    def _draw(self, chains: list[Chain], settings: RevisionSettings) -> None:
+        """Draws one answer of each chain, and the final answers of those that end."""
+        self.reviser.step(chains, settings)
+        self.reviser.finish([chain for chain in chains if chain.ended])
+
     async def _step(self, batch: list[Job]) -> None:
         """Draws the next answer of each job, on a thread of the pool."""
         began = time.monotonic()
-        stage = "revision" if batch[0].chain.answers else "draft"
+        stage, _ = batch[0].chain.stage
         for job in batch:
             self.metrics.seconds.labels("queue").observe(began - job.since)
         self.metrics.batch.observe(len(batch))
         before = [len(job.chain.answers) for job in batch]
         loop = asyncio.get_running_loop()
         chains = [job.chain for job in batch]
-        future = loop.run_in_executor(self._pool, self.reviser.step, chains, batch[0].settings)
+        future = loop.run_in_executor(self._pool, self._draw, chains, batch[0].settings)
         await asyncio.wait([future])
         error = future.exception()
         self._under_way -= len(batch)
