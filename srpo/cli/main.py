@@ -28,6 +28,7 @@ VERBS = {
     "exchange": "convert answers to and from the files of AlpacaEval and Arena-Hard",
     "check": "show how a data file is read and rendered, before training",
     "merge": "merge an adapter into its base, and compare the merged model with both",
+    "export": "write a model as GGUF for llama.cpp and Ollama, and compare the file with it",
     "convert": "convert pickled weights to safetensors, without running pickled code",
     "bandit": "draw the paper's Figure 2 with the library's own losses",
     "recipes": "list the settings files that come with srpo, for common models and the paper, or copy one",

@@ -24,6 +24,7 @@ DOORS: dict[str, Callable[[str, str, str], list[str]]] = {
         *("--dataset_name", pairs, "--output_dir", out, "--judge", "exact_match", *QUICK)
     ],
     "merge": lambda model, pairs, out: ["--output_dir", out, "--prompts", pairs, "--max_new_tokens", "2"],
+    "export": lambda model, pairs, out: ["--output_dir", out, "--max_new_tokens", "2"],
     "evaluate": lambda model, pairs, out: [
         *("--models", f"x={model}", "--prompts", f"test={pairs}", "--gold_key", "chosen", "--judge", "exact_match"),
         *("--output_dir", out, *SHORT),

@@ -118,13 +118,13 @@ def merge(
         raise ConfigError(f"{max_new_tokens}", where="max_new_tokens", expected="1 or more")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "base_model": base_model}
     tokenizer = load_tokenizer(adapter, **options)
-    contexts = _contexts(adapter, tokenizer, prompts)  # a mistake in the prompts ends here, before weights are read
+    contexts = contexts_of(adapter, tokenizer, prompts)  # a mistake in the prompts ends here, before weights are read
     model = load_model(adapter, dtype=dtype, **options).eval()
     [kind] = model.peft_config.values()
     if kind.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
         fix = "use the adapter as it is"
         raise ConfigError(f"a {kind.peft_type.value} adapter has no weights to merge", where=adapter, fix=fix)
-    before = _greedy(model, contexts, max_new_tokens)
+    before = greedy(model, contexts, max_new_tokens)
     with torch.no_grad(), model.disable_adapter():
         base = [_logits(model, ids) for ids, _ in before]
     base_name = found.base
@@ -205,7 +205,7 @@ def _largest(so_far: float, values_S: Tensor) -> float:
 
 
 @torch.no_grad()
-def _greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
+def greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
     """For each context, its ids continued greedily by `new` tokens, past any terminator, and all logits [S, V]."""
     found = []
     for context in counted(contexts, "prompts answered with the adapter", len(contexts)):
@@ -223,7 +223,7 @@ def _logits(model: nn.Module, ids: list[int]) -> Tensor:
     return logits.float().cpu()
 
 
-def _contexts(adapter: str, tokenizer: PreTrainedTokenizerBase, prompts: str | None) -> list[list[int]]:
+def contexts_of(adapter: str, tokenizer: PreTrainedTokenizerBase, prompts: str | None) -> list[list[int]]:
     """Token ids to compare models on: the rendered prompts of the file `prompts`; for None, random tokens."""
     if prompts is not None:
         rows = read_prompts(prompts)[:64]
