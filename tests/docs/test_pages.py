@@ -52,6 +52,7 @@ BLOCK = re.compile(
 GIVEN = {
     "rounds.md": ["my-srpo-model"],
     "server.md": ["my-srpo-model"],
+    "serve.md": ["my-srpo-model"],
     "revise.md": ["my-srpo-model"],
     "evaluate.md": ["my-srpo-model", "my-dpo-model"],
 }
