@@ -259,14 +259,16 @@ def appending(path: Path, flag: str = "--output") -> Iterator[BinaryIO]:
         before = file.seek(0, os.SEEK_END)
         torn = before > 0 and os.pread(file.fileno(), 1, before - 1) != b"\n"
         file.seek(0)
+        complete = False
         try:
             if torn:
                 os_write(file.fileno(), b"\n")
             yield file
             os.fsync(file.fileno())
-        except BaseException:
-            os.ftruncate(file.fileno(), before)
-            raise
+            complete = True
+        finally:
+            if not complete:
+                os.ftruncate(file.fileno(), before)
 
 
 def os_write(handle: int, data: bytes) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srpo.cli.flags import parse
-from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.output import quiet_transformers
 from srpo.cli.trails import ModelArguments
 from srpo.revise.settings import RevisionSettings
 from srpo.settings import part, setting
@@ -38,7 +38,6 @@ def main(argv: list[str]) -> int:
 
     writable_file(Path(args.votes), "--votes")
     quiet_transformers()
-    show_progress()
     console = Console(highlight=False)
     chat = Chat(args.reviser(), args.revision, args.votes, console)
     chat.run(lambda: console.input("[bold]> [/bold]"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from srpo.cli.flags import parse
-from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.output import quiet_transformers
 from srpo.settings import setting, shared
 
 
@@ -29,7 +29,6 @@ def main(argv: list[str]) -> int:
     from srpo.model.weights.gguf_export import export
 
     quiet_transformers()
-    show_progress()
     found = export(
         args.model_name_or_path,
         args.output_dir,

@@ -37,6 +37,7 @@ VERBS = {
     "config-schema": "print the JSON Schema of a settings file, for editors and other programs",
     "completion": "print the completion of verbs and flags for bash, zsh or fish",
 }
+CONVERSING = {"serve", "chat"}  # verbs that wait for requests or for a person: their time is no progress
 FIRST_STEPS = """srpo: one model drafts and revises; Self-Improving Robust Preference Optimization (arXiv 2406.01660)
 
   srpo demo      the whole method on a generated task, offline, about two minutes on two cores: start here
@@ -87,6 +88,8 @@ def run(argv: list[str]) -> int:
     from srpo.progress import Progress
 
     show_progress(quiet=quiet or verb == "demo")  # the demo prints its stages
+    if verb in CONVERSING:
+        return module_of(verb).main(rest)
     with Progress(f"{verb} under way", bar=False):
         return module_of(verb).main(rest)
 

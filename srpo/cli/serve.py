@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from srpo.cli.flags import parse
-from srpo.cli.output import quiet_transformers, show_progress
+from srpo.cli.output import quiet_transformers
 from srpo.cli.trails import ModelArguments
 from srpo.revise.settings import RevisionSettings
 from srpo.serve.settings import ServeSettings
@@ -41,7 +41,6 @@ def main(argv: list[str]) -> int:
 
     expect_installed()
     quiet_transformers()
-    show_progress()
     with listening(args.server) as on:
         name = name_of(args.engine.endpoint.model or args.model_name_or_path, args.server)
         return serve(args.reviser(), name, args.revision, args.server, on)
