@@ -34,6 +34,7 @@ PAGE = {
     "/static/page.js": ("page.js", "text/javascript"),
     "/static/page.css": ("page.css", "text/css"),
 }
+BODY_SECONDS = 60.0  # for the body of a request to arrive
 CONCURRENT_UPSTREAM = 16  # batches under way together, if another server generates
 
 
@@ -250,7 +251,7 @@ class Service:
             raise Problem(415, "Content-Type: application/json is expected")
         content, most = bytearray(), self.settings.max_body
         try:
-            async with asyncio.timeout(self.settings.request_timeout):
+            async with asyncio.timeout(BODY_SECONDS):
                 async for piece in request.stream():
                     content += piece
                     if len(content) > most:

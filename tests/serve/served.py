@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 from srpo import Reviser
@@ -21,6 +23,9 @@ for name in ("starlette", "uvicorn", "prometheus_client"):
     pytest.importorskip(name, reason="needs the extra serve, which the extra test includes")
 openai: Any = pytest.importorskip("openai", reason="needs the extra test")
 
+# No test may depend on the load of the machine: httpx would give up after 5 seconds.
+PATIENCE = 600.0
+get, post, request = (functools.partial(each, timeout=PATIENCE) for each in (httpx.get, httpx.post, httpx.request))
 GREEDY = RevisionSettings(1, temperature=0.0, max_new_tokens=8)
 
 
@@ -35,10 +40,10 @@ class Served:
         self._server.should_exit = True
 
     def client(self, key: str = "none", **options: Any) -> Any:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE, **options)
 
     def async_client(self) -> Any:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
 
 
 @contextmanager
@@ -58,4 +63,4 @@ def serving(subject: Reviser, defaults: RevisionSettings = GREEDY, **settings: A
         yield Served(service, address, server)
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join()

@@ -6,13 +6,13 @@ import asyncio
 import json
 from typing import Any
 
-import httpx
 import pytest
 
 from srpo import Reviser
 from srpo.revise.settings import RevisionSettings
+from srpo.serve.asked import asked
 from tests.revise.tiny import PROMPTS, Scripted, reviser
-from tests.serve.served import GREEDY, Served, openai, serving
+from tests.serve.served import GREEDY, Served, get, openai, post, serving
 
 NAMES = [
     ("tiny@draft", 0, "auto"),
@@ -94,9 +94,17 @@ def test_a_seed_repeats_draws_of_revise(tiny: Reviser, client: Any) -> None:
         model="tiny@policy=always", prompt=PROMPTS[0], temperature=1, seed=7, n=2, max_tokens=8
     )
     assert [choice.text for choice in found.choices] == [trail.after(1).text for trail in trails]
-    draws = [client.completions.create(model="tiny@draft", prompt="5+5=", temperature=1) for _ in range(4)]
-    drawn = {draw.choices[0].text for draw in draws}
-    assert len(drawn) > 1  # without a seed each request draws anew
+
+
+def test_requests_without_a_seed_draw_anew(served: Served) -> None:
+    def keys(**fields: Any) -> list[str]:
+        body = {"model": "tiny", "prompt": "5+5=", "temperature": 1, **fields}
+        found = asked(body, chat=False, name="tiny", most=5, choices=5)
+        return [job.chain.key for job in served.service.model.jobs(found)[0]]
+
+    assert keys() != keys()
+    assert keys(seed=3) == keys(seed=3) == keys(temperature=0)
+    assert len({*keys(n=3), *keys(n=3)}) == 6
 
 
 def test_stop_texts_cut_the_draft_before_it_is_revised() -> None:
@@ -139,7 +147,7 @@ def test_stop_texts_cut_the_draft_before_it_is_revised() -> None:
 )
 def test_a_field_is_refused_by_its_name(served: Served, field: str, value: object, status: int) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "1+1="}], field: value}
-    found = httpx.post(f"{served.url}/v1/chat/completions", json=body)
+    found = post(f"{served.url}/v1/chat/completions", json=body)
     assert found.status_code == status
     error = found.json()["error"]
     assert {*error} == {"message", "type", "param", "code"}
@@ -173,9 +181,9 @@ def test_models_health_and_metrics(client: Any, served: Served) -> None:
     assert client.models.retrieve("tiny@k=3").parent == "tiny"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
-    assert httpx.get(f"{served.url}/health").json()["status"] == "ok"
+    assert get(f"{served.url}/health").json()["status"] == "ok"
     client.completions.create(model="tiny", prompt="1+1=")
-    text = httpx.get(f"{served.url}/metrics").text
+    text = get(f"{served.url}/metrics").text
     for line in (
         'srpo_requests_total{path="/v1/completions",status="200"}',
         'srpo_tokens_total{kind="revision"}',
@@ -213,7 +221,7 @@ def test_concurrent_requests_share_batches() -> None:
     subject.engine.__class__ = Counting
     with serving(subject) as served:
         body = {"model": "tiny@draft", "prompt": [f"{i}+{i}=" for i in range(8)], "n": 2}
-        found = httpx.post(f"{served.url}/v1/completions", json=body)
+        found = post(f"{served.url}/v1/completions", json=body)
         assert [choice["text"] for choice in found.json()["choices"]] == ["46"] * 16
     assert sizes == [16]
 
@@ -227,9 +235,9 @@ def test_keys_and_hosts(monkeypatch: pytest.MonkeyPatch, tiny: Reviser) -> None:
             with pytest.raises(openai.AuthenticationError) as error:
                 served.client(key).models.list()
             assert error.value.code == "invalid_api_key"
-        assert httpx.get(f"{served.url}/metrics").status_code == 401
-        assert httpx.get(f"{served.url}/health").status_code == 200
-        assert httpx.get(f"{served.url}/health", headers={"host": "evil.example"}).status_code == 403
+        assert get(f"{served.url}/metrics").status_code == 401
+        assert get(f"{served.url}/health").status_code == 200
+        assert get(f"{served.url}/health", headers={"host": "evil.example"}).status_code == 403
 
 
 def test_the_access_log_has_no_prompt(client: Any, caplog: pytest.LogCaptureFixture, tiny: Reviser) -> None:

@@ -25,7 +25,8 @@ def talk(folder: Path, *lines: str, terminal: bool = False, **answers: str) -> t
     subject = reviser()
     if not terminal:
         Scripted(subject, lambda context: str(int(context.rstrip("?").split("=")[1]) + 1) if "?" in context else "46")
-    out = Console(file=io.StringIO(), width=100, force_terminal=terminal, highlight=False)
+    environment = {"TERM": "xterm-256color"}
+    out = Console(file=io.StringIO(), width=100, force_terminal=terminal, highlight=False, _environ=environment)
     chat = Chat(subject, SETTINGS, str(folder / "votes.jsonl"), out)
     remaining = iter(lines)
 

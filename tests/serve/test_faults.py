@@ -23,7 +23,7 @@ from srpo.judge.votes import Votes, append_vote
 from srpo.sequences.render_messages import MessageRenderer
 from tests.revise.tiny import Scripted, reviser
 from tests.scripted_server import JSON, Say, serve
-from tests.serve.served import GREEDY, Served, openai, serving
+from tests.serve.served import GREEDY, Served, get, openai, post, request, serving
 
 JSON_BODY = {"content-type": "application/json"}
 GOOD = {"model": "tiny", "prompt": "1+1="}
@@ -53,10 +53,10 @@ def problem(found: httpx.Response) -> dict[str, Any]:
     ],
 )
 def test_a_body_that_cannot_be_read(served: Served, content: bytes, message: str) -> None:
-    found = httpx.post(f"{served.url}/v1/completions", content=content, headers=JSON_BODY)
+    found = post(f"{served.url}/v1/completions", content=content, headers=JSON_BODY)
     assert found.status_code == 400
     assert message in problem(found)["message"]
-    assert httpx.post(f"{served.url}/v1/completions", json=GOOD).status_code == 200  # the control
+    assert post(f"{served.url}/v1/completions", json=GOOD).status_code == 200  # the control
 
 
 def test_paths_methods_and_kinds_of_content(served: Served) -> None:
@@ -65,9 +65,9 @@ def test_paths_methods_and_kinds_of_content(served: Served) -> None:
         ("GET", "/v1/completions", 405),
         ("POST", "/health", 405),
     ):
-        found = httpx.request(method, served.url + path)
+        found = request(method, served.url + path)
         assert (found.status_code, problem(found)["param"]) == (status, None)
-    found = httpx.post(f"{served.url}/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
+    found = post(f"{served.url}/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
     assert (found.status_code, problem(found)["code"]) == (415, None)
 
 
@@ -77,7 +77,7 @@ def test_a_huge_body_is_refused(tiny: Reviser, chunked: bool) -> None:
     with serving(tiny, GREEDY, max_body=1000) as small, serving(tiny, GREEDY, max_body=10_000) as large:
         for server, status in ((small, 413), (large, 200)):
             body: Any = iter([content]) if chunked else content
-            found = httpx.post(f"{server.url}/v1/completions", content=body, headers=JSON_BODY)
+            found = post(f"{server.url}/v1/completions", content=body, headers=JSON_BODY)
             assert found.status_code == status
             assert status == 200 or problem(found)["code"] == "body_too_large"
 
@@ -111,7 +111,7 @@ def finished(served: Served, path: str, count: int) -> None:
     """Returns once so many requests of that path have ended, as the server's metrics count them."""
 
     def ended() -> float:
-        lines = httpx.get(f"{served.url}/metrics").text.splitlines()
+        lines = get(f"{served.url}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(f'srpo_requests_total{{path="{path}"'))
 
     while ended() < count:
@@ -144,9 +144,9 @@ def _post_and_leave(client: httpx.Client, served: Served, body: bytes, gate: Gat
 
 def test_a_full_queue_and_a_slow_model(gate: Gate) -> None:
     with serving(gate.subject, GREEDY, max_waiting=1, request_timeout=0.2) as served:
-        slow = httpx.post(f"{served.url}/v1/completions", json=GOOD)
+        slow = post(f"{served.url}/v1/completions", json=GOOD)
         assert (slow.status_code, problem(slow)["code"]) == (504, "timeout")
-        full = httpx.post(f"{served.url}/v1/completions", json=GOOD)  # the model still writes the first one
+        full = post(f"{served.url}/v1/completions", json=GOOD)  # the model still writes the first one
         assert (full.status_code, problem(full)["code"]) == (429, "queue_full")
         assert full.headers["retry-after"] == "1"
         gate.go.set()
@@ -155,15 +155,15 @@ def test_a_full_queue_and_a_slow_model(gate: Gate) -> None:
 
 def test_accepted_requests_finish_when_the_server_is_told_to_stop(gate: Gate) -> None:
     with ThreadPoolExecutor() as pool, serving(gate.subject) as served:
-        waiting = [pool.submit(httpx.post, f"{served.url}/v1/completions", json=GOOD, timeout=60) for _ in range(3)]
+        waiting = [pool.submit(post, f"{served.url}/v1/completions", json=GOOD) for _ in range(3)]
         gate.begun.wait()
-        while httpx.get(f"{served.url}/health").json()["waiting"] < 3:
+        while get(f"{served.url}/health").json()["waiting"] < 3:
             pass
         served.stop()
         gate.go.set()
         assert [each.result().status_code for each in waiting] == [200] * 3
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{served.url}/health")
+        get(f"{served.url}/health")
 
 
 class Breaking:
@@ -188,7 +188,7 @@ def test_a_fault_of_the_model_has_no_prompt_in_it_and_spares_the_rest_of_its_bat
     Breaking(subject, "99+88")
     bodies = [{"model": "tiny@draft", "prompt": prompt} for prompt in ("1+1=", "99+88=", "2+2=", "3+3=")]
     with caplog.at_level("DEBUG"), serving(subject) as served, ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda body: httpx.post(f"{served.url}/v1/completions", json=body), bodies))
+        found = list(pool.map(lambda body: post(f"{served.url}/v1/completions", json=body), bodies))
     assert [each.status_code for each in found] == [200, 500, 200, 200]
     assert problem(found[1])["message"] == "internal error: RuntimeError"
     shown = caplog.text + "".join(capfd.readouterr())
@@ -226,7 +226,7 @@ def test_faults_of_the_models_server(script: Any, status: int, monkeypatch: pyte
         subject = Reviser("", renderer=MessageRenderer(), engine=ChatEngine(endpoint, "far", batch_size=4))
         with serving(subject) as served:
             for stream in (False, True):
-                found = httpx.post(f"{served.url}/v1/completions", json={**GOOD, "stream": stream}, timeout=60)
+                found = post(f"{served.url}/v1/completions", json={**GOOD, "stream": stream})
                 assert found.status_code == (200 if stream else status)
                 assert ("upstream_error" in found.text) == (status != 200)
                 assert "planted-key-123" not in found.text

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from srpo.data.read import read_pairs
 from srpo.judge.votes import Votes
 from srpo.revise.settings import RevisionSettings
 from tests.revise.tiny import Scripted, reviser
-from tests.serve.served import Served, serving
+from tests.serve.served import Served, get, post, serving
 
 PAYLOADS = [
     "<script>window.pwned=1</script>",
@@ -222,13 +221,11 @@ def test_no_other_file_is_served(page: Served, path: str) -> None:
 
 
 def test_headers_forbid_scripts_of_others(page: Served) -> None:
-    found = httpx.get(page.url + "/")
+    found = get(page.url + "/")
     assert found.status_code == 200
     assert "default-src 'none'; script-src 'self'" in found.headers["content-security-policy"]
-    assert (
-        "access-control-allow-origin" not in httpx.get(page.url + "/health", headers={"origin": "https://a.b"}).headers
-    )
-    form = httpx.post(page.url + "/v1/votes", content="{}", headers={"content-type": "text/plain"})
+    assert "access-control-allow-origin" not in get(page.url + "/health", headers={"origin": "https://a.b"}).headers
+    form = post(page.url + "/v1/votes", content="{}", headers={"content-type": "text/plain"})
     assert form.status_code == 415
 
 
@@ -245,15 +242,15 @@ def test_headers_forbid_scripts_of_others(page: Served) -> None:
 )
 def test_a_wrong_vote_is_refused(page: Served, votes: Path, change: dict[str, Any], status: int) -> None:
     vote = {"prompt": "p", "first": "a", "second": "b", "vote": "first"}
-    assert httpx.post(page.url + "/v1/votes", json=vote).status_code == 200
+    assert post(page.url + "/v1/votes", json=vote).status_code == 200
     before = votes.read_bytes()
-    assert httpx.post(page.url + "/v1/votes", json=vote | change).status_code == status
+    assert post(page.url + "/v1/votes", json=vote | change).status_code == status
     assert votes.read_bytes() == before
 
 
 def test_a_server_without_a_file_takes_no_votes(served: Served) -> None:
     vote = {"prompt": "p", "first": "a", "second": "b", "vote": "first"}
-    assert httpx.post(served.url + "/v1/votes", json=vote).status_code == 404
+    assert post(served.url + "/v1/votes", json=vote).status_code == 404
 
 
 def test_the_carry_reviser_has_no_letters() -> None:
