@@ -28,6 +28,8 @@ from tests.judge.pair_judges import Scripted, honest
 from tests.revise.tiny import PROMPTS, carry_llama, ids_of
 from tests.train.plain import flat_logp
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 def save(folder: Path, seed: int, *, trained: bool) -> Path:
     carry_llama(seed).save_pretrained(folder)

@@ -67,6 +67,7 @@ def test_the_same_command_gives_the_same_files(files: Path) -> None:
     assert read_results(files / "a" / "results.json").settings["seed"] == 3
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_another_system_can_be_highlighted(files: Path) -> None:
     words = ["--trails", f"{files}/srpo.jsonl", f"{files}/dpo.jsonl", "--highlight", "dpo"]
     main([*words, "--output_dir", str(files / "out"), "--judge", "per_character"])
@@ -88,6 +89,7 @@ def test_curves_select_systems_and_labels_rename_them(files: Path) -> None:
         main([*words, "--curves", "dpp"])
 
 
+@pytest.mark.usefixtures("empty_figures")
 @pytest.mark.parametrize(("judge", "share"), [(js.fickle(lambda seen: seen.prompt[-1] in "13"), 0.5), (js.honest, 0.0)])
 def test_judge_runs_measure_disagreement(
     judge: js.Judge, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +118,7 @@ def test_judge_runs_measure_disagreement(
         main([*words[:-2], "--max_cost", "2", "--price_in", "1", "--price_out", "1"])
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_bom_and_blank_lines_are_skipped(files: Path) -> None:
     text = (files / "srpo.jsonl").read_text("utf-8").replace("\n", "\r\n\r\n")
     (files / "bom.jsonl").write_text("\ufeff" + text, "utf-8")
