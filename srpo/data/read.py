@@ -280,7 +280,12 @@ def plain(value: object) -> Any:
 
 
 def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> DataError:
-    """The error that lists the rejects `bad`, of `rows` rows; if not `known`, it advises to map columns to names."""
+    """The error that lists the unusable rows `bad` of `rows` rows.
+
+    Args:
+        noun: the use that the rows are unfit for, such as "pairs".
+        known: False adds the advice to name the columns by `--map`.
+    """
     fix = "mend them" if len(bad) == rows else "mend these rows, or go on without them with `--bad_rows skip`"
     fix += "" if known else ", or say which columns are meant with `--map prompt=…,chosen=…,rejected=…`"
     return DataError(f"{len(bad)} of {rows} rows cannot be used as {noun}:\n{listed(bad)}\n", fix=fix)

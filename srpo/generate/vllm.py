@@ -152,7 +152,7 @@ class VLLMEngine:
         return self._logps(pairs, adapter=True)
 
     def base_logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """Returns `logps` under the base without the adapter, which is the model before training.
+        """Returns log π of each answer under the base without the adapter, which is the model before training; nats.
 
         Raises:
             ConfigError: The model is not an adapter.

@@ -36,7 +36,7 @@ _STEPS = 60  # halvings of the interval that holds a shift
 
 
 class Rates(NamedTuple):
-    """A named tuple of rates of a reference model, five [D] tensors in [0, 1].
+    """A named tuple of D sets of rates of a reference model: five [D] tensors in [0, 1].
 
     Attributes:
         right: ρ, share of right drafts.
@@ -54,7 +54,7 @@ class Rates(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """A named tuple of shares of right answers at the optimum of training, five [D] tensors.
+    """A named tuple of shares of right answers at the optimum of training, [D] tensors for D sets of rates.
 
     Attributes:
         ipo: IPO's draft (G1).

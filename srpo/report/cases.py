@@ -61,11 +61,11 @@ class CaseSample:
 
     Attributes:
         outcome: "mended" if the last answer scores higher than the draft, "broken" if lower; "best" and "worst" if
-            the last answer scores highest and lowest of all trails.
-        system, split, temperature: origin of the trails, all seeds together.
-        count: number of trails with this outcome.
-        total: number of all trails.
-        cases: some trails with this outcome, drawn at random.
+            the last answer scores highest and lowest of all prompts.
+        system, split, temperature: origin of the answers, all seeds together.
+        count: number of prompts with this outcome.
+        total: number of all prompts.
+        cases: some prompts with this outcome, drawn at random, each with its draft and revisions.
     """
 
     outcome: Outcome
