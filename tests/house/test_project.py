@@ -27,8 +27,8 @@ IMPORTED_AS = {
 }
 # Needed although no line of srpo imports them.
 NEEDED_BY_OTHERS = {"accelerate": "transformers.Trainer cannot be built without it"}
-# Reached only where the user has installed them: `generate/` says so in a typed error, and a run is under DeepSpeed only
-# because accelerate was told to use it.
+# Reached only where the user has installed them: `generate/` says so in a typed error, and a run is under DeepSpeed
+# only because accelerate was told to use it.
 BROUGHT_BY_THE_USER = {"vllm", "deepspeed"}
 
 
