@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/core ## the whole story on a generated task, offline, on a CPU; results in runs/demo
+demo: .venv/core ## the method on a generated task, offline, on a CPU, in minutes; results in runs/demo
 	$(OFFLINE) $(BIN)/srpo demo --output_dir runs/demo
 
 docs: .venv/docs ## the documentation as a website in build/site, without access to a network; a warning is an error

@@ -1,6 +1,6 @@
 """Comparison of policies for `auto`, and quality of the confidence, on the carry task's runs of `srpo demo`.
 
-    srpo demo --seeds 3 --first_seed 3 --output_dir runs/demo3
+    srpo demo --full --seeds 3 --first_seed 3 --output_dir runs/demo3
     python -m benchmarks.policies runs/demo3 --seeds 3 4 5
 
 For each seed's SRPO model, on both splits: trails under `always` and under `if_preferred`, on sums for choosing and on

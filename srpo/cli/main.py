@@ -40,7 +40,7 @@ VERBS = {
 CONVERSING = {"serve", "chat"}  # verbs that wait for requests or for a person: their time is no progress
 FIRST_STEPS = """srpo: one model drafts and revises; Self-Improving Robust Preference Optimization (arXiv 2406.01660)
 
-  srpo demo      the whole method on a generated task, offline, about two minutes on two cores: start here
+  srpo demo      the whole method on a generated task, offline, a few minutes on two cores: start here
   srpo check     how your pairs are read and shown to the model:
                    srpo check --dataset_name pairs.jsonl --model_name_or_path MODEL
   srpo train     training on your pairs:

@@ -15,7 +15,8 @@ from typing import Any
 
 from srpo import __version__
 from srpo.tasks.carry import SPLITS, TEMPLATE, BaseConfig, carry_tokenizer, label, sums, train_base, write_rows
-from srpo.tasks.stages import run_stage
+from srpo.tasks.shipped_base import is_shipped, shipped_base
+from srpo.tasks.stages import Counts, report, run_stage, share
 
 Rows = Mapping[str, list[dict[str, str]]]
 
@@ -48,9 +49,10 @@ CHOSEN: Mapping[str, MethodSettings] = {
 
 
 def way_of(system: str) -> str:
-    """How a system answers: the rule that keeps revisions, or "best_of", which draws further drafts instead."""
-    if system.endswith("_best_of"):
-        return "best_of"
+    """How a system answers: the rule that keeps revisions, or "best_of" or "best_of_logp", which draw more drafts."""
+    for way in ("best_of", "best_of_logp"):
+        if system.endswith(f"_{way}"):
+            return way
     return "if_preferred" if system == "srpo" else "always"
 
 
@@ -87,40 +89,54 @@ _NEW_TOKENS = 1  # tokens of an answer besides its digits: the terminator
 # ---------------------------------------------------------------------- stages
 
 
-def make_base(folder: Path, config: BaseConfig, show: Callable[[int, int, float], None] | None = None) -> None:
-    """Trains the base model in `folder` and saves it with tokenizer and template; `show` receives the progress."""
+def make_base(folder: Path, config: BaseConfig, stage: str = "") -> None:
+    """Saves a base model with tokenizer and template in `folder`: the package's where it has one, or else trains it.
+
+    Args:
+        stage: name of the stage whose progress is reported.
+    """
     import torch
 
-    threads, model = torch.get_num_threads(), None
-    torch.set_num_threads(config.threads)
-    try:
-        for step, loss, model in train_base(config):  # noqa: B007  the model of the last step is saved
-            if show is not None:
-                show(step, config.steps, loss)
-    finally:
-        torch.set_num_threads(threads)
+    model = shipped_base() if is_shipped(config) else None
+    if model is None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.threads)
+        try:
+            for step, _, model in train_base(config):  # noqa: B007  the model of the last step is saved
+                report(stage, step, config.steps)
+        finally:
+            torch.set_num_threads(threads)
     assert model is not None  # steps > 0
     model.save_pretrained(folder)
     carry_tokenizer().save_pretrained(folder)
     TEMPLATE.save(folder)
 
 
-def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int) -> None:
-    """Draws two answers of the base model to each sum and writes preference rows to `folder`/pairs.jsonl."""
+def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int, stage: str = "") -> None:
+    """Draws two answers of the base model to each sum and writes preference rows to `folder`/pairs.jsonl.
+
+    Args:
+        stage: name of the stage whose progress is reported.
+    """
+    from srpo.data.read import read_prompts
     from srpo.revise.reviser import Reviser
+    from srpo.revise.settings import RevisionSettings
 
     rows = sums(config.sampled, "in", digits=config.base.digits, seed=_PAIRS + seed)
     reviser = Reviser(str(base), batch_size=_DRAW_BATCH, device="cpu")
-    tokens = config.base.digits + 1 + _NEW_TOKENS
-    first, second = (
-        [t.after(0).text for t in reviser.revise(rows, 0, seed=draw, max_new_tokens=tokens)] for draw in (1, 2)
-    )
+    answers: list[str] = []
+    for draw in (1, 2):
+        settings = RevisionSettings(0, seed=draw, max_new_tokens=config.base.digits + 1 + _NEW_TOKENS)
+        for trail in reviser.trails(read_prompts(rows), settings):
+            answers.append(trail.after(0).text)
+            report(stage, len(answers), 2 * len(rows))
+    first, second = answers[: len(rows)], answers[len(rows) :]
     write_rows(folder / "pairs.jsonl", label(rows, first, second))
 
 
 def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, method: str, seed: int) -> None:
     """Trains the method (a key of `config.methods`) from the base model on the pairs; saves the model in `folder`."""
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     from srpo.train.config import SRPOConfig
     from srpo.train.trainer import SRPOTrainer
@@ -143,21 +159,31 @@ def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, met
     )
     trainer = SRPOTrainer(str(base), args=args, train_dataset=str(pairs))
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the same numbers
+
+    class Steps(TrainerCallback):
+        """Reports the completed steps."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            report(f"seed {seed}: train {method}", state.global_step, config.steps)
+
+    trainer.add_callback(Steps())
     trainer.train()
     trainer.save_model()
 
 
 def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, system: str, rows: Rows, seed: int) -> None:
     """Draws a system's drafts and revisions of all `rows`; writes one file of trails per split and temperature."""
-    from srpo.evaluate.controls import best_of
+    from srpo.data.read import read_prompts
+    from srpo.evaluate.controls import keep_best, several_drafts
     from srpo.revise.reviser import Reviser
-    from srpo.revise.settings import RevisionSettings
+    from srpo.revise.settings import LOGP, REWARD, RevisionSettings
 
     way = way_of(system)
     # Keeping every revision needs no confidence, which costs as much as drawing.
-    reference = str(base) if way != "always" else None
+    reference = str(base) if way not in ("always", "best_of_logp") else None
     reviser = Reviser(str(model), reference=reference, batch_size=_DRAW_BATCH, device="cpu")
-    for split, temperature in cells(config, system):
+    places = cells(config, system)
+    for at, (split, temperature) in enumerate(places):
         settings = RevisionSettings(
             revisions=config.revisions,
             temperature=temperature,
@@ -165,17 +191,22 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
             max_new_tokens=config.base.digits + 1 + _NEW_TOKENS,
             policy="if_preferred" if way == "if_preferred" else "always",
         )
-        if way == "best_of":
-            trails = best_of(reviser, rows[split], settings)
+        prompts = read_prompts(rows[split])
+        if way.startswith("best_of"):
+            drafts = list(several_drafts(reviser, prompts, settings))
+            trails = keep_best(reviser, prompts, drafts, REWARD if way == "best_of" else LOGP)
         else:
-            trails = reviser.revise(rows[split], **asdict(settings))
-        lines = "".join(trail.to_json() + "\n" for trail in trails)
-        (folder / trail_file(split, temperature)).write_text(lines, "utf-8")
+            trails = reviser.trails(prompts, settings)
+        lines = []
+        for trail in trails:
+            lines.append(trail.to_json() + "\n")
+            report(f"seed {seed}: draw {system}", at * len(prompts) + len(lines), len(places) * len(prompts))
+        (folder / trail_file(split, temperature)).write_text("".join(lines), "utf-8")
 
 
 def cells(config: CarryConfig, system: str) -> list[tuple[str, float]]:
     """The (split, temperature) pairs at which a system answers; best-of needs sampling, as greedy drafts are equal."""
-    temperatures = [each for each in config.temperatures if each or way_of(system) != "best_of"]
+    temperatures = [each for each in config.temperatures if each or not way_of(system).startswith("best_of")]
     return [(split, temperature) for split in SPLITS for temperature in temperatures]
 
 
@@ -261,27 +292,27 @@ def _settings(config: CarryConfig, seed: int, *names: str) -> dict[str, Any]:
 
 @dataclass
 class StageLog:
-    """Record of two callbacks that report progress to the command line.
+    """Receives the progress of a run's stages, which are named "seed 0: pairs", "seed 0: train srpo" and so on.
 
     Attributes:
         stage: called with (name, seconds) after each stage; seconds are 0.0 for a reused stage.
-        progress: called with (step, steps, loss) while the base is trained.
+        counts: numbers of completed steps and answers by stage; None counts nothing.
     """
 
     stage: Callable[[str, float], None] = lambda name, seconds: None
-    progress: Callable[[int, int, float], None] | None = None
+    counts: Counts | None = None
 
 
 def start_run(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> CarryConfig:
     """Makes a seed's base model, pairs and prompts in `folder`; returns the configuration with the base's seed set."""
     config = replace(config, base=replace(config.base, seed=seed))
-    base, pairs = folder / "base", folder / "pairs"
-    took = run_stage(base, _settings(config, seed, "base"), lambda into: make_base(into, config.base, log.progress))
-    log.stage(f"seed {seed}: base model", took)
-    took = run_stage(
-        pairs, _settings(config, seed, "base", "sampled"), lambda into: make_pairs(into, base, config, seed)
-    )
-    log.stage(f"seed {seed}: pairs", took)
+    base, pairs, prefix = folder / "base", folder / "pairs", f"seed {seed}: "
+    share(log.counts)
+    source = {"weights": "shipped"} if is_shipped(config.base) else {}
+    work_on_base = partial(make_base, config=config.base, stage=prefix + "base model")
+    log.stage(prefix + "base model", run_stage(base, _settings(config, seed, "base") | source, work_on_base))
+    work_on_pairs = partial(make_pairs, base=base, config=config, seed=seed, stage=prefix + "pairs")
+    log.stage(prefix + "pairs", run_stage(pairs, _settings(config, seed, "base", "sampled"), work_on_pairs))
     prompts = folder / "prompts"
     run_stage(prompts, {"seed": seed, "prompts": config.prompts}, lambda into: write_prompts(into, config, seed))
     return config

@@ -1,5 +1,8 @@
 """`srpo demo` on the carry task: base → pairs → SRPO, DPO, IPO → drafts and revisions → results.
 
+`SHORT` is the demo of a few minutes: half of the pairs and steps, fewer sums, and three methods. `CarryConfig()` is the
+whole demo, whose numbers the documentation has.
+
 β, learning rate and number of revisions of every method come from one search on sums of other seeds
 (benchmarks/carry_search.py; the table is in docs/lab-book/05-search-on-two-bases.md).
 """
@@ -21,32 +24,60 @@ from srpo.score.results import Results, Side
 from srpo.score.scores import ScoredTrails, TrailsKey, score
 from srpo.score.summary import Question, summarise
 from srpo.tasks.carry import SPLITS
-from srpo.tasks.carry_run import CarryConfig, Job, StageLog, cells, start_run, trail_file, trail_folder, work
+from srpo.tasks.carry_run import CHOSEN, CarryConfig, Job, StageLog, cells, start_run, trail_file, trail_folder, work
 from srpo.tasks.stages import side_by_side
 
 # Method → systems drawn with its model. Every system has a model of its own, trained with its best settings, except the
 # best of SRPO's drafts: that system measures the gain of revising over drafts of the same model.
 SYSTEMS_OF = {
-    "srpo": ("srpo", "srpo_best_of"),
+    "srpo": ("srpo", "srpo_best_of", "srpo_best_of_logp"),
     "srpo_always": ("srpo_always",),
     "dpo": ("dpo",),
-    "dpo_best_of": ("dpo_best_of",),
+    "dpo_best_of": ("dpo_best_of", "dpo_best_of_logp"),
     "ipo": ("ipo",),
-    "ipo_best_of": ("ipo_best_of",),
-    "base": ("base",),
+    "ipo_best_of": ("ipo_best_of", "ipo_best_of_logp"),
+    "base": ("base", "base_best_of_logp"),
 }
+SHORT = CarryConfig(
+    sampled=10_000, steps=150, prompts=500, methods={name: CHOSEN[name] for name in ("srpo_always", "srpo", "dpo")}
+)
 LABELS = {
-    "srpo": "SRPO",
-    "srpo_always": "SRPO (always revise)",
-    "srpo_best_of": "best of k+1 SRPO drafts",
+    "srpo_always": "SRPO",
+    "srpo": "SRPO, selective",
+    "srpo_best_of": "best of k+1 SRPO drafts by implied reward",
+    "srpo_best_of_logp": "best of k+1 SRPO drafts by log π",
     "dpo": "DPO",
-    "dpo_best_of": "best of k+1 DPO drafts",
+    "dpo_best_of": "best of k+1 DPO drafts by implied reward",
+    "dpo_best_of_logp": "best of k+1 DPO drafts by log π",
     "ipo": "IPO",
-    "ipo_best_of": "best of k+1 IPO drafts",
+    "ipo_best_of": "best of k+1 IPO drafts by implied reward",
+    "ipo_best_of_logp": "best of k+1 IPO drafts by log π",
     "base": "base",
+    "base_best_of_logp": "best of k+1 base drafts by log π",
     "in": "in distribution",
     "out": "out of distribution",
 }
+HIGHLIGHT = "srpo_always"
+BEST_BY_LOGP = ("srpo_best_of_logp", "base_best_of_logp")
+
+
+def jobs_of(folder: Path, config: CarryConfig, seed: int) -> list[Job]:
+    """The jobs of one seed: a job for each method of the configuration, and one for the base."""
+    methods = [method for method in SYSTEMS_OF if method in config.methods or method == "base"]
+    return [Job(str(folder), method, SYSTEMS_OF[method], config, seed) for method in methods]
+
+
+def stages_of(config: CarryConfig, seed: int) -> list[str]:
+    """Names of the stages of one seed, in the order in which they begin."""
+    names = ["base model", "pairs"]
+    for job in _ordered(jobs_of(Path(), config, seed)):
+        names += [f"train {job.method}"] * (job.method in config.methods) + [f"draw {name}" for name in job.systems]
+    return [f"seed {seed}: {name}" for name in names]
+
+
+def _ordered(jobs: list[Job]) -> list[Job]:
+    # Methods that share reference log-probs are started one after the other, so that the second finds them stored.
+    return sorted(jobs, key=lambda job: "_" in job.method)
 
 
 def run_demo(
@@ -56,6 +87,7 @@ def run_demo(
     first_seed: int = 0,
     config: CarryConfig | None = None,
     log: StageLog | None = None,
+    workers: int | None = None,
 ) -> dict[TrailsKey, ScoredTrails]:
     """Runs the demo for every seed and scores its drafts and revisions.
 
@@ -63,6 +95,7 @@ def run_demo(
         output_dir: folder with one subfolder per seed; finished stages with the same settings are reused.
         seeds: number of runs; base, pairs, training and sums of a run depend on its seed.
         first_seed: seed of the first run; the others follow in steps of one.
+        workers: number of processes that train and draw; None is one per core, 1 works in this process.
 
     Returns:
         The scored answers of all seeds, by (seed, system, split, temperature).
@@ -78,7 +111,7 @@ def run_demo(
     folder = writable_folder(Path(output_dir))
     trails: dict[tuple[int, str, str, float | None], list[Trail]] = {}
     for seed in range(first_seed, first_seed + seeds):
-        for job in run_seed(folder / f"seed{seed}", config, seed, log):
+        for job in run_seed(folder / f"seed{seed}", config, seed, log, workers):
             for system in job.systems:
                 for split, heat in cells(config, system):
                     file = trail_folder(job, system) / trail_file(split, heat)
@@ -87,12 +120,11 @@ def run_demo(
     return score(trails, judges, revisions=config.revisions)
 
 
-def run_seed(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> list[Job]:
+def run_seed(folder: Path, config: CarryConfig, seed: int, log: StageLog, workers: int | None = None) -> list[Job]:
     """Runs one seed: base and pairs in this process, then the methods in parallel processes; returns their jobs."""
     config = start_run(folder, config, seed, log)
-    jobs = [Job(str(folder), method, systems, config, seed) for method, systems in SYSTEMS_OF.items()]
-    # Methods that share reference log-probs are started one after the other, so that the second finds them stored.
-    for seconds in side_by_side(work, sorted(jobs, key=lambda job: job.method.endswith(("_always", "_best_of")))):
+    jobs = _ordered(jobs_of(folder, config, seed))
+    for seconds in side_by_side(work, jobs, log.counts, workers):
         for stage, took in seconds.items():
             log.stage(f"seed {seed}: {stage}", took)
     return jobs
@@ -100,17 +132,18 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> lis
 
 def verdict(scored: Mapping[TrailsKey, ScoredTrails], config: CarryConfig) -> Results:
     """Summarises scored answers: means, confidence intervals, and the answers to the demo's `questions`."""
-    return summarise(grouped(scored), questions(config), highlight="srpo", labels=LABELS)
+    return summarise(grouped(scored), questions(config), highlight=HIGHLIGHT, labels=LABELS)
 
 
 def questions(config: CarryConfig) -> list[Question]:
     """The comparisons of systems that the demo reports.
 
-    Does the first revision improve the draft? Does SRPO, at its best number of revisions on validation, beat the best
-    of as many drafts of its own, and the other methods at their best?
+    Does the first revision improve the draft? Does SRPO, every revision kept, at its best number of revisions on
+    validation, beat the best of as many drafts by log π, the other methods at their best, and the base's own answer?
     """
-    ours, *others = [Side(name, settings.revisions) for name, settings in config.methods.items()]
-    rivals = [Side("srpo_best_of", ours.revision), *others]
+    ours = Side(HIGHLIGHT, config.methods[HIGHLIGHT].revisions)
+    chosen = [Side(name, method.revisions) for name, method in config.methods.items() if name != HIGHLIGHT]
+    rivals = [*chosen, *(Side(name, ours.revision) for name in BEST_BY_LOGP), Side("base", 0)]
     asked = []
     for heat in config.temperatures:
         for split in SPLITS:

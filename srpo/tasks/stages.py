@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import RawArray, get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,14 +48,66 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
         return False
 
 
-def side_by_side(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-    """Yields `function(job)` for each job, in order, computed in parallel by one spawned process per core."""
+class Counts:
+    """Numbers of completed and of all items of each stage, in memory that spawned processes share.
+
+    Each number has one writer and no lock, so that a killed process blocks nobody.
+
+    Args:
+        stages: names of the stages.
+
+    Example:
+        >>> counts = Counts(["pairs"])
+        >>> counts["pairs"]
+        (0, 0)
+    """
+
+    def __init__(self, stages: Iterable[str]) -> None:
+        self.place = {stage: 2 * at for at, stage in enumerate(stages)}
+        self._numbers = RawArray("q", 2 * len(self.place))
+
+    def __getitem__(self, stage: str) -> tuple[int, int]:
+        done, total = self._numbers[self.place[stage] : self.place[stage] + 2]
+        return done, total
+
+    def __setitem__(self, stage: str, count: tuple[int, int]) -> None:
+        self._numbers[self.place[stage] : self.place[stage] + 2] = list(count)
+
+
+_shown: list[Counts] = []  # at most one: the counts that this process writes
+
+
+def share(counts: Counts | None) -> None:
+    """Selects the counts that `report` writes in this process; None selects no counts."""
+    _shown[:] = [counts] if counts is not None else []
+
+
+def report(stage: str, done: int, total: int) -> None:
+    """Writes how far a stage is; a stage that is not shown is ignored."""
+    for counts in _shown:
+        if stage in counts.place:
+            counts[stage] = (done, total)
+
+
+def side_by_side(
+    function: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    counts: Counts | None = None,
+    workers: int | None = None,
+) -> Iterator[Result]:
+    """Yields `function(job)` for each job, in order, computed in parallel by spawned processes.
+
+    Args:
+        counts: the counts that `report` writes while a job is computed.
+        workers: number of processes; None is one per core, 1 computes in this process.
+    """
     jobs = list(jobs)
-    workers = max(1, min(len(jobs), os.cpu_count() or 1))
+    workers = max(1, min(len(jobs), workers or os.cpu_count() or 1))
     if workers == 1:
+        share(counts)
         yield from map(function, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=share, initargs=(counts,)) as pool:
         futures = [pool.submit(function, job) for job in jobs]
         try:
             for future in futures:

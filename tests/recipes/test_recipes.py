@@ -112,7 +112,7 @@ def test_the_whole_evaluation_of_the_carry_task(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = (RECIPES / f"{WHOLE}.yaml").read_text("utf-8")
-    for command in ("srpo demo --seeds 3", "python -m benchmarks.carry_rounds", "srpo evaluate --config"):
+    for command in ("srpo demo --full --seeds 3", "python -m benchmarks.carry_rounds", "srpo evaluate --config"):
         assert f"#   {command}" in text
     for name in (name for name in stand_ins if name.startswith("runs/demo3/")):
         text = text.replace(name, stand_ins[name])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from srpo.tasks.stages import STAGE_FILE, is_done, run_stage, side_by_side
+from srpo.tasks.stages import STAGE_FILE, Counts, is_done, report, run_stage, share, side_by_side
 
 
 class Work:
@@ -81,3 +82,24 @@ def test_parallel_jobs_keep_their_order_and_raise_their_errors() -> None:
     assert list(side_by_side(math.factorial, [5, 3, 4])) == [120, 6, 24]
     with pytest.raises(ValueError, match="factorial"):
         list(side_by_side(math.factorial, [3, -1, 4]))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_counts_of_other_processes_arrive(workers: int) -> None:
+    counts = Counts(["pairs", "train"])
+    try:
+        assert list(side_by_side(partial(report, "train", 3), [7, 7], counts, workers)) == [None, None]
+    finally:
+        share(None)
+    assert (counts["pairs"], counts["train"]) == ((0, 0), (3, 7))
+
+
+def test_stages_that_nobody_shows_are_ignored() -> None:
+    counts = Counts(["pairs"])
+    report("pairs", 1, 2)  # no counts are shared
+    share(counts)
+    try:
+        report("other", 1, 2)
+    finally:
+        share(None)
+    assert counts["pairs"] == (0, 0)
