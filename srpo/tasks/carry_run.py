@@ -7,7 +7,9 @@ method is a `Job` of plain values, which can be sent to another process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -157,7 +159,8 @@ def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, met
         disable_tqdm=True,
         reference_cache=str(base.parent / "reference"),  # methods share the scores of the same pairs
     )
-    trainer = SRPOTrainer(str(base), args=args, train_dataset=str(pairs))
+    with _cache_in(base.parent / "tokenised"):
+        trainer = SRPOTrainer(str(base), args=args, train_dataset=str(pairs))
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the same numbers
 
     class Steps(TrainerCallback):
@@ -169,6 +172,19 @@ def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, met
     trainer.add_callback(Steps())
     trainer.train()
     trainer.save_model()
+
+
+@contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    """Keeps tokenised pairs in `folder`, not in the user's cache: a run writes to its own folder alone."""
+    before = os.environ.get("HF_DATASETS_CACHE")
+    os.environ["HF_DATASETS_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["HF_DATASETS_CACHE"]
+        if before is not None:
+            os.environ["HF_DATASETS_CACHE"] = before
 
 
 def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, system: str, rows: Rows, seed: int) -> None:

@@ -30,8 +30,13 @@ SYSTEMS = [system for method in (*SMALL.methods, "base") for system in SYSTEMS_O
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     folder, stages = tmp_path_factory.mktemp("demo"), dict[str, float]()
+    home = tmp_path_factory.mktemp("home")
     counts = Counts(stages_of(SMALL, 0))
-    run_demo(str(folder), config=SMALL, log=StageLog(stages.__setitem__, counts), workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(home))
+        patch.delenv("HF_DATASETS_CACHE", raising=False)
+        run_demo(str(folder), config=SMALL, log=StageLog(stages.__setitem__, counts), workers=1)
+    assert not [*home.rglob("*")]  # the demo writes to its own folder alone
     assert all(0 < done == total for done, total in map(counts.__getitem__, counts.place))
     return folder, stages
 
