@@ -20,7 +20,7 @@ from srpo.cli.training_flags import FROM_TRANSFORMERS
 ROOT = Path(__file__).parents[2]
 AT_THE_ROOT = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 GROUPS = {
-    "Start": ["from-dpo", "when-revision-hurts", "thirty-lines"],
+    "Start": ["from-dpo", "when-revising-pays", "when-revision-hurts", "results", "thirty-lines"],
     "How to": [
         *("data", "templates", "thinking-models", "train", "rounds", "revise", "confidence", "server", "evaluate"),
         *("judges", "reproduce", "models-from-elsewhere", "export"),
