@@ -223,7 +223,7 @@ def _as_in_data(prompt: Any) -> Any:
     """A conversation of one user message as its text: rows of data hold it so, and models without a chat template need
     it so. With a chat template both give the same context."""
     lone = isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], dict)
-    if lone and {*prompt[0]} == {"role", "content"} and prompt[0]["role"] == "user":
+    if lone and {"role", "content"} <= {*prompt[0]} <= {"role", "content", "type"} and prompt[0]["role"] == "user":
         return prompt[0]["content"] if isinstance(prompt[0]["content"], str) else prompt
     return prompt
 
