@@ -22,8 +22,10 @@ from srpo.data.values import Prompt
 from srpo.errors import ConfigError, DataError
 from srpo.evaluate.cache import cache_file, cached_trails
 from srpo.judge.single import Judge, score_answer
+from srpo.revise.drift import statistics
 from srpo.revise.reviser import Reviser
-from srpo.revise.settings import RevisionSettings
+from srpo.revise.select import select
+from srpo.revise.settings import LAST, REWARD, SELECTORS, RevisionSettings
 from srpo.revise.stored_calibration import CalibratedPolicy, Calibration
 from srpo.revise.trail import Trail
 from srpo.score.best_revision import LEAST, halves, largest_mean
@@ -32,6 +34,7 @@ from srpo.statistics.calibration import auc, brier, calibration_error, fit_tempe
 
 log = logging.getLogger("srpo")
 POLICIES = ("if_preferred", "always")
+AND = " + "  # between policy and selector in the name of a choice
 # Errors that a user's function may raise; errors of this library have types of their own.
 _FAILURES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError)
 JUDGE_FAILS = (*_FAILURES, OSError, RuntimeError)
@@ -74,14 +77,18 @@ def calibrate(
     places = without_failure(drawn)
     rows = [rows[at] for at in places]
     trails = {policy: [found[at] for at in places] for policy, found in drawn.items()}
-    scores = {policy: judged(trails[policy], judge, gold_key, settings.revisions) for policy in policies}
+    others = other_choices(reviser, rows, trails[policies[0]], settings, folder, made_with or {})
+    scores = {name: judged(found, judge, gold_key, settings.revisions) for name, found in {**trails, **others}.items()}
+    for name in ("greedy",) if "greedy" in scores else ():  # against the sampled draft, as every other choice
+        after = zip(scores["always"], scores[name], strict=True)
+        scores[name] = [[draft[0], *[one[0]] * settings.revisions] for draft, one in after]
     preferred, better = first_revisions(trails["always"], scores["always"])
     both = 0 < sum(better) < len(better)
     temperature = fit_temperature(preferred, better) if both else None
     through = linked(preferred, temperature) if temperature is not None else []
     table = reliability(preferred, better, bins) if preferred else []
     return Calibration(
-        choice=choose([str(row.prompt) for row in rows], scores, settings),
+        choice=choose([str(row.prompt) for row in rows], scores, settings, costs={**trails, **others}),
         prompts=len(rows),
         pairs=len(preferred),
         auc=auc(preferred, better) if both else None,
@@ -100,7 +107,38 @@ def calibrate(
             "max_new_tokens": settings.max_new_tokens,
             "seed": settings.seed,
         },
+        seen=statistics(reviser, rows, trails["always"]),
     )
+
+
+def other_choices(
+    reviser: Reviser,
+    rows: Sequence[PromptRow],
+    chain: Sequence[Trail],
+    settings: RevisionSettings,
+    folder: Path | None,
+    made_with: Mapping[str, object],
+) -> dict[str, list[Trail]]:
+    """Returns trails of further choices: selectors on a chain, the vote on drafts, one greedy draft.
+
+    Names are those of policies, or "policy + selector". Selectors need log-probs, and the vote on drafts and the greedy
+    draft a temperature above 0; what cannot be computed is left out.
+
+    Args:
+        chain: trails of the first usual policy, which the selectors choose from.
+        folder, made_with: as in `drawn_trails`.
+    """
+    found: dict[str, list[Trail]] = {}
+    if settings.temperature > 0:
+        for policy in ("greedy", *(("vote",) if reviser.has_logps else ())):
+            found[policy] = drawn_trails(reviser, list(rows), replace(settings, policy=policy), folder, made_with)
+    name = POLICIES[0] if reviser.has_confidence else "always"
+    selectors = [
+        by for by in SELECTORS if by != LAST and (reviser.has_logps if by != REWARD else reviser.has_confidence)
+    ]
+    for by in selectors:
+        found[f"{name}{AND}{by}"] = select(reviser, rows, chain, by)
+    return found
 
 
 def expect_labelled(rows: Sequence[PromptRow], judge: Judge, gold_key: str) -> None:
@@ -160,26 +198,43 @@ def without_failure(drawn: Mapping[str, Sequence[Trail]]) -> list[int]:
 
 
 def choose(
-    prompts: Sequence[str], scores: Mapping[str, list[list[float]]], settings: RevisionSettings
+    prompts: Sequence[str],
+    scores: Mapping[str, list[list[float]]],
+    settings: RevisionSettings,
+    costs: Mapping[str, Sequence[Trail]] | None = None,
 ) -> CalibratedPolicy:
     """Chooses a policy and a number of revisions on one half of the prompts, or drafts if the other half shows no gain.
 
     Args:
         prompts: text of each prompt, by which the halves are drawn.
-        scores: policy → for each prompt, the score of the newest kept answer after 0, 1, … revisions.
+        scores: policy, or "policy + selector" → for each prompt the score of the answer after 0, 1, … revisions.
         settings: settings with which the trails were drawn.
+        costs: trails by the same names. A choice that reads more forward tokens than the dearest usual policy at
+            `settings.revisions` is not considered; None considers all.
     """
     choosing, reporting = halves(list(prompts), settings.seed)
+    read = {name: _tokens(trails, settings.revisions) for name, trails in (costs or {}).items()}
+    most = max((read[name][-1] for name in POLICIES if name in read), default=0.0)
 
     def gains(policy: str, k: int, rows: Sequence[int]) -> Tensor:
         return torch.tensor([scores[policy][i][k] - scores[policy][i][0] for i in rows], dtype=torch.float64)
 
     # Of equal gains the first wins: fewer revisions, and "if_preferred" before "always".
     tried = [(k, policy) for k in range(1, settings.revisions + 1) for policy in scores]
+    tried = [(k, policy) for k, policy in tried if policy not in read or read[policy][k] <= most]
     k, policy = largest_mean({(k, policy): gains(policy, k, choosing) for k, policy in tried})
     mean, low, high = bootstrap(gains(policy, k, reporting)[:, None], seed=settings.seed).column(0)
-    chosen = (policy, k) if low > 0 else ("drafts", 0)
-    return CalibratedPolicy(*chosen, mean, low, high, rival=f"{policy}, k = {k}")
+    rival = policy if policy == "greedy" else f"{policy}, k = {k}"
+    if low <= 0:
+        return CalibratedPolicy("drafts", 0, mean, low, high, rival)
+    name, _, by = policy.partition(AND)
+    return CalibratedPolicy(name, 0 if policy == "greedy" else k, mean, low, high, rival, by or LAST)
+
+
+def _tokens(trails: Sequence[Trail], revisions: int) -> list[float]:
+    """Mean forward tokens of a trail after 0, 1, … revisions."""
+    sums = [sum(a.forward_tokens for t in trails for a in t.answers[: k + 1]) for k in range(revisions + 1)]
+    return [total / len(trails) for total in sums]
 
 
 def first_revisions(trails: Sequence[Trail], scores: Sequence[Sequence[float]]) -> tuple[list[float], list[int]]:

@@ -7,6 +7,7 @@
     until_unchanged     keeps every revision, and stops when a revision repeats its draft
     fixed:K             keeps every revision, K of them
     drafts              makes no revision
+    greedy              makes one greedy draft, whatever the temperature
     vote                draws further drafts instead of revisions; the reviser's vote chooses (revise/select.py)
 
 The model prefers a revision if its confidence, p(revision ≻ answer before it), is above ½.
@@ -29,6 +30,7 @@ NAMES = (
     "until_unchanged",
     "fixed:K",
     "drafts",
+    "greedy",
     "vote",
 )
 
@@ -55,6 +57,7 @@ class Policy:
         ends_at: Event that ends a trail early: "worse", "unchanged" or "".
         most: Largest number of revisions; None leaves the number to the settings.
         likelier: True if a kept revision must also have a larger log π, as a draft, than the answer before it.
+        greedy: True if the draft is decoded greedily, whatever the temperature of the settings.
         fresh: True if further drafts are drawn instead of revisions, and the reviser's vote chooses among them.
 
     Example:
@@ -70,6 +73,7 @@ class Policy:
     most: int | None = None
     likelier: bool = False
     fresh: bool = False
+    greedy: bool = False
 
     @classmethod
     def named(cls, name: str) -> Policy:
@@ -113,6 +117,7 @@ _POLICIES = {
         Policy("until_worse", weighs=True, ends_at="worse"),
         Policy("until_unchanged", ends_at="unchanged"),
         Policy("drafts", most=0),
+        Policy("greedy", most=0, greedy=True),
         Policy("vote", fresh=True),
     )
 }

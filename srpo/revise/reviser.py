@@ -28,10 +28,11 @@ from srpo.model.weights.load import load_tokenizer
 from srpo.progress import remark
 from srpo.revise.chain import Chain, key_of
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
+from srpo.revise.drift import unlike
 from srpo.revise.loading import loaded_models, training_record
 from srpo.revise.policy import AUTO, Policy
 from srpo.revise.select import select, selector_of
-from srpo.revise.settings import ReviserSettings, RevisionSettings, seed_of_draft
+from srpo.revise.settings import LAST, ReviserSettings, RevisionSettings, seed_of_draft
 from srpo.revise.stored_calibration import Calibration
 from srpo.revise.trail import VOTE, Answer, Trail
 from srpo.sequences.protocols import Tokenizer
@@ -214,7 +215,14 @@ class Reviser:
             only: Indices of the rows to draw; None draws all rows.
         """
         policy, revisions = self.policy(settings)
-        chosen_by = selector_of(self, policy, settings.select)
+        select_by = settings.select
+        if settings.policy == AUTO and self.calibration is not None:
+            select_by = self.calibration.choice.select if select_by == LAST else select_by
+            seen = self.calibration.seen
+            if (policy.fresh or revisions) and seen and (why := unlike(self, rows, settings, seen)):
+                policy, revisions, select_by = Policy.named("greedy"), 0, LAST
+                log.warning("srpo: prompts unlike those of the calibration (%s): one greedy draft instead", why)
+        chosen_by = selector_of(self, policy, select_by)
         for row in rows:
             self.renderer.expect_shown(row)
         counts: Counter[str] = Counter()
@@ -242,6 +250,8 @@ class Reviser:
             settings: Temperature, seed and max_new_tokens; policy and number of revisions are those of each chain.
         """
         first = chains[0]
+        if all(chain.policy.greedy for chain in chains):
+            settings = replace(settings, temperature=0.0)
         if first.answers and not first.policy.fresh:
             self._revise(chains, settings)
         elif first.answers:

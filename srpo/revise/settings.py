@@ -45,8 +45,8 @@ class RevisionSettings:
     policy: str = setting(
         AUTO,
         "Policy that keeps or refuses revisions: always, if_preferred, if_preferred_and_likelier, until_worse, "
-        "until_unchanged, fixed:K, drafts; vote draws drafts and lets the reviser choose; auto takes the policy that "
-        "`srpo calibrate` stored with the model.",
+        "until_unchanged, fixed:K, drafts, greedy (one greedy draft); vote draws drafts and lets the reviser choose; "
+        "auto takes the policy that `srpo calibrate` stored with the model.",
     )
     select: str = shared("select", choices=SELECTORS)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from srpo.disk import write_file
 from srpo.errors import ConfigError, InputError
 from srpo.revise.policy import Policy
+from srpo.revise.settings import LAST, SELECTORS
 from srpo.statistics.calibration import Bin, linked
 
 CALIBRATION_FILE = "srpo_calibration.json"
@@ -26,6 +27,7 @@ class CalibratedPolicy:
         policy: Chosen policy, "drafts", "if_preferred" or "always".
         revisions: Largest number of revisions.
         gain, low, high: Score of final answers minus score of drafts, with its 95 % interval, as shares, for `rival`.
+        select: Selector of the final answer.
         rival: The best policy and number of revisions on the first half, as "policy, k = K"; "drafts" was chosen if its
             interval does not lie above zero.
     """
@@ -36,6 +38,7 @@ class CalibratedPolicy:
     low: float
     high: float
     rival: str
+    select: str = LAST
 
     def sentence(self) -> str:
         """Returns the chosen policy and its gain as a sentence."""
@@ -43,8 +46,10 @@ class CalibratedPolicy:
             f"{self.rival}: final answers {100 * self.gain:+.1f} points against drafts "
             f"(95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
         ).replace("-", "−")
-        drafts = self.policy == "drafts"
-        return f"{'drafts only' if drafts else f'policy {self.policy}, {self.revisions} revisions at most'}; {evidence}"
+        named = {"drafts": "drafts only", "greedy": "one greedy draft"}
+        chosen = named.get(self.policy, f"policy {self.policy}, {self.revisions} revisions at most")
+        chosen += f", final answer by {self.select}" if self.select != LAST else ""
+        return f"{chosen}; {evidence}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Calibration:
             if all revisions are better, or all worse.
         linked_brier, linked_error: `brier` and `error` after the fitted link σ((p − ½) / T), T the `temperature`.
         table: Reliability table of the raw confidence.
+        seen: Mean and standard deviation of statistics of the prompts, see revise/drift.py; empty in older files.
         made_with: Settings of the measurement: equation, judge, decoding temperature, revisions, seed and version.
     """
 
@@ -73,6 +79,7 @@ class Calibration:
     linked_error: float | None
     table: tuple[Bin, ...]
     made_with: Mapping[str, Any]
+    seen: Mapping[str, list[float]] = field(default_factory=dict)
 
     def probability(self, preferred: float) -> float:
         """Maps a raw confidence `preferred` into (0, 1) by the fitted link, or by clipping if no link was fitted."""
@@ -121,6 +128,8 @@ class Calibration:
                 raise ValueError("another format")
             choice, table = CalibratedPolicy(**row.pop("choice")), tuple(Bin(**each) for each in row.pop("table"))
             Policy.named(choice.policy)
+            if choice.select not in SELECTORS:
+                raise ValueError(f"no selector {choice.select!r}")
             return cls(choice=choice, table=table, **row)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             fix = "run `srpo calibrate` again, or name a policy"
@@ -130,4 +139,8 @@ class Calibration:
 def calibrated_policy(folder: str) -> str:
     """Returns the name of the policy stored in a model's folder; "" if no policy is stored."""
     found = Calibration.load(folder)
-    return f"{found.choice.policy}, {found.choice.revisions}" if found is not None else ""
+    return f"{found.choice.policy}, {found.choice.revisions}{_selected(found.choice)}" if found is not None else ""
+
+
+def _selected(choice: CalibratedPolicy) -> str:
+    return f", {choice.select}" if choice.select != LAST else ""

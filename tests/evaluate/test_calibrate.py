@@ -20,6 +20,7 @@ from srpo.judge.single import exact_match
 from srpo.revise.confidence import Sequences
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.stored_calibration import CALIBRATION_FILE, Calibration
+from srpo.revise.trail import Answer, Trail
 from srpo.statistics.calibration import auc, brier
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.revise.tiny import Scripted, carry_llama
@@ -56,8 +57,10 @@ def test_revising_is_chosen_only_where_it_gains() -> None:
     assert helps.auc is None  # without a reference there is nothing to weigh
     harms = calibrate(subject(lambda p: "9"), labelled(0.8), exact_match, SETTINGS)
     assert (harms.choice.policy, harms.choice.revisions) == ("drafts", 0)
-    assert harms.choice.high < 0
-    assert "drafts only; always, k = 1: final answers −" in harms.choice.sentence()
+    # The best rival is a greedy draft or a vote on drafts, here equal to the draft: revisions would have lost.
+    assert harms.choice.gain == 0.0
+    always = {"always": [[0.8, 0.2]] * 40}
+    assert choose(SUMS[:40], always, RevisionSettings(revisions=1)).high < 0
     nothing = calibrate(subject(lambda p: "5"), labelled(0.5), exact_match, SETTINGS)
     assert (nothing.choice.policy, nothing.choice.gain) == ("drafts", 0.0)
 
@@ -87,6 +90,44 @@ def test_the_gain_is_reported_on_the_half_that_did_not_choose() -> None:
     assert found.low < 0 < found.high
     better = {"a": [[0.0, 1.0, 1.0] for _ in prompts], "b": [[0.0, 0.0, 1.0] for _ in prompts]}
     assert choose(prompts, better, RevisionSettings(revisions=2)).rival == "a, k = 1"  # of equal gains the earliest
+
+
+def test_a_greedy_draft_is_recommended_where_it_wins() -> None:
+    class Sampled(Scripted):
+        """Drafts 5 greedily and 4 otherwise."""
+
+        def complete(self, contexts: Any, keys: Any, **settings: Any) -> Any:
+            self.answer = lambda context: "5" if settings["temperature"] == 0 else "4"
+            return super().complete(contexts, keys, **settings)
+
+    made = Reviser(carry_llama(), carry_tokenizer(), TEMPLATE)
+    Sampled(made, lambda context: "4")
+    found = calibrate(made, labelled(0.8), exact_match, SETTINGS)
+    assert (found.choice.policy, found.choice.revisions, found.choice.rival) == ("greedy", 0, "greedy")
+    assert found.choice.sentence().startswith("one greedy draft; greedy: final answers +")
+    made.calibration = found
+    (trail,) = made.revise([SUMS[0]], 2, max_new_tokens=4)
+    assert [answer.text for answer in trail.answers] == ["5"]
+    # Control: at temperature 0 every draft is greedy, and there is nothing to recommend.
+    assert calibrate(made, labelled(0.8), exact_match, replace(SETTINGS, temperature=0.0)).choice.policy == "drafts"
+
+
+def test_choices_are_compared_at_equal_tokens() -> None:
+    prompts = [f"prompt {i}" for i in range(80)]
+    scores = {"always": [[0.0, 0.5, 0.6]] * 80, "always + vote": [[0.0, 0.7, 0.9]] * 80}
+
+    def trails(tokens: int) -> list[Trail]:
+        return [Trail(prompt, (Answer("1", 1, forward_tokens=tokens),) * 3) for prompt in prompts]
+
+    costs = {"always": trails(10), "always + vote": trails(15)}  # 30 tokens at most: two answers with the vote
+    found = choose(prompts, scores, RevisionSettings(revisions=2), costs)
+    assert (found.policy, found.revisions, found.select) == ("always", 1, "vote")
+    assert found.sentence().startswith("policy always, 1 revisions at most, final answer by vote; always + vote, k = 1")
+    # Controls: without costs the third answer counts too; a dearer selector is not considered.
+    assert choose(prompts, scores, RevisionSettings(revisions=2)).revisions == 2
+    assert (
+        choose(prompts, scores, RevisionSettings(revisions=2), {**costs, "always + vote": trails(31)}).select == "last"
+    )
 
 
 def test_first_revisions_equal_a_count_by_hand() -> None:

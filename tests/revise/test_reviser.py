@@ -352,7 +352,7 @@ def test_a_prompt_without_room_fails_alone() -> None:
         (
             {"policy": "if_prefered"},
             "policy: 'if_prefered'; expected one of always, if_preferred, if_preferred_and_likelier, until_worse, "
-            "until_unchanged, fixed:K, drafts, vote, auto; did you mean 'if_preferred'?",
+            "until_unchanged, fixed:K, drafts, greedy, vote, auto; did you mean 'if_preferred'?",
         ),
         ({"revisions": -1}, "revisions: -1; expected 0 or more"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0; expected 1 or more"),
