@@ -105,7 +105,7 @@ def make_gate(folder: Path, base: Path, task: Task, seed: int, split: str, promp
 
 
 def handed_trails(run: Path, split: str, heat: float, seed: int, revisions: int) -> str:
-    """A file of IPO's drafts, revised by the SFT reviser."""
+    """A file of IPO's drafts, revised by the SFT reviser, as a setting of a plan."""
     path = run / "handed" / f"{split}.T{heat:g}.jsonl"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
@@ -129,11 +129,12 @@ def table(run: Path, split: str, heat: float, seed: int, args: argparse.Namespac
     models["srpo_always"] = {"model": str(run / "srpo")}
     for select in ("logp", "vote", "reward"):
         models[f"srpo_select_{select}"] = {"model": str(run / "srpo"), "policy": "if_preferred", "select": select}
-    models |= {name: {"model": str(run / name), "controls": own} for name in METHODS if name != "srpo"}
+    models |= {name: {"model": str(run / name), "controls": own} for name in args.methods if name != "srpo"}
+    handed = {"ipo", "sft_reviser"} <= set(args.methods)
     plan = Plan.of(
         {
             "models": models,
-            "trails": [handed_trails(run, split, heat, seed, args.revisions)],
+            "trails": [handed_trails(run, split, heat, seed, args.revisions)] if handed else [],
             "references": str(run / "base"),
             "prompts": {split: str(run / "prompts" / f"{split}.jsonl")},
             "seeds": [seed],
@@ -142,7 +143,7 @@ def table(run: Path, split: str, heat: float, seed: int, args: argparse.Namespac
             "max_new_tokens": NEW_TOKENS,
             "batch_size": BATCH,
             "cache_dir": str(run / "drawn"),
-            "curves": ["srpo", "srpo_always", "ipo", "sft", "ipo_then_sft_reviser"],
+            "curves": ["srpo", "srpo_always", "srpo/greedy", "srpo/best_of_logp", "srpo/reference_greedy"],
             "output_dir": str(folder),
             "device": "cpu",
         }
@@ -168,7 +169,7 @@ def make_seed(run: Path, name: str, seed: int, args: argparse.Namespace) -> None
         (run / "prompts").mkdir(exist_ok=True)
         write_rows(run / "prompts" / f"{split}.jsonl", task.rows(args.prompts, split, seed=EVALUATION + seed))
     config, file = CarryConfig(steps=args.steps, methods=METHODS), pairs / "pairs.jsonl"
-    for method in METHODS:
+    for method in args.methods:
         took = run_stage(
             run / method,
             {**made, "steps": args.steps},
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--base", nargs="*", default=[], metavar="TASK=FOLDER", help="bases that are there")
     parser.add_argument("--base_steps", type=int, default=0, help="steps of each base; 0: those of the task")
     parser.add_argument("--sampled", type=int, default=20_000, help="prompts with two drafts each, for the pairs")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="srpo among them")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--gate", type=int, default=300, help="labelled prompts of the gate, a split")
     parser.add_argument("--prompts", type=int, default=2000, help="prompts of the evaluation, a split")

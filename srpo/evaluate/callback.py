@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -62,10 +62,11 @@ class RevisionEvaluation(TrainerCallback):
     """A callback for transformers' Trainer: logs scores of drafts and revisions with intervals, and a few answers.
 
     The chosen answer of each pair is the gold answer. The logged metrics of revision k are `eval_revisions/k` with
-    `_low` and `_high`, `eval_revisions/k_gain` over the draft with its ends, and the share of changed answers; the
-    answers are `eval_revisions/sample_1`, … . `eval_revisions/failed` counts prompts that failed. They go to the
-    trainer's reporters and metrics.jsonl. The numbers also join the metrics of the evaluation, so
-    `metric_for_best_model` can name one.
+    `_low` and `_high`, `eval_revisions/k_gain` over the draft with its ends, and the share of changed answers.
+    `eval_revisions/greedy` is the score of one greedy draft of each prompt; a warning is logged if it falls while the
+    evaluation loss improves. The answers are `eval_revisions/sample_1`, … . `eval_revisions/failed` counts prompts that
+    failed. The metrics go to the trainer's reporters and metrics.jsonl. The numbers also join the metrics of the
+    evaluation, so `metric_for_best_model` can name one.
 
     Args:
         trainer: the trainer that evaluates.
@@ -86,6 +87,8 @@ class RevisionEvaluation(TrainerCallback):
         self.trainer, self.judge = trainer, judge
         self.settings = RevisionSettings(watch.revisions, watch.temperature, watch.seed, watch.max_new_tokens, "always")
         self.rows = self._with_room(_rows(source, watch.prompts))
+        self.best: tuple[float, float | None] | None = None  # best greedy score so far, and the evaluation loss then
+        self.warned = False
 
     def on_evaluate(
         self,
@@ -103,16 +106,44 @@ class RevisionEvaluation(TrainerCallback):
         failed = {f"{PREFIX}failed": float(len(drawn) - len(trails))} if len(trails) < len(drawn) else {}
         if not trails:
             log.warning("srpo: eval_revisions: every prompt failed: %s", drawn[0].failed)
-        found = failed | (numbers(trails, self.judge) if trails else {})
+        found = failed | (numbers(trails, self.judge) if trails else {}) | self._greedy(metrics or {})
         if metrics is not None:
             metrics.update(found)
         samples: Any = {f"{PREFIX}sample_{i}": text for i, text in enumerate(_samples(trails), 1)}
         self.trainer.log({**found, **samples})
 
-    def draw(self) -> list[Trail]:
-        """Returns drafts and revisions of the current model, failed ones included; training state stays unchanged."""
+    def _greedy(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Scores one greedy draft of each prompt; warns once if scores fell while the evaluation loss improved.
+
+        A preference loss compares two answers, so it can improve while the likeliest answer becomes a wrong one.
+        """
+        trails = [trail for trail in self.draw(greedy=True) if not trail.failed]
+        if not trails:
+            return {}
+        scored = numbers(trails, self.judge)
+        names = {f"{PREFIX}0{end}": f"{PREFIX}greedy{end}" for end in ("", "_low", "_high")}
+        found = {names[name]: scored[name] for name in names}
+        now, loss = found[f"{PREFIX}greedy"], next((metrics[n] for n in metrics if n.endswith("loss")), None)
+        if self.best is None or now > self.best[0]:
+            self.best = (now, loss)
+        best, then = self.best
+        fell = found[f"{PREFIX}greedy_high"] < best
+        if fell and not self.warned and loss is not None and then is not None and loss < then:
+            self.warned = True
+            message = "srpo: greedy answers fell from %.1f to %.1f %% of %d prompts while the evaluation loss improved "
+            message += "from %.3g to %.3g: lower the learning rate, raise beta, or try chosen_nll_weight"
+            log.warning(message, 100 * best, 100 * now, len(trails), then, loss)
+        return found
+
+    def draw(self, *, greedy: bool = False) -> list[Trail]:
+        """Returns trails of the current model, failed ones included; the training state stays unchanged.
+
+        Args:
+            greedy: draws one greedy draft of each prompt instead of drafts and revisions.
+        """
+        settings = replace(self.settings, policy="greedy") if greedy else self.settings
         with undisturbed(self.trainer.accelerator.unwrap_model(self.trainer.model)):
-            return list(self._reviser().trails(self.rows, self.settings))
+            return list(self._reviser().trails(self.rows, settings))
 
     def _reviser(self) -> Reviser:
         trainer = self.trainer

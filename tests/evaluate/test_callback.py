@@ -112,6 +112,26 @@ def test_modules_keep_their_mode_and_generators_their_state(base: Path, tmp_path
     assert False in modes
 
 
+def test_a_fall_of_greedy_answers_under_a_better_loss_is_reported(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = make(base, tmp_path).callback_handler.callbacks[-1]
+    score = {"now": 1.0}
+    watch.judge = lambda prompt, answer, gold: score["now"]
+    caplog.clear()
+    with caplog.at_level("WARNING", "srpo"):
+        assert watch._greedy({"eval_loss": 1.0})[f"{PREFIX}greedy"] == 1.0
+        score["now"] = 0.0
+        assert watch._greedy({"eval_loss": 1.5})[f"{PREFIX}greedy"] == 0.0  # control: the loss is worse too
+        assert not caplog.records
+        watch._greedy({"eval_loss": 0.5})
+        watch._greedy({"eval_loss": 0.4})
+    (record,) = caplog.records  # once a run
+    assert "greedy answers fell from 100.0 to 0.0 % of 3 prompts while the evaluation loss improved from 1 to 0.5" in (
+        record.getMessage()
+    )
+
+
 def test_logged_scores_are_those_of_the_current_model(base: Path, tmp_path: Path) -> None:
     trainer = make(base, tmp_path, max_steps=2)
     trainer.train()
