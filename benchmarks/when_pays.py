@@ -143,7 +143,7 @@ def table(run: Path, split: str, heat: float, seed: int, args: argparse.Namespac
             "max_new_tokens": NEW_TOKENS,
             "batch_size": BATCH,
             "cache_dir": str(run / "drawn"),
-            "curves": ["srpo", "srpo_always", "srpo/greedy", "srpo/best_of_logp", "srpo/reference_greedy"],
+            "curves": ["srpo", "srpo_always", "srpo/greedy", "srpo/reference_greedy"],
             "output_dir": str(folder),
             "device": "cpu",
         }
