@@ -24,13 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.shapes import llama, trees_of
+from srpo.model.packed import head as packed_head
 from srpo.model.packed.attention import serving
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
-from srpo.model.packed.head import Scored, _After, _TiledLogps, answer_logps
+from srpo.model.packed.head import Scored, answer_logps
+from srpo.model.packed.tiles import After, TiledLogps
 
 POSITIONS, HIDDEN = 1536, 512
-HEADS = ("softmax", "trl", "srpo")
+HEADS = ("softmax", "linear_cross_entropy", "trl", "srpo", "srpo stored")
 STEP_VOCABULARY = 32_000
 
 
@@ -39,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("head", "step"))
     parser.add_argument("--vocabularies", default="32000,128256,256000")
+    parser.add_argument("--dtype", default="float32", help="of the head's weight and hidden states")
     parser.add_argument("--shape", default="1024,128")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=1024)
@@ -46,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.case:
         torch.set_num_threads(1)
-        print(json.dumps(_head(*args.case.split(",")) if args.what == "head" else _step(args)))
+        print(json.dumps(_head(*args.case.split(","), args.dtype) if args.what == "head" else _step(args)))
         return
     cases = (
         [f"{v},{way},{head}" for v in args.vocabularies.split(",") for head in ("trained", "frozen") for way in HEADS]
@@ -107,10 +110,12 @@ class HeadAlone(nn.Module):
         return SimpleNamespace(logits=self.lm_head(hidden_1PD))
 
 
-def _head(vocabulary: str, way: str, head: str) -> dict[str, Any]:
+def _head(vocabulary: str, way: str, head: str, dtype: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = HeadAlone(int(vocabulary)).requires_grad_(head == "trained")
-    hidden_PD = torch.randn(POSITIONS, HIDDEN, requires_grad=True)
+    kind: torch.dtype = getattr(torch, dtype)
+    model = HeadAlone(int(vocabulary)).requires_grad_(head == "trained").to(kind)
+    hidden_PD = torch.randn(POSITIONS, HIDDEN, dtype=kind, requires_grad=True)
+    packed_head.KEPT_SHARE = float(way == "srpo stored")
     token_P = torch.randint(0, int(vocabulary), (POSITIONS,))
     weight_VD, place_P = model.lm_head.weight, torch.arange(POSITIONS)
     signs_P = torch.tensor([1.0, -0.9, 0.8, -0.7, 0.6, -0.5]).repeat_interleave(POSITIONS // 6)
@@ -118,6 +123,8 @@ def _head(vocabulary: str, way: str, head: str) -> dict[str, Any]:
     def logps() -> Tensor:
         if way == "softmax":
             return -F.cross_entropy(hidden_PD @ weight_VD.T, token_P, reduction="none")
+        if way == "linear_cross_entropy":  # since torch 2.13
+            return -F.linear_cross_entropy(hidden_PD, weight_VD, token_P, reduction="none")
         if way == "trl":
             from trl.kernels import ChunkedLogProbFunction
 
@@ -132,6 +139,7 @@ def _head(vocabulary: str, way: str, head: str) -> dict[str, Any]:
     return {
         "vocabulary": int(vocabulary),
         "head": head,
+        "dtype": dtype,
         "way": way,
         "peak_MiB": round(peak),
         "seconds": round(seconds, 2),
@@ -145,7 +153,7 @@ def _warm_up(way: str) -> None:
         import trl.kernels  # noqa: F401
     small, weight = torch.randn(8, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
     row = torch.arange(8)
-    (_TiledLogps.apply(small, weight, None, row, row, _After()).sum() + F.cross_entropy(small @ weight, row)).backward()
+    (TiledLogps.apply(small, weight, None, row, row, After()).sum() + F.cross_entropy(small @ weight, row)).backward()
 
 
 # ---------------------------------------------------------------------- the step

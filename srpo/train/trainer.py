@@ -30,6 +30,7 @@ from srpo.model.packed.attention import serving
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import six_logps
+from srpo.model.packed.tiles import one_cast
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference
 from srpo.model.weights.card import CARD_FILE, read_card, write_card
@@ -224,7 +225,7 @@ class SRPOTrainer(DurableTrainer):
         backend = self.settled_backend(model, inputs["trees"])
         *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
         loss = torch.zeros((), device=self.args.device)
-        with serving(model, backend):
+        with one_cast(), serving(model, backend):
             with self.accelerator.no_sync(model) if others else nullcontext():
                 for piece in others:
                     loss += super().training_step(model, piece, num_items_in_batch)
@@ -246,7 +247,7 @@ class SRPOTrainer(DurableTrainer):
         """Computes the loss of an evaluation batch and collects the batch's metrics."""
         inputs = self._prepare_inputs(inputs)
         backend = self.settled_backend(model, inputs["trees"])
-        with torch.no_grad():
+        with torch.no_grad(), one_cast():
             parts = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
             loss = torch.stack([self.compute_loss(model, piece).detach() for piece in parts]).sum()
         self._measured.gather(self.accelerator, "eval")

@@ -1,0 +1,225 @@
+"""Log-probs of answer tokens from hidden states and the head's weight, tile by tile.
+
+A tile is some rows of the logits [P, V]. Its elementwise passes work in the memory that its product was written to, and
+the weight is cast to the dtype of the products once a step (`one_cast`).
+
+Axes: P scored positions, R of them in a tile, T answer tokens, A of them in a tile, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from srpo.model.weights.precision import has_fast_bfloat16
+
+TILE = {"cpu": 2**23}  # logits of a tile
+TILE_ELSEWHERE = 2**26  # accelerators are faster on larger products
+
+
+class After(NamedTuple):
+    """A function of logits as a named tuple: a model's transform z ↦ scale · z, then cap · tanh(z / cap)."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return logits if self.cap is None else (logits / self.cap).tanh() * self.cap
+
+
+class _Context(Protocol):
+    """A protocol for the `ctx` of autograd functions, which carries state from forward to backward."""
+
+    after: After
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
+class TiledLogps(torch.autograd.Function):
+    """An autograd function: log-probs [T] of the answer tokens, from logits computed in tiles.
+
+    The log-sum-exp of each position is stored, and with `keep` the logits. Without them the backward pass computes the
+    tiles again, to the same bits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: _Context,
+        hidden_PD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        row_T: Tensor,
+        token_T: Tensor,
+        after: After,
+        keep: bool = False,
+    ) -> Tensor:
+        full = torch.promote_types(hidden_PD.dtype, torch.float32)
+        norm_P = hidden_PD.new_empty(len(hidden_PD), dtype=full)
+        logp_T = hidden_PD.new_empty(len(row_T), dtype=torch.float64)
+        with Products(hidden_PD, weight_VD, bias_V, keep=keep) as products:
+            for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
+                logits_RV = after(products.logits(rows).to(full))
+                scored_A = logits_RV[row_T[answers] - rows.start, token_T[answers]]
+                most_R1 = logits_RV.amax(1, keepdim=True)  # torch's logsumexp would need two more tiles of memory
+                norm_P[rows] = most_R1[:, 0] + products.minus(logits_RV, most_R1).exp_().sum(1).log()
+                logp_T[answers] = scored_A.double() - norm_P[row_T[answers]].double()
+                del logits_RV  # before the next tile is allocated
+        ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, products.kept_PV)
+        ctx.after = after
+        return logp_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, grad_T: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, kept_PV = ctx.saved_tensors
+        after, full = ctx.after, norm_P.dtype
+        grad_T = grad_T.to(full)
+        grad_P = torch.zeros_like(norm_P).index_add_(0, row_T, grad_T)
+        dweight_VD = torch.zeros_like(weight_VD, dtype=full) if ctx.needs_input_grad[1] else None
+        dbias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
+        with Products(hidden_PD, weight_VD, bias_V, kept_PV=kept_PV) as products:
+            dhidden_PD = torch.empty_like(products.hidden_PD) if ctx.needs_input_grad[0] else None
+            for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
+                logits_RV = after(products.logits(rows).to(full))
+                slope_RV = None if after.cap is None else 1 - (logits_RV / after.cap).square()  # of cap · tanh(z / cap)
+                # −softmax weighted by each position's gradient, plus each answer token's gradient at its own logit
+                dlogits_RV = products.minus(logits_RV, norm_P[rows, None]).exp_().mul_(-grad_P[rows, None])
+                places = (row_T[answers] - rows.start, token_T[answers])
+                dlogits_RV.index_put_(places, grad_T[answers], accumulate=True)
+                if slope_RV is not None:
+                    dlogits_RV.mul_(slope_RV)
+                if after.scale != 1.0:
+                    dlogits_RV.mul_(after.scale)
+                if dbias_V is not None:
+                    dbias_V += dlogits_RV.sum(0)
+                dlogits_RV = dlogits_RV.to(products.hidden_PD.dtype)
+                if dhidden_PD is not None:
+                    torch.mm(dlogits_RV, products.weight_VD, out=dhidden_PD[rows])
+                if dweight_VD is None:
+                    pass
+                elif full == dlogits_RV.dtype:
+                    dweight_VD.addmm_(dlogits_RV.T, products.hidden_PD[rows])
+                else:  # tiles are summed in float32; no product of half-precision matrices adds into float32
+                    dweight_VD += dlogits_RV.T @ products.hidden_PD[rows]
+                del logits_RV, dlogits_RV
+        dhidden_PD = None if dhidden_PD is None else dhidden_PD.to(hidden_PD.dtype)
+        dweights = (None if d is None else d.to(weight_VD.dtype) for d in (dweight_VD, dbias_V))
+        return dhidden_PD, *dweights, None, None, None, None
+
+
+class Products:
+    """Context manager that computes the head's logits tile by tile, outside of autocast, without copies of a tile.
+
+    Args:
+        keep: store the logits of all tiles in `kept_PV`.
+        kept_PV: logits that an earlier pass stored; None computes them.
+
+    Attributes:
+        hidden_PD, weight_VD, bias_V: operands in the dtype of the products.
+        kept_PV: the stored logits, before any transform; None if they are not stored.
+    """
+
+    def __init__(
+        self,
+        hidden_PD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        *,
+        keep: bool = False,
+        kept_PV: Tensor | None = None,
+    ) -> None:
+        dtype = product_dtype(hidden_PD.dtype, hidden_PD.device.type)
+        self.hidden_PD, self.weight_VD = hidden_PD.detach().to(dtype), _cast(weight_VD, dtype)
+        self.bias_V = None if bias_V is None else _cast(bias_V, dtype)
+        self._given, shape = kept_PV is not None, (len(hidden_PD), len(weight_VD))
+        self.kept_PV = self.hidden_PD.new_empty(shape) if keep else kept_PV
+        self._spare_RV: Tensor | None = None  # memory of one tile, allocated once: fresh pages cost as much as a pass
+        self._no_autocast = torch.autocast(hidden_PD.device.type, enabled=False)
+
+    def __enter__(self) -> Products:
+        self._no_autocast.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._no_autocast.__exit__(*error)
+
+    def logits(self, rows: slice) -> Tensor:
+        """Logits [R, V] of a tile, before any transform; the next call may overwrite them."""
+        if self._given and self.kept_PV is not None:
+            return self.kept_PV[rows]
+        out_RV = self._spare(rows) if self.kept_PV is None else self.kept_PV[rows]
+        if self.bias_V is None:
+            return torch.mm(self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
+        return torch.addmm(self.bias_V, self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
+
+    def minus(self, logits_RV: Tensor, value_R1: Tensor) -> Tensor:
+        """Returns `logits_RV` − `value_R1`, in place unless the logits are those of `kept_PV`."""
+        if self.kept_PV is None or logits_RV.untyped_storage().data_ptr() != self.kept_PV.untyped_storage().data_ptr():
+            return logits_RV.sub_(value_R1)
+        return torch.sub(logits_RV, value_R1, out=self._spare(slice(0, len(logits_RV))))
+
+    def _spare(self, rows: slice) -> Tensor:
+        count = rows.stop - rows.start
+        if self._spare_RV is None:
+            self._spare_RV = self.hidden_PD.new_empty(count, len(self.weight_VD))  # the first tile is the largest
+        return self._spare_RV[:count]
+
+
+def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
+    """The dtype of the head's products: float32 for 16-bit values on a CPU that only emulates bfloat16.
+
+    Such a CPU multiplies in float32 twice as fast, and the logits need no cast. The products are those of the 16-bit
+    values, without rounding.
+    """
+    if dtype in (torch.bfloat16, torch.float16) and device == "cpu" and not has_fast_bfloat16("cpu"):
+        return torch.float32
+    return dtype
+
+
+# ---------------------------------------------------------------------- casts of the weight
+
+# (address, version, dtype) of a weight → the weight, which keeps the address its own, and its cast; None: no `one_cast`
+_casts: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] | None = None
+
+
+@contextmanager
+def one_cast() -> Iterator[None]:
+    """Inside the block, the head's weight is cast to the dtype of its products once and not in every pass.
+
+    For one training step: changes of a weight that torch does not count, as by `weight.data.add_`, are not noticed.
+    """
+    global _casts
+    before, _casts = _casts, {} if _casts is None else _casts
+    try:
+        yield
+    finally:
+        _casts = before
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if weight.dtype == dtype or _casts is None:
+        return weight.detach().to(dtype)
+    key = (weight.data_ptr(), weight._version, dtype)
+    if key not in _casts:
+        _casts[key] = (weight, weight.detach().to(dtype))
+    return _casts[key][1]
+
+
+def _tiles(hidden_PD: Tensor, weight_VD: Tensor, row_T: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields slices of the scored positions, each with the indices of the answer tokens scored in it (by `row_T`)."""
+    rows = max(1, TILE.get(hidden_PD.device.type, TILE_ELSEWHERE) // len(weight_VD))
+    starts = list(range(0, len(hidden_PD), rows))
+    order_T = row_T.argsort()
+    bounds = torch.searchsorted(row_T[order_T], torch.tensor([*starts[1:], len(hidden_PD)], device=row_T.device))
+    first = 0
+    for start, last in zip(starts, bounds.tolist(), strict=True):
+        yield slice(start, min(start + rows, len(hidden_PD))), order_T[first:last]
+        first = last
