@@ -1,7 +1,7 @@
 """Choice of the attention back-end that serves a model exactly, by comparing numbers on the first batch of a run.
 
 The model's configuration is read first. If it allows the back-end, packed log-probs must equal flat ones up to
-rounding. Otherwise "auto" falls back to flat with a warning, and a back-end chosen by name is an error.
+rounding. Otherwise "auto" falls back with a warning, to flat in the end, and a back-end chosen by name is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from srpo.model.packed.attention import checkpoints_activations, why_not_path
 from srpo.model.packed.cache_tree import why_not_cache
 from srpo.model.packed.flex import why_not_flex
 from srpo.model.packed.forest import Forest
-from srpo.model.packed.head import head_dtypes
+from srpo.model.packed.head import head_dtypes, is_compiled
 from srpo.model.packed.layouts import LAYOUTS, flat_logps
 from srpo.model.unwrap import core, device_of
 from srpo.sequences.tree import PrefixTree
@@ -92,31 +92,58 @@ def _unserved(backend: str, why: str) -> BackendError:
     return BackendError(f"{_TITLES[backend]} cannot serve this model: {why}", fix=fix)
 
 
+# Back-ends that "auto" tries before flat, by type of device. On CUDA path's masked calls leave the fastest kernels, and
+# real pairs make 17 to 24 groups of chains a batch, each with launches of its own in every layer.
+PREFERRED = {"cuda": ("flex", "path")}
+PREFERRED_ELSEWHERE = ("path",)
+
+
 def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -> str:
-    """Returns the back-end `asked` ("path" for "auto") if its log-probs are right; else "flat" for "auto".
+    """Returns the back-end `asked` if its log-probs are right; for "auto" the first of the preferred ones, else flat.
 
     A back-end that was asked for by name and scores wrongly raises BackendError.
     """
-    backend = "path" if asked == "auto" else asked
+    if asked != "auto":
+        try:
+            _expect_right(model, trees, asked, logging.DEBUG)  # the reference's; the policy's line is enough
+        except BackendError as problem:
+            raise _unserved(asked, problem.what) from None
+        return asked
+    names = ["path"] if is_compiled(model) else [*PREFERRED.get(device_of(model).type, PREFERRED_ELSEWHERE)]
+    for name, following in zip(names, [*names[1:], "flat"], strict=True):
+        try:
+            if why := _why_not_here(model, name):
+                raise BackendError(why)
+            _expect_right(model, trees, name, logging.INFO)
+        except BackendError as problem:
+            log.warning("srpo: backend %s: %s cannot serve this model: %s", following, _TITLES[name], problem.what)
+        else:
+            return name
+    return "flat"
+
+
+def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, level: int) -> None:
+    """Compares a back-end's log-probs with flat ones, and logs the result at `level`.
+
+    Raises:
+        BackendError: the back-end does not serve the model, or its kernels do not compile.
+    """
+    if why := _WHY_NOT[backend](model):
+        raise BackendError(why)
     try:
-        if why := _WHY_NOT[backend](model):
-            raise BackendError(why)
         off, allowed = self_check(model, trees, backend)
-        if allowed < off < float("inf") and (exact := _check_in_float32(model, trees, backend)) is not None:
-            message = "srpo: %.2g nats between packed and flat log-probs are rounding of 16 bits; in float32 %.1g nats"
-            log.info(message, off, exact[0])
-            off, allowed = exact
-        if not off <= allowed:
-            raise BackendError(f"its packed log-probs differ from flat ones by {off:.2g} nats (allowed {allowed:.1g})")
-    except BackendError as problem:
-        if asked != "auto":
-            raise _unserved(backend, problem.what) from None
-        log.warning("srpo: backend flat: path attention cannot serve this model: %s", problem.what)
-        return "flat"
-    # The reference asks for the settled back-end by name: log at debug level, since the policy's line is enough.
-    level = logging.INFO if asked == "auto" else logging.DEBUG
+    except RuntimeError as error:
+        if backend != "flex" or isinstance(error, torch.OutOfMemoryError):
+            raise
+        first = str(error).strip().splitlines()[:1]
+        raise BackendError(f"its kernels do not compile: {type(error).__name__}: {''.join(first)}") from error
+    if allowed < off < float("inf") and (exact := _check_in_float32(model, trees, backend)) is not None:
+        message = "srpo: %.2g nats between packed and flat log-probs are rounding of 16 bits; in float32 %.1g nats"
+        log.info(message, off, exact[0])
+        off, allowed = exact
+    if not off <= allowed:
+        raise BackendError(f"its packed log-probs differ from flat ones by {off:.2g} nats (allowed {allowed:.1g})")
     log.log(level, "srpo: backend %s: packed log-probs within %.1g nats of flat ones on the first batch", backend, off)
-    return backend
 
 
 def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: str) -> tuple[float, float] | None:

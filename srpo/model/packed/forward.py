@@ -28,8 +28,9 @@ def six_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: s
         model: a causal language model; a PEFT model is scored with its active adapter.
         trees: one per pair, packed from six sequences, or from the first two (the other four fields are then nan); or
             a forest planted from such trees, to be scored more than once.
-        backend: "path", "flex", "cache", "flat", or "auto": path if it serves the model exactly, else flat, with one
-            warning. The first call for a model compares path with flat on the longest trees.
+        backend: "path", "flex", "cache", "flat", or "auto": the first of flex (on CUDA), path and flat that serves the
+            model exactly, with one warning for each that does not. The first call for a model compares its log-probs
+            with flat ones on the longest trees.
 
     Returns:
         Six [B] tensors, float64, nats, summed over answer tokens.

@@ -63,7 +63,7 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
     Raises:
         BackendError: the model does not return one row of logits for each scored position.
     """
-    if _is_compiled(model):  # no hook reaches a head that is traced into a compiled graph
+    if is_compiled(model):  # no hook reaches a head that is traced into a compiled graph
         return _untiled_logps(_scored_rows(run, scored), scored)
     after = _possible_transforms(model, scored)
     if after is not None:
@@ -79,8 +79,12 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
     return _untiled_logps(logits_PV, scored)
 
 
-def _is_compiled(model: nn.Module) -> bool:
-    return any(getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules())
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model's head, and thus the whole forward, is inside a module compiled by `torch.compile`."""
+    head = core(model).get_output_embeddings()
+    kinds = ((m, getattr(m, "_compiled_call_impl", None)) for m in model.modules())
+    compiled = (m for m, call in kinds if call is not None or hasattr(m, "_orig_mod"))
+    return any(head in module.modules() for module in compiled)
 
 
 def _scored_rows(run: Callable[..., Any], scored: Scored) -> Tensor:

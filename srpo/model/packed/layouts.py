@@ -1,7 +1,7 @@
 """The attention back-ends: four layouts of the sequences of many pairs, which give the same log-probs.
 
     path    each shared prefix once, attention along root-to-leaf chains (attention.py); the default
-    flex    each shared prefix once, FlexAttention with a block mask (flex.py)
+    flex    each shared prefix once, FlexAttention with a block mask (flex.py); the default on CUDA
     cache   each shared prefix once, its cache copied at every branching (cache_tree.py); forward only
     flat    each sequence in a row of its own; always exact
 

@@ -150,6 +150,43 @@ def test_auto_takes_path_and_says_so_once(caplog: pytest.LogCaptureFixture) -> N
     assert "backend path: packed log-probs within" in said(caplog)[0]
 
 
+def test_auto_prefers_flex_where_it_is_the_faster_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setitem(backends.PREFERRED, "cpu", backends.PREFERRED["cuda"])
+    caplog.set_level(logging.INFO, "srpo")
+    trees = forest_of()
+    with torch.no_grad():
+        assert settle_backend(build("llama"), trees) == "flex"
+    assert "backend flex: packed log-probs within" in said(caplog)[0]
+    assert settle_backend(build("llama"), trees) == "path"  # with gradients, which it does not have on a CPU
+    why = "FlexAttention cannot serve this model: it has no backward pass on a CPU"
+    assert warned(caplog) == [f"srpo: backend path: {why}"]
+
+
+def test_auto_goes_on_with_path_where_flex_does_not_compile(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(model: Any, forest: Any, kind: Any = RuntimeError) -> Any:
+        raise kind("no Triton")
+
+    monkeypatch.setitem(backends.PREFERRED, "cpu", backends.PREFERRED["cuda"])
+    monkeypatch.setitem(backends.LAYOUTS, "flex", fails)
+    with torch.no_grad():
+        assert settle_backend(build("llama"), forest_of()) == "path"
+        assert len(warned(caplog)) == 1
+        assert warned(caplog)[0].startswith("srpo: backend path: FlexAttention cannot serve this model: its kernels do")
+        with pytest.raises(BackendError, match="its kernels do not compile: RuntimeError: no Triton"):
+            settle_backend(build("llama"), forest_of(), "flex")
+        # Control: memory that runs out is not a kernel that does not compile.
+        monkeypatch.setitem(
+            backends.LAYOUTS, "flex", lambda model, forest: (_ for _ in ()).throw(torch.OutOfMemoryError)
+        )
+        with pytest.raises(torch.OutOfMemoryError):
+            settle_backend(build("llama"), forest_of())
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_models_that_path_attention_refuses(name: str, caplog: pytest.LogCaptureFixture) -> None:
     model_type, settings, why = REFUSED[name]
