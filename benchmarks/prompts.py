@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--timed", type=int, default=0, help="pairs whose steps are timed")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=6)
     args = parser.parse_args()
     trees = trees_in(args.pairs, args.template)
     groups = _groups(trees)
@@ -94,13 +96,17 @@ def _groups(trees: Sequence[PrefixTree]) -> list[list[int]]:
     return list(groups.values())
 
 
+def _model(args: argparse.Namespace) -> Any:
+    return llama(vocabulary=VOCABULARY, hidden=args.hidden, layers=args.layers)
+
+
 def _timed(trees: list[PrefixTree], groups: list[list[int]], args: argparse.Namespace) -> dict[str, Any]:
     some: list[list[int]] = []
     for group in random.Random(0).sample(groups, len(groups)):
         if sum(map(len, some)) < args.timed:
             some.append(group)
     orders = both_orders(some, args.batch, seed=1)
-    trainer, _ = training_step.srpo(trees[:1], llama(vocabulary=VOCABULARY), "path")
+    trainer, _ = training_step.srpo(trees[:1], _model(args), "path")
     steps = {}
     for name, order in orders.items():
         batches = [training_step.batch_of([trees[i] for i in batch]) for batch in order]

@@ -8,7 +8,8 @@ Ways run interleaved in one process on one thread; times are processor time, rat
     logps   forward and backward of the six log-probs of `--logps_batch` pairs: packed, flat, padded
     plan    making the plan of `--batch` pairs alone, during which a GPU may be idle
     step    a whole optimiser step of `--batch` pairs, reference live, clipping and AdamW included: packed, flat, and
-            `trl`, DPOTrainer's step, which scores two sequences a pair where SRPO scores six
+            `trl`, DPOTrainer's step, which scores two sequences a pair where SRPO scores six; `dpo` and `ipo`, steps
+            of SRPO's trainer with these objectives, which score the same two sequences as `trl`
 
 A line of JSON per case goes to standard output, and to `--out` as it is known. Memory is counted in a pass of its own:
 bytes that autograd saves for the backward pass, weights left out.
@@ -107,6 +108,7 @@ def _measured(
         "seconds": {name: round(value, 4) for name, value in medians.items()},
         "spread": {name: [round(min(times), 4), round(max(times), 4)] for name, times in seconds.items()},
         "packed_to": {name: round(packed / value, 3) for name, value in medians.items() if name != "packed"},
+        "to_trl": {name: round(value / medians["trl"], 3) for name, value in medians.items() if "trl" in medians},
         "times_faster": {name: round(value / packed, 2) for name, value in medians.items() if name != "packed"},
         "saved_MiB": {name: round(saved_bytes(way) / 2**20) for name, way in ways.items()},
     }
@@ -168,6 +170,9 @@ def _steps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str]) -> Wa
         "flat": lambda: srpo(trees, new(lora=lora), "flat"),
         "trl": lambda: trl(trees, new, lora),
     }
+    drafts = [PrefixTree.pack(tree.unpack()[:2]) for tree in trees]
+    for name in ("dpo", "ipo"):
+        known[name] = lambda name=name: srpo(drafts, new(lora=lora), "path", objective=name)
     return {name: optimiser_step(*make()) for name, make in known.items() if name in wanted}
 
 

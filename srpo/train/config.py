@@ -135,6 +135,9 @@ class SRPOConfig(TrainingArguments):
     max_tokens_per_batch: int | None = setting(
         None, "Packed tokens computed at once; larger batches are cut, with the same gradient.", group=MODEL, least=1
     )
+    compile_layers: bool = setting(
+        False, "Compile each decoder layer with torch.compile; takes a minute or so at the first batches.", group=MODEL
+    )
     group_by_prompt: bool = setting(
         False, "Draw all pairs of a prompt into one batch, where they are computed as one tree.", group=MODEL
     )
@@ -243,6 +246,9 @@ class SRPOConfig(TrainingArguments):
         if self.chosen_nll_weight and not OBJECTIVES[self.objective].compares:
             what = f"has no use with objective {self.objective}, which is such a term itself"
             raise ConfigError(what, where="chosen_nll_weight", fix="leave it out")
+        if self.compile_layers and self.torch_compile:
+            what = "given with torch_compile, which compiles the whole model"
+            raise ConfigError(what, where="compile_layers", fix="leave one of the two out")
         if self.group_by_prompt and self.train_sampling_strategy != "random":
             what = f"{self.train_sampling_strategy}, but group_by_prompt decides the order of the pairs"
             raise ConfigError(what, where="train_sampling_strategy", fix="leave one of the two out")

@@ -13,6 +13,7 @@ from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference, Reference
 from srpo.progress import Progress
 from srpo.sequences.tree import PrefixTree
+from srpo.train.compiled import compile_layers
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset
 from srpo.train.durable.identity import device_name
@@ -49,10 +50,14 @@ def make_ready(trainer: TrainerView, settle: Settle) -> None:
     Raises:
         ConfigError: a setting that does not work with weights split over processes.
     """
-    reference = trainer.reference
+    args, reference = trainer.args, trainer.reference
     expect_splittable(trainer)
+
+    def placed(frozen: nn.Module) -> nn.Module:
+        return split_reference(trainer, compile_layers(frozen) if args.compile_layers else frozen)
+
     # This comes first: a reference scored on the wrong device would be cached under the name of the right one.
-    reference.prepare(lambda frozen: split_reference(trainer, frozen))
+    reference.prepare(placed)
     if isinstance(reference, CachedReference):
         with trainer.accelerator.autocast():
             _fill(trainer, reference, settle)

@@ -39,6 +39,7 @@ from srpo.model.weights.stopping import stop_at
 from srpo.sequences.render import Renderer, template_for
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import cache_folder
+from srpo.train.compiled import compile_layers, staying_compiled
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate, first_rows, warn_of_shared_prompts
 from srpo.train.durable.nonfinite import Guard, expect_vocabulary
@@ -146,6 +147,8 @@ class SRPOTrainer(DurableTrainer):
         self._original_config = disable_noise(policy) if args.disable_dropout else nullcontext
         given = load_reference(ref_model, args)
         self.reference = make_reference(policy, given, args)
+        if args.compile_layers:
+            compile_layers(policy)  # after the reference has copied the policy
         self._measured = Measured()
         self._backend: str | None = None
         following = [Following(self.reference, args)] if isinstance(self.reference, MovingReference) else []
@@ -225,7 +228,7 @@ class SRPOTrainer(DurableTrainer):
         backend = self.settled_backend(model, inputs["trees"])
         *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
         loss = torch.zeros((), device=self.args.device)
-        with one_cast(), serving(model, backend):
+        with one_cast(), serving(model, backend), staying_compiled(self.args):
             with self.accelerator.no_sync(model) if others else nullcontext():
                 for piece in others:
                     loss += super().training_step(model, piece, num_items_in_batch)
@@ -247,7 +250,7 @@ class SRPOTrainer(DurableTrainer):
         """Computes the loss of an evaluation batch and collects the batch's metrics."""
         inputs = self._prepare_inputs(inputs)
         backend = self.settled_backend(model, inputs["trees"])
-        with torch.no_grad(), one_cast():
+        with torch.no_grad(), one_cast(), staying_compiled(self.args):
             parts = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
             loss = torch.stack([self.compute_loss(model, piece).detach() for piece in parts]).sum()
         self._measured.gather(self.accelerator, "eval")

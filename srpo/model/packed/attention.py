@@ -113,6 +113,19 @@ def served_forest(
 
 AttentionInterface.register(NAME, path_attention)
 
+
+def leave_attention_uncompiled() -> None:
+    """Keeps the packed attention out of compiled graphs from now on, in every model.
+
+    A graph that contains it is traced again for every number of groups of chains. FlexAttention's kernel is still
+    compiled, by itself.
+    """
+    for name in (NAME, FLEX):
+        attend: Any = AttentionInterface()[name]
+        if not getattr(attend, "_torchdynamo_disable", False):
+            AttentionInterface.register(name, torch.compiler.disable(attend))
+
+
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
 
