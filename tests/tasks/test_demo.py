@@ -55,10 +55,10 @@ def test_every_stage_runs_once_and_is_reused(ran: tuple[Path, dict[str, float]])
 
 def test_a_changed_setting_redoes_what_depends_on_it_and_no_more(ran: tuple[Path, dict[str, float]]) -> None:
     folder, _ = ran
-    changed = replace(SMALL, methods={**SMALL.methods, "ipo": replace(SMALL.methods["ipo"], beta=0.7)})
+    changed = replace(SMALL, methods={**SMALL.methods, "dpo": replace(SMALL.methods["dpo"], beta=0.7)})
     again: dict[str, float] = {}
     run_demo(str(folder), config=changed, log=StageLog(again.__setitem__), workers=1)
-    assert {stage for stage, seconds in again.items() if seconds} == {"seed 0: train ipo", "seed 0: draw ipo"}
+    assert {stage for stage, seconds in again.items() if seconds} == {"seed 0: train dpo", "seed 0: draw dpo"}
     run_demo(str(folder), config=SMALL, workers=1)  # as the other tests expect it
 
 
