@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from srpo.cli.launch import launch, launched
 from srpo.cli.output import quiet_transformers
 from srpo.cli.training_flags import parse_training, training_groups
 from srpo.errors import Interrupted
@@ -26,6 +27,8 @@ srpo train --config settings.yaml --beta 0.1
 def main(argv: list[str]) -> int:
     """Starts or resumes a training run, and prints the final loss."""
     found, _ = parse_training("train", DESCRIPTION, argv)
+    if found["launch"] and not launched():
+        return launch(found["launch"], found["processes"], ["train", *argv])
     quiet_transformers()
     config, model, data, run = training_groups(found)
 

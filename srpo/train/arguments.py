@@ -60,6 +60,12 @@ class RunArguments:
     """Settings of a run: its preset, resuming, and the drafts and revisions drawn during training."""
 
     preset: str | None = setting(None, "Published configuration: " + ", ".join(PRESETS), group=RUN)
+    launch: str | None = setting(
+        None,
+        "Start several processes on this machine: ddp (each keeps all weights) or fsdp2 (weights split).",
+        group=RUN,
+    )
+    processes: int | None = setting(None, "Number of processes of `launch`; unset: one per GPU.", group=RUN, least=1)
     resume: bool = setting(False, "Resume from the newest checkpoint in output_dir.", group=RUN)
     eval_revisions: int | None = setting(
         None, "Revisions of each draft at every evaluation; unset: no drafts are drawn.", group=EVALUATION, least=0

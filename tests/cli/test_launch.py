@@ -1,0 +1,89 @@
+"""`srpo train --launch`: the exit code of the run, signals to every process, the variables that accelerate reads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from srpo.cli.launch import FILES, exit_code, kinds, variables_of
+from srpo.errors import ConfigError
+from tests.faults.dying import make_base, weights_hash
+
+
+def test_the_files_are_those_that_accelerate_reads() -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    assert kinds() == ["ddp", "fsdp2"]
+    for kind in kinds():
+        file = FILES / f"{kind}.yaml"
+        settings = yaml.safe_load(file.read_text())
+        ClusterConfig.from_yaml_file(yaml_file=str(file))
+        for name, value in settings.get("fsdp_config", {}).items():
+            assert variables_of(kind)[name.upper()] == str(value).lower() if isinstance(value, bool) else str(value)
+    assert variables_of("ddp") == {}
+    assert variables_of("fsdp2")["ACCELERATE_USE_FSDP"] == "true"
+
+
+def test_an_unknown_kind_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="one of ddp, fsdp2") as found:
+        variables_of("fsdp")
+    assert "fsdp2" in (found.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [([0, 0], 0), ([75, 75], 75), ([0, 75], 75), ([78, -15], 78), ([-15, 70], 70), ([75, 74], 74), ([0, -9], 137)],
+)
+def test_exit_codes_of_processes(codes: list[int], code: int) -> None:
+    assert exit_code(codes) == code
+
+
+@pytest.mark.faults
+def test_a_signal_stops_all_processes_and_the_run_goes_on(tmp_path: Path) -> None:
+    """SIGUSR1 to the launcher: a checkpoint and 75; with --resume the weights of a run that was not stopped."""
+    base, pairs = make_base(tmp_path / "base"), tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(f'{{"prompt": "{i}", "chosen": "yes", "rejected": "no"}}\n' for i in range(400)), "utf-8")
+
+    def command(run: Path, *more: str) -> subprocess.Popen[str]:
+        words = ["train", "--launch", "ddp", "--processes", "2", "--model_name_or_path", str(base)]
+        words += ["--dataset_name", str(pairs), "--use_cpu", "true", "--report_to", "none", "--max_steps", "60"]
+        words += ["--ddp_backend", "gloo", "--per_device_train_batch_size", "1", "--output_dir", str(run)]
+        words += ["--save_strategy", "no", "--logging_steps", "1"]
+        return subprocess.Popen([sys.executable, "-m", "srpo", *words, *more], stderr=subprocess.PIPE, text=True)
+
+    whole = command(tmp_path / "whole")
+    assert whole.communicate()[1] is not None
+    assert whole.returncode == 0
+    stopped = command(tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while stopped.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    os.kill(stopped.pid, signal.SIGUSR1)
+    said = stopped.communicate()[1]
+    assert stopped.returncode == 75, said
+    again = command(tmp_path / "run", "--resume")
+    assert again.communicate()[1] is not None
+    assert again.returncode == 0
+    assert weights_hash(tmp_path / "run") == weights_hash(tmp_path / "whole")
+
+
+@pytest.mark.faults
+def test_a_mistake_ends_with_its_own_exit_code(tmp_path: Path) -> None:
+    words = ["train", "--launch", "ddp", "--processes", "2", "--model_name_or_path", str(tmp_path / "none")]
+    words += [
+        "--dataset_name",
+        str(tmp_path / "none.jsonl"),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--use_cpu",
+        "true",
+    ]
+    ended = subprocess.run([sys.executable, "-m", "srpo", *words], capture_output=True, text=True)
+    assert ended.returncode == 66, ended.stderr
