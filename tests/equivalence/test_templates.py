@@ -115,7 +115,8 @@ def expected(name: str) -> tuple[str, set[str]]:
 def special_in(tokenizer: Any, ids: list[int]) -> list[int]:
     """Ids that no text may have: special tokens, and added ones that the template writes."""
     added = {id for id, token in tokenizer.added_tokens_decoder.items() if str(token) in tokenizer.chat_template}
-    return [id for id in ids if id in added or id in tokenizer.all_special_ids]
+    special = {*tokenizer.all_special_ids}  # computed anew at every access
+    return [id for id in ids if id in added or id in special]
 
 
 PAIR = Pair(" What is 2+2? ", "Four:\n4️⃣ ", "Five.", "row 1")
