@@ -11,18 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-LOGGERS = (None, "srpo", "httpx")
+# Levels that every test begins with, whatever a fixture of its module or a command in this process has set.
+LEVELS = {None: logging.WARNING, "srpo": logging.NOTSET, "httpx": logging.NOTSET}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Restores folder, environment, handlers of signals, `sys.path`, random states, switches of torch, and logging."""
+    """Restores folder, environment, handlers of signals, `sys.path`, random states, switches of torch, and logging.
+
+    Levels of loggers are set to `LEVELS` before and after the block.
+    """
     folder, path, draws = os.getcwd(), [*sys.path], random.getstate()
     environment, of_torch = os.environ.copy(), _torch()
     handlers = [signal.getsignal(number) for number in SIGNALS]
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    levels, of_log = [logger.level for logger in loggers], loggers[0].handlers[:]
+    root = logging.getLogger()
+    of_log = root.handlers[:]
+    _set_levels()
     yield
     os.chdir(folder)
     sys.path[:] = path
@@ -31,12 +36,16 @@ def process_as_it_was() -> Iterator[None]:
     _restore_torch(of_torch)
     for number, handler in zip(SIGNALS, handlers, strict=True):
         signal.signal(number, handler)
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-    for handler in loggers[0].handlers[:]:
+    _set_levels()
+    for handler in root.handlers[:]:
         # pytest's own handlers come and go with the phases of a test.
         if handler not in of_log and not type(handler).__module__.startswith("_pytest."):
-            loggers[0].removeHandler(handler)
+            root.removeHandler(handler)
+
+
+def _set_levels() -> None:
+    for name, level in LEVELS.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _restore_environment(before: dict[str, str]) -> None:

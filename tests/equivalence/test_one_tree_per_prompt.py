@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
 from typing import Any
 
 import pytest
@@ -85,7 +85,8 @@ def test_control_a_wrong_owner_is_seen() -> None:
     forest = Forest.plant(trees)
     # The pairs in the order of the row, as if the second prompt's pair did not stand between those of the first.
     order = torch.tensor([0, 2, 3, 4, 1]).argsort()
-    wrong = replace(forest, owner_T=order[forest.owner_T // 6] * 6 + forest.owner_T % 6)
+    wrong = copy.copy(forest)
+    wrong.owner_T = order[forest.owner_T // 6] * 6 + forest.owner_T % 6
     with torch.no_grad():
         right = scored_alone(model, trees)
         assert (LAYOUTS["path"](model, wrong) - right).abs().max() > 1.0

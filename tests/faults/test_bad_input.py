@@ -391,8 +391,8 @@ def test_a_device_is_chosen_by_other_flags(place: Place) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens: 0; expected 1 or more"),
         (
             {"policy": "if_prefered"},
-            "policy: 'if_prefered'; expected one of always, if_preferred, until_worse, until_unchanged, "
-            "fixed:K, drafts, auto; did you mean",
+            "policy: 'if_prefered'; expected one of always, if_preferred, if_preferred_and_likelier, until_worse, "
+            "until_unchanged, fixed:K, drafts, greedy, vote, auto; did you mean",
         ),
     ],
 )
