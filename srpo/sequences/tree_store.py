@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import threading
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -136,7 +137,7 @@ class RenderedPair(NamedTuple):
 
 
 class PairStore:
-    """Rendered pairs by a digest of their contents, in an SQLite file.
+    """Rendered pairs by a digest of their contents, in an SQLite file; threads may share it.
 
     Storing only saves time: a full disk, a read-only home or a damaged file sets `failed` and stops nothing.
 
@@ -148,6 +149,7 @@ class PairStore:
     def __init__(self, path: Path | None) -> None:
         self.path, self.failed = path, ""
         self._file: sqlite3.Connection | None = None
+        self._alone = threading.RLock()  # one thread reads pairs to render while another stores those rendered
         self._waiting: list[tuple[object, ...]] = []
         if path and path.exists():
             self._open(path)
@@ -169,13 +171,14 @@ class PairStore:
 
     def get(self, digest: bytes) -> RenderedPair | None:
         """The stored pair whose contents have this digest, or None."""
-        if self._file is None:
-            return None
-        try:
-            row = self._file.execute("select * from pairs where digest = ?", [digest]).fetchone()
-        except sqlite3.Error as error:
-            self._fail(error)
-            return None
+        with self._alone:
+            if self._file is None:
+                return None
+            try:
+                row = self._file.execute("select * from pairs where digest = ?", [digest]).fetchone()
+            except sqlite3.Error as error:
+                self._fail(error)
+                return None
         if row is None:
             return None
         _, lengths, flat, cut, ids, marks, kind, reason = row
@@ -187,25 +190,27 @@ class PairStore:
             return
         numbers = (array("i", pair.lengths).tobytes(), pair.flat, pair.cut, pair.ids.tobytes(), pair.marks.tobytes())
         self._waiting.append((digest, *numbers, pair.kind, pair.reason))
-        if self._file is None and len(self._waiting) == STORED_FROM:
-            self._open(self.path)
-        if self._file is not None:
-            try:
-                self._file.executemany("insert or ignore into pairs values (?, ?, ?, ?, ?, ?, ?, ?)", self._waiting)
-                self._waiting.clear()
-            except sqlite3.Error as error:
-                self._fail(error)
+        with self._alone:
+            if self._file is None and len(self._waiting) == STORED_FROM:
+                self._open(self.path)
+            if self._file is not None:
+                try:
+                    self._file.executemany("insert or ignore into pairs values (?, ?, ?, ?, ?, ?, ?, ?)", self._waiting)
+                    self._waiting.clear()
+                except sqlite3.Error as error:
+                    self._fail(error)
 
     def close(self) -> None:
         """Commits and closes the file; called after an interrupted command too, so its pairs are stored."""
-        if self._file is None:
-            return
-        try:
-            self._file.commit()
-            self._file.close()
-            self._file = None
-        except sqlite3.Error as error:
-            self._fail(error)
+        with self._alone:
+            if self._file is None:
+                return
+            try:
+                self._file.commit()
+                self._file.close()
+                self._file = None
+            except sqlite3.Error as error:
+                self._fail(error)
 
 
 def cache_folder() -> Path:

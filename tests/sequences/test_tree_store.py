@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+from array import array
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from srpo.check.inspection import Inspection, inspect
 from srpo.sequences.render import Renderer, RevisionTemplate
 from srpo.sequences.tree import PrefixTree
-from srpo.sequences.tree_store import STORED_FROM, TreeStore, cache_folder
+from srpo.sequences.tree_store import STORED_FROM, PairStore, RenderedPair, TreeStore, cache_folder
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from srpo.train.dataset import TreeDataset
 
@@ -164,3 +166,27 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder() == tmp_path / "home" / "datasets" / "srpo"
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "data"))
     assert cache_folder() == tmp_path / "data" / "srpo"
+
+
+def test_a_thread_may_read_while_another_makes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader came between the opening of the file and the making of its table, and no pair was stored."""
+    store = PairStore(tmp_path / "pairs")
+    reader = Thread(target=store.get, args=[b"0"])
+
+    class Slow(sqlite3.Connection):
+        def execute(self, text: str, *values: Any) -> Any:
+            if text.startswith("create"):
+                reader.start()
+                reader.join(0.1)
+            return super().execute(text, *values)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Slow, **options))
+    pair = RenderedPair((), 0, 0, array("i"), array("i"))
+    for n in range(STORED_FROM):
+        store.add(n.to_bytes(2, "big"), pair)
+    reader.join()
+    store.close()
+    assert store.failed == ""
+    monkeypatch.undo()
+    assert PairStore(store.path).get((7).to_bytes(2, "big")) == pair
