@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import signal
 
@@ -23,6 +24,7 @@ if "SRPO_TEST_GPU" not in os.environ:
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -47,6 +49,16 @@ gc.disable()  # until all tests are collected: imports make no garbage
 BYTES = 256
 PAD, BOS, EOS = BYTES, BYTES + 1, BYTES + 2
 VOCAB = BYTES + 3
+
+
+def module_at(path: Path) -> ModuleType:
+    """The module in a file that no package holds."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_tiny_llama(*, seed: int = 0, **settings: Any) -> Any:

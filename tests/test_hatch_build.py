@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.conftest import module_at
 
 ROOT = Path(__file__).parents[1]
 URL = "https://forge.example/team/srpo"
@@ -15,12 +16,7 @@ URL = "https://forge.example/team/srpo"
 
 @pytest.fixture(scope="module")
 def hook() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "hatch_build.py")
 
 
 @pytest.mark.parametrize(
