@@ -72,6 +72,10 @@ def parse_training(
     parser.set_defaults(**settings)
     found = vars(parser.parse_args(argv))
     del found["config"]
+    if verb != "train" and found["launch"]:
+        raise ConfigError(f"`srpo {verb}` runs in one process", where="launch", fix="leave it out")
+    if found["processes"] and not found["launch"]:
+        raise ConfigError("given without launch, which starts them", where="processes", fix="add `--launch ddp`")
     groups = []
     for kind in more:
         names = [option.name for option in options(kind)]

@@ -38,6 +38,25 @@ def test_an_unknown_kind_names_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
+    ("verb", "words", "said"),
+    [
+        ("train", ["--processes", "2"], "processes: given without launch"),
+        ("rounds", ["--launch", "ddp"], "launch: `srpo rounds` runs in one process"),
+        ("precompute", ["--launch", "ddp"], "launch: `srpo precompute` runs in one process"),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(verb: str, words: list[str], said: str) -> None:
+    from srpo.cli.training_flags import parse_training
+    from srpo.judge.settings import JudgeSettings
+    from srpo.rounds.plan import RoundsArguments
+
+    more = (RoundsArguments, JudgeSettings) if verb == "rounds" else ()
+    named = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "run"]
+    with pytest.raises(ConfigError, match=said):
+        parse_training(verb, "", [*named, *words], *more)
+
+
+@pytest.mark.parametrize(
     ("codes", "code"),
     [([0, 0], 0), ([75, 75], 75), ([0, 75], 75), ([78, -15], 78), ([-15, 70], 70), ([75, 74], 74), ([0, -9], 137)],
 )
