@@ -79,9 +79,9 @@ def calibrate(
     trails = {policy: [found[at] for at in places] for policy, found in drawn.items()}
     others = other_choices(reviser, rows, trails[policies[0]], settings, folder, made_with or {})
     scores = {name: judged(found, judge, gold_key, settings.revisions) for name, found in {**trails, **others}.items()}
-    for name in ("greedy",) if "greedy" in scores else ():  # against the sampled draft, as every other choice
-        after = zip(scores["always"], scores[name], strict=True)
-        scores[name] = [[draft[0], *[one[0]] * settings.revisions] for draft, one in after]
+    if "greedy" in scores:  # against the sampled draft, as every other choice
+        pairs = zip(scores["always"], scores["greedy"], strict=True)
+        scores["greedy"] = [[draft[0], *[one[0]] * settings.revisions] for draft, one in pairs]
     preferred, better = first_revisions(trails["always"], scores["always"])
     both = 0 < sum(better) < len(better)
     temperature = fit_temperature(preferred, better) if both else None
