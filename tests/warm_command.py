@@ -6,6 +6,7 @@ start itself (imports, encodings, signals during imports) need a new process.
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -88,6 +89,9 @@ def _run(
 ) -> None:
     """Runs the command on these three files, and ends the fork with its exit code."""
     code: Any = 1
+    # An exception in a callback of the garbage collection is ignored, so a Ctrl-C during a pass would be lost in the
+    # callback that hypothesis sets. A process of its own has none.
+    gc.callbacks.clear()
     try:
         for number, file in enumerate(files):
             os.dup2(file, number)
