@@ -8,6 +8,7 @@ is written from outside Python, by torch and safetensors.
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -131,6 +132,7 @@ def started(work: Callable[[], Any], *, say: Path | None = None) -> tuple[int, i
         os.close(write)
         return pid, read
     code, answer = 0, {"value": None, "error": ""}
+    gc.callbacks.clear()  # hypothesis sets one, and would swallow a Ctrl-C that arrives during a pass
     try:
         os.close(read)
         sink = os.open(say or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
