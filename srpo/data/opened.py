@@ -14,6 +14,19 @@ from srpo.errors import DataError, InputError
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 # Ending of a compressed file → its first bytes.
 PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ"}
+# First bytes → the name of a kind of file that holds no rows of text.
+FOREIGN = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a rar archive",
+    b"ORC": "an ORC file",
+    b"Obj\x01": "an Avro file",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF document",
+    b"\x80\x04\x95": "a pickle",
+    b"\x80\x05\x95": "a pickle",
+}
+HEAD = 512  # bytes looked at to tell what a file is; a tar archive says so at byte 257
 FILE_FAILS = (OSError, EOFError, lzma.LZMAError)
 
 Rows = Iterator[tuple[str, Any]]
@@ -42,29 +55,53 @@ def opened(path: Path) -> BinaryIO:
 
     Raises:
         OSError: the file cannot be read.
-        DataError: the file begins as UTF-16, and is not UTF-16 throughout.
+        DataError: it is an archive or another kind of file that is not text, or it is UTF-16 in part only.
     """
     file: BinaryIO = path.open("rb")
-    head = file.read(6)
+    head = file.read(HEAD)
     file.seek(0)
     packed = next((name for name, magic in PACKED.items() if head.startswith(magic)), None)
     if packed == ".xz":
         with file:
             content = io.BytesIO(lzma.decompress(file.read()))
-        file, head = content, content.getvalue()[:2]
+        file, head = content, content.getvalue()[:HEAD]
     elif packed:
         import pyarrow
 
         stream = pyarrow.CompressedInputStream(file, {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}[packed])
         buffered = io.BufferedReader(stream)
-        file, head = cast(BinaryIO, buffered), buffered.peek(2)[:2]
-    if head[:2] not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        file, head = cast(BinaryIO, buffered), buffered.peek(HEAD)[:HEAD]
+    if foreign := _foreign(head):
+        file.close()
+        fix = "unpack it, or export its rows" if "archive" in foreign else "export its rows"
+        raise DataError(f"this is {foreign}", where=str(path), expected="one of " + ", ".join(ENDINGS), fix=fix)
+    if (encoding := _utf16(head)) is None:
         return file
     with file:
         try:
-            return io.BytesIO(file.read().decode("utf-16").encode())
+            return io.BytesIO(file.read().decode(encoding).encode())
         except UnicodeError as error:
             raise DataError(f"not UTF-16: {error}", where=str(path)) from None
+
+
+def _foreign(head: bytes) -> str | None:
+    """The kind of a file that begins with these bytes, if it holds no rows of text; else None."""
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    return next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+
+
+def _utf16(head: bytes) -> str | None:
+    """The encoding of a file that begins with these bytes: `utf-16…`, or None for UTF-8.
+
+    Without a byte-order mark, every second byte of the first characters is zero: UTF-8 text holds no zero byte.
+    """
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    first = head[:8]
+    if len(first) < 8 or first.count(0) != 4:
+        return None
+    return "utf-16-le" if not any(first[1::2]) else "utf-16-be" if not any(first[::2]) else None
 
 
 def unreadable(error: Exception, path: Path) -> NoReturn:

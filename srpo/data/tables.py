@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ JSON_CELLS = ("completions", "ranks", "scores", "conversations", "preference", "
 def csv_rows(path: Path) -> Rows:
     """Yields (`file:line`, row or `Unusable`) per CSV or TSV record; cells are text, see `from_cells` for JSON.
 
+    The cells of a .csv file may be separated by semicolons, tabs or bars, if its header has no comma.
+
     Raises:
         InputError: the file is missing or unreadable.
         DataError: the header names a column twice.
@@ -33,7 +36,9 @@ def csv_rows(path: Path) -> Rows:
         # Bytes that are not UTF-8 become lone surrogates, so that only their row is rejected. A strict decoder would
         # fail at the start of its buffer, many rows earlier.
         with io.TextIOWrapper(opened(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
-            records = csv.reader(file, strict=True, delimiter="\t" if ending_of(path) == ".tsv" else ",")
+            first = file.readline()
+            separator = "\t" if ending_of(path) == ".tsv" else _separator(first)
+            records = csv.reader(chain([first], file), strict=True, delimiter=separator)
             header: list[str] | None = None
             while True:
                 where = f"{path}:{records.line_num + 1}"
@@ -52,6 +57,11 @@ def csv_rows(path: Path) -> Rows:
                     yield where, _record(header, record)
     except FILE_FAILS as error:
         unreadable(error, path)
+
+
+def _separator(header: str) -> str:
+    """The sign between the cells of a .csv file: a comma, unless its first line has none and another sign separates."""
+    return next((sign for sign in ",;\t|" if sign in header), ",")
 
 
 def _record(header: list[str], record: list[str]) -> Any:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
+import pickle
 import re
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +59,16 @@ def zstd(content: bytes) -> bytes:
             "p.tsv",
             ("prompt\tchosen\trejected\n" + "".join(f"{a}\t{b}\t{c}\n" for a, b, c in EXPECTED)).encode("utf-16"),
         ),
+        ("without-a-mark.jsonl", LINES.decode().encode("utf-16-le")),
+        ("without-a-mark.jsonl", LINES.decode().encode("utf-16-be")),
+        *(
+            (
+                "p.csv",
+                f"prompt{x}chosen{x}rejected\n".encode()
+                + "".join(f"{a}{x}{b}{x}{c}\n" for a, b, c in EXPECTED).encode(),
+            )
+            for x in ";|\t"
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -80,6 +94,37 @@ def test_arrow_and_parquet_are_recognised(tmp_path: Path, name: str) -> None:
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="not a whole"):
         read_pairs(file)
+
+
+def archive(kind: str) -> bytes:
+    """The file `p.jsonl`, whole and not compressed, in an archive: its lines could be taken for a file of rows."""
+    file = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as packed:
+            packed.writestr("p.jsonl", LINES)
+    else:
+        with tarfile.open(fileobj=file, mode="w") as packed:
+            member = tarfile.TarInfo("p.jsonl")
+            member.size = len(LINES)
+            packed.addfile(member, io.BytesIO(LINES))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.zip", archive("zip"), "this is a zip archive or a spreadsheet; .*; unpack it"),
+        ("p.jsonl", archive("tar"), "this is a tar archive"),
+        ("p.tar.gz", gzip.compress(archive("tar")), "this is a tar archive"),
+        ("p.csv", b"PK\x03\x04 a spreadsheet with the wrong ending", "spreadsheet"),
+        ("p.orc", b"ORC\n" + LINES, "this is an ORC file; .*; export its rows"),
+        ("p.pkl", pickle.dumps(ROWS), "this is a pickle"),
+    ],
+)
+def test_a_file_that_is_not_text_is_refused_whole(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_pairs(tmp_path / name)
 
 
 def test_half_a_packed_file_is_an_error(tmp_path: Path) -> None:
