@@ -57,8 +57,15 @@ def unlike(
         seen: from `statistics`, on the calibrated prompts.
     """
     first = list(rows[:LOOKED_AT])
-    drafts = list(reviser.trails(first, replace(settings, policy="drafts", revisions=0, select=LAST)))
-    pairs = [(row, trail) for row, trail in zip(first, drafts, strict=True) if not trail.failed]
+    drafts = reviser.trails(first, replace(settings, policy="drafts", revisions=0, select=LAST))
+    return unlike_drafts(reviser, list(zip(first, drafts, strict=True)), seen)
+
+
+def unlike_drafts(
+    reviser: Reviser, drafted: Sequence[tuple[PromptRow, Trail]], seen: Mapping[str, Sequence[float]]
+) -> str:
+    """As `unlike`, for prompts that have been drafted; failed trails are left out."""
+    pairs = [(row, trail) for row, trail in drafted if not trail.failed]
     if not pairs:
         return ""
     today = statistics(reviser, [row for row, _ in pairs], [trail for _, trail in pairs])

@@ -181,6 +181,12 @@ class Reviser:
             raise ConfigError("greedy drafts are all the same", where="policy vote", fix=fix)
         return policy, limit
 
+    def select_by(self, settings: RevisionSettings) -> str:
+        """Returns the name of the selector: the one of the settings, or the calibrated one if "auto" follows it."""
+        if settings.policy == AUTO and self.calibration is not None and settings.select == LAST:
+            return self.calibration.choice.select
+        return settings.select
+
     def revise(self, prompts: Iterable[Any], revisions: int = 5, **settings: Any) -> list[Trail]:
         """Returns one trail per prompt, in order: the prompt, its draft and its revisions.
 
@@ -215,9 +221,8 @@ class Reviser:
             only: Indices of the rows to draw; None draws all rows.
         """
         policy, revisions = self.policy(settings)
-        select_by = settings.select
+        select_by = self.select_by(settings)
         if settings.policy == AUTO and self.calibration is not None:
-            select_by = self.calibration.choice.select if select_by == LAST else select_by
             seen = self.calibration.seen
             if (policy.fresh or revisions) and seen and (why := unlike(self, rows, settings, seen)):
                 policy, revisions, select_by = Policy.named("greedy"), 0, LAST

@@ -92,7 +92,8 @@ class Service:
     async def _lifespan(self, app: object) -> AsyncIterator[None]:
         workers = CONCURRENT_UPSTREAM if self.model.upstream else 1
         most = self.settings.max_waiting
-        self.scheduler = Scheduler(self.model.reviser, self.metrics, workers=workers, most=most)
+        reviser, ended = self.model.reviser, self.model.look_at
+        self.scheduler = Scheduler(reviser, self.metrics, ended=ended, workers=workers, most=most)
         try:
             yield
         finally:

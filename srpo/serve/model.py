@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,13 +12,17 @@ from dataclasses import replace
 from srpo.data.read import PromptRow
 from srpo.errors import ConfigError, SRPOError
 from srpo.revise.chain import Chain, key_of
-from srpo.revise.policy import Policy
+from srpo.revise.drift import LOOKED_AT, unlike_drafts
+from srpo.revise.policy import AUTO, Policy
 from srpo.revise.reviser import Reviser
 from srpo.revise.select import selector_of
-from srpo.revise.settings import RevisionSettings
+from srpo.revise.settings import LAST, RevisionSettings
+from srpo.revise.trail import Trail
 from srpo.serve.asked import Asked
 from srpo.serve.problems import Problem, invalid
 from srpo.serve.scheduler import Event, Job
+
+log = logging.getLogger(__name__)
 
 
 class ServedModel:
@@ -28,7 +33,8 @@ class ServedModel:
         defaults: Settings of requests that name none; policy "auto" is the calibration stored with the model.
 
     Attributes:
-        policy, revisions: Policy and largest number of revisions of a request that names neither.
+        policy, revisions, select: Policy, largest number of revisions and selector of a request that names neither
+            policy nor revisions.
 
     Raises:
         ConfigError: The default policy needs a confidence, and the reviser has no reference.
@@ -37,7 +43,10 @@ class ServedModel:
     def __init__(self, reviser: Reviser, defaults: RevisionSettings) -> None:
         self.reviser, self.defaults = reviser, defaults
         self.policy, self.revisions = reviser.policy(defaults)
-        selector_of(reviser, self.policy, defaults.select)
+        self.select = selector_of(reviser, self.policy, reviser.select_by(defaults))
+        calibrated = defaults.policy == AUTO and reviser.calibration is not None
+        self._seen = reviser.calibration.seen if calibrated and reviser.calibration else {}
+        self._drafted: list[tuple[PromptRow, Trail]] = []  # by the server's temperature
         self._seed = secrets.randbits(31)  # of requests without a seed, whose occurrence numbers differ
         self._occurrence = itertools.count()
 
@@ -53,12 +62,13 @@ class ServedModel:
             Problem: The policy needs a confidence that the model lacks, or the chat template refuses the prompt.
         """
         policy, limit = self.policy_for(asked.policy, asked.revisions)
+        own = not asked.policy
         temperature = self.defaults.temperature if asked.temperature is None else asked.temperature
         greedy, unseeded = temperature == 0, asked.seed is None
         if policy.fresh and greedy:
             raise invalid("temperature", f"greedy drafts are all the same, and policy {policy.name} draws several")
         try:
-            selector = selector_of(self.reviser, policy, self.defaults.select)
+            selector = selector_of(self.reviser, policy, self.select if own else self.defaults.select)
         except ConfigError as error:
             raise invalid("policy", error.what) from None
         settings = replace(
@@ -77,6 +87,28 @@ class ServedModel:
             jobs.append(Job(chain, settings, place, queue))
         self._expect_shown(asked.rows)
         return jobs, queue
+
+    def look_at(self, chains: Sequence[Chain], settings: RevisionSettings) -> None:
+        """Compares prompts with those of the calibration: after the first 32 unlike ones, one greedy draft each.
+
+        Args:
+            chains: Ended chains.
+            settings: Their sampling. Drafts at another temperature than the server's are not looked at: log π differs.
+        """
+        if not self._seen or settings.temperature != self.defaults.temperature:
+            return
+        self._drafted += [(chain.row, chain.trail()) for chain in chains]
+        if len(self._drafted) < LOOKED_AT:
+            return
+        try:
+            why = unlike_drafts(self.reviser, self._drafted[:LOOKED_AT], self._seen)
+        except SRPOError as error:  # of an upstream server; the requests themselves are answered
+            log.warning("srpo: prompts are not compared with those of the calibration: %s", error)
+            self._seen, why = {}, ""
+        if why:
+            log.warning("srpo: prompts unlike those of the calibration (%s): one greedy draft from now on", why)
+            self._seen, self.policy, self.revisions, self.select = {}, Policy.named("greedy"), 0, LAST
+        self._drafted = []
 
     def policy_for(self, name: str, revisions: int | None) -> tuple[Policy, int]:
         """Returns policy and largest number of revisions for what a request names; the server's where it names none.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -54,12 +54,21 @@ class Scheduler:
 
     Args:
         reviser: The model.
+        ended: Called with the chains that end and their settings, on the thread that drew them.
         workers: Number of batches under way together: 1 for a model in this process.
         most: Largest number of jobs that wait or are being written.
     """
 
-    def __init__(self, reviser: Reviser, metrics: Metrics, *, workers: int, most: int) -> None:
-        self.reviser, self.metrics, self.most = reviser, metrics, most
+    def __init__(
+        self,
+        reviser: Reviser,
+        metrics: Metrics,
+        *,
+        ended: Callable[[list[Chain], RevisionSettings], None],
+        workers: int,
+        most: int,
+    ) -> None:
+        self.reviser, self.metrics, self.most, self._ended = reviser, metrics, most, ended
         self._waiting: list[Job] = []  # in order of arrival
         self._under_way = 0
         self._arrived = asyncio.Event()
@@ -121,7 +130,9 @@ class Scheduler:
     def _draw(self, chains: list[Chain], settings: RevisionSettings) -> None:
         """Draws one answer of each chain, and the final answers of those that end."""
         self.reviser.step(chains, settings)
-        self.reviser.finish([chain for chain in chains if chain.ended])
+        ended = [chain for chain in chains if chain.ended]
+        self.reviser.finish(ended)
+        self._ended(ended, settings)
 
     async def _step(self, batch: list[Job]) -> None:
         """Draws the next answer of each job, on a thread of the pool."""

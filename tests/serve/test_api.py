@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from srpo import Reviser
 from srpo.revise.settings import RevisionSettings
 from srpo.serve.asked import asked
+from tests.revise.test_drift import LONG, SHORT, calibrated
 from tests.revise.tiny import PROMPTS, Scripted, reviser
 from tests.serve.served import GREEDY, Served, get, openai, post, serving
 
@@ -205,6 +207,31 @@ def test_the_policy_stored_with_a_model_is_the_default() -> None:
     assert (model.policy.name, model.revisions) == ("drafts", 0)
     assert [each if isinstance(each, int) else each.name for each in model.policy_for("", 2)] == ["always", 2]
     assert model.policy_for("always", None)[1] == 5
+
+
+def test_the_calibration_stored_with_a_model_is_followed(caplog: pytest.LogCaptureFixture) -> None:
+    subject = reviser()
+    calibrated(subject, SHORT)  # two revisions, and the vote
+    settings = RevisionSettings(5, max_new_tokens=3)
+    with serving(subject, settings, max_choices=40) as served:
+
+        def ask(prompts: list[str], **fields: Any) -> list[dict[str, Any]]:
+            body = {"model": "tiny", "prompt": prompts, "seed": 2, "return_trail": True, **fields}
+            choices: list[dict[str, Any]] = post(f"{served.url}/v1/completions", json=body).json()["choices"]
+            return choices
+
+        voted = [trail.after(2).text for trail in subject.revise(SHORT, 5, seed=2, max_new_tokens=3)]
+        assert [choice["text"] for choice in ask(SHORT)] == voted
+        assert get(f"{served.url}/health").json()["policy"] == "always"
+        # Unlike prompts: after the first 32 prompts, one greedy draft. Drafts at another temperature are not counted.
+        ask(LONG + LONG, temperature=0)
+        assert not caplog.records
+        with caplog.at_level(logging.WARNING, "srpo"):
+            assert {len(choice["srpo"]["trail"]) for choice in ask(LONG)} == {3}
+        assert "prompts unlike those of the calibration (length of the prompt, tokens" in caplog.text
+        assert {len(choice["srpo"]["trail"]) for choice in ask(LONG)} == {1}
+        assert get(f"{served.url}/health").json()["policy"] == "greedy"
+        assert len(ask(LONG, policy="always", n_revisions=1)[0]["srpo"]["trail"]) == 2
 
 
 def test_concurrent_requests_share_batches() -> None:
