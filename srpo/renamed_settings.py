@@ -1,6 +1,6 @@
 """Names of settings in TRL, older transformers and other trainers: the name here, or why the setting is not offered.
 
-A spelling alone misleads: `--use_dora` is near `--use_cpu`, and `--lora_rank` near `--local_rank`.
+A spelling alone misleads: `--lora_rank` is near `--local_rank`.
 """
 
 from __future__ import annotations
@@ -76,15 +76,11 @@ RENAMED = {
     "wandb_project": "project",
 }
 _DPO = "a variant of DPO's loss, which the objective does not have"
-_QUANTISED = "quantised training is not built; SRPOTrainer takes `quantization_config`, or a model that is loaded"
-_LORA = "flags make plain LoRA adapters; SRPOTrainer takes any `peft_config`"
 _ALWAYS = "has no alternative any more"
 # Settings of other trainers that srpo lacks → reason.
 NOT_OFFERED = {
     "activation_offloading": "not built",
     "base_model_attribute_name": "a model's inner layers are found without it",
-    "bnb_4bit_quant_storage": _QUANTISED,
-    "bnb_4bit_quant_type": _QUANTISED,
     "dataset_streaming": "pass a stream to SRPOTrainer as `train_dataset`, with max_steps",
     "device": "a GPU is used where there is one; `--use_cpu` or CUDA_VISIBLE_DEVICES choose otherwise",
     "discopop_tau": _DPO,
@@ -100,12 +96,8 @@ NOT_OFFERED = {
     "label_pad_token_id": "packed trees have no padding",
     "label_smoothing": "the objective compares whole answers and has no labels",
     "ld_alpha": _DPO,
-    "load_in_4bit": _QUANTISED,
-    "load_in_8bit": _QUANTISED,
     "logging_dir": "loggers have settings of their own; metrics.jsonl is in output_dir",
-    "lora_modules_to_save": _LORA,
-    "lora_target_parameters": _LORA,
-    "lora_task_type": _LORA,
+    "lora_task_type": "adapters are for causal language models",
     "loss_weights": "alpha mixes the two terms of the objective",
     "max_completion_length": "no answer is cut; max_length limits whole sequences",
     "max_prompt_length": "max_length limits whole sequences, and truncate=prompt cuts the prompts of longer ones",
@@ -129,14 +121,11 @@ NOT_OFFERED = {
     "tools": "a column of the rows",
     "tpu_num_cores": _ALWAYS,
     "truncation_mode": "whole answers are kept: truncate=prompt cuts prompts, bad_rows=skip leaves long rows out",
-    "use_bnb_nested_quant": _QUANTISED,
-    "use_dora": _LORA,
     "use_ipex": _ALWAYS,
     "use_legacy_prediction_loop": _ALWAYS,
     "use_liger_loss": "log-probs are computed in slices of the vocabulary without it",
     "use_logits_to_keep": "logits of the prompt are never made",
     "use_mps_device": "an Apple GPU is used where there is one",
-    "use_rslora": _LORA,
     "use_weighting": _DPO,
 }
 

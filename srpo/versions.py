@@ -7,7 +7,18 @@ import platform
 
 from srpo import __version__
 
-LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "trl", "vllm")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "trl",
+    "vllm",
+    "bitsandbytes",
+)
 
 
 def versions() -> dict[str, str | None]:

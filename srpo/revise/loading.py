@@ -12,7 +12,8 @@ from torch import nn
 
 from srpo.errors import ConfigError, InputError
 from srpo.model.unwrap import core
-from srpo.model.weights.load import TRAINING_FILE, inference_device, load_model
+from srpo.model.weights.load import inference_device, load_model
+from srpo.model.weights.quantised import TRAINING_FILE
 from srpo.revise.settings import ReviserSettings
 
 

@@ -38,6 +38,33 @@ class ModelArguments:
     lora_target_modules: list[str] | None = setting(
         None, "Modules that get a LoRA adapter, or all-linear; unset: peft's choice for the model.", group=MODEL
     )
+    lora_target_parameters: list[str] | None = setting(
+        None, "Parameters that get a LoRA adapter, such as the experts' weights in a layer of experts.", group=MODEL
+    )
+    lora_modules_to_save: list[str] | None = setting(
+        None, "Modules trained whole beside the LoRA adapter, such as lm_head.", group=MODEL
+    )
+    use_rslora: bool = setting(False, "Scale the LoRA adapter by lora_alpha/√r instead of lora_alpha/r.", group=MODEL)
+    use_dora: bool = setting(
+        False, "Train direction and length of each weight apart (DoRA, arXiv 2402.09353).", group=MODEL
+    )
+    load_in_4bit: bool = setting(
+        False, "Keep the frozen base of an adapter in 4 bits (QLoRA), by bitsandbytes.", group=MODEL
+    )
+    load_in_8bit: bool = setting(False, "Keep the frozen base of an adapter in 8 bits, by bitsandbytes.", group=MODEL)
+    bnb_4bit_quant_type: str = setting("nf4", "Values of a base in 4 bits.", group=MODEL, choices=("nf4", "fp4"))
+    use_bnb_nested_quant: bool = setting(
+        False, "Quantise the scales of a base in 4 bits as well; saves 0.4 bits per weight.", group=MODEL
+    )
+    bnb_4bit_quant_storage: str | None = setting(
+        None,
+        "Type that stores the base in 4 bits; FSDP needs that of the other weights. Unset: uint8.",
+        group=MODEL,
+        choices=("uint8", "float16", "bfloat16", "float32"),
+    )
+
+    def __post_init__(self) -> None:
+        expect_valid(self)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from torch import nn
 
 from srpo.errors import ConfigError
 from srpo.model.weights.load import load_model
+from srpo.train.adapters import expect_trainable, keep_gradients
 from srpo.train.config import SRPOConfig
 from srpo.train.first_steps import train_in_float32
 
@@ -39,7 +40,10 @@ def load_policy(
         options = dict(args.loading_options())
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
+        expect_trainable(model, options, peft_config)
         policy = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
+    expect_trainable(policy, {}, peft_config)
+    keep_gradients(policy)
     if peft_config is not None:
         if hasattr(policy, "peft_config"):
             fix = "merge the adapter first, or leave peft_config out to continue training it"

@@ -16,13 +16,12 @@ from srpo.data.source import Source, columns_of, evaluation_source
 from srpo.disk import held, writable_folder, write_file
 from srpo.errors import ConfigError, OutputError
 from srpo.settings import expect_kinds, expect_known
+from srpo.train.adapters import lora_config, quantisation
 from srpo.train.arguments import GROUPS, DataArguments, ModelArguments, RunArguments, known_settings
 from srpo.train.config import SRPOConfig
 from srpo.train.validation import expect_consistent
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
-
     from srpo.train.dataset import TreeDataset
     from srpo.train.trainer import SRPOTrainer
 
@@ -139,6 +138,7 @@ def _trainer(
     options = {"dtype": dtype, "attn_implementation": model.attn_implementation, "revision": model.model_revision}
     if model.base_model:
         options["base_model"] = model.base_model
+    options |= quantisation(model, dtype, config.device.type)
     config.model_init_kwargs = {**options, **config.loading_options()}
     rows = _source(data, str(data.dataset_name), data.dataset_train_split)
     test_rows = _test_source(config, data)
@@ -152,7 +152,7 @@ def _trainer(
             args=config,
             train_dataset=rows,
             eval_dataset=test_rows,
-            peft_config=_lora(model) if model.use_peft else None,
+            peft_config=lora_config(model, disable_dropout=config.disable_dropout),
         )
     except (ValueError, ImportError) as error:  # transformers rejects a setting, or a library is missing
         raise ConfigError(str(error).strip().splitlines()[0], where="settings") from None
@@ -198,16 +198,3 @@ def _test_source(config: SRPOConfig, data: DataArguments) -> Source | None:
         return evaluation_source(data.eval_dataset_name, *how)
     source = _source(data, str(data.dataset_name), data.dataset_test_split)
     return source if config.eval_strategy != "no" and source.has_splits else None
-
-
-def _lora(model: ModelArguments) -> LoraConfig:
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=model.lora_r,
-        lora_alpha=model.lora_alpha,
-        lora_dropout=model.lora_dropout,
-        # As in TRL, all-linear is one word and not a list.
-        target_modules="all-linear" if model.lora_target_modules == ["all-linear"] else model.lora_target_modules,
-        task_type="CAUSAL_LM",
-    )

@@ -34,7 +34,8 @@ from srpo.model.packed.tiles import one_cast
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference
 from srpo.model.weights.card import CARD_FILE, read_card, write_card
-from srpo.model.weights.load import TRAINING_FILE, context_of, load_config, load_tokenizer
+from srpo.model.weights.load import context_of, load_config, load_tokenizer
+from srpo.model.weights.quantised import TRAINING_FILE, quantisation_of
 from srpo.model.weights.stopping import stop_at
 from srpo.sequences.render import Renderer, template_for
 from srpo.sequences.tree import PrefixTree
@@ -386,7 +387,7 @@ class SRPOTrainer(DurableTrainer):
         self.renderer.template.save(folder, self.renderer.fingerprint)
         stop_at(self.model, self.renderer.stop_ids, folder)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
-        record = {"format": 1, **settings, "reference": self.reference.kind}
+        record = {"format": 1, **settings, "reference": self.reference.kind, **quantisation_of(self.model)}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         write_card(folder, card_of(self), card)
 

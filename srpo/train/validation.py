@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from srpo.errors import ConfigError, UsageError, did_you_mean
 from srpo.maths.objective import OBJECTIVES
+from srpo.train.adapters import expect_adapter_settings
 from srpo.train.arguments import DataArguments, ModelArguments, RunArguments
 from srpo.train.config import SRPOConfig
 
@@ -62,10 +62,7 @@ def expect_consistent(
     if config.resume_from_checkpoint:
         what = f"{config.resume_from_checkpoint!r} is ignored: a run resumes from its own newest checkpoint"
         raise ConfigError(what, where="resume_from_checkpoint", fix="use --resume")
-    for each in fields(model):
-        if each.name.startswith("lora_") and getattr(model, each.name) != each.default and not model.use_peft:
-            what = "given without use_peft, which trains all weights"
-            raise ConfigError(what, where=each.name, fix="add `--use_peft`, or leave it out")
+    expect_adapter_settings(model, disable_dropout=config.disable_dropout, device=config.device.type)
     for name in ("model_name_or_path", "ref_model_name_or_path"):
         value = getattr(model, name)
         if value and Path(value).resolve() == Path(str(config.output_dir)).resolve():

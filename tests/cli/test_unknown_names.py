@@ -69,7 +69,7 @@ def test_the_settings_of_dpo_that_are_missing_are_in_the_docs() -> None:
         ("--evaluation_strategy", "did you mean '--eval_strategy'?"),
         ("--lora-rank", "did you mean '--lora_r'?"),
         ("--lora_dropout_p", "did you mean '--lora_dropout'?"),
-        ("--use_dora", "not offered: flags make plain LoRA adapters"),
+        ("--lora_task_type", "not offered: adapters are for causal language models"),
         ("--max_prompt_length", "not offered: max_length limits whole sequences"),
         ("--device", "not offered: a GPU is used where there is one"),
         ("--bteta", "did you mean '--beta'?"),

@@ -13,7 +13,7 @@ import torch
 
 from srpo import Pair, Renderer, Reviser, RevisionTemplate, Trail
 from srpo.errors import ConfigError, InputError
-from srpo.model.weights.load import TRAINING_FILE
+from srpo.model.weights.quantised import TRAINING_FILE
 from srpo.revise.settings import RevisionSettings
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_byte_tokenizer, make_tiny_llama

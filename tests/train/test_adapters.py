@@ -12,7 +12,8 @@ import torch
 from srpo import SRPOTrainer
 from srpo.errors import ConfigError
 from srpo.model.reference.reference import REFERENCE_ADAPTER
-from srpo.model.weights.load import TRAINING_FILE, load_model
+from srpo.model.weights.load import load_model
+from srpo.model.weights.quantised import TRAINING_FILE
 from tests.conftest import make_byte_tokenizer
 from tests.train.plain import ROWS, flat_six, ids_of, logged, settings, sharp_llama, trainer, weights_of
 

@@ -15,7 +15,7 @@ import torch
 from srpo import SixLogps, SRPOConfig, SRPOTrainer
 from srpo.errors import ConfigError, LengthError, NonFiniteError
 from srpo.maths.objective import OBJECTIVES, length_averaged, srpo_loss
-from srpo.model.weights.load import TRAINING_FILE
+from srpo.model.weights.quantised import TRAINING_FILE
 from srpo.train.metrics import METRICS_FILE
 from tests.conftest import make_byte_tokenizer
 from tests.train.plain import ROWS, flat_six, ids_of, logged, settings, sharp_llama, trainer, weights_of

@@ -17,6 +17,7 @@ from srpo.errors import ConfigError, InputError
 from srpo.model.weights.adapter import Adapter, expect_used, find_adapter, fit_embeddings, looks_local
 from srpo.model.weights.architecture import freeze_towers, loader_for
 from srpo.model.weights.gguf import gguf_file, gguf_options
+from srpo.model.weights.quantised import warn_of_other_base
 from srpo.model.weights.stopping import stop_as_saved
 from srpo.model.weights.untrusted import CONVERT, expect_safe, own_code, pickled
 from srpo.progress import Progress
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 log = logging.getLogger("srpo")
-TRAINING_FILE = "srpo_training.json"  # record of the training, beside the model
 
 
 def load_tokenizer(
@@ -72,6 +72,7 @@ def load_model(
     revision: str = "main",
     trainable: bool = False,
     base_model: str | None = None,
+    dequantised: bool = False,
     **options: object,
 ) -> Any:
     """Loads a causal language model, or an adapter on its base model, from a local path or hub name.
@@ -85,6 +86,8 @@ def load_model(
         trainable: leave an adapter's weights trainable.
         trust_remote_code: run the code in the model's repository, with all rights of the user.
         base_model: base model of an adapter, instead of the one in its `adapter_config.json`.
+        dequantised: the base of an adapter, quantised by `options`, is converted back to `dtype`: its weights are then
+            the rounded ones.
         options: further keywords of `from_pretrained`.
 
     Raises:
@@ -98,7 +101,7 @@ def load_model(
     options |= {"dtype": weights, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
     if adapter:
         expect_safe(adapter.folder, trust_remote_code=trust_remote_code)
-        return _with_adapter(adapter, options, trainable)
+        return _with_adapter(adapter, options, trainable, dequantised)
     return _load_causal(path, path, {**options, "revision": revision})
 
 
@@ -117,7 +120,7 @@ def _load_causal(path: str, named: str, options: Mapping[str, Any], *, text_only
     return model
 
 
-def _with_adapter(adapter: Adapter, options: Mapping[str, Any], trainable: bool) -> Any:
+def _with_adapter(adapter: Adapter, options: Mapping[str, Any], trainable: bool, dequantised: bool = False) -> Any:
     """Loads an adapter's base model and the adapter on it; a base that is itself an adapter is merged first."""
     from peft import PeftModel
 
@@ -130,6 +133,8 @@ def _with_adapter(adapter: Adapter, options: Mapping[str, Any], trainable: bool)
             base = _load_causal(adapter.base, folder, options, text_only=adapter.text_only)
         except InputError as error:
             raise adapter.without_base(error) from None
+        base = base.dequantize() if dequantised else base
+        warn_of_other_base(adapter.folder, options)
     beside = adapter.tokenizer_folder != adapter.base
     try:
         fit_embeddings(base, adapter, len(load_tokenizer(folder)) if beside else None)

@@ -27,7 +27,8 @@ from srpo.errors import ConfigError, InputError, OutputError, SRPOError
 from srpo.model.unwrap import core, device_of
 from srpo.model.weights.adapter import ADAPTER_FILE, find_adapter
 from srpo.model.weights.card import CARD_FILE, MARK, Card, portable, read_card, write_card
-from srpo.model.weights.load import TRAINING_FILE, load_model, load_tokenizer
+from srpo.model.weights.load import load_model, load_tokenizer
+from srpo.model.weights.quantised import QUANTISATION, TRAINING_FILE, recorded_quantisation
 from srpo.model.weights.stopping import stop_at
 from srpo.progress import Progress, counted
 from srpo.sequences.render import Renderer, options_of, template_for
@@ -119,7 +120,11 @@ def merge(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "base_model": base_model}
     tokenizer = load_tokenizer(adapter, **options)
     contexts = contexts_of(adapter, tokenizer, prompts)  # a mistake in the prompts ends here, before weights are read
-    model = load_model(adapter, dtype=dtype, **options).eval()
+    trained = recorded_quantisation(folder)
+    if trained:
+        options |= {"quantization_config": trained}
+    # The 8-bit kernels round activations, too, so that no merged model gives their numbers.
+    model = load_model(adapter, dtype=dtype, **options, dequantised=bool(trained.get("load_in_8bit"))).eval()
     [kind] = model.peft_config.values()
     if kind.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
         fix = "use the adapter as it is"
@@ -130,6 +135,8 @@ def merge(
     base_name = found.base
     unverified = _beside(out)
     try:
+        if trained.get("load_in_4bit"):  # merged weights would be rounded to 4 bits again
+            model = load_model(adapter, dtype=dtype, **options, dequantised=True)
         with Progress("merging the adapter and writing the model"):
             _write(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified)
         again = load_model(str(unverified), dtype=dtype, trust_remote_code=trust_remote_code).eval()
@@ -252,6 +259,7 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: 
         shutil.copyfile(adapter / TEMPLATE_FILE, out / TEMPLATE_FILE)
     if (adapter / TRAINING_FILE).is_file():
         record = json.loads((adapter / TRAINING_FILE).read_text("utf-8"))
+        record.pop(QUANTISATION, None)
         # A merged model has no adapter to switch off: `srpo revise` needs the reference's path, as for full tuning.
         record |= {"reference": "frozen copy", "merged": {"reference": record.get("reference")}}
         (out / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")

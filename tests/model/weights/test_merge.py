@@ -17,8 +17,9 @@ from srpo import Reviser
 from srpo.cli.main import run
 from srpo.errors import ConfigError, InputError, SRPOError
 from srpo.model.weights.card import MARK, Card, licence_of, portable, portable_command, write_card
-from srpo.model.weights.load import TRAINING_FILE, load_model
+from srpo.model.weights.load import load_model
 from srpo.model.weights.merge import MERGE_FILE, compare, merge
+from srpo.model.weights.quantised import TRAINING_FILE
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
 ROWS = [{"prompt": f"p{i} ", "chosen": "yes", "rejected": "no"} for i in range(4)]

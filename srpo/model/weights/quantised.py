@@ -1,0 +1,56 @@
+"""Bases quantised by bitsandbytes: the record of one beside an adapter that was trained on it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from srpo.errors import InputError
+from srpo.model.unwrap import core
+
+log = logging.getLogger("srpo")
+TRAINING_FILE = "srpo_training.json"  # record of the training, beside the model
+QUANTISATION = "quantization"  # key of that record
+
+
+def quantisation_of(model: nn.Module) -> dict[str, Any]:
+    """The entry of a training record for the model's quantised weights; {} if no weight is quantised."""
+    found = getattr(core(model).config, "quantization_config", None)
+    if found is None:
+        return {}
+    return {QUANTISATION: json.loads(json.dumps(found if isinstance(found, dict) else found.to_dict(), default=str))}
+
+
+def recorded_quantisation(folder: Path) -> dict[str, Any]:
+    """Quantisation of the base that the adapter in a folder was trained on; {} without a record of one.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    file = folder / TRAINING_FILE
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text("utf-8")).get(QUANTISATION, {})
+    except (ValueError, AttributeError):
+        raise InputError("not a record of training", where=str(file)) from None
+    return found if isinstance(found, dict) else {}
+
+
+def warn_of_other_base(folder: Path, options: Mapping[str, Any]) -> None:
+    """Warns that an adapter trained on a quantised base is loaded on one that is not quantised.
+
+    Args:
+        folder: folder of the adapter.
+        options: keywords that its base is loaded with.
+    """
+    trained = recorded_quantisation(folder)
+    if trained and not options.get("quantization_config"):
+        bits = 4 if trained.get("load_in_4bit") else 8
+        message = "srpo: %s was trained on its base in %d bits, and is used on the unrounded base: numbers differ; "
+        log.warning(message + "`srpo merge` writes the model as it was trained", folder, bits)
