@@ -64,7 +64,7 @@ def measured(trees: Sequence[PrefixTree], lora: bool, repeat: int) -> dict[str, 
     """Medians, spreads and the ratio of a step with kept log-probs to one without."""
     live, kept = trainer(trees, lora, None), trainer(trees, lora, tempfile.mkdtemp(prefix="srpo-kept-"))
     before = kept.reference.scored
-    seconds = interleaved(
+    _, seconds = interleaved(
         {"live": optimiser_step(live, batch_of(trees)), "kept": optimiser_step(kept, batch_of(trees))}, repeat
     )
     assert kept.reference.scored == before, "a step scored the reference"

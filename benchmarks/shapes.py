@@ -88,6 +88,28 @@ def llama(*, vocabulary: int = 8192, hidden: int = 512, layers: int = 6, lora: b
     return model
 
 
+def real_trees(model: str, file: str, rows: int, *, seed: int = 0) -> list[PrefixTree]:
+    """Trees of random pairs of a file, with the tokenizer and the default revision template of a model."""
+    from srpo.data.read import read_pairs
+    from srpo.model.weights.load import load_tokenizer
+    from srpo.sequences.render import Renderer
+
+    pairs = random.Random(seed).sample(list(read_pairs(file)), rows)
+    return [PrefixTree.pack(six) for six in Renderer(load_tokenizer(model)).sixes(pairs)]
+
+
+def loaded(model: str, dtype: str, *, lora: bool) -> Any:
+    """A model from a folder; with `lora`, rank 16 on every linear layer, the adapter in float32."""
+    from srpo.model.weights.load import load_model
+
+    found = load_model(model, dtype=dtype).train()
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        found = get_peft_model(found, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    return found
+
+
 def padded_logps(model: nn.Module, trees: Sequence[PrefixTree]) -> torch.Tensor:
     """[B, 6] the plain way: six rows a pair, padded to the longest, the head on scored positions alone."""
     rows = [sequence for tree in trees for sequence in tree.unpack()]

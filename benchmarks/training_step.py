@@ -2,6 +2,7 @@
 
     python -m benchmarks.training_step                                   every shape and template, a long run
     python -m benchmarks.training_step --shapes 350,40 --templates turn --parts step --modes full
+    python -m benchmarks.training_step --model FOLDER --dtype bfloat16 --pairs FILE --batch 2 --modes lora --ways trl
 
 Ways run interleaved in one process on one thread; times are processor time, ratios are of medians. Three parts:
 
@@ -11,14 +12,17 @@ Ways run interleaved in one process on one thread; times are processor time, rat
             `trl`, DPOTrainer's step, which scores two sequences a pair where SRPO scores six; `dpo` and `ipo`, steps
             of SRPO's trainer with these objectives, which score the same two sequences as `trl`
 
-A line of JSON per case goes to standard output, and to `--out` as it is known. Memory is counted in a pass of its own:
-bytes that autograd saves for the backward pass, weights left out.
+With `--model` the step is that of a saved model on random pairs of `--pairs`, in its own tokens and default template.
+A line of JSON per case goes to standard output, and to `--out` as it is known: `first` has the seconds of the first
+step, self-checks included, and `peak_GB` the memory of the process, which is that of a way if it is measured alone.
+Memory for the backward pass, weights left out, is counted in a pass of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -30,9 +34,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.shapes import TEMPLATES, Lengths, lengths_in, llama, padded_logps, trees_of
+from benchmarks.shapes import TEMPLATES, Lengths, lengths_in, llama, loaded, padded_logps, real_trees, trees_of
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
+from srpo.progress import peak_memory
 from srpo.sequences.tree import PrefixTree
 
 SHAPES = ("256,64", "1024,128", "64,256", "350,40")
@@ -47,6 +52,14 @@ def main() -> None:
     """Measures every requested case."""
     torch.set_num_threads(1)
     args = _arguments()
+    if args.model:
+        trees = real_trees(args.model, args.pairs, args.batch)
+        row = _measured_ways(_steps(trees, True, args.ways.split(","), partial(loaded, args.model, args.dtype)), args)
+        print(
+            json.dumps({"model": Path(args.model).name, "dtype": args.dtype, "tokens": _tokens(trees)} | row),
+            flush=True,
+        )
+        return
     for shape, lengths in _shapes(args):
         for template in args.templates.split(","):
             for mode in args.modes.split(","):
@@ -64,6 +77,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=" ".join(SHAPES), help="prompt,answer in tokens; several by spaces")
     parser.add_argument("--pairs", help="a JSONL file of pairs: lengths are drawn from it as well")
+    parser.add_argument("--model", default="", help="folder of a saved model, whose LoRA step is measured")
+    parser.add_argument("--dtype", default="float32", help="precision of the base of --model")
     parser.add_argument("--templates", default=",".join(TEMPLATES))
     parser.add_argument("--modes", default="full,lora")
     parser.add_argument("--parts", default="logps,step")
@@ -94,18 +109,30 @@ def _measured(
     if part == "plan":
         ways: Ways = {"packed": lambda: Forest.plant(trees)}
     else:
-        ways = _steps(trees, lora, wanted) if part == "step" else _logps(trees, lora, wanted)
-    seconds = interleaved(ways, args.repeat)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    packed = medians["packed"]
+        new = partial(llama, vocabulary=VOCABULARY)
+        ways = _steps(trees, lora, wanted, new) if part == "step" else _logps(trees, lora, wanted)
+    return {"pairs": len(pairs), "tokens": _tokens(trees)} | _measured_ways(ways, args)
+
+
+def _tokens(trees: Sequence[PrefixTree]) -> dict[str, int]:
+    """Tokens of the pairs: packed, in six rows, and in the two rows of DPO."""
     return {
-        "pairs": len(pairs),
-        "tokens": {
-            "packed": sum(map(len, trees)),
-            "flat": sum(tree.flat_tokens for tree in trees),
-            "dpo": sum(2 * x + w + l for x, w, l in pairs),
-        },
+        "packed": sum(map(len, trees)),
+        "flat": sum(tree.flat_tokens for tree in trees),
+        "dpo": sum(len(context) + len(answer) for tree in trees for context, answer in tree.unpack()[:2]),
+    }
+
+
+def _measured_ways(ways: Ways, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and memory of each way, and their ratios."""
+    first, seconds = interleaved(ways, args.repeat)
+    peak = peak_memory() / 1e9
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    packed = medians.get("packed", math.nan)
+    return {
         "seconds": {name: round(value, 4) for name, value in medians.items()},
+        "first": {name: round(value, 4) for name, value in first.items()},
+        "peak_GB": round(peak, 2),
         "spread": {name: [round(min(times), 4), round(max(times), 4)] for name, times in seconds.items()},
         "packed_to": {name: round(packed / value, 3) for name, value in medians.items() if name != "packed"},
         "to_trl": {name: round(value / medians["trl"], 3) for name, value in medians.items() if "trl" in medians},
@@ -114,17 +141,15 @@ def _measured(
     }
 
 
-def interleaved(ways: Ways, repeat: int) -> dict[str, list[float]]:
-    """Processor seconds of each way, taken in turns after one round of warming up."""
-    for way in ways.values():
-        way()
+def interleaved(ways: Ways, repeat: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Processor seconds of each way: of its first call, which warms up, and of the others, taken in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeat):
+    for _ in range(repeat + 1):
         for name, way in ways.items():
             start = time.process_time()
             way()
             seconds[name].append(time.process_time() - start)
-    return seconds
+    return {name: times[0] for name, times in seconds.items()}, {name: times[1:] for name, times in seconds.items()}
 
 
 def saved_bytes(way: Callable[[], Any]) -> int:
@@ -163,8 +188,7 @@ def _logps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str]) -> Wa
     return {name: way(logps) for name, logps in known.items() if name in wanted}
 
 
-def _steps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str]) -> Ways:
-    new = partial(llama, vocabulary=VOCABULARY)
+def _steps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str], new: Callable[..., Any]) -> Ways:
     known: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
         "packed": lambda: srpo(trees, new(lora=lora), "path"),
         "flat": lambda: srpo(trees, new(lora=lora), "flat"),
@@ -229,8 +253,8 @@ def trl(trees: Sequence[PrefixTree], new: Callable[..., Any], lora: bool, **chan
 
         peft_config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = DPOTrainer(
-        new(),
-        None if lora else new(),
+        new(lora=False),
+        None if lora else new(lora=False),
         DPOConfig(**quiet_settings(**changes), max_length=None),
         train_dataset=rows,
         processing_class=carry_tokenizer(),

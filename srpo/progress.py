@@ -1,7 +1,8 @@
 """Progress of long work: a bar with the time left on a terminal or in a notebook, a line every few seconds elsewhere.
 
 A thread keeps the elapsed time moving, so that a slow item is never silent. Work inside other work takes the display
-over and hands it back at its end. Everything is shown through the `srpo` logger at level INFO; a higher level is quiet.
+over and hands it back at its end. `Forecast` announces the cost of long work from its first part. Everything is shown
+through the `srpo` logger at level INFO; a higher level is quiet.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import logging
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
 from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 log = logging.getLogger("srpo")
-FIRST, EVERY = 2.0, 5.0  # seconds until the first line, and between lines
+FIRST, EVERY = 2.0, 4.0  # seconds until the first line, and between lines
+PAUSE = 0.5  # seconds between two items that are not of one batch
+LONG = 10.0  # seconds that work must still take for its cost to be announced
 _under_way: list[Progress] = []  # outermost first; the innermost one is shown
+_forecasts: list[Forecast] = []  # outermost first
 _newest = 0.0  # time of the newest line of the logger, or of the start of the outermost work
 
 
@@ -34,21 +39,98 @@ log.addFilter(_noted)
 def remark(text: str) -> None:
     """Sets the note of the innermost progress under way, if there is one; an empty text removes the note."""
     if _under_way:
-        _under_way[-1].note = text
+        _under_way[-1].note, _under_way[-1].detail = text, ""
+        _under_way[-1].step(0)
+
+
+def remark_detail(text: str) -> None:
+    """Adds a detail behind the note of the innermost progress under way; the next note removes it."""
+    if _under_way:
+        _under_way[-1].detail = text
         _under_way[-1].step(0)
 
 
 def counted(items: Iterable[T], unit: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items and shows on a bar, or in log lines, how many have been used.
+    """Yields the items and shows on a bar, or in log lines, how many have been used; announces the cost of long work.
+
+    The cost is a `Forecast` from the items before the first pause, since items may come in batches, or from those of
+    the first seconds if there is no pause.
 
     Example:
         >>> list(counted("ab", "letters", 2))
         ['a', 'b']
     """
-    with Progress(unit, total) as progress:
+    with Forecast(f"{total} {unit}", total or 0, unit) as forecast, Progress(unit, total) as progress:
+        begun = newest = monotonic()
+        first = float("inf")
         for item in items:
+            now = monotonic()
+            if progress.done and now - newest > PAUSE:
+                forecast.timed(progress.done, newest - begun)
+            elif now - first > EVERY:
+                forecast.timed(progress.done, now - begun)
+            first, newest = min(first, now), now
             yield item
             progress.step()
+
+
+class Forecast:
+    """Context manager that announces the cost of long work in three lines, once its first part has been timed.
+
+    The lines are the size of the work, time and memory of its first part, and the time of its end. Work that has less
+    than `LONG` seconds left announces nothing. Timings inside another forecast count for the outermost one.
+
+    Args:
+        size: the whole work as text; "" if it has been logged before.
+        total: number of items, or the largest number that may come.
+        items: name of the items, in the plural.
+
+    Example:
+        >>> with Forecast("2 prompts, at most 3 answers each", 6, "answers") as forecast:
+        ...     forecast.timed(2, 0.1)
+    """
+
+    def __init__(self, size: str, total: int, items: str) -> None:
+        self.size, self.total, self.items = size, total, items
+        self._announced = False
+
+    def __enter__(self) -> Forecast:
+        _forecasts.append(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        _forecasts.remove(self)
+
+    def timed(self, count: int, seconds: float) -> None:
+        """Announces the cost, if it has not been announced: the first `count` items have taken so many seconds."""
+        outermost = _forecasts[0]
+        if outermost.items == self.items and count:
+            outermost._announce(count, seconds)
+
+    def _announce(self, count: int, seconds: float) -> None:
+        left = seconds / count * (self.total - count)
+        if not self._announced and left >= LONG:
+            if self.size:
+                log.info("srpo: %s", self.size)
+            first, each = ("first", "") if count == 1 else (f"first {count}", f", {seconds / count:.2g} s each")
+            taken = f"the {first} of {self.total} {self.items} took {seconds:.1f} s{each}"
+            log.info("srpo: %s; %.1f GB of memory so far", taken, peak_memory() / 1e9)
+            end = datetime.now() + timedelta(seconds=left)
+            log.info(
+                "srpo: about %s more, until %s", clock(left), f"{end:%H:%M}" if left < 43200 else f"{end:%a %H:%M}"
+            )
+        self._announced = True
+
+
+def peak_memory() -> int:
+    """Peak memory of this process in bytes: GPU memory where a model is on a GPU, otherwise main memory."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized() and (used := torch.cuda.max_memory_allocated()):
+        return int(used)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Progress:
@@ -63,6 +145,7 @@ class Progress:
     Attributes:
         done: items completed so far.
         note: remark printed behind the numbers.
+        detail: a second remark, behind the note.
 
     Example:
         >>> with Progress("prompts", 2) as progress:
@@ -73,12 +156,12 @@ class Progress:
 
     def __init__(self, unit: str, total: int | None = None, done: int = 0, *, bar: bool = True) -> None:
         self.unit, self.total, self.done = unit, total, done
-        self._first, self._bar, self.note = done, bar, ""
+        self._first, self._bar, self.note, self.detail = done, bar, "", ""
         self._display: _Display | None = None
 
     def __enter__(self) -> Progress:
         global _newest
-        self._begun = monotonic()
+        self._begun = self._stepped = monotonic()
         if _under_way:
             _under_way[-1]._hide()
         else:
@@ -116,21 +199,31 @@ class Progress:
             note: a short remark behind the numbers, such as "3 failed"; stays until the next one.
         """
         self.done += count
+        if count:
+            self._stepped = monotonic()
         self.note = note or self.note
         if self._display is not None:
             self._display.update()
 
+    @property
+    def remarks(self) -> str:
+        """Note and detail as text."""
+        return ", ".join(each for each in (self.note, self.detail) if each)
+
     def line(self) -> str:
         """The progress as one line: done, total, rate, time left."""
-        seconds = monotonic() - self._begun
-        note = [self.note] if self.note else []
+        now = monotonic()
+        seconds = now - self._begun
+        note = [self.remarks] if self.remarks else []
         if self.total is None:
             return ", ".join([self.unit, clock(seconds), *([f"{self.done} done"] if self.done else []), *note])
         parts = [f"{self.done} of {self.total} {self.unit}"]
-        if (fresh := self.done - self._first) and self.done < self.total and seconds > 0:
-            rate = fresh / seconds
+        taken = self._stepped - self._begun  # an item under way would make each finished one look slower
+        if (fresh := self.done - self._first) and self.done < self.total and taken > 0:
+            rate = fresh / taken
             speed = f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each"
-            parts += [speed, f"{clock((self.total - self.done) / rate)} left"]
+            left = (self.total - self.done) / rate - (now - self._stepped)
+            parts += [speed, f"{clock(max(left, 0))} left"]
         elif self.done < self.total:
             parts.append(clock(seconds))
         return ", ".join([*parts, *note])
@@ -198,7 +291,7 @@ class _Bar:
         self._task = self._bar.add_task(progress.unit, total=progress.total, completed=progress.done, note="")
 
     def update(self) -> None:
-        self._bar.update(self._task, completed=self._progress.done, note=self._progress.note)
+        self._bar.update(self._task, completed=self._progress.done, note=self._progress.remarks)
 
     def stop(self, *, last: bool) -> None:
         if not last:

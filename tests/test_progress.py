@@ -8,12 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import pytest
 
 from srpo import progress
 from srpo.cli.output import show_progress
-from srpo.progress import Progress, counted, remark
+from srpo.progress import Forecast, Progress, counted, peak_memory, remark, remark_detail
 from srpo.secrets import Redacting
 
 
@@ -102,6 +103,88 @@ def test_a_line_has_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 2
         under_way.step(36)
         assert under_way.line() == "50 of 90 prompts, 4.0 a second, 10 s left, 1 failed"
+
+
+def test_the_rate_is_that_of_completed_items_and_the_time_left_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    with Progress("steps", 3) as under_way:
+        now[0] += 10
+        under_way.step()
+        assert under_way.line() == "1 of 3 steps, 10.0 s each, 20 s left"
+        now[0] += 9
+        remark("confidence")
+        remark_detail("3 of 9 tokens")
+        assert under_way.line() == "1 of 3 steps, 10.0 s each, 11 s left, confidence, 3 of 9 tokens"
+        now[0] += 30
+        remark("another note")
+        assert under_way.line() == "1 of 3 steps, 10.0 s each, 0 s left, another note"
+
+
+def test_the_cost_of_long_work_is_announced_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Noon(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return datetime(2026, 11, 28, 12, 0)
+
+    monkeypatch.setattr(progress, "datetime", Noon)
+    monkeypatch.setattr(progress, "peak_memory", lambda: 2_140_000_000)
+    with caplog.at_level(logging.INFO, "srpo"):
+        with Forecast("16 prompts, 3 answers each", 48, "answers") as outer:
+            with Forecast("8 prompts", 8, "answers") as inner, Forecast("5 steps", 5, "steps") as steps:
+                steps.timed(1, 600.0)  # of another kind than the outermost
+                inner.timed(0, 9.0)
+                assert caplog.messages == []
+                inner.timed(8, 12.3)
+            outer.timed(8, 99.0)
+        with Forecast("", 3, "steps") as forecast:
+            forecast.timed(1, 86_400.0)
+        with Forecast("short work", 3, "steps") as forecast:
+            forecast.timed(1, 4.9)
+    assert caplog.messages == [
+        "srpo: 16 prompts, 3 answers each",
+        "srpo: the first 8 of 48 answers took 12.3 s, 1.5 s each; 2.1 GB of memory so far",
+        "srpo: about 1 min 2 s more, until 12:01",
+        "srpo: the first of 3 steps took 86400.0 s; 2.1 GB of memory so far",
+        "srpo: about 48 h 0 min more, until Mon 12:00",
+    ]
+    assert progress._forecasts == []
+
+
+# seconds at which the items come → items and seconds that the cost is computed from
+ARRIVALS = {
+    "one by one": ([3, 6, 9], [(1, 3)]),
+    "batches of two": ([3, 3, 6, 6], [(2, 3)]),
+    "without a pause": ([1 + i / 4 for i in range(20)], [(17, 5.25)]),
+    "all at once": ([9, 9, 9], []),
+}
+
+
+@pytest.mark.parametrize("name", ARRIVALS)
+def test_items_in_batches_are_timed_together(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (times, expected), now = ARRIVALS[name], [0.0]
+    timed: list[tuple[int, float]] = []
+
+    def announce(self: Forecast, count: int, seconds: float) -> None:
+        timed.append((count, seconds))
+
+    def items() -> Iterator[int]:
+        for now[0] in times:
+            yield 0
+
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "EVERY", 4.0)
+    monkeypatch.setattr(Forecast, "timed", announce)
+    assert len(list(counted(items(), "verdicts", len(times)))) == len(times)
+    assert timed[:1] == expected
+
+
+def test_the_memory_is_that_of_the_process() -> None:
+    before = peak_memory()
+    block = bytearray(b"1") * 300_000_000
+    assert peak_memory() >= max(before, len(block))
 
 
 @pytest.mark.parametrize("done", [0, 3])

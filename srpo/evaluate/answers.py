@@ -25,6 +25,7 @@ from srpo.evaluate.controls import (
 )
 from srpo.evaluate.plan import BEST_OF, CONTROLS, Model, Plan, named_files
 from srpo.judge.load import AnyJudge
+from srpo.progress import Forecast
 from srpo.revise.settings import LAST, LOGP, MEAN_LOGP, REWARD, VOTE, RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.revise.trail_files import read_trails
@@ -155,16 +156,26 @@ def draw_all(plan: Plan, prompts: Prompts, judge: AnyJudge) -> Drawn:
         writable_folder(folder)
     trails: dict[Key, list[Trail]] = {}
     labels: dict[str, str] = {}
-    for seed, splits in prompts.items():
-        for name, model in plan.models.items():
-            answers = ModelAnswers(plan, model.at(seed), folder, seed)
-            for split, rows in splits.items():
-                for temperature in plan.temperature:
-                    found = answers.systems(Task(name, split, rows, temperature), plan.controls_of(name), judge)
-                    trails |= {(seed, system, split, temperature): each for system, each in found.items()}
-            for control in plan.controls_of(name):
-                alone = len(plan.models) == 1 or control == "gold"
-                labels[f"{name}/{control}"] = CONTROLS[control] + ("" if alone else f", {plan.labels.get(name, name)}")
+    models = {
+        (seed, name): ModelAnswers(plan, model.at(seed), folder, seed)
+        for seed in prompts
+        for name, model in plan.models.items()
+    }
+    tasks = [
+        (key, Task(key[1], split, rows, temperature))
+        for key in models
+        for split, rows in prompts[key[0]].items()
+        for temperature in plan.temperature
+    ]
+    most = sum(models[key].missing(task, plan.controls_of(task.name)) for key, task in tasks)
+    with Forecast(f"at most {most} answers of all models to all prompts", most, "answers"):
+        for (seed, name), task in tasks:
+            found = models[seed, name].systems(task, plan.controls_of(name), judge)
+            trails |= {(seed, system, task.split, task.temperature): each for system, each in found.items()}
+    for name in plan.models if prompts else ():
+        for control in plan.controls_of(name):
+            alone = len(plan.models) == 1 or control == "gold"
+            labels[f"{name}/{control}"] = CONTROLS[control] + ("" if alone else f", {plan.labels.get(name, name)}")
     present = {key[1] for key in trails}
     return Drawn(trails, {name: label for name, label in labels.items() if name in present})
 
@@ -193,13 +204,11 @@ class ModelAnswers:
 
         `judge` scores drafts for the opponent "oracle", the best draft by the judge itself."""
         gold_key, sampled = self.plan.gold_key, task.temperature > 0  # greedy drafts of a prompt are equal
-        found = {"": self.draw(BEST_OF if self.model.policy == BEST_OF else ANSWERS, task)}
+        found = {"": self.draw(self._main, task)}
         # A prompt that fails is left out for every system, so the controls need no answer to it.
         usable = [row for row, trail in zip(task.rows, found[""], strict=True) if not trail.failed]
         task = task._replace(rows=usable or task.rows)
-        for kind in (REFERENCE, *(KINDS if sampled else ())):
-            if kind in controls:
-                found[kind] = self.draw(kind, task)
+        found |= {kind: self.draw(kind, task) for kind in self._opponents(task, controls)}
         drafts = self.draw(DRAFTS, task) if sampled and {"majority", "oracle"} & {*controls} else []
         if "draft_only" in controls:
             found["draft_only"] = draft_only(found[""])
@@ -211,6 +220,29 @@ class ModelAnswers:
             found["oracle"] = oracle(drafts, judge, gold_key)
         order = ["", *(name for name in CONTROLS if name in found)]
         return {f"{task.name}/{name}".rstrip("/"): found[name] for name in order}
+
+    @property
+    def _main(self) -> str:
+        """Kind of the answers of the model itself."""
+        return BEST_OF if self.model.policy == BEST_OF else ANSWERS
+
+    @staticmethod
+    def _opponents(task: Task, controls: Collection[str]) -> list[str]:
+        """Kinds of the answers of the opponents named in `controls`, as far as they are drawn."""
+        return [kind for kind in (REFERENCE, *(KINDS if task.temperature > 0 else ())) if kind in controls]
+
+    def missing(self, task: Task, controls: Collection[str]) -> int:
+        """Largest number of answers that `systems` will draw for a task, those in the cache left out."""
+        kinds = {self._main, *self._opponents(task, controls)}
+        if {"majority", "oracle", *(kind for kind in KINDS if KINDS[kind])} & {*controls, self._main}:
+            kinds.add(DRAFTS)
+        found = 0
+        for kind in kinds:
+            if not KINDS.get(kind):  # the others choose among `DRAFTS`
+                path, settings, _ = self.cache_file(kind, task)
+                present = path.read_bytes().count(b"\n") if path.exists() else 0
+                found += (len(task.rows) - present) * (settings.revisions + 1)
+        return found
 
     def draw(self, kind: str, task: Task) -> list[Trail]:
         """Draws the trails (prompts with their drafts and revisions) that the cache lacks, and returns all of them.

@@ -16,6 +16,7 @@ from srpo.errors import DataError
 from srpo.judge.load import AnyJudge, compares
 from srpo.judge.single import Judge, score_answer
 from srpo.judge.verdict import AnswerPair
+from srpo.progress import Forecast
 from srpo.revise.select import select
 from srpo.revise.settings import LAST, REWARD, RevisionSettings, seed_of_draft
 from srpo.revise.trail import Answer, Trail
@@ -49,19 +50,24 @@ def several_drafts(
         skip: number of leading trails to leave out; the other trails stay the same.
     """
     size = reviser.engine.batch_size
-    for at in range(skip - skip % size, len(rows), size):
-        draws = []
-        for draw in range(settings.revisions + 1):
-            seed = settings.seed if draw == 0 else seed_of_draft(settings.seed, draw)
-            once = replace(settings, revisions=0, policy="always", select=LAST, seed=seed)
-            draws.append(list(islice(reviser.trails(rows, once, skip=at), size)))
-        for trails in list(zip(*draws, strict=True))[max(0, skip - at) :]:
-            if failed := next((trail for trail in trails if trail.failed), None):
-                yield failed
-                continue
-            first, *others = (trail.answers[0] for trail in trails)
-            answers = (first, *(replace(answer, kept=False) for answer in others))
-            yield Trail(trails[0].prompt, answers, meta=trails[0].meta)
+    each, begin = settings.revisions + 1, skip - skip % size
+    answers = (len(rows) - begin) * each
+    with Forecast(f"{len(rows) - begin} prompts, {each} drafts of each: {answers} answers", answers, "answers"):
+        for at in range(begin, len(rows), size):
+            draws = []
+            for draw in range(each):
+                seed = settings.seed if draw == 0 else seed_of_draft(settings.seed, draw)
+                once = replace(settings, revisions=0, policy="always", select=LAST, seed=seed)
+                draws.append(list(islice(reviser.trails(rows, once, skip=at), size)))
+            for trails in list(zip(*draws, strict=True))[max(0, skip - at) :]:
+                yield next((trail for trail in trails if trail.failed), None) or _as_one(trails)
+
+
+def _as_one(trails: Sequence[Trail]) -> Trail:
+    """The drafts of several trails of one prompt as one trail; only the first draft is marked kept."""
+    first, *others = (trail.answers[0] for trail in trails)
+    answers = (first, *(replace(answer, kept=False) for answer in others))
+    return Trail(trails[0].prompt, answers, meta=trails[0].meta)
 
 
 def keep_best(

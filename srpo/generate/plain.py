@@ -20,6 +20,7 @@ from srpo.generate.folded_adapter import FoldedAdapter
 from srpo.generate.sampling import choose, uniforms
 from srpo.model.unwrap import core
 from srpo.model.weights.load import model_context
+from srpo.progress import remark_detail
 
 # Options of `generate` that change the distribution or cut answers short. A model's own defaults may set them; draws
 # would no longer come from the distribution of training.
@@ -118,7 +119,9 @@ class HFEngine:
         device = next(self.model.parameters()).device
         ids_NL = torch.tensor([[self.pad_id] * (width - len(row)) + list(row) for row in contexts], device=device)
         mask_NL = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in contexts], device=device)
-        sampler = [] if noise_NT is None else [_InverseSampling(noise_NT.to(device), temperature, width)]
+        sampler: list[LogitsProcessor] = [_Counting(width, max_new_tokens)]
+        if noise_NT is not None:
+            sampler.append(_InverseSampling(noise_NT.to(device), temperature, width))
         with contiguous_head(self.model):
             out_NL = self.model.generate(
                 input_ids=ids_NL,
@@ -133,6 +136,17 @@ class HFEngine:
             )
         seconds = (time.perf_counter() - began) / len(contexts)
         return [_cut(row, stop_ids, seconds) for row in out_NL[:, width:].tolist()]
+
+
+class _Counting(LogitsProcessor):
+    """Shows the number of generated tokens in the progress and leaves the scores as they are."""
+
+    def __init__(self, prompt_width: int, most: int) -> None:
+        self.prompt_width, self.most = prompt_width, most
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        remark_detail(f"{input_ids.shape[1] - self.prompt_width} of at most {self.most} tokens")
+        return scores
 
 
 class _InverseSampling(LogitsProcessor):

@@ -31,6 +31,7 @@ from srpo.generate.plain import HFEngine, contiguous_head
 from srpo.generate.sampling import choose, uniforms
 from srpo.model.packed.head import head_dtypes
 from srpo.model.unwrap import core
+from srpo.progress import remark_detail
 
 log = logging.getLogger("srpo")
 
@@ -178,6 +179,7 @@ class SpeculativeEngine(HFEngine):
         waiting = set(places)
         while open_rows:
             self._step(open_rows, part, most, stop_ids, temperature)
+            remark_detail(f"{max(len(row.written) for row in open_rows)} of at most {most} tokens")
             if self.watch is not None:
                 for place, row in zip(places, open_rows, strict=True):
                     self.watch(place, row.written)

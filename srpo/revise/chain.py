@@ -1,12 +1,16 @@
-"""One prompt under way: its answers so far, the answer in hand, and the reason for the end."""
+"""One prompt under way: its answers so far, the answer in hand, the reason for the end; cost and progress of many."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from srpo.data.read import Prompt, PromptRow
+from srpo.generate.engine import Keep
+from srpo.progress import Forecast, remark
 from srpo.revise.policy import Policy
 from srpo.revise.settings import LAST
 from srpo.revise.trail import FAILED, IMPOSSIBLE, Answer, Trail
@@ -76,3 +80,18 @@ def key_of(prompt: Prompt, occurrence: int) -> str:
     """Returns a name for one occurrence of a prompt; equal prompts are numbered from 0."""
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
     return f"{digest}/{occurrence}"
+
+
+def forecast_of(prompts: int, revisions: int, policy: Policy) -> Forecast:
+    """The forecast of trails of so many prompts, whose first step is timed."""
+    further = f" and at most {revisions} {'further drafts' if policy.fresh else 'revisions'}" if revisions else ""
+    answers = prompts * (revisions + 1)
+    return Forecast(f"{prompts} prompts, a draft{further} of each: at most {answers} answers", answers, "answers")
+
+
+def shows_answers(chains: Sequence[Chain]) -> Keep:
+    """Returns a function, called at each complete answer of a batch, that shows their number in the progress."""
+    answers, revisions = len(chains), {len(chain.answers) for chain in chains if not chain.policy.fresh}
+    stage, done = f"revision {max(revisions)}" if any(revisions) else "drafts", count(1)
+    remark(f"{stage}: 0 of {answers} answers")
+    return lambda place, completion: remark(f"{stage}: {next(done)} of {answers} answers")

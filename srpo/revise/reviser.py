@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import count
+from time import monotonic
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import ConfigError
-from srpo.generate.engine import Engine, Keep, Logps
+from srpo.generate.engine import Engine, Logps
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
@@ -26,7 +26,7 @@ from srpo.model.packed.forward import sequence_logps
 from srpo.model.unwrap import core, device_of
 from srpo.model.weights.load import load_tokenizer
 from srpo.progress import remark
-from srpo.revise.chain import Chain, key_of
+from srpo.revise.chain import Chain, forecast_of, key_of, shows_answers
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
 from srpo.revise.drift import unlike
 from srpo.revise.loading import loaded_models, training_record
@@ -240,12 +240,15 @@ class Reviser:
             chains = [chain for place, chain in enumerate(chains) if place in only]
         size = self.engine.batch_size
         first = skip - skip % size if self.engine.same_batch_same_bits else skip
-        for at in range(first, len(chains), size):
-            batch = chains[at : at + size]
-            while open_chains := [chain for chain in batch if not chain.ended]:
-                self.step(open_chains, settings)
-            remark("")
-            yield from self.finish(batch[max(0, skip - at) :])
+        with forecast_of(len(chains) - first, revisions, policy) as forecast:
+            for at in range(first, len(chains), size):
+                batch = chains[at : at + size]
+                while open_chains := [chain for chain in batch if not chain.ended]:
+                    begun = monotonic()
+                    self.step(open_chains, settings)
+                    forecast.timed(len(open_chains), monotonic() - begun)
+                remark("")
+                yield from self.finish(batch[max(0, skip - at) :])
 
     def step(self, chains: list[Chain], settings: RevisionSettings) -> None:
         """Draws the next answer of each chain: a draft, or a revision.
@@ -312,6 +315,7 @@ class Reviser:
         written = self._complete(items, contexts, self.renderer.answers(old, options), settings)
         compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(written)
         if self.confidence is not None and self.has_confidence and written:
+            remark(f"revision {max(len(item.answers) for item, _ in written)}: confidence")
             old, new = [item.in_hand.whole for item, _ in written], [answer.whole for _, answer in written]
             compared = self.confidence.compare([item.row for item, _ in written], old, new)
         for (item, answer), (preferred, scored) in zip(written, compared, strict=True):
@@ -359,7 +363,7 @@ class Reviser:
             temperature=settings.temperature,
             seed=settings.seed,
             guesses=guesses,
-            keep=_shows_answers(items),
+            keep=shows_answers(items),
         )
         written = []
         for item, context, done in zip(items, contexts, completions, strict=True):
@@ -386,11 +390,3 @@ class Reviser:
         room = f"{max(0, limit - length)} of the model's {limit} for max_new_tokens={new}"
         item.impossible = f"a context of {length} tokens leaves {room}"
         return False
-
-
-def _shows_answers(chains: Sequence[Chain]) -> Keep:
-    """Returns a function, called at each complete answer of a batch, that shows their number in the progress."""
-    answers, revisions = len(chains), {len(chain.answers) for chain in chains if not chain.policy.fresh}
-    stage, done = f"revision {max(revisions)}" if any(revisions) else "drafts", count(1)
-    remark(f"{stage}: 0 of {answers} answers")
-    return lambda place, completion: remark(f"{stage}: {next(done)} of {answers} answers")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from time import monotonic
 
-import torch
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -17,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from srpo.progress import Progress, clock
+from srpo.progress import Forecast, Progress, clock
 from srpo.train.view import TrainerView
 
 log = logging.getLogger("srpo")
@@ -31,6 +29,7 @@ class LogLines(TrainerCallback):
     def __init__(self, trainer: TrainerView) -> None:
         self._trainer = trainer
         self._progress: Progress | None = None
+        self._forecast: Forecast | None = None
         self._begun = self._since = 0.0
         self._steps_then = self._first = 0
 
@@ -43,18 +42,17 @@ class LogLines(TrainerCallback):
         self._begun = self._since = monotonic()
         for line in _cost(self._trainer, state):
             log.info("srpo: %s", line)
+        self._forecast = Forecast("", state.max_steps - self._first, "steps").__enter__()
         self._progress = Progress("steps", state.max_steps, state.global_step)
         self._progress.__enter__()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        if self._progress is None:
+        if self._progress is None or self._forecast is None:
             return
         if state.global_step == self._first + 1:
-            seconds, left = monotonic() - self._begun, state.max_steps - self._first
-            text = "srpo: first step: %.1f s; about %s for %d steps; %.1f GB of memory"
-            log.info(text, seconds, clock(seconds * left), left, _memory(args.device) / 1e9)
+            self._forecast.timed(1, monotonic() - self._begun)
         self._progress.step()
 
     def on_log(
@@ -70,9 +68,10 @@ class LogLines(TrainerCallback):
 
     def close(self) -> None:
         """Ends the progress bar."""
-        if self._progress is not None:
+        if self._progress is not None and self._forecast is not None:
             self._progress.__exit__(None, None, None)
-            self._progress = None
+            self._forecast.__exit__(None, None, None)
+            self._progress = self._forecast = None
 
     def _line(self, state: TrainerState, logs: Mapping[str, float]) -> str:
         if "loss" in logs:
@@ -107,13 +106,3 @@ def _cost(trainer: TrainerView, state: TrainerState) -> list[str]:
     kind = str(trained[0].dtype).removeprefix("torch.")
     counts = [sum(p.numel() for p in some) for some in (trained, weights)]
     return [*lines, f"{counts[0]:,} of {counts[1]:,} weights trained, in {kind}, on {args.device}"]
-
-
-def _memory(device: torch.device) -> int:
-    """Peak memory of this process in bytes: GPU memory if `device` is a GPU, otherwise main memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from srpo import progress
 from tests.train.plain import ROWS, trainer
 
 
@@ -17,8 +18,12 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_run_logs_its_cost_and_one_line_a_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(progress, "LONG", 0.0)
     with caplog.at_level(logging.INFO, "srpo"):
         made = trainer(
             tmp_path, eval_dataset=ROWS[:2], args={"max_steps": 4, "logging_steps": 2, "eval_strategy": "epoch"}
@@ -29,9 +34,10 @@ def test_a_run_logs_its_cost_and_one_line_a_log(
     assert f"srpo: 4 steps of 4 pairs, 2.29 epochs of 7 pairs; about {tokens:.0f} packed tokens a step" in found
     weights = sum(p.numel() for p in made.model.parameters())
     assert f"srpo: {weights:,} of {weights:,} weights trained, in float32, on cpu" in found
-    assert [
-        line for line in found if re.fullmatch(r"srpo: first step: .* s; about .* for 4 steps; .* GB of memory", line)
-    ]
+    text = "\n".join(found)
+    assert re.search(
+        r"^srpo: the first of 4 steps took \S+ s; \S+ GB of memory so far\nsrpo: about .* more, until ", text, re.M
+    )
     logs = [line for line in found if re.match(r"srpo: step \d+ of 4: loss", line)]
     assert len(logs) == 2
     shape = r"srpo: step 2 of 4: loss \d\.\d{4}, margin \S+, accuracy \d+%, \d+\.\d\d s/step, .* left"

@@ -1,14 +1,18 @@
-"""GGUF files: the file at a path, and the options that make transformers dequantise it on load."""
+"""GGUF files: the file at a path, its parsing, and the options that make transformers dequantise it on load."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from srpo.errors import InputError
+from srpo.progress import Progress
 
 MAGIC = b"GGUF"
 log = logging.getLogger("srpo")
@@ -20,6 +24,14 @@ def gguf_file(path: str) -> Path | None:
     Raises:
         InputError: the file is damaged, the folder holds several, or the package that reads GGUF is missing.
     """
+    found = _named(path)
+    if found is not None:
+        _expect_readable(found)
+    return found
+
+
+def _named(path: str) -> Path | None:
+    """The GGUF file at a path as in `gguf_file`, its content unread."""
     at = Path(path)
     if at.suffix == ".gguf":
         if not at.is_file():
@@ -34,8 +46,48 @@ def gguf_file(path: str) -> Path | None:
     if len(found) > 1 and "-of-" not in found[0].stem:
         names = ", ".join(each.name for each in found)
         raise InputError(f"{len(found)} GGUF files: {names}", where=path, fix=f"name one: {found[0]}")
-    _expect_readable(found[0])
     return found[0]
+
+
+@contextmanager
+def gguf_parsed_once(path: str) -> Iterator[Path | None]:
+    """Yields the GGUF file at a path, or None, as `gguf_file`; and lets all readers share one parsing.
+
+    The package gguf parses a vocabulary of 262k words in 19 s, and transformers asks for it three times to load a
+    model. Slices of a plain array instead of a memory map take 5 s.
+
+    Raises:
+        InputError: as in `gguf_file`.
+    """
+    if _named(path) is None or find_spec("gguf") is None:
+        yield gguf_file(path)
+        return
+    import numpy as np
+
+    gguf: Any = import_module("gguf")
+    original = gguf.GGUFReader
+    parsed: dict[str, Any] = {}
+
+    class Plain(original):  # type: ignore[misc, valid-type]
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, memory_map: Any) -> None:
+            self._plain = memory_map.view(np.ndarray)
+
+    def reader(file: str) -> Any:
+        if str(file) not in parsed:
+            with Progress(f"reading the vocabulary of {file}"):
+                parsed[str(file)] = Plain(file)
+        return parsed[str(file)]
+
+    gguf.GGUFReader = reader
+    try:
+        yield gguf_file(path)
+    finally:
+        gguf.GGUFReader = original
 
 
 def _expect_readable(file: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from srpo.errors import ConfigError, InputError
 from srpo.model.weights.adapter import Adapter, expect_used, find_adapter, fit_embeddings, looks_local
 from srpo.model.weights.architecture import freeze_towers, loader_for
-from srpo.model.weights.gguf import gguf_file, gguf_options
+from srpo.model.weights.gguf import gguf_file, gguf_options, gguf_parsed_once
 from srpo.model.weights.quantised import warn_of_other_base
 from srpo.model.weights.stopping import stop_as_saved
 from srpo.model.weights.untrusted import CONVERT, expect_safe, own_code, pickled
@@ -51,16 +51,17 @@ def load_tokenizer(
         if where == adapter.base:
             options["revision"] = "main"
             log.info("srpo: %s has no tokenizer; the tokenizer of its base model %s is used", path, where)
-    if file := gguf_file(where):
-        where, options = str(file.parent), {**options, **gguf_options(file, weights=False)}
-    _expect_folder(where)
-    expect_safe(Path(where), trust_remote_code=trust_remote_code)
-    try:
-        with Progress(f"reading the tokenizer of {where}"):
-            return AutoTokenizer.from_pretrained(where, **options)
-    except _unreadable() as error:
-        refusal = _refusal("tokenizer", path, error)
-        raise (adapter.without_base(refusal) if adapter and where == adapter.base else refusal) from None
+    with gguf_parsed_once(where) as file:
+        if file:
+            where, options = str(file.parent), {**options, **gguf_options(file, weights=False)}
+        _expect_folder(where)
+        expect_safe(Path(where), trust_remote_code=trust_remote_code)
+        try:
+            with Progress(f"reading the tokenizer of {where}"):
+                return AutoTokenizer.from_pretrained(where, **options)
+        except _unreadable() as error:
+            refusal = _refusal("tokenizer", path, error)
+            raise (adapter.without_base(refusal) if adapter and where == adapter.base else refusal) from None
 
 
 def load_model(
@@ -107,15 +108,16 @@ def load_model(
 
 def _load_causal(path: str, named: str, options: Mapping[str, Any], *, text_only: bool = False) -> Any:
     """Loads a model without an adapter from `path`; errors name the path `named` by the user."""
-    if file := gguf_file(path):
-        options = {**options, **gguf_options(file, weights=True)}
-    log.info("srpo: reading the weights of %s", named)
-    try:
-        where, config = _config(path, options)
-        with Progress(f"reading the weights of {named}"):
-            model = _whole(loader_for(config, text_only=text_only), where, **options)
-    except _unreadable() as error:
-        raise _refusal("model", named, error, path) from None
+    with gguf_parsed_once(path) as file:
+        if file:
+            options = {**options, **gguf_options(file, weights=True)}
+        log.info("srpo: reading the weights of %s", named)
+        try:
+            with Progress(f"reading the weights of {named}"):
+                where, config = _config(path, options)
+                model = _whole(loader_for(config, text_only=text_only), where, **options)
+        except _unreadable() as error:
+            raise _refusal("model", named, error, path) from None
     freeze_towers(model)
     return model
 

@@ -13,7 +13,7 @@ import logging
 import random
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from srpo.sequences.templates import TEMPLATE_FILE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger("srpo")
 MERGE_FILE = "srpo_merge.json"
 PROMPTS, PROMPT_TOKENS = 4, 16  # size of the check without a file of prompts
 
@@ -129,9 +130,7 @@ def merge(
     if kind.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
         fix = "use the adapter as it is"
         raise ConfigError(f"a {kind.peft_type.value} adapter has no weights to merge", where=adapter, fix=fix)
-    before = greedy(model, contexts, max_new_tokens)
-    with torch.no_grad(), model.disable_adapter():
-        base = [_logits(model, ids) for ids, _ in before]
+    before, base, lengths = measure(model, contexts, max_new_tokens)
     base_name = found.base
     unverified = _beside(out)
     try:
@@ -139,8 +138,12 @@ def merge(
             model = load_model(adapter, dtype=dtype, **options, dequantised=True)
         with Progress("merging the adapter and writing the model"):
             _write(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified)
+        del model
         again = load_model(str(unverified), dtype=dtype, trust_remote_code=trust_remote_code).eval()
-        compared = compare(before, again, base, [len(context) for context in contexts])
+        compared = compare(before, again, base, lengths)
+        if not compared.same and compared.dtype in ("bfloat16", "float16"):
+            del before, again, base
+            compared = _compare_in_float32(adapter, unverified, contexts, max_new_tokens, compared.dtype, options)
         if not compared.same:
             fix = "use the adapter as it is, or merge in --dtype float32"
             raise SRPOError(f"the merged model is another one: {compared}", where=adapter, fix=fix)
@@ -159,8 +162,47 @@ def merge(
     return compared
 
 
+def measure(
+    model: Any, contexts: Sequence[list[int]], new: int
+) -> tuple[list[tuple[list[int], Tensor]], list[Tensor], list[int]]:
+    """Continues each context greedily by `new` tokens; returns the three measurements that `compare` takes.
+
+    Args:
+        model: the adapter on its base.
+    """
+    before = greedy(model, contexts, new)
+    with torch.no_grad(), model.disable_adapter():
+        base = [_logits(model, ids) for ids, _ in before]
+    return before, base, [len(context) for context in contexts]
+
+
+def _compare_in_float32(
+    adapter: str, merged: Path, contexts: Sequence[list[int]], new: int, stored: str, options: Mapping[str, Any]
+) -> MergeCheck:
+    """Compares both models again with 16-bit weights and float32 activations, where only the weights are rounded.
+
+    The rounding of activations in 16 bits differs between models of one size, by more than `rounding` in some.
+
+    Args:
+        stored: name of the dtype in which the merged weights are stored; decides the tolerance.
+        options: keywords of `load_model` for the adapter.
+    """
+    log.info("srpo: the check in %s failed; it is repeated in float32", stored)
+    model = load_model(adapter, dtype=stored, **options).eval().float()
+    before, base, lengths = measure(model, contexts, new)
+    del model
+    trust = bool(options["trust_remote_code"])
+    again = load_model(str(merged), dtype="float32", trust_remote_code=trust).eval()
+    return compare(before, again, base, lengths, stored=getattr(torch, stored))
+
+
 def compare(
-    before: Sequence[tuple[list[int], Tensor]], after: nn.Module, base: Sequence[Tensor], context_lengths: Sequence[int]
+    before: Sequence[tuple[list[int], Tensor]],
+    after: nn.Module,
+    base: Sequence[Tensor],
+    context_lengths: Sequence[int],
+    *,
+    stored: torch.dtype | None = None,
 ) -> MergeCheck:
     """Compares the merged model's logits with those of the adapter on the same tokens.
 
@@ -169,8 +211,9 @@ def compare(
         after: the merged model.
         base: for each prompt, the base's logits [S, V] of the same ids.
         context_lengths: number of prompt tokens among the ids.
+        stored: dtype of the merged weights in the file; None if it is the dtype of `after`.
     """
-    dtype = next(after.parameters()).dtype
+    dtype = stored or next(after.parameters()).dtype
     tolerance = rounding(dtype, core(after).config.get_text_config().num_hidden_layers)
     generated = other = ties = positions = 0
     difference = effect = 0.0
@@ -271,7 +314,7 @@ def _write_card(out: Path, adapter: Path, base: str, compared: MergeCheck) -> No
     theirs = read_card(adapter)
     if theirs is None or MARK.encode() not in theirs:
         if theirs is not None:
-            logging.getLogger("srpo").info("srpo: %s is not srpo's and is not copied", adapter / CARD_FILE)
+            log.info("srpo: %s is not srpo's and is not copied", adapter / CARD_FILE)
         write_card(out, Card(base, False, {}, {"base": portable(base)}, comments=[note]), None)
         return
     text = theirs.decode("utf-8").replace("library_name: peft", "library_name: transformers", 1)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from srpo.errors import InputError
+from srpo.model.weights.gguf import gguf_parsed_once
 from srpo.model.weights.load import load_model, load_tokenizer
 from tests.conftest import make_byte_tokenizer
 
@@ -158,3 +159,17 @@ def test_parts_of_a_split_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "big-00001-of-00002.gguf"):
         with pytest.raises(InputError, match="one part of a GGUF file that is split; join the parts"):
             load_model(str(path))
+
+
+def test_a_file_is_parsed_once_and_alike(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf", tiny_qwen2())
+    plain, original = gguf.GGUFReader(str(tmp_path / "model.gguf")), gguf.GGUFReader
+    with gguf_parsed_once(str(tmp_path / "model.gguf")) as file:
+        assert file == tmp_path / "model.gguf"
+        ours = gguf.GGUFReader(str(file))
+        assert gguf.GGUFReader(str(file)) is ours
+        for name, field in plain.fields.items():
+            assert [part.tolist() for part in ours.fields[name].parts] == [part.tolist() for part in field.parts]
+        for theirs, mine in zip(plain.tensors, ours.tensors, strict=True):
+            assert (theirs.name, theirs.data.tolist()) == (mine.name, mine.data.tolist())
+    assert gguf.GGUFReader is original

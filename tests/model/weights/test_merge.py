@@ -18,7 +18,7 @@ from srpo.cli.main import run
 from srpo.errors import ConfigError, InputError, SRPOError
 from srpo.model.weights.card import MARK, Card, licence_of, portable, portable_command, write_card
 from srpo.model.weights.load import load_model
-from srpo.model.weights.merge import MERGE_FILE, compare, merge
+from srpo.model.weights.merge import MERGE_FILE, _compare_in_float32, compare, merge
 from srpo.model.weights.quantised import TRAINING_FILE
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
@@ -103,9 +103,10 @@ def test_a_merged_model_that_differs_is_refused(tmp_path: Path) -> None:
     get_peft_model(load_model(str(base)), config).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     make_byte_tokenizer().save_pretrained(tmp_path / "adapter")
     words = ["merge", "--model_name_or_path", str(tmp_path / "adapter"), "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(SRPOError, match=r"the merged model is another one: .* greedy tokens equal; logits differ by"):
-        run(words)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+    for dtype in ("float32", "bfloat16"):  # bfloat16 is checked in float32, too
+        with pytest.raises(SRPOError, match=r"the merged model is another one: .* tokens equal.*; logits differ by"):
+            run([*words, "--dtype", dtype])
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
 def test_one_changed_weight_is_detected(place: Path, merged: Path) -> None:
@@ -120,6 +121,31 @@ def test_one_changed_weight_is_detected(place: Path, merged: Path) -> None:
         assert not found.same
         changed.model.norm.weight[0] = float("nan")
         assert not compare(before, changed, [before[0][1]], [3]).same
+
+
+def test_a_check_in_float32_sees_the_rounding_of_weights_alone(tmp_path: Path) -> None:
+    base = make_tiny_llama(num_hidden_layers=2, initializer_range=0.1).to(torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(load_model(str(tmp_path / "base"), dtype="auto"), config).save_pretrained(tmp_path / "adapter")
+    make_byte_tokenizer().save_pretrained(tmp_path / "adapter")
+    half = merge(str(tmp_path / "adapter"), str(tmp_path / "out"))
+    contexts, options = [[1, 2, 3, 200, 5]], {"trust_remote_code": False, "base_model": None}
+
+    def again(folder: Path) -> Any:
+        return _compare_in_float32(str(tmp_path / "adapter"), folder, contexts, 4, "bfloat16", options)
+
+    found = again(tmp_path / "out")
+    assert found.same
+    assert (found.dtype, found.tolerance) == ("bfloat16", half.tolerance)
+    assert 0 < found.difference < half.difference / 2
+    # Control: one other weight in the file.
+    changed = load_model(str(tmp_path / "out"), dtype="auto")
+    with torch.no_grad():
+        changed.model.layers[0].mlp.down_proj.weight[0] += 2
+    changed.save_pretrained(tmp_path / "changed")
+    assert not again(tmp_path / "changed").same
 
 
 def test_adapters_that_cannot_be_merged_are_refused(place: Path, tmp_path: Path) -> None:
