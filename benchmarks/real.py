@@ -39,9 +39,10 @@ print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=T
 """
 DEQUANTISE = """
 import sys, torch
-from srpo.cli.output import show_progress
+from srpo.cli.output import quiet_transformers, show_progress
 from srpo.model.weights.load import load_model, load_tokenizer
 show_progress()
+quiet_transformers()
 load_model(sys.argv[1], dtype=torch.bfloat16).save_pretrained(sys.argv[2])
 load_tokenizer(sys.argv[1]).save_pretrained(sys.argv[2])
 """

@@ -137,7 +137,7 @@ def _measured_ways(ways: Ways, args: argparse.Namespace) -> dict[str, Any]:
         "packed_to": {name: round(packed / value, 3) for name, value in medians.items() if name != "packed"},
         "to_trl": {name: round(value / medians["trl"], 3) for name, value in medians.items() if "trl" in medians},
         "times_faster": {name: round(value / packed, 2) for name, value in medians.items() if name != "packed"},
-        "saved_MiB": {name: round(saved_bytes(way) / 2**20) for name, way in ways.items()},
+        "saved_MiB": {} if args.model else {name: round(saved_bytes(way) / 2**20) for name, way in ways.items()},
     }
 
 

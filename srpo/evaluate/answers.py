@@ -234,7 +234,7 @@ class ModelAnswers:
     def missing(self, task: Task, controls: Collection[str]) -> int:
         """Largest number of answers that `systems` will draw for a task, those in the cache left out."""
         kinds = {self._main, *self._opponents(task, controls)}
-        if {"majority", "oracle", *(kind for kind in KINDS if KINDS[kind])} & {*controls, self._main}:
+        if any(map(KINDS.get, kinds)) or (task.temperature > 0 and {"majority", "oracle"} & {*controls}):
             kinds.add(DRAFTS)
         found = 0
         for kind in kinds:

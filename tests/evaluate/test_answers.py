@@ -12,7 +12,16 @@ from transformers import AutoModelForCausalLM
 
 from srpo.cli.evaluate import main
 from srpo.errors import ConfigError, DataError, InputError, Interrupted
-from srpo.evaluate.answers import Drawn, draw_all, read_prompt_files, read_systems, without_failed
+from srpo.evaluate.answers import (
+    FOLDER,
+    Drawn,
+    ModelAnswers,
+    Task,
+    draw_all,
+    read_prompt_files,
+    read_systems,
+    without_failed,
+)
 from srpo.evaluate.cache import content_hash
 from srpo.evaluate.controls import oracle
 from srpo.evaluate.plan import CONTROLS, Plan
@@ -119,7 +128,16 @@ def test_selection_by_the_reference_equals_plain_forward_passes(models: Path, tm
 
 
 def test_cached_answers_are_not_drawn_again(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = drawn(plan(models, tmp_path), exact_match)
+    asked = plan(models, tmp_path)
+    rows = read_prompt_files(asked)[0]["in"]
+    answers, task = ModelAnswers(asked, asked.models["srpo"].at(0), tmp_path / FOLDER, 0), Task("srpo", "in", rows, 1.0)
+    # three answers of the model and its reference, three drafts, and one greedy draft of each
+    assert answers.missing(task, list(CONTROLS)) == len(rows) * (3 + 3 + 3 + 1 + 1)
+    assert answers.missing(task, ["best_of_logp"]) == answers.missing(task, ["oracle"]) == len(rows) * (3 + 3)
+    first = drawn(asked, exact_match)
+    assert answers.missing(task, list(CONTROLS)) == 0
+    assert answers.missing(task._replace(temperature=0.7), []) == len(rows) * 3
+    assert answers.missing(task._replace(temperature=0.0), ["oracle", "best_of_logp"]) == len(rows) * 3
     monkeypatch.setattr(reviser, "Reviser", None)  # whatever would draw now fails
     assert drawn(plan(models, tmp_path), exact_match) == first
     # Fewer controls, another judge and another name ask for nothing new.

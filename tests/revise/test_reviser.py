@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from srpo import Pair, Renderer, Reviser, RevisionTemplate, Trail
+from srpo import Pair, Renderer, Reviser, RevisionTemplate, Trail, progress
+from srpo.data.read import read_prompts
 from srpo.errors import ConfigError, InputError
 from srpo.model.weights.quantised import TRAINING_FILE
 from srpo.revise.settings import RevisionSettings
@@ -53,6 +55,21 @@ def test_contexts_equal_those_of_training() -> None:
     # Spelled out: the prompt, what was drafted, the mark that asks for a revision.
     assert engine.contexts[1] == [BOS, *ids_of("12+34=" + draft + "?")]
     assert draft != revision
+
+
+def test_the_cost_is_announced_after_the_drafts_of_the_first_batch(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LONG", 0.0)
+    subject = reviser(batch_size=2)
+    with caplog.at_level("INFO", "srpo"):
+        trails = subject.trails(read_prompts([{"prompt": text} for text in PROMPTS[:3]]), RevisionSettings(2))
+        next(trails)
+    at = caplog.messages.index("srpo: 3 prompts, a draft and at most 2 revisions of each: at most 9 answers")
+    assert re.match(r"srpo: the first 2 of 9 answers took \S+ s, \S+ s each; ", caplog.messages[at + 1])
+    assert re.match(r"srpo: about .* more, until \d\d:\d\d$", caplog.messages[at + 2])
+    trails.close()  # type: ignore[attr-defined]
+    assert progress._forecasts == []
 
 
 @pytest.mark.parametrize("form", ["quote", "turn"])
