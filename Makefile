@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo docs pins release test check format bandit search faults sweep families gpu vllm alpaca
+.PHONY: help demo docs pins release test check format bandit search faults sweep families real gpu vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,9 @@ sweep: .venv/core ## the long sweeps
 
 families: .venv/core ## sixty families of models: trained, saved, revised, generated from
 	$(OFFLINE) $(BIN)/python -m pytest -q -m families tests/families
+
+real: .venv/core ## a real model from its files to plain transformers; MODEL=folder, GGUF file or hub name
+	$(BIN)/python -m benchmarks.real $(MODEL)
 
 gpu: .venv/core ## the tests that need a GPU, which skip without one
 	$(OFFLINE) SRPO_TEST_GPU=1 $(BIN)/python -m pytest -q tests/gpu

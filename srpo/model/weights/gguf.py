@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -62,10 +61,11 @@ def gguf_parsed_once(path: str) -> Iterator[Path | None]:
     if _named(path) is None or find_spec("gguf") is None:
         yield gguf_file(path)
         return
+    import gguf
     import numpy as np
 
-    gguf: Any = import_module("gguf")
-    original = gguf.GGUFReader
+    module: Any = gguf
+    original = module.GGUFReader
     parsed: dict[str, Any] = {}
 
     class Plain(original):  # type: ignore[misc, valid-type]
@@ -83,11 +83,11 @@ def gguf_parsed_once(path: str) -> Iterator[Path | None]:
                 parsed[str(file)] = Plain(file)
         return parsed[str(file)]
 
-    gguf.GGUFReader = reader
+    module.GGUFReader = reader
     try:
         yield gguf_file(path)
     finally:
-        gguf.GGUFReader = original
+        module.GGUFReader = original
 
 
 def _expect_readable(file: Path) -> None:
