@@ -96,6 +96,7 @@ def _print_trails(run: Path, console: Console) -> None:
     from srpo.tasks.live import as_lines
 
     trails = read_trails(run / "trails" / "srpo" / trail_file("in", 1.0), gold_key="gold")[:10]
-    console.print("The first ten sums: draft → revisions (p = the model's own p(revision ≻ draft))", style="bold")
+    legend = "p: the model's estimate that a revision is better than the answer before; unchanged ones are left out"
+    console.print(f"The first ten sums: draft → revisions ({legend})", style="bold")
     for line in as_lines(trails):
         console.print(line)

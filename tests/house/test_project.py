@@ -92,3 +92,16 @@ def test_the_command_is_a_function_of_no_arguments() -> None:
     module, function = PROJECT["scripts"]["srpo"].split(":")
     main = getattr(importlib.import_module(module), function)
     assert not inspect.signature(main).parameters
+
+
+def test_the_container_gets_every_file_that_it_copies() -> None:
+    copied = [name for line in _lines("Dockerfile") if line.startswith("COPY ") for name in line.split()[1:-1]]
+    let_in = [line[1:] for line in _lines(".dockerignore") if line.startswith("!")]
+    assert sorted(copied) == sorted(let_in)
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    [torch] = [line for line in CONSTRAINTS.splitlines() if line.startswith("torch==")]  # as the Dockerfile finds it
+    assert Requirement(torch).name == "torch"
+
+
+def _lines(name: str) -> list[str]:
+    return (ROOT / name).read_text("utf-8").splitlines()
