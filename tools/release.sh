@@ -14,7 +14,12 @@ rm -rf dist build/again build/smoke
 (cd build/again && sha256sum --check --quiet ../first.sha256)
 echo "reproducible: two builds have the same hashes"
 cat build/first.sha256
-"$bin/python" -m twine check --strict dist/*
+"$bin/python" -m twine check --strict dist/*.whl dist/*.tar.gz
+
+# The bill of materials: srpo's dependencies and theirs, in the versions of this environment.
+"$bin/python" tools/requirements.py | "$bin/cyclonedx-py" requirements --output-reproducible --of JSON \
+    -o dist/srpo.cdx.json -
+echo "dist/srpo.cdx.json lists $(grep -c '"bom-ref"' dist/srpo.cdx.json) components"
 
 mkdir -p build/smoke/work
 "$bin/python" -m pip install -q --no-deps --no-index --target build/smoke/site dist/*.whl

@@ -29,6 +29,7 @@ class ChatModel:
         hidden, layers: width and depth, which decide the memory of activations.
         thinking: true if its chat template thinks unless it is told not to.
         gated: true if the hub asks for a login.
+        four_bits: true if the frozen base is in 4 bits (QLoRA).
     """
 
     hub: str
@@ -37,6 +38,7 @@ class ChatModel:
     layers: int
     thinking: bool = False
     gated: bool = False
+    four_bits: bool = False
 
     @property
     def checkpointing(self) -> bool:
@@ -45,13 +47,15 @@ class ChatModel:
 
     @property
     def memory(self) -> float:
-        """Estimated GiB: weights in bfloat16, activations of one pair, and 1.5 GiB for adapter, moments and CUDA.
+        """Estimated GiB: weights, activations of one pair, and 1.5 GiB for adapter, moments and CUDA.
+
+        A weight takes 2 bytes, or 0.65 in 4 bits with scales and embeddings.
 
         Activations take 2.9 MB a token in a model of hidden size 2,048 with 16 layers (docs/what-a-step-costs.md), and
         a third with checkpoints.
         """
         activations = 2.9e6 * PAIR_TOKENS * self.hidden * self.layers / (2048 * 16) / (3 if self.checkpointing else 1)
-        return (2e9 * self.billions + activations) / GIB + 1.5
+        return ((0.65e9 if self.four_bits else 2e9) * self.billions + activations) / GIB + 1.5
 
     @property
     def minutes(self) -> float:
@@ -69,6 +73,8 @@ CHAT_MODELS = {
     "gemma-3-270m": ChatModel("google/gemma-3-270m-it", 0.27, 640, 18, gated=True),
     "gemma-3-1b": ChatModel("google/gemma-3-1b-it", 1.0, 1152, 26, gated=True),
     "smollm3-3b": ChatModel("HuggingFaceTB/SmolLM3-3B", 3.1, 2048, 36, thinking=True),
+    "qwen3-8b-qlora": ChatModel("Qwen/Qwen3-8B", 8.2, 4096, 36, thinking=True, four_bits=True),
+    "llama-3.1-8b-qlora": ChatModel("meta-llama/Llama-3.1-8B-Instruct", 8.0, 4096, 32, gated=True, four_bits=True),
 }
 
 
@@ -91,7 +97,9 @@ def recipes_folder() -> Path:
 def recipes() -> Iterator[tuple[str, str]]:
     """Yields name and first sentence of every recipe, those of chat models first."""
     for name, model in CHAT_MODELS.items():
-        yield name, f"{model.hub}, LoRA; estimated {model.memory:.0f} GiB, {model.minutes:.0f} minutes on an RTX 4090"
+        kind = "QLoRA" if model.four_bits else "LoRA"
+        estimate = f"estimated {model.memory:.0f} GiB, {model.minutes:.0f} minutes on an RTX 4090"
+        yield name, f"{model.hub}, {kind}; {estimate}"
     for path in sorted(recipes_folder().glob("*.yaml")):
         first = path.read_text("utf-8").partition("\n")[0]
         yield path.stem, first.removeprefix("# ")
@@ -112,7 +120,7 @@ def text_of(name: str, file: str) -> str:
     import jinja2
 
     model = CHAT_MODELS[name]
-    values: dict[str, Any] = {each: getattr(model, each) for each in ("hub", "thinking", "gated")}
+    values: dict[str, Any] = {each: getattr(model, each) for each in ("hub", "thinking", "gated", "four_bits")}
     values |= {"memory": f"{model.memory:.0f}", "minutes": f"{model.minutes:.0f}", "run": f"runs/{name}"}
     values |= {"checkpointing": str(model.checkpointing).lower(), "title": model.hub, "file": file}
     text = (recipes_folder() / TEMPLATE).read_text("utf-8")

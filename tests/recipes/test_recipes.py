@@ -161,6 +161,7 @@ def test_a_chat_model_s_recipe_names_its_model_and_calls_its_numbers_estimates(n
     assert max(map(len, text.splitlines())) <= 120
     assert recipe["learning_rate"] == 1e-5
     assert recipe["activation_checkpointing"] is model.checkpointing
+    assert recipe.get("load_in_4bit", False) is model.four_bits
     assert model.memory < 24
 
 
