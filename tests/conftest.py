@@ -134,6 +134,21 @@ def byte_tokenizer() -> Callable[..., Any]:
     return make_byte_tokenizer
 
 
+@pytest.fixture
+def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes matplotlib write figures without drawing them, half the time of an evaluation; tests/report draws them."""
+    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda figure, renderer: None)
+    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda engine, figure: None)
+
+
+@pytest.fixture
+def small_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores 50 pairs or more, not 1,000, in chunks of 32, and forks for 128: the same paths with fewer pairs."""
+    monkeypatch.setattr("srpo.sequences.tree_store.STORED_FROM", 50)
+    monkeypatch.setattr("srpo.sequences.parallel.CHUNK", 32)
+    monkeypatch.setattr("srpo.sequences.parallel.ALONE", 128)
+
+
 @pytest.fixture(scope="session")
 def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a chat model with the traps of real ones: 151,936 words, a head larger than its body, bfloat16."""

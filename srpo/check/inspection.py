@@ -63,7 +63,7 @@ class Inspection:
     Attributes:
         source: name of the data.
         layout: layout of its rows.
-        rows: rows read; one row of rankings makes several pairs, and each counts below.
+        rows: number of rows read. A row of rankings makes several pairs, and the numbers below count pairs.
         usable: pairs that training would use.
         reasons: reasons for all other rows and pairs, most frequent first.
         suspicious: findings on usable pairs that look wrong, a sentence each.
@@ -81,7 +81,7 @@ class Inspection:
         packed_tokens: tokens of the same sequences, equal prefixes merged.
         tokenised: pairs rendered now; all others were read from the cache.
         template: name of the revision template.
-        assumes: the template's sentence on the prompts and models that it fits.
+        assumes: a sentence of the revision template on the prompts and models that the template fits.
         notes: unexpected habits of the chat template.
         examples: a few pairs spread over the data, each as a draft and as a revision.
     """

@@ -34,7 +34,7 @@ def rows_of(origin: str | Path, split: str, config: str | None, whole: str = "tr
     """Yields (place, row or `Unusable`) for each row of the origin, in order.
 
     Args:
-        whole: the name of the one split of a source without splits.
+        whole: split name accepted for a source without splits.
 
     Raises:
         InputError: no file, folder or data set of that name can be read, or no such split.
@@ -117,7 +117,7 @@ def json_rows(path: Path) -> Rows:
 
 
 def _elements(listed: str, path: Path) -> Rows:
-    """Yields the elements of the array `listed`, the file's text, one by one, each with its first line."""
+    """Yields the elements of a JSON array one by one, each with the number of its first line; `listed` is its text."""
     at, line, counted = _past_space(listed, listed.index("[") + 1), 1, 0
     between = None if listed[at : at + 1] != "]" else _BETWEEN.match(listed, at)
     while between is None or between[1] == ",":

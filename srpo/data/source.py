@@ -34,7 +34,7 @@ class Source:
         rankings: "all" makes a pair of every two ranked completions, "best-worst" one pair of the best and the worst.
         split: the split of a folder or name that `datasets` loads.
         config: the configuration of a folder or name that `datasets` loads.
-        whole: the name of the one split of a file, and of any other source without splits.
+        whole: split name accepted for a file and for rows in memory, which have no splits.
 
     Raises:
         ConfigError: an unknown column or an unknown choice of rankings.

@@ -29,7 +29,7 @@ class Unusable(Exception):
     """Exception with the reason why one row is unusable; becomes a `Reject`.
 
     Attributes:
-        column: `:n` for the fault's column in the line, or "".
+        column: suffix for the place of the row: ":42" if the error is in column 42 of its line, "" if unknown.
     """
 
     def __init__(self, reason: str, column: str = "") -> None:
@@ -92,7 +92,9 @@ def joined(parts: Sequence[object], key: str) -> str:
 
 
 def messages(value: object, key: str) -> list[Message]:
-    """Messages as {"role", "content"} with names and thinking, also from {"from", "value"}; `key`: their column.
+    """Messages in the form {"role", "content"}, converted from {"from", "value"} if need be; names and thinking stay.
+
+    `key` names the column of the messages in errors.
 
     Raises:
         Unusable: an element is not a message, or holds keys that would be left out.
@@ -285,7 +287,7 @@ def template_options(row: Row) -> tuple[list[dict[str, Any]] | None, dict[str, A
 
 
 def _from_json(value: object, key: str) -> Any:
-    """A JSON value, parsed if it is text; keys with null values, which tables add, are dropped. `key`: its column."""
+    """A JSON value, parsed if it is text, without the null values that tables add; `key` names its column in errors."""
     try:
         if isinstance(value, str) and value:
             value = json.loads(value)

@@ -25,9 +25,8 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
     """Reads or draws the answers of a plan, judges and averages them, and writes the report.
 
     Args:
-        plan: checked whole before, by `Plan.check`.
         judges: judges by name, the primary one first.
-        plan: the settings of the evaluation.
+        plan: the settings of the evaluation, checked by `Plan.check` before.
         command: the command line, which the report shows.
 
     Returns:

@@ -179,15 +179,7 @@ def table_loss(
         beta: weight of the divergence from the reference, > 0.
         alpha: weight of the improvement term, in [0, 1].
     """
-
-    # The loss is called on one pair at a time, so the objective itself applies Eq. 17. Weighing the per-pair terms of
-    # one large batch would need a second copy of Eq. 17 here.
-    def pair_loss(policy: SixLogps, reference: SixLogps) -> Tensor:
-        loss: Tensor = objective.loss(policy, reference, beta=beta, alpha=alpha).loss
-        return loss
-
-    ours, theirs = (SixLogps(*(logps[:, None] for logps in t.six())) for t in (tables, Tables.tied(reference_A)))
-    loss_C: Tensor = torch.func.vmap(pair_loss)(ours, theirs)
+    loss_C = objective.loss(tables.six(), Tables.tied(reference_A).six(), beta=beta, alpha=alpha).per_pair
     return (weights_AA.flatten() * loss_C).sum()
 
 
@@ -217,7 +209,8 @@ def minimise(
         loss.backward()
         return loss
 
-    search.step(closure)
+    if closure().isfinite():  # the line search would try thousands of steps from a nan
+        search.step(closure)
     loss = float(closure().detach())
     gradient = max(float(table.grad.abs().max()) for table in logits if table.grad is not None)
     if not (math.isfinite(loss) and math.isfinite(gradient)):

@@ -1,7 +1,8 @@
 """Curves of score against number of revisions: one line per system, with its interval as a band.
 
 Colours are those of Okabe and Ito, darkened where they are faint on white. Every line is named at its end, so that the
-figure can be read without telling colours apart. The highlighted system is drawn last and thickest, with its seeds.
+figure can be read without telling colours apart. The highlighted system is drawn last, with the thickest line, and with
+a thin line for each of its seeds.
 """
 
 from __future__ import annotations
@@ -63,14 +64,13 @@ def draw(
     # A fixed salt of ids and no date, so that the same numbers give the same file.
     style: Any = {**_STYLE, "svg.hashsalt": "srpo"}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(9, _height(results, 4.1)), layout="constrained", facecolor=PAPER)
-        figure.get_layout_engine().set(w_pad=0.12)  # type: ignore[union-attr, call-arg]
+        figure = Figure(figsize=(9, _height(results, 4.1)), facecolor=PAPER)
         axes = figure.subplots(1, len(splits), squeeze=False)[0]
         for axis, split in zip(axes, splits, strict=True):
             _panel(axis, results, split, at, seed)
             axis.set_title(capital(results.label(split)), loc="left", weight="bold", fontsize=10.5)
         figure.supxlabel(_small_print(results, at, seed), x=0.01, ha="left", fontsize=8.5)
-        _name_lines(figure, axes)
+        _name_lines(figure, axes, margin=0.12)
         return _saved(figure, kind)
 
 
@@ -95,7 +95,7 @@ def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Fig
 
     style: Any = {**_STYLE, "svg.hashsalt": salt, "svg.fonttype": "none"}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(width, height), facecolor="none")
         axis = figure.subplots()
         axis.set_facecolor("none")
         yield figure, axis
@@ -171,18 +171,19 @@ def _height(results: Results, least: float) -> float:
     return max(least, least + 0.3 * (len(results.drawn) - 10))
 
 
-def _name_lines(figure: Figure, axes: Sequence[Axes]) -> None:
+def _name_lines(figure: Figure, axes: Sequence[Axes], margin: float | None = None) -> None:
     """Moves overlapping names at the line ends apart; a thin line connects a moved name with its line end."""
     from matplotlib.text import Annotation
 
-    figure.draw_without_rendering()
-    scale = 72 / figure.dpi
+    lay_out(figure, margin)
+    scale, fits = 72 / figure.dpi, True
     for axis in axes:
         names = sorted((text for text in axis.texts if isinstance(text, Annotation)), key=lambda text: text.xy[1])
         ends = [axis.transData.transform(text.xy)[1] * scale for text in names]
         heights = [1.15 * text.get_window_extent().height * scale for text in names]
         box = axis.get_window_extent()
         places = spread(ends, heights, box.y0 * scale, box.y1 * scale)
+        fits &= sum(heights) <= box.height * scale
         for text, end, place in zip(names, ends, places, strict=True):
             text.set_position((13, place - end))
             if abs(place - end) > 2:
@@ -194,6 +195,19 @@ def _name_lines(figure: Figure, axes: Sequence[Axes]) -> None:
                     arrowprops={"arrowstyle": "-", "color": text.get_color(), "linewidth": 0.6, "shrinkB": 4},
                     annotation_clip=False,
                 )
+    if not fits:  # names above the axes need room of their own
+        lay_out(figure, margin)
+
+
+def lay_out(figure: Figure, margin: float | None = None) -> None:
+    """Computes the places of axes and labels, once: a figure that owns a layout engine is drawn twice when it is saved.
+
+    Args:
+        margin: inches beside each axes; None takes matplotlib's.
+    """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    ConstrainedLayoutEngine(w_pad=margin).execute(figure)
 
 
 def spread(
@@ -232,7 +246,7 @@ def _saved(figure: Figure, kind: str) -> bytes:
 
 
 def on_page(figure: Figure, title: str) -> str:
-    """The figure as an `<svg>` element with an escaped title, unique ids, and the page's colours and fonts."""
+    """A laid-out figure as an `<svg>` element with an escaped title, unique ids, and the page's colours and fonts."""
     svg = _saved(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)

@@ -1,4 +1,4 @@
-"""The small figures of the report: win rate against the own draft, score against cost, length of the answers.
+"""The small figures of the report: win rate against the system's own draft, score against cost, length of the answers.
 
 Each figure shows all seeds pooled, in the colours and the frame of srpo/report/curves.py.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from srpo.report.curves import FAINT, INK, colours, on_page, page_figure
+from srpo.report.curves import FAINT, INK, colours, lay_out, on_page, page_figure
 from srpo.score.results import Results
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def figure_svg(results: Results, split: str, temperature: float | None, figure: 
         measure = results.label(results.settings.get("judge", "score"))
         axis.set_xlabel(figure.x)
         axis.set_ylabel(figure.y.format(measure=measure, unit=results.settings.get("unit", "words")))
+        lay_out(drawing)
         return on_page(drawing, f"{figure.title}, {results.label(split)}")
 
 

@@ -157,7 +157,7 @@ class Confidence:
         return list(zip(preferred_B.tolist(), tokens, strict=True))
 
     def _sequences(self, rows: Sequence[PromptRow], old: Sequence[str], new: Sequence[str]) -> Sequences:
-        """Returns the (context ids, answer ids) pairs to score for each row: 2 by Eq. 9, 4 by Eq. 14, in its order."""
+        """Returns the (context ids, answer ids) pairs to score for each row, in the equation's order: 2 or 4."""
         prompts, options = [row.prompt for row in rows], [options_of(row) for row in rows]
         after_old = self.renderer.revisions(prompts, list(old), options)
         answers = (self.renderer.answers(list(new), options), self.renderer.answers(list(old), options))

@@ -30,13 +30,14 @@ def make_reviser(
     """Makes a `Reviser` whose answers come from the engine that `settings` names.
 
     Args:
-        model: folder of the trained model. A server engine reads tokenizer and template there, chat the template only.
+        model: folder of the trained model. Engines on a server read only its tokenizer and revision template, the
+            engine "chat" only the template.
         reference: the model before training, loaded in this process.
         journal: file that keeps finished answers, so that a restarted run does not draw them again.
         keywords: further arguments of `Reviser`.
 
     Raises:
-        ConfigError: a reference in this process for a model on a server.
+        ConfigError: `reference` is set for a model on a server.
     """
     if settings.engine not in SERVERS:
         if settings.engine == "vllm":

@@ -26,10 +26,10 @@ class CalibratedPolicy:
     Attributes:
         policy: Chosen policy, "drafts", "if_preferred" or "always".
         revisions: Largest number of revisions.
-        gain, low, high: Score of final answers minus score of drafts, with its 95 % interval, as shares, for `rival`.
+        gain, low, high: Score of `rival` minus score of its drafts, and the ends of the 95 % interval, as shares.
         select: Selector of the final answer.
-        rival: The best policy and number of revisions on the first half, as "policy, k = K"; "drafts" was chosen if its
-            interval does not lie above zero.
+        rival: Policy and number of revisions that scored best on the first half, as "policy, k = K". If the interval of
+            its gain does not lie above zero, the chosen policy is "drafts" instead.
     """
 
     policy: str

@@ -294,7 +294,7 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def _expect_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ConfigError if a file's earlier settings differ from those of now; a missing key equals ""."""
+    """Raises ConfigError if a file's earlier settings differ from the current ones; a missing key equals ""."""
 
     def shown(settings: dict[str, Any], key: str) -> str:
         return repr(settings[key]) if key in settings else "not set"

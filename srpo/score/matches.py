@@ -79,7 +79,7 @@ class MatchScores:
 
     @property
     def unscored_R(self) -> list[int]:
-        """R numbers: of prompts without a readable verdict after 0, 1, … revisions."""
+        """[R] number of prompts without a readable verdict after 0, 1, … revisions."""
         return [int(count) for count in self.wins_NR.isnan().sum(0)]
 
 

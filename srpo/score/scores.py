@@ -191,7 +191,7 @@ def _score_alone(judge: AnyJudge, laid: Mapping[TrailsKey, OrderedTrails]) -> di
 
 
 def _both_scores(scores: Mapping[TrailsKey, Tensor], key: TrailsKey, opponent: str) -> tuple[Tensor, Tensor]:
-    """[N, R] scores of the answers of the system in `key`, and [N, R] scores of its opponent's."""
+    """[N, R] scores of the answers of the system in `key`, and [N, R] scores of the opponent's answers."""
     ours_NR = scores[key]
     if opponent == DRAFT:
         return ours_NR, ours_NR[:, :1].expand_as(ours_NR)

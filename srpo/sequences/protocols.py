@@ -70,7 +70,7 @@ class PromptRenderer(Protocol[Context]):
         """The text of an answer, from its token ids."""
 
     def read(self, text: str, options: Options | None = None) -> str:
-        """The answer in a text that a chat server generated, its thinking between `<think>` and `</think>`."""
+        """A chat server's text as an answer: thinking, if any, between `<think>` and `</think>`, then the content."""
 
     def content_of(self, answer: str) -> str:
         """An answer without its thinking."""

@@ -160,7 +160,7 @@ class Renderer:
         return text
 
     def read(self, text: str, options: Options | None = None) -> str:
-        """The answer in a text that a server generated, its thinking between `<think>` and `</think>`."""
+        """A server's text as an answer: thinking, if any, between `<think>` and `</think>`, then the content."""
         return text if self.chat is None else self.chat.form(self._options(options)).read(text)
 
     def content_of(self, answer: str) -> str:
@@ -267,7 +267,7 @@ class Renderer:
 
     @staticmethod
     def _is_ours(error: DataError | TemplateError, row: Pair | PromptRow) -> bool:
-        """Whether the revision template caused the error, rather than the row: the error names another place."""
+        """Whether the revision template caused the error: an error that the row caused names the row as its place."""
         return error.where not in ("", row.where)
 
     # ------------------------------------------------------------------ identity

@@ -220,8 +220,10 @@ def _rows(body: Fields, *, chat: bool) -> tuple[PromptRow, ...]:
 
 
 def _as_in_data(prompt: Any) -> Any:
-    """A conversation of one user message as its text: rows of data hold it so, and models without a chat template need
-    it so. With a chat template both give the same context."""
+    """A conversation of one user message as text: the form of rows of data, and of models without a chat template.
+
+    A chat template gives the same context for both forms.
+    """
     lone = isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], dict)
     if lone and {"role", "content"} <= {*prompt[0]} <= {"role", "content", "type"} and prompt[0]["role"] == "user":
         return prompt[0]["content"] if isinstance(prompt[0]["content"], str) else prompt

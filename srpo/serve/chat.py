@@ -59,7 +59,7 @@ class Chat:
         self._plan(self.settings)
 
     def _plan(self, settings: RevisionSettings) -> None:
-        """Takes over settings; an error leaves those before in place."""
+        """Replaces the settings; an error leaves the old settings in place."""
         policy, revisions = self.reviser.policy(settings)
         self.select = selector_of(self.reviser, policy, settings.select)
         self.policy, self.revisions, self.settings = policy, revisions, settings

@@ -111,7 +111,7 @@ class ServedModel:
         self._drafted = []
 
     def policy_for(self, name: str, revisions: int | None) -> tuple[Policy, int]:
-        """Returns policy and largest number of revisions for what a request names; the server's where it names none.
+        """Returns policy and largest number of revisions of a request; a request that names neither gets the server's.
 
         Raises:
             Problem: The policy needs a confidence, and the model has none.

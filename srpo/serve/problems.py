@@ -10,7 +10,7 @@ INVALID = "invalid_request_error"
 
 
 class Problem(Exception):
-    """A request that is not answered.
+    """Exception for a request that the server refuses or fails to answer.
 
     Args:
         status: HTTP status.

@@ -53,7 +53,7 @@ class Reply:
         return {**choice, "message": message}
 
     def _outline(self, place: int, chain: Chain) -> dict[str, Any]:
-        """The parts of a choice beside its text: place, reason of the end, revision kept, trail."""
+        """The parts of a choice other than its text: place, reason of the end, revision kept, trail."""
         finish = "stop" if chain.in_hand.finished else "length"
         found: dict[str, Any] = {"index": place, "finish_reason": finish, "logprobs": None, "srpo": _end(chain)}
         if self.trail:
@@ -127,7 +127,7 @@ class Reply:
 
 
 def error_chunk(problem: Problem) -> bytes:
-    """The error of a stream that has begun."""
+    """The chunk that reports an error in a stream whose HTTP status was sent before."""
     return _sent(problem.body())
 
 
@@ -155,7 +155,7 @@ def usage(chains: Sequence[Chain]) -> dict[str, Any]:
 
 
 def _end(chain: Chain) -> dict[str, Any]:
-    """Number of revisions drawn, number of the one in hand (0 for the draft), its confidence, reason of the end."""
+    """Number of revisions drawn, the returned one's number (0 for the draft) and confidence, reason of the end."""
     in_hand = max((k for k, answer in enumerate(chain.answers) if answer.kept), default=0)
     if chain.answers and chain.answers[-1].in_hand is not None:  # a selector chose
         in_hand = chain.answers[-1].in_hand

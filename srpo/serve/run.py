@@ -41,7 +41,7 @@ def listening(settings: ServeSettings) -> socket.socket:
     """Opens the socket of the server, before weights are read.
 
     Raises:
-        OutputError: the address is in use or not of this machine.
+        OutputError: the address is in use, or no address of this machine.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
@@ -92,7 +92,7 @@ def server_options(service: Service, settings: ServeSettings) -> dict[str, Any]:
 
 
 def make_server(config: Any) -> Any:
-    """A uvicorn server whose end by a signal is a success; uvicorn's own raises the signal again after the drain."""
+    """Makes a uvicorn server that ends normally at a signal; uvicorn's own class would then raise the signal again."""
     import uvicorn
 
     logging.getLogger("uvicorn.error").addFilter(_without_traceback)

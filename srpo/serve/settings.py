@@ -17,8 +17,8 @@ class ServeSettings:
     """Where the server listens, who may use it, and its limits.
 
     Raises:
-        ConfigError: a number out of range, a name that model names cannot hold, or an address beyond this machine
-            without keys.
+        ConfigError: a number out of range, a name with characters that a model name cannot have, or no keys for an
+            address that other machines can reach.
 
     Example:
         >>> ServeSettings(port=9000).host

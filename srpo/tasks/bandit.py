@@ -38,6 +38,7 @@ from srpo.maths.tabular import (
     table_loss,
     trajectory,
 )
+from srpo.report.curves import lay_out
 
 P = ((0.50, 0.99, 0.30), (0.01, 0.50, 0.25), (0.70, 0.75, 0.50))  # P[i][j] = p(y_i ≻ y_j)
 COLLECTORS = {"mu0": (1 / 3, 1 / 3, 1 / 3), "mu1": (0.15, 0.70, 0.15)}
@@ -197,7 +198,7 @@ def draw(result: BanditResult, kind: str) -> bytes:
     # A fixed salt and no date: the same numbers give the same file.
     style: Any = {"svg.hashsalt": "srpo", "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(10.5, 5.8), layout="constrained")
+        figure = Figure(figsize=(10.5, 5.8))
         # One scale per method, because the upper panel is compared with the lower one.
         grid = figure.subplots(len(COLLECTORS), len(METHODS), sharex=True, sharey="col")
         for axis, panel in zip(grid.flat, result.panels, strict=True):
@@ -207,6 +208,7 @@ def draw(result: BanditResult, kind: str) -> bytes:
         figure.supylabel("probability (one scale per method)", fontsize="medium")
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+        lay_out(figure)
         picture = io.BytesIO()
         figure.savefig(picture, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return picture.getvalue()

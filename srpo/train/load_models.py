@@ -22,7 +22,7 @@ def name_of(model: str | nn.Module) -> str:
 
 
 def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Module | None:
-    """Loads a reference given by name as the policy is loaded; returns a model or None (no own reference) unchanged."""
+    """Loads a reference given by name, with the options of the policy; a model, or None, is returned unchanged."""
     if not isinstance(ref_model, str):
         return ref_model
     own = ("revision", "base_model")  # options that belong to the policy only

@@ -61,7 +61,7 @@ def expect_splittable(trainer: TrainerView) -> None:
 
 
 def split_reference(trainer: TrainerView, frozen: nn.Module) -> nn.Module:
-    """Splits a reference with weights of its own as the policy is split, or moves it to its device if that is not.
+    """Splits a reference that has weights of its own as the policy is split, or moves it to its device, whole.
 
     It then computes in the same precision as the policy, so that log-ratios are zero before the first step.
     """

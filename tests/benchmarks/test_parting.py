@@ -69,14 +69,14 @@ def counted(model: Any, *, rows: int = 6, seed: int = 0) -> Count:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_greedy_tokens_differ_from_plain_ones_only_at_ties(seed: int) -> None:
-    count = counted(make_tiny_llama(seed=seed, initializer_range=0.3), seed=seed)
+    count = counted(make_tiny_llama(seed=seed, num_hidden_layers=1, initializer_range=0.3), seed=seed)
     assert count.tokens > 500
     assert count.mistakes == 0, count.sentence()
 
 
 def test_differences_by_rounding_are_counted_where_every_token_has_a_twin() -> None:
     """Tokens 2n and 2n + 1 have nearly the same logit everywhere: nobody can promise which of them is written."""
-    model = make_tiny_llama(initializer_range=0.3)
+    model = make_tiny_llama(num_hidden_layers=1, initializer_range=0.3)
     with torch.no_grad():
         head = model.lm_head.weight
         head[1:EOS:2] = head[0 : EOS - 1 : 2] * (1 + 3e-7)
@@ -91,6 +91,6 @@ def test_a_mistake_is_no_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     right = speculative.SlotCache.place
     monkeypatch.setattr(speculative.SlotCache, "place", lambda *args: torch.zeros_like(right(*args)))
     monkeypatch.setattr(SpeculativeEngine, "_check", lambda self, context: "")
-    count = counted(make_tiny_llama(initializer_range=0.3))
+    count = counted(make_tiny_llama(num_hidden_layers=1, initializer_range=0.3))
     assert count.mistakes > 0
     assert count.largest > 100 * TIE

@@ -13,7 +13,7 @@ import pytest
 from srpo.check.inspection import MEASURES, Inspection, inspect
 from srpo.data.read import Pair
 from srpo.errors import DataError, InputError
-from srpo.sequences.parallel import ALONE
+from srpo.sequences import parallel
 from srpo.sequences.render import Renderer
 from srpo.sequences.tree import PrefixTree
 from srpo.train.dataset import TreeDataset
@@ -77,8 +77,10 @@ def test_rows_of_the_evaluation_set_that_are_trained_on() -> None:
     assert inspect(ROWS, RENDERER, num_proc=1).evaluation_rows is None
 
 
+@pytest.mark.usefixtures("small_store")
 def test_several_processes_find_the_same() -> None:
-    rows = [{"prompt": f"{n} is ", "chosen": "even"[: n % 4 + 1], "rejected": "odd"} for n in range(ALONE + 700)]
+    count = parallel.ALONE + 70
+    rows = [{"prompt": f"{n} is ", "chosen": "even"[: n % 4 + 1], "rejected": "odd"} for n in range(count)]
     assert inspect([*rows, *BAD], RENDERER, num_proc=2) == inspect([*rows, *BAD], RENDERER, num_proc=1)
 
 
@@ -142,7 +144,7 @@ def test_the_page_shows_the_findings_and_loads_nothing(found: Inspection) -> Non
 # ---------------------------------------------------------------------- a second look
 
 MANY = [{"prompt": f"{n} and ", "chosen": "c" * (n % 7 + 1), "rejected": "r" * (n % 5 + 1)} for n in range(1200)]
-MIXED = [*MANY, *BAD, MANY[3], {"prompt": "q" * 200, "chosen": "a", "rejected": "b"}]
+MIXED = [*MANY[::10], *BAD, MANY[30], {"prompt": "q" * 200, "chosen": "a", "rejected": "b"}]
 
 
 def look(file: Path, cache: Path, rows: list[dict[str, Any]] = MIXED, **changed: Any) -> Inspection:
@@ -151,6 +153,7 @@ def look(file: Path, cache: Path, rows: list[dict[str, Any]] = MIXED, **changed:
     return inspect(file, settings.pop("renderer"), cache=cache, **settings)
 
 
+@pytest.mark.usefixtures("small_store")
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_a_second_look_tokenises_nothing(num_proc: int, tmp_path: Path) -> None:
     file, cache = tmp_path / "pairs.jsonl", tmp_path / "cache"
@@ -169,4 +172,4 @@ def test_few_rows_are_not_stored_and_a_folder_without_permission_stops_nothing(t
     look(tmp_path / "pairs.jsonl", tmp_path / "cache", MANY[:900])
     assert not (tmp_path / "cache").exists()
     (tmp_path / "file").write_text("in the way")
-    assert look(tmp_path / "pairs.jsonl", tmp_path / "file" / "cache").usable > len(MANY)
+    assert look(tmp_path / "pairs.jsonl", tmp_path / "file" / "cache", MANY).usable == len(MANY)

@@ -664,8 +664,8 @@ def test_a_line_of_50_megabytes(suffix: str, tmp_path: Path) -> None:
         path.write_bytes(good + more + b"\n")
         pairs = read_pairs(path, rejects=[])
         assert len(pairs) == len(SUMS)
-        assert len(refused(path)) == 1
-        assert len(refused(path)[0][1]) < 200
+        [(_, reason)] = refused(path)
+        assert len(reason) < 200
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json", ".jsonl"])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -33,8 +34,12 @@ ASK = {"role": "user", "content": "Hi?"}
 HELD = re.compile(r"\d{4}-\d\d-\d\d(?=\.?\n\nReason)|\d\d \w{3} 20\d\d")  # today's date, which srpo holds still
 
 
+@functools.cache
 def tokenizer_of(name: str) -> Any:
-    """The byte tokenizer with a template's control tokens: those in bars are special, tags like <think> are not."""
+    """The byte tokenizer with a template's control tokens: those in bars are special, tags like <think> are not.
+
+    All tests share it, and none may change it.
+    """
     source = (FOLDER / f"{name}.jinja").read_text("utf-8")
     tokenizer = make_byte_tokenizer(chat_template=source)
     tags = set(TAGS.findall(source)) - set(tokenizer.all_special_tokens)
@@ -42,6 +47,12 @@ def tokenizer_of(name: str) -> Any:
     tokenizer.add_special_tokens({"additional_special_tokens": sorted(special)})
     tokenizer.add_tokens(sorted(tags - special))
     return tokenizer
+
+
+@functools.cache
+def renderer_of(name: str, preset: str = "quote") -> Renderer:
+    """The renderer of that chat template and a preset; all tests share it, since probing a template takes long."""
+    return Renderer(tokenizer_of(name), REVISION_PRESETS[preset])
 
 
 def vendor(tokenizer: Any, turns: list[dict[str, str]], *, prompt: bool = False, **options: Any) -> str:
@@ -61,7 +72,7 @@ class Row(NamedTuple):
 
 def row_of(name: str) -> Row:
     """The end of the draft's context, and the scored text of an answer without and with thinking."""
-    renderer = Renderer(tokenizer_of(name), REVISION_PRESETS["quote"])
+    renderer = renderer_of(name)
     decode = renderer.tokenizer.decode
     prompt = decode(renderer.draft("Hi?")).rpartition("Hi?")[2]
     texts, equal = [], []

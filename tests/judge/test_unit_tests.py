@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -257,7 +258,10 @@ def test_the_environment_is_empty(monkeypatch: pytest.MonkeyPatch, layer: str) -
 def test_no_process_is_left_behind(layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes are recognised by their folder: other tests run sandboxes of their own at the same time."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    run_hostile("import time\ntime.sleep(60)")
+    run_hostile("import time\ntime.sleep(600)")
+    for pid in processes_below(tmp_path):  # killed, and perhaps not gone yet
+        with contextlib.suppress(ProcessLookupError):
+            select.select([os.pidfd_open(int(pid))], [], [], 60)
     assert not processes_below(tmp_path)
     with subprocess.Popen(["sleep", "60"], cwd=tmp_path) as control:
         assert processes_below(tmp_path) == [str(control.pid)]

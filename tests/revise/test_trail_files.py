@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,14 @@ def source(tmp_path: Path) -> str:
     return write_prompts(tmp_path / "prompts.jsonl", PROMPTS)
 
 
+@functools.cache
+def models() -> list[Any]:
+    return [carry_llama(seed, num_hidden_layers=1) for seed in (0, 1)]
+
+
 def make() -> Reviser:
-    return reviser(reference=carry_llama(1), beta=0.3, batch_size=4)
+    model, reference = models()
+    return reviser(model, reference=reference, beta=0.3, batch_size=4)
 
 
 def never() -> Reviser:

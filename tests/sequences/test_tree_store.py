@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srpo.check.inspection import Inspection, inspect
+from srpo.sequences import parallel
 from srpo.sequences.render import Renderer, RevisionTemplate
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import STORED_FROM, PairStore, RenderedPair, TreeStore, cache_folder
@@ -24,6 +25,8 @@ from srpo.train.dataset import TreeDataset
 ids = st.lists(st.integers(0, 3), max_size=6)
 trees = st.lists(st.tuples(ids, ids), min_size=1, max_size=6).map(PrefixTree.pack)
 ROWS = [{"prompt": f"{a}+{b}=", "chosen": str(a + b), "rejected": "999"} for a in range(40) for b in range(30)]
+FEW = ROWS[::10]  # enough under the fixture `small_store`
+small = pytest.mark.usefixtures("small_store")
 
 
 @given(st.lists(trees, max_size=5))
@@ -39,7 +42,7 @@ def test_the_same_trees_come_back(some: list[PrefixTree]) -> None:
 
 
 def build(cache: Path, **changed: Any) -> TreeDataset:
-    settings = {"source": ROWS, "renderer": Renderer(carry_tokenizer(), TEMPLATE), "max_length": None, **changed}
+    settings = {"source": FEW, "renderer": Renderer(carry_tokenizer(), TEMPLATE), "max_length": None, **changed}
     return TreeDataset.build(settings.pop("source"), settings.pop("renderer"), cache=cache, num_proc=1, **settings)
 
 
@@ -47,11 +50,12 @@ def look(cache: Path, rows: Any) -> Inspection:
     return inspect(rows, Renderer(carry_tokenizer(), TEMPLATE), max_length=50, cache=cache, num_proc=1)
 
 
+@small
 def test_a_second_run_tokenises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = build(tmp_path)
     with caplog.at_level(logging.INFO, "srpo"):
         again = build(tmp_path)
-    assert (first.tokenised, again.tokenised) == (len(ROWS), 0)
+    assert (first.tokenised, again.tokenised) == (len(FEW), 0)
     assert "tokenised before" in caplog.text
     assert again.trees == first.trees
     assert (again.where, again.rejects, again.cut) == (first.where, first.rejects, first.cut)
@@ -60,22 +64,24 @@ def test_a_second_run_tokenises_nothing(tmp_path: Path, caplog: pytest.LogCaptur
     other = PrefixTree.pack([([1], [2])] * 6)
     with sqlite3.connect(stored) as file:
         file.execute("update pairs set ids = ?, marks = ?", [bytes(TreeStore.of([other]).ids), bytes(other.marks)])
-    assert build(tmp_path).trees == TreeStore.of([other] * len(ROWS))
+    assert build(tmp_path).trees == TreeStore.of([other] * len(FEW))
 
 
+@small
 def test_check_and_training_tokenise_each_pair_once(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
+    file.write_text("".join(json.dumps(row) + "\n" for row in FEW), "utf-8")
     # Check first, then train with another limit; the other way round; rows in memory.
-    assert (look(tmp_path / "a", file).tokenised, build(tmp_path / "a", source=file).tokenised) == (len(ROWS), 0)
-    assert (build(tmp_path / "b", source=file).tokenised, look(tmp_path / "b", file).tokenised) == (len(ROWS), 0)
-    assert (look(tmp_path / "c", ROWS).tokenised, build(tmp_path / "c").tokenised) == (len(ROWS), 0)
+    assert (look(tmp_path / "a", file).tokenised, build(tmp_path / "a", source=file).tokenised) == (len(FEW), 0)
+    assert (build(tmp_path / "b", source=file).tokenised, look(tmp_path / "b", file).tokenised) == (len(FEW), 0)
+    assert (look(tmp_path / "c", FEW).tokenised, build(tmp_path / "c").tokenised) == (len(FEW), 0)
     assert build(tmp_path / "a", source=file).trees == build(tmp_path / "none", source=file).trees
     assert look(tmp_path / "a", file).flat_tokens == look(tmp_path / "none", file).flat_tokens
     # Control: with caches of their own each would tokenise.
-    assert build(tmp_path / "d").tokenised == len(ROWS)
+    assert build(tmp_path / "d").tokenised == len(FEW)
 
 
+@small
 def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     first = build(tmp_path)
     [stored] = tmp_path.iterdir()
@@ -86,8 +92,9 @@ def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
         assert build(tmp_path).tokenised == 0
 
 
+@small
 def test_an_interrupted_command_stores_its_pairs(tmp_path: Path) -> None:
-    rows = [{**row, "chosen": f"{n}{row['chosen']}"} for n in range(3) for row in ROWS]
+    rows = [{**row, "chosen": f"{n}{row['chosen']}"} for n in range(3) for row in FEW]
 
     def interrupted() -> Any:
         yield from rows
@@ -112,23 +119,25 @@ def other_tokenizer() -> Any:
         ({"truncate": "prompt"}, None),
         ({"max_length": 100}, 0),
         ({"drafts_only": True}, 0),
-        ({"source": [{**ROWS[0], "rejected": "998"}, *ROWS[1:]]}, 1),
-        ({"source": ROWS[::-1]}, 0),
+        ({"source": [{**FEW[0], "rejected": "998"}, *FEW[1:]]}, 1),
+        ({"source": FEW[::-1]}, 0),
     ],
     ids=["template", "tokenizer", "truncate", "max_length", "drafts_only", "an answer", "the order"],
 )
+@small
 def test_a_change_tokenises_only_the_pairs_it_changes(
     tmp_path: Path, changed: dict[str, Any], tokenised: int | None
 ) -> None:
     build(tmp_path)
     anew = build(tmp_path, **changed)
-    assert anew.tokenised == (len(ROWS) if tokenised is None else tokenised)
+    assert anew.tokenised == (len(FEW) if tokenised is None else tokenised)
     assert build(tmp_path, **changed).trees == anew.trees == build(tmp_path / "none", **changed).trees
 
 
+@small
 def test_rejects_and_cuts_are_stored_too(tmp_path: Path) -> None:
     rows = [
-        {"prompt": "1+1=" * (i % 7), "chosen": "0" * (1 + 20 * (i % 7 == 0)), "rejected": "03"} for i in range(1, 1500)
+        {"prompt": "1+1=" * (i % 7), "chosen": "0" * (1 + 20 * (i % 7 == 0)), "rejected": "03"} for i in range(1, 150)
     ]
     settings = {"source": rows, "max_length": 14, "truncate": "prompt", "bad_rows": "skip"}
     first, again = build(tmp_path, **settings), build(tmp_path, **settings)
@@ -145,12 +154,14 @@ def test_few_rows_are_not_stored_and_a_folder_without_permission_stops_nothing(
     build(tmp_path, source=ROWS[: STORED_FROM - 1])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("in the way")
-    assert len(build(tmp_path / "file" / "cache")) == len(ROWS)
+    assert len(build(tmp_path / "file" / "cache", source=ROWS)) == len(ROWS)
     assert "not stored" in caplog.text
 
 
+@small
 def test_several_processes_make_the_same(tmp_path: Path) -> None:
-    rows = ROWS * 2
+    rows = FEW * 2
+    assert len(rows) > parallel.ALONE
     renderer = Renderer(carry_tokenizer(), TEMPLATE)
     alone, together = (
         TreeDataset.build(rows, renderer, max_length=10, bad_rows="skip", truncate="prompt", num_proc=count)

@@ -15,13 +15,22 @@ from srpo.errors import ConfigError, OutputError, UsageError
 from srpo.tasks import bandit
 from srpo.tasks.bandit import ALPHA, BanditResult, argmax, run_bandit
 
-STEPS = 40
+STEPS, SAMPLES = 40, 20
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BanditResult]:
     folder = tmp_path_factory.mktemp("bandit") / "made" / "on the way"
-    return folder, run_bandit(folder, steps=STEPS, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bandit, "SAMPLES", SAMPLES)
+        return folder, run_bandit(folder, steps=STEPS, seed=0)
+
+
+@pytest.fixture
+def few_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bandit with 3 samples and 2 starts: 30 fits in place of 312."""
+    monkeypatch.setattr(bandit, "SAMPLES", 3)
+    monkeypatch.setattr(bandit, "STARTS", 2)
 
 
 def test_the_claim_of_figure_2(run: tuple[Path, BanditResult]) -> None:
@@ -41,7 +50,7 @@ def test_the_claim_of_figure_2(run: tuple[Path, BanditResult]) -> None:
 def test_the_claim_holds_for_every_draw_of_pairs(run: tuple[Path, BanditResult]) -> None:
     for panel in run[1].panels:
         assert panel.resampled[0] == panel.fitted
-        assert len({tuple(pi) for pi in panel.resampled}) == bandit.SAMPLES
+        assert len({tuple(pi) for pi in panel.resampled}) == SAMPLES
         assert {argmax(pi) for pi in panel.resampled} == {argmax(panel.fitted)}
 
 
@@ -97,12 +106,15 @@ def test_the_files(run: tuple[Path, BanditResult]) -> None:
     assert result.verdict() in table
 
 
-def test_the_same_run_writes_the_same_bytes(run: tuple[Path, BanditResult], tmp_path: Path) -> None:
-    run_bandit(tmp_path, steps=STEPS, seed=0)
-    for path in run[0].iterdir():
-        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+@pytest.mark.usefixtures("few_fits")
+def test_the_same_run_writes_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        run_bandit(tmp_path / name, steps=STEPS, seed=0)
+    for path in (tmp_path / "one").iterdir():
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.usefixtures("few_fits", "empty_figures")
 def test_the_verb_prints_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert srpo.cli.bandit.main(["--output_dir", str(tmp_path / "[red]"), "--steps", "1", "--seed", "5"]) == 0
     text = capsys.readouterr().out
@@ -139,6 +151,7 @@ def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+@pytest.mark.usefixtures("few_fits")
 def test_a_file_that_cannot_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "results.json").mkdir()
     with pytest.raises(OutputError, match=r"results\.json"):

@@ -111,7 +111,7 @@ class CachedReference:
         return six
 
     def missing(self, contents: Sequence[bytes], first: PrefixTree, backend: str) -> list[int]:
-        """Indices of the rows that are not stored, given `PrefixTree.content` of each row and one tree, `first`."""
+        """Indices of the rows that are not stored; `contents`: each row's `PrefixTree.content`; `first`: one tree."""
         store = self._store(backend, first)
         store.refresh()
         return [i for i, content in enumerate(contents) if self._digest(content) not in store]

@@ -13,7 +13,7 @@ from srpo.train.durable.trainer import DurableTrainer
 
 
 class StopsAndResumes(TrainerCallback):
-    """Callback that stops at a signal between micro-batches, and on resuming loads state transformers does not save.
+    """Callback that stops at a signal between micro-batches, and resumes with state that transformers does not save.
 
     A signal inside an optimiser step drops the step, as if it had not begun. Processes stop together.
     """

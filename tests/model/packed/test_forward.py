@@ -113,7 +113,7 @@ def test_inside_wrappers(backend: str) -> None:
 def test_compiled(backend: str) -> None:
     # Traced by torch.compile, then run as it was traced: no compiler, whose kernels take half a minute to make.
     torch._dynamo.reset()
-    model = build("llama")
+    model = build("llama", num_hidden_layers=1)  # each layer is traced, for half a second
     compiled: Any = torch.compile(model, backend="eager")
     for seed in (0, 10):  # the second forest has other shapes, and is traced with sizes left open
         trees = [PrefixTree.pack(random_six(seed + n, prompt=9 + seed + n, w=4 + n, l=6 - n)) for n in range(3)]
@@ -131,7 +131,7 @@ def test_compiled(backend: str) -> None:
 
 def test_compiled_where_all_logits_are_kept() -> None:
     torch._dynamo.reset()
-    model, trees = llama_like(KeepsAllLogits), forest_of()
+    model, trees = llama_like(KeepsAllLogits, num_hidden_layers=1), forest_of()
     assert (
         sequence_logps(torch.compile(model, backend="eager"), trees, "flat") - plain_logps(model, trees)
     ).abs().max() < 1e-4
@@ -249,9 +249,9 @@ class KeepsAllLogits(LlamaForCausalLM):
         return super().forward(*args, **kwargs)
 
 
-def llama_like(kind: type[LlamaForCausalLM]) -> Any:
-    model = kind(LlamaConfig(**TINY)).eval()
-    model.load_state_dict(build("llama").state_dict())
+def llama_like(kind: type[LlamaForCausalLM], **settings: Any) -> Any:
+    model = kind(LlamaConfig(**{**TINY, **settings})).eval()
+    model.load_state_dict(build("llama", **settings).state_dict())
     return model
 
 

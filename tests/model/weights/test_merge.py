@@ -168,38 +168,41 @@ def test_adapters_that_cannot_be_merged_are_refused(place: Path, tmp_path: Path)
 
 PLAIN = """
 import json, sys
-from importlib.metadata import version
 from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = Path(sys.argv[1])
-base = folder
-if len(sys.argv) > 2:
-    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True)
-if len(sys.argv) > 2:
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(model, folder)
-assert "form" in json.loads((folder / "revision_template.json").read_text())
-assert AutoTokenizer.from_pretrained(folder)("p0 ")["input_ids"]
-with torch.no_grad():
-    print(json.dumps(model.eval()(torch.tensor([[1, 2, 3, 200]])).logits.tolist()))
-assert not [name for name in sys.modules if name.split(".")[0] == "srpo"]
+def expect_no_srpo():
+    assert not [name for name in sys.modules if name.split(".")[0] == "srpo"]
+
+def logits_of(name):
+    folder = base = Path(name)
+    if name == "adapter":
+        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True)
+    if name == "adapter":
+        from peft import PeftModel
+        model = PeftModel.from_pretrained(model, folder)
+    assert "form" in json.loads((folder / "revision_template.json").read_text())
+    assert AutoTokenizer.from_pretrained(folder)("p0 ")["input_ids"]
+    expect_no_srpo()
+    with torch.no_grad():
+        return model.eval()(torch.tensor([[1, 2, 3, 200]])).logits.tolist()
+
+print(json.dumps({name: logits_of(name) for name in ("full", "merged", "adapter")}))
+import srpo
+expect_no_srpo()  # control: raises
 """
 
 
-@pytest.mark.parametrize(("name", "kind"), [("full", []), ("merged", []), ("adapter", ["adapter"])])
-def test_saved_models_load_without_srpo(name: str, kind: list[str], place: Path, merged: Path) -> None:
-    command = [sys.executable, "-c", PLAIN, str(place / name), *kind]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=place)
-    assert done.returncode == 0, done.stderr
-    assert torch.equal(torch.tensor(json.loads(done.stdout)), logits(load_model(str(place / name))))
-
-
-def test_control_an_import_of_srpo_is_detected(place: Path) -> None:
-    command = [sys.executable, "-c", "import srpo\n" + PLAIN, str(place / "full")]
-    assert "AssertionError" in subprocess.run(command, capture_output=True, text=True, cwd=place).stderr
+@pytest.mark.usefixtures("merged")
+def test_saved_models_load_without_srpo(place: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, cwd=place)
+    assert done.stdout, done.stderr
+    for name, found in json.loads(done.stdout).items():
+        assert torch.equal(torch.tensor(found), logits(load_model(str(place / name)))), name
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "AssertionError"
 
 
 # ---------------------------------------------------------------------- the card
