@@ -63,10 +63,11 @@ class RevisionEvaluation(TrainerCallback):
 
     The chosen answer of each pair is the gold answer. The logged metrics of revision k are `eval_revisions/k` with
     `_low` and `_high`, `eval_revisions/k_gain` over the draft with its ends, and the share of changed answers.
-    `eval_revisions/greedy` is the score of one greedy draft of each prompt; a warning is logged if it falls while the
-    evaluation loss improves. The answers are `eval_revisions/sample_1`, … . `eval_revisions/failed` counts prompts that
-    failed. The metrics go to the trainer's reporters and metrics.jsonl. The numbers also join the metrics of the
-    evaluation, so `metric_for_best_model` can name one.
+    `eval_revisions/greedy` is the score of one greedy draft of each prompt, `eval_revisions/greedy_copied` the share of
+    greedy revisions equal to their draft; a warning is logged if the score falls while the evaluation loss improves.
+    The answers are `eval_revisions/sample_1`, … . `eval_revisions/failed` counts prompts that failed. The metrics go to
+    the trainer's reporters and metrics.jsonl. The numbers also join the metrics of the evaluation, so
+    `metric_for_best_model` can name one.
 
     Args:
         trainer: the trainer that evaluates.
@@ -113,16 +114,20 @@ class RevisionEvaluation(TrainerCallback):
         self.trainer.log({**found, **samples})
 
     def _greedy(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Scores one greedy draft of each prompt; warns once if scores fell while the evaluation loss improved.
+        """Scores one greedy draft of each prompt, and counts greedy revisions that copy it.
+
+        A warning is logged once if scores fell while the evaluation loss improved.
 
         A preference loss compares two answers, so it can improve while the likeliest answer becomes a wrong one.
         """
         trails = [trail for trail in self.draw(greedy=True) if not trail.failed]
         if not trails:
             return {}
-        scored = numbers(trails, self.judge)
+        scored = numbers([replace(trail, answers=trail.answers[:1]) for trail in trails], self.judge)
         names = {f"{PREFIX}0{end}": f"{PREFIX}greedy{end}" for end in ("", "_low", "_high")}
         found = {names[name]: scored[name] for name in names}
+        copied = [trail.after(1).text == trail.after(0).text for trail in trails]
+        found[f"{PREFIX}greedy_copied"] = sum(copied) / len(copied)
         now, loss = found[f"{PREFIX}greedy"], next((metrics[n] for n in metrics if n.endswith("loss")), None)
         if self.best is None or now > self.best[0]:
             self.best = (now, loss)
@@ -139,16 +144,16 @@ class RevisionEvaluation(TrainerCallback):
         """Returns trails of the current model, failed ones included; the training state stays unchanged.
 
         Args:
-            greedy: draws one greedy draft of each prompt instead of drafts and revisions.
+            greedy: draws one greedy draft of each prompt and one greedy revision of it instead.
         """
-        settings = replace(self.settings, policy="greedy") if greedy else self.settings
+        settings = replace(self.settings, revisions=1, temperature=0.0) if greedy else self.settings
         with undisturbed(self.trainer.accelerator.unwrap_model(self.trainer.model)):
             return list(self._reviser().trails(self.rows, settings))
 
     def _reviser(self) -> Reviser:
         trainer = self.trainer
         model = trainer.accelerator.unwrap_model(trainer.model)
-        batch_size, beta = trainer.args.per_device_eval_batch_size, trainer.args.beta
+        batch_size, beta = trainer.args.per_device_eval_batch_size, trainer.temperature.beta
         renderer = trainer.renderer
         reviser = Reviser(model, renderer.tokenizer, renderer.template, beta=beta, batch_size=batch_size)
         reviser.confidence = None  # without this, an adapter's base would become the reference and score every revision

@@ -20,6 +20,7 @@ import torch
 from transformers import TrainingArguments
 
 from srpo.errors import ConfigError, did_you_mean
+from srpo.maths.control import BUDGET, SCHEDULES
 from srpo.maths.objective import OBJECTIVES
 from srpo.model.packed.backends import BACKENDS
 from srpo.secrets import redacted
@@ -102,6 +103,29 @@ class SRPOConfig(TrainingArguments):
     )
     beta: float = setting(
         0.01, "Weight of the divergence from the reference (arXiv 2406.01660).", group=METHOD, above=0
+    )
+    beta_schedule: str = setting(
+        "constant",
+        "β over the steps: constant; linear, cosine or exponential from beta to beta_end; or budget, which starts at "
+        "beta and adapts it so that the drift from the reference stays near drift_budget.",
+        group=METHOD,
+        choices=(*SCHEDULES, BUDGET),
+    )
+    beta_end: float | None = setting(
+        None, "β of the last step under a linear, cosine or exponential beta_schedule.", group=METHOD, above=0
+    )
+    drift_budget: float | None = setting(
+        None,
+        "KL(policy ‖ reference) that beta_schedule budget aims at, in nats per answer token, of drafts or revisions, "
+        "whichever is larger; unset: half of the reference's entropy per answer token.",
+        group=METHOD,
+        above=0,
+    )
+    on_collapse: str = setting(
+        "warn",
+        "When the metrics show that the policy is collapsing: warn once, or stop the training as well.",
+        group=METHOD,
+        choices=("warn", "stop"),
     )
     alpha: float = setting(
         0.8, "Weight of the improvement term, between 0 and 1 (arXiv 2406.01660).", group=METHOD, least=0, most=1
@@ -243,6 +267,7 @@ class SRPOConfig(TrainingArguments):
         """Checks settings that depend on each other."""
         self.loading_options()
         self.expect_still_reference()
+        self._check_schedule()
         if self.chosen_nll_weight and not OBJECTIVES[self.objective].compares:
             what = f"has no use with objective {self.objective}, which is such a term itself"
             raise ConfigError(what, where="chosen_nll_weight", fix="leave it out")
@@ -260,6 +285,26 @@ class SRPOConfig(TrainingArguments):
             )
             fix = "choose a value between, or set allow_unidentified for an ablation"
             raise ConfigError(f"{self.alpha:g}; {why}", where="alpha", expected="strictly between 0 and 1", fix=fix)
+
+    def _check_schedule(self) -> None:
+        """Checks the settings of β over the steps."""
+        moves = self.beta_schedule in SCHEDULES and self.beta_schedule != "constant"
+        if moves and self.beta_end is None:
+            fix = "add `--beta_end …`, or choose beta_schedule constant"
+            raise ConfigError(f"{self.beta_schedule} without beta_end", where="beta_schedule", fix=fix)
+        if self.beta_end is not None and not moves:
+            what = f"has no use with beta_schedule {self.beta_schedule}"
+            raise ConfigError(what, where="beta_end", fix="leave it out, or choose linear, cosine or exponential")
+        if self.drift_budget is not None and self.beta_schedule != BUDGET:
+            what = f"has no use with beta_schedule {self.beta_schedule}"
+            raise ConfigError(what, where="drift_budget", fix="leave it out, or choose beta_schedule budget")
+        if self.beta_schedule == BUDGET and not OBJECTIVES[self.objective].compares:
+            what = f"{BUDGET} has no use with objective {self.objective}, which has no beta"
+            raise ConfigError(what, where="beta_schedule", fix="leave it out")
+        if self.beta_schedule == BUDGET and self.reference_folder():
+            what = f"{BUDGET} compares whole distributions, and a cached reference keeps the log-probs of answers alone"
+            fix = "leave reference_cache and precompute_ref_log_probs out, or choose another schedule"
+            raise ConfigError(what, where="beta_schedule", fix=fix)
 
 
 def _has_bf16() -> bool:

@@ -6,6 +6,7 @@ Axes: B pairs, M metrics.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from srpo.disk import write_file, writing
 from srpo.maths.objective import LossOutput, Objective, SixLogps
+from srpo.model.packed.spread import Spread
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLED = "kl/"  # prefix of metrics that are nan for pairs without a sampled token
 
 
 def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float) -> dict[str, Tensor]:
@@ -26,7 +29,8 @@ def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: 
 
     `rewards/*` (β times log-ratio) and `logps/*` (nats) are TRL's. `revision/margins/*` is β times each of the six
     log-ratios. `revision/improvement_accuracy` is the share of the two drafts whose better revision the model prefers.
-    Objectives that train drafts only have no `revision/*`.
+    `*/reached` is the share of margins of at least 1/(2β) nats, the target of a pair without doubt;
+    `revision/residual` is the signed residual of Eq. 16. Objectives that train drafts only have no `revision/*`.
     """
     ratios = policy.minus(reference)
     columns = {
@@ -34,19 +38,60 @@ def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: 
         "rewards/rejected": beta * ratios.l,
         "rewards/accuracies": (ratios.w > ratios.l).double(),
         "rewards/margins": beta * (ratios.w - ratios.l),
+        "rewards/reached": (beta * (ratios.w - ratios.l) >= 0.5).double(),
         "logps/chosen": policy.w,
         "logps/rejected": policy.l,
         "loss": output.per_pair.detach(),
+        "beta": torch.full_like(policy.w, beta),
     }
     if policy.w_given_l.isnan().all():
         return columns
     right = (ratios.w_given_l > ratios.l_given_l).double() + (ratios.w_given_w > ratios.l_given_w).double()
     columns["revision/improvement_accuracy"] = right / 2
+    kept, corrected = (ratios.w_given_w - ratios.l_given_w, ratios.w_given_l - ratios.l_given_l)
+    columns["revision/reached"] = ((beta * kept >= 0.5).double() + (beta * corrected >= 0.5).double()) / 2
+    columns["revision/residual"] = beta * (ratios.w_given_l + ratios.w - ratios.l_given_w - ratios.l) - 1.0  # Eq. 16
     columns["revision/generation_loss"] = output.generation
     columns["revision/improvement_loss"] = output.improvement
     for name, ratio_B in ratios._asdict().items():
         answers = ["chosen" if letter == "w" else "rejected" for letter in name.split("_given_")]
         columns[f"revision/margins/{'_given_'.join(answers)}"] = beta * ratio_B
+    return columns
+
+
+def spread_metrics(
+    policy: SixLogps, reference: SixLogps, ours: Spread, theirs: Spread, shape: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Metrics of the distributions behind a batch's log-probs: [B] values by metric name, in nats per answer token.
+
+    `answer_tokens` is the mean length of the two answers.
+    `drift/chosen` and `drift/rejected` are log-ratios of drafts, `drift/chosen_revised` of both revisions to the chosen
+    answer. `entropy/*` are means over all answer tokens, `kl/*`
+    is KL(policy ‖ reference) over the sampled tokens; nan for a pair without one. A cached reference has no
+    distributions: `theirs` is empty, and `entropy/reference` and `kl/*` are absent.
+
+    Args:
+        policy, reference: log-probs summed over answer tokens.
+        ours, theirs: spreads of the two models on the same batch.
+        shape: number of pairs, and of sequences of a pair: 6, or 2 without revisions.
+    """
+    roles = {"drafts": slice(0, 2), "revisions": slice(2, 6)} if shape[1] == 6 else {"drafts": slice(0, 2)}
+    entropy_BK, count_BK = ours.entropy(shape), ours.tokens(shape)
+    columns = {
+        "answer_tokens": count_BK[:, :2].mean(1),
+        "drift/chosen": (policy.w - reference.w) / count_BK[:, 0],
+        "drift/rejected": (policy.l - reference.l) / count_BK[:, 1],
+    }
+    if "revisions" in roles:
+        gain_B = policy.w_given_w + policy.w_given_l - reference.w_given_w - reference.w_given_l
+        columns["drift/chosen_revised"] = gain_B / (count_BK[:, 2] + count_BK[:, 4])
+    for role, part in roles.items():
+        columns[f"entropy/{role}"] = entropy_BK[:, part].sum(1) / count_BK[:, part].sum(1)
+    if not theirs.empty:
+        columns["entropy/reference"] = theirs.entropy(shape).sum(1) / count_BK.sum(1)
+        kl_BK, sampled_BK = ours.divergence(theirs, shape)
+        for role, part in roles.items():
+            columns[f"kl/{role}"] = kl_BK[:, part].sum(1) / sampled_BK[:, part].sum(1)
     return columns
 
 
@@ -56,7 +101,11 @@ def names_of(objective: Objective) -> set[str]:
     given_B = none_B if objective.drafts_only else zero_B
     six = SixLogps(zero_B, zero_B, given_B, given_B, given_B, given_B)
     columns = metrics(six, six, objective.loss(six, six, beta=1.0, alpha=0.5), beta=1.0)
-    return {*columns, "runtime", "samples_per_second", "steps_per_second"}
+    roles = ("drafts",) if objective.drafts_only else ("drafts", "revisions")
+    spread = {f"{what}/{role}" for what in ("entropy", "kl") for role in roles}
+    spread |= {"answer_tokens", "entropy/reference", "drift/chosen", "drift/rejected"}
+    spread |= set() if objective.drafts_only else {"drift/chosen_revised"}
+    return {*columns, *spread, "runtime", "samples_per_second", "steps_per_second"}
 
 
 class Measured:
@@ -74,20 +123,26 @@ class Measured:
         """
         self._waiting.append(columns)
 
-    def gather(self, accelerator: Accelerator, mode: str) -> None:
-        """Collects the metrics of a complete batch from all processes; mode is "train" or "eval"."""
+    def gather(self, accelerator: Accelerator, mode: str) -> dict[str, list[float]]:
+        """Collects and returns the metrics of a complete batch from all processes; mode is "train" or "eval"."""
         waiting, self._waiting = self._waiting, []
         # gather_for_metrics cuts a padded last batch; in training it would also cut every micro-batch fetched with the
         # last one. Rows that pad a training batch are trained on, so there they count.
         gather = accelerator.gather if mode == "train" else accelerator.gather_for_metrics
         values_BM = gather(torch.cat([torch.stack(list(columns.values()), 1) for columns in waiting]).detach())
         into = self._values.setdefault(mode, defaultdict(list))
-        for name, values_B in zip(waiting[0], values_BM.T.tolist(), strict=True):
+        found: dict[str, list[float]] = dict(zip(waiting[0], values_BM.T.tolist(), strict=True))
+        for name, values_B in found.items():
             into[name] += values_B
+        return found
 
     def means(self, mode: str, prefix: str = "") -> dict[str, float]:
         """Means of the metrics over all rows since the last call, by prefixed name; `mode` is "train" or "eval"."""
-        return {prefix + name: sum(values) / len(values) for name, values in self._values.pop(mode, {}).items()}
+        found = {name: self._counted(name, values) for name, values in self._values.pop(mode, {}).items()}
+        return {prefix + name: math.fsum(values) / len(values) for name, values in found.items() if values}
+
+    def _counted(self, name: str, values: list[float]) -> list[float]:
+        return [value for value in values if not math.isnan(value)] if name.startswith(SAMPLED) else values
 
     def state(self, mode: str) -> dict[str, list[float]]:
         """Metric values since the last log, as JSON values; `mode` is "train" or "eval"."""

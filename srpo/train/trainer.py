@@ -30,6 +30,7 @@ from srpo.model.packed.attention import serving
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import six_logps
+from srpo.model.packed.spread import Spread, watched
 from srpo.model.packed.tiles import one_cast
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference
@@ -49,11 +50,12 @@ from srpo.train.durable.trainer import DurableTrainer
 from srpo.train.first_steps import HALF, FirstStep, disable_noise, expect_batch
 from srpo.train.load_models import load_policy, load_reference, name_of
 from srpo.train.log_lines import REPLACED, LogLines
-from srpo.train.metrics import Measured, MetricsFile, metrics
+from srpo.train.metrics import Measured, MetricsFile, metrics, spread_metrics
 from srpo.train.microbatches import SHARE, pieces, share_out, tokens_of
 from srpo.train.prepare_reference import Following, make_ready, make_reference, sets_of
 from srpo.train.prompts import PromptSampler
 from srpo.train.run_record import card_of
+from srpo.train.temperature import Temperature
 from srpo.train.transformers_settings import expect_served, named, settings_in
 from srpo.train.validation import expect_even_processes, expect_one_device
 
@@ -82,6 +84,7 @@ class SRPOTrainer(DurableTrainer):
 
     Attributes:
         reference: source of the reference log-probs.
+        temperature: β of the coming step.
         renderer: turns rows into token ids; its template is saved with the model.
         source: file, data set or rows of the training data, for the model card.
         command: words of the command line, for the model card; empty in Python.
@@ -150,7 +153,7 @@ class SRPOTrainer(DurableTrainer):
         self.reference = make_reference(policy, given, args)
         if args.compile_layers:
             compile_layers(policy)  # after the reference has copied the policy
-        self._measured = Measured()
+        self._measured, self.temperature = Measured(), Temperature(args)
         self._backend: str | None = None
         following = [Following(self.reference, args)] if isinstance(self.reference, MovingReference) else []
         with named(settings_in(args)):
@@ -161,7 +164,7 @@ class SRPOTrainer(DurableTrainer):
                 train_dataset=trees,
                 eval_dataset=eval_trees,
                 processing_class=processing_class,
-                callbacks=[*(callbacks or []), *following, MetricsFile(), StopsAndResumes(self)],
+                callbacks=[*(callbacks or []), *following, MetricsFile(), StopsAndResumes(self), self.temperature],
                 optimizers=optimizers,
             )
         self.model_accepts_loss_kwargs = False
@@ -209,16 +212,22 @@ class SRPOTrainer(DurableTrainer):
         """Computes the objective from six log-probs per pair under policy and reference."""
         backend = self.settled_backend(model, inputs["trees"])
         forest = Forest.plant(inputs["trees"], self.args.device)
-        summed = six_logps(model, forest, backend)
-        policy = self._reduced(summed, inputs["trees"])
-        reference = self._reduced(self.reference.six_logps(forest, backend), inputs["trees"])
-        output = self.objective.loss(policy, reference, beta=self.args.beta, alpha=self.args.alpha)
+        with watched() as ours:
+            summed = six_logps(model, forest, backend)
+        cached = isinstance(self.reference, CachedReference)  # no distributions, not even of a row scored now
+        with nullcontext(Spread()) if cached else watched() as theirs:
+            summed_reference = self.reference.six_logps(forest, backend)
+        shape = (len(forest.trees), 2 if self.objective.drafts_only else 6)
+        tokens_BK = ours.tokens(shape)
+        policy, reference = (self._reduced(six, tokens_BK) for six in (summed, summed_reference))
+        beta = self.temperature.beta
+        output = self.objective.loss(policy, reference, beta=beta, alpha=self.args.alpha)
         if weight := self.args.chosen_nll_weight:
-            tokens_B, drafts = _tokens_BK(summed, inputs["trees"])[:, 0], self.objective.drafts_only
-            anchor_B = chosen_nll(summed, tokens_B, drafts_only=drafts)
+            anchor_B = chosen_nll(summed, tokens_BK[:, 0], drafts_only=self.objective.drafts_only)
             output = replace(output, per_pair=output.per_pair + weight * anchor_B)
         self.guard.expect_finite(inputs, policy, reference, output, step=self.state.global_step + 1)
-        self._measured.add(metrics(policy.detach(), reference, output, beta=self.args.beta))
+        columns = spread_metrics(summed.detach(), summed_reference, ours, theirs, shape)
+        self._measured.add(metrics(policy.detach(), reference, output, beta=beta) | columns)
         loss = output.loss.float() * inputs.get(SHARE, 1.0)
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -234,7 +243,7 @@ class SRPOTrainer(DurableTrainer):
                 for piece in others:
                     loss += super().training_step(model, piece, num_items_in_batch)
             loss += super().training_step(model, last, num_items_in_batch)
-        self._measured.gather(self.accelerator, "train")
+        self.temperature.add(self._measured.gather(self.accelerator, "train"))
         return loss
 
     def get_batch_samples(
@@ -263,10 +272,8 @@ class SRPOTrainer(DurableTrainer):
         self._backend = settle_backend(model, trees, self._backend or self.args.backend)
         return self._backend
 
-    def _reduced(self, six: SixLogps, trees: list[PrefixTree]) -> SixLogps:
-        if self.args.logps_reduction == "sum":
-            return six
-        return length_averaged(six, *_tokens_BK(six, trees).T)
+    def _reduced(self, six: SixLogps, tokens_BK: Tensor) -> SixLogps:
+        return six if self.args.logps_reduction == "sum" else length_averaged(six, tokens_BK[:, 0], tokens_BK[:, 1])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
         """The gradients' norm, checked before the optimiser steps; under float16 the scaler skips overflows."""
@@ -387,11 +394,7 @@ class SRPOTrainer(DurableTrainer):
         self.renderer.template.save(folder, self.renderer.fingerprint)
         stop_at(self.model, self.renderer.stop_ids, folder)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
+        settings["beta"] = self.temperature.beta  # Eq. 9 and 14 hold at the β of the last step
         record = {"format": 1, **settings, "reference": self.reference.kind, **quantisation_of(self.model)}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         write_card(folder, card_of(self), card)
-
-
-def _tokens_BK(six: SixLogps, trees: list[PrefixTree]) -> Tensor:
-    """[B, 2] number of tokens of each pair's chosen and rejected answer, on the device of the log-probs."""
-    return six.w.new_tensor([[len(answer) for _, answer in tree.unpack()[:2]] for tree in trees])

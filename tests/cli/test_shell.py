@@ -69,7 +69,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         return done.stdout.split()
 
     assert "train" in completed("srpo", "tr")
-    assert completed("srpo", "train", "--bet") == ["--beta"]
+    assert completed("srpo", "train", "--truncat") == ["--truncate"]
     assert completed("srpo", "judge", "agr") == ["agree"]
     assert completed("srpo", "env", "--bet") == []
 

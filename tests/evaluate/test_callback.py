@@ -132,6 +132,19 @@ def test_a_fall_of_greedy_answers_under_a_better_loss_is_reported(
     )
 
 
+def test_greedy_revisions_that_copy_their_draft_are_counted(base: Path, tmp_path: Path) -> None:
+    watch = make(base, tmp_path).callback_handler.callbacks[-1]
+    drawn = watch.draw(greedy=True)
+    copied = [trail.answers[1].text == trail.answers[0].text for trail in drawn]
+    assert watch._greedy({})[f"{PREFIX}greedy_copied"] == sum(copied) / len(copied)
+    short = [replace(trail, answers=(trail.answers[0], trail.answers[0])) for trail in drawn]
+    watch.draw = lambda greedy: short
+    assert watch._greedy({})[f"{PREFIX}greedy_copied"] == 1.0
+    changed = [replace(trail.answers[0], text="another") for trail in drawn]
+    watch.draw = lambda greedy: [replace(t, answers=(t.answers[0], c)) for t, c in zip(drawn, changed, strict=True)]
+    assert watch._greedy({})[f"{PREFIX}greedy_copied"] == 0.0
+
+
 def test_logged_scores_are_those_of_the_current_model(base: Path, tmp_path: Path) -> None:
     trainer = make(base, tmp_path, max_steps=2)
     trainer.train()

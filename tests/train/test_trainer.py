@@ -17,8 +17,8 @@ from srpo.errors import ConfigError, LengthError, NonFiniteError
 from srpo.maths.objective import OBJECTIVES, length_averaged, srpo_loss
 from srpo.model.weights.quantised import TRAINING_FILE
 from srpo.train.metrics import METRICS_FILE
-from tests.conftest import make_byte_tokenizer
-from tests.train.plain import ROWS, flat_six, ids_of, logged, settings, sharp_llama, trainer, weights_of
+from tests.conftest import EOS, make_byte_tokenizer
+from tests.train.plain import ASK, ROWS, flat_six, ids_of, logged, settings, sharp_llama, trainer, weights_of
 
 FOUR = ROWS[:4]
 SIX_NAMES = (
@@ -212,6 +212,11 @@ def test_metrics_by_hand(plain: tuple[SixLogps, SixLogps], tmp_path: Path) -> No
         ((wl > ll) + (ww > lw)) / 2
         for wl, ll, ww, lw in zip(h["w_given_l"], h["l_given_l"], h["w_given_w"], h["l_given_w"], strict=True)
     ]
+    reached = [
+        ((0.1 * (wl - ll) >= 0.5) + (0.1 * (ww - lw) >= 0.5)) / 2
+        for _, _, ww, lw, wl, ll in zip(*h.values(), strict=True)
+    ]
+    tokens = lambda text: len(ids_of(text)) + 1  # noqa: E731
     expected = {
         "rewards/chosen": 0.1 * mean(h["w"]),
         "rewards/rejected": 0.1 * mean(h["l"]),
@@ -219,16 +224,62 @@ def test_metrics_by_hand(plain: tuple[SixLogps, SixLogps], tmp_path: Path) -> No
         "rewards/margins": 0.1 * (mean(h["w"]) - mean(h["l"])),
         "logps/chosen": mean(ours[0]),
         "logps/rejected": mean(ours[1]),
+        "rewards/reached": mean([float(0.1 * (w - l) >= 0.5) for w, l in zip(h["w"], h["l"], strict=True)]),
+        "drift/chosen": mean([g / tokens(row["chosen"]) for g, row in zip(h["w"], FOUR, strict=True)]),
+        "drift/rejected": mean([g / tokens(row["rejected"]) for g, row in zip(h["l"], FOUR, strict=True)]),
+        "drift/chosen_revised": mean(
+            [
+                (ww + wl) / 2 / tokens(row["chosen"])
+                for ww, wl, row in zip(h["w_given_w"], h["w_given_l"], FOUR, strict=True)
+            ]
+        ),
         "revision/improvement_accuracy": mean(better),
+        "revision/reached": mean(reached),
+        "revision/residual": mean(
+            [0.1 * (wl + w - lw - l) - 1 for w, l, _, lw, wl, _ in zip(*h.values(), strict=True)]
+        ),
         **{f"revision/margins/{name}": 0.1 * mean(h[field]) for name, field in zip(SIX_NAMES, h, strict=True)},
     }
     assert {name: first[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-4)
     loss = srpo_loss(*plain, beta=0.1, alpha=0.3)
     assert first["revision/generation_loss"] == pytest.approx(float(loss.generation.mean()), rel=1e-4)
     assert first["revision/improvement_loss"] == pytest.approx(float(loss.improvement.mean()), rel=1e-4)
+    assert first["answer_tokens"] == sum(tokens(row[key]) for row in FOUR for key in ("chosen", "rejected")) / 8
     named = {name for name in first if "/" in name}
-    assert named == {*expected, "revision/generation_loss", "revision/improvement_loss"}
+    assert 0 < first["revision/reached"] < 1
+    spread = {"entropy/drafts", "entropy/revisions", "entropy/reference", "kl/drafts", "kl/revisions"}
+    assert named == {*expected, *spread, "revision/generation_loss", "revision/improvement_loss"}
     assert len({round(first[f"revision/margins/{name}"], 6) for name in SIX_NAMES}) == 6  # no two can be confused
+
+
+def test_entropy_and_kl_are_those_of_every_answer_token(tmp_path: Path) -> None:
+    first = one_step(tmp_path).state.log_history[0]
+    model, other = sharp_llama(seed=0), sharp_llama(seed=1)
+    found: dict[str, list[float]] = {"entropy/drafts": [], "kl/drafts": [], "entropy/revisions": [], "kl/revisions": []}
+    with torch.no_grad():
+        for row in FOUR:
+            sums = {"drafts": torch.zeros(3), "revisions": torch.zeros(3)}
+            for draft in ("", row["chosen"], row["rejected"]):
+                context = row["prompt"] + (draft + ASK if draft else "")
+                for answer in (row["chosen"], row["rejected"]):
+                    ids, start = [*ids_of(context), *ids_of(answer), EOS], len(ids_of(context)) - 1
+                    ours, theirs = (m(torch.tensor([ids])).logits[0, start:-1].log_softmax(-1) for m in (model, other))
+                    kl = (ours.exp() * (ours - theirs)).sum()
+                    numbers = torch.stack([-(ours.exp() * ours).sum(), kl, torch.tensor(len(ours))])
+                    sums["revisions" if draft else "drafts"] += numbers
+            for role, (entropy, kl, count) in sums.items():
+                found[f"entropy/{role}"].append(float(entropy / count))
+                found[f"kl/{role}"].append(float(kl / count))
+    expected = {name: sum(values) / len(values) for name, values in found.items()}
+    assert {name: first[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+    assert first["kl/drafts"] != pytest.approx(first["kl/revisions"], rel=1e-3)  # no two can be confused
+
+
+def test_a_cached_reference_has_no_distributions(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "run", FOUR, args={"reference_cache": str(tmp_path / "kept")})
+    run.train()
+    first = run.state.log_history[0]
+    assert {name for name in first if name.startswith(("kl/", "entropy/"))} == {"entropy/drafts", "entropy/revisions"}
 
 
 def test_training_metrics_are_means_over_rows_also_where_micro_batches_are_fetched_together(tmp_path: Path) -> None:

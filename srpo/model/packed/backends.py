@@ -21,6 +21,7 @@ from srpo.model.packed.flex import why_not_flex
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.head import head_dtypes, is_compiled
 from srpo.model.packed.layouts import LAYOUTS, flat_logps
+from srpo.model.packed.spread import unwatched
 from srpo.model.unwrap import core, device_of
 from srpo.sequences.tree import PrefixTree
 
@@ -169,7 +170,7 @@ def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "pa
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would draw differently in the two layouts
     try:
-        with head_dtypes(model) as dtypes:
+        with unwatched(), head_dtypes(model) as dtypes:
             packed_BK, flat_BK = LAYOUTS[backend](model, longest), flat_logps(model, longest)
     finally:
         for module, mode in training.items():

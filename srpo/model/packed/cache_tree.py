@@ -81,6 +81,7 @@ def _score(model: nn.Module, forest: Forest, nodes: slice, cache: DynamicCache, 
         row_T=rank_P[forest.row_T[answers]],
         token_T=forest.token_T[answers],
         length=nodes.stop - nodes.start,
+        owner_T=forest.owner_T[answers],
     )
 
     def run(**options: object) -> CausalLMOutputWithPast:

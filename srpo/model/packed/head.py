@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from srpo.errors import BackendError
+from srpo.model.packed.spread import entropies, watching
 from srpo.model.packed.tiles import After, Products, TiledLogps, product_dtype
 from srpo.model.unwrap import core
 
@@ -44,12 +45,14 @@ class Scored(NamedTuple):
         row_T: index into `place_P` of the position at which each answer token is scored.
         token_T: id of each answer token.
         length: L, tokens of a row of the batch.
+        owner_T: index pair · sequences + sequence of each answer token; needed inside `watched` alone.
     """
 
     place_P: Tensor
     row_T: Tensor
     token_T: Tensor
     length: int
+    owner_T: Tensor | None = None
 
 
 def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor:
@@ -70,8 +73,7 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
         with _through(model, scored.place_P, only_first=True) as seen:
             row_1V = run().logits.flatten(0, -2)
         if (found := _agreeing(after, seen, row_1V)) is not None:
-            keep = _keeps_logits(seen)
-            return TiledLogps.apply(seen.hidden_PD.to(seen.dtype), *seen.weights(), *scored[1:3], found, keep)
+            return _tiled_logps(seen, found, scored)
         _untiled[seen.head] = True
         log.info("srpo: the head is not tiled: the model's logits are not what its head and configuration give")
     with _through(model, scored.place_P):
@@ -102,7 +104,27 @@ def _untiled_logps(logits_PV: Tensor, scored: Scored) -> Tensor:
         raise BackendError(f"{len(logits_PV)} rows of logits for {len(scored.place_P)} positions", where="the head")
     logits_PV = logits_PV.float() if logits_PV.dtype != torch.float64 else logits_PV
     norm_P = logits_PV.logsumexp(-1)
+    if (spread := watching()) is not None and scored.owner_T is not None:
+        entropy_P, words = entropies(logits_PV, norm_P), logits_PV.shape[1]
+        spread.add(scored.row_T, scored.owner_T, entropy_P, lambda rows_N: logits_PV.detach()[rows_N], words)
     return logits_PV[scored.row_T, scored.token_T].double() - norm_P[scored.row_T].double()
+
+
+def _tiled_logps(seen: _HeadInput, after: After, scored: Scored) -> Tensor:
+    """Log-prob of each answer token, [T], from logits computed in tiles."""
+    hidden_PD, (weight_VD, bias_V) = seen.hidden_PD.to(seen.dtype), seen.weights()
+    full, spread = torch.promote_types(seen.dtype, torch.float32), watching()
+    entropy_P = None if spread is None else hidden_PD.new_empty(len(hidden_PD), dtype=full)
+    where = (scored.row_T, scored.token_T)
+    logp_T = TiledLogps.apply(hidden_PD, weight_VD, bias_V, *where, after, _keeps_logits(seen), entropy_P)
+    if spread is not None and scored.owner_T is not None and entropy_P is not None:
+
+        def logits_of(rows_N: Tensor) -> Tensor:
+            with Products(hidden_PD[rows_N], weight_VD, bias_V) as products:
+                return after(products.logits(slice(0, len(rows_N))).to(full))
+
+        spread.add(scored.row_T, scored.owner_T, entropy_P, logits_of, len(weight_VD))
+    return logp_T
 
 
 # ---------------------------------------------------------------------- inputs of the head

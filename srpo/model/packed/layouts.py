@@ -45,7 +45,7 @@ def packed_logps(model: nn.Module, forest: Forest, *, backend: str) -> Tensor:
         return model(**inputs, use_cache=False, **options)
 
     with attending(model, backend):
-        scored = Scored(forest.parents_P, forest.row_T, forest.token_T, forest.ids_1S.shape[1])
+        scored = Scored(forest.parents_P, forest.row_T, forest.token_T, forest.ids_1S.shape[1], forest.owner_T)
         logp_T = answer_logps(model, run, scored)
     return _summed(logp_T, forest)
 
@@ -66,12 +66,18 @@ def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
     logps = []
     for batch in batches:
         rows = [pair[k] for k in batch for pair in sequences]
-        logps.append(_row_logps(model, rows, forest.ids_1S.device).view(len(batch), len(sequences)))
+        owners = [pair * len(columns) + k for k in batch for pair in range(len(sequences))]
+        logps.append(_row_logps(model, rows, owners, forest.ids_1S.device).view(len(batch), len(sequences)))
     return torch.cat(logps).T
 
 
-def _row_logps(model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Tensor:
-    """Summed log-prob of the answer of each row, [N]; `rows` are pairs of context ids and answer ids."""
+def _row_logps(
+    model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[int]]], owners: Sequence[int], device: torch.device
+) -> Tensor:
+    """Summed log-prob of the answer of each row, [N].
+
+    `rows` are pairs of context ids and answer ids, `owners` is pair · sequences + sequence of each.
+    """
     length = max(len(context) + len(answer) for context, answer in rows)
     ids_NL, mask_NL = torch.zeros(2, len(rows), length, dtype=torch.long)
     place: list[int] = []
@@ -86,7 +92,8 @@ def _row_logps(model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[in
         owner += [n] * len(answer)
     ids_NL = ids_NL.to(device)
     place_T, owner_T = torch.tensor([place, owner], device=device)
-    scored = Scored(place_T, torch.arange(len(place_T), device=device), ids_NL.flatten()[place_T + 1], length)
+    row_T, token_T = torch.arange(len(place_T), device=device), ids_NL.flatten()[place_T + 1]
+    scored = Scored(place_T, row_T, token_T, length, torch.tensor(owners, device=device)[owner_T])
     run = partial(model, input_ids=ids_NL, attention_mask=mask_NL.to(device), use_cache=False)
     logp_T = answer_logps(model, run, scored)
     return logp_T.new_zeros(len(rows)).index_add(0, owner_T, logp_T)

@@ -39,6 +39,7 @@ from srpo.train.durable.identity import accepted, identity_of
 from srpo.train.durable.nonfinite import expect_finite_weights
 from srpo.train.metrics import Measured
 from srpo.train.split_weights import load_whole, splitting, whole_weights
+from srpo.train.temperature import Temperature
 
 REFERENCE_FILE = "reference.safetensors"
 log = logging.getLogger("srpo")
@@ -76,6 +77,7 @@ class DurableTrainer(Trainer):
     model: Any
     reference: Reference | CachedReference
     renderer: Renderer
+    temperature: Temperature
     train_dataset: TreeDataset | None
     eval_dataset: Any
     source: object
@@ -173,8 +175,7 @@ class DurableTrainer(Trainer):
             if isinstance(resume, str | Path):
                 return Start(Path(resume), checkpoint.read_named(Path(resume)))
             if resume:
-                final = self._final()
-                if final and final.finished:  # even if its checkpoints are gone
+                if (final := self._final()) and final.finished:  # even if its checkpoints are gone
                     return Start(None, final, complete=True)
                 if newest := checkpoint.newest(self._folder):
                     return Start(*newest)
@@ -231,10 +232,8 @@ class DurableTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: dict[str, Any] | None) -> None:
         """Saves into a staging folder as transformers does; a background thread then commits the checkpoint."""
-        run = Path(super()._get_output_dir(trial))
-        step = self.state.global_step
-        name = f"checkpoint-{step}"
-        stage = run / STAGING
+        run, step = Path(super()._get_output_dir(trial)), self.state.global_step
+        name, stage = f"checkpoint-{step}", run / STAGING
         expect_finite_weights(self.model, step=step)
         self.background.settle()
         with checkpoint.DiskErrors(run):
@@ -335,6 +334,7 @@ class DurableTrainer(Trainer):
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "measured": self._measured.state("train"),
+            "temperature": self.temperature.state(),
         }
 
     def restore_sums(self, sums: dict[str, Any]) -> None:
@@ -343,6 +343,7 @@ class DurableTrainer(Trainer):
         self._total_loss_scalar = sums["total_loss"]
         self._globalstep_last_logged = sums["last_logged"]
         self._measured.restore("train", sums["measured"])
+        self.temperature.restore(sums["temperature"])
 
     def _save_extra_state(self, folder: Path) -> None:
         (folder / f"position-{self.args.process_index}.json").write_text(json.dumps(self.running_sums()), "utf-8")

@@ -165,3 +165,50 @@ def test_control_a_new_loss_scaler_changes_the_weights(base: Path, tmp_path: Pat
     state, weights = scaled_run(base, tmp_path / "killed", forget=True)
     assert state != whole.accelerator.scaler.state_dict()
     assert not all(torch.equal(weight, weights[name]) for name, weight in weights_of(whole.model).items())
+
+
+# ---------------------------------------------------------------------- β that changes
+
+
+MOVING: dict[str, dict[str, Any]] = {
+    "cosine": {"beta_schedule": "cosine", "beta_end": 0.01},
+    "budget": {"beta_schedule": "budget", "drift_budget": 1e-3},
+}
+
+
+@pytest.mark.parametrize("schedule", MOVING)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_run_has_the_betas_of_the_uninterrupted_one(
+    schedule: str, accumulation: int, base: Path, tmp_path: Path
+) -> None:
+    args = {
+        **MOVING[schedule],
+        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": 2 // accumulation,
+    }
+    whole = make(base, tmp_path / "whole", args=args)
+    whole.train()
+    killed_after(3, base, tmp_path / "cut", args=args)
+    again = make(base, tmp_path / "cut", args=args)
+    again.train(resume_from_checkpoint=True)
+    ours, theirs = weights_of(again.model), weights_of(whole.model)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    betas = logged(whole, "beta")
+    assert len(set(betas)) > 3  # β changed on both sides of the checkpoint
+    assert betas[0] == pytest.approx(0.1)
+    assert (
+        json.loads((tmp_path / "cut" / "checkpoint-6" / "srpo_training.json").read_text())["beta"]
+        == again.temperature.beta
+    )
+
+
+def test_control_a_controller_that_forgets_ends_elsewhere(base: Path, tmp_path: Path) -> None:
+    args = MOVING["budget"]
+    whole = make(base, tmp_path / "whole", args=args)
+    whole.train()
+    killed_after(3, base, tmp_path / "cut", args=args)
+    again = make(base, tmp_path / "cut", args=args)
+    again.temperature.restore = lambda state: None  # type: ignore[method-assign]
+    again.train(resume_from_checkpoint=True)
+    assert logged(again, "beta")[-1] != pytest.approx(logged(whole, "beta")[-1], rel=1e-3)

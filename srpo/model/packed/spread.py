@@ -1,0 +1,125 @@
+"""Entropy and divergence of next-token distributions, taken from logits while log-probs are computed.
+
+Inside `watched`, the head adds the entropy at every scored position, and the log-probs of the whole vocabulary at a
+sample of them. The sample has at most `SAMPLED` numbers, so memory does not grow with the batch; for a vocabulary of a
+few thousand words it is every position of a usual batch. Two models that score the same batch are sampled at the same
+positions, so their divergence there is exact.
+
+Axes: B pairs, K sequences, P scored positions, T answer tokens, N sampled answer tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor
+
+SAMPLED = 2**22  # largest number of log-probs in the sample of one forward pass
+CHUNK = 2**23  # logits whose entropy is computed at once
+
+
+class Spread:
+    """Entropies and sampled distributions of one model on one batch.
+
+    Results are sums over answer tokens by pair and sequence, [B, K], so that a caller can add up drafts and revisions
+    before it divides by their tokens.
+    """
+
+    def __init__(self) -> None:
+        self._entropy: list[Tensor] = []
+        self._owner: list[Tensor] = []
+        self._logps: list[Tensor] = []
+        self._sampled_owner: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(
+        self, row_T: Tensor, owner_T: Tensor, entropy_P: Tensor, logits_of: Callable[[Tensor], Tensor], words: int
+    ) -> None:
+        """Adds the positions of one call of the head.
+
+        Args:
+            row_T: index of the position at which each answer token is scored.
+            owner_T: index pair · sequences + sequence of each answer token.
+            entropy_P: entropy of each position, nats.
+            logits_of: returns the logits [N, V] of some positions, given their indices [N].
+            words: V.
+        """
+        tokens = len(row_T)
+        if not tokens:
+            return
+        taken = max(1, min(tokens, SAMPLED // words))
+        pick_N = torch.arange(taken, device=row_T.device) * tokens // taken
+        self._entropy.append(entropy_P[row_T])
+        self._owner.append(owner_T)
+        self._logps.append(logits_of(row_T[pick_N]).log_softmax(-1))
+        self._sampled_owner.append(owner_T[pick_N])
+
+    @property
+    def empty(self) -> bool:
+        """Whether no head was watched, as with log-probs read from a cache."""
+        return not self._entropy
+
+    def tokens(self, shape: tuple[int, int]) -> Tensor:
+        """Number of answer tokens of each pair and sequence, [B, K], float64."""
+        return _sums(torch.cat(self._entropy), torch.cat(self._owner), shape)[1]
+
+    def entropy(self, shape: tuple[int, int]) -> Tensor:
+        """Sum of the entropies of the answer tokens of each pair and sequence, [B, K], float64, nats."""
+        return _sums(torch.cat(self._entropy), torch.cat(self._owner), shape)[0]
+
+    def divergence(self, other: Spread, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Sum of KL(self ‖ other) over the sampled tokens in nats, and their number, [B, K] each, float64."""
+        kl = [_kl(ours, theirs) for ours, theirs in zip(self._logps, other._logps, strict=True)]
+        return _sums(torch.cat(kl), torch.cat(self._sampled_owner), shape)
+
+
+def _kl(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
+    terms_NV = ours_NV.exp() * (ours_NV - theirs_NV)
+    return terms_NV.masked_fill_(ours_NV == -torch.inf, 0.0).sum(-1)  # a word that is never drawn adds nothing
+
+
+def _sums(value_T: Tensor, owner_T: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    empty = torch.zeros(shape[0] * shape[1], dtype=torch.float64, device=value_T.device)
+    summed = empty.index_add(0, owner_T, value_T.double())
+    return summed.view(shape), empty.index_add(0, owner_T, torch.ones_like(value_T).double()).view(shape)
+
+
+@torch.no_grad()
+def entropies(logits_PV: Tensor, norm_P: Tensor) -> Tensor:
+    """Entropy of each row of logits, nats, given the row's log-sum-exp; in chunks of `CHUNK` logits."""
+    rows = max(1, CHUNK // logits_PV.shape[1])
+    parts = zip(logits_PV.detach().split(rows), norm_P.detach().split(rows), strict=True)
+    return torch.cat([torch.special.entr((part - norm[:, None]).exp_()).sum(-1) for part, norm in parts])
+
+
+_watching: Spread | None = None
+
+
+@contextmanager
+def watched() -> Iterator[Spread]:
+    """Inside the block, the head adds each forward pass to the `Spread` that the block receives."""
+    spread = Spread()
+    with _set(spread):
+        yield spread
+
+
+def unwatched() -> AbstractContextManager[None]:
+    """Inside the block, forward passes are added to no `Spread`, such as those of a self-check."""
+    return _set(None)
+
+
+@contextmanager
+def _set(spread: Spread | None) -> Iterator[None]:
+    global _watching
+    before, _watching = _watching, spread
+    try:
+        yield
+    finally:
+        _watching = before
+
+
+def watching() -> Spread | None:
+    """The `Spread` of the innermost `watched` block, or None outside of such a block."""
+    return _watching
