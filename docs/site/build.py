@@ -22,7 +22,19 @@ AT_THE_ROOT = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 GROUPS = {
     "Start": ["from-dpo", "when-revising-pays", "when-revision-hurts", "results", "thirty-lines"],
     "How to": [
-        *("data", "templates", "thinking-models", "train", "rounds", "revise", "confidence", "server", "evaluate"),
+        *(
+            "data",
+            "templates",
+            "thinking-models",
+            "train",
+            "choosing-beta",
+            "chosen-reward",
+            "rounds",
+            "revise",
+            "confidence",
+            "server",
+            "evaluate",
+        ),
         *("judges", "reproduce", "models-from-elsewhere", "export"),
     ],
     "Reference": ["api", "cli", "command-line", "exit-codes", "CHANGELOG"],
