@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -40,6 +41,7 @@ from srpo.sequences.render import Renderer, RevisionTemplate, options_of, templa
 from srpo.sequences.tree import PrefixTree
 
 OBJECTIVE = "srpo"  # the objective whose models Eq. 9 and Eq. 14 describe
+Written = Callable[[Chain, list[int]], None]  # a chain, token ids of its answer so far
 log = logging.getLogger("srpo")
 
 
@@ -250,22 +252,24 @@ class Reviser:
                 remark("")
                 yield from self.finish(batch[max(0, skip - at) :])
 
-    def step(self, chains: list[Chain], settings: RevisionSettings) -> None:
+    def step(self, chains: list[Chain], settings: RevisionSettings, watch: Written | None = None) -> None:
         """Draws the next answer of each chain: a draft, or a revision.
 
         Args:
             chains: Chains of equal `stage`, none of which has ended.
             settings: Temperature, seed and max_new_tokens; policy and number of revisions are those of each chain.
+            watch: Receives a chain and the token ids of its answer so far, after every step of an engine in this
+                process that reports them.
         """
         first = chains[0]
         if all(chain.policy.greedy for chain in chains):
             settings = replace(settings, temperature=0.0)
         if first.answers and not first.policy.fresh:
-            self._revise(chains, settings)
+            self._revise(chains, settings, watch)
         elif first.answers:
-            self._draft(chains, replace(settings, seed=seed_of_draft(settings.seed, len(first.answers))))
+            self._draft(chains, replace(settings, seed=seed_of_draft(settings.seed, len(first.answers))), watch)
         else:
-            self._draft(chains, settings)
+            self._draft(chains, settings, watch)
 
     def finish(self, chains: Sequence[Chain]) -> list[Trail]:
         """Returns the trails of chains that have ended, the final answer chosen by the selector of each chain."""
@@ -302,17 +306,17 @@ class Reviser:
 
     # ------------------------------------------------------------------ one step
 
-    def _draft(self, batch: list[Chain], settings: RevisionSettings) -> None:
+    def _draft(self, batch: list[Chain], settings: RevisionSettings, watch: Written | None) -> None:
         contexts = self.renderer.drafts([i.row.prompt for i in batch], [options_of(i.row) for i in batch])
-        for item, answer in self._complete(batch, contexts, None, settings):
+        for item, answer in self._complete(batch, contexts, None, settings, watch):
             item.answers.append(answer)
             item.in_hand = answer
 
-    def _revise(self, items: list[Chain], settings: RevisionSettings) -> None:
+    def _revise(self, items: list[Chain], settings: RevisionSettings, watch: Written | None) -> None:
         old = [item.in_hand.whole for item in items]
         options = [options_of(item.row) for item in items]
         contexts = self.renderer.revisions([item.row.prompt for item in items], old, options)
-        written = self._complete(items, contexts, self.renderer.answers(old, options), settings)
+        written = self._complete(items, contexts, self.renderer.answers(old, options), settings, watch)
         compared: Sequence[tuple[float | None, int]] = [(None, 0)] * len(written)
         if self.confidence is not None and self.has_confidence and written:
             remark(f"revision {max(len(item.answers) for item, _ in written)}: confidence")
@@ -350,21 +354,23 @@ class Reviser:
         contexts: list[list[int]],
         guesses: list[list[int]] | None,
         settings: RevisionSettings,
+        watch: Written | None,
     ) -> list[tuple[Chain, Answer]]:
         """Draws one answer per context; returns the prompts that got one with their answers, marks others as failed."""
         fit = [i for i, item in enumerate(items) if self._has_room(item, len(contexts[i]), settings.max_new_tokens)]
         items, contexts = [items[i] for i in fit], [contexts[i] for i in fit]
         guesses = [guesses[i] for i in fit] if guesses is not None else None
-        completions = self.engine.complete(
-            contexts,
-            [f"{item.key}/{0 if item.policy.fresh else len(item.answers)}" for item in items],
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=self.renderer.stop_ids,
-            temperature=settings.temperature,
-            seed=settings.seed,
-            guesses=guesses,
-            keep=shows_answers(items),
-        )
+        with self._watched(items, watch):
+            completions = self.engine.complete(
+                contexts,
+                [f"{item.key}/{0 if item.policy.fresh else len(item.answers)}" for item in items],
+                max_new_tokens=settings.max_new_tokens,
+                stop_ids=self.renderer.stop_ids,
+                temperature=settings.temperature,
+                seed=settings.seed,
+                guesses=guesses,
+                keep=shows_answers(items),
+            )
         written = []
         for item, context, done in zip(items, contexts, completions, strict=True):
             item.failed = done.failed
@@ -381,6 +387,19 @@ class Reviser:
                 answer = replace(answer, thinking=thinking)
                 written.append((item, answer))
         return written
+
+    @contextmanager
+    def _watched(self, items: list[Chain], watch: Written | None) -> Iterator[None]:
+        """Reports the tokens of each answer while it is written, if the engine can."""
+        engine: Any = self.engine
+        if watch is None or not hasattr(engine, "watch"):
+            yield
+            return
+        engine.watch = lambda place, ids: watch(items[place], ids)
+        try:
+            yield
+        finally:
+            engine.watch = None
 
     def _has_room(self, item: Chain, length: int, new: int) -> bool:
         """Returns whether `length` context + `new` tokens fit the model; otherwise marks the prompt impossible."""

@@ -190,7 +190,7 @@ class Service:
     ) -> AsyncIterator[bytes]:
         """Yields the chunks of a streamed answer; an error ends the stream with its JSON object."""
         chains = [job.chain for job in jobs]
-        seen, ended = [0] * len(jobs), 0
+        seen, sent, ended = [0] * len(jobs), [""] * len(jobs), 0
         try:
             for place in range(len(jobs)):
                 yield reply.role_chunk(place)
@@ -202,8 +202,13 @@ class Service:
                     _expect_answered([chains[place]])
                     ended += 1
                     last = () if found.usage_chunk or ended < len(jobs) else chains
-                    for chunk in reply.text_chunks(place, chains[place], last):
+                    for chunk in reply.text_chunks(place, chains[place], sent[place], last):
                         yield chunk
+                elif isinstance(value, str):
+                    if len(value) > len(sent[place]):
+                        yield reply.delta_chunk(place, value[len(sent[place]) :])
+                        sent[place] = value
+                    continue
                 elif found.trail:
                     yield reply.event_chunk(place, chains[place], seen[place])
                 seen[place] += 1

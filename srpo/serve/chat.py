@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -20,7 +19,7 @@ from srpo.errors import ConfigError, SRPOError
 from srpo.judge.votes import append_vote
 from srpo.report.trail_page import ending, step_text, steps
 from srpo.revise.chain import Chain, key_of
-from srpo.revise.reviser import Reviser
+from srpo.revise.reviser import Reviser, Written
 from srpo.revise.select import selector_of
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Answer
@@ -61,7 +60,7 @@ class Chat:
     def _plan(self, settings: RevisionSettings) -> None:
         """Replaces the settings; an error leaves the old settings in place."""
         policy, revisions = self.reviser.policy(settings)
-        self.select = selector_of(self.reviser, policy, settings.select)
+        self.select = selector_of(self.reviser, policy, self.reviser.select_by(settings))
         self.policy, self.revisions, self.settings = policy, revisions, settings
 
     def run(self, read: Callable[[], str]) -> None:
@@ -125,8 +124,8 @@ class Chat:
     def _draw(self, chain: Chain) -> None:
         """Draws answers until the chain ends, each printed with its changes, then the reason of the end."""
         while not chain.ended:
-            with self._streaming(chain):
-                self.reviser.step([chain], self.settings)
+            with self._streaming(chain) as watch:
+                self.reviser.step([chain], self.settings, watch)
             trail = chain.trail()
             if chain.answers and not (chain.failed or chain.impossible):
                 *_, last = steps(trail)
@@ -136,24 +135,19 @@ class Chat:
         self.console.print(f"  stopped: {ending(trail)}", style="dim", markup=False)
 
     @contextmanager
-    def _streaming(self, chain: Chain) -> Iterator[None]:
+    def _streaming(self, chain: Chain) -> Iterator[Written | None]:
         """Shows the tokens of an answer while it is written, where the engine reports them and this is a terminal."""
-        engine: Any = self.reviser.engine
-        if not (self.console.is_terminal and hasattr(engine, "watch")):
-            yield
+        if not self.console.is_terminal:
+            yield None
             return
         name = f"revision {len(chain.answers)}" if chain.answers else "draft"
         with Live(console=self.console, transient=True, auto_refresh=False) as live:
 
-            def show(_: int, ids: list[int]) -> None:
+            def show(_: Chain, ids: list[int]) -> None:
                 text = Text.assemble((f"  {name:<12}", "cyan"), self.reviser.renderer.decode(ids))
                 live.update(text, refresh=True)
 
-            engine.watch = show
-            try:
-                yield
-            finally:
-                engine.watch = None
+            yield show
 
     # ------------------------------------------------------------------ commands
 

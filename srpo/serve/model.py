@@ -84,7 +84,9 @@ class ServedModel:
         for place, (row, occurrence) in enumerate(itertools.product(asked.rows, range(asked.n))):
             number = next(self._occurrence) if unseeded and not greedy else occurrence
             chain = Chain(row, key_of(row.prompt, number), policy, limit, selector, asked.stop)
-            jobs.append(Job(chain, settings, place, queue))
+            # With revisions the draft need not be the final answer, and a trail has events of its own.
+            live = asked.stream and not (limit or policy.fresh or asked.trail)
+            jobs.append(Job(chain, settings, place, queue, live))
         self._expect_shown(asked.rows)
         return jobs, queue
 

@@ -86,16 +86,26 @@ class Reply:
         """A chunk with one answer of the trail and no text of the final answer."""
         return self._chunk(place, {}, "", srpo={"event": self.event(chain, k)})
 
-    def text_chunks(self, place: int, chain: Chain, last: Sequence[Chain] = ()) -> Iterator[bytes]:
+    def delta_chunk(self, place: int, text: str) -> bytes:
+        """A chunk with the next part of an answer's text."""
+        return self._chunk(place, {"content": text}, text)
+
+    def text_chunks(self, place: int, chain: Chain, sent: str = "", last: Sequence[Chain] = ()) -> Iterator[bytes]:
         """Chunks of the final answer, its thinking first, then the reason of the end.
 
         Args:
+            sent: The beginning of the answer's text that has been sent.
             last: All chains of the request, to add their usage to the last chunk.
+
+        Raises:
+            Problem: The answer begins otherwise than what has been sent.
         """
+        if not chain.in_hand.text.startswith(sent):
+            raise Problem(500, "the answer differs from the text sent so far", kind="server_error")
         for name, text in _reasoning(chain.in_hand).items():
             yield self._chunk(place, {name: text}, "")
-        for piece in _PIECES.findall(chain.in_hand.text):
-            yield self._chunk(place, {"content": piece}, piece)
+        for piece in _PIECES.findall(chain.in_hand.text.removeprefix(sent)):
+            yield self.delta_chunk(place, piece)
         outline, spent = self._outline(place, chain), usage(last) if last else None
         yield self._chunk(place, {}, "", finish=outline["finish_reason"], srpo=_end(chain), spent=spent)
 

@@ -16,11 +16,13 @@ from srpo.revise.chain import Chain
 from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Answer
+from srpo.sequences.render import Renderer, options_of
 from srpo.serve.metrics import Metrics
 from srpo.serve.problems import Problem
 
-# Place of the chain in its request; a new answer, the exception that ended the chain, or None at its end.
-Event = tuple[int, Answer | BaseException | None]
+# Place of the chain in its request; a new answer, the answer's text so far, the exception that ended the chain, or None
+# at its end.
+Event = tuple[int, Answer | str | BaseException | None]
 
 
 @dataclass(eq=False)
@@ -31,6 +33,7 @@ class Job:
         chain: The prompt with its answers so far.
         settings: Sampling settings; jobs with equal settings share batches.
         place: Place of the chain in its request.
+        live: True if the request receives the text of its answer while it is written.
         events: Queue of the request that receives each answer and the end.
         since: Time at which the job began to wait for its next step, on the clock of `time.monotonic`.
         left: True if the client has gone, so that no further step is taken.
@@ -40,6 +43,7 @@ class Job:
     settings: RevisionSettings
     place: int
     events: asyncio.Queue[Event]
+    live: bool = False
     since: float = field(default_factory=time.monotonic)
     left: bool = False
 
@@ -127,9 +131,17 @@ class Scheduler:
         self._under_way += len(batch)
         return batch
 
-    def _draw(self, chains: list[Chain], settings: RevisionSettings) -> None:
+    def _draw(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> None:
         """Draws one answer of each chain, and the final answers of those that end."""
-        self.reviser.step(chains, settings)
+        chains, settings = [job.chain for job in jobs], jobs[0].settings
+        live = {id(job.chain): job for job in jobs if job.live}
+
+        def show(chain: Chain, ids: list[int]) -> None:
+            if job := live.get(id(chain)):
+                event = job.place, begun(self.reviser.renderer, chain, ids)
+                loop.call_soon_threadsafe(job.events.put_nowait, event)
+
+        self.reviser.step(chains, settings, show if live else None)
         ended = [chain for chain in chains if chain.ended]
         self.reviser.finish(ended)
         self._ended(ended, settings)
@@ -143,8 +155,7 @@ class Scheduler:
         self.metrics.batch.observe(len(batch))
         before = [len(job.chain.answers) for job in batch]
         loop = asyncio.get_running_loop()
-        chains = [job.chain for job in batch]
-        future = loop.run_in_executor(self._pool, self._draw, chains, batch[0].settings)
+        future = loop.run_in_executor(self._pool, self._draw, batch, loop)
         await asyncio.wait([future])
         error = future.exception()
         self._under_way -= len(batch)
@@ -167,3 +178,17 @@ class Scheduler:
                 again.append(job)
         self._waiting = again + self._waiting
         self._changed()
+
+
+def begun(renderer: Renderer, chain: Chain, ids: Sequence[int]) -> str:
+    """The part of a half-written answer that no later token changes; "" of an answer with thinking.
+
+    The last token is left out, because the next one may join it in a letter or a word, and so is an end that may turn
+    out to be the beginning of a stop text.
+    """
+    whole = renderer.decode(ids[:-1], options_of(chain.row))
+    if renderer.content_of(whole) != whole:
+        return ""
+    text, cut = chain.cut(whole)
+    held = 0 if cut else max(map(len, chain.stop), default=1) - 1
+    return text[: max(0, len(text) - held)].rstrip("\ufffd").rstrip()

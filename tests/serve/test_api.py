@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 
 from srpo import Reviser
+from srpo.data.read import PromptRow
+from srpo.revise.chain import Chain
+from srpo.revise.policy import Policy
 from srpo.revise.settings import RevisionSettings
+from srpo.sequences.render import Renderer
 from srpo.serve.asked import asked
+from srpo.serve.scheduler import begun
+from tests.conftest import make_byte_tokenizer
 from tests.revise.test_drift import LONG, SHORT, calibrated
 from tests.revise.tiny import PROMPTS, Scripted, reviser
 from tests.serve.served import GREEDY, Served, get, openai, post, serving
@@ -232,6 +238,38 @@ def test_the_calibration_stored_with_a_model_is_followed(caplog: pytest.LogCaptu
         assert {len(choice["srpo"]["trail"]) for choice in ask(LONG)} == {1}
         assert get(f"{served.url}/health").json()["policy"] == "greedy"
         assert len(ask(LONG, policy="always", n_revisions=1)[0]["srpo"]["trail"]) == 2
+
+
+def test_a_draft_alone_is_streamed_while_it_is_written(client: Any, served: Served) -> None:
+    def deltas(model: str, **fields: Any) -> list[str]:
+        asked = {"model": model, "prompt": PROMPTS[0], "temperature": 0.0, **fields}
+        return [
+            each.choices[0].text for each in client.completions.create(stream=True, **asked) if each.choices[0].text
+        ]
+
+    whole = client.completions.create(model="tiny@draft", prompt=PROMPTS[0], temperature=0.0).choices[0].text
+    assert len(whole) > 3
+    pieces = deltas("tiny@draft")
+    assert "".join(pieces) == whole
+    assert len(pieces) > 2
+    # Controls: an answer that revisions decide comes as a whole; a stop text ends the stream where it ends the answer.
+    assert len(deltas("tiny@k=1")) == 1
+    assert "".join(deltas("tiny@draft", stop=[whole[2:4]])) == whole[: whole.index(whole[2:4])]
+
+
+@pytest.mark.parametrize("stop", [(), ("STOP",), ("S", "never")])
+def test_what_is_sent_early_begins_every_later_text(stop: tuple[str, ...]) -> None:
+    tokenizer = make_byte_tokenizer()
+    renderer = Renderer(tokenizer)
+    chain = Chain(PromptRow("?", "", {}), "key", Policy.named("always"), 0, stop=stop)
+    text = "né 🙂 as STO go STOP end  "
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], renderer.stop_ids[0]]
+    final = chain.cut(text)[0]
+    sent = [begun(renderer, chain, ids[:length]) for length in range(1, len(ids) + 1)]
+    for before, after in zip(sent, [*sent[1:], final], strict=True):
+        assert after.startswith(before)
+    assert not any("\ufffd" in each for each in sent)
+    assert len({*sent}) > 2 + 5 * (stop == ())
 
 
 def test_concurrent_requests_share_batches() -> None:
