@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +38,7 @@ class Completion:
 
 
 Keep = Callable[[int, Completion], None]  # place of a row among the contexts, its completion
+Watch = Callable[[int, list[int]], None]  # place of an unfinished row, its token ids so far
 
 
 class Engine(Protocol):
@@ -86,6 +88,20 @@ class Engine(Protocol):
             ConfigError: A negative temperature.
         """
         ...
+
+
+@contextmanager
+def watched(engine: Engine, watch: Watch | None) -> Iterator[None]:
+    """Reports the tokens of unfinished rows to `watch`, where the engine can: it then has an attribute of that name."""
+    attribute = "watch"
+    reports = watch is not None and hasattr(engine, attribute)
+    if reports:
+        setattr(engine, attribute, watch)
+    try:
+        yield
+    finally:
+        if reports:
+            setattr(engine, attribute, None)
 
 
 def expect_temperature(temperature: float) -> None:

@@ -17,7 +17,7 @@ import inspect
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from srpo.generate.draft_guesses import Cost, Follower, guess_length
-from srpo.generate.engine import Completion, Keep, expect_temperature
+from srpo.generate.engine import Completion, Keep, Watch, expect_temperature
 from srpo.generate.kv_cache import SlotCache
 from srpo.generate.plain import HFEngine, contiguous_head
 from srpo.generate.sampling import choose, uniforms
@@ -76,7 +76,7 @@ class SpeculativeEngine(HFEngine):
         super().__init__(model, pad_id=pad_id, batch_size=batch_size)
         self.forwards = self.read = 0
         self.serves: bool | None = None
-        self.watch: Callable[[int, list[int]], None] | None = None
+        self.watch: Watch | None = None
         self._kept: tuple[list[_Row], SlotCache] | None = None
 
     @property

@@ -9,7 +9,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import ConfigError
-from srpo.generate.engine import Engine, Logps
+from srpo.generate.engine import Engine, Logps, watched
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
@@ -360,7 +359,7 @@ class Reviser:
         fit = [i for i, item in enumerate(items) if self._has_room(item, len(contexts[i]), settings.max_new_tokens)]
         items, contexts = [items[i] for i in fit], [contexts[i] for i in fit]
         guesses = [guesses[i] for i in fit] if guesses is not None else None
-        with self._watched(items, watch):
+        with watched(self.engine, watch and (lambda place, ids: watch(items[place], ids))):
             completions = self.engine.complete(
                 contexts,
                 [f"{item.key}/{0 if item.policy.fresh else len(item.answers)}" for item in items],
@@ -387,19 +386,6 @@ class Reviser:
                 answer = replace(answer, thinking=thinking)
                 written.append((item, answer))
         return written
-
-    @contextmanager
-    def _watched(self, items: list[Chain], watch: Written | None) -> Iterator[None]:
-        """Reports the tokens of each answer while it is written, if the engine can."""
-        engine: Any = self.engine
-        if watch is None or not hasattr(engine, "watch"):
-            yield
-            return
-        engine.watch = lambda place, ids: watch(items[place], ids)
-        try:
-            yield
-        finally:
-            engine.watch = None
 
     def _has_room(self, item: Chain, length: int, new: int) -> bool:
         """Returns whether `length` context + `new` tokens fit the model; otherwise marks the prompt impossible."""
