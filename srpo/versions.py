@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 
@@ -28,10 +29,12 @@ def versions() -> dict[str, str | None]:
         >>> list(versions())[:3]
         ['srpo', 'python', 'torch']
     """
-    found: dict[str, str | None] = {"srpo": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return {"srpo": __version__, "python": platform.python_version(), **{name: _installed(name) for name in LIBRARIES}}
+
+
+@functools.cache  # a training asks three times, and each look on the disk takes milliseconds
+def _installed(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None

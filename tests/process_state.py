@@ -45,7 +45,8 @@ def process_as_it_was() -> Iterator[None]:
 
 def _set_levels() -> None:
     for name, level in LEVELS.items():
-        logging.getLogger(name).setLevel(level)
+        if (logger := logging.getLogger(name)).level != level:  # setting it looks at every logger of the process
+            logger.setLevel(level)
 
 
 def _restore_environment(before: dict[str, str]) -> None:

@@ -41,10 +41,12 @@ def saved(folder: Path, model: Any = None) -> Path:
     return folder
 
 
+VOCABULARY = carry_tokenizer().get_vocab()
+
+
 def ids_of(text: str) -> list[int]:
     """Ids of characters, spelled out: the tokenizer's vocabulary, one lookup each."""
-    vocab = carry_tokenizer().get_vocab()
-    return [vocab[character] for character in text]
+    return [VOCABULARY[character] for character in text]
 
 
 class Recording(SpeculativeEngine):

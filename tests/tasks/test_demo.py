@@ -80,6 +80,7 @@ def test_every_system_is_scored_on_the_same_sums(ran: tuple[Path, dict[str, floa
             assert scored[0, system, split, 1.0].primary_NR[:, 0].equal(drafts[split])
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_the_report_answers_every_question(ran: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     folder, _ = ran
     scored = run_demo(str(folder), config=SMALL, workers=1)

@@ -66,8 +66,11 @@ def flat_logp(model: Any, context: list[int], answer: list[int]) -> torch.Tensor
     return torch.stack([logits[len(context) + i - 1, token] for i, token in enumerate(answer)]).sum()
 
 
+TOKENIZER = make_byte_tokenizer()
+
+
 def ids_of(text: str) -> list[int]:
-    ids: list[int] = make_byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = TOKENIZER(text, add_special_tokens=False)["input_ids"]
     return ids
 
 

@@ -11,6 +11,7 @@ import torch
 
 from srpo import SRPOTrainer
 from srpo.errors import ConfigError
+from srpo.model.packed import backends
 from srpo.model.reference.reference import REFERENCE_ADAPTER
 from srpo.model.weights.load import load_model
 from srpo.model.weights.quantised import TRAINING_FILE
@@ -147,15 +148,17 @@ def test_activation_checkpointing_changes_nothing_under_an_adapter(base: Path, t
     assert logged(runs[0], "grad_norm") == pytest.approx(logged(runs[1], "grad_norm"), rel=1e-4)
 
 
-def test_the_reference_of_a_compiled_adapter_is_the_base(tmp_path: Path) -> None:
+def test_the_reference_of_a_compiled_adapter_is_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The trainer is then given another object than the reference: a wrapper round the model both score with.
+    # tests/model/packed checks the layouts of a compiled model; here the check would be half of all traces.
+    monkeypatch.setattr(backends, "self_check", lambda *_: (0.0, 1.0))
     base = tmp_path / "base"
     sharp_llama(num_hidden_layers=1).save_pretrained(base)  # torch traces every layer for seconds
     make_byte_tokenizer().save_pretrained(base)
     torch._dynamo.reset()
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
     runs = [
-        adapter_run(base, tmp_path / str(n), peft_config=lora(target_modules=["q_proj"]), args={"max_steps": 2, **args})
+        adapter_run(base, tmp_path / str(n), peft_config=lora(), args={"max_steps": 2, **args})
         for n, args in enumerate(({}, compiled))
     ]
     for run in runs:
