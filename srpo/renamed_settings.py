@@ -113,7 +113,6 @@ NOT_OFFERED = {
     "ref_adapter_name": "the reference under an adapter is its base, or a frozen copy of the adapter",
     "ref_model_init_kwargs": "a reference is loaded with model_init_kwargs; SRPOTrainer takes a loaded `ref_model`",
     "reference_free": "SRPO's objective needs the reference",
-    "router_aux_loss_coef": "not built",
     "rpo_alpha": _DPO,
     "sanity_check": "`srpo check` shows rows before training",
     "save_safetensors": _ALWAYS,

@@ -139,6 +139,9 @@ class SRPOConfig(TrainingArguments):
     chosen_nll_weight: float = setting(
         0.0, "Weight of an added −log π of the chosen answer per token; 0 adds nothing.", group=METHOD, least=0
     )
+    router_aux_loss_coef: float | None = setting(
+        None, "Weight of the loss that balances routed experts; unset: that of the model.", group=METHOD, least=0
+    )
     revision_template: str | None = shared("revision_template", group=METHOD)
     chat_template_kwargs: dict[str, Any] | None = shared("chat_template_kwargs", group=METHOD)
     no_chat_template: bool = shared("no_chat_template", group=METHOD)

@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from srpo.data.read import Source
 from srpo.errors import ConfigError
-from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, chosen_nll, length_averaged
+from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_averaged
 from srpo.model.packed.attention import serving
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
@@ -41,6 +40,7 @@ from srpo.model.weights.stopping import stop_at
 from srpo.sequences.render import Renderer, template_for
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import cache_folder
+from srpo.train.added_terms import balance_losses, balance_weight, with_added_terms
 from srpo.train.compiled import compile_layers, staying_compiled
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate, first_rows, warn_of_shared_prompts
@@ -149,6 +149,7 @@ class SRPOTrainer(DurableTrainer):
         args.logging_nan_inf_filter = False  # the filter would log the mean of the other steps instead of a nan
         policy = load_policy(model, args, quantization_config, peft_config)
         self._original_config = disable_noise(policy) if args.disable_dropout else nullcontext
+        self._balance_weight = balance_weight(policy, args.router_aux_loss_coef)
         given = load_reference(ref_model, args)
         self.reference = make_reference(policy, given, args)
         if args.compile_layers:
@@ -212,7 +213,7 @@ class SRPOTrainer(DurableTrainer):
         """Computes the objective from six log-probs per pair under policy and reference."""
         backend = self.settled_backend(model, inputs["trees"])
         forest = Forest.plant(inputs["trees"], self.args.device)
-        with watched() as ours:
+        with watched() as ours, balance_losses(model, self._balance_weight) as balance:
             summed = six_logps(model, forest, backend)
         cached = isinstance(self.reference, CachedReference)  # no distributions, not even of a row scored now
         with nullcontext(Spread()) if cached else watched() as theirs:
@@ -222,13 +223,12 @@ class SRPOTrainer(DurableTrainer):
         policy, reference = (self._reduced(six, tokens_BK) for six in (summed, summed_reference))
         beta = self.temperature.beta
         output = self.objective.loss(policy, reference, beta=beta, alpha=self.args.alpha)
-        if weight := self.args.chosen_nll_weight:
-            anchor_B = chosen_nll(summed, tokens_BK[:, 0], drafts_only=self.objective.drafts_only)
-            output = replace(output, per_pair=output.per_pair + weight * anchor_B)
+        weight, drafts = self.args.chosen_nll_weight, self.objective.drafts_only
+        output = with_added_terms(output, summed, tokens_BK[:, 0], weight, balance, drafts=drafts)
         self.guard.expect_finite(inputs, policy, reference, output, step=self.state.global_step + 1)
         columns = spread_metrics(summed.detach(), summed_reference, ours, theirs, shape)
         self._measured.add(metrics(policy.detach(), reference, output, beta=beta) | columns)
-        loss = output.loss.float() * inputs.get(SHARE, 1.0)
+        loss = output.loss.float().to(self.args.device) * inputs.get(SHARE, 1.0)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def training_step(

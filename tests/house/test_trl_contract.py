@@ -35,7 +35,6 @@ ABSENT = {
     "f_alpha_divergence_coef": "a variant of DPO",
     "use_weighting": "a variant of DPO",
     "discopop_tau": "a variant of DPO",
-    "router_aux_loss_coef": "not offered",
     "activation_offloading": "not offered",
 }
 

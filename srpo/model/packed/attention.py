@@ -167,15 +167,15 @@ def following_paths(model: nn.Module, name: str = NAME) -> Iterator[None]:
             config._attn_implementation = before[key]
 
 
-_INTERFACES = {"path": NAME, "flex": FLEX}  # back-end → its name in transformers' attention interface
+INTERFACES = {"path": NAME, "flex": FLEX}  # back-end → its name in transformers' attention interface
 _held: set[int] = set()  # ids of models inside a `serving` block
 
 
 @contextmanager
 def serving(model: nn.Module, backend: str) -> Iterator[None]:
     """Switches packed attention on for a block with forward *and* backward, which activation checkpointing needs."""
-    if backend in _INTERFACES:
-        with following_paths(model, _INTERFACES[backend]):
+    if backend in INTERFACES:
+        with following_paths(model, INTERFACES[backend]):
             _held.add(id(core(model)))
             try:
                 yield
@@ -201,7 +201,7 @@ def attending(model: nn.Module, backend: str) -> Iterator[None]:
         raise BackendError(
             "activation checkpointing recomputes layers after path attention has been taken down", fix=fix
         )
-    with following_paths(model, _INTERFACES[backend]):
+    with following_paths(model, INTERFACES[backend]):
         yield
 
 

@@ -64,9 +64,6 @@ def _refuse_for_all(model: nn.Module) -> None:
     if inner.config.is_encoder_decoder:
         fix = "srpo trains causal language models"
         raise BackendError("an encoder with a decoder has no prefixes to share", where=type(inner).__name__, fix=fix)
-    if device_of(model).type == "mps":
-        fix = "train on the CPU: --use_cpu true"
-        raise BackendError("log-probs are summed in float64, which Apple's GPUs do not have", where="device", fix=fix)
     # Prompt tuning inserts tokens before the input, so every answer would be scored that many positions too early.
     config = getattr(getattr(model, "module", model), "active_peft_config", None)
     if config is not None and config.is_prompt_learning and config.peft_type != "PREFIX_TUNING":

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.head import Scored, answer_logps
+from srpo.model.packed.sums import device_of_sums
 from srpo.model.unwrap import core
 from srpo.sequences.tree import PrefixTree
 
@@ -31,7 +32,7 @@ Segment = tuple[int, int, int]  # first node, one past the last node, index of t
 
 def cache_logps(model: nn.Module, forest: Forest) -> Tensor:
     """Log-prob of each answer token of the forest, [T], float64, nats; without gradients."""
-    logp_T = torch.zeros(len(forest.row_T), dtype=torch.float64, device=forest.ids_1S.device)
+    logp_T = torch.zeros(len(forest.row_T), dtype=torch.float64, device=device_of_sums(forest.ids_1S.device))
     offset = 0
     with torch.no_grad():
         for tree in forest.packed:
@@ -89,7 +90,7 @@ def _score(model: nn.Module, forest: Forest, nodes: slice, cache: DynamicCache, 
         inputs = {"input_ids": ids_1S, "position_ids": positions_1S, "past_key_values": cache}
         return model(**inputs, use_cache=True, **options)
 
-    logp_T[answers] = answer_logps(model, run, scored)
+    logp_T[answers.to(logp_T.device)] = answer_logps(model, run, scored)
 
 
 def why_not_cache(model: nn.Module) -> str:

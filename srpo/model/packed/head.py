@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from srpo.errors import BackendError
 from srpo.model.packed.spread import entropies, watching
-from srpo.model.packed.tiles import After, Products, TiledLogps, product_dtype
+from srpo.model.packed.sums import wide
+from srpo.model.packed.tiles import After, Products, TiledLogps, planned_card, product_dtype
 from srpo.model.unwrap import core
 
 log = logging.getLogger("srpo")
@@ -107,7 +108,7 @@ def _untiled_logps(logits_PV: Tensor, scored: Scored) -> Tensor:
     if (spread := watching()) is not None and scored.owner_T is not None:
         entropy_P, words = entropies(logits_PV, norm_P), logits_PV.shape[1]
         spread.add(scored.row_T, scored.owner_T, entropy_P, lambda rows_N: logits_PV.detach()[rows_N], words)
-    return logits_PV[scored.row_T, scored.token_T].double() - norm_P[scored.row_T].double()
+    return wide(logits_PV[scored.row_T, scored.token_T]) - wide(norm_P[scored.row_T])
 
 
 def _tiled_logps(seen: _HeadInput, after: After, scored: Scored) -> Tensor:
@@ -151,7 +152,8 @@ def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> 
     def narrow(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.hidden_PD = args[0].flatten(0, -2).index_select(0, place_P)
         kind = args[0].device.type
-        seen.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else args[0].dtype
+        mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        seen.dtype = torch.get_autocast_dtype(kind) if mixed else args[0].dtype
         return (seen.hidden_PD[None, :1] if only_first else seen.hidden_PD[None], *args[1:])
 
     hook = seen.head.register_forward_pre_hook(narrow)
@@ -185,8 +187,9 @@ _untiled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 def _possible_transforms(model: nn.Module, scored: Scored) -> list[After] | None:
     """Transforms of logits that the model's configuration allows; None if the head must not be tiled."""
     head: Any = core(model).get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    if type(head) is not nn.Linear or head in _untiled or type(weight) is not nn.Parameter:  # quantised, an adapter, …
+    weight: Any = getattr(head, "weight", None)
+    plain = type(weight) is nn.Parameter or planned_card() is not None  # fake tensors have a type of their own
+    if type(head) is not nn.Linear or head in _untiled or not plain:  # quantised, an adapter, …
         return None
     if weight.ndim != 2 or weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():  # sharded
         return None
@@ -204,11 +207,13 @@ def _possible_transforms(model: nn.Module, scored: Scored) -> list[After] | None
 @torch.no_grad()
 def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> After | None:
     """The candidate that maps the product of the head and its input `seen` to the model's logits `row_1V`, or None."""
+    if planned_card() is not None:  # a plan of memory: tensors without values
+        return candidates[0]
     if row_1V.shape != (1, len(seen.head.weight)):
         return None
     with Products(seen.hidden_PD[:1].to(seen.dtype), *seen.weights()) as products:
-        own_1V = products.logits(slice(0, 1)).double()
-    off = {after: (row_1V.double() - after(own_1V)).abs().max() / after(own_1V).abs().max() for after in candidates}
+        own_1V, row_1V = wide(products.logits(slice(0, 1))), wide(row_1V)
+    off = {after: (row_1V - after(own_1V)).abs().max() / after(own_1V).abs().max() for after in candidates}
     nearest = min(off, key=lambda after: off[after].item())
     return nearest if off[nearest] <= NEAR * torch.finfo(seen.dtype).eps else None
 
@@ -235,6 +240,8 @@ def _keeps_logits(seen: _HeadInput) -> bool:
 
 def _memory_of(device: torch.device) -> int:
     """Bytes of the device's memory; 0 if unknown."""
+    if (card := planned_card()) is not None:
+        return card.memory
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:

@@ -52,7 +52,11 @@ def packed_logps(model: nn.Module, forest: Forest, *, backend: str) -> Tensor:
 
 def _summed(logp_T: Tensor, forest: Forest) -> Tensor:
     pairs, sequences = len(forest.trees), len(forest.trees[0].answers)
-    return logp_T.new_zeros(pairs * sequences).index_add(0, forest.owner_T, logp_T).view(pairs, sequences)
+    return (
+        logp_T.new_zeros(pairs * sequences)
+        .index_add(0, forest.owner_T.to(logp_T.device), logp_T)
+        .view(pairs, sequences)
+    )
 
 
 def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
@@ -96,7 +100,7 @@ def _row_logps(
     scored = Scored(place_T, row_T, token_T, length, torch.tensor(owners, device=device)[owner_T])
     run = partial(model, input_ids=ids_NL, attention_mask=mask_NL.to(device), use_cache=False)
     logp_T = answer_logps(model, run, scored)
-    return logp_T.new_zeros(len(rows)).index_add(0, owner_T, logp_T)
+    return logp_T.new_zeros(len(rows)).index_add(0, owner_T.to(logp_T.device), logp_T)
 
 
 LAYOUTS: dict[str, Callable[[nn.Module, Forest], Tensor]] = {

@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
+from srpo.model.packed.sums import wide
+
 SAMPLED = 2**22  # largest number of log-probs in the sample of one forward pass
 CHUNK = 2**23  # logits whose entropy is computed at once
 
@@ -81,9 +83,10 @@ def _kl(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
 
 
 def _sums(value_T: Tensor, owner_T: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    empty = torch.zeros(shape[0] * shape[1], dtype=torch.float64, device=value_T.device)
-    summed = empty.index_add(0, owner_T, value_T.double())
-    return summed.view(shape), empty.index_add(0, owner_T, torch.ones_like(value_T).double()).view(shape)
+    value_T = wide(value_T)
+    empty, owner_T = value_T.new_zeros(shape[0] * shape[1]), owner_T.to(value_T.device)
+    summed = empty.index_add(0, owner_T, value_T)
+    return summed.view(shape), empty.index_add(0, owner_T, torch.ones_like(value_T)).view(shape)
 
 
 @torch.no_grad()

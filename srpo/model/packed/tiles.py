@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from srpo.model.packed.sums import device_of_sums, wide
 from srpo.model.weights.precision import has_fast_bfloat16
 
 TILE = {"cpu": 2**23}  # logits of a tile
@@ -64,7 +65,7 @@ class TiledLogps(torch.autograd.Function):
     ) -> Tensor:
         full = torch.promote_types(hidden_PD.dtype, torch.float32)
         norm_P = hidden_PD.new_empty(len(hidden_PD), dtype=full)
-        logp_T = hidden_PD.new_empty(len(row_T), dtype=torch.float64)
+        logp_T = torch.empty_like(row_T, dtype=torch.float64, device=device_of_sums(row_T.device))
         with Products(hidden_PD, weight_VD, bias_V, keep=keep) as products:
             for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
                 logits_RV = after(products.logits(rows).to(full))
@@ -75,7 +76,7 @@ class TiledLogps(torch.autograd.Function):
                 norm_P[rows] = most_R1[:, 0] + total_R.log()
                 if entropy_P is not None:  # with e = p · total: −Σ p log p = log total − Σ e log e / total
                     entropy_P[rows] = total_R.log() + torch.special.entr(weights_RV, out=weights_RV).sum(1) / total_R
-                logp_T[answers] = scored_A.double() - norm_P[row_T[answers]].double()
+                logp_T[answers.to(logp_T.device)] = wide(scored_A) - wide(norm_P[row_T[answers]])
                 del logits_RV, weights_RV  # before the next tile is allocated
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, products.kept_PV)
         ctx.after = after
@@ -86,7 +87,7 @@ class TiledLogps(torch.autograd.Function):
     def backward(ctx: _Context, grad_T: Tensor) -> tuple[Tensor | None, ...]:
         hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, kept_PV = ctx.saved_tensors
         after, full = ctx.after, norm_P.dtype
-        grad_T = grad_T.to(full)
+        grad_T = grad_T.to(full).to(norm_P.device)
         grad_P = torch.zeros_like(norm_P).index_add_(0, row_T, grad_T)
         dweight_VD = torch.zeros_like(weight_VD, dtype=full) if ctx.needs_input_grad[1] else None
         dbias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
@@ -167,7 +168,7 @@ class Products:
 
     def minus(self, logits_RV: Tensor, value_R1: Tensor) -> Tensor:
         """Returns `logits_RV` − `value_R1`, in place unless the logits are those of `kept_PV`."""
-        if self.kept_PV is None or logits_RV.untyped_storage().data_ptr() != self.kept_PV.untyped_storage().data_ptr():
+        if self.kept_PV is None or logits_RV.untyped_storage()._cdata != self.kept_PV.untyped_storage()._cdata:
             return logits_RV.sub_(value_R1)
         return torch.sub(logits_RV, value_R1, out=self._spare(slice(0, len(logits_RV))))
 
@@ -178,21 +179,54 @@ class Products:
         return self._spare_RV[:count]
 
 
+class Card(NamedTuple):
+    """A device that a plan computes for, as a named tuple: type of device, bytes of memory, bfloat16 in hardware."""
+
+    kind: str
+    memory: int
+    bfloat16: bool = True
+
+
+_card: Card | None = None
+
+
+def planned_card() -> Card | None:
+    """The device of the plan under way; None if tensors have values."""
+    return _card
+
+
+@contextmanager
+def computing_for(card: Card) -> Iterator[None]:
+    """Inside the block, tensors have shapes and no values, and tiles and dtypes are those that the card would get."""
+    global _card
+    before, _card = _card, card
+    try:
+        yield
+    finally:
+        _card = before
+
+
 def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
     """The dtype of the head's products: float32 for 16-bit values on a CPU that only emulates bfloat16.
 
     Such a CPU multiplies in float32 twice as fast, and the logits need no cast. The products are those of the 16-bit
     values, without rounding.
     """
-    if dtype in (torch.bfloat16, torch.float16) and device == "cpu" and not has_fast_bfloat16("cpu"):
-        return torch.float32
+    if dtype in (torch.bfloat16, torch.float16) and _kind(device) == "cpu":
+        return dtype if (has_fast_bfloat16("cpu") if _card is None else _card.bfloat16) else torch.float32
     return dtype
+
+
+def _kind(device: str) -> str:
+    """Type of the device that computes: `device`, or that of the plan under way."""
+    return device if _card is None else _card.kind
 
 
 # ---------------------------------------------------------------------- casts of the weight
 
-# (address, version, dtype) of a weight → the weight, which keeps the address its own, and its cast; None: no `one_cast`
-_casts: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] | None = None
+# (storage, offset, version, dtype) of a weight → the weight, which keeps the storage its own, and its cast; None: no
+# `one_cast`
+_casts: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
 
 @contextmanager
@@ -212,7 +246,7 @@ def one_cast() -> Iterator[None]:
 def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     if weight.dtype == dtype or _casts is None:
         return weight.detach().to(dtype)
-    key = (weight.data_ptr(), weight._version, dtype)
+    key = (weight.untyped_storage()._cdata, weight.storage_offset(), weight._version, dtype)
     if key not in _casts:
         _casts[key] = (weight, weight.detach().to(dtype))
     return _casts[key][1]
@@ -220,7 +254,7 @@ def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _tiles(hidden_PD: Tensor, weight_VD: Tensor, row_T: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yields slices of the scored positions, each with the indices of the answer tokens scored in it (by `row_T`)."""
-    rows = max(1, TILE.get(hidden_PD.device.type, TILE_ELSEWHERE) // len(weight_VD))
+    rows = max(1, TILE.get(_kind(hidden_PD.device.type), TILE_ELSEWHERE) // len(weight_VD))
     starts = list(range(0, len(hidden_PD), rows))
     order_T = row_T.argsort()
     bounds = torch.searchsorted(row_T[order_T], torch.tensor([*starts[1:], len(hidden_PD)], device=row_T.device))

@@ -32,6 +32,7 @@ from srpo.model.packed.backends import TOLERANCE
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import six_logps
 from srpo.model.packed.layouts import LAYOUT_VERSION
+from srpo.model.packed.sums import device_of_sums
 from srpo.model.reference.logp_store import DIGEST, LogpStore
 from srpo.model.reference.reference import Reference, kind_of, reference_fingerprint
 from srpo.model.unwrap import device_of
@@ -102,7 +103,7 @@ class CachedReference:
         rows = [store.get(digest) for digest in digests]
         if None not in rows:
             self.found += len(rows)
-            return _six(torch.tensor(rows, dtype=torch.float64, device=device_of(self._policy)))
+            return _six(torch.tensor(rows, dtype=torch.float64, device=device_of_sums(device_of(self._policy))))
         six = self._score(trees, backend)
         self.scored += len(planted)
         logps_BK = torch.stack(list(six)[: store.width], 1)

@@ -1,0 +1,18 @@
+"""Where sums of log-probs are kept: in float64, on the model's device or, for a device without float64, on the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WITHOUT_FLOAT64 = ("mps",)  # types of devices; Apple's GPUs have no float64
+
+
+def device_of_sums(device: torch.device) -> torch.device:
+    """The device that holds float64 numbers of a model on `device`."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def wide(values: Tensor) -> Tensor:
+    """The values in float64, on `device_of_sums`; differentiable."""
+    return values.to(device_of_sums(values.device)).double()

@@ -1,0 +1,83 @@
+"""Terms that a training adds to the objective's loss: log-probs of chosen answers, and balance of routed experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srpo.errors import ConfigError
+from srpo.maths.objective import LossOutput, SixLogps, chosen_nll
+from srpo.model.packed.sums import wide
+from srpo.model.unwrap import core
+
+
+def with_added_terms(
+    output: LossOutput, summed: SixLogps, tokens_B: Tensor, nll_weight: float, balance: list[Tensor], *, drafts: bool
+) -> LossOutput:
+    """The loss with its added terms.
+
+    Args:
+        summed: log-probs of the policy, nats, summed over tokens.
+        tokens_B: number of tokens of each chosen answer.
+        nll_weight: weight of −log π of the chosen answer per token; 0 adds nothing.
+        balance: weighted balance losses of the policy's forward passes, from `balance_losses`.
+        drafts: the objective reads drafts alone.
+    """
+    per_pair = output.per_pair
+    if nll_weight:
+        per_pair = per_pair + nll_weight * chosen_nll(summed, tokens_B, drafts_only=drafts)
+    if balance:
+        per_pair = per_pair + torch.stack([wide(each) for each in balance]).mean()
+    return output if per_pair is output.per_pair else replace(output, per_pair=per_pair)
+
+
+def balance_weight(model: nn.Module, asked: float | None) -> float:
+    """Weight of the balance loss: the one asked for, else that of the model's configuration; 0 without experts.
+
+    Raises:
+        ConfigError: a weight for a model that routes no tokens.
+    """
+    config = core(model).config.get_text_config()
+    routes = hasattr(config, "output_router_logits")
+    if asked and not routes:
+        what = f"{asked:g}, but {type(core(model)).__name__} has no routed experts"
+        raise ConfigError(what, where="router_aux_loss_coef", fix="leave it out")
+    return float(getattr(config, "router_aux_loss_coef", 0.0) if asked is None else asked) if routes else 0.0
+
+
+@contextmanager
+def balance_losses(model: nn.Module, weight: float) -> Iterator[list[Tensor]]:
+    """Yields a list that gets the weighted balance loss of each forward pass inside the block.
+
+    The loss is transformers' own (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6) over the tokens of the pass: in a
+    packed batch a shared token counts once. Without gradients or with weight 0 the list stays empty.
+
+    Raises:
+        ConfigError: the model returns no such loss.
+    """
+    found: list[Tensor] = []
+    if not weight or not torch.is_grad_enabled():
+        yield found
+        return
+    inner: Any = core(model)
+    config, before = inner.config.get_text_config(), inner.config.get_text_config().output_router_logits
+
+    def add(module: nn.Module, inputs: object, output: Any) -> None:
+        if (loss := getattr(output, "aux_loss", None)) is None:
+            fix = "set it to 0 to train without that loss"
+            where = "router_aux_loss_coef"
+            raise ConfigError(f"{type(inner).__name__} returns no loss that balances experts", where=where, fix=fix)
+        found.append(weight * loss)
+
+    watch = inner.register_forward_hook(add)
+    config.output_router_logits = True
+    try:
+        yield found
+    finally:
+        config.output_router_logits = before
+        watch.remove()
