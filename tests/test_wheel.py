@@ -54,7 +54,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         for path in (ROOT / "srpo").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    checkout |= {f"srpo/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
+    checkout |= {f"srpo/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").rglob("*") if path.is_file()}
     assert {"srpo/py.typed", "srpo/recipes/tldr.yaml"} <= checkout
     assert {name for name in names if not name.startswith(f"{info}/")} == checkout
     assert f"{info}/licenses/LICENSE" in names
