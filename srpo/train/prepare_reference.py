@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from srpo.errors import OutputError
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference, Reference
 from srpo.progress import Progress
@@ -19,7 +20,7 @@ from srpo.train.dataset import TreeDataset
 from srpo.train.durable.identity import device_name
 from srpo.train.microbatches import pieces
 from srpo.train.prompts import batches_of, groups_of
-from srpo.train.split_weights import expect_splittable, split_reference
+from srpo.train.split_weights import expect_splittable, on_training_device, split_reference, splitting
 from srpo.train.view import TrainerView
 
 CHECKED_ROWS = 4
@@ -59,7 +60,7 @@ def make_ready(trainer: TrainerView, settle: Settle) -> None:
     # This comes first: a reference scored on the wrong device would be cached under the name of the right one.
     reference.prepare(placed)
     if isinstance(reference, CachedReference):
-        with trainer.accelerator.autocast():
+        with trainer.accelerator.autocast(), on_training_device(trainer):
             _fill(trainer, reference, settle)
 
 
@@ -82,6 +83,9 @@ def _fill(trainer: TrainerView, reference: CachedReference, settle: Settle) -> N
     if lacking and args.precompute_ref_log_probs:
         _score(trainer, reference, [(data, missing[id(data)]) for data in sets], backend, batch)
         lacking = sum(len(_missing(reference, data, backend)) for data in sets)  # above 0 after a full disk or a nan
+    if lacking and splitting(trainer) != "no":
+        why = reference.unkept or "they are not finite"
+        raise OutputError(f"{lacking} rows could not be kept ({why})", where=str(reference.folder))
     reference.begin(complete=not lacking)
     if not lacking and reference.model is None:
         log.info("srpo: no reference model in memory: all of its log-probs are cached")

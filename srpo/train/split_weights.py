@@ -17,14 +17,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from srpo.errors import ConfigError
+from srpo.model.unwrap import device_of
 from srpo.model.weights.fingerprint import is_whole
 from srpo.model.weights.load import load_model
 from srpo.train.view import TrainerView
 
 log = logging.getLogger("srpo")
 
-# A process with a cache hit would skip a forward pass, and split weights need all processes in it.
-NOT_SPLIT = ("reference_cache", "precompute_ref_log_probs", "sync_ref_model", "max_tokens_per_batch")
+NOT_SPLIT = ("sync_ref_model", "max_tokens_per_batch")
 
 
 def splitting(trainer: TrainerView) -> str:
@@ -51,6 +51,7 @@ def expect_splittable(trainer: TrainerView) -> None:
     for name in NOT_SPLIT:
         if getattr(trainer.args, name):
             raise ConfigError("does not work with FSDP or DeepSpeed", where=name, fix="leave it out")
+    _expect_complete_cache(trainer)
     if splitting(trainer) == "ZeRO-3":
         name = "stage3_gather_16bit_weights_on_model_save"
         config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
@@ -58,6 +59,38 @@ def expect_splittable(trainer: TrainerView) -> None:
             where = f"deepspeed config, zero_optimization.{name}"
             fix = "set it to true (in an accelerate file: zero3_save_16bit_model: true)"
             raise ConfigError("no process would save the whole model", where=where, expected="true", fix=fix)
+
+
+def _expect_complete_cache(trainer: TrainerView) -> None:
+    """Checks that a cached reference is scored before the weights are split.
+
+    In training, a process with a cache hit would skip a forward pass, and split weights need all processes in it.
+
+    Raises:
+        ConfigError: rows would be scored in training, or the reference has weights that are split.
+    """
+    args, reference = trainer.args, trainer.reference
+    if args.reference_cache and not args.precompute_ref_log_probs:
+        what = "with split weights, rows cannot be scored during training"
+        raise ConfigError(what, where="reference_cache", fix="add `--precompute_ref_log_probs`, or leave it out")
+    if args.precompute_ref_log_probs and (reference.kind == "given" or not is_whole(trainer.model)):
+        what = "the reference's weights are split before they could be scored"
+        fix = "leave it out"
+        raise ConfigError(what, where="precompute_ref_log_probs", fix=fix)
+
+
+@contextmanager
+def on_training_device(trainer: TrainerView) -> Iterator[None]:
+    """Inside the block, a policy that will be split is whole on the device of this process, where it can be scored."""
+    before = device_of(trainer.model)
+    moved = splitting(trainer) != "no" and before != trainer.args.device
+    if moved:
+        trainer.model.to(trainer.args.device)
+    try:
+        yield
+    finally:
+        if moved:
+            trainer.model.to(before)
 
 
 def split_reference(trainer: TrainerView, frozen: nn.Module) -> nn.Module:

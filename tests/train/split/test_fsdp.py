@@ -25,6 +25,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "in parts": {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},  # the default of FSDP 2
     "lora": {},
     "bfloat16": {"ACCELERATE_MIXED_PRECISION": "bf16"},
+    "cached": {},
 }
 
 
@@ -47,8 +48,10 @@ def split(base: Path, folder: Path) -> Any:
     found = {}
     for name, variables in RUNS.items():
         split_on_cpu(**variables)
-        bf16 = {"bf16": True} if name == "bfloat16" else {}
-        found[name] = trained(base, folder / name, **SPLIT, **bf16)
+        more: dict[str, Any] = {"bf16": True} if name == "bfloat16" else {}
+        if name == "cached":
+            more = {"precompute_ref_log_probs": True, "reference_cache": str(folder / "kept")}
+        found[name] = trained(base, folder / name, **SPLIT, **more)
         unsplit()
     found["copied"] = trained(base, folder / "copied", **SPLIT)  # DDP
     return found
@@ -72,7 +75,7 @@ def found(place: Path) -> dict[str, Any]:
     return read
 
 
-@pytest.mark.parametrize("name", ["in parts", "copied", "lora"])
+@pytest.mark.parametrize("name", ["in parts", "copied", "lora", "cached"])
 def test_losses_are_those_of_one_process(name: str, found: dict[str, Any]) -> None:
     alone = found["lora alone" if name == "lora" else "full alone"]
     assert found[name]["losses"] == pytest.approx(alone["losses"], abs=1e-6)
@@ -140,6 +143,18 @@ def test_processes_that_would_wait_for_ever_are_refused(place: Path) -> None:
     ends = together(lambda rank: str(make_trainer(place / "base", place / "uneven", **settings)))
     assert [end.code for end in ends] == [78, 78]
     assert "even_batches" in ends[0].error
+
+
+def test_a_cache_that_training_would_fill_is_refused(place: Path) -> None:
+    """A process with a hit would skip the forward pass that the others wait in."""
+
+    def filling(rank: int) -> None:
+        split_on_cpu()
+        make_trainer(place / "base", place / "filling", **SPLIT, reference_cache=str(place / "other"))
+
+    ends = together(filling)
+    assert [end.code for end in ends] == [78, 78]
+    assert "add `--precompute_ref_log_probs`" in ends[0].error
 
 
 def test_a_saved_model_without_weights_is_an_error(tmp_path: Path) -> None:
