@@ -279,7 +279,7 @@ def test_a_prompt_longer_than_the_context(place: Place) -> None:
         ({"resume_from_checkpoint": "run/checkpoint-1"}, "resume_from_checkpoint: 'run/checkpoint-1' is ignored"),
         (
             {"metric_for_best_model": "nope", "eval_strategy": "steps"},
-            "metric_for_best_model: 'nope'; expected one of logps/chosen, ",
+            "metric_for_best_model: 'nope'; expected one of answer_tokens, ",
         ),
     ],
 )
