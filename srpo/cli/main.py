@@ -27,6 +27,7 @@ VERBS = {
     "judge": "measure a judge on labelled pairs, compare two files of answers, compare two judges",
     "exchange": "convert answers to and from the files of AlpacaEval and Arena-Hard",
     "check": "show how a data file is read and rendered, before training",
+    "plan": "predict memory and speed of a training on one or many cards, without weights or GPU",
     "merge": "merge an adapter into its base, and compare the merged model with both",
     "export": "write a model as GGUF for llama.cpp and Ollama, and compare the file with it",
     "convert": "convert pickled weights to safetensors, without running pickled code",

@@ -1,0 +1,252 @@
+"""Memory and speed of a training before it is begun: from a model's configuration and the lengths of its pairs.
+
+Per card, with N cards, W bytes of weights, T trained weights and R bytes of the reference's weights:
+
+    kept      W + R + 8 T              float32 moments of AdamW; FSDP 2 divides every term by N
+    gathered  two layers and the root  FSDP 2 alone: weights that a card borrows, in the dtype of the products
+    step      measured on fake tensors by `fake_step.peak_of_step`: activations, gradients, head, temporary tensors
+
+Not counted: the context of CUDA, its libraries' workspaces and the fragmentation of its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from srpo.errors import ConfigError
+from srpo.model.packed.forest import Forest
+from srpo.model.packed.tiles import Card
+from srpo.model.unwrap import core
+from srpo.sequences.tree import PrefixTree
+from srpo.train.fake_step import Step, fake_model, peak_of_step
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PretrainedConfig
+
+LAUNCHES = ("one", "ddp", "fsdp2")
+SHAPES = ("turn", "quote", "apart")
+MOMENTS = 8  # bytes of AdamW per trained weight
+SCALES = {True: 1 / 64 + 4 / 64 / 256, False: 4 / 64}  # bytes of scales per 4-bit weight, with nested scales or not
+USABLE = 0.9  # share of a card's memory that a plan fills
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Settings of the training that a plan is made for.
+
+    Attributes:
+        launch: "one" card, or several with "ddp" or "fsdp2".
+        cards: number of cards, N.
+        bf16: matrices are multiplied in bfloat16.
+        base: dtype of frozen weights under an adapter.
+        bits: 4 for a base in 4 bits, 8 for one in 8 bits, 0 for neither.
+        nested: the scales of the 4-bit base are quantised, too.
+        backend: "path", "flex" or "flat".
+        device: "cuda" or "cpu".
+        memory: bytes of a card.
+        precomputed: the reference's log-probs are cached, and its weights are not loaded.
+    """
+
+    launch: str = "one"
+    cards: int = 1
+    bf16: bool = True
+    base: torch.dtype = torch.bfloat16
+    bits: int = 0
+    nested: bool = False
+    backend: str = "flex"
+    device: str = "cuda"
+    memory: int = 80 * 2**30
+    precomputed: bool = False
+
+
+class Kept(NamedTuple):
+    """Bytes that a card keeps during a whole training, as a named tuple."""
+
+    weights: int
+    reference: int
+    moments: int
+    gathered: int
+
+    @property
+    def all(self) -> int:
+        """Their sum."""
+        return sum(self)
+
+
+class Cost(NamedTuple):
+    """Work of one optimiser step with one batch per card, as a named tuple.
+
+    Attributes:
+        tokens: packed tokens of all cards.
+        flops: floating-point operations of each card.
+        wire: bytes that each card sends.
+    """
+
+    tokens: int
+    flops: float
+    wire: float
+
+
+class Planned:
+    """The plan of one model and setup, without weights.
+
+    Args:
+        config: configuration of the model.
+        setup: settings of the training.
+        peft_config: settings of the adapter; None trains all weights.
+
+    Raises:
+        ConfigError: a quantised base without an adapter, or several cards without a launch.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> tiny = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+        >>> plan = Planned(tiny, Setup(device="cpu", backend="path", bf16=False))
+        >>> trees = made_pairs(20, 5, 4, "turn", count=2, vocabulary=64)
+        >>> plan.kept.weights == 4 * plan.trained and plan.step(trees) > 0
+        True
+    """
+
+    def __init__(self, config: PretrainedConfig, setup: Setup, peft_config: PeftConfig | None = None) -> None:
+        if setup.bits and peft_config is None:
+            raise ConfigError("quantised weights cannot be trained", where="load_in_4bit", fix="add `--use_peft`")
+        if (setup.cards > 1) is (setup.launch == "one"):
+            fix = "launch ddp or fsdp2 for several cards, one for one"
+            raise ConfigError(f"{setup.launch!r} with {setup.cards} cards", where="launch", fix=fix)
+        self.setup, self.adapter = setup, peft_config is not None
+        # FSDP gathers weights in the dtype of the products, where autocast would keep a second copy of each.
+        self._gathers = setup.launch == "fsdp2"
+        computed = torch.bfloat16 if setup.bf16 and self._gathers else torch.float32
+        self.model = fake_model(config, setup.base if self.adapter else computed, peft_config)
+        self.trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.weights = sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def kept(self) -> Kept:
+        """Bytes that each card keeps during the whole training."""
+        setup, split = self.setup, self.setup.cards if self._gathers else 1
+        weights = sum(map(self._stored, self.model.parameters())) - self._saved_by_quantising()
+        reference = 0 if self.adapter or setup.precomputed else weights
+        gathered = _largest_gathered(self.model, 2 if setup.bf16 else 4) if self._gathers else 0
+        return Kept(weights // split, reference // split, MOMENTS * self.trained // split, gathered)
+
+    def step(self, trees: Sequence[PrefixTree], *, checkpointing: bool = False) -> int:
+        """Largest number of bytes of a step on these pairs beyond `kept`, on each card."""
+        setup = self.setup
+        step = Step(
+            card=Card(setup.device, setup.memory),
+            autocast=setup.bf16 and not (self._gathers and not self.adapter),
+            checkpointing=checkpointing,
+            reference=not setup.precomputed,
+            keeps_gradients=not self._gathers,
+            backend=setup.backend,
+        )
+        gradients = 4 * self.trained // setup.cards if self._gathers else 0
+        return peak_of_step(self.model, Forest.plant(trees), step) + gradients
+
+    def cost(self, trees: Sequence[PrefixTree], *, checkpointing: bool = False) -> Cost:
+        """Work of a step with these pairs on each card."""
+        setup, text = self.setup, core(self.model).config.get_text_config()
+        forest = Forest.plant(trees)
+        head = core(self.model).get_output_embeddings().weight.numel()
+        body = _multiplied(core(self.model), text) - head
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        seen = sum(int(tree.depth.sum()) + len(tree) for tree in forest.packed)  # pairs of query and visible key
+        tokens, width = forest.ids_1S.shape[1], text.num_attention_heads * size
+        forward = 2 * body * tokens + 4 * text.num_hidden_layers * width * seen
+        passes = (2 if self.adapter else 3) + checkpointing + (not setup.precomputed)
+        scored = 2 * head * len(forest.parents_P) * ((2 if self.adapter else 3) + (not setup.precomputed))
+        sent = 0.0
+        if setup.cards > 1:
+            share, bytes_each = (setup.cards - 1) / setup.cards, 2 if setup.bf16 else 4
+            gathers = 2 + (not setup.precomputed) if self._gathers else 0
+            reduces = 1 if self._gathers else 2
+            reduced = bytes_each if self._gathers else 4
+            sent = share * (gathers * bytes_each * self.weights + reduces * reduced * self.trained)
+        return Cost(tokens * setup.cards, forward * passes + scored, sent)
+
+    def fitting(self, rows: Sequence[Mapping[str, Any]], memory: float, step: str) -> int:
+        """Largest number of pairs per card that `USABLE` of `memory` bytes hold, by a line through two batch sizes.
+
+        Args:
+            rows: batch sizes (`pairs`) in increasing order, each with the GiB of its step under the key `step`.
+        """
+        room, last = (USABLE * memory - self.kept.all) / 2**30, rows[-1]
+        fits = [row["pairs"] for row in rows if row[step] <= room]
+        if len(rows) == 1 or last["pairs"] not in fits:
+            return max(fits, default=0)
+        before = rows[-2]
+        slope = (last[step] - before[step]) / (last["pairs"] - before["pairs"])
+        return int(last["pairs"] + (room - last[step]) / max(slope, 1e-9))
+
+    def _stored(self, weight: nn.Parameter) -> int:
+        """Bytes of a weight as it is stored; trained ones are in float32."""
+        return weight.numel() * (4 if weight.requires_grad or not self.adapter else weight.element_size())
+
+    def _saved_by_quantising(self) -> int:
+        """Bytes that quantising the base's linear layers saves; the head is not quantised."""
+        bits, width = self.setup.bits, self.setup.base.itemsize
+        if not bits:
+            return 0
+        head = core(self.model).get_output_embeddings()
+        layers = (m for m in self.model.modules() if isinstance(m, nn.Linear) and m is not head)
+        count = sum(m.weight.numel() for m in layers if not m.weight.requires_grad)
+        each = 0.5 + SCALES[self.setup.nested] if bits == 4 else 1.0
+        return int(count * (width - each))
+
+
+def made_pairs(
+    prompt: int, answer: int, instruction: int, shape: str, *, count: int, vocabulary: int
+) -> list[PrefixTree]:
+    """Trees of made-up pairs with these numbers of tokens.
+
+    Args:
+        shape: "turn": the draft is a turn after the prompt, and shared; "quote": the prompt alone is shared; "apart":
+            drafts and revisions share nothing.
+    """
+    trees = []
+    for pair in range(count):
+        start = iter(range(pair * 7919, 10**12))
+
+        def tokens(n: int, start: Any = start) -> list[int]:
+            return [next(start) % vocabulary for _ in range(n)]
+
+        first, asked = tokens(prompt), tokens(instruction)
+        first[:1] = [pair % vocabulary]  # prompts differ, so that they are not merged
+        answers = [tokens(answer), tokens(answer)]
+        answers[1][:1] = [(answers[0][0] + 1) % vocabulary]
+        before = {"turn": first, "quote": first + asked, "apart": [(first[0] + 1) % vocabulary, *first[1:]]}[shape]
+        after = [] if shape == "quote" else asked
+        drafts = [(first, each) for each in answers]
+        trees.append(
+            PrefixTree.pack(drafts + [(before + draft + after, each) for draft in answers for each in answers])
+        )
+    return trees
+
+
+def _largest_gathered(model: nn.Module, width: int) -> int:
+    """Bytes that FSDP 2 gathers at once: two of the largest layers, and the weights outside of layers."""
+    names = set(getattr(core(model), "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    root = sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    largest = max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0)
+    return width * (root + 2 * largest)
+
+
+def _multiplied(model: Any, config: Any) -> int:
+    """Number of weights that a token is multiplied with: of experts, those that a token is routed to."""
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
+    routed = (getattr(config, "num_experts_per_tok", None) or 1) / experts
+    embeddings = {id(model.get_input_embeddings().weight)} - {id(model.get_output_embeddings().weight)}
+    count = 0.0
+    for name, p in model.named_parameters():
+        if p.ndim > 1 and id(p) not in embeddings:
+            count += p.numel() * (routed if ".experts" in name else 1)
+    return int(count)
