@@ -19,7 +19,6 @@ FOREIGN = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"Rar!": "a rar archive",
-    b"ORC": "an ORC file",
     b"Obj\x01": "an Avro file",
     b"SQLite format 3": "an SQLite database",
     b"%PDF": "a PDF document",
@@ -88,6 +87,8 @@ def _foreign(head: bytes) -> str | None:
     """The kind of a file that begins with these bytes, if it holds no rows of text; else None."""
     if head[257:262] == b"ustar":
         return "a tar archive"
+    if head.startswith(b"ORC") and any(byte < 32 and byte not in b"\t\r\n" for byte in head[3:16]):
+        return "an ORC file"  # and not a text that begins with ORCID
     return next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
 
 

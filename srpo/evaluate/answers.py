@@ -161,17 +161,17 @@ def draw_all(plan: Plan, prompts: Prompts, judge: AnyJudge) -> Drawn:
         for seed in prompts
         for name, model in plan.models.items()
     }
-    tasks = [
-        (key, Task(key[1], split, rows, temperature))
+    tasks = {
+        key: [Task(key[1], split, rows, each) for split, rows in prompts[key[0]].items() for each in plan.temperature]
         for key in models
-        for split, rows in prompts[key[0]].items()
-        for temperature in plan.temperature
-    ]
-    most = sum(models[key].missing(task, plan.controls_of(task.name)) for key, task in tasks)
+    }
+    most = sum(models[key].missing(task, plan.controls_of(key[1])) for key in models for task in tasks[key])
     with Forecast(f"at most {most} answers of all models to all prompts", most, "answers"):
-        for (seed, name), task in tasks:
-            found = models[seed, name].systems(task, plan.controls_of(name), judge)
-            trails |= {(seed, system, task.split, task.temperature): each for system, each in found.items()}
+        for (seed, name), answers in models.items():
+            for task in tasks[seed, name]:
+                found = answers.systems(task, plan.controls_of(name), judge)
+                trails |= {(seed, system, task.split, task.temperature): each for system, each in found.items()}
+            answers.reviser.cache_clear()  # one model and its reference are in memory at a time
     for name in plan.models if prompts else ():
         for control in plan.controls_of(name):
             alone = len(plan.models) == 1 or control == "gold"

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from srpo.data.read import ERRORS, Pair, Prompt, PromptRow, Refused, Reject
-from srpo.data.values import split_thinking, transcript
+from srpo.data.values import THINK_START, split_thinking, transcript
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.chat_template import MARK, ChatTemplate, ControlTokens
 from srpo.sequences.encoder import Encoder
@@ -162,6 +162,14 @@ class Renderer:
     def read(self, text: str, options: Options | None = None) -> str:
         """A server's text as an answer: thinking, if any, between `<think>` and `</think>`, then the content."""
         return text if self.chat is None else self.chat.form(self._options(options)).read(text)
+
+    def undecided(self, text: str, options: Options | None = None) -> bool:
+        """True if the beginning of an answer may still become thinking or another text around the answer's content."""
+        if self.chat is None:
+            return False
+        form = self.chat.form(self._options(options))
+        marks = (form.lead, form.opening, form.closing, THINK_START)
+        return bool(form.tail.strip()) or any(mark.strip().startswith(text.strip()) for mark in marks if mark.strip())
 
     def content_of(self, answer: str) -> str:
         """An answer without its thinking; "" if it was cut off while thinking."""

@@ -64,6 +64,7 @@ class ServedModel:
         policy, limit = self.policy_for(asked.policy, asked.revisions)
         own = not asked.policy
         temperature = self.defaults.temperature if asked.temperature is None else asked.temperature
+        temperature = 0.0 if policy.greedy else temperature
         greedy, unseeded = temperature == 0, asked.seed is None
         if policy.fresh and greedy:
             raise invalid("temperature", f"greedy drafts are all the same, and policy {policy.name} draws several")
@@ -99,7 +100,7 @@ class ServedModel:
         """
         if not self._seen or settings.temperature != self.defaults.temperature:
             return
-        self._drafted += [(chain.row, chain.trail()) for chain in chains]
+        self._drafted += [(chain.row, chain.trail()) for chain in chains if not chain.policy.greedy]
         if len(self._drafted) < LOOKED_AT:
             return
         try:

@@ -186,8 +186,9 @@ def begun(renderer: Renderer, chain: Chain, ids: Sequence[int]) -> str:
     The last token is left out, because the next one may join it in a letter or a word, and so is an end that may turn
     out to be the beginning of a stop text.
     """
-    whole = renderer.decode(ids[:-1], options_of(chain.row))
-    if renderer.content_of(whole) != whole:
+    options = options_of(chain.row)
+    whole = renderer.decode(ids[:-1], options)
+    if renderer.undecided(whole, options) or renderer.content_of(whole) != whole:
         return ""
     text, cut = chain.cut(whole)
     held = 0 if cut else max(map(len, chain.stop), default=1) - 1

@@ -117,7 +117,7 @@ def archive(kind: str) -> bytes:
         ("p.jsonl", archive("tar"), "this is a tar archive"),
         ("p.tar.gz", gzip.compress(archive("tar")), "this is a tar archive"),
         ("p.csv", b"PK\x03\x04 a spreadsheet with the wrong ending", "spreadsheet"),
-        ("p.orc", b"ORC\n" + LINES, "this is an ORC file; .*; export its rows"),
+        ("p.orc", b"ORC\n\x06\x12\x04\x08" + LINES, "this is an ORC file; .*; export its rows"),
         ("p.pkl", pickle.dumps(ROWS), "this is a pickle"),
     ],
 )
@@ -125,6 +125,11 @@ def test_a_file_that_is_not_text_is_refused_whole(tmp_path: Path, name: str, con
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said):
         read_pairs(tmp_path / name)
+
+
+def test_a_text_that_begins_like_another_kind_is_read(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("ORCID,prompt,chosen,rejected\n1,a,b,c\n")
+    assert texts(read_pairs(tmp_path / "p.csv")) == [("a", "b", "c")]
 
 
 def test_half_a_packed_file_is_an_error(tmp_path: Path) -> None:

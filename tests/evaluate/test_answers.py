@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,25 @@ def test_oracle_keeps_the_draft_with_the_best_score() -> None:
     for judge in (per_character, Scripted(honest)):
         (best,) = oracle(drafts, judge)
         assert [best.after(k).text for k in range(3)] == ["30", "42", "42"]
+
+
+def test_one_model_is_in_memory_at_a_time(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Reviser]] = []
+    alive: list[int] = []
+    load = ModelAnswers._load
+
+    def counted(self: ModelAnswers, *given: Any) -> Reviser:
+        gc.collect()
+        alive.append(sum(each() is not None for each in made))
+        subject = load(self, *given)
+        made.append(weakref.ref(subject))
+        return subject
+
+    monkeypatch.setattr(ModelAnswers, "_load", counted)
+    three = {name: f"{models}/srpo0" for name in ("one", "two", "three")}
+    drawn(plan(models, tmp_path, models=three, controls=[], revisions=0, limit=2), exact_match)
+    assert alive == [0] * len(made)
+    assert len(made) == 3
 
 
 def test_best_of_is_also_a_policy_of_a_model(models: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from srpo.serve.scheduler import begun
 from tests.conftest import make_byte_tokenizer
 from tests.revise.test_drift import LONG, SHORT, calibrated
 from tests.revise.tiny import PROMPTS, Scripted, reviser
+from tests.sequences.chats import bundled, chat_tokenizer
 from tests.serve.served import GREEDY, Served, get, openai, post, serving
 
 NAMES = [
@@ -231,6 +232,7 @@ def test_the_calibration_stored_with_a_model_is_followed(caplog: pytest.LogCaptu
         assert get(f"{served.url}/health").json()["policy"] == "always"
         # Unlike prompts: after the first 32 prompts, one greedy draft. Drafts at another temperature are not counted.
         ask(LONG + LONG, temperature=0)
+        ask(LONG + LONG, policy="greedy")
         assert not caplog.records
         with caplog.at_level(logging.WARNING, "srpo"):
             assert {len(choice["srpo"]["trail"]) for choice in ask(LONG)} == {3}
@@ -255,6 +257,24 @@ def test_a_draft_alone_is_streamed_while_it_is_written(client: Any, served: Serv
     # Controls: an answer that revisions decide comes as a whole; a stop text ends the stream where it ends the answer.
     assert len(deltas("tiny@k=1")) == 1
     assert "".join(deltas("tiny@draft", stop=[whole[2:4]])) == whole[: whole.index(whole[2:4])]
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        ("qwen3", "<think>\nhm\n</think>\n\nyes it is"),
+        ("qwen3", "yes it is"),
+        ("qwen3_5_think", "hm\n</think>\n\nyes it is"),
+    ],
+)
+def test_no_thinking_is_sent_early(template: str, written: str) -> None:
+    tokenizer = chat_tokenizer(bundled(template))
+    renderer = Renderer(tokenizer)
+    chain = Chain(PromptRow("?", "", {}), "key", Policy.named("always"), 0)
+    ids = [*tokenizer(written, add_special_tokens=False)["input_ids"], renderer.stop_ids[0]]
+    sent = [begun(renderer, chain, ids[:length]) for length in range(1, len(ids) + 1)]
+    assert all("yes it is".startswith(each) for each in sent)
+    assert ("yes it" in sent) == (written == "yes it is")
 
 
 @pytest.mark.parametrize("stop", [(), ("STOP",), ("S", "never")])
