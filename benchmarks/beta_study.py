@@ -30,6 +30,7 @@ from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
 from srpo.tasks.carry import SPLITS
 from srpo.tasks.carry_run import EVALUATION, VALIDATION, CarryConfig, StageLog, evaluation_rows, start_run
+from srpo.train.collapse import CollapseLight
 from srpo.train.config import SRPOConfig
 from srpo.train.trainer import SRPOTrainer
 
@@ -75,7 +76,12 @@ GROUPS: dict[str, list[Cell]] = {
     "cosine": [Cell(beta, "cosine") for beta in BETAS],
     "rate": [Cell(beta, way, rate) for way in WAYS for rate in (5e-5, 8e-4) for beta in (0.01, 0.1, 1.0)],
     "alpha": [Cell(beta, way, alpha=alpha) for way in WAYS for alpha in (0.2, 0.8) for beta in (0.01, 0.1, 1.0)],
-    "seeds": [Cell(beta, way, seed=seed) for seed in (1, 2) for way in WAYS for beta in (0.01, 0.03, 0.1, 0.3, 1.0)],
+    "seeds": [
+        Cell(beta, way, seed=seed)
+        for seed in (1, 2)
+        for way, beta in (("constant", 0.1), ("budget", 0.01), ("budget", 1.0), ("budget", 0.1))
+    ],
+    "base": [Cell(1.0, objective="base")],
     "others": [Cell(beta, objective=name) for name in ("dpo", "ipo") for beta in (0.1, 1.0)],
 }
 
@@ -128,6 +134,8 @@ def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
 def measured(cell: Cell, run: Path, into: Path, config: CarryConfig) -> dict[str, Any]:
     """Trains the cell's model, draws its answers, and returns scores and logged metrics."""
     began = time.process_time()
+    if cell.objective == "base":
+        return {**answers_of(run / "base", cell, config), "log": [{"step": 0, "beta": cell.beta}]}
     shutil.rmtree(into, ignore_errors=True)
     args = SRPOConfig(
         output_dir=str(into),
@@ -146,24 +154,20 @@ def measured(cell: Cell, run: Path, into: Path, config: CarryConfig) -> dict[str
     )
     trainer = SRPOTrainer(str(run / "base"), args=args, train_dataset=str(run / "pairs" / "pairs.jsonl"))
     trainer.remove_callback(PrinterCallback)
-    warned: list[int] = []
-    see = trainer.temperature.light.see
-
-    def noted(*given: Any) -> str:
-        if message := see(*given):
-            warned.append(trainer.state.global_step)
-        return message
-
-    trainer.temperature.light.see = noted  # type: ignore[method-assign]
     trainer.train()
     trainer.save_model()
     trained = time.process_time() - began
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    scores: dict[str, Any] = {"exact": drawn(into, evaluation_rows(config, cell.seed, EVALUATION), 2)}
+    return {**answers_of(into, cell, config), "log": log, "train_s": trained, "all_s": time.process_time() - began}
+
+
+def answers_of(model: Path, cell: Cell, config: CarryConfig) -> dict[str, Any]:
+    """Scores of a model's answers to the evaluation sums, and to half as many validation sums, which choose k."""
     choosing = evaluation_rows(replace(config, prompts=config.prompts // 2), cell.seed, VALIDATION)
-    scores["validation"] = drawn(into, choosing, 2)
-    scores["warned"] = warned[0] if warned else None
-    return {**scores, "log": log, "train_s": trained, "all_s": time.process_time() - began}
+    return {
+        "exact": drawn(model, evaluation_rows(config, cell.seed, EVALUATION), 2),
+        "validation": drawn(model, choosing, 2),
+    }
 
 
 def drawn(model: Path, rows: Any, revisions: int) -> dict[str, Any]:
@@ -182,9 +186,10 @@ def drawn(model: Path, rows: Any, revisions: int) -> dict[str, Any]:
 
 
 def score(row: dict[str, Any], split: str, heat: str) -> float:
-    """Share of exact answers at the number of revisions that is best on the validation sums of the split."""
-    best = row["validation"][f"{split} {heat}"]["curve"]
-    return float(row["exact"][f"{split} {heat}"]["curve"][best.index(max(best))])
+    """Share of exact answers at the number of revisions that is best on the validation sums of both splits."""
+    curves = [row["validation"][f"{each} {heat}"]["curve"] for each in SPLITS]
+    means = [sum(values) for values in zip(*curves, strict=True)]
+    return float(row["exact"][f"{split} {heat}"]["curve"][means.index(max(means))])
 
 
 def line_of(row: dict[str, Any]) -> str:
@@ -196,8 +201,18 @@ def line_of(row: dict[str, Any]) -> str:
     names = ("kl/drafts", "kl/revisions", "drift/chosen", "drift/chosen_revised", "loss", "beta")
     last_values = [f"{last[name]:.3g}" if name in last else "–" for name in names]
     settings = [row["objective"], f"{row['beta']:g}", row["schedule"], f"{row['learning_rate']:g}", f"{row['alpha']:g}"]
-    warned = str(row.get("warned") or "–")
-    return f"| {' | '.join([*settings, str(row['seed']), greedy, *curves, best, *last_values, warned])} |"
+    return f"| {' | '.join([*settings, str(row['seed']), greedy, *curves, best, *last_values, warned_at(row)])} |"
+
+
+def warned_at(row: dict[str, Any]) -> str:
+    """Step at which the collapse warning was due, from the logged means of every `LOGGED` steps; "–" if it was not."""
+    light, before = CollapseLight(), 0
+    for entry in row["log"]:
+        for step in range(before + 1, entry["step"] + 1):
+            if light.see(entry, entry["beta"]):
+                return str(step)
+        before = entry["step"]
+    return "–"
 
 
 if __name__ == "__main__":
