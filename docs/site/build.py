@@ -38,7 +38,7 @@ GROUPS = {
         *("judges", "reproduce", "models-from-elsewhere", "export"),
     ],
     "Reference": ["api", "cli", "command-line", "exit-codes", "CHANGELOG"],
-    "Explanation": ["architecture", "what-a-step-costs", "lab-book/README", "CONTRIBUTING", "SECURITY"],
+    "Explanation": ["architecture", "plan", "what-a-step-costs", "lab-book/README", "CONTRIBUTING", "SECURITY"],
 }
 
 
