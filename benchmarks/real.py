@@ -38,13 +38,15 @@ out = model.generate(**ids, max_new_tokens=24, do_sample=False)
 print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
 """
 DEQUANTISE = """
-import sys, torch
+import sys
 from srpo.cli.output import quiet_transformers, show_progress
-from srpo.model.weights.load import load_model, load_tokenizer
+from srpo.progress import Progress
 show_progress()
-quiet_transformers()
-load_model(sys.argv[1], dtype=torch.bfloat16).save_pretrained(sys.argv[2])
-load_tokenizer(sys.argv[1]).save_pretrained(sys.argv[2])
+with Progress("converting " + sys.argv[1]):
+    from srpo.model.weights.load import load_model, load_tokenizer
+    quiet_transformers()
+    load_model(sys.argv[1], dtype="bfloat16").save_pretrained(sys.argv[2])
+    load_tokenizer(sys.argv[1]).save_pretrained(sys.argv[2])
 """
 
 

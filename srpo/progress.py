@@ -84,14 +84,15 @@ class Forecast:
         size: the whole work as text; "" if it has been logged before.
         total: number of items, or the largest number that may come.
         items: name of the items, in the plural.
+        besides: further work for the items, which the timed part does not contain; "" for none.
 
     Example:
         >>> with Forecast("2 prompts, at most 3 answers each", 6, "answers") as forecast:
         ...     forecast.timed(2, 0.1)
     """
 
-    def __init__(self, size: str, total: int, items: str) -> None:
-        self.size, self.total, self.items = size, total, items
+    def __init__(self, size: str, total: int, items: str, besides: str = "") -> None:
+        self.size, self.total, self.items, self.besides = size, total, items, besides
         self._announced = False
 
     def __enter__(self) -> Forecast:
@@ -116,9 +117,9 @@ class Forecast:
             taken = f"the {first} of {self.total} {self.items} took {seconds:.1f} s{each}"
             log.info("srpo: %s; %.1f GB of memory so far", taken, peak_memory() / 1e9)
             end = datetime.now() + timedelta(seconds=left)
-            log.info(
-                "srpo: about %s more, until %s", clock(left), f"{end:%H:%M}" if left < 43200 else f"{end:%a %H:%M}"
-            )
+            until = end.strftime("%H:%M" if left < 43200 else "%a %H:%M")
+            besides = f"; {self.besides} come on top" if self.besides else ""
+            log.info("srpo: about %s more, until %s%s", clock(left), until, besides)
         self._announced = True
 
 

@@ -139,7 +139,7 @@ def test_the_cost_of_long_work_is_announced_once(
                 assert caplog.messages == []
                 inner.timed(8, 12.3)
             outer.timed(8, 99.0)
-        with Forecast("", 3, "steps") as forecast:
+        with Forecast("", 3, "steps", "two saves") as forecast:
             forecast.timed(1, 86_400.0)
         with Forecast("short work", 3, "steps") as forecast:
             forecast.timed(1, 4.9)
@@ -148,7 +148,7 @@ def test_the_cost_of_long_work_is_announced_once(
         "srpo: the first 8 of 48 answers took 12.3 s, 1.5 s each; 2.1 GB of memory so far",
         "srpo: about 1 min 2 s more, until 12:01",
         "srpo: the first of 3 steps took 86400.0 s; 2.1 GB of memory so far",
-        "srpo: about 48 h 0 min more, until Mon 12:00",
+        "srpo: about 48 h 0 min more, until Mon 12:00; two saves come on top",
     ]
     assert progress._forecasts == []
 

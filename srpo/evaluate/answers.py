@@ -166,7 +166,8 @@ def draw_all(plan: Plan, prompts: Prompts, judge: AnyJudge) -> Drawn:
         for key in models
     }
     most = sum(models[key].missing(task, plan.controls_of(key[1])) for key in models for task in tasks[key])
-    with Forecast(f"at most {most} answers of all models to all prompts", most, "answers"):
+    size = f"at most {most} answers of all models to all prompts"
+    with Forecast(size, most, "answers", "scores by models and the judge"):
         for (seed, name), answers in models.items():
             for task in tasks[seed, name]:
                 found = answers.systems(task, plan.controls_of(name), judge)

@@ -82,11 +82,14 @@ def key_of(prompt: Prompt, occurrence: int) -> str:
     return f"{digest}/{occurrence}"
 
 
-def forecast_of(prompts: int, revisions: int, policy: Policy) -> Forecast:
-    """The forecast of trails of so many prompts, whose first step is timed."""
-    further = f" and at most {revisions} {'further drafts' if policy.fresh else 'revisions'}" if revisions else ""
+def forecast_of(prompts: int, revisions: int, policy: Policy, *, confident: bool) -> Forecast:
+    """The forecast of trails of so many prompts, whose first step is timed; `confident` if revisions are scored."""
+    kind = "further draft" if policy.fresh else "revision"
+    further = f" and at most {revisions} {kind}{'s' if revisions > 1 else ''}" if revisions else ""
     answers = prompts * (revisions + 1)
-    return Forecast(f"{prompts} prompts, a draft{further} of each: at most {answers} answers", answers, "answers")
+    besides = "the scores of the revisions" if confident and revisions and not policy.fresh else ""
+    size = f"{prompts} prompts, a draft{further} of each: at most {answers} answers"
+    return Forecast(size, answers, "answers", besides)
 
 
 def shows_answers(chains: Sequence[Chain]) -> Keep:

@@ -241,7 +241,7 @@ class Reviser:
             chains = [chain for place, chain in enumerate(chains) if place in only]
         size = self.engine.batch_size
         first = skip - skip % size if self.engine.same_batch_same_bits else skip
-        with forecast_of(len(chains) - first, revisions, policy) as forecast:
+        with forecast_of(len(chains) - first, revisions, policy, confident=self.has_confidence) as forecast:
             for at in range(first, len(chains), size):
                 batch = chains[at : at + size]
                 while open_chains := [chain for chain in batch if not chain.ended]:

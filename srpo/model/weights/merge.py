@@ -188,7 +188,8 @@ def _compare_in_float32(
         options: keywords of `load_model` for the adapter.
     """
     log.info("srpo: the check in %s failed; it is repeated in float32", stored)
-    model = load_model(adapter, dtype=stored, **options).eval().float()
+    dequantised = "quantization_config" in options
+    model = load_model(adapter, dtype=stored, **options, dequantised=dequantised).eval().float()
     before, base, lengths = measure(model, contexts, new)
     del model
     trust = bool(options["trust_remote_code"])
