@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from srpo.model.unwrap import core, device_of
 from srpo.model.weights.adapter import ADAPTER_FILE, find_adapter
 from srpo.model.weights.card import CARD_FILE, MARK, Card, portable, read_card, write_card
 from srpo.model.weights.load import load_model, load_tokenizer
+from srpo.model.weights.precision import has_fast_bfloat16
 from srpo.model.weights.quantised import QUANTISATION, TRAINING_FILE, recorded_quantisation
 from srpo.model.weights.stopping import stop_at
 from srpo.progress import Progress, counted
@@ -126,11 +127,11 @@ def merge(
         options |= {"quantization_config": trained}
     # The 8-bit kernels round activations, too, so that no merged model gives their numbers.
     model = load_model(adapter, dtype=dtype, **options, dequantised=bool(trained.get("load_in_8bit"))).eval()
-    [kind] = model.peft_config.values()
-    if kind.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
-        fix = "use the adapter as it is"
-        raise ConfigError(f"a {kind.peft_type.value} adapter has no weights to merge", where=adapter, fix=fix)
-    before, base, lengths = measure(model, contexts, max_new_tokens)
+    _expect_mergeable(model, adapter)
+    stored = next(model.get_base_model().parameters()).dtype
+    half = stored in (torch.bfloat16, torch.float16)
+    emulated = half and not has_fast_bfloat16(str(device_of(model)))  # slower than float32, and less exact
+    measured = None if emulated else measure(model, contexts, max_new_tokens)
     base_name = found.base
     unverified = _beside(out)
     try:
@@ -139,11 +140,13 @@ def merge(
         with Progress("merging the adapter and writing the model"):
             _write(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified)
         del model
-        again = load_model(str(unverified), dtype=dtype, trust_remote_code=trust_remote_code).eval()
-        compared = compare(before, again, base, lengths)
-        if not compared.same and compared.dtype in ("bfloat16", "float16"):
-            del before, again, base
-            compared = _compare_in_float32(adapter, unverified, contexts, max_new_tokens, compared.dtype, options)
+        compared = None
+        if measured is not None:
+            again = load_model(str(unverified), dtype=dtype, trust_remote_code=trust_remote_code).eval()
+            compared = compare(measured.answered, again, measured.base, measured.given)
+            del measured, again
+        if compared is None or (half and not compared.same):
+            compared = _compare_in_float32(adapter, unverified, contexts, max_new_tokens, stored, options)
         if not compared.same:
             fix = "use the adapter as it is, or merge in --dtype float32"
             raise SRPOError(f"the merged model is another one: {compared}", where=adapter, fix=fix)
@@ -162,39 +165,54 @@ def merge(
     return compared
 
 
-def measure(
-    model: Any, contexts: Sequence[list[int]], new: int
-) -> tuple[list[tuple[list[int], Tensor]], list[Tensor], list[int]]:
-    """Continues each context greedily by `new` tokens; returns the three measurements that `compare` takes.
+def _expect_mergeable(model: Any, adapter: str) -> None:
+    """Raises ConfigError for an adapter without weights that could be added to the base's."""
+    [kind] = model.peft_config.values()
+    if kind.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
+        fix = "use the adapter as it is"
+        raise ConfigError(f"a {kind.peft_type.value} adapter has no weights to merge", where=adapter, fix=fix)
 
-    Args:
-        model: the adapter on its base.
+
+class Measured(NamedTuple):
+    """A record of an adapter on several prompts; logits [S, V] of the same ids in each place.
+
+    Attributes:
+        given: number of tokens of each prompt.
+        answered: ids of each prompt with its greedy answer, and the adapter's logits of them.
+        base: logits of the base without the adapter.
     """
-    before = greedy(model, contexts, new)
+
+    given: list[int]
+    answered: list[tuple[list[int], Tensor]]
+    base: list[Tensor]
+
+
+def measure(model: Any, contexts: Sequence[list[int]], new: int) -> Measured:
+    """Continues each context greedily by `new` tokens with an adapter on its base."""
+    answered = greedy(model, contexts, new)
     with torch.no_grad(), model.disable_adapter():
-        base = [_logits(model, ids) for ids, _ in before]
-    return before, base, [len(context) for context in contexts]
+        base = [_logits(model, ids) for ids, _ in answered]
+    return Measured([len(context) for context in contexts], answered, base)
 
 
 def _compare_in_float32(
-    adapter: str, merged: Path, contexts: Sequence[list[int]], new: int, stored: str, options: Mapping[str, Any]
+    adapter: str, merged: Path, contexts: Sequence[list[int]], new: int, stored: torch.dtype, options: Mapping[str, Any]
 ) -> MergeCheck:
-    """Compares both models again with 16-bit weights and float32 activations, where only the weights are rounded.
+    """Compares both models with 16-bit weights and float32 activations, where only the weights are rounded.
 
     The rounding of activations in 16 bits differs between models of one size, by more than `rounding` in some.
 
     Args:
-        stored: name of the dtype in which the merged weights are stored; decides the tolerance.
+        stored: dtype in which the merged weights are stored; decides the tolerance.
         options: keywords of `load_model` for the adapter.
     """
-    log.info("srpo: the check in %s failed; it is repeated in float32", stored)
+    log.info("srpo: adapter and merged model are compared in float32")
     dequantised = "quantization_config" in options
     model = load_model(adapter, dtype=stored, **options, dequantised=dequantised).eval().float()
-    before, base, lengths = measure(model, contexts, new)
+    given, answered, base = measure(model, contexts, new)
     del model
-    trust = bool(options["trust_remote_code"])
-    again = load_model(str(merged), dtype="float32", trust_remote_code=trust).eval()
-    return compare(before, again, base, lengths, stored=getattr(torch, stored))
+    again = load_model(str(merged), dtype="float32", trust_remote_code=bool(options["trust_remote_code"])).eval()
+    return compare(answered, again, base, given, stored=stored)
 
 
 def compare(

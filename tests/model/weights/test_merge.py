@@ -18,7 +18,7 @@ from srpo.cli.main import run
 from srpo.errors import ConfigError, InputError, SRPOError
 from srpo.model.weights.card import MARK, Card, licence_of, portable, portable_command, write_card
 from srpo.model.weights.load import load_model
-from srpo.model.weights.merge import MERGE_FILE, _compare_in_float32, compare, merge
+from srpo.model.weights.merge import MERGE_FILE, _compare_in_float32, compare, measure, merge
 from srpo.model.weights.quantised import TRAINING_FILE
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 
@@ -130,11 +130,13 @@ def test_a_check_in_float32_sees_the_rounding_of_weights_alone(tmp_path: Path) -
     config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
     get_peft_model(load_model(str(tmp_path / "base"), dtype="auto"), config).save_pretrained(tmp_path / "adapter")
     make_byte_tokenizer().save_pretrained(tmp_path / "adapter")
-    half = merge(str(tmp_path / "adapter"), str(tmp_path / "out"))
+    assert merge(str(tmp_path / "adapter"), str(tmp_path / "out")).dtype == "bfloat16"
     contexts, options = [[1, 2, 3, 200, 5]], {"trust_remote_code": False, "base_model": None}
+    given, answered, base_SV = measure(load_model(str(tmp_path / "adapter"), dtype="auto").eval(), contexts, 4)
+    half = compare(answered, load_model(str(tmp_path / "out"), dtype="auto").eval(), base_SV, given)
 
     def again(folder: Path) -> Any:
-        return _compare_in_float32(str(tmp_path / "adapter"), folder, contexts, 4, "bfloat16", options)
+        return _compare_in_float32(str(tmp_path / "adapter"), folder, contexts, 4, torch.bfloat16, options)
 
     found = again(tmp_path / "out")
     assert found.same
