@@ -39,6 +39,7 @@ from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
 from srpo.progress import peak_memory
 from srpo.sequences.tree import PrefixTree
+from srpo.train.free_memory import FreeMemory
 
 SHAPES = ("256,64", "1024,128", "64,256", "350,40")
 VOCABULARY = 8192
@@ -206,12 +207,15 @@ def optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
     trainer.current_gradient_accumulation_steps = 1
     trainer.accelerator.prepare_model(trainer.model)  # in place: where precision is mixed, its forward is from now on
     optimizer = trainer.accelerator.prepare(trainer.optimizer)
+    freeing = [each for each in trainer.callback_handler.callbacks if isinstance(each, FreeMemory)]
 
     def run() -> None:
         trainer.training_step(trainer.model, dict(inputs))
         trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
         optimizer.step()
         trainer.model.zero_grad()
+        for each in freeing:
+            each.free()
 
     return run
 

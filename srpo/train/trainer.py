@@ -48,6 +48,7 @@ from srpo.train.durable.nonfinite import Guard, expect_vocabulary
 from srpo.train.durable.stop_and_resume import StopsAndResumes
 from srpo.train.durable.trainer import DurableTrainer
 from srpo.train.first_steps import HALF, FirstStep, disable_noise, expect_batch
+from srpo.train.free_memory import FreeMemory
 from srpo.train.load_models import load_policy, load_reference, name_of
 from srpo.train.log_lines import REPLACED, LogLines
 from srpo.train.metrics import Measured, MetricsFile, metrics, spread_metrics
@@ -181,6 +182,7 @@ class SRPOTrainer(DurableTrainer):
             half=bool(args.bf16 or args.fp16) or any(p.dtype in HALF for p in policy.parameters()),
             anywhere=self.anywhere,
         )
+        self.add_callback(FreeMemory)
         self.lines = LogLines(self)
         if log.level or log.isEnabledFor(logging.INFO):  # a level of its own may ask for silence: print nothing then
             for callback in REPLACED:

@@ -1,0 +1,49 @@
+"""Freed memory of the C library goes back to the system during a training on a CPU.
+
+glibc keeps freed blocks of up to 32 MB, and packed batches of unlike sizes leave gaps between them that no later batch
+fits in: 20 GB after six steps of a model of 0.5B weights that needs 6.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+GROWTH = 1.25  # memory of the process, relative to that after the last return, at which freed memory is returned
+
+
+class FreeMemory(TrainerCallback):
+    """Callback that returns freed memory to the system after a step, where the process has grown; needs glibc."""
+
+    def __init__(self) -> None:
+        self._trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        self._least = 0
+
+    def free(self) -> None:
+        """Returns freed memory to the system if the process has grown by `GROWTH` since the last return."""
+        if self._trim is not None and resident() > GROWTH * self._least:
+            self._trim(0)
+            self._least = resident()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if args.device.type == "cpu":
+            self.free()
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        self.on_step_end(args, state, control)
+
+
+def resident() -> int:
+    """Main memory that the process holds now, in bytes; 0 where the system does not tell (not Linux)."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
