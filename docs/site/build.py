@@ -20,7 +20,7 @@ from srpo.cli.training_flags import FROM_TRANSFORMERS
 ROOT = Path(__file__).parents[2]
 AT_THE_ROOT = ("CHANGELOG", "CONTRIBUTING", "SECURITY")
 GROUPS = {
-    "Start": ["from-dpo", "when-revising-pays", "when-revision-hurts", "results", "thirty-lines"],
+    "Start": ["from-dpo", "real-model", "when-revising-pays", "when-revision-hurts", "results", "thirty-lines"],
     "How to": [
         *(
             "data",
