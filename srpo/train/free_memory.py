@@ -1,7 +1,7 @@
 """Freed memory of the C library goes back to the system during a training on a CPU.
 
-glibc keeps freed blocks of up to 32 MB, and the blocks of a step leave gaps that the next step does not fill. Five steps
-of two pairs, with an adapter on 0.6B weights in float32, took 20 GB.
+glibc keeps freed blocks of up to 32 MB, and the blocks of a step leave gaps that the next step does not fill. Five
+steps of two pairs, with an adapter on 0.6B weights in float32, took 20 GB.
 """
 
 from __future__ import annotations
