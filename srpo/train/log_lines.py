@@ -9,6 +9,7 @@ from time import monotonic
 from transformers import (
     PrinterCallback,
     ProgressCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -32,6 +33,12 @@ class LogLines(TrainerCallback):
         self._forecast: Forecast | None = None
         self._begun = self._since = 0.0
         self._steps_then = self._first = 0
+
+    def take_over(self, trainer: Trainer) -> None:
+        """Adds these lines to a trainer's callbacks, in place of those of transformers that print metrics."""
+        for callback in REPLACED:
+            trainer.remove_callback(callback)
+        trainer.add_callback(self)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -50,7 +50,7 @@ from srpo.train.durable.trainer import DurableTrainer
 from srpo.train.first_steps import HALF, FirstStep, disable_noise, expect_batch
 from srpo.train.free_memory import FreeMemory
 from srpo.train.load_models import load_policy, load_reference, name_of
-from srpo.train.log_lines import REPLACED, LogLines
+from srpo.train.log_lines import LogLines
 from srpo.train.metrics import Measured, MetricsFile, metrics, spread_metrics
 from srpo.train.microbatches import SHARE, pieces, share_out, tokens_of
 from srpo.train.prepare_reference import Following, make_ready, make_reference, sets_of
@@ -185,9 +185,7 @@ class SRPOTrainer(DurableTrainer):
         self.add_callback(FreeMemory)
         self.lines = LogLines(self)
         if log.level or log.isEnabledFor(logging.INFO):  # a level of its own may ask for silence: print nothing then
-            for callback in REPLACED:
-                self.remove_callback(callback)
-            self.add_callback(self.lines)
+            self.lines.take_over(self)
 
     @property
     def pairs(self) -> TreeDataset:
