@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,20 @@ def with_added_terms(
     return output if per_pair is output.per_pair else replace(output, per_pair=per_pair)
 
 
-def balance_weight(model: nn.Module, asked: float | None) -> float:
-    """Weight of the balance loss: the one asked for, else that of the model's configuration; 0 without experts.
+class Balance(NamedTuple):
+    """The balance loss that a training asks for, as a named tuple.
+
+    Attributes:
+        weight: weight of the loss; 0 adds nothing.
+        required: the user gave the weight, so that a model without the loss is an error.
+    """
+
+    weight: float
+    required: bool = True
+
+
+def balance_of(model: nn.Module, asked: float | None) -> Balance:
+    """The balance loss with the weight asked for, else with that of the model's configuration; 0 without experts.
 
     Raises:
         ConfigError: a weight for a model that routes no tokens.
@@ -47,32 +59,36 @@ def balance_weight(model: nn.Module, asked: float | None) -> float:
     if asked and not routes:
         what = f"{asked:g}, but {type(core(model)).__name__} has no routed experts"
         raise ConfigError(what, where="router_aux_loss_coef", fix="leave it out")
-    return float(getattr(config, "router_aux_loss_coef", 0.0) if asked is None else asked) if routes else 0.0
+    own = getattr(config, "router_aux_loss_coef", None) or 0.0
+    return Balance(float(own if asked is None else asked) if routes else 0.0, required=asked is not None)
 
 
 @contextmanager
-def balance_losses(model: nn.Module, weight: float) -> Iterator[list[Tensor]]:
+def balance_losses(model: nn.Module, balance: Balance) -> Iterator[list[Tensor]]:
     """Yields a list that gets the weighted balance loss of each forward pass inside the block.
 
     The loss is transformers' own (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6) over the tokens of the pass: in a
-    packed batch a shared token counts once. Without gradients or with weight 0 the list stays empty.
+    packed batch a shared token counts once. Without gradients or with weight 0 the list stays empty, and for a model
+    whose code computes no such loss, unless the loss is required.
 
     Raises:
-        ConfigError: the model returns no such loss.
+        ConfigError: the model returns no such loss, and it is required.
     """
     found: list[Tensor] = []
-    if not weight or not torch.is_grad_enabled():
+    if not balance.weight or not torch.is_grad_enabled():
         yield found
         return
     inner: Any = core(model)
     config, before = inner.config.get_text_config(), inner.config.get_text_config().output_router_logits
 
     def add(module: nn.Module, inputs: object, output: Any) -> None:
-        if (loss := getattr(output, "aux_loss", None)) is None:
+        loss = getattr(output, "aux_loss", None)
+        if loss is not None:
+            found.append(balance.weight * loss)
+        elif balance.required:
             fix = "set it to 0 to train without that loss"
             where = "router_aux_loss_coef"
             raise ConfigError(f"{type(inner).__name__} returns no loss that balances experts", where=where, fix=fix)
-        found.append(weight * loss)
 
     watch = inner.register_forward_hook(add)
     config.output_router_logits = True

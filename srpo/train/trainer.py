@@ -40,7 +40,7 @@ from srpo.model.weights.stopping import stop_at
 from srpo.sequences.render import Renderer, template_for
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import cache_folder
-from srpo.train.added_terms import balance_losses, balance_weight, with_added_terms
+from srpo.train.added_terms import balance_losses, balance_of, with_added_terms
 from srpo.train.compiled import compile_layers, staying_compiled
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate, first_rows, warn_of_shared_prompts
@@ -150,7 +150,7 @@ class SRPOTrainer(DurableTrainer):
         args.logging_nan_inf_filter = False  # the filter would log the mean of the other steps instead of a nan
         policy = load_policy(model, args, quantization_config, peft_config)
         self._original_config = disable_noise(policy) if args.disable_dropout else nullcontext
-        self._balance_weight = balance_weight(policy, args.router_aux_loss_coef)
+        self._balance = balance_of(policy, args.router_aux_loss_coef)
         given = load_reference(ref_model, args)
         self.reference = make_reference(policy, given, args)
         if args.compile_layers:
@@ -213,7 +213,7 @@ class SRPOTrainer(DurableTrainer):
         """Computes the objective from six log-probs per pair under policy and reference."""
         backend = self.settled_backend(model, inputs["trees"])
         forest = Forest.plant(inputs["trees"], self.args.device)
-        with watched() as ours, balance_losses(model, self._balance_weight) as balance:
+        with watched() as ours, balance_losses(model, self._balance) as balance:
             summed = six_logps(model, forest, backend)
         cached = isinstance(self.reference, CachedReference)  # no distributions, not even of a row scored now
         with nullcontext(Spread()) if cached else watched() as theirs:

@@ -11,7 +11,7 @@ import torch
 from srpo.errors import ConfigError
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.layouts import packed_logps
-from srpo.train.added_terms import balance_losses, balance_weight
+from srpo.train.added_terms import Balance, balance_losses, balance_of
 from tests.model.zoo import forest_of
 from tests.train.plain import ROWS, logged, sharp_llama, trainer
 from tests.train.test_adapter_settings import experts
@@ -37,14 +37,14 @@ def by_hand(model: Any, forest: Forest) -> float:
 
 def test_the_balance_loss_by_hand_and_its_gradient() -> None:
     model, forest = experts(), Forest.plant(forest_of())
-    with balance_losses(model, 0.5) as found:
+    with balance_losses(model, Balance(0.5)) as found:
         packed_logps(model, forest, backend="path")
     assert [float(each) for each in found] == [pytest.approx(0.5 * by_hand(model, forest), rel=1e-4)]
     found[0].backward()
     gradient = model.model.layers[0].mlp.gate.weight.grad
     assert gradient is not None
     assert gradient.abs().max() > 0
-    with torch.no_grad(), balance_losses(model, 0.5) as found:  # as the evaluation and the reference
+    with torch.no_grad(), balance_losses(model, Balance(0.5)) as found:  # as the evaluation and the reference
         packed_logps(model, forest, backend="path")
     assert found == []
     assert not model.config.output_router_logits
@@ -52,20 +52,23 @@ def test_the_balance_loss_by_hand_and_its_gradient() -> None:
 
 def test_weights() -> None:
     model = experts()
-    assert balance_weight(model, None) == model.config.router_aux_loss_coef == 0.001
-    assert (balance_weight(model, 0.0), balance_weight(model, 0.25)) == (0.0, 0.25)
-    assert balance_weight(sharp_llama(num_hidden_layers=1), None) == 0.0
+    assert balance_of(model, None) == (model.config.router_aux_loss_coef, False) == (0.001, False)
+    assert (balance_of(model, 0.0).weight, balance_of(model, 0.25)) == (0.0, (0.25, True))
+    assert balance_of(sharp_llama(num_hidden_layers=1), None).weight == 0.0
     with pytest.raises(ConfigError, match=r"router_aux_loss_coef: 0\.25, but LlamaForCausalLM has no routed experts"):
-        balance_weight(sharp_llama(num_hidden_layers=1), 0.25)
+        balance_of(sharp_llama(num_hidden_layers=1), 0.25)
 
 
 def test_a_model_without_that_loss_is_refused() -> None:
     model = sharp_llama(num_hidden_layers=1)
     model.config.output_router_logits = False
     message = "LlamaForCausalLM returns no loss that balances experts; set it to 0"
-    with pytest.raises(ConfigError, match=message), balance_losses(model, 0.5):
+    with pytest.raises(ConfigError, match=message), balance_losses(model, Balance(0.5)):
         packed_logps(model, Forest.plant(forest_of()), backend="path")
     assert model.config.output_router_logits is False
+    with balance_losses(model, Balance(0.5, required=False)) as found:  # some families only declare the weight
+        packed_logps(model, Forest.plant(forest_of()), backend="path")
+    assert found == []
 
 
 def test_a_training_adds_it_and_an_evaluation_does_not(tmp_path: Path) -> None:
