@@ -21,7 +21,7 @@ from srpo.maths.objective import LossOutput, Objective, SixLogps
 from srpo.model.packed.spread import Spread
 
 METRICS_FILE = "metrics.jsonl"
-SAMPLED = "kl/"  # prefix of metrics that are nan for pairs without a sampled token
+SAMPLED = ("kl/", "entropy/")  # prefixes of metrics that are nan for pairs without a sampled token
 
 
 def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float) -> dict[str, Tensor]:
@@ -66,9 +66,8 @@ def spread_metrics(
 
     `answer_tokens` is the mean length of the two answers.
     `drift/chosen` and `drift/rejected` are log-ratios of drafts, `drift/chosen_revised` of both revisions to the chosen
-    answer. `entropy/*` are means over all answer tokens, `kl/*`
-    is KL(policy ‖ reference) over the sampled tokens; nan for a pair without one. A cached reference has no
-    distributions: `theirs` is empty, and `entropy/reference` and `kl/*` are absent.
+    answer. `entropy/*` and `kl/*`, KL(policy ‖ reference), are means over the sampled tokens; nan for a pair without
+    one. A cached reference has no distributions: `theirs` is empty, `entropy/reference` and `kl/*` are absent.
 
     Args:
         policy, reference: log-probs summed over answer tokens.
@@ -76,7 +75,7 @@ def spread_metrics(
         shape: number of pairs, and of sequences of a pair: 6, or 2 without revisions.
     """
     roles = {"drafts": slice(0, 2), "revisions": slice(2, 6)} if shape[1] == 6 else {"drafts": slice(0, 2)}
-    entropy_BK, count_BK = ours.entropy(shape), ours.tokens(shape)
+    count_BK, (entropy_BK, seen_BK) = ours.tokens(shape), ours.entropy(shape)
     columns = {
         "answer_tokens": count_BK[:, :2].mean(1),
         "drift/chosen": (policy.w - reference.w) / count_BK[:, 0],
@@ -86,9 +85,9 @@ def spread_metrics(
         gain_B = policy.w_given_w + policy.w_given_l - reference.w_given_w - reference.w_given_l
         columns["drift/chosen_revised"] = gain_B / (count_BK[:, 2] + count_BK[:, 4])
     for role, part in roles.items():
-        columns[f"entropy/{role}"] = entropy_BK[:, part].sum(1) / count_BK[:, part].sum(1)
+        columns[f"entropy/{role}"] = entropy_BK[:, part].sum(1) / seen_BK[:, part].sum(1)
     if not theirs.empty:
-        columns["entropy/reference"] = theirs.entropy(shape).sum(1) / count_BK.sum(1)
+        columns["entropy/reference"] = theirs.entropy(shape)[0].sum(1) / seen_BK.sum(1)
         kl_BK, sampled_BK = ours.divergence(theirs, shape)
         for role, part in roles.items():
             columns[f"kl/{role}"] = kl_BK[:, part].sum(1) / sampled_BK[:, part].sum(1)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from srpo.errors import BackendError
-from srpo.model.packed.spread import entropies, watching
+from srpo.model.packed.spread import watching
 from srpo.model.packed.sums import wide
 from srpo.model.packed.tiles import After, Products, TiledLogps, planned_card, product_dtype
 from srpo.model.unwrap import core
@@ -106,25 +106,22 @@ def _untiled_logps(logits_PV: Tensor, scored: Scored) -> Tensor:
     logits_PV = logits_PV.float() if logits_PV.dtype != torch.float64 else logits_PV
     norm_P = logits_PV.logsumexp(-1)
     if (spread := watching()) is not None and scored.owner_T is not None:
-        entropy_P, words = entropies(logits_PV, norm_P), logits_PV.shape[1]
-        spread.add(scored.row_T, scored.owner_T, entropy_P, lambda rows_N: logits_PV.detach()[rows_N], words)
+        spread.add(scored.row_T, scored.owner_T, lambda rows_N: logits_PV.detach()[rows_N], logits_PV.shape[1])
     return wide(logits_PV[scored.row_T, scored.token_T]) - wide(norm_P[scored.row_T])
 
 
 def _tiled_logps(seen: _HeadInput, after: After, scored: Scored) -> Tensor:
     """Log-prob of each answer token, [T], from logits computed in tiles."""
     hidden_PD, (weight_VD, bias_V) = seen.hidden_PD.to(seen.dtype), seen.weights()
-    full, spread = torch.promote_types(seen.dtype, torch.float32), watching()
-    entropy_P = None if spread is None else hidden_PD.new_empty(len(hidden_PD), dtype=full)
-    where = (scored.row_T, scored.token_T)
-    logp_T = TiledLogps.apply(hidden_PD, weight_VD, bias_V, *where, after, _keeps_logits(seen), entropy_P)
-    if spread is not None and scored.owner_T is not None and entropy_P is not None:
+    logp_T = TiledLogps.apply(hidden_PD, weight_VD, bias_V, *scored[1:3], after, _keeps_logits(seen))
+    if (spread := watching()) is not None and scored.owner_T is not None:
+        full = torch.promote_types(seen.dtype, torch.float32)
 
         def logits_of(rows_N: Tensor) -> Tensor:
             with Products(hidden_PD[rows_N], weight_VD, bias_V) as products:
                 return after(products.logits(slice(0, len(rows_N))).to(full))
 
-        spread.add(scored.row_T, scored.owner_T, entropy_P, logits_of, len(weight_VD))
+        spread.add(scored.row_T, scored.owner_T, logits_of, len(weight_VD))
     return logp_T
 
 

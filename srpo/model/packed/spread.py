@@ -1,11 +1,11 @@
 """Entropy and divergence of next-token distributions, taken from logits while log-probs are computed.
 
-Inside `watched`, the head adds the entropy at every scored position, and the log-probs of the whole vocabulary at a
-sample of them. The sample has at most `SAMPLED` numbers, so memory does not grow with the batch; for a vocabulary of a
-few thousand words it is every position of a usual batch. Two models that score the same batch are sampled at the same
-positions, so their divergence there is exact.
+Inside `watched`, the head adds the log-probs of the whole vocabulary at a sample of the scored positions. The sample
+has at most `SAMPLED` numbers, so time and memory do not grow with the batch; for a vocabulary of a thousand words it is
+every position of a usual batch. Two models that score the same batch are sampled at the same positions, so entropy and
+divergence are exact there.
 
-Axes: B pairs, K sequences, P scored positions, T answer tokens, N sampled answer tokens, V vocabulary.
+Axes: B pairs, K sequences, T answer tokens, N sampled answer tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from srpo.model.packed.sums import wide
 
-SAMPLED = 2**22  # largest number of log-probs in the sample of one forward pass
-CHUNK = 2**23  # logits whose entropy is computed at once
+SAMPLED = 2**20  # largest number of log-probs in the sample of one forward pass
 
 
 class Spread:
@@ -30,21 +29,17 @@ class Spread:
     """
 
     def __init__(self) -> None:
-        self._entropy: list[Tensor] = []
         self._owner: list[Tensor] = []
         self._logps: list[Tensor] = []
         self._sampled_owner: list[Tensor] = []
 
     @torch.no_grad()
-    def add(
-        self, row_T: Tensor, owner_T: Tensor, entropy_P: Tensor, logits_of: Callable[[Tensor], Tensor], words: int
-    ) -> None:
+    def add(self, row_T: Tensor, owner_T: Tensor, logits_of: Callable[[Tensor], Tensor], words: int) -> None:
         """Adds the positions of one call of the head.
 
         Args:
             row_T: index of the position at which each answer token is scored.
             owner_T: index pair · sequences + sequence of each answer token.
-            entropy_P: entropy of each position, nats.
             logits_of: returns the logits [N, V] of some positions, given their indices [N].
             words: V.
         """
@@ -53,7 +48,6 @@ class Spread:
             return
         taken = max(1, min(tokens, SAMPLED // words))
         pick_N = torch.arange(taken, device=row_T.device) * tokens // taken
-        self._entropy.append(entropy_P[row_T])
         self._owner.append(owner_T)
         self._logps.append(logits_of(row_T[pick_N]).log_softmax(-1))
         self._sampled_owner.append(owner_T[pick_N])
@@ -61,15 +55,17 @@ class Spread:
     @property
     def empty(self) -> bool:
         """Whether no head was watched, as with log-probs read from a cache."""
-        return not self._entropy
+        return not self._owner
 
     def tokens(self, shape: tuple[int, int]) -> Tensor:
         """Number of answer tokens of each pair and sequence, [B, K], float64."""
-        return _sums(torch.cat(self._entropy), torch.cat(self._owner), shape)[1]
+        owner_T = torch.cat(self._owner)
+        return _sums(torch.ones_like(owner_T), owner_T, shape)[0]
 
-    def entropy(self, shape: tuple[int, int]) -> Tensor:
-        """Sum of the entropies of the answer tokens of each pair and sequence, [B, K], float64, nats."""
-        return _sums(torch.cat(self._entropy), torch.cat(self._owner), shape)[0]
+    def entropy(self, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Sum of the entropies of the sampled tokens in nats, and their number, [B, K] each, float64."""
+        entropy = [torch.special.entr(logps_NV.exp()).sum(-1) for logps_NV in self._logps]
+        return _sums(torch.cat(entropy), torch.cat(self._sampled_owner), shape)
 
     def divergence(self, other: Spread, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Sum of KL(self ‖ other) over the sampled tokens in nats, and their number, [B, K] each, float64."""
@@ -87,14 +83,6 @@ def _sums(value_T: Tensor, owner_T: Tensor, shape: tuple[int, int]) -> tuple[Ten
     empty, owner_T = value_T.new_zeros(shape[0] * shape[1]), owner_T.to(value_T.device)
     summed = empty.index_add(0, owner_T, value_T)
     return summed.view(shape), empty.index_add(0, owner_T, torch.ones_like(value_T)).view(shape)
-
-
-@torch.no_grad()
-def entropies(logits_PV: Tensor, norm_P: Tensor) -> Tensor:
-    """Entropy of each row of logits, nats, given the row's log-sum-exp; in chunks of `CHUNK` logits."""
-    rows = max(1, CHUNK // logits_PV.shape[1])
-    parts = zip(logits_PV.detach().split(rows), norm_P.detach().split(rows), strict=True)
-    return torch.cat([torch.special.entr((part - norm[:, None]).exp_()).sum(-1) for part, norm in parts])
 
 
 _watching: Spread | None = None

@@ -48,7 +48,7 @@ class TiledLogps(torch.autograd.Function):
     """An autograd function: log-probs [T] of the answer tokens, from logits computed in tiles.
 
     The log-sum-exp of each position is stored, and with `keep` the logits. Without them the backward pass computes the
-    tiles again, to the same bits. With `entropy_P`, an empty [P], the entropy of each position is written to it, nats.
+    tiles again, to the same bits.
     """
 
     @staticmethod
@@ -61,7 +61,6 @@ class TiledLogps(torch.autograd.Function):
         token_T: Tensor,
         after: After,
         keep: bool = False,
-        entropy_P: Tensor | None = None,
     ) -> Tensor:
         full = torch.promote_types(hidden_PD.dtype, torch.float32)
         norm_P = hidden_PD.new_empty(len(hidden_PD), dtype=full)
@@ -71,13 +70,9 @@ class TiledLogps(torch.autograd.Function):
                 logits_RV = after(products.logits(rows).to(full))
                 scored_A = logits_RV[row_T[answers] - rows.start, token_T[answers]]
                 most_R1 = logits_RV.amax(1, keepdim=True)  # torch's logsumexp would need two more tiles of memory
-                weights_RV = products.minus(logits_RV, most_R1).exp_()
-                total_R = weights_RV.sum(1)
-                norm_P[rows] = most_R1[:, 0] + total_R.log()
-                if entropy_P is not None:  # with e = p · total: −Σ p log p = log total − Σ e log e / total
-                    entropy_P[rows] = total_R.log() + torch.special.entr(weights_RV, out=weights_RV).sum(1) / total_R
+                norm_P[rows] = most_R1[:, 0] + products.minus(logits_RV, most_R1).exp_().sum(1).log()
                 logp_T[answers.to(logp_T.device)] = wide(scored_A) - wide(norm_P[row_T[answers]])
-                del logits_RV, weights_RV  # before the next tile is allocated
+                del logits_RV  # before the next tile is allocated
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, products.kept_PV)
         ctx.after = after
         return logp_T
@@ -118,7 +113,7 @@ class TiledLogps(torch.autograd.Function):
                 del logits_RV, dlogits_RV
         dhidden_PD = None if dhidden_PD is None else dhidden_PD.to(hidden_PD.dtype)
         dweights = (None if d is None else d.to(weight_VD.dtype) for d in (dweight_VD, dbias_V))
-        return dhidden_PD, *dweights, None, None, None, None, None
+        return dhidden_PD, *dweights, None, None, None, None
 
 
 class Products:

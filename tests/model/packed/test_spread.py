@@ -14,7 +14,6 @@ from srpo.model.packed import tiles as tiles_module
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
 from srpo.model.packed.spread import Spread, watched
-from srpo.model.packed.tiles import After, TiledLogps
 from srpo.sequences.tree import PrefixTree
 from tests.conftest import make_tiny_llama
 
@@ -68,11 +67,10 @@ def test_entropy_and_divergence_are_those_of_single_sequences(
     if tiled:
         monkeypatch.setattr(head_module, "TILED_ABOVE", 0)
         monkeypatch.setattr(tiles_module, "TILE", {"cpu": 3 * model.config.vocab_size})
-    monkeypatch.setattr(spread_module, "CHUNK", 2 * model.config.vocab_size)  # several chunks
     entropy_BK, kl_BK, count_BK = plain(model, other)
     ours, theirs = spread_of(model, backend), spread_of(other, backend)
     found_BK, counted_BK = ours.divergence(theirs, (2, 6))
-    torch.testing.assert_close(ours.entropy((2, 6)), entropy_BK, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.entropy((2, 6))[0], entropy_BK, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found_BK, kl_BK, rtol=1e-4, atol=1e-5)
     assert torch.equal(counted_BK, count_BK)
     assert torch.equal(ours.tokens((2, 6)), count_BK)
@@ -90,7 +88,8 @@ def test_a_sample_holds_a_bounded_number_of_logits_at_equal_positions(monkeypatc
     assert [tuple(each.shape) for each in ours._logps] == [(7, model.config.vocab_size)]
     kl_BK, count_BK = ours.divergence(theirs, (2, 6))
     assert count_BK.sum() == 7
-    assert ours.tokens((2, 6)).sum() == 30  # entropy is that of every token
+    assert ours.tokens((2, 6)).sum() == 30
+    assert torch.equal(ours.entropy((2, 6))[1], count_BK)
     # A sequence of which every token is in the sample has the divergence of the whole computation.
     whole_BK, all_BK = plain(model, other)[1:]
     full = count_BK == all_BK
@@ -99,15 +98,11 @@ def test_a_sample_holds_a_bounded_number_of_logits_at_equal_positions(monkeypatc
 
 
 def test_a_word_of_probability_zero_adds_nothing() -> None:
-    weight, hidden = torch.eye(4), torch.tensor([[2.0, 1.0, 0.0, 0.0]])
-    bias = torch.tensor([0.0, 0.0, 0.0, -torch.inf])
-    entropy_P, zero = torch.empty(1), torch.zeros(1, dtype=torch.long)
-    TiledLogps.apply(hidden, weight, bias, zero, zero, After(), False, entropy_P)
+    logits, zero = torch.tensor([[2.0, 1.0, 0.0, -torch.inf]]), torch.zeros(1, dtype=torch.long)
     p = torch.tensor([2.0, 1.0, 0.0]).softmax(0)
-    torch.testing.assert_close(entropy_P[0], -(p * p.log()).sum())
     spread = Spread()
-    logits = hidden + bias
-    spread.add(zero, zero, entropy_P, lambda rows: logits[rows], 4)
+    spread.add(zero, zero, lambda rows: logits[rows], 4)
+    torch.testing.assert_close(spread.entropy((1, 1))[0][0, 0].float(), -(p * p.log()).sum())
     assert float(spread.divergence(spread, (1, 1))[0]) == 0.0
 
 
