@@ -153,7 +153,7 @@ class RevisionEvaluation(TrainerCallback):
     def _reviser(self) -> Reviser:
         trainer = self.trainer
         model = trainer.accelerator.unwrap_model(trainer.model)
-        batch_size, beta = trainer.args.per_device_eval_batch_size, trainer.temperature.beta
+        batch_size, beta = trainer.args.per_device_eval_batch_size, trainer.temperature.last
         renderer = trainer.renderer
         reviser = Reviser(model, renderer.tokenizer, renderer.template, beta=beta, batch_size=batch_size)
         reviser.confidence = None  # without this, an adapter's base would become the reference and score every revision

@@ -19,6 +19,7 @@ from srpo.errors import ConfigError
 
 SCHEDULES = ("constant", "linear", "cosine", "exponential")
 BUDGET = "budget"  # the schedule that the controller makes
+STUDIED = 120  # steps of the trainings for which rate and ahead were chosen (docs/lab-book/21-beta.md)
 LEAST = 0.01  # share of the budget; a smaller drift counts as this one, so that the average soon forgets the start
 
 
@@ -116,6 +117,12 @@ class DriftController:
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{getattr(self, name)}", where=name, expected="a number > 0")
         self.start = self.beta
+
+    @classmethod
+    def paced(cls, beta: float, budget: float, steps: int) -> DriftController:
+        """A controller for a training of `steps` steps: in a long one the drift, and therefore β, moves more slowly."""
+        slower = max(1.0, steps / STUDIED)
+        return cls(beta, budget, rate=cls.rate / slower, ahead=cls.ahead * slower)
 
     def update(self, drift: float) -> float:
         """Takes the drift of a step, ≥ 0, in nats per answer token, and returns β of the next step."""

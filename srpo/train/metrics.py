@@ -94,15 +94,19 @@ def spread_metrics(
     return columns
 
 
-def names_of(objective: Objective) -> set[str]:
-    """Names of an evaluation's metrics under an objective, without prefix; each can choose the best checkpoint."""
+def names_of(objective: Objective, *, cached: bool = False) -> set[str]:
+    """Names of an evaluation's metrics under an objective, without prefix; each can choose the best checkpoint.
+
+    Args:
+        cached: True if the reference's log-probs are read from a cache, which holds no distributions.
+    """
     zero_B, none_B = torch.zeros(1), torch.full((1,), torch.nan)
     given_B = none_B if objective.drafts_only else zero_B
     six = SixLogps(zero_B, zero_B, given_B, given_B, given_B, given_B)
     columns = metrics(six, six, objective.loss(six, six, beta=1.0, alpha=0.5), beta=1.0)
     roles = ("drafts",) if objective.drafts_only else ("drafts", "revisions")
-    spread = {f"{what}/{role}" for what in ("entropy", "kl") for role in roles}
-    spread |= {"answer_tokens", "entropy/reference", "drift/chosen", "drift/rejected"}
+    spread = {f"entropy/{role}" for role in roles} | {"answer_tokens", "drift/chosen", "drift/rejected"}
+    spread |= set() if cached else {"entropy/reference", *(f"kl/{role}" for role in roles)}
     spread |= set() if objective.drafts_only else {"drift/chosen_revised"}
     return {*columns, *spread, "runtime", "samples_per_second", "steps_per_second"}
 

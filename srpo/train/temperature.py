@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -26,10 +28,11 @@ class Temperature(TrainerCallback):
 
     Attributes:
         beta: β of the coming step.
+        last: β of the step before it.
     """
 
     def __init__(self, args: SRPOConfig) -> None:
-        self.args, self.beta = args, args.beta
+        self.args, self.beta, self.last = args, args.beta, args.beta
         self.control: DriftController | None = None  # made when the first step has measured the entropy
         self.light = CollapseLight()
         self._sums: dict[str, list[float]] = {}  # metric → sum and number of its values since the last step
@@ -53,7 +56,7 @@ class Temperature(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         means = {name: total / count for name, (total, count) in self._sums.items() if count}
-        self._sums = {}
+        self._sums, self.last = {}, self.beta
         message = self.light.see(means, self.beta)
         if message and state.is_world_process_zero:
             log.warning("srpo: step %d: %s", state.global_step, message)
@@ -61,29 +64,47 @@ class Temperature(TrainerCallback):
             control.should_training_stop = True
         if self.args.beta_schedule == BUDGET:
             if self.control is None:
-                self.control = self._controller(means)
-            self.beta = self.control.update(max(means[role] for role in ROLES if role in means))
+                self.control = self._controller(means, state.max_steps)
+            drift = max(means[role] for role in ROLES if role in means)
+            warming = state.global_step <= args.get_warmup_steps(state.max_steps)  # too slow to say anything of β
+            self.beta = self.control.beta if warming else self.control.update(drift)
 
-    def _controller(self, means: Mapping[str, float]) -> DriftController:
+    def _controller(self, means: Mapping[str, float], steps: int) -> DriftController:
         """The controller of a run, by the metrics of its first step, when policy and reference are still alike."""
         entropy = max(means["entropy/reference"], LEAST_ENTROPY)
         budget = self.args.drift_budget or BUDGET_SHARE * entropy
         tokens = 1.0 if self.args.logps_reduction == "mean" else means["answer_tokens"]
         start = max(self.args.beta, conservative_beta(entropy, tokens))
-        message = "srpo: drift budget %.3g nats per answer token (entropy of the reference: %.3g); beta starts at %.3g"
+        message = "srpo: drift budget %.3g nats per answer token (entropy of the reference: %.3g); beta of step 2: %.3g"
         log.info(message, budget, entropy, start)
-        return DriftController(start, budget)
+        return DriftController.paced(start, budget, steps)
 
     def state(self) -> dict[str, Any]:
         """State as JSON values, for a checkpoint."""
-        control = self.control and {"begin": (self.control.start, self.control.budget), **self.control.state()}
-        return {"beta": self.beta, "sums": dict(self._sums), "light": self.light.state(), "control": control}
+        control = None
+        if self.control is not None:
+            begin = {name: getattr(self.control, name) for name in ("budget", "rate", "ahead")}
+            control = {"begin": {"beta": self.control.start, **begin}, **self.control.state()}
+        return {
+            "beta": self.beta,
+            "last": self.last,
+            "sums": dict(self._sums),
+            "light": self.light.state(),
+            "control": control,
+        }
+
+    def resume(self, file: Path) -> None:
+        """Restores the state in the first process's file of a checkpoint: β is the same in every process."""
+        if file.exists() and (state := json.loads(file.read_text("utf-8")).get("temperature")):
+            self.restore(state)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the state that the method `state` returned."""
-        self.beta, self._sums = state["beta"], {name: [*pair] for name, pair in state["sums"].items()}
+        self.beta, self.last = state["beta"], state["last"]
+        self._sums = {name: [*pair] for name, pair in state["sums"].items()}
         self.light.restore(state["light"])
         self.control = None
         if control := state["control"]:
-            self.control = DriftController(*control["begin"])
+            begin = control["begin"]
+            self.control = DriftController(**{**begin, "budget": self.args.drift_budget or begin["budget"]})
             self.control.restore(control)

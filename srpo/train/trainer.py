@@ -394,7 +394,7 @@ class SRPOTrainer(DurableTrainer):
         self.renderer.template.save(folder, self.renderer.fingerprint)
         stop_at(self.model, self.renderer.stop_ids, folder)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}
-        settings["beta"] = self.temperature.beta  # Eq. 9 and 14 hold at the β of the last step
+        settings["beta"] = self.temperature.last  # Eq. 9 and 14 hold at the β of the last step
         record = {"format": 1, **settings, "reference": self.reference.kind, **quantisation_of(self.model)}
         (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         write_card(folder, card_of(self), card)

@@ -73,7 +73,8 @@ def expect_consistent(
         _expect_judged(config, run)
     draws = run is not None and run.eval_revisions is not None  # adds metrics whose names the callback decides
     if config.metric_for_best_model and config.eval_strategy != "no" and not draws:
-        _expect_metric(config.metric_for_best_model.removeprefix("eval_"), config.objective)
+        metric, cached = config.metric_for_best_model.removeprefix("eval_"), bool(config.reference_folder())
+        _expect_metric(metric, config.objective, cached)
 
 
 def _expect_judged(config: SRPOConfig, run: RunArguments) -> None:
@@ -86,11 +87,11 @@ def _expect_judged(config: SRPOConfig, run: RunArguments) -> None:
         raise ConfigError("no evaluation", where="eval_revisions", fix="add `--eval_strategy steps --eval_steps …`")
 
 
-def _expect_metric(metric: str, objective: str) -> None:
+def _expect_metric(metric: str, objective: str, cached: bool) -> None:
     """Checks the metric that chooses the best checkpoint; a wrong name would end the run at its first evaluation."""
     from srpo.train.metrics import names_of
 
-    known = names_of(OBJECTIVES[objective])
+    known = names_of(OBJECTIVES[objective], cached=cached)
     if metric not in known:
         expected, fix = "one of " + ", ".join(sorted(known)), did_you_mean(metric, known)
         raise ConfigError(f"{metric!r}", where="metric_for_best_model", expected=expected, fix=fix)

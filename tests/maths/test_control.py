@@ -62,6 +62,18 @@ def test_beta_rests_while_the_drift_is_on_its_way_to_the_budget() -> None:
     assert moved(0.4, 0.9, ahead=20.0) == pytest.approx(0.1)
 
 
+def test_a_long_training_is_steered_as_much_more_slowly() -> None:
+    def least(control: DriftController, steps: int) -> float:
+        """The smallest β while the drift grows quadratically to the budget at half of the steps, then stays."""
+        return min(control.update(0.2 * min(1.0, 2 * step / steps) ** 2) for step in range(1, steps + 1))
+
+    short = least(DriftController.paced(0.2, 0.2, 120), 120)
+    assert DriftController.paced(0.2, 0.2, 50) == DriftController.paced(0.2, 0.2, 120) == DriftController(0.2, 0.2)
+    assert short > 0.02
+    assert least(DriftController.paced(0.2, 0.2, 1200), 1200) == pytest.approx(short, rel=0.5)
+    assert least(DriftController(0.2, 0.2), 1200) < short / 5  # control: the pace of a short training
+
+
 def test_hysteresis_and_bounds() -> None:
     assert moved(0.13, 0.11) > 0  # inside the band, but on its way out of it
     assert moved(0.13, 0.099, 0.11) == 0.0  # at rest again

@@ -54,6 +54,16 @@ def test_a_beta_that_is_too_small_for_the_answers_starts_higher(tmp_path: Path) 
     assert logged(run, "beta") == pytest.approx(betas[:3], rel=1e-2)
 
 
+def test_beta_rests_during_the_warm_up(tmp_path: Path) -> None:
+    changes = {**BUDGET, "warmup_steps": 3, "lr_scheduler_type": "constant_with_warmup"}
+    run = trainer(tmp_path, FOUR, ref_model=sharp_llama(seed=1), args=changes)
+    run.train()
+    first, *betas = logged(run, "beta")
+    assert first == run.args.beta
+    assert betas[:3] == pytest.approx([started(run).start] * 3)
+    assert len({*betas}) > 1
+
+
 def test_the_default_budget_is_half_of_the_reference_s_entropy(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

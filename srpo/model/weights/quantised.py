@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PretrainedConfig
 
 from srpo.errors import InputError
 from srpo.model.unwrap import core
@@ -19,9 +20,13 @@ QUANTISATION = "quantization"  # key of that record
 
 
 def quantisation_of(model: nn.Module) -> dict[str, Any]:
-    """The entry of a training record for the model's quantised weights; {} if no weight is quantised."""
-    found = getattr(core(model).config, "quantization_config", None)
-    if found is None:
+    """The entry of a training record for weights that were quantised while they were loaded; {} without such weights.
+
+    A base whose own files are quantised is loaded like that again, without a record.
+    """
+    config = core(model).config
+    found = getattr(config, "quantization_config", None)
+    if found is None or _stored_quantised(config.name_or_path):
         return {}
     return {QUANTISATION: json.loads(json.dumps(found if isinstance(found, dict) else found.to_dict(), default=str))}
 
@@ -54,3 +59,13 @@ def warn_of_other_base(folder: Path, options: Mapping[str, Any]) -> None:
         bits = 4 if trained.get("load_in_4bit") else 8
         message = "srpo: %s was trained on its base in %d bits, and is used on the unrounded base: numbers differ; "
         log.warning(message + "`srpo merge` writes the model as it was trained", folder, bits)
+
+
+def _stored_quantised(base: str) -> bool:
+    """Whether the files of a base model hold quantised weights."""
+    if not base:
+        return False
+    try:
+        return "quantization_config" in PretrainedConfig.get_config_dict(base)[0]
+    except OSError:  # the base is not here any more
+        return False

@@ -29,7 +29,14 @@ FREE = {
     *("resume_from_checkpoint", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_in_order"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataset_num_proc", "ddp_timeout"),
-    *("torch_empty_cache_steps", "trust_remote_code", "remove_unused_columns", "label_names", "bad_rows"),
+    *(
+        "torch_empty_cache_steps",
+        "trust_remote_code",
+        "remove_unused_columns",
+        "label_names",
+        "bad_rows",
+        "on_collapse",
+    ),
     *("batch_eval_metrics", "revision_template", "model_init_kwargs"),  # the last two: template and weights count
 }
 # A checkpoint's weights and optimiser moments fit only one value of these keys, so a change cannot be accepted.

@@ -343,7 +343,6 @@ class DurableTrainer(Trainer):
         self._total_loss_scalar = sums["total_loss"]
         self._globalstep_last_logged = sums["last_logged"]
         self._measured.restore("train", sums["measured"])
-        self.temperature.restore(sums["temperature"])
 
     def _save_extra_state(self, folder: Path) -> None:
         (folder / f"position-{self.args.process_index}.json").write_text(json.dumps(self.running_sums()), "utf-8")
@@ -358,6 +357,7 @@ class DurableTrainer(Trainer):
         file = folder / f"position-{self.args.process_index}.json"
         if file.exists():  # absent after an accepted change of the number of processes
             self.restore_sums(json.loads(file.read_text("utf-8")))
+        self.temperature.resume(folder / "position-0.json")
         if (folder / REFERENCE_FILE).exists():
             from safetensors.torch import load_file
 

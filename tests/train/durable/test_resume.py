@@ -197,10 +197,31 @@ def test_a_resumed_run_has_the_betas_of_the_uninterrupted_one(
     betas = logged(whole, "beta")
     assert len(set(betas)) > 3  # β changed on both sides of the checkpoint
     assert betas[0] == pytest.approx(0.1)
-    assert (
-        json.loads((tmp_path / "cut" / "checkpoint-6" / "srpo_training.json").read_text())["beta"]
-        == again.temperature.beta
-    )
+    record = json.loads((tmp_path / "cut" / "checkpoint-6" / "srpo_training.json").read_text())
+    assert record["beta"] == again.temperature.last == pytest.approx(logged(again, "beta")[-1], rel=1e-9)
+
+
+def test_every_process_takes_beta_from_the_first_one(base: Path, tmp_path: Path) -> None:
+    args = {**MOVING["budget"], "on_collapse": "stop"}
+    run = make(base, tmp_path / "run", args={**args, "max_steps": 3, "save_steps": 3})
+    run.train()
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    again = make(base, tmp_path / "again", args=args)
+    first = checkpoint / "position-0.json"
+    sums = json.loads(first.read_text())
+    assert sums["temperature"]["control"]["beta"] == run.temperature.beta
+    sums["temperature"] = None
+    first.rename(checkpoint / "kept.json")
+    first.write_text(json.dumps(sums))
+    again.temperature.resume(first)  # a checkpoint of a version without this state
+    assert again.temperature.control is None
+    (checkpoint / "kept.json").rename(first)
+    again.temperature.resume(first)
+    assert again.temperature.state() == run.temperature.state()
+    other = make(base, tmp_path / "other", args={**args, "drift_budget": 0.5})
+    other.temperature.resume(first)
+    assert other.temperature.control is not None
+    assert other.temperature.control.budget == 0.5
 
 
 def test_control_a_controller_that_forgets_ends_elsewhere(base: Path, tmp_path: Path) -> None:
