@@ -120,14 +120,16 @@ class RevisionEvaluation(TrainerCallback):
 
         A preference loss compares two answers, so it can improve while the likeliest answer becomes a wrong one.
         """
-        trails = [trail for trail in self.draw(greedy=True) if not trail.failed]
+        # A draft counts even if its revision has no room.
+        trails = [trail for trail in self.draw(greedy=True) if trail.answers]
         if not trails:
             return {}
-        scored = numbers([replace(trail, answers=trail.answers[:1]) for trail in trails], self.judge)
+        drafts = [replace(trail, answers=trail.answers[:1], stopped="revisions") for trail in trails]
+        scored = numbers(drafts, self.judge)
         names = {f"{PREFIX}0{end}": f"{PREFIX}greedy{end}" for end in ("", "_low", "_high")}
         found = {names[name]: scored[name] for name in names}
-        copied = [trail.after(1).text == trail.after(0).text for trail in trails]
-        found[f"{PREFIX}greedy_copied"] = sum(copied) / len(copied)
+        if copied := [trail.answers[1].text == trail.answers[0].text for trail in trails if len(trail.answers) > 1]:
+            found[f"{PREFIX}greedy_copied"] = sum(copied) / len(copied)
         now, loss = found[f"{PREFIX}greedy"], next((metrics[n] for n in metrics if n.endswith("loss")), None)
         if self.best is None or now > self.best[0]:
             self.best = (now, loss)
@@ -144,9 +146,10 @@ class RevisionEvaluation(TrainerCallback):
         """Returns trails of the current model, failed ones included; the training state stays unchanged.
 
         Args:
-            greedy: draws one greedy draft of each prompt and one greedy revision of it instead.
+            greedy: draws one greedy draft of each prompt instead and, if answers are revised, one revision of it.
         """
-        settings = replace(self.settings, revisions=1, temperature=0.0) if greedy else self.settings
+        once = replace(self.settings, revisions=min(1, self.settings.revisions), temperature=0.0)
+        settings = once if greedy else self.settings
         with undisturbed(self.trainer.accelerator.unwrap_model(self.trainer.model)):
             return list(self._reviser().trails(self.rows, settings))
 

@@ -17,6 +17,7 @@ from srpo.cli.main import run
 from srpo.errors import ConfigError, LengthError
 from srpo.evaluate.callback import PREFIX, RevisionEvaluation, Watch, numbers
 from srpo.judge.single import per_character
+from srpo.revise.trail import IMPOSSIBLE
 from srpo.train.metrics import METRICS_FILE
 from tests.conftest import make_byte_tokenizer
 from tests.judge.pair_judges import Scripted, honest
@@ -143,6 +144,11 @@ def test_greedy_revisions_that_copy_their_draft_are_counted(base: Path, tmp_path
     changed = [replace(trail.answers[0], text="another") for trail in drawn]
     watch.draw = lambda greedy: [replace(t, answers=(t.answers[0], c)) for t, c in zip(drawn, changed, strict=True)]
     assert watch._greedy({})[f"{PREFIX}greedy_copied"] == 0.0
+    # A draft counts although its revision has no room; without any revision nothing is said of copies.
+    watch.draw = lambda greedy: [replace(t, answers=t.answers[:1], stopped=f"{IMPOSSIBLE}long") for t in drawn]
+    found = watch._greedy({})
+    assert f"{PREFIX}greedy" in found
+    assert f"{PREFIX}greedy_copied" not in found
 
 
 def test_logged_scores_are_those_of_the_current_model(base: Path, tmp_path: Path) -> None:
