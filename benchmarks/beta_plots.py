@@ -34,16 +34,17 @@ def main() -> None:
 
 def heat(cells: dict[tuple[str, float], dict[str, Any]]) -> Figure:
     """Exact answers out of distribution by schedule and first β, one panel sampled and one greedy."""
-    figure = Figure(figsize=(7.4, 3.9), layout="constrained", facecolor="white")
+    ways = [way for way in WAYS if any(schedule == way for schedule, _ in cells)]
+    figure = Figure(figsize=(7.4, 1.5 + 0.8 * len(ways)), layout="constrained", facecolor="white")
     axes = figure.subplots(2, 1, sharex=True)
     for axis, (heat_name, title) in zip(axes, TITLES.items(), strict=True):
-        values = [[_share(cells.get((way, beta)), heat_name) for beta in BETAS] for way in WAYS]
+        values = [[_share(cells.get((way, beta)), heat_name) for beta in BETAS] for way in ways]
         axis.imshow(values, cmap="viridis", vmin=0, vmax=70, aspect="auto")
         for y, line in enumerate(values):
             for x, value in enumerate(line):
                 shown = f"{value:.0f}" if value == value else "–"  # nan: the cell was not run
                 axis.text(x, y, shown, ha="center", va="center", color="white" if value < 45 else "black")
-        axis.set_yticks(range(len(WAYS)), WAYS)
+        axis.set_yticks(range(len(ways)), ways)
         axis.set_title(f"exact answers out of distribution, %: {title}", fontsize=9.5)
     axes[-1].set_xticks(range(len(BETAS)), [f"{beta:g}" for beta in BETAS])
     axes[-1].set_xlabel("β asked for")
