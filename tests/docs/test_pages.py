@@ -385,7 +385,7 @@ def test_every_metric_is_listed(ran: Callable[[str], Path]) -> None:
     for line in (ran("train.md") / "my-srpo-model" / "metrics.jsonl").read_text("utf-8").splitlines():
         logged |= {name.removeprefix("eval_") for name in json.loads(line)}
     listed = {name for row in table("train.md", "| metric | |") for name in named(row[0])}
-    ours = {name for name in logged if "/" in name} | {"loss"}
+    ours = {name for name in logged if "/" in name} | {"loss", "beta", "answer_tokens"}
     assert {re.sub("margins/.*", "margins/…", name) if name.startswith("revision") else name for name in ours} == listed
 
 

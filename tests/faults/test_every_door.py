@@ -14,6 +14,7 @@ QUICK = ["--report_to", "none", "--use_cpu", "true", "--max_steps", "1", "--save
 SHORT = ["--revisions", "1", "--max_new_tokens", "2"]
 # The demo alone loads models: the tiny ones that it trains.
 LOADS_NO_MODEL = {"demo", "label", "exchange", "bandit", "env", "doctor", "config-schema", "completion", "recipes"}
+READS_NO_WEIGHTS = {"plan"}
 ELSEWHERE = {"check", "train", "revise", "convert"}  # in test_malice.py
 
 DOORS: dict[str, Callable[[str, str, str], list[str]]] = {
@@ -45,7 +46,7 @@ def words(verb: str, place: Path) -> list[str]:  # noqa: F811
 
 
 def test_every_loading_function_is_listed() -> None:
-    assert {*VERBS} == LOADS_NO_MODEL | ELSEWHERE | {*DOORS}
+    assert {*VERBS} == LOADS_NO_MODEL | READS_NO_WEIGHTS | ELSEWHERE | {*DOORS}
 
 
 # Without malice the others ask for more than these two pairs, or wait for requests.
@@ -69,4 +70,12 @@ CODE.remove(("merge", "tokenizer"))  # an adapter brings one of its own
 def test_code_of_a_repository_does_not_run(verb: str, kind: str, place: Path) -> None:  # noqa: F811
     bring_code(place, kind)
     assert "without running theirs.py (named in " in refusal(words(verb, place))
+    assert not (place / SUNG).exists()
+
+
+@pytest.mark.parametrize("kind", ["model", "tokenizer"])
+def test_a_plan_runs_no_code_of_a_repository(kind: str, place: Path) -> None:  # noqa: F811
+    bring_code(place, kind)
+    plan = ["plan", "--model_name_or_path", str(place / "model"), "--dataset_name", str(place / "pairs.jsonl")]
+    assert "without running theirs.py (named in " in refusal(plan)
     assert not (place / SUNG).exists()
