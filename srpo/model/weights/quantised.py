@@ -61,7 +61,7 @@ def warn_of_other_base(folder: Path, options: Mapping[str, Any]) -> None:
         log.warning(message + "`srpo merge` writes the model as it was trained", folder, bits)
 
 
-def _stored_quantised(base: str) -> bool:
+def _stored_quantised(base: str | None) -> bool:
     """Whether the files of a base model hold quantised weights."""
     if not base:
         return False
