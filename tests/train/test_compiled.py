@@ -27,11 +27,17 @@ MOST = 8  # traces, of policy and reference together
 
 @pytest.fixture(autouse=True)
 def _attention_as_it_was() -> Iterator[None]:
-    before = {name: AttentionInterface()[name] for name in (attention.NAME, attention.FLEX)}
+    """Compiled layers leave attention uncompiled for the rest of a process; here each test begins without that."""
+
+    def as_written() -> None:
+        for name in (attention.NAME, attention.FLEX):
+            function = AttentionInterface()[name]
+            AttentionInterface.register(name, getattr(function, "_torchdynamo_orig_callable", function))
+        torch._dynamo.reset()
+
+    as_written()
     yield
-    for name, function in before.items():
-        AttentionInterface.register(name, function)
-    torch._dynamo.reset()
+    as_written()
 
 
 @pytest.fixture
