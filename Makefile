@@ -41,7 +41,8 @@ vllm: .venv-vllm/ready ## the engine and the endpoint on vLLM's build for CPUs, 
 quant: .venv-quant/ready ## QLoRA on a CPU, with bitsandbytes in an environment of its own
 	$(OFFLINE) .venv-quant/bin/python -m pytest -q tests/train/test_quantised.py
 
-pins: .venv-pins/ready ## training, revising, evaluation and data with the oldest versions, those that axolotl and unsloth pin
+pins: .venv-pins/ready ## srpo resolved beside other tools, then tests with the oldest versions, those that axolotl and unsloth pin
+	bash tools/beside.sh
 	$(OFFLINE) .venv-pins/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not sweep and not faults' tests/data tests/revise tests/evaluate tests/train
 
 release: .venv/dev ## builds the distribution twice, compares, checks, and tries the wheel outside the checkout; in dist/
@@ -94,7 +95,7 @@ alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and
 
 .venv-pins/ready: pyproject.toml tests/oldest.txt
 	$(PYTHON) -m venv .venv-pins
-	.venv-pins/bin/pip install -q -c tests/oldest.txt -e '.[judges,rouge,server,gguf]' pytest pytest-xdist hypothesis hatchling
+	.venv-pins/bin/pip install -q -c tests/oldest.txt -e '.[judges,rouge,server,gguf]' pytest pytest-xdist hypothesis hatchling uv
 	@touch $@
 
 # A build for CPUs that asks for an older transformers than ours, and for libraries of pictures and sound that would
