@@ -70,6 +70,14 @@ class Signals:
         finally:
             self._held_back -= 1
 
+    def expect_none(self) -> None:
+        """Raises KeyboardInterrupt if a signal has arrived whose own KeyboardInterrupt is lost.
+
+        Python drops an exception that is raised inside a callback of the garbage collection or of a weak reference.
+        """
+        if self.asked and not self._held_back:
+            raise KeyboardInterrupt(self.asked)
+
     def _answer(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked worker inherited this handler: it ends as it would have without it
             signal.signal(number, signal.SIG_DFL)

@@ -24,7 +24,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -32,6 +32,7 @@ from urllib.parse import quote, unquote
 
 from srpo.errors import ConfigError, InputError, SRPOError
 from srpo.generate.settings import EndpointSettings
+from srpo.signals import signals
 
 if TYPE_CHECKING:
     import httpx
@@ -45,6 +46,7 @@ WRONG_FOR_ALL = {401, 403, 404, 405, *range(300, 400)}  # statuses that every re
 LONGEST_WAIT = 60.0  # seconds between two tries without a Retry-After
 LONGEST_RETRY_AFTER = 600.0  # seconds
 LARGEST = 1 << 26  # bytes of one answer
+PULSE = 0.5  # seconds between two looks for a signal that came unnoticed
 WINDOW = 4  # items under way, or waiting for an earlier item to end, per concurrent request
 
 
@@ -157,7 +159,7 @@ class Endpoint:
                     futures.append(_start(functools.partial(self._item, path, body, read_and_keep, stop)))
                 if not futures:
                     return
-                reply = futures.popleft().result()
+                reply = _awaited(futures.popleft())
                 in_a_row = in_a_row + 1 if reply.worn_out else 0
                 if in_a_row > max(8, self.concurrency):
                     fix = "check the server; the same command continues"
@@ -389,3 +391,10 @@ def _message(content: bytes) -> str:
     for key in ("error", "message", "detail"):
         found = found.get(key, found) if isinstance(found, dict) else found
     return found if isinstance(found, str) else text
+
+
+def _awaited(future: Future[T]) -> T:
+    """Returns the result of a future; a signal that came just before Python waits would not end that wait by itself."""
+    while not wait([future], PULSE).done:
+        signals.expect_none()
+    return future.result()

@@ -20,13 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, PretrainedConfig
 
+from srpo.errors import ConfigError
 from srpo.maths.objective import SixLogps, srpo_loss
 from srpo.model.packed.attention import INTERFACES, serving, why_not_path
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.layouts import flat_logps, packed_logps
 from srpo.model.packed.spread import watched
 from srpo.model.packed.tiles import Card, computing_for, one_cast
-from srpo.model.unwrap import adapted
+from srpo.model.unwrap import adapted, core
 from srpo.model.weights.architecture import freeze_towers, loader_for
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ def fake_model(config: PretrainedConfig, dtype: torch.dtype, peft_config: PeftCo
         if peft_config is not None:
             from peft import get_peft_model
 
-            model = get_peft_model(model, peft_config)
+            try:
+                model = get_peft_model(model, peft_config)
+            except ValueError as error:  # unknown target modules, or a family without default ones
+                fix = "name them: --lora_target_modules all-linear"
+                raise ConfigError(str(error).split("\n")[0], where="lora_target_modules", fix=fix) from None
     _place(model)
     return model.train()
 
@@ -124,6 +129,9 @@ def peak_of_step(model: nn.Module, forest: Forest, step: Step) -> int:
     Args:
         model: a model of `fake_model`, or a real one, which takes the step.
         forest: the pairs of the step.
+
+    Raises:
+        ConfigError: the model has an operation that fake tensors do not have.
     """
     alive, before = Alive(), vars(model).get("forward")
     for weight in (*model.parameters(), *model.buffers()):
@@ -137,6 +145,10 @@ def peak_of_step(model: nn.Module, forest: Forest, step: Step) -> int:
     try:
         with computing_for(step.card), _checkpointing(model, step.checkpointing), alive:
             _take(model, forest, backend, step.reference)
+    except RuntimeError as error:  # an operation without a form for fake tensors, such as grouped products in float32
+        fix = "plan it with --bf16 or --use_peft, or a model of its family without routed experts"
+        what = f"its step has an operation that cannot be planned: {str(error).splitlines()[0]}"
+        raise ConfigError(what, where=type(core(model)).__name__, fix=fix) from None
     finally:
         vars(model).pop("forward", None)
         if before is not None:

@@ -172,7 +172,9 @@ class Planned:
         return Cost(tokens * setup.cards, forward * passes + scored, sent)
 
     def fitting(self, rows: Sequence[Mapping[str, Any]], memory: float, step: str) -> int:
-        """Largest number of pairs per card that `USABLE` of `memory` bytes hold, by a line through two batch sizes.
+        """Number of pairs per card that `USABLE` of `memory` bytes hold.
+
+        The largest of the planned sizes that fits; if all fit, a larger one, by a line through the last two.
 
         Args:
             rows: batch sizes (`pairs`) in increasing order, each with the GiB of its step under the key `step`.

@@ -63,11 +63,11 @@ class Temperature(TrainerCallback):
         if message and self.args.on_collapse == "stop":
             control.should_training_stop = True
         if self.args.beta_schedule == BUDGET:
-            if self.control is None:
-                self.control = self._controller(means, state.max_steps)
+            first = self.control is None  # policy and reference were alike
+            self.control = self.control or self._controller(means, state.max_steps)
             drift = max(means[role] for role in ROLES if role in means)
             warming = state.global_step <= args.get_warmup_steps(state.max_steps)  # too slow to say anything of β
-            self.beta = self.control.beta if warming else self.control.update(drift)
+            self.beta = self.control.beta if first or warming else self.control.update(drift)
 
     def _controller(self, means: Mapping[str, float], steps: int) -> DriftController:
         """The controller of a run, by the metrics of its first step, when policy and reference are still alike."""

@@ -6,14 +6,17 @@ import base64
 import json
 import logging
 import threading
+from concurrent.futures import Future
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tenacity import RetryCallState, Retrying
 
 from srpo.errors import ConfigError, InputError
-from srpo.generate.http import Endpoint, Reply, UnusableAnswer, _seconds, _TryAgain
+from srpo.generate.http import Endpoint, Reply, UnusableAnswer, _awaited, _seconds, _TryAgain
+from srpo.signals import signals
 from tests.scripted_server import JSON, Asked, Say, serve
 
 SECRET = "sk-very/secret+key"
@@ -275,3 +278,31 @@ def test_any_text_can_be_sent() -> None:
         (reply,) = endpoint(server.url).each("numbers", [body], number)
         assert reply.value == 10
         assert json.dumps(server.bodies[0]) == json.dumps(body)
+
+
+def test_a_signal_that_came_unnoticed_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    never: Future[Reply[int]] = Future()
+    monkeypatch.setattr(signals, "asked", "SIGINT")  # as if its KeyboardInterrupt had been raised where Python drops it
+    monkeypatch.setattr("srpo.generate.http.PULSE", 0.01)
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        _awaited(never)
+    monkeypatch.setattr("srpo.generate.http.wait", looked_once())
+    with signals.held_back(), pytest.raises(Looked):  # control: there the caller looks at `asked` itself
+        _awaited(never)
+
+
+class Looked(Exception):
+    pass
+
+
+def looked_once() -> Any:
+    """A `wait` that comes back once without a result, and raises `Looked` the second time."""
+    turns = iter([SimpleNamespace(done=set())])
+
+    def wait(futures: Any, timeout: float) -> Any:
+        try:
+            return next(turns)
+        except StopIteration:
+            raise Looked from None
+
+    return wait

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
 from srpo.cli.main import run
 from srpo.errors import ConfigError
@@ -158,3 +158,13 @@ def test_the_command_plans_for_data(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_lengths_are_needed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lengths of the pairs are not known"):
         run(["plan", "--model_name_or_path", str(tmp_path), "--prompt_tokens", "3"])
+
+
+def test_experts_in_float32_are_refused_by_name() -> None:
+    config = Qwen3MoeConfig(
+        **{"vocab_size": 300, "hidden_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 1},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4},
+        architectures=["Qwen3MoeForCausalLM"],
+    )
+    with pytest.raises(ConfigError, match=r"Qwen3MoeForCausalLM: its step has an operation .*; plan it with --bf16"):
+        peak_of_step(fake_model(config, torch.float32), Forest.plant(trees()), Step(CARD))

@@ -34,13 +34,15 @@ def test_a_schedule_sets_beta_of_every_step(tmp_path: Path) -> None:
 def test_the_controller_takes_the_drift_of_the_role_that_drifts_more(tmp_path: Path) -> None:
     run = trainer(tmp_path, FOUR, ref_model=sharp_llama(seed=1), args=BUDGET)
     run.train()
-    control, expected = started(run), [0.1]
-    for drafts, revisions in zip(logged(run, "kl/drafts"), logged(run, "kl/revisions"), strict=True):
+    control = started(run)
+    expected = [0.1, control.start]  # the first step measures the entropy
+    for drafts, revisions in zip(logged(run, "kl/drafts")[1:], logged(run, "kl/revisions")[1:], strict=True):
         expected.append(control.update(max(drafts, revisions)))
     assert logged(run, "beta") == pytest.approx(expected[:-1], rel=1e-9)
     assert len(set(expected)) > 3
-    other, wrong = started(run), [0.1]  # control: the smaller drift gives another β
-    for drafts, revisions in zip(logged(run, "kl/drafts"), logged(run, "kl/revisions"), strict=True):
+    other = started(run)
+    wrong = [0.1, other.start]  # control: the smaller drift gives another β
+    for drafts, revisions in zip(logged(run, "kl/drafts")[1:], logged(run, "kl/revisions")[1:], strict=True):
         wrong.append(other.update(min(drafts, revisions)))
     assert wrong[:-1] != pytest.approx(expected[:-1], rel=1e-9)
 
@@ -50,7 +52,7 @@ def test_a_beta_that_is_too_small_for_the_answers_starts_higher(tmp_path: Path) 
     run.train()
     control = started(run)
     assert control.start > 1e-3
-    betas = [1e-4, *(control.update(drift) for drift in logged(run, "kl/drafts"))]
+    betas = [1e-4, control.start, *(control.update(drift) for drift in logged(run, "kl/drafts")[1:])]
     assert logged(run, "beta") == pytest.approx(betas[:3], rel=1e-2)
 
 

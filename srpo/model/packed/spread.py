@@ -19,6 +19,8 @@ from torch import Tensor
 from srpo.model.packed.sums import wide
 
 SAMPLED = 2**20  # largest number of log-probs in the sample of one forward pass
+LEAST = 16  # smallest number of sampled tokens, for large vocabularies
+GOLDEN = 0.6180339887498949  # multiples of it modulo 1 are spread evenly over [0, 1)
 
 
 class Spread:
@@ -46,8 +48,7 @@ class Spread:
         tokens = len(row_T)
         if not tokens:
             return
-        taken = max(1, min(tokens, SAMPLED // words))
-        pick_N = torch.arange(taken, device=row_T.device) * tokens // taken
+        pick_N = sample(tokens, max(LEAST, SAMPLED // words)).to(row_T.device)
         self._owner.append(owner_T)
         self._logps.append(logits_of(row_T[pick_N]).log_softmax(-1))
         self._sampled_owner.append(owner_T[pick_N])
@@ -71,6 +72,18 @@ class Spread:
         """Sum of KL(self ‖ other) over the sampled tokens in nats, and their number, [B, K] each, float64."""
         kl = [_kl(ours, theirs) for ours, theirs in zip(self._logps, other._logps, strict=True)]
         return _sums(torch.cat(kl), torch.cat(self._sampled_owner), shape)
+
+
+def sample(tokens: int, most: int) -> Tensor:
+    """Indices [N] of at most `most` of some tokens, in order, one in each of N equal parts.
+
+    The place within a part changes from part to part: with a fixed one, answers of equal length would all be sampled at
+    their first token.
+    """
+    taken = min(tokens, most)
+    starts = torch.arange(taken + 1) * tokens // taken
+    within_N = torch.arange(1, taken + 1, dtype=torch.float64) * GOLDEN % 1
+    return starts[:-1] + (within_N * starts.diff()).long()
 
 
 def _kl(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:

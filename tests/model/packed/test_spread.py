@@ -13,7 +13,7 @@ from srpo.model.packed import spread as spread_module
 from srpo.model.packed import tiles as tiles_module
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
-from srpo.model.packed.spread import Spread, watched
+from srpo.model.packed.spread import Spread, sample, watched
 from srpo.sequences.tree import PrefixTree
 from tests.conftest import make_tiny_llama
 
@@ -82,12 +82,13 @@ def test_entropy_and_divergence_are_those_of_single_sequences(
 @torch.no_grad()
 def test_a_sample_holds_a_bounded_number_of_logits_at_equal_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = sharp(0), sharp(1)
-    tokens = 7 * model.config.vocab_size
+    tokens = 25 * model.config.vocab_size
     monkeypatch.setattr(spread_module, "SAMPLED", tokens + 1)
+    monkeypatch.setattr(spread_module, "LEAST", 1)
     ours, theirs = spread_of(model, "path"), spread_of(other, "path")
-    assert [tuple(each.shape) for each in ours._logps] == [(7, model.config.vocab_size)]
+    assert [tuple(each.shape) for each in ours._logps] == [(25, model.config.vocab_size)]
     kl_BK, count_BK = ours.divergence(theirs, (2, 6))
-    assert count_BK.sum() == 7
+    assert count_BK.sum() == 25
     assert ours.tokens((2, 6)).sum() == 30
     assert torch.equal(ours.entropy((2, 6))[1], count_BK)
     # A sequence of which every token is in the sample has the divergence of the whole computation.
@@ -95,6 +96,19 @@ def test_a_sample_holds_a_bounded_number_of_logits_at_equal_positions(monkeypatc
     full = count_BK == all_BK
     assert full.any()
     torch.testing.assert_close(kl_BK[full], whole_BK[full], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [3, 20, 40])
+def test_the_sample_is_spread_over_answers_and_their_places(length: int) -> None:
+    for answers in (6, 24, 48):
+        picked = sample(answers * length, 16)
+        assert len({*picked.tolist()}) == 16
+        assert len({*(picked // length).tolist()}) >= min(answers, 16) - 2
+        first = float((picked % length == 0).double().mean())
+        assert first <= 1 / length + 2 / 16
+    assert sample(30, 99).tolist() == [*range(30)]
+    even = torch.arange(6) * (6 * length) // 6  # control: a fixed place in every part
+    assert (even % length == 0).all()
 
 
 def test_a_word_of_probability_zero_adds_nothing() -> None:
