@@ -64,10 +64,13 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Simulates steps of several batch sizes on fake tensors and prints memory and speed."""
     args = parse("plan", DESCRIPTION, Arguments, argv)
-    made_up = args.prompt_tokens is not None and args.answer_tokens is not None
-    if (args.dataset_name is None) is not made_up:
+    lengths = [args.prompt_tokens, args.answer_tokens]
+    if args.dataset_name is None and None in lengths:
         fix = "give `--dataset_name`, or `--prompt_tokens` and `--answer_tokens`"
         raise ConfigError("lengths of the pairs are not known", where="srpo plan", fix=fix)
+    if args.dataset_name is not None and lengths != [None, None]:
+        fix = "leave out `--prompt_tokens` and `--answer_tokens`, or `--dataset_name`"
+        raise ConfigError("lengths of the pairs are given twice", where="srpo plan", fix=fix)
     if args.load_in_4bit and args.load_in_8bit:
         raise ConfigError("given with load_in_4bit", where="load_in_8bit", fix="leave one of the two out")
 
@@ -137,9 +140,8 @@ def _found(args: Arguments, plan: Planned, trees: Sequence[PrefixTree]) -> dict[
     for batch in batches:
         steps = [plan.step(trees[:batch], checkpointing=on) / GIB for on in (False, True)]
         rows.append({"pairs": batch, "step": steps[0], "step_checkpointing": steps[1]})
-    typical = (
-        trees[len(trees) // 2 :][: batches[-1]] or trees[:1]
-    )  # speed by pairs of the middle, memory by the longest
+    # Speed by pairs of the middle, memory by the longest.
+    typical = trees[len(trees) // 2 :][: batches[-1]] or trees[:1]
     costs = {name: plan.cost(typical, checkpointing=on) for name, on in (("", False), ("_checkpointing", True))}
     speed = args.peak_tflops * 1e12 * args.utilisation
     sizes = {size: [plan.fitting(rows, size * GIB, name) for name in ("step", "step_checkpointing")] for size in SIZES}

@@ -49,10 +49,8 @@ class ChatModel:
     def memory(self) -> float:
         """Estimated GiB: weights, activations of one pair, and 1.5 GiB for adapter, moments and CUDA.
 
-        A weight takes 2 bytes, or 0.65 in 4 bits with scales and embeddings.
-
-        Activations take 2.9 MB a token in a model of hidden size 2,048 with 16 layers (docs/what-a-step-costs.md), and
-        a third with checkpoints.
+        A weight takes 2 bytes, or 0.65 in 4 bits with scales and embeddings. Activations take 2.9 MB a token in a model
+        of hidden size 2,048 with 16 layers (docs/what-a-step-costs.md), and a third with checkpoints.
         """
         activations = 2.9e6 * PAIR_TOKENS * self.hidden * self.layers / (2048 * 16) / (3 if self.checkpointing else 1)
         return ((0.65e9 if self.four_bits else 2e9) * self.billions + activations) / GIB + 1.5

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from srpo.errors import ConfigError
 
@@ -91,17 +91,16 @@ class Engine(Protocol):
 
 
 @contextmanager
-def watched(engine: Engine, watch: Watch | None) -> Iterator[None]:
+def reporting(engine: Any, watch: Watch | None) -> Iterator[None]:
     """Reports the tokens of unfinished rows to `watch`, where the engine can: it then has an attribute of that name."""
-    attribute = "watch"
-    reports = watch is not None and hasattr(engine, attribute)
+    reports = watch is not None and hasattr(engine, "watch")
     if reports:
-        setattr(engine, attribute, watch)
+        engine.watch = watch
     try:
         yield
     finally:
         if reports:
-            setattr(engine, attribute, None)
+            engine.watch = None
 
 
 def expect_temperature(temperature: float) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import ConfigError
-from srpo.generate.engine import Engine, Logps, watched
+from srpo.generate.engine import Engine, Logps, reporting
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
@@ -359,7 +359,7 @@ class Reviser:
         fit = [i for i, item in enumerate(items) if self._has_room(item, len(contexts[i]), settings.max_new_tokens)]
         items, contexts = [items[i] for i in fit], [contexts[i] for i in fit]
         guesses = [guesses[i] for i in fit] if guesses is not None else None
-        with watched(self.engine, watch and (lambda place, ids: watch(items[place], ids))):
+        with reporting(self.engine, watch and (lambda place, ids: watch(items[place], ids))):
             completions = self.engine.complete(
                 contexts,
                 [f"{item.key}/{0 if item.policy.fresh else len(item.answers)}" for item in items],

@@ -115,7 +115,8 @@ class Planned:
 
     def __init__(self, config: PretrainedConfig, setup: Setup, peft_config: PeftConfig | None = None) -> None:
         if setup.bits and peft_config is None:
-            raise ConfigError("quantised weights cannot be trained", where="load_in_4bit", fix="add `--use_peft`")
+            where = f"load_in_{setup.bits}bit"
+            raise ConfigError("quantised weights cannot be trained", where=where, fix="add `--use_peft`")
         if (setup.cards > 1) is (setup.launch == "one"):
             fix = "launch ddp or fsdp2 for several cards, one for one"
             raise ConfigError(f"{setup.launch!r} with {setup.cards} cards", where="launch", fix=fix)

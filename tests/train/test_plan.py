@@ -160,6 +160,16 @@ def test_lengths_are_needed(tmp_path: Path) -> None:
         run(["plan", "--model_name_or_path", str(tmp_path), "--prompt_tokens", "3"])
 
 
+def test_lengths_are_given_once() -> None:
+    with pytest.raises(ConfigError, match="lengths of the pairs are given twice; leave out"):
+        run(["plan", "--model_name_or_path", "tiny", "--dataset_name", "pairs.jsonl", "--answer_tokens", "4"])
+
+
+def test_eight_bits_without_an_adapter_are_refused_by_their_name() -> None:
+    with pytest.raises(ConfigError, match="load_in_8bit: quantised weights cannot be trained"):
+        Planned(config(), Setup(bits=8))
+
+
 def test_experts_in_float32_are_refused_by_name() -> None:
     config = Qwen3MoeConfig(
         **{"vocab_size": 300, "hidden_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 1},
