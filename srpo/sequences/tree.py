@@ -28,6 +28,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo.sequences.picture_inputs import PictureInputs, keys_of
+
 
 class TokenPair(NamedTuple):
     """One flat sequence: token ids given as context, and token ids scored as answer."""
@@ -72,6 +74,7 @@ class PrefixTree:
         ids: token id of each node.
         chains: the runs of nodes that make up the tree, in node order.
         answers: one entry per packed sequence, in the order given.
+        pictures: pictures of the prompt, which every sequence contains in this order; () for text.
 
     Example:
         >>> tree = PrefixTree.pack([([1, 2], [3]), ([1, 2], [4]), ([1, 2, 3, 9], [4])])
@@ -84,9 +87,12 @@ class PrefixTree:
     ids: tuple[int, ...]
     chains: tuple[Chain, ...]
     answers: tuple[Answer, ...]
+    pictures: tuple[PictureInputs, ...] = ()
 
     @classmethod
-    def pack(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PrefixTree:
+    def pack(
+        cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pictures: Sequence[PictureInputs] = ()
+    ) -> PrefixTree:
         """Merges equal prefixes of (context ids, answer ids) sequences; six of them come in the order of `SixLogps`.
 
         An empty context packs, but its first answer token has no parent to be scored at: scoring refuses it.
@@ -94,7 +100,7 @@ class PrefixTree:
         flat = [[*context, *answer] for context, answer in sequences]
         ids, chains, path_ends = _merge(flat)
         answers = tuple(Answer(leaf, len(context)) for leaf, (context, _) in zip(path_ends, sequences, strict=True))
-        return cls(tuple(ids), tuple(chains), answers)
+        return cls(tuple(ids), tuple(chains), answers, tuple(pictures))
 
     def unpack(self) -> list[TokenPair]:
         """The sequences as they were given, in their order."""
@@ -154,8 +160,8 @@ class PrefixTree:
 
     @property
     def content(self) -> bytes:
-        """Bytes that identify the tree, its sequences and their scored tokens."""
-        return content_of(array("i", self.ids), self.marks)
+        """Bytes that identify the tree, its sequences, their scored tokens and its pictures."""
+        return content_of(array("i", self.ids), self.marks, keys_of(self.pictures))
 
     @property
     def flat_tokens(self) -> int:
@@ -176,17 +182,17 @@ class PrefixTree:
 
 
 def merge_prompts(trees: Sequence[PrefixTree]) -> tuple[list[PrefixTree], list[list[int]]]:
-    """Merges the trees that share a prompt into one tree per prompt, prompts in order of first appearance.
+    """Merges the trees that share a prompt and its pictures into one tree, in order of first appearance.
 
     Returns:
         The merged trees, and for each of them the indices of its trees; its sequences are theirs, in that order. A tree
         without a companion is returned unchanged.
     """
-    members: dict[tuple[int, ...], list[int]] = {}
+    members: dict[tuple[object, ...], list[int]] = {}
     for index, tree in enumerate(trees):
-        members.setdefault(tree.prompt, []).append(index)
+        members.setdefault((tree.prompt, *keys_of(tree.pictures)), []).append(index)
     merged = [
-        PrefixTree.pack([sequence for index in group for sequence in trees[index].unpack()])
+        PrefixTree.pack([each for index in group for each in trees[index].unpack()], trees[group[0]].pictures)
         if len(group) > 1
         else trees[group[0]]
         for group in members.values()
@@ -199,9 +205,10 @@ def ranges(slices: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in slices)])
 
 
-def content_of(ids: array[int], marks: array[int]) -> bytes:
-    """`PrefixTree.content` from `ids` and `marks`; the number of ids comes first, since it separates the two."""
-    return len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes()
+def content_of(ids: array[int], marks: array[int], pictures: Sequence[bytes] = ()) -> bytes:
+    """`PrefixTree.content` from `ids`, `marks` and the keys of pictures; two lengths separate the three."""
+    text = len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes()
+    return text + b"".join([b"pictures", len(text).to_bytes(8, "little"), *pictures]) if pictures else text
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

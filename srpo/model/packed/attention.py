@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from srpo.errors import BackendError
 from srpo.model.packed.forest import Forest
 from srpo.model.unwrap import core
+from srpo.model.weights.architecture import TOWERS
 
 NAME = "srpo_path"
 FLEX = "srpo_flex"
@@ -153,13 +154,18 @@ def why_not_path(model: nn.Module) -> str:
 def following_paths(model: nn.Module, name: str = NAME) -> Iterator[None]:
     """Switches the model to the attention function registered in transformers as `name`, inside the block.
 
+    A vision tower keeps its own: it attends within pictures, not along paths.
+
     Activation checkpointing runs the layers again in the backward pass, so the block must contain that pass too.
     """
     found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(config): config for config in found if hasattr(config, "to_dict")}
     before = {key: config._attn_implementation for key, config in configs.items()}
+    towers = {id(getattr(core(model).config, name, None)) for name in TOWERS}
     for config in configs.values():
         config._attn_implementation = name
+    for key in towers & configs.keys():  # after the models around them, which pass the name on to their parts
+        configs[key]._attn_implementation = before[key]
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ def six_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: s
         Six [B] tensors, float64, nats, summed over answer tokens.
 
     Raises:
-        BackendError: the named back-end cannot serve this model exactly.
+        BackendError: the named back-end cannot serve this model exactly, or the model is given no pictures.
         DataError: an answer has no token, or no token before it.
 
     Example:
