@@ -11,7 +11,7 @@ from srpo.settings import setting, shared
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo export`."""
+    """Settings of `srpo export`, which writes a model as a GGUF file for llama.cpp and Ollama."""
 
     model_name_or_path: str = setting(help="Folder of a trained model; an adapter must be merged first.")
     output_dir: str = setting(help="Folder to write the GGUF file, a Modelfile and a README into.")
@@ -22,7 +22,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Writes the GGUF file, and prints how it compares with the model."""
+    """Runs `srpo export`: writes a model as a GGUF file, and prints how its answers differ; returns 0."""
     description = "Export a model as GGUF for llama.cpp and Ollama, and compare the file with the model."
     args = parse("export", description, Arguments, argv)
 

@@ -28,20 +28,23 @@ GRACE = 30.0  # seconds that the others have to end after one of them failed, be
 
 
 def launched() -> bool:
-    """Whether this process was started by a launcher."""
+    """True if a launcher such as torchrun started this process: the environment variable RANK is set."""
     return "RANK" in os.environ
 
 
 def kinds() -> list[str]:
-    """Names of the shipped launch files."""
+    """Names of the launch files that come with srpo, which `--launch` accepts."""
     return sorted(each.stem for each in FILES.glob("*.yaml"))
 
 
 def variables_of(kind: str) -> dict[str, str]:
-    """Returns the environment variables by which accelerate reads a launch file, as `accelerate launch` sets them.
+    """Returns the environment variables that `accelerate launch` would set for one of srpo's launch files.
+
+    Args:
+        kind: name of the launch file, see `kinds`.
 
     Raises:
-        ConfigError: no file of that name is shipped.
+        ConfigError: no launch file has that name.
     """
     if kind not in kinds():
         fix = did_you_mean(kind, kinds())
@@ -55,11 +58,12 @@ def variables_of(kind: str) -> dict[str, str]:
 
 
 def launch(kind: str, processes: int | None, command: Sequence[str]) -> int:
-    """Runs `srpo` with the words of `command` in several processes; returns the exit code of the run.
+    """Runs one `srpo` command in several processes on this machine, and returns the exit code of the run.
 
     Args:
         kind: name of a launch file, see `kinds`.
         processes: number of processes; None for one per GPU, or one without GPUs.
+        command: words of the command after `srpo`.
 
     Raises:
         ConfigError: an unknown kind.
@@ -100,7 +104,10 @@ def _send(running: Sequence[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """The exit code of a run from those of its processes: the first failure, else 75 if any was interrupted, else 0."""
+    """Returns the exit code of a run: its processes' first failure, else 75 if any was interrupted, else 0.
+
+    A negative code is the number of the signal that killed the process; it counts only if no process failed by itself.
+    """
     failures = [code for code in codes if code not in (0, Interrupted.exit_code)]
     own = [code for code in failures if code > 0]  # a negative code is that of a process killed by a signal
     if failures:
