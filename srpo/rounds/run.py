@@ -74,11 +74,11 @@ class Round:
 
     @property
     def best(self) -> float | None:
-        """Win rate on the validation prompts after `best_k` revisions."""
+        """Win rate on the validation prompts after `best_k` revisions, in [0, 1]; None without validation."""
         return self.validation[self.best_k] if self.best_k is not None else None
 
     def line(self) -> str:
-        """The round as one line of text."""
+        """Returns the round's cost and its win rates as one line of text."""
         text = f"round {self.round}: {self.labels} labels, {self.pairs} pairs"
         if self.labels:
             text += f" ({100 * self.informative:.0f} % informative)"
@@ -157,7 +157,10 @@ class _Stages:
         self.round = Round(number, seconds=seconds)
 
     def run(self, train: Train) -> Round:
-        """Runs the round's unfinished stages, calling `train` for the training; returns the `Round`."""
+        """Runs the round's unfinished stages (sample, label, train, validate) and returns the `Round`.
+
+        `train` is called with the round's training settings by name.
+        """
         settings = self.rounds.settings
         changed: dict[str, Any] = {"output_dir": str(self.folder / "model")}
         if self.number:
