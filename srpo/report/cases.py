@@ -133,7 +133,8 @@ def segments(text: str, before: str | None, gold: str) -> tuple[Segment, ...]:
 
     Example:
         >>> segments("0811", "0911", "0812")
-        (Segment(text='0', changed=False, wrong=False), Segment(text='8', changed=True, wrong=False), Segment(text='1', changed=False, wrong=False), Segment(text='1', changed=False, wrong=True))
+        (Segment(text='0', changed=False, wrong=False), Segment(text='8', changed=True, wrong=False), \
+Segment(text='1', changed=False, wrong=False), Segment(text='1', changed=False, wrong=True))
     """
     pieces = [piece for piece in diff(text if before is None else before, text) if piece.change != "removed"]
     changed = [piece.change == "added" and bool(piece.text.strip()) for piece in pieces for _ in piece.text]

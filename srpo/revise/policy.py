@@ -91,9 +91,7 @@ class Policy:
         return _POLICIES[name]
 
     def limit(self, revisions: int) -> int:
-        """Returns the largest number of revisions under this policy: its own limit, or `revisions` if that is
-        smaller.
-        """
+        """Returns the largest number of revisions: the policy's own limit, or `revisions` if that is smaller."""
         return revisions if self.most is None else min(self.most, revisions)
 
     def decide(self, *, preferred: float | None, unchanged: bool, likelier: bool | None = None) -> Decision:
