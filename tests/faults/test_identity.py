@@ -145,6 +145,16 @@ def test_an_unknown_accepted_key_is_named() -> None:
         accepted({"beta": 1}, {"beta": 2}, ["beat"], step=1, where="x")
 
 
+def test_a_step_of_other_pairs_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    old: dict[str, Any] = {"processes": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    same = {**old, "processes": 1, "per_device_train_batch_size": 4}
+    grouped = [{**each, "group_by_prompt": True} for each in (old, same)]
+    for was, now, warned in ((old, same, False), (old, {**same, "processes": 2}, True), (*grouped, True)):
+        caplog.clear()
+        accepted(was, now, ["processes", "per_device_train_batch_size"], step=1, where="x")
+        assert ("may repeat some pairs" in caplog.text) is warned
+
+
 def test_added_and_removed_keys_are_changes() -> None:
     assert changes({"a": 1, "b": 2}, {"a": 1, "c": 3}) == [("b", 2, None), ("c", None, 3)]
 

@@ -229,6 +229,19 @@ def read_named(folder: Path) -> Manifest:
         raise CheckpointError(str(reason), where=str(folder), expected="a checkpoint of srpo") from None
 
 
+def position(folder: Path, process: int, processes: int) -> dict[str, Any] | None:
+    """A process's running sums in a checkpoint, see `DurableTrainer.running_sums`; None if the checkpoint has none.
+
+    If another number of processes wrote them, every process gets the mean of their unlogged losses. The other sums are
+    equal in all processes.
+    """
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("position-*.json"))]
+    if len(found) in (0, processes):
+        file = folder / f"position-{process}.json"
+        return json.loads(file.read_text("utf-8")) if found else None
+    return {**found[0], "loss": sum(each["loss"] for each in found) / len(found)}
+
+
 def manifest_names(folder: Path) -> list[str]:
     """Names of the files in a folder's manifest, present or not, then the manifest's own name; [] without a manifest.
 

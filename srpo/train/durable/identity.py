@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -42,6 +44,8 @@ FREE = {
 # A checkpoint's weights and optimiser moments fit only one value of these keys, so a change cannot be accepted.
 FIXED = ("adapter", "optim", "weights_split_by")
 LIBRARIES = ("srpo", "torch", "transformers", "accelerate", "peft")
+STEP_OF_PAIRS = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps")
+log = logging.getLogger("srpo")
 
 
 def identity_of(trainer: TrainerView) -> dict[str, Any]:
@@ -112,7 +116,16 @@ def accepted(
             fix = f"{fix}; " if fixed else ""
             fix += f"restore {others}, or add `--accept_change {' '.join(free)}`, which is recorded"
         raise ConfigError(what, where=where, fix=fix)
+    if not _same_place(old, new):
+        log.warning("srpo: the pairs of a step change: this epoch may repeat some pairs and leave out others")
     return [{"step": step, "key": key, "old": was, "new": now} for key, was, now in found]
+
+
+def _same_place(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether the steps taken have used the same pairs under both identities, so that the epoch continues exactly."""
+    before, now = (math.prod(each.get(key, 1) for key in STEP_OF_PAIRS) for each in (old, new))
+    batch = "per_device_train_batch_size"  # decides which prompts are drawn together
+    return before == now and not (new.get("group_by_prompt") and old.get(batch) != new.get(batch))
 
 
 def _adapter(model: nn.Module) -> dict[str, Any] | None:

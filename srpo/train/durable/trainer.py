@@ -354,9 +354,8 @@ class DurableTrainer(Trainer):
 
     def load_extra_state(self, folder: Path) -> None:
         """Loads the running sums and a moving reference from a checkpoint."""
-        file = folder / f"position-{self.args.process_index}.json"
-        if file.exists():  # absent after an accepted change of the number of processes
-            self.restore_sums(json.loads(file.read_text("utf-8")))
+        if sums := checkpoint.position(folder, self.args.process_index, self.args.world_size):
+            self.restore_sums(sums)
         self.temperature.resume(folder / "position-0.json")
         if (folder / REFERENCE_FILE).exists():
             from safetensors.torch import load_file
