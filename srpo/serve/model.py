@@ -92,15 +92,13 @@ class ServedModel:
         return jobs, queue
 
     def look_at(self, chains: Sequence[Chain], settings: RevisionSettings) -> None:
-        """Compares each 32 drafted prompts with those of the calibration; unlike ones change the policy for good.
+        """Compares each 32 drafted prompts with those of the calibration; unlike ones change the default policy.
 
-        All later requests that name no policy then get one greedy draft.
-
-        The first 32 prompts are compared once.
+        Later requests that name no policy then get one greedy draft.
 
         Args:
-            chains: Ended chains.
-            settings: Their sampling. Drafts at another temperature than the server's are not looked at: log π differs.
+            chains: Ended chains, each a prompt with its answers.
+            settings: Their sampling. Drafts at another temperature than the server's are not compared: log π differs.
         """
         if not self._seen or settings.temperature != self.defaults.temperature:
             return
