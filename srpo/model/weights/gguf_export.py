@@ -1,4 +1,4 @@
-"""A model as a GGUF file for llama.cpp and Ollama, read back through transformers and compared before it is kept.
+"""Writes a model as a GGUF file for llama.cpp and Ollama, reads it back through transformers and compares.
 
 The package `gguf` writes the file, names the tensors and quantises to q8_0. Llama, Qwen2 and Qwen3 with byte-level BPE
 are written; for other models and for smaller quantisations the errors name llama.cpp's own tools.
@@ -37,7 +37,7 @@ _SHARE = {"f32": 1e-4, "f16": 0.02, "bf16": 0.1, "q8_0": 0.1}  # difference of l
 
 @dataclass(frozen=True)
 class Exported:
-    """A record of an exported file and its comparison with the model.
+    """An exported GGUF file, and how its logits and greedy tokens differ from the model's.
 
     Attributes:
         file: the GGUF file.
@@ -107,7 +107,11 @@ def export(
 
 
 def write_gguf(file: Path, model: Any, tokenizer: Any, *, kind: str, name: str) -> None:
-    """Writes weights, configuration and tokenizer to a GGUF file.
+    """Writes weights, configuration and tokenizer of a model to a GGUF file.
+
+    Args:
+        kind: type of the weights, one of `TYPES`.
+        name: name of the model in the file.
 
     Raises:
         ConfigError: the architecture, its positions or the tokenizer cannot be written exactly.
@@ -234,14 +238,19 @@ def _tokenizer_fields(tokenizer: Any, size: int) -> Mapping[str, Any]:
 
 
 def modelfile(file: str, tokenizer: Any) -> str:
-    """An Ollama Modelfile; Ollama takes the chat template from the GGUF file where it knows it."""
+    """Returns the text of an Ollama Modelfile for a GGUF file; Ollama takes the chat template from that file."""
     lines = [f"FROM ./{file}", "PARAMETER temperature 0"]
     stops = [tokenizer.eos_token] if tokenizer.eos_token else []
     return "\n".join([*lines, *(f"PARAMETER stop {json.dumps(stop)}" for stop in stops)]) + "\n"
 
 
 def readme(file: str, template: RevisionTemplate, compared: Exported) -> str:
-    """A README with the requests for draft and revision, and commands for llama.cpp and Ollama."""
+    """Returns the text of a README for an exported model: requests for draft and revision, commands of llama.cpp.
+
+    Args:
+        file: name of the GGUF file.
+        compared: its comparison with the model.
+    """
     prompt = "Why is the sky blue?"
     draft = "THE DRAFT"
     bodies: list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""An adapter and its base → one model, checked against the adapter before it gets its final name.
+"""Merges an adapter into its base, and compares the result with the adapter before it gets its final name.
 
 The check loads the merged model from its files again: weights that are tied, cast or left out differ in the files and
 not in memory.
@@ -45,7 +45,7 @@ PROMPTS, PROMPT_TOKENS = 4, 16  # size of the check without a file of prompts
 
 @dataclass(frozen=True)
 class MergeCheck:
-    """A record of the comparison of a merged model with its adapter on the same tokens.
+    """Comparison of a merged model with its adapter on the same tokens.
 
     Attributes:
         prompts: number of prompts.
@@ -72,7 +72,7 @@ class MergeCheck:
 
     @property
     def same(self) -> bool:
-        """Whether rounding explains every difference of merged model and adapter; False if a logit is nan."""
+        """True if rounding explains every difference of merged model and adapter; False if a logit is nan."""
         return self.difference <= self.tolerance and not self.other_tokens
 
     def __str__(self) -> str:
@@ -94,7 +94,9 @@ def merge(
     trust_remote_code: bool = False,
     base_model: str | None = None,
 ) -> MergeCheck:
-    """Merges an adapter into its base and writes the model with tokenizer, revision template, record and card.
+    """Merges an adapter into its base, checks and writes the model with tokenizer, template, record and card.
+
+    Returns the comparison of the merged model with the adapter.
 
     Args:
         adapter: folder of the adapter.
@@ -174,7 +176,7 @@ def _expect_mergeable(model: Any, adapter: str) -> None:
 
 
 class Measured(NamedTuple):
-    """A record of an adapter on several prompts; logits [S, V] of the same ids in each place.
+    """Greedy answers of an adapter to several prompts, with logits [S positions, V vocabulary] of adapter and base.
 
     Attributes:
         given: number of tokens of each prompt.
@@ -188,7 +190,12 @@ class Measured(NamedTuple):
 
 
 def measure(model: Any, contexts: Sequence[list[int]], new: int) -> Measured:
-    """Continues each context greedily by `new` tokens with an adapter on its base."""
+    """Continues each context greedily by `new` tokens with an adapter; returns answers and logits of both models.
+
+    Args:
+        model: the adapter on its base.
+        contexts: token ids of each prompt.
+    """
     answered = greedy(model, contexts, new)
     with torch.no_grad(), model.disable_adapter():
         base = [_logits(model, ids) for ids, _ in answered]
@@ -223,7 +230,7 @@ def compare(
     *,
     stored: torch.dtype | None = None,
 ) -> MergeCheck:
-    """Compares the merged model's logits with those of the adapter on the same tokens.
+    """Returns the comparison of a merged model's logits with those of the adapter on the same tokens.
 
     Args:
         before: for each prompt, the ids of prompt and greedy answer, and the adapter's logits [S, V] of them.
@@ -255,7 +262,7 @@ def compare(
 
 
 def rounding(dtype: torch.dtype, layers: int) -> float:
-    """Difference of logits, as a share of their range, that rounding weights and activations to a dtype explains.
+    """Returns the difference of logits, as a share of their range, that rounding to a dtype explains.
 
     The errors of the layers add up; the result is twice the difference measured on correct merges of random models
     (docs/lab-book/06-rounding-of-merged-models.md). In float32 the order of sums matters more than the rounding of
@@ -275,7 +282,10 @@ def _largest(so_far: float, values_S: Tensor) -> float:
 
 @torch.no_grad()
 def greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
-    """For each context, its ids continued greedily by `new` tokens, past any terminator, and all logits [S, V]."""
+    """Continues each context greedily by `new` tokens, past any terminator; returns its ids and all logits of them.
+
+    The logits of a prompt are [S positions, V vocabulary].
+    """
     found = []
     for context in counted(contexts, "prompts answered with the adapter", len(contexts)):
         ids = list(context)
@@ -293,7 +303,12 @@ def _logits(model: nn.Module, ids: list[int]) -> Tensor:
 
 
 def contexts_of(adapter: str, tokenizer: PreTrainedTokenizerBase, prompts: str | None) -> list[list[int]]:
-    """Token ids to compare models on: the rendered prompts of the file `prompts`; for None, random tokens."""
+    """Returns token ids to compare models on, one list per prompt.
+
+    Args:
+        adapter: folder with the revision template.
+        prompts: file of prompts, of which the first 64 are rendered; None draws random tokens.
+    """
     if prompts is not None:
         rows = read_prompts(prompts)[:64]
         renderer = Renderer(tokenizer, template_for(adapter, None))
