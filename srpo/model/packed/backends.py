@@ -1,4 +1,4 @@
-"""Choice of the attention back-end that serves a model exactly, by comparing numbers on the first batch of a run.
+"""Chooses the attention back-end that serves a model exactly, by comparing log-probs on the first batch of a run.
 
 The model's configuration is read first. If it allows the back-end, packed log-probs must equal flat ones up to
 rounding. Otherwise "auto" falls back with a warning, to flat in the end, and a back-end chosen by name is an error.
@@ -166,9 +166,15 @@ def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: st
 
 @torch.no_grad()
 def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "path") -> tuple[float, float]:
-    """Largest difference of packed log-probs from flat ones on the longest trees; tolerance; nats.
+    """Compares packed log-probs with those of plain sequences on the longest trees.
 
-    Trees with pictures are compared before longer trees without.
+    Trees with pictures are chosen before longer trees without.
+
+    Args:
+        backend: name of the packed layout.
+
+    Returns:
+        The largest difference and the tolerance, both in nats.
     """
     chosen = sorted(trees, key=lambda tree: (bool(tree.pictures), len(tree)))[-CHECKED_TREES:]
     longest = Forest.plant(chosen, device_of(model))

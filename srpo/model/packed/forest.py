@@ -1,4 +1,4 @@
-"""A forest of prefix trees as tensors: ids, positions, the plan for attending and where answers are scored.
+"""A forest of prefix trees as tensors: ids, positions, the plan of attention and the places where answers are scored.
 
 Pairs with one prompt become one tree, so that their prompt, and every answer they share, is computed once.
 
@@ -32,7 +32,9 @@ PADDING_SHARE = 0.15  # padding allowed beyond `FREE_PADDING`, as a share of the
 
 @dataclass
 class ChainGroup:
-    """A record of the chains that one attention call computes, padded to the longest chain and path.
+    """Chains (runs of tree nodes) that one attention call computes, padded to the longest chain and the longest path.
+
+    C chains have Q queries and K keys each.
 
     Attributes:
         queries_CQ: packed index of each query; short chains repeat their last query.
@@ -54,7 +56,10 @@ class ChainGroup:
         return ChainGroup(queries_CQ, keys_CK, depth_CQ, self.causal)
 
     def mask(self, window: int | None) -> Tensor:
-        """Boolean mask [C, 1, Q, K]: True where the query sees the key; `window` is in tokens, None for no limit."""
+        """Returns the boolean mask [C, 1, Q, K] of the group's C chains: True where a query sees a key.
+
+        `window` is a sliding window in tokens; None sets no limit.
+        """
         if window not in self.masks:
             key_depth_K = torch.arange(self.keys_CK.shape[1], device=self.keys_CK.device)
             behind_CQK = self.depth_CQ[:, :, None] - key_depth_K
@@ -66,7 +71,7 @@ class ChainGroup:
 
 
 class Forest:
-    """Trees laid end to end in one row, with the plan for attending over them and for scoring their answers.
+    """Trees laid end to end in one row of S tokens, with the plan of attention and the places of their T answer tokens.
 
     Not a dataclass, because FSDP takes apart and rebuilds every dataclass among the inputs of a layer.
 
@@ -106,14 +111,14 @@ class Forest:
 
     @cached_property
     def ends_S(self) -> Tensor:
-        """Packed index one past the last descendant of each token, [S]."""
+        """For each of the S packed tokens, the packed index one past its last descendant in the tree, [S]."""
         starts = _starts(self.packed)
         ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(self.packed, starts, strict=True)])
         return torch.from_numpy(ends_S).to(self.ids_1S.device)
 
     @classmethod
     def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:
-        """Builds a forest from trees, one per prompt, laid end to end in one row without padding.
+        """Builds a forest from trees, laid end to end in one row without padding; trees with one prompt are merged.
 
         Raises:
             DataError: an answer has no token or no token before it; no trees, or trees with different numbers of

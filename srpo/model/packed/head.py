@@ -39,7 +39,7 @@ NEAR = 8
 
 
 class Scored(NamedTuple):
-    """A named tuple of the positions that the head runs on and the answer tokens scored at them.
+    """Positions of a batch at which the head runs, P of them, and the T answer tokens that are scored there.
 
     Attributes:
         place_P: indices of the positions in the flattened batch.
@@ -57,7 +57,7 @@ class Scored(NamedTuple):
 
 
 def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor:
-    """Log-prob of each answer token, [T], float64, nats; differentiable.
+    """Returns the log-prob of each of the T answer tokens, [T], float64, nats; differentiable.
 
     Args:
         model: a causal language model.
@@ -83,7 +83,7 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model's head, and thus the whole forward, is inside a module compiled by `torch.compile`."""
+    """True if the model's output head is inside a module compiled by `torch.compile`."""
     head = core(model).get_output_embeddings()
     kinds = ((m, getattr(m, "_compiled_call_impl", None)) for m in model.modules())
     compiled = (m for m, call in kinds if call is not None or hasattr(m, "_orig_mod"))
@@ -137,7 +137,7 @@ class _HeadInput:
         self.dtype = torch.float32
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
-        """The head's weight and bias as they are stored."""
+        """Returns the weight and bias of the output head as they are stored."""
         return self.head.weight, self.head.bias
 
 
@@ -162,7 +162,7 @@ def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> 
 
 @contextmanager
 def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
-    """Yields a list that collects the dtype of the head's output at each call inside the block.
+    """Context that yields a list; each call of the model's output head inside the block adds the dtype of its output.
 
     Under autocast this dtype is neither that of the head's weights nor that of the model's logits.
     """

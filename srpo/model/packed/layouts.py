@@ -41,7 +41,10 @@ AttentionInterface.register(FLEX, flex_path_attention)
 
 
 def packed_logps(model: nn.Module, forest: Forest, *, backend: str) -> Tensor:
-    """Summed log-probs [B, K] of the answers, with the whole forest in one row; `backend` is "path" or "flex"."""
+    """Returns the log-probs [B, K] of the K answers of B trees, with all trees in one row: float64, nats, summed.
+
+    `backend` is "path" or "flex".
+    """
 
     def run(**options: object) -> CausalLMOutputWithPast:
         return model(input_ids=forest.ids_1S, srpo_forest=forest, use_cache=False, **inputs, **options)
@@ -63,9 +66,9 @@ def _summed(logp_T: Tensor, forest: Forest) -> Tensor:
 
 
 def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
-    """Summed log-probs [B, K] of the answers, with each sequence in a row of its own, padded on the right.
+    """Returns the log-probs [B, K] of the K answers of B trees, with each sequence in a padded row of its own.
 
-    Drafts and revisions differ in length, so drafts are one batch and revisions another.
+    They are float64, nats, summed over tokens. Drafts and revisions differ in length: each kind is a batch.
     """
     sequences = [tree.unpack() for tree in forest.trees]
     columns = range(len(sequences[0]))

@@ -1,4 +1,4 @@
-"""Log-probs of answer tokens from hidden states and the head's weight, tile by tile.
+"""Computes log-probs of answer tokens from hidden states and the head's weight, tile by tile.
 
 A tile is some rows of the logits [P, V]. Its elementwise passes work in the memory that its product was written to, and
 the weight is cast to the dtype of the products once a step (`one_cast`).
@@ -24,7 +24,7 @@ TILE_ELSEWHERE = 2**26  # accelerators are faster on larger products
 
 
 class After(NamedTuple):
-    """A function of logits as a named tuple: a model's transform z ↦ scale · z, then cap · tanh(z / cap)."""
+    """A model's transform of logits after its head, z ↦ scale · z, then cap · tanh(z / cap); called with logits."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -45,7 +45,7 @@ class _Context(Protocol):
 
 
 class TiledLogps(torch.autograd.Function):
-    """An autograd function: log-probs [T] of the answer tokens, from logits computed in tiles.
+    """Autograd function: log-probs [T] of T answer tokens, from logits that are computed in tiles.
 
     The log-sum-exp of each position is stored, and with `keep` the logits. Without them the backward pass computes the
     tiles again, to the same bits.
@@ -117,7 +117,9 @@ class TiledLogps(torch.autograd.Function):
 
 
 class Products:
-    """Context manager that computes the head's logits tile by tile, outside of autocast, without copies of a tile.
+    """Context that computes the head's logits tile by tile, some rows at a time, outside of autocast.
+
+    Axes: P scored positions, V vocabulary, D hidden size.
 
     Args:
         keep: store the logits of all tiles in `kept_PV`.
@@ -153,7 +155,7 @@ class Products:
         self._no_autocast.__exit__(*error)
 
     def logits(self, rows: slice) -> Tensor:
-        """Logits [R, V] of a tile, before any transform; the next call may overwrite them."""
+        """Returns the logits [R, V] of a tile of R rows, before any transform; the next call may overwrite them."""
         if self._given and self.kept_PV is not None:
             return self.kept_PV[rows]
         out_RV = self._spare(rows) if self.kept_PV is None else self.kept_PV[rows]
@@ -162,7 +164,7 @@ class Products:
         return torch.addmm(self.bias_V, self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
 
     def minus(self, logits_RV: Tensor, value_R1: Tensor) -> Tensor:
-        """Returns `logits_RV` − `value_R1`, in place unless the logits are those of `kept_PV`."""
+        """Returns the logits of a tile minus `value_R1`, in place unless the logits are those of `kept_PV`."""
         if self.kept_PV is None or logits_RV.untyped_storage()._cdata != self.kept_PV.untyped_storage()._cdata:
             return logits_RV.sub_(value_R1)
         return torch.sub(logits_RV, value_R1, out=self._spare(slice(0, len(logits_RV))))
@@ -175,7 +177,7 @@ class Products:
 
 
 class Card(NamedTuple):
-    """A device that a plan computes for, as a named tuple: type of device, bytes of memory, bfloat16 in hardware."""
+    """A device for which memory is planned: type of device, bytes of memory, whether it has bfloat16 in hardware."""
 
     kind: str
     memory: int
@@ -186,13 +188,13 @@ _card: Card | None = None
 
 
 def planned_card() -> Card | None:
-    """The device of the plan under way; None if tensors have values."""
+    """Returns the device for which memory is being planned, on tensors without values; None in a real run."""
     return _card
 
 
 @contextmanager
 def computing_for(card: Card) -> Iterator[None]:
-    """Inside the block, tensors have shapes and no values, and tiles and dtypes are those that the card would get."""
+    """Inside this `with` block, tensors have shapes and no values, and tiles and dtypes are those for `card`."""
     global _card
     before, _card = _card, card
     try:
@@ -202,7 +204,7 @@ def computing_for(card: Card) -> Iterator[None]:
 
 
 def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
-    """The dtype of the head's products: float32 for 16-bit values on a CPU that only emulates bfloat16.
+    """Returns the dtype in which the output head multiplies: float32 for 16-bit values on a CPU without fast bfloat16.
 
     Such a CPU multiplies in float32 twice as fast, and the logits need no cast. The products are those of the 16-bit
     values, without rounding.
@@ -226,7 +228,7 @@ _casts: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
 @contextmanager
 def one_cast() -> Iterator[None]:
-    """Inside the block, the head's weight is cast to the dtype of its products once and not in every pass.
+    """Inside this `with` block, the output head's weight is cast to the dtype of its products once, not in every pass.
 
     For one training step: changes of a weight that torch does not count, as by `weight.data.add_`, are not noticed.
     """
