@@ -17,7 +17,10 @@ class Encoder:
         self.tokenizer = tokenizer
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, encoded in pieces between `MARK`s, so that no piece holds a marked control token."""
+        """Returns the token ids of each text; a control token with `MARK` inside is encoded as letters.
+
+        Texts are encoded in pieces between `MARK`s, so that no piece holds such a token.
+        """
         if not texts:
             return []
         pieces = [text.split(MARK) for text in texts]

@@ -93,7 +93,7 @@ class PrefixTree:
     def pack(
         cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pictures: Sequence[PictureInputs] = ()
     ) -> PrefixTree:
-        """Merges equal prefixes of (context ids, answer ids) sequences; six of them come in the order of `SixLogps`.
+        """Merges (context ids, answer ids) sequences at equal prefixes into a tree; six come in `SixLogps` order.
 
         An empty context packs, but its first answer token has no parent to be scored at: scoring refuses it.
         """
@@ -103,7 +103,7 @@ class PrefixTree:
         return cls(tuple(ids), tuple(chains), answers, tuple(pictures))
 
     def unpack(self) -> list[TokenPair]:
-        """The sequences as they were given, in their order."""
+        """Returns the (context ids, answer ids) sequences that were merged into the tree, in their order."""
         flat = [[self.ids[node] for node in self.path(answer.leaf)] for answer in self.answers]
         return [
             TokenPair(row[: answer.context], row[answer.context :])
@@ -111,7 +111,7 @@ class PrefixTree:
         ]
 
     def slices(self, node: int) -> list[tuple[int, int]]:
-        """The nodes from the root to `node` (included) as contiguous (start, stop) slices, root first; [] for −1."""
+        """Returns the tree's nodes from the root to `node`, included, as contiguous (start, stop) slices; [] for −1."""
         found: list[tuple[int, int]] = []
         while node >= 0:
             chain = self.chains[self._chain_of(node)]
@@ -120,7 +120,7 @@ class PrefixTree:
         return found[::-1]
 
     def path(self, node: int) -> list[int]:
-        """The nodes from the root to `node`, both included; [] for −1."""
+        """Returns the tree's nodes from the root to `node`, both included; [] for −1."""
         return [k for start, stop in self.slices(node) for k in range(start, stop)]
 
     @cached_property
@@ -141,7 +141,7 @@ class PrefixTree:
 
     @cached_property
     def subtree_end(self) -> NDArray[np.int64]:
-        """For each node, one past its last descendant."""
+        """For each node of the tree, one past its last descendant."""
         lengths = [chain.stop - chain.start for chain in self.chains]
         ends = np.repeat(np.array([chain.stop for chain in self.chains], np.int64), lengths)
         for chain in reversed(self.chains):  # children before their parents
@@ -165,7 +165,7 @@ class PrefixTree:
 
     @property
     def flat_tokens(self) -> int:
-        """Number of tokens in all sequences, shared prefixes counted once per sequence."""
+        """Number of tokens in all sequences of the tree; a shared prefix counts once per sequence."""
         return sum(self._depth_of(answer.leaf) + 1 for answer in self.answers)
 
     def _chain_of(self, node: int) -> int:
@@ -201,12 +201,15 @@ def merge_prompts(trees: Sequence[PrefixTree]) -> tuple[list[PrefixTree], list[l
 
 
 def ranges(slices: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
-    """The integers in (start, stop) slices, one slice after the other, as one array."""
+    """Returns the integers in (start, stop) slices, one slice after the other, as one array."""
     return np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in slices)])
 
 
 def content_of(ids: array[int], marks: array[int], pictures: Sequence[bytes] = ()) -> bytes:
-    """`PrefixTree.content` from `ids`, `marks` and the keys of pictures; two lengths separate the three."""
+    """Returns `PrefixTree.content`, bytes that identify a tree, from its `ids`, `marks` and the keys of its pictures.
+
+    Two lengths among these bytes separate the three.
+    """
     text = len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes()
     return text + b"".join([b"pictures", len(text).to_bytes(8, "little"), *pictures]) if pictures else text
 
