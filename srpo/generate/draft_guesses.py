@@ -89,7 +89,7 @@ class Cost:
 
     @classmethod
     def of(cls, *, on_cpu: bool, weights: int, cached: int) -> Cost:
-        """Returns the estimate for CPU or GPU.
+        """Returns the estimated cost of a forward pass on CPU or GPU.
 
         Args:
             weights: number of model weights.

@@ -98,7 +98,7 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.kv))
 
     def place(self, slots: Sequence[Sequence[int]], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Sets the cache slots that the tokens of the next forward pass are written to.
+        """Sets the cache slots that the tokens of the next forward pass are written to, one list of slots per row.
 
         Returns:
             The additive attention mask, [rows, 1, new tokens, slots].
