@@ -1,8 +1,7 @@
 """Drafts and revisions of every system in an evaluation: read from files, or drawn from models and cached.
 
 A system is a model with its way of answering, or an opponent such as the best of n drafts. A trail is one prompt with
-its
-draft and its revisions.
+its draft and its revisions.
 """
 
 from __future__ import annotations

@@ -125,8 +125,7 @@ def other_choices(
     """Returns name → one trail (draft and revisions) per prompt, for ways to answer that are no plain policy.
 
     These are selectors of the final answer from `chain`, named "policy + selector", and, at a temperature above 0, a
-    vote
-    on several drafts and one greedy draft. Those that need log-probs are left out where the model gives none.
+    vote on several drafts and one greedy draft. Those that need log-probs are left out where the model gives none.
 
     Args:
         chain: trails under the first policy, from which the selectors choose.
