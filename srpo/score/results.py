@@ -29,16 +29,13 @@ class Row(TypedDict):
     """Numbers of one system after k revisions, on one split at one temperature, for one seed or all seeds pooled.
 
     `mean`, `low` and `high` are the primary score in [0, 1] with its interval; `secondary` holds the same three numbers
-    for
-    every other judge. `n` counts scored prompts, over all seeds in a pooled row; `unscored` counts prompts without a
-    verdict. `gain` is the score minus the draft's, paired by prompt; `p` is its p-value, adjusted by Holm's correction
-    for
-    all revisions of the system, None for drafts. `mended` and `broken` are the shares of prompts that score higher and
-    lower than their draft. `changed` is the share of answers that differ from the previous revision, None for drafts.
-    `tokens` and `seconds` are cumulative means per prompt of forward tokens and time, None if not measured.
-    `length` is the mean length in words or characters; `edited` is the mean edit distance to the draft as a share of
-    the
-    longer text, and `copied` the share of the answer that is copied from the draft.
+    for every other judge. `n` counts scored prompts, over all seeds in a pooled row; `unscored` counts prompts without
+    a verdict. `gain` is the score minus the draft's, paired by prompt; `p` is its p-value, adjusted by Holm's
+    correction for all revisions of the system, None for drafts. `mended` and `broken` are the shares of prompts that
+    score higher and lower than their draft. `changed` is the share of answers that differ from the previous revision,
+    None for drafts. `tokens` and `seconds` are cumulative means per prompt of forward tokens and time, None if not
+    measured. `length` is the mean length in words or characters; `edited` is the mean edit distance to the draft as a
+    share of the longer text, and `copied` the share of the answer that is copied from the draft.
     """
 
     seed: int | str
@@ -70,10 +67,9 @@ class WinRow(TypedDict):
     """Win rate of a system against one opponent after k revisions, all seeds pooled.
 
     `opponent` is "gold", "draft" (the system's own draft) or another system after k revisions. `win`, `low` and `high`
-    are
-    the win rate in [0, 1], ties counted half. `controlled` and its ends are the win rate at equal length, None if all
-    pairs of texts are identical. `longer` is the mean length of the system's answers minus the opponent's, in words or
-    characters. `n` counts prompts with a verdict, `unscored` prompts without one.
+    are the win rate in [0, 1], ties counted half. `controlled` and its ends are the win rate at equal length, None if
+    all pairs of texts are identical. `longer` is the mean length of the system's answers minus the opponent's, in words
+    or characters. `n` counts prompts with a verdict, `unscored` prompts without one.
     """
 
     system: str
@@ -136,11 +132,9 @@ class Difference(NamedTuple):
     """Score of side a minus score of side b, for one seed or all pooled (`POOL`), with the ends of its interval.
 
     Scores are in [0, 1]. `smallest` is the smallest true difference that this many prompts would show four times in
-    five,
-    None if unknown. `higher` and `lower` count the prompts on which side a scores higher and lower than side b, on
-    average
-    over seeds that share the prompt. `changed` counts the answers whose texts differ. These three are None in older
-    files.
+    five, None if unknown. `higher` and `lower` count the prompts on which side a scores higher and lower than side b,
+    on average over seeds that share the prompt. `changed` counts the answers whose texts differ. These three are None
+    in older files.
     """
 
     seed: int | str
