@@ -1,8 +1,7 @@
 """Renders conversations by a tokenizer's chat template, and keeps users' text from becoming control tokens.
 
 `MARK`, two characters that no text has, is put inside a control token such as `<|im_end|>` that occurs in a user's
-text;
-it is removed when the text is encoded, and the token is then encoded as letters.
+text; it is removed when the text is encoded, and the token is then encoded as letters.
 
 Chat templates differ in more than their marks: some trim messages, some drop the thinking of earlier answers, some
 write the date or a system prompt of their own, some reject a role. `ChatTemplate` finds out by rendering probes, never
