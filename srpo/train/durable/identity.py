@@ -49,7 +49,7 @@ log = logging.getLogger("srpo")
 
 
 def identity_of(trainer: TrainerView) -> dict[str, Any]:
-    """Returns the identity of a trainer's run: JSON values by key."""
+    """Returns key → JSON value of everything that the numbers of a trainer's run depend on."""
     renderer = trainer.renderer
     args = trainer.args
     found: dict[str, Any] = {
@@ -72,7 +72,7 @@ def identity_of(trainer: TrainerView) -> dict[str, Any]:
 
 
 def frozen_weights_hash(trainer: TrainerView) -> str:
-    """sha256 of all frozen weights of a trainer: those of its reference, and the frozen ones of its policy."""
+    """Returns the sha256 of all frozen weights of a run: the reference's, and the frozen ones of the policy."""
     reference = trainer.reference
     if reference.kind in ("given", "moving"):  # other references share the policy's frozen weights
         return f"{reference.fingerprint} {fingerprint(trainer.model, without_trained=True)}"
@@ -140,7 +140,7 @@ def _adapter(model: nn.Module) -> dict[str, Any] | None:
 
 
 def device_name(device: torch.device) -> str:
-    """The model of a GPU, or the instruction set of a CPU: the parts of a device that change numbers."""
+    """Returns the model of a GPU, or the instruction set of a CPU: the parts of a device that change numbers."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type

@@ -69,7 +69,7 @@ class Guard:
     def expect_finite(
         self, inputs: dict[str, Any], policy: SixLogps, reference: SixLogps, output: LossOutput, *, step: int
     ) -> None:
-        """Checks a micro-batch before its backward pass.
+        """Checks log-probs and losses of a micro-batch for nan and infinity, before its backward pass.
 
         Args:
             inputs: the collated batch.
@@ -95,7 +95,7 @@ class Guard:
             self.settle(step=step)
 
     def settle(self, *, step: int) -> None:
-        """Stops if any process has found a non-finite number; all processes call this equally often.
+        """Stops the training if any process has found a nan or an infinity; all processes call this equally often.
 
         Raises:
             NonFiniteError: a process has found one.
@@ -129,7 +129,7 @@ class Guard:
         self._stop(what, batches, [[True] * len(batch.rows) for batch in batches], step, found)
 
     def forget(self, *, step: int) -> None:
-        """Replaces `expect_finite_gradients` under a loss scaler, which skips steps with infinite gradients itself.
+        """Replaces `expect_finite_gradients` under a loss scaler, which itself skips steps with infinite gradients.
 
         Raises:
             NonFiniteError: a process has found a non-finite loss.
@@ -153,7 +153,7 @@ class Guard:
 
 
 def expect_finite_weights(model: nn.Module, *, step: int) -> None:
-    """Checks the weights before a save: the optimiser's own step may have overflowed.
+    """Checks that all weights are finite before a save: the optimiser's own step may have overflowed.
 
     Raises:
         NonFiniteError: a weight is not finite.

@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Start:
-    """Record of the point from which a call of `train` starts.
+    """The point from which a call of `train` starts.
 
     Attributes:
         folder: the checkpoint to resume from; None to start from scratch.
@@ -222,7 +222,7 @@ class DurableTrainer(Trainer):
 
     @cached_property
     def background(self) -> Background:
-        """The background task runner that commits the last save."""
+        """Runs the task that turns the last save into a checkpoint."""
         return Background()
 
     def settle(self) -> None:
@@ -276,7 +276,7 @@ class DurableTrainer(Trainer):
             self.state.save_to_json(str(staged / "trainer_state.json"))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the complete model or nothing; after the last step, the model counts as finished."""
+        """Saves the whole model or nothing; after the last step, the saved model counts as finished."""
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
@@ -338,7 +338,7 @@ class DurableTrainer(Trainer):
         }
 
     def restore_sums(self, sums: dict[str, Any]) -> None:
-        """Restores the running sums saved by `running_sums`."""
+        """Restores the running sums that `running_sums` returned."""
         self._tr_loss.fill_(sums["loss"])
         self._total_loss_scalar = sums["total_loss"]
         self._globalstep_last_logged = sums["last_logged"]
@@ -353,7 +353,7 @@ class DurableTrainer(Trainer):
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / REFERENCE_FILE)
 
     def load_extra_state(self, folder: Path) -> None:
-        """Loads the running sums and a moving reference from a checkpoint."""
+        """Loads the running sums, β and a moving reference from a checkpoint's folder."""
         if sums := checkpoint.position(folder, self.args.process_index, self.args.world_size):
             self.restore_sums(sums)
         self.temperature.resume(folder / "position-0.json")
@@ -375,7 +375,7 @@ class DurableTrainer(Trainer):
             yield
 
     def anywhere(self, mine: bool) -> bool:
-        """Whether `mine` is true in any process; all processes call this together."""
+        """True if `mine` is true in any process; all processes call this together."""
         if self.args.world_size == 1:
             return mine
         count = torch.tensor([float(mine)], device=self.args.device)
