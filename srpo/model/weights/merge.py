@@ -94,9 +94,7 @@ def merge(
     trust_remote_code: bool = False,
     base_model: str | None = None,
 ) -> MergeCheck:
-    """Merges an adapter into its base, checks and writes the model with tokenizer, template, record and card.
-
-    Returns the comparison of the merged model with the adapter.
+    """Merges an adapter into its base; writes model, tokenizer, template, record and card; returns the comparison.
 
     Args:
         adapter: folder of the adapter.
