@@ -25,7 +25,7 @@ SAMPLED = ("kl/", "entropy/")  # prefixes of metrics that are nan for pairs with
 
 
 def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float) -> dict[str, Tensor]:
-    """Metrics of a batch: [B] values by metric name.
+    """Returns metric → [B] values for a batch of B pairs.
 
     `rewards/*` (β times log-ratio) and `logps/*` (nats) are TRL's. `revision/margins/*` is β times each of the six
     log-ratios. `revision/improvement_accuracy` is the share of the two drafts whose better revision the model prefers.
@@ -62,7 +62,7 @@ def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: 
 def spread_metrics(
     policy: SixLogps, reference: SixLogps, ours: Spread, theirs: Spread, shape: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Metrics of the distributions behind a batch's log-probs: [B] values by metric name, in nats per answer token.
+    """Returns metric → [B] values about the next-token distributions of B pairs, in nats per answer token.
 
     `answer_tokens` is the mean length of the two answers.
     `drift/chosen` and `drift/rejected` are log-ratios of drafts, `drift/chosen_revised` of both revisions to the chosen
@@ -95,7 +95,7 @@ def spread_metrics(
 
 
 def names_of(objective: Objective, *, cached: bool = False) -> set[str]:
-    """Names of an evaluation's metrics under an objective, without prefix; each can choose the best checkpoint.
+    """Returns the names of an evaluation's metrics under an objective; each can choose the best checkpoint.
 
     Args:
         cached: True if the reference's log-probs are read from a cache, which holds no distributions.
@@ -112,14 +112,14 @@ def names_of(objective: Objective, *, cached: bool = False) -> set[str]:
 
 
 class Measured:
-    """Collects the metrics since the last log, separately for training and evaluation."""
+    """Collects the metrics of training and of evaluation since the last log."""
 
     def __init__(self) -> None:
         self._waiting: list[dict[str, Tensor]] = []
         self._values: dict[str, dict[str, list[float]]] = {}
 
     def add(self, columns: dict[str, Tensor]) -> None:
-        """Adds a piece of a batch: `columns` are [B] values by metric name.
+        """Adds the metrics of a piece of a batch: metric → [B] values of its B pairs.
 
         Values stay on this process until the batch is complete: processes may cut their batches into different numbers
         of pieces, and gathering waits for all processes.
@@ -127,7 +127,7 @@ class Measured:
         self._waiting.append(columns)
 
     def gather(self, accelerator: Accelerator, mode: str) -> dict[str, list[float]]:
-        """Collects and returns the metrics of a complete batch from all processes; mode is "train" or "eval"."""
+        """Completes a batch: returns metric → values of its pairs in all processes; `mode` is "train" or "eval"."""
         waiting, self._waiting = self._waiting, []
         # gather_for_metrics cuts a padded last batch; in training it would also cut every micro-batch fetched with the
         # last one. Rows that pad a training batch are trained on, so there they count.
@@ -140,7 +140,7 @@ class Measured:
         return found
 
     def means(self, mode: str, prefix: str = "") -> dict[str, float]:
-        """Means of the metrics over all rows since the last call, by prefixed name; `mode` is "train" or "eval"."""
+        """Returns prefixed metric → mean over all pairs since the last call; `mode` is "train" or "eval"."""
         found = {name: self._counted(name, values) for name, values in self._values.pop(mode, {}).items()}
         return {prefix + name: math.fsum(values) / len(values) for name, values in found.items() if values}
 
@@ -148,11 +148,11 @@ class Measured:
         return [value for value in values if not math.isnan(value)] if name.startswith(SAMPLED) else values
 
     def state(self, mode: str) -> dict[str, list[float]]:
-        """Metric values since the last log, as JSON values; `mode` is "train" or "eval"."""
+        """Returns metric → values since the last log, as JSON values; `mode` is "train" or "eval"."""
         return {name: list(values) for name, values in self._values.get(mode, {}).items()}
 
     def restore(self, mode: str, state: dict[str, list[float]]) -> None:
-        """Restores the metric values that the method `state` returned for this mode."""
+        """Restores the values that the method `state` returned for this mode, "train" or "eval"."""
         self._values[mode] = defaultdict(list, {name: list(values) for name, values in state.items()})
 
 
@@ -179,7 +179,7 @@ class MetricsFile(TrainerCallback):
 
 
 def add_line(folder: Path, record: dict[str, Any]) -> None:
-    """Appends a record to the metrics file of a run.
+    """Appends a record as one line to metrics.jsonl in the folder of a run.
 
     Raises:
         OutputError: the file cannot be written.

@@ -19,7 +19,7 @@ SHARE = "share"  # key in a batch: its weight in the optimiser step; 1.0 if all 
 
 
 def tokens_of(trees: Sequence[PrefixTree], backend: str) -> int:
-    """Number of tokens that the attention back-end computes for some pairs; packed pairs of a prompt share a tree."""
+    """Returns the number of tokens that a back-end computes for some pairs; packed pairs of a prompt share a tree."""
     if backend == "flat":
         return sum(tree.flat_tokens for tree in trees)
     return sum(map(len, merge_prompts(trees)[0]))
@@ -28,7 +28,7 @@ def tokens_of(trees: Sequence[PrefixTree], backend: str) -> int:
 def pieces(
     inputs: dict[str, Any], most: int | None, backend: str, accelerator: Accelerator | None = None
 ) -> list[dict[str, Any]]:
-    """Cuts a batch before each pair that would exceed the token budget; a pair over the budget is a piece of its own.
+    """Cuts a batch into pieces of at most `most` tokens; a pair over that number is a piece of its own.
 
     Order is kept: evaluation recognises rows that only pad the last batch by their position.
 
@@ -62,7 +62,7 @@ def _cut_again(ends: list[int], count: int) -> list[int]:
 
 
 def share_out(batches: list[dict[str, Any]], accelerator: Accelerator) -> None:
-    """Sets the share of each batch of an optimiser step, so that every pair has the same weight.
+    """Sets the weight of each batch of an optimiser step, so that every pair counts equally.
 
     transformers divides the loss by the number of batches and averages gradients over processes. Both assume batches
     of one size, which fails in the last step of an epoch.

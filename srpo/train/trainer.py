@@ -1,7 +1,6 @@
 """`SRPOTrainer`: transformers' Trainer with a loss computed from six log-probs per pair.
 
-Keywords have the order of TRL's DPOTrainer. Devices, accumulation, logging, saving and schedules are transformers';
-`compute_loss` and its inputs are ours.
+Keywords have the order of TRL's DPOTrainer. `compute_loss` and its inputs are ours, the rest is transformers'.
 
 Axes: B pairs, K sequences.
 """
@@ -87,12 +86,10 @@ class SRPOTrainer(DurableTrainer):
         reference: source of the reference log-probs.
         temperature: β of the coming step.
         renderer: turns rows into token ids; its template is saved with the model.
-        source: file, data set or rows of the training data, for the model card.
-        command: words of the command line, for the model card; empty in Python.
+        source, command: file or rows of training data, and words of the command line, for the model card.
 
     Raises:
-        ConfigError: unusable settings; found before the weights are read wherever possible.
-        DataError: unusable rows; found before the weights are read.
+        ConfigError, DataError: unusable settings or rows; found before weights are read wherever possible.
 
     Example:
         >>> from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
@@ -189,12 +186,12 @@ class SRPOTrainer(DurableTrainer):
 
     @property
     def pairs(self) -> TreeDataset:
-        """The training pairs."""
+        """The training pairs, as a data set of trees."""
         assert self.train_dataset is not None, "no training data was given"
         return self.train_dataset
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains, see `DurableTrainer.train`."""
+        """Trains the model as `DurableTrainer.train` does, and ends the progress bar."""
         try:
             result = super().train(*args, **kwargs)
         finally:
@@ -210,7 +207,10 @@ class SRPOTrainer(DurableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Computes the objective from six log-probs per pair under policy and reference."""
+        """Returns the mean loss of a batch of pairs, from their six log-probs under policy and reference (`SixLogps`).
+
+        `inputs` has the pairs as `trees`; with `return_outputs`, the result is (loss, {"loss": loss}).
+        """
         backend = self.settled_backend(model, inputs["trees"])
         forest = Forest.plant(inputs["trees"], self.args.device)
         with watched() as ours, balance_losses(model, self._balance) as balance:
@@ -234,7 +234,7 @@ class SRPOTrainer(DurableTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Runs forward and backward pass of a batch piece by piece; the model's attention stays set for both."""
+        """Runs forward and backward pass of a batch in pieces of `max_tokens_per_batch` tokens; returns the loss."""
         backend = self.settled_backend(model, inputs["trees"])
         *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
         loss = torch.zeros((), device=self.args.device)
@@ -249,7 +249,7 @@ class SRPOTrainer(DurableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Returns the batches of one optimiser step, each with its share of the step."""
+        """Returns the batches of one optimiser step, each with its weight in it, and transformers' count of items."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         share_out(batches, self.accelerator)
         return batches, items
@@ -257,7 +257,7 @@ class SRPOTrainer(DurableTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
-        """Computes the loss of an evaluation batch and collects the batch's metrics."""
+        """Returns the loss of an evaluation batch, and None twice; collects the metrics of the batch."""
         inputs = self._prepare_inputs(inputs)
         backend = self.settled_backend(model, inputs["trees"])
         with torch.no_grad(), one_cast(), staying_compiled(self.args):
@@ -267,7 +267,7 @@ class SRPOTrainer(DurableTrainer):
         return loss, None, None
 
     def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
-        """Attention back-end of policy and reference; two different ones would round equal weights differently."""
+        """Returns the attention back-end for policy and reference; two different ones would round differently."""
         # Every time, because a wrapped model needs its own self-check, which must not run inside `serving`.
         self._backend = settle_backend(model, trees, self._backend or self.args.backend)
         return self._backend
@@ -339,7 +339,7 @@ class SRPOTrainer(DurableTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluates on the given rows or data sets, or on those of the constructor."""
+        """Evaluates on the given rows or data sets, or on those of the constructor; returns metric → mean."""
         known = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict)
         if eval_dataset is not None and not (known and eval_dataset in self.eval_dataset):
             eval_dataset = self._evaluation_trees(eval_dataset, self.args)
