@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from srpo.check.suspicious import Suspicious
 from srpo.data.read import Pair, Refused, Reject, TooLong, Undecided, listed, read, reasons
 from srpo.data.source import AnySource, Source
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError
+from srpo.model.packed.forest import Forest
 from srpo.progress import counted
 from srpo.sequences.fit import StoredPairs
 from srpo.sequences.render import Renderer
@@ -182,10 +182,17 @@ def _content(pairs: list[Pair]) -> str:
     return digest.hexdigest()
 
 
-def collate(rows: Sequence[tuple[int, str, PrefixTree]]) -> dict[str, Any]:
-    """Makes a batch from B items of a `TreeDataset`: `row` [B] indices, `where` their places, and `trees`."""
+FOREST = "forest"  # key in a batch: its trees as tensors
+
+
+def collate(rows: Sequence[tuple[int, str, PrefixTree]], *, planned: bool = True) -> dict[str, Any]:
+    """Makes a batch from B items of a `TreeDataset`: `row` [B] indices, `where` their places, and `trees`.
+
+    `planned` adds the `forest` of the trees, so that a worker of the loader makes it and not the process that trains.
+    """
     index, where, trees = zip(*rows, strict=True)
-    return {"row": torch.tensor(index), "where": list(where), "trees": list(trees)}
+    forest = {FOREST: Forest.plant(trees)} if planned else {}
+    return {"row": np.array(index), "where": list(where), "trees": list(trees), **forest}
 
 
 def _unfit(bad: list[Reject], total: int, truncate: str) -> SRPOError:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from srpo.sequences.tree import PrefixTree, merge_prompts
+from srpo.train.dataset import FOREST
 
 SHARE = "share"  # key in a batch: its weight in the optimiser step; 1.0 if all batches have one size
 
@@ -67,8 +69,9 @@ def share_out(batches: list[dict[str, Any]], accelerator: Accelerator) -> None:
     transformers divides the loss by the number of batches and averages gradients over processes. Both assume batches
     of one size, which fails in the last step of an epoch.
     """
-    pairs = torch.tensor(sum(len(batch["trees"]) for batch in batches), device=accelerator.device)
-    whole = int(accelerator.gather(pairs).sum())
+    pairs = whole = sum(len(batch["trees"]) for batch in batches)
+    if accelerator.num_processes > 1:
+        whole = int(accelerator.gather(torch.tensor(pairs, device=accelerator.device)).sum())
     for batch in batches:
         batch[SHARE] = len(batch["trees"]) * len(batches) * accelerator.num_processes / whole
 
@@ -76,8 +79,10 @@ def share_out(batches: list[dict[str, Any]], accelerator: Accelerator) -> None:
 def _part(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
     """Piece of a batch: rows `start` to `stop` of every column, with their share; other entries unchanged."""
     count = len(inputs["trees"])
+    columns = (list, tuple, torch.Tensor, np.ndarray)
     part = {
-        name: value[start:stop] if isinstance(value, list | tuple | torch.Tensor) and len(value) == count else value
+        name: value[start:stop] if isinstance(value, columns) and len(value) == count else value
         for name, value in inputs.items()
+        if name != FOREST or stop - start == count  # the plan of a whole batch
     }
     return {**part, SHARE: inputs.get(SHARE, 1.0) * (stop - start) / count}

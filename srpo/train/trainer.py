@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from srpo.errors import ConfigError
 from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_averaged
 from srpo.model.packed.attention import serving
 from srpo.model.packed.backends import settle_backend
+from srpo.model.packed.deferred import Deferred, deferring
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import six_logps
 from srpo.model.packed.spread import Spread, watched
@@ -42,10 +44,11 @@ from srpo.sequences.tree_store import cache_folder
 from srpo.train.added_terms import balance_losses, balance_of, with_added_terms
 from srpo.train.compiled import compile_layers, staying_compiled
 from srpo.train.config import SRPOConfig
-from srpo.train.dataset import TreeDataset, collate, first_rows, warn_of_shared_prompts
+from srpo.train.dataset import FOREST, TreeDataset, collate, first_rows, warn_of_shared_prompts
 from srpo.train.durable.nonfinite import Guard, expect_vocabulary
 from srpo.train.durable.stop_and_resume import StopsAndResumes
 from srpo.train.durable.trainer import DurableTrainer
+from srpo.train.end_of_step import read_step
 from srpo.train.first_steps import HALF, FirstStep, disable_noise, expect_batch
 from srpo.train.free_memory import FreeMemory
 from srpo.train.load_models import load_policy, load_reference, name_of
@@ -159,7 +162,7 @@ class SRPOTrainer(DurableTrainer):
             super().__init__(
                 model=policy,
                 args=args,
-                data_collator=data_collator or collate,
+                data_collator=data_collator or partial(collate, planned=args.backend != "flat"),
                 train_dataset=trees,
                 eval_dataset=eval_trees,
                 processing_class=processing_class,
@@ -171,7 +174,8 @@ class SRPOTrainer(DurableTrainer):
             expect_vocabulary(policy, given or policy, data.largest_id)
         make_ready(self, self.settled_backend)
         process = args.process_index if args.world_size > 1 else None
-        self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere)
+        self._deferred = Deferred()
+        self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere, defers=not self.is_deepspeed_enabled)
         self.guard.first = FirstStep(
             own_reference=given is None and args.disable_dropout,
             cached=isinstance(self.reference, CachedReference),
@@ -212,7 +216,7 @@ class SRPOTrainer(DurableTrainer):
         `inputs` has the pairs as `trees`; with `return_outputs`, the result is (loss, {"loss": loss}).
         """
         backend = self.settled_backend(model, inputs["trees"])
-        forest = Forest.plant(inputs["trees"], self.args.device)
+        forest = (inputs.get(FOREST) or Forest.plant(inputs["trees"])).to(self.args.device)
         with watched() as ours, balance_losses(model, self._balance) as balance:
             summed = six_logps(model, forest, backend)
         cached = isinstance(self.reference, CachedReference)  # no distributions, not even of a row scored now
@@ -227,7 +231,7 @@ class SRPOTrainer(DurableTrainer):
         output = with_added_terms(output, summed, tokens_BK[:, 0], weight, balance, drafts=drafts)
         self.guard.expect_finite(inputs, policy, reference, output, step=self.state.global_step + 1)
         columns = spread_metrics(summed.detach(), summed_reference, ours, theirs, shape)
-        self._measured.add(metrics(policy.detach(), reference, output, beta=beta) | columns)
+        self._measured.add(metrics(policy.detach(), reference, output, beta=beta, drafts_only=shape[1] == 2) | columns)
         loss = output.loss.float().to(self.args.device) * inputs.get(SHARE, 1.0)
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -238,12 +242,12 @@ class SRPOTrainer(DurableTrainer):
         backend = self.settled_backend(model, inputs["trees"])
         *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
         loss = torch.zeros((), device=self.args.device)
-        with one_cast(), serving(model, backend), staying_compiled(self.args):
+        with deferring(self._deferred), one_cast(), serving(model, backend), staying_compiled(self.args):
             with self.accelerator.no_sync(model) if others else nullcontext():
                 for piece in others:
                     loss += super().training_step(model, piece, num_items_in_batch)
             loss += super().training_step(model, last, num_items_in_batch)
-        self.temperature.add(self._measured.gather(self.accelerator, "train"))
+        self._measured.gather(self.accelerator, "train")
         return loss
 
     def get_batch_samples(
@@ -264,6 +268,7 @@ class SRPOTrainer(DurableTrainer):
             parts = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
             loss = torch.stack([self.compute_loss(model, piece).detach() for piece in parts]).sum()
         self._measured.gather(self.accelerator, "eval")
+        self._measured.read()
         return loss, None, None
 
     def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
@@ -276,17 +281,10 @@ class SRPOTrainer(DurableTrainer):
         return six if self.args.logps_reduction == "sum" else length_averaged(six, tokens_BK[:, 0], tokens_BK[:, 1])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
-        """The gradients' norm, checked before the optimiser steps; under float16 the scaler skips overflows."""
+        """The gradients' norm; reads all results of the step and checks them before the optimiser steps."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        step = self.state.global_step + 1
-        if self.accelerator.scaler is None:
-            self.guard.expect_finite_gradients(model, norm, step=step)
-        else:
-            self.guard.forget(step=step)
-        if self.guard.first is not None and step == 1:
-            self.guard.first.expect(model, None if norm is None else float(norm))
-        self.guard.first = None  # a second call of `train` starts from trained weights
-        return norm
+        parts = (self.guard, self._deferred, self._measured, self.temperature)
+        return read_step(norm, model, self.accelerator, *parts, step=self.state.global_step + 1)
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Creates optimizer and schedule as transformers does; errors name the setting that caused them."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -28,6 +29,7 @@ from srpo.model.packed.flex import flex_path_attention
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.head import Scored, answer_logps
 from srpo.model.packed.pictures import flat_inputs, packed_inputs
+from srpo.model.packed.tiles import ByRow
 from srpo.model.unwrap import device_of
 from srpo.sequences.tree import PrefixTree
 
@@ -51,7 +53,8 @@ def packed_logps(model: nn.Module, forest: Forest, *, backend: str) -> Tensor:
 
     inputs = packed_inputs(model, forest)
     with attending(model, backend):
-        scored = Scored(forest.parents_P, forest.row_T, forest.token_T, forest.ids_1S.shape[1], forest.owner_T)
+        by_row, length = ByRow(forest.order_T, forest.layout.sorted_T), forest.ids_1S.shape[1]
+        scored = Scored(forest.parents_P, forest.row_T, forest.token_T, length, forest.owner_T, by_row)
         logp_T = answer_logps(model, run, scored)
     return _summed(logp_T, forest)
 
@@ -109,7 +112,8 @@ def _row_logps(
     ids_NL = ids_NL.to(device)
     place_T, owner_T = torch.tensor([place, owner], device=device)
     row_T, token_T = torch.arange(len(place_T), device=device), ids_NL.flatten()[place_T + 1]
-    scored = Scored(place_T, row_T, token_T, length, torch.tensor(owners, device=device)[owner_T])
+    by_row = ByRow(row_T, np.arange(len(place_T)))
+    scored = Scored(place_T, row_T, token_T, length, torch.tensor(owners, device=device)[owner_T], by_row)
     pictures = flat_inputs(model, trees, ids_NL)
     run = partial(model, input_ids=ids_NL, attention_mask=mask_NL.to(device), use_cache=False, **pictures)
     logp_T = answer_logps(model, run, scored)

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
-from srpo.model.packed.sums import wide
+from srpo.model.packed.sums import device_of_sums, wide
 
 SAMPLED = 2**20  # largest number of log-probs in the sample of one forward pass
 LEAST = 16  # smallest number of sampled tokens, for large vocabularies
@@ -48,7 +48,7 @@ class Spread:
         tokens = len(row_T)
         if not tokens:
             return
-        pick_N = sample(tokens, max(LEAST, SAMPLED // words)).to(row_T.device)
+        pick_N = sample(tokens, max(LEAST, SAMPLED // words), row_T.device)
         self._owner.append(owner_T)
         self._logps.append(logits_of(row_T[pick_N]).log_softmax(-1))
         self._sampled_owner.append(owner_T[pick_N])
@@ -82,16 +82,16 @@ class Spread:
         return _sums(torch.cat(kl), torch.cat(self._sampled_owner), shape)
 
 
-def sample(tokens: int, most: int) -> Tensor:
+def sample(tokens: int, most: int, device: torch.device | str = "cpu") -> Tensor:
     """Returns the indices [N] of at most `most` of `tokens` tokens, spread evenly: one in each of N equal parts.
 
     The place within a part changes from part to part: with a fixed one, answers of equal length would all be sampled at
-    their first token.
+    their first token. Computed on the device, since a copy from the host would wait for it.
     """
-    taken = min(tokens, most)
-    starts = torch.arange(taken + 1) * tokens // taken
-    within_N = torch.arange(1, taken + 1, dtype=torch.float64) * GOLDEN % 1
-    return starts[:-1] + (within_N * starts.diff()).long()
+    taken, there = min(tokens, most), device_of_sums(torch.device(device))
+    starts = torch.arange(taken + 1, device=there) * tokens // taken
+    within_N = torch.arange(1, taken + 1, dtype=torch.float64, device=there) * GOLDEN % 1
+    return (starts[:-1] + (within_N * starts.diff()).long()).to(device)
 
 
 def _kl(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:

@@ -328,9 +328,9 @@ class DurableTrainer(Trainer):
     # ------------------------------------------------------------------ state that transformers does not save
 
     def running_sums(self) -> dict[str, Any]:
-        """Returns this process's sums of losses and metrics since the last log, as JSON values."""
+        """Returns this process's sums of losses and metrics since the last log; the loss stays on the device."""
         return {
-            "loss": self._tr_loss.item(),
+            "loss": self._tr_loss.clone(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "measured": self._measured.state("train"),
@@ -345,9 +345,9 @@ class DurableTrainer(Trainer):
         self._measured.restore("train", sums["measured"])
 
     def _save_extra_state(self, folder: Path) -> None:
-        (folder / f"position-{self.args.process_index}.json").write_text(json.dumps(self.running_sums()), "utf-8")
-        state = self.reference.state_dict()
-        if state and self.args.should_save:
+        sums = self.running_sums() | {"loss": self._tr_loss.item()}
+        (folder / f"position-{self.args.process_index}.json").write_text(json.dumps(sums), "utf-8")
+        if self.args.should_save and (state := self.reference.state_dict()):
             from safetensors.torch import save_file
 
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / REFERENCE_FILE)
