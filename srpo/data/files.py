@@ -38,9 +38,6 @@ def rows_of(origin: str | Path, split: str, config: str | None, whole: str = "tr
         split, config: split and configuration of a folder or name that `datasets` loads.
         whole: split name accepted for a source without splits.
 
-    Args:
-        whole: split name accepted for a source without splits.
-
     Raises:
         InputError: no file, folder or data set of that name can be read, or no such split.
         DataError: the file is not of the kind that its name promises.
