@@ -58,14 +58,6 @@ def pair_up(
 
     Raises:
         DataError: a prompt is missing from one system, occurs twice, or has no answer.
-
-    Args:
-        first, second: the trails of the two systems.
-        revisions: number of revisions after which both systems' answers are compared.
-        gold_key: key of the gold answer in a trail's `meta`.
-
-    Raises:
-        DataError: a prompt is missing from one system, occurs twice, or has no answer.
     """
     ours, theirs = ({_prompt_key(trail): trail for trail in trails} for trails in (first, second))
     for name, trails, found in (("first", first, ours), ("second", second, theirs)):
