@@ -101,8 +101,6 @@ def served_forest(
         window: the layer's sliding window in tokens; None for full attention.
         unserved: further keywords of the layer, some of which path attention cannot serve exactly.
 
-    `window` is the layer's sliding window in tokens, `unserved` its further keywords.
-
     Raises:
         BackendError: the forest did not arrive, or the layer needs more than queries, keys, values and a window.
     """
