@@ -90,9 +90,6 @@ def write_card(folder: Path, card: Card, theirs: bytes | None) -> None:
     Args:
         card: contents of the card.
         theirs: README.md as it was before the model was saved (PEFT changes it), from `read_card`; None if absent.
-
-    Args:
-        theirs: README.md as it was before the model was saved (PEFT changes it), from `read_card`; None if absent.
     """
     file = folder / CARD_FILE
     if theirs is not None:
