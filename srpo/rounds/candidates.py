@@ -93,16 +93,6 @@ def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold
         >>> found = find([trail], KINDS)
         >>> [(c.kind, c.comparison.first, c.comparison.second) for c in found.candidates], dict(found.identical)
         ([('draft-revision', '5', '4')], {'revision-revision': 1})
-
-    Args:
-        gold_key: key of the gold answer in a trail's `meta`, for judges that need one.
-
-    Example:
-        >>> from srpo.revise.trail import Answer
-        >>> trail = Trail("2+2=", (Answer("5", 2), Answer("4", 2), Answer("4", 2)))
-        >>> found = find([trail], KINDS)
-        >>> [(c.kind, c.comparison.first, c.comparison.second) for c in found.candidates], dict(found.identical)
-        ([('draft-revision', '5', '4')], {'revision-revision': 1})
     """
     candidates: list[Candidate] = []
     identical: Counter[str] = Counter()

@@ -37,19 +37,6 @@ def sample_file(
     Raises:
         ConfigError: `samples` below 1, or several greedy samples, which would be equal.
         SRPOError: a mistake in the prompts or the target, as in `revise_file`.
-
-    Args:
-        make_reviser: makes the reviser; called after both files have been checked.
-        settings: how drafts and revisions are drawn.
-        bad_rows: "error" stops at an unusable row, "skip" leaves it out and accepts failed trails.
-        made_with: other settings that decide the trails, such as the model's path.
-
-    Returns:
-        Number of trails in the target, and how many of them were in it before.
-
-    Raises:
-        ConfigError: `samples` below 1, or several greedy samples, which would be equal.
-        SRPOError: a mistake in the prompts or the target, as in `revise_file`.
     """
     if samples < 1:
         raise ConfigError(f"{samples}", where="samples", expected="at least 1")
