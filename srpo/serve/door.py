@@ -38,11 +38,6 @@ class Door:
         keys: Keys of clients; empty admits everybody.
         settings: Host and limits.
         metrics: Counters of the server.
-
-    Args:
-        app: The application behind the door.
-        keys: Keys of clients; empty admits everybody.
-        settings: Host and limits.
     """
 
     def __init__(self, app: App, keys: Sequence[str], settings: ServeSettings, metrics: Metrics) -> None:
