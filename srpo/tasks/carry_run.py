@@ -124,9 +124,6 @@ def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int, stage: 
         base: folder of the base model.
         seed: seed of the sums.
         stage: name under which progress is reported.
-
-    Args:
-        stage: name of the stage whose progress is reported.
     """
     from srpo.data.read import read_prompts
     from srpo.revise.reviser import Reviser

@@ -56,8 +56,6 @@ def write_base(path: Path, model: LlamaForCausalLM, config: BaseConfig, losses: 
 
     Args:
         config: settings that it was trained with, stored in the file.
-
-    Args:
         losses: losses of all training steps; the first `FIRST_LOSSES` are stored.
     """
     from safetensors.torch import save_file
