@@ -144,7 +144,7 @@ class Guard:
         self._stop(what, [batch] if batch else [], [bad], step, details)
 
     def expect_finite_gradients(self, model: nn.Module, norm: float | Tensor | None, *, step: int) -> None:
-        """Checks the gradients before the optimiser steps.
+        """Checks the gradients for nan and infinity before the optimiser steps.
 
         Args:
             norm: norm of all gradients; not finite if a gradient is not, or if the norm overflows.
