@@ -19,13 +19,13 @@ DESCRIPTION = """Print the completion of verbs and flags for a shell:
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo completion`, which prints the script that completes srpo's verbs and flags in a shell."""
+    """Settings of `srpo completion`, which prints a script with which a shell completes srpo's commands and flags."""
 
     shell: str = setting("bash", "Name of the shell: bash, zsh or fish.", choices=SHELLS, positional=True)
 
 
 def parsers() -> dict[str, FlagParser]:
-    """Returns verb → its argument parser; the three actions of `srpo judge` have keys such as "judge check"."""
+    """Returns verb, such as "train", → its argument parser; actions of `srpo judge` have keys such as "judge check"."""
     from srpo.cli import judge, judge_files
     from srpo.cli.main import VERBS, module_of
 
@@ -41,7 +41,7 @@ def parsers() -> dict[str, FlagParser]:
 
 
 def whole_parser() -> FlagParser:
-    """Returns one argument parser for the command `srpo`, with a subparser for each verb."""
+    """Returns one argument parser for the command `srpo`, with a subparser for each verb, such as train."""
     from srpo.cli.main import VERBS
 
     whole = FlagParser(prog="srpo", allow_abbrev=False)

@@ -113,11 +113,7 @@ def _free(folder: Path) -> float:
 
 
 def main(argv: list[str]) -> int:
-    """Runs `srpo doctor`: prints the tables of `srpo env`, then advice on this machine.
-
-    Returns:
-        0.
-    """
+    """Runs `srpo doctor`: prints the tables of `srpo env`, then advice on this machine; returns 0."""
     parse("doctor", "What srpo would use on this machine, what is missing, what is slow.", Arguments, argv)
 
     from rich.console import Console

@@ -23,7 +23,7 @@ ONLY_PARSER = ["--help"]  # this list itself, as a command line, asks a verb for
 
 
 class ParserMade(Exception):
-    """Raised instead of parsing where the arguments are `ONLY_PARSER`: carries a verb's parser to the shell completion.
+    """Raised instead of parsing if `argv` is `ONLY_PARSER`: carries the parser of a verb, such as train, to the caller.
 
     Attributes:
         parser: the parser of the verb.
@@ -121,9 +121,10 @@ def parser_of(verb: str, description: str, kind: type[Dataclass]) -> FlagParser:
 
 
 def parse(verb: str, description: str, kind: type[T], argv: Sequence[str]) -> T:
-    """Parses the command line of `srpo VERB` into an instance of its dataclass of settings.
+    """Parses the command line of `srpo VERB`, such as `srpo train`, into an instance of its dataclass of settings.
 
     Args:
+        verb: first word after `srpo`.
         description: text of the help page.
         kind: the dataclass of settings.
         argv: command-line words after the verb.

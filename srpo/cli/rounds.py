@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     """Runs `srpo rounds`: starts or resumes rounds of training, and prints a line for each round; returns 0.
 
     Raises:
-        Interrupted: stopped by a signal; finished stages are kept.
+        Interrupted: stopped by a signal; finished parts of a round are kept.
     """
     from srpo.judge.load import judge_from
     from srpo.judge.settings import JudgeSettings

@@ -71,7 +71,7 @@ class ModelArguments:
 
 @dataclass(kw_only=True)
 class TrailArguments(ModelArguments):
-    """Settings of a verb that draws drafts and revisions into a file: prompts, model, engine and output."""
+    """Settings that `srpo revise` and `srpo sample` share: prompts, model, engine and output."""
 
     input: str = setting(help="File of prompts: a `prompt` in each row; JSONL, JSON, CSV or Parquet.")
     map: str | None = shared("map", help="Columns under other names, as ours=theirs: prompt=instruction.")

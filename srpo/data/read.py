@@ -233,7 +233,7 @@ def read_prompts(source: AnySource, *, rejects: list[Reject] | None = None) -> l
     """Reads and returns prompts in order, from rows with or without answers; all other columns are in `meta`.
 
     Args:
-        source: as in `read_pairs`.
+        source: path of a file or folder, name of a data set, rows, or a `Source`; see `read_pairs`.
         rejects: a list to extend with the unusable rows; without it, an unusable row is an error.
 
     Raises:

@@ -292,7 +292,7 @@ class ModelAnswers:
         """Returns the cache file for a task's answers, the sampling settings, and all else that decides the answers.
 
         Args:
-            kind: as in `draw`.
+            kind: kind of the answers: `ANSWERS`, `DRAFTS`, `REFERENCE` or an opponent; see the method `draw`.
         """
         model, template = self._model_of(kind)
         plan, policy = self.plan, self.model.policy if kind == ANSWERS else "always"

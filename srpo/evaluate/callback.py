@@ -47,7 +47,8 @@ class Watch:
     Attributes:
         revisions: largest number of revisions.
         prompts: number of different prompts, from the start of the evaluation data.
-        temperature, max_new_tokens: as in `RevisionSettings`.
+        temperature: sampling temperature; 0 decodes greedily.
+        max_new_tokens: largest number of tokens per answer.
         seed: seed of the answers; the same at every evaluation, so that evaluations differ by the model alone.
     """
 

@@ -233,7 +233,7 @@ def decide(rates: Mapping[str, Interval], more: Interval, outlooks: Sequence[Out
     """Returns the verdict (`WORTH`, `WARM` or `NOT`) and its reason as a sentence.
 
     Args:
-        rates: rate by name, as in `Gate.rates`.
+        rates: rates in [0, 1] that the reference model reached, by name, with intervals; see `Gate.rates`.
         more: share of wrong drafts that a revision mends, minus the share that a second draft mends.
         outlooks: predictions of training, one per β.
     """

@@ -40,8 +40,8 @@ class VLLMEngine:
         model: Folder or hub name of a model or adapter; safetensors only.
         batch_size: Prompts passed together; vLLM forms its own batches.
         speculation: suffix, ngram, none, or auto: suffix if `arctic_inference` is installed, otherwise ngram.
-        dtype: Precision, as in `load_model`.
-        base_model: Base model of an adapter, as in `load_model`.
+        dtype: Dtype of the weights by name, such as "bfloat16", or "auto".
+        base_model: Base model of an adapter, instead of the one in its `adapter_config.json`.
         options: Arguments of `vllm.LLM`, such as `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`.
 
     Attributes:

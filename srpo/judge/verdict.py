@@ -101,7 +101,7 @@ TIE = Verdict(0.5, reason="identical texts")
 
 
 def combine(orders: Sequence[OrderVerdict]) -> Verdict:
-    """Combines a judge's verdicts on both orders of showing two answers: equal scores keep it, different ones tie.
+    """Returns one verdict from a judge's verdicts on both orders of showing two answers: a tie if their scores differ.
 
     One unscored order leaves the whole verdict unscored, and so does an empty list.
 

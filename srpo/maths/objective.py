@@ -148,8 +148,8 @@ def sft_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha:
 def sft_reviser_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha: float = 0.0) -> LossOutput:
     """Returns the loss of supervised fine-tuning of revisions, −½ (log π†(w|l,x) + log π†(w|w,x)) in nats; a control.
 
-    The chosen answer follows the rejected one, and is kept after itself; drafts are not trained. `policy` holds
-    log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
+    The model learns to write the chosen answer w after the rejected one l, and after w itself; drafts are not trained.
+    `policy` holds log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
 
     Example:
         >>> import torch

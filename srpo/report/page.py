@@ -40,7 +40,7 @@ def write_evaluation(
         results: results of the evaluation, from `summarise`.
         title: title of the report.
         samples: example trails, from `sample_cases`.
-        run: facts about the run, such as command, versions and seconds per stage, in the order shown; may be nested.
+        run: facts about the run, such as command, versions and seconds of each part, in the order shown; may be nested.
 
     Returns:
         The path of the report.

@@ -74,8 +74,10 @@ def step_text(name: str, answer: Answer, pieces: list[Piece], *, marks: bool = F
     """Returns one answer of a trail as text for a terminal.
 
     Args:
-        name, answer, pieces: from `steps`.
-        marks: as in `as_text`.
+        name: printed name of the answer, such as "revision 1".
+        answer: the answer.
+        pieces: its differences from the answer that it revised.
+        marks: writes removed words as [-…-] and added words as {+…+}, for output without colours.
     """
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Policies as values: which revisions to keep, and when to stop revising.
+"""Revision policies: which revisions to keep, and when to stop revising.
 
     always              keeps every revision (the paper)
     if_preferred        keeps a revision if the model itself prefers it; otherwise keeps the answer before it

@@ -102,6 +102,7 @@ def label(
 
     Args:
         trails: prompts with their drafts and revisions.
+        settings: which answers are compared.
         announce: called with the chosen comparisons before the judge sees them; None calls nothing.
 
     Raises:
@@ -157,7 +158,8 @@ def label_file(
 
     Args:
         source, target: path of the file of drafts and revisions, and of the pairs to write.
-        announce: as in `label`.
+        settings: which answers are compared.
+        announce: called with the chosen comparisons before the judge sees them; None calls nothing.
 
     Raises:
         InputError, DataError: the trails cannot be read, or no comparison has a preference.

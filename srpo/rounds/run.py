@@ -57,7 +57,8 @@ class Round:
         offline: pairs of the original data that it trained on as well.
         informative: share of the labels that became pairs.
         tokens: tokens of all forward passes that drew the round's answers.
-        seconds: wall seconds by stage; an interrupted stage counts from its last start.
+        seconds: wall seconds of sampling, labelling, training and validating; an interrupted one counts from its last
+        start.
         validation: win rate after k revisions against round 0's drafts, by k; a tie counts half.
         best_k: number of revisions with the highest win rate.
     """
@@ -108,7 +109,7 @@ def run_rounds(
 
     Raises:
         ConfigError: the folder holds rounds with other settings.
-        SRPOError: errors of the stages.
+        SRPOError: errors of sampling, labelling or training.
     """
     rounds = _Rounds(writable_folder(Path(output_dir)), settings, plan, judge)
     done: list[Round] = []

@@ -144,15 +144,15 @@ class StoredPairs:
 
     Without truncation one store serves every length limit, for the limit is applied to the stored lengths.
 
-    Attributes:
-        tokenised: pairs rendered so far; a repeated pair may be found in the store instead.
-        store: the file of rendered pairs.
-
     Args:
         renderer: makes the six sequences.
         max_length: longest sequence allowed, tokens; None allows any.
         truncate: "none" or "prompt".
         cache: folder of the file; None stores nothing.
+
+    Attributes:
+        tokenised: pairs rendered so far; a repeated pair may be found in the store instead.
+        store: the file of rendered pairs.
 
     Raises:
         ConfigError: an unknown way to truncate, or a tokenizer that does not map tokens to places in the text.

@@ -35,12 +35,12 @@ def mapped(
 ) -> Iterator[Result]:
     """Calls `work` on chunks of the items in several processes, and yields its results in order.
 
+    Workers are forks of this process, so `work` may be any function with any state; only items and results are sent. An
+    error in a worker is raised here.
+
     Args:
         work: function of a list of items.
-        num_proc: number of processes, as in `processes`.
-
-    Workers are forks of this process, so `work` may be any function with any state; only items and results are sent.
-    An error in a worker is raised here.
+        num_proc: number of processes; None takes one per available core and at most eight.
     """
     remaining = iter(items)
     head = list(islice(remaining, ALONE))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PictureInputs:
-    """Record: one picture of a prompt, made ready for one model.
+    """One picture of a prompt, made ready for one model.
 
     Attributes:
         key: digest of the picture's content and of the processor; equal keys mean equal tensors.
@@ -36,5 +36,5 @@ class PictureInputs:
 
 
 def keys_of(pictures: Sequence[PictureInputs]) -> tuple[bytes, ...]:
-    """The keys of pictures, in order."""
+    """Returns the keys of pictures, which identify their contents, in order."""
     return tuple(picture.key for picture in pictures)

@@ -61,7 +61,7 @@ class PromptRenderer(Protocol[Context]):
     def revisions(
         self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
     ) -> list[Context]:
-        """Returns for each prompt the context from which the model revises its draft; `options` as in `drafts`."""
+        """Returns each prompt's context from which the model revises its draft; `options` go to the chat template."""
 
     def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
         """Returns the token ids of each answer, its terminator included; [] for each where a chat server renders."""

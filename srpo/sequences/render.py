@@ -93,7 +93,7 @@ class Renderer:
         return self.drafts([prompt], [options])[0]
 
     def revision(self, prompt: Prompt, draft: str, options: Options | None = None) -> list[int]:
-        """Returns the token ids of the context from which the model revises `draft`; `options` as in `draft`."""
+        """Returns token ids of the context from which the model revises `draft`; `options` go to the chat template."""
         return self.revisions([prompt], [draft], [options])[0]
 
     def answer(self, text: str, options: Options | None = None) -> list[int]:
@@ -117,7 +117,7 @@ class Renderer:
         return self._encode([self._context(*each) for each in zip(prompts, drafts, given, strict=True)])
 
     def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
-        """Returns the token ids of each answer, its terminator included; `options` as in `drafts`."""
+        """Returns the token ids of each answer, its terminator included; `options` are those of the chat template."""
         given = options or [None] * len(texts)
         return self._answers([(text, each, False) for text, each in zip(texts, given, strict=True)])
 

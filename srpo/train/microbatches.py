@@ -35,12 +35,14 @@ def pieces(
     Order is kept: evaluation recognises rows that only pad the last batch by their position.
 
     Args:
+        inputs: the batch, from `collate`.
         most: maximum tokens in a piece; None cuts nothing.
+        backend: attention back-end, which decides how many tokens a pair takes.
         accelerator: accelerator of several processes, which wait for each other at every piece. All of them then cut
-            their batches, which have one size, into the same number of pieces.
+        their batches, which have one size, into the same number of pieces.
 
     Returns:
-        Parts of the batch; their shares add up to the share of the batch.
+        Pieces of the batch, each with its weight in the optimiser step; the weights add up to that of the batch.
     """
     trees = inputs["trees"]
     cuts = [0]

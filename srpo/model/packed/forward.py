@@ -56,7 +56,7 @@ def six_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: s
 def sequence_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> Tensor:
     """Returns the log-probs [B, K] of the K answers in each of B trees: float64, nats, summed over tokens.
 
-    `backend` is as in `six_logps`.
+    `backend` is the way to compute them, such as "path", or "auto"; see `six_logps`.
     """
     forest = trees if isinstance(trees, Forest) else Forest.plant(trees, device_of(model))
     return LAYOUTS[settle_backend(model, forest.trees, backend)](model, forest)

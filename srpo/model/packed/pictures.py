@@ -30,7 +30,7 @@ from srpo.sequences.tree import PrefixTree
 
 @dataclass(frozen=True)
 class Family:
-    """Record: how models of one type take pictures.
+    """How models of one type take pictures.
 
     Attributes:
         along: dimension along which an input of several pictures is joined, if it is not the first.
@@ -60,7 +60,7 @@ FAMILIES = {
 
 
 def family_of(model: nn.Module) -> Family:
-    """Returns how the model takes pictures.
+    """Returns how the family of this model takes pictures.
 
     Raises:
         BackendError: no such family, or the model has no vision tower.
@@ -73,7 +73,7 @@ def family_of(model: nn.Module) -> Family:
 
 
 def why_not_pictures(model: nn.Module, trees: Iterable[PrefixTree], backend: str) -> str:
-    """Reason why a back-end cannot score these trees' pictures; "" if it can, or if there are none.
+    """Returns the reason why a back-end cannot score these trees' pictures; "" if it can, or if there are none.
 
     Raises:
         BackendError: no back-end can: the model's family is given no pictures.
@@ -90,7 +90,7 @@ def why_not_pictures(model: nn.Module, trees: Iterable[PrefixTree], backend: str
 
 
 def packed_inputs(model: nn.Module, forest: Forest) -> dict[str, Tensor]:
-    """Position ids of a packed row, and its pictures, if any, as keywords of the model."""
+    """Returns keywords of the model for a packed row: position ids, and the inputs of its pictures, if it has any."""
     if not any(tree.pictures for tree in forest.packed):
         return {"position_ids": forest.positions_1S}
     groups = []
@@ -102,7 +102,14 @@ def packed_inputs(model: nn.Module, forest: Forest) -> dict[str, Tensor]:
 
 
 def flat_inputs(model: nn.Module, trees: Sequence[PrefixTree], ids_NL: Tensor) -> dict[str, Tensor]:
-    """Pictures of flat rows as keywords of the model, which then counts positions itself; `trees` holds each row's."""
+    """Returns keywords of the model with the pictures of N padded rows, one per sequence; {} without pictures.
+
+    The model then counts the positions itself.
+
+    Args:
+        trees: the tree of each row, whose pictures the row contains.
+        ids_NL: [N, L] token ids of the rows.
+    """
     if not any(tree.pictures for tree in trees):
         return {}
     inputs = _joined(model, [tree.pictures for tree in trees])
@@ -141,7 +148,7 @@ def _padded(parts: list[Tensor], dim: int) -> list[Tensor]:
 
 
 def occurrences(tree: PrefixTree) -> list[int]:
-    """For each picture in the tree's row, in node order, its index in `tree.pictures`.
+    """Returns, for each picture in the tree's packed row, in order, its index in `tree.pictures`.
 
     Raises:
         DataError: a sequence does not contain the image tokens of all pictures.
@@ -166,7 +173,10 @@ def occurrences(tree: PrefixTree) -> list[int]:
 
 
 def model_positions(model: nn.Module, forest: Forest) -> Tensor:
-    """Position ids of a packed row as the model counts them: [1, S], or [X, 1, S] around pictures under mrope."""
+    """Returns the position ids of S packed tokens as the model counts them: [1, S], or [X, 1, S] around pictures.
+
+    X = 3 axes, time, height and width, for models that count each of them (mrope).
+    """
     inner: Any = core(model).base_model
     if not hasattr(inner, "get_rope_index"):
         return forest.positions_1S

@@ -166,7 +166,7 @@ def reference_fingerprint(kind: str, model: nn.Module) -> str:
     For "frozen adapter", call it before the adapter is copied, because the copy adds weights under another name.
 
     Args:
-        kind: kind of the reference, as in `kind_of`.
+        kind: kind of the reference, such as "frozen copy", from `kind_of`.
         model: the model that computes the reference now.
     """
     peft = adapted(model) if kind == "frozen adapter" else None

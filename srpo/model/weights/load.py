@@ -285,7 +285,8 @@ def adapter_base(path: str, base_model: str | None = None) -> str | None:
     """Returns the folder or hub name of an adapter's base model; None if there is no adapter at the path.
 
     Raises:
-        InputError, ConfigError: as in `load_model`.
+        InputError: several adapters in the folder, no safetensors, or a base model that is not named or not there.
+        ConfigError: `base_model` for a path without an adapter.
     """
     adapter = find_adapter(path, base_model)
     return adapter.base if adapter else None

@@ -55,8 +55,8 @@ class MergeCheck:
         ties: generated tokens that differ where rounding alone can decide between two tokens.
         difference: largest difference of logits, as a share of the range of logits at its position.
         tolerance: the difference that rounding explains.
-        effect: largest difference that the adapter makes to its base, as in `difference`; below `tolerance` the check
-            shows little.
+        effect: largest difference of logits, as such a share, that the adapter makes to its base; below `tolerance` the
+        check shows little.
         dtype: dtype in which both models are stored.
     """
 

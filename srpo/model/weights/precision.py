@@ -31,7 +31,7 @@ def base_dtype(asked: str, *, adapter: bool, device: str) -> tuple[str, str]:
     Args:
         asked: the user's dtype, or "" if it is unset.
         adapter: only an adapter is trained.
-        device: as in `has_fast_bfloat16`.
+        device: "cpu", or a CUDA device such as "cuda" or "cuda:1".
 
     Example:
         >>> base_dtype("", adapter=False, device="cpu")
