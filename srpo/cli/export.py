@@ -15,8 +15,13 @@ class Arguments:
 
     model_name_or_path: str = setting(help="Folder of a trained model; an adapter must be merged first.")
     output_dir: str = setting(help="Folder to write the GGUF file, a Modelfile and a README into.")
-    type: str = setting("f16", "Type of the weights in the file: f32, f16, bf16 or q8_0.")
-    prompts: str | None = setting(None, "File of prompts to compare on; unset: prompts made of the vocabulary.")
+    type: str = setting(
+        "f16",
+        "Type of the weights in the file: f32, f16, bf16, q8_0; or q6_k, q5_k_m, q4_k_m, q4_0, q3_k_m (extra llama).",
+    )
+    prompts: str | None = setting(
+        None, "File of prompts to compare drafts and revisions on; unset: prompts made of the vocabulary."
+    )
     max_new_tokens: int = shared("max_new_tokens", 16, "Number of tokens decoded greedily for each prompt.")
     trust_remote_code: bool = shared("trust_remote_code")
 

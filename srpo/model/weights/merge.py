@@ -196,7 +196,7 @@ def measure(model: Any, contexts: Sequence[list[int]], new: int) -> Measured:
     """
     answered = greedy(model, contexts, new)
     with torch.no_grad(), model.disable_adapter():
-        base = [_logits(model, ids) for ids, _ in answered]
+        base = [logits_of(model, ids) for ids, _ in answered]
     return Measured([len(context) for context in contexts], answered, base)
 
 
@@ -238,25 +238,49 @@ def compare(
         stored: dtype of the merged weights in the file; None if it is the dtype of `after`.
     """
     dtype = stored or next(after.parameters()).dtype
-    tolerance = rounding(dtype, core(after).config.get_text_config().num_hidden_layers)
-    generated = other = ties = positions = 0
-    difference = effect = 0.0
+    tally = Tally(rounding(dtype, core(after).config.get_text_config().num_hidden_layers))
     rows = list(zip(before, base, context_lengths, strict=True))
     for (ids, was_SV), base_SV, given in counted(rows, "prompts compared", len(rows)):
-        now_SV = _logits(after, ids)
+        tally.add(was_SV, logits_of(after, ids), base_SV, given)
+    return tally.check(str(dtype).removeprefix("torch."))
+
+
+class Tally:
+    """A comparison of two models' logits, one sequence at a time.
+
+    Args:
+        tolerance: difference of logits that rounding explains, as a share of their range at its position.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self.prompts = self.positions = self.generated = self.other_tokens = self.ties = 0
+        self.difference = self.effect = 0.0
+
+    def add(self, was_SV: Tensor, now_SV: Tensor, base_SV: Tensor, given: int) -> None:
+        """Counts one sequence of S tokens, of which the first `given` are the prompt's.
+
+        Args:
+            was_SV: logits of the first model.
+            now_SV: logits of the second, on the same tokens.
+            base_SV: logits of the base of the first, for the adapter's effect.
+        """
         range_S = (was_SV.amax(-1) - was_SV.amin(-1)).clamp_min(torch.finfo(torch.float32).tiny)
-        difference = _largest(difference, (now_SV - was_SV).abs().amax(-1) / range_S)
-        effect = _largest(effect, (base_SV - was_SV).abs().amax(-1) / range_S)
+        self.difference = _largest(self.difference, (now_SV - was_SV).abs().amax(-1) / range_S)
+        self.effect = _largest(self.effect, (base_SV - was_SV).abs().amax(-1) / range_S)
         chosen_S, now_S = was_SV.argmax(-1), now_SV.argmax(-1)
         lead_S = (was_SV.amax(-1) - was_SV.gather(-1, now_S[:, None])[:, 0]) / range_S
         differs_S = (chosen_S != now_S)[given - 1 : -1]
-        tied_S = (lead_S <= 2 * tolerance)[given - 1 : -1]  # each model may be off by the tolerance
-        generated += len(ids) - given
-        ties += int((differs_S & tied_S).sum())
-        other += int((differs_S & ~tied_S).sum())
-        positions += len(ids)
-    name = str(dtype).removeprefix("torch.")
-    return MergeCheck(len(before), positions, generated, other, ties, difference, tolerance, effect, name)
+        tied_S = (lead_S <= 2 * self.tolerance)[given - 1 : -1]  # each model may be off by the tolerance
+        self.generated += len(was_SV) - given
+        self.ties += int((differs_S & tied_S).sum())
+        self.other_tokens += int((differs_S & ~tied_S).sum())
+        self.positions += len(was_SV)
+        self.prompts += 1
+
+    def check(self, dtype: str) -> MergeCheck:
+        """The comparison so far; `dtype` is the stored precision of the second model."""
+        return MergeCheck(**vars(self), dtype=dtype)
 
 
 def rounding(dtype: torch.dtype, layers: int) -> float:
@@ -278,25 +302,33 @@ def _largest(so_far: float, values_S: Tensor) -> float:
     return float(torch.cat([values_S.new_tensor([so_far]), values_S]).max())
 
 
-@torch.no_grad()
 def greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
     """Continues each context greedily by `new` tokens, past any terminator; returns its ids and all logits of them.
 
     The logits of a prompt are [S positions, V vocabulary].
     """
-    found = []
-    for context in counted(contexts, "prompts answered with the adapter", len(contexts)):
-        ids = list(context)
-        for _ in range(new):
-            ids.append(int(_logits(model, ids)[-1].argmax()))
-        found.append((ids, _logits(model, ids)))
-    return found
+    counted_contexts = counted(contexts, "prompts answered with the adapter", len(contexts))
+    answered = (continued(model, context, new) for context in counted_contexts)
+    return [(ids, logits_of(model, ids)) for ids in answered]
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, ids: list[int]) -> Tensor:
-    """The model's logits [S, V] for one sequence of token ids, as float32 on the CPU."""
-    logits: Tensor = model(input_ids=torch.tensor([ids], device=device_of(model)), use_cache=False).logits[0]
+def continued(model: nn.Module, context: Sequence[int], new: int) -> list[int]:
+    """Returns the ids of a context and of the `new` greedy tokens after it, past any terminator."""
+    ids, feed, cache = list(context), list(context), None
+    for _ in range(new):
+        rows = torch.tensor([feed], device=device_of(model))
+        out = model(input_ids=rows, past_key_values=cache, use_cache=True)
+        ids.append(int(out.logits[0, -1].argmax()))
+        cache = out.get("past_key_values")
+        feed = ids if cache is None else ids[-1:]  # a model without a cache reads everything again
+    return ids
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, ids: Sequence[int]) -> Tensor:
+    """Returns a model's logits [S positions, V vocabulary] for one sequence of token ids, as float32 on the CPU."""
+    logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device_of(model)), use_cache=False).logits[0]
     return logits.float().cpu()
 
 
