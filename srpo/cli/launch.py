@@ -13,8 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def variables_of(kind: str) -> dict[str, str]:
     if fsdp := settings.get("fsdp_config"):
         found["ACCELERATE_USE_FSDP"] = "true"
         found |= {name.upper(): _text(value) for name, value in fsdp.items()}
+    if zero := settings.get("deepspeed_config"):
+        found["ACCELERATE_USE_DEEPSPEED"] = "true"
+        found |= {f"ACCELERATE_DEEPSPEED_{name.upper()}": _text(value) for name, value in zero.items()}
     return found
 
 
@@ -66,20 +70,40 @@ def launch(kind: str, processes: int | None, command: Sequence[str]) -> int:
         command: words of the command after `srpo`.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, several processes of `single`, or DeepSpeed is not installed.
     """
     variables = variables_of(kind)
+    _expect_startable(kind, processes, variables)
+    if kind == "single":
+        return _run([{**os.environ, "RANK": "0", "CUDA_VISIBLE_DEVICES": _first_gpu()}], command)
     count = processes or _gpus() or 1
     common = {**os.environ, **variables, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "GROUP_RANK": "0"}
     common.setdefault("OMP_NUM_THREADS", "1")
+    return _run([{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)], command)
+
+
+def _expect_startable(kind: str, processes: int | None, variables: Mapping[str, str]) -> None:
+    if kind == "single" and processes not in (None, 1):
+        raise ConfigError(f"{processes} with `--launch single`", where="processes", expected="1", fix="leave it out")
+    if "ACCELERATE_USE_DEEPSPEED" in variables and find_spec("deepspeed") is None:
+        fix = "`pip install deepspeed`, or take fsdp2, which splits weights as well"
+        raise ConfigError(f"{kind} needs DeepSpeed, which is not installed", where="launch", fix=fix)
+
+
+def _first_gpu() -> str:
+    """The first of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names it; "0" on any machine."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
+def _run(environments: Sequence[Mapping[str, str]], command: Sequence[str]) -> int:
+    """Runs `srpo` once in each environment, at the same time; returns the exit code of the run."""
     running: list[subprocess.Popen[bytes]] = []
     with _forwarding(running):
-        for rank in range(count):
-            ranked = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            words = [sys.executable, "-m", "srpo", *command]
+        for each in environments:
             # In a session of their own, so that a Ctrl-C reaches them once, through the launcher.
-            running.append(subprocess.Popen(words, env=ranked, start_new_session=True))
+            words = [sys.executable, "-m", "srpo", *command]
+            running.append(subprocess.Popen(words, env=dict(each), start_new_session=True))
         return _ended(running)
 
 

@@ -41,7 +41,8 @@ FREE = {
     ),
     *("batch_eval_metrics", "revision_template", "model_init_kwargs"),  # the last two: template and weights count
 }
-# A checkpoint's weights and optimiser moments fit only one value of these keys, so a change cannot be accepted.
+# A checkpoint's weights and optimiser moments fit only one value of these keys, so a change cannot be accepted. A
+# checkpoint of DeepSpeed also fits only one number of processes.
 FIXED = ("adapter", "optim", "weights_split_by")
 LIBRARIES = ("srpo", "torch", "transformers", "accelerate", "peft")
 STEP_OF_PAIRS = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps")
@@ -105,11 +106,12 @@ def accepted(
             fix = did_you_mean(key, {**old, **new}) or "a refused resume lists the keys"
             raise ConfigError(f"unknown key {key!r}", where="accept_change", fix=fix)
     found = changes(old, new)
-    if refused := [each for each in found if each[0] not in accept or each[0] in FIXED]:
+    fixed_keys = {*FIXED, *(["processes"] if str(new.get("weights_split_by")).startswith("ZeRO") else [])}
+    if refused := [each for each in found if each[0] not in accept or each[0] in fixed_keys]:
         listed = "".join(f"\n  {line}" for key, was, now in refused for line in _lines(key, was, now))
         keys = [key for key, _, _ in refused]
         what = f"the run began under other conditions:{listed}\n"
-        fixed, free = [[key for key in keys if (key in FIXED) is it] for it in (True, False)]
+        fixed, free = [[key for key in keys if (key in fixed_keys) is it] for it in (True, False)]
         fix = f"restore {' and '.join(fixed)} (no checkpoint can be loaded otherwise), or start a new run"
         if free:
             others = "the others" if fixed else "them"
