@@ -194,7 +194,8 @@ def part(
 ) -> Any:
     """Returns a dataclass field that holds another dataclass of settings, `kind`, such as those of a server.
 
-    The other arguments are fields of `Part`; `defaults` are values that differ from the defaults in `kind`.
+    `prefix`, `names` (field → flag), `without` and `group` (heading in the help) are those of `Part`, and decide the
+    flags of the fields inside; `defaults` are values that differ from the defaults in `kind`.
     """
     made = Part(kind, prefix, names or {}, tuple(without), defaults, group)
     return field(default_factory=lambda: kind(**defaults), metadata={"part": made})

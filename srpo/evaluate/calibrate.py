@@ -174,7 +174,7 @@ def drawn_trails(
     Args:
         folder: stores the trails; None keeps them in memory.
         made_with: all that decides the answers besides prompts and settings. A hash of it is part of the file's name,
-        so a changed value draws anew into another file.
+            so a changed value draws anew into another file.
         name: first part of the file's name; "" takes the name of the policy.
     """
     if folder is None:

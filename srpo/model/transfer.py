@@ -9,7 +9,7 @@ ASYNCHRONOUS = ("cuda",)  # types of devices that copy page-locked memory while 
 
 
 def to_device(values: Tensor, device: torch.device | str) -> Tensor:
-    """The values on a device. On a GPU the copy is queued behind its work, from page-locked memory."""
+    """Returns the values on a device; a copy to a GPU from page-locked memory is queued behind the GPU's work."""
     device = torch.device(device)
     if values.device.type != "cpu" or device.type not in ASYNCHRONOUS:
         return values.to(device)
@@ -17,5 +17,5 @@ def to_device(values: Tensor, device: torch.device | str) -> Tensor:
 
 
 def page_locked(values: Tensor) -> Tensor:
-    """The values in memory that a GPU reads by itself; unchanged if they are in it already."""
+    """Returns the values in page-locked memory, which a GPU reads by itself; unchanged if they are in it already."""
     return values if values.is_pinned() else values.pin_memory()

@@ -58,7 +58,7 @@ class Round:
         informative: share of the labels that became pairs.
         tokens: tokens of all forward passes that drew the round's answers.
         seconds: wall seconds of sampling, labelling, training and validating; an interrupted one counts from its last
-        start.
+            start.
         validation: win rate after k revisions against round 0's drafts, by k; a tie counts half.
         best_k: number of revisions with the highest win rate.
     """

@@ -92,7 +92,7 @@ class Group:
         Args:
             seeds: seeds to pool; every system must have them.
             columns: function from a system's name and scored answers to [N] columns by name, N prompts; names must
-            differ between systems.
+                differ between systems.
         """
         systems, blocks = list(systems), list[Block]()
         for seed in seeds:

@@ -330,7 +330,10 @@ class Results:
 
     @property
     def claims(self) -> list[tuple[SystemComparison, str, str]]:
-        """Each comparison with finding and numbers in words; per split and temperature the strongest opponent first."""
+        """Each comparison with its finding and its numbers in words.
+
+        Of each split and temperature, the comparison with the strongest opponent comes first.
+        """
         found = []
         for place in dict.fromkeys((each.split, each.temperature) for each in self.comparisons):
             strongest = self.strongest(*place)

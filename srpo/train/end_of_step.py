@@ -1,4 +1,4 @@
-"""The one read of a training step: metrics, checks and the norm of the gradients come from the device together.
+"""The one read of a training step: metrics, checks and norm of the gradients come from the device together.
 
 A read makes the host wait for the GPU, which is then idle until the host has queued more work. So everything that a
 step computes stays on the device until the gradients are ready, and is read once, before the optimiser steps.

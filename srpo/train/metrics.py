@@ -145,7 +145,7 @@ class Measured:
         self._unread.append((mode, list(waiting[0]), values_BM))
 
     def read(self, *others: Tensor) -> tuple[dict[str, list[float]], list[list[float]]]:
-        """Reads all gathered values, and other tensors, from the device at once, so that the host waits once.
+        """Reads all gathered metrics and other tensors from the device at once, so that the host waits once.
 
         Returns:
             The values of training batches by metric name, and those of each other tensor.

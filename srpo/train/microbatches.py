@@ -39,7 +39,7 @@ def pieces(
         most: maximum tokens in a piece; None cuts nothing.
         backend: attention back-end, which decides how many tokens a pair takes.
         accelerator: accelerator of several processes, which wait for each other at every piece. All of them then cut
-        their batches, which have one size, into the same number of pieces.
+            their batches, which have one size, into the same number of pieces.
 
     Returns:
         Pieces of the batch, each with its weight in the optimiser step; the weights add up to that of the batch.

@@ -15,7 +15,7 @@ from srpo.errors import BackendError
 
 
 class Deferred:
-    """Results of checks that have not been read yet."""
+    """Checks of numbers on a GPU whose results have not been read yet."""
 
     def __init__(self) -> None:
         self._failed: list[Tensor] = []
@@ -27,11 +27,14 @@ class Deferred:
         self._problems.append(problem)
 
     def results(self, device: torch.device) -> Tensor:
-        """The results so far, booleans [number of checks], on `device`."""
+        """Returns the results of the checks so far as booleans [number of checks] on `device`; True: failed."""
         return torch.cat([torch.zeros(0, dtype=torch.bool, device=device), *(each.to(device) for each in self._failed)])
 
     def expect(self, failed: list[bool]) -> None:
-        """Forgets the checks; `failed` are the values of `results`.
+        """Raises the error of the first failed check, and forgets all checks.
+
+        Args:
+            failed: the values of `results`.
 
         Raises:
             BackendError: a check failed.
@@ -47,7 +50,7 @@ _deferred: Deferred | None = None
 
 @contextmanager
 def deferring(into: Deferred) -> Iterator[None]:
-    """Inside the block, checks that can wait are added to `into` and not read."""
+    """Inside this `with` block, checks that can wait are added to `into` and not read."""
     global _deferred
     before, _deferred = _deferred, into
     try:
@@ -57,5 +60,5 @@ def deferring(into: Deferred) -> Iterator[None]:
 
 
 def deferred() -> Deferred | None:
-    """The `Deferred` of the innermost `deferring` block, or None outside of such a block."""
+    """Returns the `Deferred` of the innermost `deferring` block, or None outside of such a block."""
     return _deferred

@@ -67,7 +67,7 @@ class ChainGroup:
 
 
 class Layout(NamedTuple):
-    """The layout of a forest's numbers in one block, as a named tuple.
+    """How the numbers of a forest lie in one block of memory.
 
     Attributes:
         shapes: shapes of the tensors in the block, in its order: those of `_NAMES`, then three for each group.

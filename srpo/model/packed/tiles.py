@@ -37,7 +37,7 @@ class After(NamedTuple):
 
 
 class ByRow(NamedTuple):
-    """The answer tokens in the order of the positions that score them, as a named tuple.
+    """The answer tokens of a batch in the order of the positions that score them.
 
     Attributes:
         order_T: indices of the answer tokens in this order.
@@ -269,7 +269,10 @@ def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sorted_by_row(row_T: Tensor) -> ByRow:
-    """The answer tokens in the order of their positions `row_T`, for callers without a plan; reads from the device."""
+    """Returns the answer tokens in the order of their positions `row_T` [T], for callers that have no order yet.
+
+    It reads from the device, which makes the host wait.
+    """
     order_T = row_T.argsort(stable=True)
     return ByRow(order_T, row_T[order_T].numpy(force=True))
 

@@ -56,7 +56,7 @@ class MergeCheck:
         difference: largest difference of logits, as a share of the range of logits at its position.
         tolerance: the difference that rounding explains.
         effect: largest difference of logits, as such a share, that the adapter makes to its base; below `tolerance` the
-        check shows little.
+            check shows little.
         dtype: dtype in which both models are stored.
     """
 

@@ -107,12 +107,12 @@ class Guard:
             self._found = (what, batch, bad)
 
     def flags(self, device: torch.device) -> Tensor:
-        """Results of this step's checks so far, numbers above 0 for a non-finite one, on `device` and not read yet."""
+        """Returns the results of this step's checks, not read yet, on `device`; above 0 for a non-finite number."""
         unread = [batch.bad_B.to(device) for batch in self._since_step] if self._defers else []
         return torch.cat([*unread, torch.full((1,), self._found is not None, device=device)])
 
     def settle_step(self, flags: list[bool], anywhere: bool, *, step: int) -> None:
-        """Stops if any process has found a non-finite log-prob or loss since the last step.
+        """Stops the training if any process has found a nan or an infinity since the last step.
 
         Args:
             flags: the values of `flags`.
