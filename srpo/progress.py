@@ -124,7 +124,7 @@ class Forecast:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process in bytes: GPU memory where a model is on a GPU, otherwise main memory."""
+    """Returns the peak memory of this process in bytes: GPU memory where a model is on a GPU, otherwise main memory."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized() and (used := torch.cuda.max_memory_allocated()):
         return int(used)

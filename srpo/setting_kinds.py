@@ -49,7 +49,7 @@ def kinds(hint: object) -> tuple[Any, ...]:
 
 
 def words_of(hint: object) -> list[str]:
-    """The allowed words of a type that is or contains an enumeration; [] for any other type."""
+    """Returns the allowed words of a type that is or contains an enumeration; [] for any other type."""
     enums = [kind for kind in kinds(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
     return [str(each.value) for enum in enums for each in enum]
 

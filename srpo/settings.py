@@ -358,7 +358,7 @@ def _json_or_text(value: str) -> object:
 
 
 def as_mapping(value: object, name: str) -> dict[str, Any]:
-    """The value of the setting `name` as a mapping, parsed if a flag gave it as text; {} for None.
+    """Returns the setting `name`, whose value is `value`, as a mapping, parsed if a flag gave it as text; {} for None.
 
     Raises:
         ConfigError: the value is not a mapping.

@@ -34,7 +34,7 @@ def launched() -> bool:
 
 
 def kinds() -> list[str]:
-    """Names of the launch files that come with srpo, which `--launch` accepts."""
+    """Returns the names of the launch files that come with srpo, which `--launch` accepts."""
     return sorted(each.stem for each in FILES.glob("*.yaml"))
 
 

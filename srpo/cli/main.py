@@ -101,7 +101,7 @@ def module_of(verb: str) -> Any:
 
 
 def main() -> None:
-    """Entry point of the command `srpo`: runs a verb, prints an error as one line, and exits with the error's code."""
+    """Entry point of the command `srpo`: runs it, prints an error as one line, and exits with the error's code."""
     from srpo.secrets import Redacting
     from srpo.signals import signals
 

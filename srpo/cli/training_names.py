@@ -36,7 +36,7 @@ DECLARED_IN = ("train/config.py", "train/arguments.py")
 
 
 def training_names() -> list[str]:
-    """Names of all settings of a training run, without dashes.
+    """Returns the names of all settings of a training run, without dashes.
 
     [] if the installed transformers is newer than the listed release, since it may have further settings.
     """

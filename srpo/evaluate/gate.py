@@ -64,7 +64,7 @@ class Gate:
             share of right greedy drafts and greedy revisions of these.
         more: `mend` minus `fresh`, with its interval: above zero, a revision adds something that a second draft lacks.
         outlooks: one for each β.
-        verdict: `WORTH`, `WARM` or `NOT`.
+        verdict: "worth training", "only with a warm start or new information", or "not worth it".
         why: the reason for the verdict, a sentence.
         made_with: settings of the measurement.
     """
@@ -230,7 +230,7 @@ def _interval(values_D: Tensor) -> Interval:
 
 
 def decide(rates: Mapping[str, Interval], more: Interval, outlooks: Sequence[Outlook]) -> tuple[str, str]:
-    """Returns the verdict (`WORTH`, `WARM` or `NOT`) and its reason as a sentence.
+    """Returns the verdict ("worth training", "not worth it", "only with a warm start …") and its reason as a sentence.
 
     Args:
         rates: rates in [0, 1] that the reference model reached, by name, with intervals; see `Gate.rates`.

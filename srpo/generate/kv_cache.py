@@ -35,7 +35,8 @@ class _Where:
         self.rows_N1 = torch.arange(len(slots), device=device)[:, None]
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """[N, 1, Q, W] (rows, queries, slots) mask to add to attention scores; N is 1 if all rows use the same slots.
+        """Returns a mask [N, 1, Q, W] of rows, queries and slots for attention scores; N is 1 if rows share their
+        slots.
 
         Eager attention would add a boolean mask as ones and zeros, so the mask is additive.
         """

@@ -85,7 +85,7 @@ class LLMSettings:
         return max([count for count in named if type(count) is int] or [self.max_tokens])
 
     def cost(self, tokens_in: float, tokens_out: float) -> float:
-        """Cost of reading and writing so many tokens, in the currency of the prices; 0 without prices."""
+        """Returns the cost of reading and writing so many tokens, in the currency of the prices; 0 without prices."""
         return (tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)) / MILLION
 
     def record(self) -> dict[str, Any]:

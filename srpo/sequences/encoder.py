@@ -60,6 +60,6 @@ class Encoder:
         return [] if bos is None else [bos]
 
     def special_id(self, name: str) -> int | None:
-        """The tokenizer's id of the special token `name`, "eos" or "bos"; None without one."""
+        """Returns the tokenizer's id of the special token `name`, "eos" or "bos"; None without one."""
         found: int | None = getattr(self.tokenizer, f"{name}_token_id", None)
         return found

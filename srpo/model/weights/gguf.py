@@ -56,7 +56,7 @@ def gguf_parsed_once(path: str) -> Iterator[Path | None]:
     model. Slices of a plain array instead of a memory map take 5 s.
 
     Raises:
-        InputError: as in `gguf_file`.
+        InputError: the file is damaged, or the folder holds several GGUF files.
     """
     if _named(path) is None or find_spec("gguf") is None:
         yield gguf_file(path)
