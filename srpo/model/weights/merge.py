@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("srpo")
 MERGE_FILE = "srpo_merge.json"
 PROMPTS, PROMPT_TOKENS = 4, 16  # size of the check without a file of prompts
+LOGITS = 2**31  # bytes of logits that the check keeps: float32, of the adapter and of its base
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def merge(
     # The 8-bit kernels round activations, too, so that no merged model gives their numbers.
     model = load_model(adapter, dtype=dtype, **options, dequantised=bool(trained.get("load_in_8bit"))).eval()
     _expect_mergeable(model, adapter)
+    contexts = _that_fit(contexts, max_new_tokens, model.config.get_text_config().vocab_size)
     stored = next(model.get_base_model().parameters()).dtype
     half = stored in (torch.bfloat16, torch.float16)
     emulated = half and not has_fast_bfloat16(str(device_of(model)))  # slower than float32, and less exact
@@ -163,6 +166,15 @@ def merge(
     finally:
         shutil.rmtree(unverified, ignore_errors=True)
     return compared
+
+
+def _that_fit(contexts: list[list[int]], new: int, words: int) -> list[list[int]]:
+    """Returns the first contexts, one at least, whose logits over `words` words fit in `LOGITS` bytes."""
+    sizes = accumulate(8 * words * (len(context) + new) for context in contexts)
+    count = max(1, sum(size <= LOGITS for size in sizes))
+    if count < len(contexts):
+        log.info("srpo: the check takes %d of %d prompts, whose logits fit in memory", count, len(contexts))
+    return contexts[:count]
 
 
 def _expect_mergeable(model: Any, adapter: str) -> None:
