@@ -3,8 +3,9 @@
     python -m benchmarks.serving --clients 64 --seconds 60 [--model FOLDER]
 
 The model is the carry task's base without training, or the one in `--model`; greedy, one draft and one revision of 8
-tokens at most. A client sends its next request when the last one is answered. On a machine that others use, only processor times can be
-compared: the server's overhead is its processor time a request against that of the Reviser in batches of 32.
+tokens at most. A client sends its next request when the last one is answered. On a machine that others use, only
+processor times can be compared: the server's overhead is its processor time a request against that of the Reviser in
+batches of 32.
 """
 
 from __future__ import annotations
