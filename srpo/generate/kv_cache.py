@@ -35,8 +35,7 @@ class _Where:
         self.rows_N1 = torch.arange(len(slots), device=device)[:, None]
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """Returns a mask [N, 1, Q, W] of rows, queries and slots for attention scores; N is 1 if rows share their
-        slots.
+        """Returns a mask [N, 1, Q, W] of rows, queries, slots for attention scores; N is 1 if rows share their slots.
 
         Eager attention would add a boolean mask as ones and zeros, so the mask is additive.
         """

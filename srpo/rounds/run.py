@@ -134,9 +134,7 @@ class _Rounds:
         _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": self.judge.identity})
 
     def model_after(self, number: int) -> str:
-        """Returns the path of the model that round `number` produces; below 0, the model before the offline
-        training.
-        """
+        """Returns the path of the model that round `number` makes; below 0, the model before the offline training."""
         if number < 0:
             return str(self.settings["model_name_or_path"])
         return str(self.folder / f"round{number}" / "model")

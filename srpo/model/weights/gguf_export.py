@@ -28,7 +28,7 @@ _SHARE = {"f32": 1e-4, "f16": 0.02, "bf16": 0.1, "q8_0": 0.1}  # difference of l
 
 
 class Opened(NamedTuple):
-    """A record of a file's greedy answers in llama.cpp: answers that equal the model's, and all answers."""
+    """How many of a file's greedy drafts and revisions in llama.cpp equal the model's, and how many there are."""
 
     equal_drafts: int
     drafts: int
@@ -129,7 +129,7 @@ def export(
 
 
 class Answer(NamedTuple):
-    """A context's token ids and the model's greedy tokens after it."""
+    """Token ids of a context, and the model's greedy tokens after it."""
 
     context: list[int]
     added: list[int]

@@ -25,7 +25,7 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     Args:
         source: a GGUF file of 16 or 32 bits.
         target: the file to write.
-        kind: one of `QUANTISED`; llama.cpp keeps some matrices in a larger type.
+        kind: type of the weights, one of `QUANTISED`, such as "q4_k_m"; llama.cpp keeps some matrices in a larger type.
 
     Raises:
         ConfigError: the package `cyllama` is missing.
@@ -77,7 +77,7 @@ class LlamaCpp:
         return list(self._model.get_vocab().tokenize(text, False, True))
 
     def answer(self, ids: Sequence[int], new: int) -> list[int]:
-        """Returns the `new` greedy tokens after a prompt of token ids, past any terminator."""
+        """Returns the `new` tokens with which the model greedily continues token ids, past any terminator."""
         self._context.kv_cache_clear()
         found: list[int] = []
         feed, place = list(ids), 0

@@ -258,7 +258,7 @@ def compare(
 
 
 class Tally:
-    """A comparison of two models' logits, one sequence at a time.
+    """Compares the logits of two models, one sequence at a time.
 
     Args:
         tolerance: difference of logits that rounding explains, as a share of their range at its position.
@@ -270,12 +270,12 @@ class Tally:
         self.difference = self.effect = 0.0
 
     def add(self, was_SV: Tensor, now_SV: Tensor, base_SV: Tensor, given: int) -> None:
-        """Counts one sequence of S tokens, of which the first `given` are the prompt's.
+        """Counts one sequence of S tokens, of which the first `given` are the prompt's; V is the vocabulary's size.
 
         Args:
-            was_SV: logits of the first model.
-            now_SV: logits of the second, on the same tokens.
-            base_SV: logits of the base of the first, for the adapter's effect.
+            was_SV: [S, V] logits of the first model.
+            now_SV: [S, V] logits of the second, on the same tokens.
+            base_SV: [S, V] logits of the base of the first, for the adapter's effect.
         """
         range_S = (was_SV.amax(-1) - was_SV.amin(-1)).clamp_min(torch.finfo(torch.float32).tiny)
         self.difference = _largest(self.difference, (now_SV - was_SV).abs().amax(-1) / range_S)
@@ -291,7 +291,7 @@ class Tally:
         self.prompts += 1
 
     def check(self, dtype: str) -> MergeCheck:
-        """The comparison so far; `dtype` is the stored precision of the second model."""
+        """Returns the comparison so far; `dtype` is the stored precision of the second model."""
         return MergeCheck(**vars(self), dtype=dtype)
 
 
