@@ -3,7 +3,8 @@
     python -m benchmarks.gate_plot docs/images/gate.png "carry, in=runs/pays/carry/seed0/gate.in/srpo_gate.json"
 
 The lines are the closed form for prompts that are all alike and revisions that keep nine right drafts of ten; a gate of
-a file has prompts that differ, and its own keep rate. Points are the measured rates with their 95 % intervals.
+a file has prompts that differ, and its own keep rate. Points are the measured rates with their 95 % intervals, green
+squares where training paid (`--paid`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from matplotlib.figure import Figure
 from srpo.maths.gate import Rates, reach
 
 KEEP, BETAS = 0.9, (0.1, 0.2)
-OFFSETS = ((12, -14), (8, -14), (-68, 8), (14, 8))  # of names from their points, so that neighbours stay apart
+# Of names from their points, so that neighbours stay apart.
+OFFSETS = ((12, -14), (8, -14), (-68, 8), (14, 8), (10, 4), (10, -10), (10, 4), (10, -10), (10, -12), (10, 6))
 FRESH = torch.linspace(0.01, 0.6, 60, dtype=torch.float64)
 
 
@@ -39,7 +41,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output")
     parser.add_argument("gates", nargs="*", metavar="NAME=FILE", help="files that `srpo calibrate --before` wrote")
+    parser.add_argument("--paid", nargs="*", default=[], metavar="NAME", help="gates whose training paid")
     args = parser.parse_args()
+    unknown = {*args.paid} - {spec.rsplit("=", 1)[0] for spec in args.gates}
+    if unknown:
+        parser.error(f"--paid: no gate is named {', '.join(sorted(unknown))}")
     figure = Figure(figsize=(6.4, 4.2), layout="constrained", facecolor="white")
     axis = figure.subplots()
     x = 100 * FRESH
@@ -57,9 +63,9 @@ def main() -> None:
             mend,
             xerr=[[fresh - ends[0]], [ends[1] - fresh]],
             yerr=[[mend - tops[0]], [tops[1] - mend]],
-            color="#333333",
-            marker="o",
-            markersize=4,
+            color="#1e8449" if name in args.paid else "#333333",
+            marker="s" if name in args.paid else "o",
+            markersize=5 if name in args.paid else 4,
         )
         axis.annotate(
             name, (fresh, mend), xytext=OFFSETS[place % len(OFFSETS)], textcoords="offset points", fontsize=8.5

@@ -1,37 +1,66 @@
-"""Decisions of `srpo calibrate` on a task where a draft can be right in one pass, and their gain or loss.
+"""Does the calibrated default do harm? `policy auto` against the draft and every other choice, on several tasks.
 
     python -m benchmarks.no_harm --output_dir runs/columns --seeds 0
+    python -m benchmarks.no_harm --task orders --models runs/orders/seed0/role runs/orders/seed0/srpo
 
-The columns task (benchmarks/tasks/columns.py): a base, pairs of its drafts, SRPO at the carry task's settings, and a
-calibration on labelled prompts in distribution. Then final answers are compared with drafts on other prompts, in
-distribution and shifted.
+Without `--models` the columns task (benchmarks/tasks/columns.py) makes its own: a base, pairs of its drafts, SRPO at
+the carry task's settings. The model is calibrated on labelled prompts in distribution, at each temperature. Other
+prompts, in and out of distribution, are then answered by `auto`, by a single draft, by one greedy draft, by every
+policy, by every selector on a chain, and by every choice among as many drafts. A line ends in MISS if `auto` is more
+than 1 point below the draft, or in distribution more than 2 points below the best choice.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PrinterCallback
 from transformers.utils import logging as hf_logging
 
 from benchmarks.tasks.columns import column_sums, columns
+from benchmarks.tasks.orders import LETTERS, orders, total
+from benchmarks.tasks.repair import LONGEST, sentences
 from srpo.data.read import read_prompts
 from srpo.evaluate.calibrate import calibrate
-from srpo.judge.single import exact_match
+from srpo.evaluate.controls import keep_best, majority, several_drafts
+from srpo.judge.single import Judge, exact_match
 from srpo.revise.reviser import Reviser
-from srpo.revise.settings import RevisionSettings
+from srpo.revise.select import select
+from srpo.revise.settings import LOGP, MEAN_LOGP, REWARD, VOTE, RevisionSettings
+from srpo.revise.trail import Trail
 from srpo.statistics.bootstrap import bootstrap
-from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, label, train_base, write_rows
+from srpo.tasks.carry import SPLITS, TEMPLATE, BaseConfig, carry_tokenizer, label, sums, train_base, write_rows
 from srpo.train.config import SRPOConfig
 from srpo.train.trainer import SRPOTrainer
 
-TOKENS = 7
+BELOW_DRAFT, BELOW_BEST = 0.01, 0.02
+CALIBRATION, EVALUATION = 3_000_000, 5_000_000  # first seeds
+
+
+class Task(NamedTuple):
+    """Rows of a split by (count, split, seed), largest number of tokens of an answer, and the judge."""
+
+    rows: Callable[..., list[dict[str, str]]]
+    tokens: int
+    judge: Judge = exact_match
+
+
+TASKS = {
+    "columns": Task(column_sums, 7),
+    "carry": Task(sums, 7),
+    "repair": Task(sentences, LONGEST + 1),
+    "orders": Task(orders, LETTERS.tokens, total),
+}
+TOKENS = TASKS["columns"].tokens
 
 
 def make(folder: Path, seed: int, base_steps: int, steps: int) -> tuple[Path, Path]:
-    """Base and trained model, reused when they are there."""
+    """Base and trained model of the columns task, reused when they are there."""
     base, model = folder / "base", folder / "srpo"
     if not (model / "config.json").exists():
         for _, _, trained in train_base(BaseConfig(steps=base_steps, seed=seed), columns):  # noqa: B007
@@ -64,9 +93,41 @@ def make(folder: Path, seed: int, base_steps: int, steps: int) -> tuple[Path, Pa
     return base, model
 
 
+def ways(reviser: Reviser, rows: Sequence[dict[str, str]], settings: RevisionSettings) -> dict[str, list[str]]:
+    """Way of answering → final answers: `auto`, the draft, and every other way that costs about as many tokens."""
+    read, how = read_prompts(list(rows)), asdict(settings)
+    k = how.pop("revisions")
+    found: dict[str, Sequence[Trail]] = {
+        policy: reviser.revise(rows, k, **{**how, "policy": policy})
+        for policy in ("auto", "if_preferred", "always", *(("greedy",) if settings.temperature else ()))
+    }
+    chain = found["if_preferred"]
+    found |= {f"if_preferred + {by}": select(reviser, read, chain, by) for by in (LOGP, MEAN_LOGP, VOTE, REWARD)}
+    if settings.temperature:
+        drafts = list(several_drafts(reviser, read, settings))
+        found["drafts + majority"] = majority(drafts)
+        found |= {f"drafts + {by}": list(keep_best(reviser, read, drafts, by)) for by in (LOGP, MEAN_LOGP, VOTE)}
+    return {"draft": [t.after(0).text for t in chain], **{n: [t.after(k).text for t in ts] for n, ts in found.items()}}
+
+
+def line(scores: dict[str, torch.Tensor], split: str) -> str:
+    """`auto`, the draft and the best other way, the differences with 95 % intervals, and MISS where one is too low."""
+    best = max((name for name in scores if name != "auto"), key=lambda name: float(scores[name].mean()))
+    text, missed = f"auto {100 * scores['auto'].mean():.1f}", False
+    for name, bound in (("draft", BELOW_DRAFT), (best, BELOW_BEST if split == "in" else 1.0)):
+        gain = bootstrap((scores["auto"] - scores[name])[:, None])
+        mean, low, high = (100 * float(each[0]) for each in (gain.mean, gain.low, gain.high))
+        text += f", {name} {100 * scores[name].mean():.1f}: {mean:+.1f} ({low:+.1f} to {high:+.1f})"
+        missed |= mean < -100 * bound
+    return text + (" MISS" if missed else "")
+
+
 def main() -> None:
+    """Calibrates, answers, and prints a line for each model, temperature and split."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output_dir", help="folder of the columns task's models")
+    parser.add_argument("--task", choices=TASKS, default="columns")
+    parser.add_argument("--models", nargs=2, metavar=("BASE", "MODEL"), help="models that are there, for seed 0")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--base_steps", type=int, default=1600)
     parser.add_argument("--steps", type=int, default=300)
@@ -75,36 +136,28 @@ def main() -> None:
     parser.add_argument("--revisions", type=int, default=3)
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.0])
     args = parser.parse_args()
+    if not args.models and (args.task != "columns" or not args.output_dir):
+        parser.error("expected --output_dir for the columns task, or --models BASE MODEL")
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
+    task = TASKS[args.task]
     for seed in args.seeds:
-        base, model = make(Path(args.output_dir) / f"seed{seed}", seed, args.base_steps, args.steps)
-        reviser = Reviser(str(model), reference=str(base), batch_size=1000)
+        base, model = args.models or make(Path(args.output_dir) / f"seed{seed}", seed, args.base_steps, args.steps)
         for heat in args.temperature:
-            settings = RevisionSettings(args.revisions, heat, seed, TOKENS)
-            labelled = read_prompts(column_sums(args.labelled, "in", seed=3_000_000 + seed))
-            found = calibrate(reviser, labelled, exact_match, settings)
-            print(
-                f"seed {seed}, temperature {heat:g}: {found.choice.sentence()}; {' '.join(found.sentences())}",
-                flush=True,
-            )
-            reviser.calibration = found
-            for split in ("in", "out"):
-                rows = column_sums(args.prompts, split, seed=5_000_000 + seed)
-                for policy in ("auto", "if_preferred", "always"):
-                    keywords = {"temperature": heat, "max_new_tokens": TOKENS, "policy": policy, "seed": seed}
-                    trails = reviser.revise(rows, args.revisions, **keywords)  # type: ignore[arg-type]
-                    first, last = (
-                        torch.tensor([exact_match(t.prompt, t.after(k).text, t.meta["gold"]) for t in trails])
-                        for k in (0, args.revisions)
-                    )
-                    gain = bootstrap((last - first).double()[:, None])
-                    low, high = 100 * float(gain.low[0]), 100 * float(gain.high[0])
-                    scores = f"drafts {100 * first.mean():.1f}, final {100 * last.mean():.1f}"
-                    print(
-                        f"  {split:3} {policy:12} {scores}, {100 * gain.mean[0]:+.1f} ({low:+.1f} to {high:+.1f})",
-                        flush=True,
-                    )
+            reviser = Reviser(str(model), reference=str(base), batch_size=500)
+            settings = RevisionSettings(args.revisions, heat, seed, task.tokens)
+            labelled = read_prompts(task.rows(args.labelled, "in", seed=CALIBRATION + seed))
+            reviser.calibration = calibrate(reviser, labelled, task.judge, settings)
+            print(f"{args.task}, seed {seed}, T = {heat:g}: {reviser.calibration.choice.sentence()}", flush=True)
+            for split in SPLITS:
+                rows = task.rows(args.prompts, split, seed=EVALUATION + seed)
+                scores = {
+                    name: torch.tensor(
+                        [task.judge("", a, r["gold"]) for a, r in zip(texts, rows, strict=True)]
+                    ).double()
+                    for name, texts in ways(reviser, rows, settings).items()
+                }
+                print(f"  {split}: {line(scores, split)}", flush=True)
 
 
 if __name__ == "__main__":

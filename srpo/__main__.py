@@ -1,4 +1,4 @@
-"""Makes `python -m srpo` run the command `srpo`."""
+"""`python -m srpo` is the console script."""
 
 from srpo.cli.main import main
 

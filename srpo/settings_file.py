@@ -1,4 +1,4 @@
-"""Reads YAML files of settings; a repeated key is an error."""
+"""YAML files of settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings on preference data before training: counts, lengths in tokens, shared prefixes, rendered examples.
+"""Findings on a data file before training: counts, lengths, sharing, rendered examples.
 
 Rows stream through; only a few numbers and a hash of each stay in memory.
 """
@@ -39,7 +39,7 @@ BATCH = 8  # default of per_device_train_batch_size
 
 
 class Lengths(NamedTuple):
-    """Lengths in tokens over all pairs (median, 95th percentile, longest), and the number of pairs over the limit."""
+    """Record: lengths in tokens (median, 95th percentile, longest), and the number of pairs over the limit."""
 
     median: int
     p95: int
@@ -48,10 +48,7 @@ class Lengths(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One pair as the model sees it: `context` is given, `answer` is scored, both as text.
-
-    `where` is the pair's place in the data, `role` is "draft" or "revision of the rejected answer".
-    """
+    """Record: one pair as the model sees it, with the given context and the scored answer as text."""
 
     where: str
     role: str
@@ -61,7 +58,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """Findings on one source of preference pairs.
+    """Record: the findings on one data source.
 
     Attributes:
         source: name of the data.
@@ -115,16 +112,16 @@ class Inspection:
 
     @property
     def sharing(self) -> float:
-        """Ratio, 1 or more, of the tokens of the six sequences to the tokens left when equal prefixes are merged."""
+        """Ratio of flat tokens to packed tokens: how much sharing prefixes saves."""
         return self.flat_tokens / self.packed_tokens
 
     @property
     def unusable(self) -> int:
-        """Number of rows and pairs that training would leave out."""
+        """Number of rows and pairs that training would not use."""
         return sum(each.count for each in self.reasons)
 
     def sentences(self) -> list[str]:
-        """Returns the findings that are not in tables as lines of text."""
+        """All findings that are not in the tables, a line each."""
         limit = self.max_length
         found = [
             f"{self.source}: {self.layout}",
@@ -151,13 +148,13 @@ class Inspection:
         return found + [f"the chat template {note}" for note in self.notes]
 
     def to_html(self) -> str:
-        """Returns all findings as one HTML page that loads no other file."""
+        """All findings as one HTML page that loads no other file."""
         page = Path(__file__).with_name("inspection.html.jinja").read_text("utf-8")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         return environment.from_string(page).render(found=self, names=NAMES)
 
     def to_json(self) -> str:
-        """Returns all findings as the text of one JSON object."""
+        """All findings as the text of one JSON object."""
         lengths = {name: each._asdict() for name, each in self.lengths.items()}
         examples = [each._asdict() for each in self.examples]
         row = {"format": 1, **asdict(self), "unusable": self.unusable, "lengths": lengths, "examples": examples}
@@ -175,17 +172,13 @@ def inspect(
     num_proc: int | None = None,
     cache: str | Path | None = None,
 ) -> Inspection:
-    """Reads and tokenises every row of preference data, merges equal prefixes, and returns the findings.
+    """Reads, renders and packs every row of a source, and returns the findings.
 
     Args:
-        renderer: makes the six sequences of each pair.
-        max_length: limit of each sequence in tokens; None sets no limit.
-        truncate: "prompt" cuts the prompts of longer pairs; "none" counts the pairs as unusable.
-        evaluation: pairs that the data should not contain.
-        examples: number of pairs to show.
-        num_proc: processes to tokenise in; None takes one per core and at most eight, if there are enough rows.
-        cache: folder that stores the tokenised trees of a thousand pairs or more, for the next look and for training;
-            None stores nothing.
+        evaluation: rows that the data should not contain.
+        num_proc: processes to render in; None takes one per core and at most eight, if there are enough rows.
+        cache: folder that stores the trees of a thousand pairs or more, for the next look and for training; None
+            stores nothing.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -271,7 +264,7 @@ class _Spread:
         self.added += 1
 
     def chosen(self) -> list[Pair]:
-        """Returns at most `count` pairs, evenly spread from the first kept pair to the last."""
+        """At most `count` pairs, evenly spread from the first kept pair to the last."""
         count = min(self.count, len(self.items))
         return [self.items[round(i * (len(self.items) - 1) / max(count - 1, 1))] for i in range(count)]
 

@@ -24,11 +24,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Runs `srpo exchange`: converts a file of drafts and revisions to the format of AlpacaEval or Arena-Hard, or back.
-
-    Returns:
-        0.
-    """
+    """Converts a file of drafts and revisions to the format of AlpacaEval or Arena-Hard, or back."""
     args = parse("exchange", DESCRIPTION, Arguments, argv)
 
     from srpo.disk import expect_writable, write_file

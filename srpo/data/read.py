@@ -50,7 +50,7 @@ DETECTED_ON = 100  # number of first rows that decide the layout
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference: a prompt and two answers to it.
+    """Record of one preference: a prompt and two answers to it.
 
     Attributes:
         prompt: text, or the messages before the answer.
@@ -78,7 +78,7 @@ class Pair:
 
 
 class PromptRow(NamedTuple):
-    """A prompt to answer, with its place, other columns (`meta`) and options of the chat template, as in `Pair`."""
+    """Record: a prompt to answer, with the row's other columns and options of the chat template, as in `Pair`."""
 
     prompt: Prompt
     where: str
@@ -88,7 +88,7 @@ class PromptRow(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """A row that cannot be used: its place, such as `file:line`, and the reason."""
+    """Record of a row that cannot be used: its place and the reason."""
 
     where: str
     reason: str
@@ -120,7 +120,7 @@ REJECTS = {each.__name__: each for each in (Reject, Undecided, Refused, TooLong)
 
 
 class Reading(NamedTuple):
-    """All of a source: its layout (None if unknown), its pairs and its unusable rows."""
+    """Record of a whole source: its layout (None if unknown), its pairs and its rejects."""
 
     layout: Layout | None
     pairs: list[Pair]
@@ -128,7 +128,7 @@ class Reading(NamedTuple):
 
 
 class Stream:
-    """Iterates over the preference pairs and unusable rows (`Reject`) of a source, one by one, in the source's order.
+    """Iterates over the pairs and rejects of a source, one by one, in the source's order.
 
     Attributes:
         name: the source's name.
@@ -176,7 +176,7 @@ class Stream:
 
 
 def read(source: AnySource, *, rejects: list[Reject] | None = None) -> Reading:
-    """Reads all preference pairs of a source; returns them with its layout and its unusable rows.
+    """All pairs of a source, its layout and its unusable rows.
 
     Args:
         source: a path, a name, rows, or any of them in a `Source`.
@@ -211,7 +211,7 @@ def read(source: AnySource, *, rejects: list[Reject] | None = None) -> Reading:
 
 
 def read_pairs(source: AnySource, *, rejects: list[Reject] | None = None) -> list[Pair]:
-    """Reads and returns the preference pairs of a source, in order.
+    """Preference pairs in order.
 
     Args:
         source: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, rows in any of
@@ -230,11 +230,7 @@ def read_pairs(source: AnySource, *, rejects: list[Reject] | None = None) -> lis
 
 
 def read_prompts(source: AnySource, *, rejects: list[Reject] | None = None) -> list[PromptRow]:
-    """Reads and returns prompts in order, from rows with or without answers; all other columns are in `meta`.
-
-    Args:
-        source: path of a file or folder, name of a data set, rows, or a `Source`; see `read_pairs`.
-        rejects: a list to extend with the unusable rows; without it, an unusable row is an error.
+    """Prompts in order, from rows with or without answers; all other columns are in `meta`.
 
     Raises:
         InputError: the source cannot be read.
@@ -273,7 +269,7 @@ def _empty(name: str, noun: str) -> DataError:
 
 
 def plain(value: object) -> Any:
-    """Returns a value from a table as a JSON value: dates and other types become text, infinities and NaN null."""
+    """A value from a table as a JSON value: dates and other types become text, infinities and NaN null."""
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -284,7 +280,7 @@ def plain(value: object) -> Any:
 
 
 def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> DataError:
-    """Returns the error that lists the unusable rows `bad` of `rows` rows.
+    """The error that lists the unusable rows `bad` of `rows` rows.
 
     Args:
         noun: the use that the rows are unfit for, such as "pairs".
@@ -296,7 +292,7 @@ def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> D
 
 
 def listed(bad: list[Reject]) -> str:
-    """Returns the first ten unusable rows with their reasons as text, a line each, then the number of the others."""
+    """The first ten of the rejects `bad`, a line each, then the number of the others."""
     lines = [f"  {where}: {reason}" for where, reason in bad[:SHOWN_REJECTS]]
     more = [f"  … and {len(bad) - SHOWN_REJECTS} more"] if len(bad) > SHOWN_REJECTS else []
     return "\n".join([*lines, *more])

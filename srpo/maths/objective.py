@@ -23,11 +23,10 @@ from torch import Tensor
 
 
 class SixLogps(NamedTuple):
-    """Log-probs of a pair's six answers: six tensors [B pairs] in nats, summed over the tokens of each answer.
+    """A named tuple of the log-probs of a pair's six answers: six [B] tensors in nats, summed over answer tokens.
 
-    `w` is the chosen answer as a draft, `l` the rejected one; `w_given_l` is log π†(w | l, x), the chosen answer as a
-    revision of the rejected one. Objectives that draft only (DPO, IPO, SFT) need `w` and `l`; if only those are scored,
-    the other four are nan, and so is any mean over them.
+    `w_given_l` is log π†(w | l, x): the chosen answer as a revision of the rejected one. Objectives that draft only
+    (DPO, IPO, SFT) need `w` and `l`; if only those are scored, the other four are nan, and so is any mean over them.
 
     Example:
         >>> import torch
@@ -44,20 +43,17 @@ class SixLogps(NamedTuple):
     l_given_l: Tensor
 
     def minus(self, other: SixLogps) -> SixLogps:
-        """Returns log-ratios to a reference's log-probs, [B] each in nats: g(w), g(l), h(w|w), h(l|w), h(w|l), h(l|l).
-
-        g is the log-ratio of a draft, h(a|b) that of a as a revision of b.
-        """
+        """Log-ratios to the reference `other`: g(w), g(l), h(w|w), h(l|w), h(w|l), h(l|l), each [B], nats."""
         return SixLogps(*(ours - theirs for ours, theirs in zip(self, other, strict=True)))
 
     def detach(self) -> SixLogps:
-        """Returns a copy whose six tensors of log-probs are detached from the autograd graph."""
+        """Returns a copy with all six tensors of log-probs detached from the autograd graph."""
         return SixLogps(*(logps.detach() for logps in self))
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """The loss of each pair of a batch of B pairs, and its drafting and revising terms.
+    """A record of the loss of each pair of a batch, and of its two terms.
 
     Attributes:
         per_pair: [B], the loss of each pair.
@@ -71,12 +67,12 @@ class LossOutput:
 
     @property
     def loss(self) -> Tensor:
-        """The scalar to minimise: the mean of the loss over the pairs of the batch."""
+        """The scalar to minimise: the mean over the batch."""
         return self.per_pair.mean()
 
 
 def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float) -> LossOutput:
-    """Returns the SRPO loss of B pairs, which trains drafting and revising: Eq. 15, 16 and 17 of arXiv 2406.01660.
+    """Self-improving robust preference optimisation, Eq. 15, 16 and 17 as printed.
 
     Args:
         policy: log-probs of the six answers under the model in training; gradients flow through all six.
@@ -99,7 +95,7 @@ def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: floa
 
 
 def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
-    """Returns the DPO loss of B pairs (arXiv 2305.18290, Eq. 7), which reads the drafts w and l alone.
+    """Direct preference optimisation (arXiv 2305.18290, Eq. 7) on the drafts w and l alone.
 
     `policy` and `reference` hold log-probs of the answers, `beta` weighs the divergence, `alpha` has no effect.
 
@@ -115,7 +111,7 @@ def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
 
 
 def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
-    """Returns the IPO loss of B pairs (arXiv 2310.12036, Eq. 17 with τ = β), which reads the drafts w and l alone.
+    """Identity preference optimisation (arXiv 2310.12036, Eq. 17 with τ = β) on the drafts w and l alone.
 
     `policy` and `reference` hold log-probs of the answers, `beta` weighs the divergence, `alpha` has no effect.
 
@@ -131,7 +127,7 @@ def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
 
 
 def sft_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha: float = 0.0) -> LossOutput:
-    """Returns the loss of supervised fine-tuning on the chosen answers, −log π(w|x) in nats; a control.
+    """Supervised fine-tuning on the chosen answers, a control: −log π(w|x), nats.
 
     `policy` holds log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
 
@@ -146,10 +142,10 @@ def sft_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha:
 
 
 def sft_reviser_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha: float = 0.0) -> LossOutput:
-    """Returns the loss of supervised fine-tuning of revisions, −½ (log π†(w|l,x) + log π†(w|w,x)) in nats; a control.
+    """Supervised fine-tuning of revisions, a control: −½ (log π†(w|l,x) + log π†(w|w,x)), nats.
 
-    The model learns to write the chosen answer w after the rejected one l, and after w itself; drafts are not trained.
-    `policy` holds log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
+    The chosen answer follows the rejected one, and is kept after itself; drafts are not trained. `policy` holds
+    log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
 
     Example:
         >>> import torch
@@ -162,7 +158,7 @@ def sft_reviser_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0
 
 
 def chosen_nll(policy: SixLogps, tokens_w: Tensor, *, drafts_only: bool) -> Tensor:
-    """Returns the negative log-prob of each chosen answer per token, [B] in nats: an anchor against falling likelihood.
+    """[B] negative log-prob of each chosen answer per token, nats: an anchor against falling likelihood.
 
     A preference loss depends on differences alone, so it can lower both answers of a pair, most where the two are
     nearly equal (arXiv 2402.13228). A small multiple of this term, added to the loss, opposes that.
@@ -177,7 +173,7 @@ def chosen_nll(policy: SixLogps, tokens_w: Tensor, *, drafts_only: bool) -> Tens
 
 
 def length_averaged(six: SixLogps, tokens_w: Tensor, tokens_l: Tensor) -> SixLogps:
-    """Returns the six log-probs divided by the number of answer tokens, as the paper does on UltraFeedback.
+    """Divides each summed log-prob by the number of answer tokens, as arXiv 2406.01660 does on UltraFeedback.
 
     Args:
         six: log-probs of the six answers, summed over their tokens, [B] each.
@@ -196,7 +192,7 @@ def length_averaged(six: SixLogps, tokens_w: Tensor, tokens_l: Tensor) -> SixLog
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss function, and which of the six log-probs it needs; fields of `SixLogps` that it does not read may be nan.
+    """A record of a loss function and whether it reads drafts only; fields of `SixLogps` it does not read may be nan.
 
     Attributes:
         loss: the function `(policy, reference, *, beta, alpha) -> LossOutput`.

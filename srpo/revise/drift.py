@@ -25,9 +25,7 @@ NAMES = {"length": "length of the prompt, tokens", "logp": "log π of the draft 
 
 
 def statistics(reviser: Reviser, rows: Sequence[PromptRow], trails: Sequence[Trail]) -> dict[str, list[float]]:
-    """Returns for each quantity in `NAMES` its mean and standard deviation over prompts.
-
-    These are the length of the prompt in tokens and, where the engine gives log-probs, log π per token of the draft.
+    """Mean and standard deviation over prompts of each quantity in `NAMES`; without log-probs the length alone.
 
     Args:
         rows: prompts, at least one.
@@ -66,12 +64,7 @@ def unlike(
 def unlike_drafts(
     reviser: Reviser, drafted: Sequence[tuple[PromptRow, Trail]], seen: Mapping[str, Sequence[float]]
 ) -> str:
-    """Compares drafted prompts with those of a calibration; returns the difference as words, "" if they are alike.
-
-    Args:
-        drafted: (prompt, trail with its draft); failed trails are left out.
-        seen: from `statistics`, on the calibrated prompts.
-    """
+    """As `unlike`, for prompts that have been drafted; failed trails are left out."""
     pairs = [(row, trail) for row, trail in drafted if not trail.failed]
     if not pairs:
         return ""

@@ -57,8 +57,7 @@ class Round:
         offline: pairs of the original data that it trained on as well.
         informative: share of the labels that became pairs.
         tokens: tokens of all forward passes that drew the round's answers.
-        seconds: wall seconds of sampling, labelling, training and validating; an interrupted one counts from its last
-            start.
+        seconds: wall seconds by stage; an interrupted stage counts from its last start.
         validation: win rate after k revisions against round 0's drafts, by k; a tie counts half.
         best_k: number of revisions with the highest win rate.
     """
@@ -75,11 +74,11 @@ class Round:
 
     @property
     def best(self) -> float | None:
-        """Win rate on the validation prompts after `best_k` revisions, in [0, 1]; None without validation."""
+        """Win rate on the validation prompts after `best_k` revisions."""
         return self.validation[self.best_k] if self.best_k is not None else None
 
     def line(self) -> str:
-        """Returns the round's cost and its win rates as one line of text."""
+        """The round as one line of text."""
         text = f"round {self.round}: {self.labels} labels, {self.pairs} pairs"
         if self.labels:
             text += f" ({100 * self.informative:.0f} % informative)"
@@ -109,7 +108,7 @@ def run_rounds(
 
     Raises:
         ConfigError: the folder holds rounds with other settings.
-        SRPOError: errors of sampling, labelling or training.
+        SRPOError: errors of the stages.
     """
     rounds = _Rounds(writable_folder(Path(output_dir)), settings, plan, judge)
     done: list[Round] = []
@@ -134,7 +133,7 @@ class _Rounds:
         _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": self.judge.identity})
 
     def model_after(self, number: int) -> str:
-        """Returns the path of the model that round `number` makes; below 0, the model before the offline training."""
+        """Path of the model that round `number` produces; if negative, the model before the offline training."""
         if number < 0:
             return str(self.settings["model_name_or_path"])
         return str(self.folder / f"round{number}" / "model")
@@ -158,10 +157,7 @@ class _Stages:
         self.round = Round(number, seconds=seconds)
 
     def run(self, train: Train) -> Round:
-        """Runs the round's unfinished stages (sample, label, train, validate) and returns the `Round`.
-
-        `train` is called with the round's training settings by name.
-        """
+        """Runs the round's unfinished stages, calling `train` for the training; returns the `Round`."""
         settings = self.rounds.settings
         changed: dict[str, Any] = {"output_dir": str(self.folder / "model")}
         if self.number:

@@ -1,4 +1,4 @@
-"""Scores of drafts and revisions: judges the newest kept answer after each revision, over the same prompts.
+"""Drafts and revisions in, scores out: judges the newest kept answer after each revision, over the same prompts.
 
 A judge of single answers scores each answer. A pair judge scores by comparison: 1 where the answer beats its opponent
 (gold, or the system's own draft), ½ for a tie, nan for an unreadable verdict.
@@ -36,7 +36,7 @@ Key = tuple[int, str, str, float | None]
 
 
 class TrailsKey(NamedTuple):
-    """Key of one system's answers: seed, system, split of the prompts, temperature; a plain tuple also works."""
+    """A tuple that identifies one system's answers: seed, system, split, temperature; a plain tuple also works."""
 
     seed: int
     system: str
@@ -50,7 +50,7 @@ class TrailsKey(NamedTuple):
 
 @dataclass(frozen=True)
 class OrderedTrails:
-    """One system's N trails (prompts with R − 1 revisions of a draft), sorted by prompt and gold answer.
+    """A record of one system's trails (prompts with drafts and revisions), sorted by prompt and gold answer.
 
     Attributes:
         keys: one text per prompt, equal for equal prompts with equal gold answers; equal prompts keep their order.
@@ -73,7 +73,7 @@ class OrderedTrails:
 
 @dataclass(frozen=True)
 class ScoredTrails(OrderedTrails):
-    """One system's N trails (prompts with R − 1 revisions of a draft) with their scores.
+    """A record of one system's trails (prompts with drafts and revisions) with their scores.
 
     Attributes:
         unit: unit of lengths, "words" or "characters".
@@ -91,17 +91,17 @@ class ScoredTrails(OrderedTrails):
 
     @property
     def primary_NR(self) -> Tensor:
-        """Scores by the first judge, [N prompts, R answers], of the newest kept answer after 0, 1, … revisions."""
+        """[N, R] scores of the newest kept answers by the first judge, the primary one."""
         return next(iter(self.scores.values()))
 
     @property
     def gain_NR(self) -> Tensor:
-        """Score by the first judge minus that of the draft, [N prompts, R answers]."""
+        """[N, R] primary score of the newest kept answer minus that of the draft."""
         return self.primary_NR - self.primary_NR[:, :1]
 
     @property
     def changed_NR(self) -> Tensor:
-        """1 where a revision changed the newest kept answer, else 0, [N prompts, R answers]; 0 for the draft."""
+        """[N, R] 1 where the newest kept answer differs from the one before the revision, else 0; 0 for the draft."""
         return self.measures["changed"]
 
 
@@ -116,7 +116,7 @@ def score(
     versus: Sequence[str] = (DRAFT,),
     highlight: str = "",
 ) -> dict[TrailsKey, ScoredTrails]:
-    """Judges every system's newest kept answer after 0, 1, … revisions of every prompt; returns the scores by system.
+    """Judges every system's newest kept answer after 0, 1, … revisions of every prompt.
 
     Args:
         trails: trails by (seed, system, split, temperature), each with its gold answer in `meta`.

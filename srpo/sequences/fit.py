@@ -1,4 +1,4 @@
-"""Makes six sequences of each pair (two drafts, four revisions) within a length limit, or the reason for a reject.
+"""Pairs that fit a length limit, as six sequences (two drafts, four revisions) or with the reason for a reject.
 
 With `truncate="prompt"` the oldest part of a prompt is cut, and nothing else. System messages, answers and their
 terminators stay whole, and all six sequences come from the same shortened prompt, as generation would make them.
@@ -42,7 +42,7 @@ def expect_truncate(renderer: Renderer, truncate: str) -> None:
 
 
 def longest_of(six: list[TokenPair]) -> int:
-    """Returns the number of tokens in the longest of a pair's six sequences: drafts and revisions."""
+    """Number of tokens in the longest of a pair's six sequences: both answers as drafts and as revisions of each."""
     return max(_lengths(six))
 
 
@@ -51,7 +51,7 @@ def _lengths(six: list[TokenPair]) -> list[int]:
 
 
 def too_long(where: str, lengths: tuple[int, ...], limit: int, why: str = "") -> TooLong:
-    """Returns the reject of a pair that has a sequence over the limit of `limit` tokens.
+    """The reject of a pair that has a sequence over the limit.
 
     Args:
         where: place of the pair.
@@ -64,10 +64,7 @@ def too_long(where: str, lengths: tuple[int, ...], limit: int, why: str = "") ->
 
 
 def fitted(renderer: Renderer, pairs: Iterable[Pair], limit: int | None) -> Iterator[RenderedPair]:
-    """Yields every pair in token ids, in order; prompts of pairs over `limit` tokens are cut to fit.
-
-    A pair that cannot be used has a reason instead of ids; `limit` None cuts nothing.
-    """
+    """Renders every pair in order; prompts of pairs over `limit` tokens are cut to fit, or never if it is None."""
     for pair, six in renderer.rendered(pairs):
         lengths: tuple[int, ...] = ()
         cut = 0
@@ -103,7 +100,7 @@ def _shortened(renderer: Renderer, pair: Pair, six: list[TokenPair], limit: int)
 
 
 def cut_oldest(tokenizer: Tokenizer, prompt: Prompt, tokens: int) -> Prompt | None:
-    """Returns the prompt without the first `tokens` tokens of its text, or a few more; None if nothing would be left.
+    """The prompt without the first `tokens` tokens of its text, or a few more; None if nothing would be left.
 
     System messages stay. A message that is cut whole is dropped together with all messages up to the next user
     message, since a conversation begins with the user.
@@ -140,19 +137,19 @@ def _cut_text(tokenizer: Tokenizer, text: str, tokens: int) -> str:
 
 
 class StoredPairs:
-    """Tokenises pairs and stores the ids on disk; pairs that are stored already are read instead.
+    """Renders pairs and stores them; pairs that the store already holds are read from it.
 
     Without truncation one store serves every length limit, for the limit is applied to the stored lengths.
+
+    Attributes:
+        tokenised: pairs rendered so far; a repeated pair may be found in the store instead.
+        store: the file of rendered pairs.
 
     Args:
         renderer: makes the six sequences.
         max_length: longest sequence allowed, tokens; None allows any.
         truncate: "none" or "prompt".
         cache: folder of the file; None stores nothing.
-
-    Attributes:
-        tokenised: pairs rendered so far; a repeated pair may be found in the store instead.
-        store: the file of rendered pairs.
 
     Raises:
         ConfigError: an unknown way to truncate, or a tokenizer that does not map tokens to places in the text.
@@ -168,11 +165,7 @@ class StoredPairs:
     def all(
         self, pairs: Iterable[Pair], num_proc: int | None = None
     ) -> Iterator[tuple[str, RenderedPair, Reject | None]]:
-        """Yields (place, tokenised pair, reject or None) for each pair, in order.
-
-        Args:
-            num_proc: number of processes that tokenise; None takes one per core, at most eight.
-        """
+        """Yields (place, rendered pair, reject or None) for each pair, in order; `num_proc` processes render."""
         waiting: deque[tuple[str, bytes, RenderedPair | None]] = deque()
 
         def new() -> Iterator[Pair]:
@@ -211,6 +204,6 @@ class StoredPairs:
 
 
 def digest_of(pair: Pair) -> bytes:
-    """Returns a 16-byte hash of all parts of a pair that decide its token ids."""
+    """A 16-byte hash of all parts of the pair that are rendered."""
     rendered = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs, pair.reasoned]
     return hashlib.blake2b(json.dumps(rendered, sort_keys=True).encode(), digest_size=16).digest()

@@ -38,7 +38,7 @@ def expect_installed() -> None:
 
 
 def listening(settings: ServeSettings) -> socket.socket:
-    """Opens and returns the socket of the server, before weights are read.
+    """Opens the socket of the server, before weights are read.
 
     Raises:
         OutputError: the address is in use, or no address of this machine.
@@ -57,12 +57,7 @@ def listening(settings: ServeSettings) -> socket.socket:
 
 
 def serve(reviser: Reviser, name: str, revision: RevisionSettings, settings: ServeSettings, on: socket.socket) -> int:
-    """Answers requests until SIGTERM or SIGINT, finishes accepted ones, and returns exit code 0.
-
-    Args:
-        name: name of the served model.
-        revision: defaults of requests.
-        on: the open socket.
+    """Serves until SIGTERM or SIGINT; requests that were accepted finish. Returns the exit code.
 
     Raises:
         ConfigError: the default policy needs a confidence that the model lacks.
@@ -80,7 +75,7 @@ def serve(reviser: Reviser, name: str, revision: RevisionSettings, settings: Ser
 
 
 def server_options(service: Service, settings: ServeSettings) -> dict[str, Any]:
-    """Returns the keyword arguments of uvicorn's configuration for this server."""
+    """Returns the options of uvicorn's configuration."""
     return {
         "app": service.app,
         "log_config": None,
@@ -97,7 +92,7 @@ def server_options(service: Service, settings: ServeSettings) -> dict[str, Any]:
 
 
 def make_server(config: Any) -> Any:
-    """Returns a uvicorn server that ends normally at a signal; uvicorn's own class would raise the signal again."""
+    """Makes a uvicorn server that ends normally at a signal; uvicorn's own class would then raise the signal again."""
     import uvicorn
 
     logging.getLogger("uvicorn.error").addFilter(_without_traceback)
@@ -141,5 +136,5 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def name_of(path: str, settings: ServeSettings) -> str:
-    """Returns the name of the served model: the one in the settings, or the last part of `path`, the model's."""
+    """Returns the name of the served model: the one in the settings, or the last part of the model's path."""
     return settings.name or (Path(path).name or "model").replace("@", "-").replace(",", "-")

@@ -17,7 +17,7 @@ from srpo.train.dataset import TreeDataset
 
 
 class TrainerView(Protocol):
-    """Protocol of the trainer's attributes that records and callbacks use; `SRPOTrainer` describes them."""
+    """Protocol of a trainer's attributes; `SRPOTrainer` describes their meaning."""
 
     state: TrainerState
     accelerator: Accelerator
@@ -28,24 +28,24 @@ class TrainerView(Protocol):
 
     @property
     def args(self) -> SRPOConfig:
-        """Settings of the training."""
+        """Settings of the run."""
 
     @property
     def model(self) -> nn.Module:
-        """The model in training, without the wrappers of accelerate."""
+        """The policy, unwrapped."""
 
     @property
     def renderer(self) -> Renderer:
-        """Turns rows into token ids for the model."""
+        """The renderer of prompts."""
 
     @property
     def reference(self) -> Reference | CachedReference:
-        """Computes the reference's log-probs, or reads them from a cache."""
+        """The source of reference log-probs."""
 
     @property
     def is_fsdp_enabled(self) -> bool:
-        """True if FSDP splits the weights over processes."""
+        """Whether FSDP splits the weights over processes."""
 
     @property
     def is_deepspeed_enabled(self) -> bool:
-        """True if DeepSpeed trains the model, which may split the weights over processes."""
+        """Whether DeepSpeed splits the weights over processes."""

@@ -1,4 +1,4 @@
-"""Computes log-probs of answer tokens from hidden states and the head's weight, tile by tile.
+"""Log-probs of answer tokens from hidden states and the head's weight, tile by tile.
 
 A tile is some rows of the logits [P, V]. Its elementwise passes work in the memory that its product was written to, and
 the weight is cast to the dtype of the products once a step (`one_cast`).
@@ -9,12 +9,10 @@ Axes: P scored positions, R of them in a tile, T answer tokens, A of them in a t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -26,7 +24,7 @@ TILE_ELSEWHERE = 2**26  # accelerators are faster on larger products
 
 
 class After(NamedTuple):
-    """A model's transform of logits after its head, z ↦ scale · z, then cap · tanh(z / cap); called with logits."""
+    """A function of logits as a named tuple: a model's transform z ↦ scale · z, then cap · tanh(z / cap)."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -36,23 +34,10 @@ class After(NamedTuple):
         return logits if self.cap is None else (logits / self.cap).tanh() * self.cap
 
 
-class ByRow(NamedTuple):
-    """The answer tokens of a batch in the order of the positions that score them.
-
-    Attributes:
-        order_T: indices of the answer tokens in this order.
-        sorted_T: the position of each, rising; on the host, so that tiles are cut without a read from the device.
-    """
-
-    order_T: Tensor
-    sorted_T: NDArray[np.int64]
-
-
 class _Context(Protocol):
     """A protocol for the `ctx` of autograd functions, which carries state from forward to backward."""
 
     after: After
-    by_row: ByRow
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
 
@@ -60,7 +45,7 @@ class _Context(Protocol):
 
 
 class TiledLogps(torch.autograd.Function):
-    """Autograd function: log-probs [T] of T answer tokens, from logits that are computed in tiles.
+    """An autograd function: log-probs [T] of the answer tokens, from logits computed in tiles.
 
     The log-sum-exp of each position is stored, and with `keep` the logits. Without them the backward pass computes the
     tiles again, to the same bits.
@@ -76,14 +61,12 @@ class TiledLogps(torch.autograd.Function):
         token_T: Tensor,
         after: After,
         keep: bool = False,
-        by_row: ByRow | None = None,
     ) -> Tensor:
-        by_row = by_row or sorted_by_row(row_T)
         full = torch.promote_types(hidden_PD.dtype, torch.float32)
         norm_P = hidden_PD.new_empty(len(hidden_PD), dtype=full)
         logp_T = torch.empty_like(row_T, dtype=torch.float64, device=device_of_sums(row_T.device))
         with Products(hidden_PD, weight_VD, bias_V, keep=keep) as products:
-            for rows, answers in _tiles(hidden_PD, weight_VD, by_row):
+            for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
                 logits_RV = after(products.logits(rows).to(full))
                 scored_A = logits_RV[row_T[answers] - rows.start, token_T[answers]]
                 most_R1 = logits_RV.amax(1, keepdim=True)  # torch's logsumexp would need two more tiles of memory
@@ -91,21 +74,21 @@ class TiledLogps(torch.autograd.Function):
                 logp_T[answers.to(logp_T.device)] = wide(scored_A) - wide(norm_P[row_T[answers]])
                 del logits_RV  # before the next tile is allocated
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, products.kept_PV)
-        ctx.after, ctx.by_row = after, by_row
+        ctx.after = after
         return logp_T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, grad_T: Tensor) -> tuple[Tensor | None, ...]:
         hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, kept_PV = ctx.saved_tensors
-        after, by_row, full = ctx.after, ctx.by_row, norm_P.dtype
+        after, full = ctx.after, norm_P.dtype
         grad_T = grad_T.to(full).to(norm_P.device)
         grad_P = torch.zeros_like(norm_P).index_add_(0, row_T, grad_T)
         dweight_VD = torch.zeros_like(weight_VD, dtype=full) if ctx.needs_input_grad[1] else None
         dbias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
         with Products(hidden_PD, weight_VD, bias_V, kept_PV=kept_PV) as products:
             dhidden_PD = torch.empty_like(products.hidden_PD) if ctx.needs_input_grad[0] else None
-            for rows, answers in _tiles(hidden_PD, weight_VD, by_row):
+            for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
                 logits_RV = after(products.logits(rows).to(full))
                 slope_RV = None if after.cap is None else 1 - (logits_RV / after.cap).square()  # of cap · tanh(z / cap)
                 # −softmax weighted by each position's gradient, plus each answer token's gradient at its own logit
@@ -130,13 +113,11 @@ class TiledLogps(torch.autograd.Function):
                 del logits_RV, dlogits_RV
         dhidden_PD = None if dhidden_PD is None else dhidden_PD.to(hidden_PD.dtype)
         dweights = (None if d is None else d.to(weight_VD.dtype) for d in (dweight_VD, dbias_V))
-        return dhidden_PD, *dweights, None, None, None, None, None
+        return dhidden_PD, *dweights, None, None, None, None
 
 
 class Products:
-    """Context that computes the head's logits tile by tile, some rows at a time, outside of autocast.
-
-    Axes: P scored positions, V vocabulary, D hidden size.
+    """Context manager that computes the head's logits tile by tile, outside of autocast, without copies of a tile.
 
     Args:
         keep: store the logits of all tiles in `kept_PV`.
@@ -162,9 +143,7 @@ class Products:
         self._given, shape = kept_PV is not None, (len(hidden_PD), len(weight_VD))
         self.kept_PV = self.hidden_PD.new_empty(shape) if keep else kept_PV
         self._spare_RV: Tensor | None = None  # memory of one tile, allocated once: fresh pages cost as much as a pass
-        kind = hidden_PD.device.type
-        mixed = torch.amp.is_autocast_available(kind)
-        self._no_autocast: Any = torch.autocast(kind, enabled=False) if mixed else nullcontext()
+        self._no_autocast = torch.autocast(hidden_PD.device.type, enabled=False)
 
     def __enter__(self) -> Products:
         self._no_autocast.__enter__()
@@ -174,7 +153,7 @@ class Products:
         self._no_autocast.__exit__(*error)
 
     def logits(self, rows: slice) -> Tensor:
-        """Returns the logits [R, V] of a tile of R rows, before any transform; the next call may overwrite them."""
+        """Logits [R, V] of a tile, before any transform; the next call may overwrite them."""
         if self._given and self.kept_PV is not None:
             return self.kept_PV[rows]
         out_RV = self._spare(rows) if self.kept_PV is None else self.kept_PV[rows]
@@ -183,7 +162,7 @@ class Products:
         return torch.addmm(self.bias_V, self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
 
     def minus(self, logits_RV: Tensor, value_R1: Tensor) -> Tensor:
-        """Returns the logits of a tile minus `value_R1`, in place unless the logits are those of `kept_PV`."""
+        """Returns `logits_RV` − `value_R1`, in place unless the logits are those of `kept_PV`."""
         if self.kept_PV is None or logits_RV.untyped_storage()._cdata != self.kept_PV.untyped_storage()._cdata:
             return logits_RV.sub_(value_R1)
         return torch.sub(logits_RV, value_R1, out=self._spare(slice(0, len(logits_RV))))
@@ -196,7 +175,7 @@ class Products:
 
 
 class Card(NamedTuple):
-    """A device for which memory is planned: type of device, bytes of memory, whether it has bfloat16 in hardware."""
+    """A device that a plan computes for, as a named tuple: type of device, bytes of memory, bfloat16 in hardware."""
 
     kind: str
     memory: int
@@ -207,13 +186,13 @@ _card: Card | None = None
 
 
 def planned_card() -> Card | None:
-    """Returns the device for which memory is being planned, on tensors without values; None in a real run."""
+    """The device of the plan under way; None if tensors have values."""
     return _card
 
 
 @contextmanager
 def computing_for(card: Card) -> Iterator[None]:
-    """Inside this `with` block, tensors have shapes and no values, and tiles and dtypes are those for `card`."""
+    """Inside the block, tensors have shapes and no values, and tiles and dtypes are those that the card would get."""
     global _card
     before, _card = _card, card
     try:
@@ -223,7 +202,7 @@ def computing_for(card: Card) -> Iterator[None]:
 
 
 def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
-    """Returns the dtype in which the output head multiplies: float32 for 16-bit values on a CPU without fast bfloat16.
+    """The dtype of the head's products: float32 for 16-bit values on a CPU that only emulates bfloat16.
 
     Such a CPU multiplies in float32 twice as fast, and the logits need no cast. The products are those of the 16-bit
     values, without rounding.
@@ -247,7 +226,7 @@ _casts: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
 @contextmanager
 def one_cast() -> Iterator[None]:
-    """Inside this `with` block, the output head's weight is cast to the dtype of its products once, not in every pass.
+    """Inside the block, the head's weight is cast to the dtype of its products once and not in every pass.
 
     For one training step: changes of a weight that torch does not count, as by `weight.data.add_`, are not noticed.
     """
@@ -268,20 +247,13 @@ def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return _casts[key][1]
 
 
-def sorted_by_row(row_T: Tensor) -> ByRow:
-    """Returns the answer tokens in the order of their positions `row_T` [T], for callers that have no order yet.
-
-    It reads from the device, which makes the host wait.
-    """
-    order_T = row_T.argsort(stable=True)
-    return ByRow(order_T, row_T[order_T].numpy(force=True))
-
-
-def _tiles(hidden_PD: Tensor, weight_VD: Tensor, by_row: ByRow) -> Iterator[tuple[slice, Tensor]]:
-    """Yields slices of the scored positions, each with the indices of the answer tokens scored in it."""
+def _tiles(hidden_PD: Tensor, weight_VD: Tensor, row_T: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields slices of the scored positions, each with the indices of the answer tokens scored in it (by `row_T`)."""
     rows = max(1, TILE.get(_kind(hidden_PD.device.type), TILE_ELSEWHERE) // len(weight_VD))
+    starts = list(range(0, len(hidden_PD), rows))
+    order_T = row_T.argsort()
+    bounds = torch.searchsorted(row_T[order_T], torch.tensor([*starts[1:], len(hidden_PD)], device=row_T.device))
     first = 0
-    for start in range(0, len(hidden_PD), rows):
-        last = int(np.searchsorted(by_row.sorted_T, start + rows))
-        yield slice(start, min(start + rows, len(hidden_PD))), by_row.order_T[first:last]
+    for start, last in zip(starts, bounds.tolist(), strict=True):
+        yield slice(start, min(start + rows, len(hidden_PD))), order_T[first:last]
         first = last

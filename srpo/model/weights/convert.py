@@ -1,4 +1,4 @@
-"""Converts pickled weights to safetensors by PyTorch's restricted unpickler, which reads only tensors."""
+"""Pickled weights → safetensors, through PyTorch's restricted unpickler, which reads only tensors and containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks a downloaded model folder: it must not unpickle, run its own code, or read files outside the folder.
+"""Checks of a downloaded model folder: it must not unpickle, run its own code, or read files outside the folder.
 
 These checks read file names and JSON only, before `load.py` loads anything.
 """
@@ -17,12 +17,12 @@ CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json")
 
 
 def pickled(folder: Path, stem: str = "") -> list[str]:
-    """Returns the names of the pickled files in a folder that begin with `stem`; "" takes all."""
+    """Names of the pickled files in a folder; only names that begin with `stem`."""
     return sorted(each.name for each in folder.glob(f"{stem}*") if each.suffix in PICKLED)
 
 
 def own_code(folder: Path) -> list[str]:
-    """Returns the Python files that a model's JSON files ask to run, such as "modeling.py (named in config.json)"."""
+    """Modules of a model's own Python code, each with the JSON file in the folder whose `auto_map` names it."""
     found = []
     for config in CONFIGS:
         named = _object(folder / config).get("auto_map")
@@ -36,11 +36,7 @@ def own_code(folder: Path) -> list[str]:
 
 
 def expect_safe(folder: Path, *, trust_remote_code: bool) -> None:
-    """Checks that a model's JSON files name no file outside the folder and, without trust, no code of the hub.
-
-    Raises:
-        InputError: an index of weights names a file elsewhere, or an attention setting names code.
-    """
+    """Raises InputError if a weights index names a file outside the folder, or an attention setting names hub code."""
     for index in folder.glob("*.index.json"):
         names = _object(index).get("weight_map")
         for name in {*names.values()} if isinstance(names, dict) else ():
@@ -54,7 +50,7 @@ def expect_safe(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def inside(folder: Path, name: str, *, where: str) -> Path:
-    """Returns the path of the file `name` in a folder, for a name that was read from an untrusted file.
+    """Path of the file `name` in a folder, for a name read from an untrusted file.
 
     Symlinks are followed, since the hub's own cache consists of them. (A run's manifest may name no symlink, see
     train/durable/checkpoint.py.)

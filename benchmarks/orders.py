@@ -1,0 +1,379 @@
+"""Orders, total first: the stage where a revision knows what no draft can; gated steps, one resumable command.
+
+    python -m benchmarks.orders --output_dir runs/orders --seeds 0 1 2
+
+For each seed:
+
+1. a base that drafts orders (benchmarks/tasks/orders.py); three of four training answers have a wrong total
+2. the second role, on the base's own drafts: their revisions have their own last running total at the head;
+   `calibrate --before` on the model before and after it
+3. pairs of the model's own drafts, one with the right total and one with a wrong total; SRPO, DPO, IPO, SFT and an SFT
+   reviser from that model on the same pairs in the same number of steps, and SRPO from the base without a second role
+4. rounds are left out
+5. drafts and revisions against every opponent (benchmarks/orders_tables.py)
+
+Each step keeps its numbers in `gates.json`, and the command stops at a gate that fails. Finished stages stay in the
+folder; the same command goes on where it stopped. `--model FOLDER` starts from a pretrained model: the orders are in
+words, and step 1 is `objective sft`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as hf_logging
+
+from benchmarks.tasks import orders as task
+from benchmarks.when_pays import percent_of
+from srpo.data.read import read_prompts
+from srpo.evaluate.gate import measure_gate
+from srpo.revise.reviser import Reviser
+from srpo.revise.settings import RevisionSettings
+from srpo.sequences.render import Renderer
+from srpo.tasks.carry import write_rows
+from srpo.tasks.carry_run import CarryConfig, MethodSettings, train_method
+from srpo.tasks.pretraining import fit
+from srpo.tasks.stages import run_stage
+
+# First seeds of orders: no two stages share orders.
+ROLE, PAIRS, EVALUATION, GATES = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+# Method → objective. `srpo_no_role` is SRPO from the base, which never saw a revision.
+METHODS = {name: name for name in ("srpo", "dpo", "ipo", "sft", "sft_reviser")} | {"srpo_no_role": "srpo"}
+ROLE_SIZES = ("role_prompts", "role_steps", "batch", "role_learning_rate")  # all that decides the model of step 2
+GATE_BETAS = (0.1, 0.2)
+# Least and largest values that let a step pass; of step 1 shares of greedy drafts, of step 3 points lost by SRPO.
+LAST_TOTAL, HEAD, MEND_OVER_RIGHT, KEEP, LOST = {"in": 0.9, "out": 0.7}, 0.2, 2.0, 0.8, 0.1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes and settings of a run, each one a flag of the command."""
+
+    base_steps: int = 2000
+    labelled: int = 300
+    role_prompts: int = 3000
+    role_steps: int = 1000
+    role_learning_rate: float = 1e-3
+    pair_prompts: int = 2500
+    draws: int = 40
+    least_pairs: int = 800
+    steps: int = 100
+    batch: int = 32
+    beta: float = 0.1
+    learning_rate: float = 5e-5
+    prompts: int = 1000
+    revisions: int = 3
+    batch_size: int = 500
+
+
+HELP = {
+    "base_steps": "optimiser steps of step 1",
+    "labelled": "labelled orders of each gate, a split",
+    "role_prompts": "drafts from which the second role is learnt",
+    "role_steps": "optimiser steps of the second role, every other one on drafts",
+    "role_learning_rate": "learning rate of the second role",
+    "pair_prompts": "orders from which pairs are made",
+    "draws": "totals drawn for each of them",
+    "least_pairs": "smallest number of pairs that lets step 3 go on",
+    "steps": "optimiser steps of each method",
+    "batch": "pairs per step",
+    "beta": "weight of the divergence, for every method",
+    "learning_rate": "learning rate of every training but that of a base from scratch",
+    "prompts": "orders of the evaluation, a split and seed",
+    "revisions": "largest number of revisions",
+    "batch_size": "prompts answered at once",
+}
+
+
+class GateClosed(SystemExit):
+    """A step whose numbers do not allow the next one; its text names the number and a remedy."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A seed's folder and settings.
+
+    Attributes:
+        run: folder of the seed.
+        seed: seed of weights, orders and draws.
+        model: folder of a pretrained model; empty for one from scratch.
+        sizes: sizes and settings.
+        strict: whether a gate that fails stops the command.
+    """
+
+    run: Path
+    seed: int
+    model: str
+    sizes: Sizes
+    strict: bool = True
+
+    @property
+    def wording(self) -> task.Wording:
+        """Words for a pretrained model, letters for one from scratch."""
+        return task.WORDS if self.model else task.LETTERS
+
+    def rows(self, n: int, split: str, first: int, *, lines_first: bool = False) -> list[dict[str, str]]:
+        """Rows of `n` orders of this seed; `first` is the first seed of their stage."""
+        return task.orders(n, split, seed=first + self.seed, wording=self.wording, lines_first=lines_first)
+
+    def reviser(self, name: str) -> Reviser:
+        """Loads one of the seed's models."""
+        return Reviser(str(self.run / name), batch_size=self.sizes.batch_size)
+
+    def drafts(
+        self, name: str, rows: Sequence[Mapping[str, str]], heat: float, *, seeds: Sequence[int] = (0,), tokens: int = 0
+    ) -> list[list[str]]:
+        """For each seed one draft of each row by one of the seed's models, at most `tokens` long; 0: a whole answer."""
+        reviser, how = self.reviser(name), {"temperature": heat, "max_new_tokens": tokens or self.wording.tokens}
+        return [[t.after(0).text for t in reviser.revise(rows, 0, seed=seed, **how)] for seed in seeds]
+
+    def done(self, name: str, work: Callable[[Path], None], *names: str) -> float:
+        """Does a stage of this seed once, as `run_stage`; `names` are the sizes that decide it."""
+        sizes = {name: asdict(self.sizes)[name] for name in ("base_steps", *names)}
+        return run_stage(self.run / name, {"seed": self.seed, "model": self.model, **sizes}, work)
+
+    def note(self, name: str, numbers: Mapping[str, Any]) -> None:
+        """Keeps the numbers of a step in `gates.json`, and prints them."""
+        file = self.run / "gates.json"
+        known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        file.write_text(json.dumps({**known, name: numbers}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        texts = (
+            f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in numbers.items()
+        )
+        print(f"seed {self.seed}, {name}: {', '.join(texts)}", flush=True)
+
+    def expect(self, passes: bool, problem: str) -> None:
+        """Stops the command, or says so, if a gate does not pass."""
+        if not passes and self.strict:
+            raise GateClosed(f"seed {self.seed}: {problem}; the numbers are in {self.run / 'gates.json'}")
+        if not passes:
+            print(f"seed {self.seed}: gate ignored: {problem}", flush=True)
+
+
+# ---------------------------------------------------------------------- step 1
+
+
+def draft_base(stage: Stage) -> None:
+    """Step 1: a model that drafts, with right lines and a total that it cannot know."""
+    make = partial(base_from_model if stage.model else base_from_scratch, stage)
+    stage.done("base", make, *(("batch", "learning_rate") if stage.model else ()))
+    found: dict[str, float] = {}
+    for split in task.SPLITS:
+        rows = stage.rows(stage.sizes.labelled, split, GATES)
+        (greedy,), (drawn,) = stage.drafts("base", rows, 0.0), stage.drafts("base", rows, 1.0)
+        found |= {
+            f"right total, greedy, {split}": right(greedy, rows),
+            f"right total, T = 1, {split}": right(drawn, rows),
+        }
+        found[f"last running total right, greedy, {split}"] = worked_out(greedy, rows)
+    stage.note("1 drafts", found)
+    for split, least in LAST_TOTAL.items():  # longer orders have no gate
+        last, head = found[f"last running total right, greedy, {split}"], found[f"right total, greedy, {split}"]
+        stage.expect(
+            last >= least, f"step 1: {last:.0%} of the drafts work the total out ({split}), fewer than {least:.0%}"
+        )
+        stage.expect(
+            head <= HEAD, f"step 1: {head:.0%} of the drafts open with the right total ({split}): one pass suffices"
+        )
+
+
+def base_from_scratch(stage: Stage, folder: Path) -> None:
+    """Trains a small Llama and saves it with its tokenizer and template."""
+    for _, _, model in task.train_base(task.OrdersConfig(steps=stage.sizes.base_steps, seed=stage.seed)):  # noqa: B007
+        pass
+    for each in (model, task.orders_tokenizer()):
+        each.save_pretrained(folder)
+    stage.wording.template.save(folder)
+
+
+def base_from_model(stage: Stage, folder: Path) -> None:
+    """Trains a pretrained model on orders in words, half of the rows with the lines first, by `objective sft`."""
+    pairs, n = [], stage.sizes.base_steps * stage.sizes.batch // 2
+    for lines_first in (False, True):
+        how: dict[str, Any] = {"seed": stage.seed, "wording": stage.wording, "lines_first": lines_first}
+        for row in task.orders(n, "in", sizes=task.BASE_SIZES, wrong=0 if lines_first else task.WRONG, **how):
+            # SFT does not read the rejected answer, but a pair needs one that differs.
+            pairs.append({"prompt": row["prompt"], "chosen": row["gold"], "rejected": row["gold"] + "."})
+    random.Random(stage.seed).shuffle(pairs)
+    write_rows(folder / "rows.jsonl", pairs)
+    train(stage, folder, linked(stage), folder / "rows.jsonl", "sft", steps=stage.sizes.base_steps)
+
+
+def linked(stage: Stage) -> Path:
+    """A folder with links to the files of the pretrained model, and the template of orders."""
+    folder = stage.run / "start"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in Path(stage.model).resolve().iterdir():
+        if file.is_file() and file.name != "revision_template.json" and not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file)
+    stage.wording.template.save(folder)
+    return folder
+
+
+def train(stage: Stage, folder: Path, start: Path, pairs: Path, method: str, *, steps: int) -> None:
+    """Trains one method from a model on a file of pairs, with the product's trainer."""
+    settings = MethodSettings(METHODS[method], stage.sizes.beta, stage.sizes.learning_rate)
+    config = CarryConfig(steps=steps, batch=stage.sizes.batch, methods={method: settings})
+    train_method(folder, start, pairs, config, method, stage.seed)
+
+
+def right(answers: Sequence[str], rows: Sequence[Mapping[str, str]]) -> float:
+    """Share of answers that open with the right total."""
+    return sum(task.total("", each, row["gold"]) for each, row in zip(answers, rows, strict=True)) / len(rows)
+
+
+def worked_out(answers: Sequence[str], rows: Sequence[Mapping[str, str]]) -> float:
+    """Share of answers whose last running total is the right total."""
+    golds = [task.first_total(row["gold"]) for row in rows]
+    return sum(task.last_total(each) == gold for each, gold in zip(answers, golds, strict=True)) / len(rows)
+
+
+# ---------------------------------------------------------------------- step 2
+
+
+def second_role(stage: Stage) -> None:
+    """Step 2: revisions are trained on the base's own drafts, whose last running total becomes their total."""
+    stage.done("role_rows", partial(role_rows, stage), "role_prompts")
+    stage.done("role", partial(learn_role, stage), *ROLE_SIZES)
+    found = {}
+    for model, sizes in (("base", ()), ("role", ROLE_SIZES)):
+        for split in task.SPLITS:
+            folder = stage.run / f"gate.{model}.{split}"
+            stage.done(folder.name, partial(gate, stage, model, split), "labelled", *sizes)
+            read = json.loads((folder / "srpo_gate.json").read_text("utf-8"))
+            found[model, split] = {key: value[0] for key, value in read["rates"].items()}
+            numbers = {key: percent_of(value) for key, value in read["rates"].items()}
+            stage.note(f"2 calibrate --before, {model}, {split}", {"verdict": read["verdict"], **numbers})
+    rates = found["role", "in"]
+    least, mend, keep = MEND_OVER_RIGHT * rates["right"], rates["mend"], rates["keep"]
+    stage.expect(mend >= least, f"step 2: revisions mend {mend:.0%} of wrong drafts, fewer than {least:.0%}")
+    stage.expect(keep >= KEEP, f"step 2: revisions keep {keep:.0%} of right drafts, fewer than {KEEP:.0%}")
+
+
+def role_rows(stage: Stage, folder: Path) -> None:
+    """The base's own drafts, each with the same draft as its revision but for the total: its own last running total."""
+    rows, found = stage.rows(stage.sizes.role_prompts, "in", ROLE), []
+    for row, draft in zip(rows, *stage.drafts("base", rows, 1.0, seeds=(1,)), strict=True):
+        value = task.last_total(draft)
+        if value is not None:
+            found.append({"prompt": row["prompt"], "draft": draft, "revision": task.with_total(draft, value)})
+    write_rows(folder / "rows.jsonl", found)
+
+
+def learn_role(stage: Stage, folder: Path) -> None:
+    """Trains the base on batches of drafts and of revisions in turn, so that drafting stays as it was."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, sizes = stage.run / "base", stage.sizes
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    rows = [json.loads(line) for line in (stage.run / "role_rows" / "rows.jsonl").open(encoding="utf-8")]
+    batches = task.roles_in_turn(rows, Renderer(tokenizer, stage.wording.template), sizes.batch, stage.seed)
+    for _ in fit(model, batches, steps=sizes.role_steps, learning_rate=sizes.role_learning_rate, mistakes=0.0):
+        pass
+    for each in (model, tokenizer):
+        each.save_pretrained(folder)
+    stage.wording.template.save(folder)
+
+
+def gate(stage: Stage, model: str, split: str, folder: Path) -> None:
+    """The gate of one of the seed's models on one split."""
+    settings = RevisionSettings(3, 1.0, stage.seed, stage.wording.tokens)
+    rows = read_prompts(stage.rows(stage.sizes.labelled, split, GATES))
+    measure_gate(stage.reviser(model), rows, task.total, settings, betas=GATE_BETAS).save(folder)
+
+
+# ---------------------------------------------------------------------- step 3
+
+
+def methods(stage: Stage, names: Sequence[str]) -> None:
+    """Step 3: every method from the model of step 2 on the same pairs of that model's own drafts."""
+    sizes = (*ROLE_SIZES, "pair_prompts", "draws")
+    stage.done("pairs", partial(own_pairs, stage), *sizes)
+    file, least = stage.run / "pairs" / "pairs.jsonl", stage.sizes.least_pairs
+    count = len(file.read_text("utf-8").splitlines())
+    stage.note("3 pairs", {"pairs": count, "of orders": stage.sizes.pair_prompts})
+    stage.expect(count >= least, f"step 3: {count} pairs, fewer than {least}: more pair_prompts or draws")
+    rows = stage.rows(stage.sizes.labelled, "in", GATES)
+    (greedy,) = stage.drafts("role", rows, 0.0)
+    before = worked_out(greedy, rows)
+    stage.note("3 before", {"right total, greedy": right(greedy, rows), "last running total right, greedy": before})
+    for name in names:
+        start = stage.run / ("base" if name == "srpo_no_role" else "role")
+        work = partial(train, stage, start=start, pairs=file, method=name, steps=stage.sizes.steps)
+        took = stage.done(name, work, *sizes, "steps", "beta", "learning_rate")
+        (greedy,) = stage.drafts(name, rows, 0.0)
+        last = worked_out(greedy, rows)
+        numbers = {"right total, greedy": right(greedy, rows), "last running total right, greedy": last}
+        stage.note(f"3 {name}", {**numbers, "seconds of training": round(took)})
+        lost = f"step 3: greedy drafts of {name} work the total out in {last:.0%}, {before:.0%} before"
+        stage.expect(name != "srpo" or last >= before - LOST, f"{lost}: a smaller learning_rate or a larger beta")
+
+
+def own_pairs(stage: Stage, folder: Path) -> None:
+    """Pairs of own drafts, right total against wrong total: totals are drawn first, then the rest of two drafts.
+
+    Both drafts have to work the total out: a third of the others would teach revisions that no draft supports.
+    """
+    sizes = stage.sizes
+    rows, heads = stage.rows(sizes.pair_prompts, "in", PAIRS), dict[tuple[int, bool], str]()
+    draws = stage.drafts("role", rows, 1.0, seeds=range(1, sizes.draws + 1), tokens=stage.wording.head_tokens)
+    for draw in draws:
+        for at, text in enumerate(draw):
+            head = text.partition(":")[0] + ":"
+            if task.first_total(head) is not None:
+                heads.setdefault((at, task.total("", head, rows[at]["gold"]) == 1), head)
+    both = [at for at in range(len(rows)) if (at, True) in heads and (at, False) in heads]
+    begun = [{"prompt": rows[at]["prompt"] + heads[at, is_right]} for at in both for is_right in (True, False)]
+    (rest,) = stage.drafts("role", begun, 1.0, seeds=(sizes.draws + 1,)) if begun else ([],)
+    pairs = []
+    for at, ends in zip(both, zip(rest[::2], rest[1::2], strict=True), strict=True):
+        chosen, rejected = (heads[at, is_right] + end for is_right, end in zip((True, False), ends, strict=True))
+        if task.last_total(chosen) == task.last_total(rejected) == task.first_total(rows[at]["gold"]):
+            pairs.append({"prompt": rows[at]["prompt"], "chosen": chosen, "rejected": rejected})
+    write_rows(folder / "pairs.jsonl", pairs)
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def main() -> None:
+    """Makes what is missing, then prints and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="0, or 0 1, or 0 1 2, …")
+    parser.add_argument("--model", default="", metavar="FOLDER", help="pretrained model; unset trains one from scratch")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--splits", nargs="+", choices=task.SPLITS, default=["in", "out"], help="of the evaluation")
+    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.0], help="0 decodes greedily")
+    parser.add_argument("--ignore_gates", action="store_true", help="go on after a gate that fails, to try the command")
+    for name, default in asdict(Sizes()).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{HELP[name]}; {default}")
+    args = parser.parse_args()
+    if args.seeds != list(range(len(args.seeds))):
+        parser.error("--seeds: expected 0 1 2 … without a gap: files of answers are numbered in this order")
+    torch.set_num_threads(1)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("srpo").setLevel(logging.ERROR)
+    root, sizes = Path(args.output_dir), Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
+    stages = [Stage(root / f"seed{seed}", seed, args.model, sizes, not args.ignore_gates) for seed in args.seeds]
+    for stage in stages:
+        draft_base(stage)
+        second_role(stage)
+        methods(stage, args.methods)
+    from benchmarks.orders_tables import tables
+
+    tables(root, stages, args.methods, args.splits, args.temperature)
+
+
+if __name__ == "__main__":
+    main()

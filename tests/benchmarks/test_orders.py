@@ -1,0 +1,291 @@
+"""The orders task and its command: answers that follow from prompts, a strict judge, rows for both formats, gates."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import orders as command
+from benchmarks.orders_tables import is_choice, is_same_model, plain
+from benchmarks.tasks.orders import (
+    BASE_SIZES,
+    LETTERS,
+    SIZES,
+    SLIPS,
+    SPLITS,
+    WORDS,
+    OrdersConfig,
+    Wording,
+    _drafts,
+    answer_of,
+    first_total,
+    last_total,
+    orders,
+    orders_tokenizer,
+    roles_in_turn,
+    total,
+    total_moved_first,
+    train_base,
+    with_total,
+)
+from srpo import Pair, Renderer
+from srpo.errors import ConfigError, DataError
+from srpo.score.results import Difference, Side, SystemComparison
+
+
+def worked_out(prompt: str) -> tuple[int, list[int]]:
+    """The total and the running totals of a prompt, read without the generator's help."""
+    amounts = [int(each) for each in re.findall(r"[0-9]+", prompt)]
+    return sum(amounts), [sum(amounts[: n + 1]) for n in range(len(amounts))]
+
+
+@pytest.mark.parametrize("wording", [LETTERS, WORDS], ids=["letters", "words"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_prompt_alone_decides_the_answer(wording: Wording, split: str) -> None:
+    for row in orders(200, split, seed=1, wording=wording):
+        value, running = worked_out(row["prompt"])
+        gold = row["gold"]
+        assert len(running) in SIZES[split]
+        ends = set(row["prompt"][at.end() - 1] for at in re.finditer("[0-9]{2}", row["prompt"]))
+        assert split != "out" or ends <= set("6789")
+        assert first_total(gold) == last_total(gold) == value
+        lines = gold.partition(":")[2]
+        assert [int(each) for each in re.findall(r"[0-9]{3}(?=,|$|[a-z])", lines.replace(" ", ""))][-1] == value
+        assert all(f"{each:03}" in lines for each in running)
+
+
+def test_rows_are_the_same_for_the_same_seed_and_others_for_another() -> None:
+    assert orders(30, "in", seed=4) == orders(30, "in", seed=4)
+    assert orders(30, "in", seed=4) != orders(30, "in", seed=5)
+    with pytest.raises(ConfigError, match="no split 'inn'; expected in or out or longer"):
+        orders(1, "inn")
+
+
+@pytest.mark.parametrize("wording", [LETTERS, WORDS], ids=["letters", "words"])
+def test_a_wrong_total_leaves_the_lines_right(wording: Wording) -> None:
+    right, wrong = (orders(300, "in", seed=6, wording=wording, wrong=rate) for rate in (0.0, 1.0))
+    half = orders(300, "in", seed=6, wording=wording, wrong=0.5)
+    for row in wrong:
+        value, _ = worked_out(row["prompt"])
+        assert last_total(row["gold"]) == value
+        assert (first_total(row["gold"]) or 0) - value in SLIPS
+        assert first_total(with_total(row["gold"], value)) == value
+    assert all(first_total(row["gold"]) == worked_out(row["prompt"])[0] for row in right)
+    share = sum(first_total(row["gold"]) != worked_out(row["prompt"])[0] for row in half) / 300
+    assert share == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("117:m31031b44075r42117", 1),
+        (" total 117: map 31 so 031", 1),
+        ("117:", 1),
+        ("118:m31031b44075r42117", 0),
+        ("m31031b44075r42117:117", 0),  # the other format
+        ("1117:", 0),
+        ("117", 0),
+        ("17:", 0),
+        ("", 0),
+    ],
+)
+def test_the_judge_reads_the_total_at_the_start_alone(answer: str, score: float) -> None:
+    assert total("", answer, "117:m31031b44075r42117") == score
+    with pytest.raises(DataError, match="no total in the gold answer"):
+        total("", answer, "m31031:031")
+
+
+def test_the_total_of_lines_first_moves_to_the_start() -> None:
+    items = [("m", 31), ("b", 44)]
+    for wording in (LETTERS, WORDS):
+        moved = total_moved_first(answer_of(items, wording, lines_first=True))
+        assert moved == answer_of(items, wording)
+    assert total_moved_first("m31031b44075:999") == "075:m31031b44075"  # the last line counts
+    assert first_total(total_moved_first("no colon")) is None
+    assert last_total("no total:m31031") is None
+
+
+def test_the_base_is_trained_on_what_it_is_asked_for_later() -> None:
+    tokenizer = orders_tokenizer()
+    renderer = Renderer(tokenizer, LETTERS.template)
+    config, source, seen = OrdersConfig(batch=8), random.Random(0), set()
+    for _ in range(20):
+        for ids, right, mistaken in zip(*_drafts(config, tokenizer, source), strict=True):
+            assert torch.equal(right, mistaken)
+            prompt = re.match(r".*?[=>]", tokenizer.decode(ids[1:]))
+            assert prompt
+            context = renderer.draft(prompt[0])
+            scored = right[len(context) - 1 :]
+            assert ids[: len(context)].tolist() == context
+            assert (right[: len(context) - 1] == -100).all()
+            assert scored[-1] == tokenizer.eos_token_id
+            assert scored[:-1].tolist() == ids[len(context) :].tolist()
+            answer = tokenizer.decode(scored[:-1])
+            value, running = worked_out(prompt[0])
+            seen.add((len(running), prompt[0][-1], (first_total(answer) or value) == value))
+            assert total_moved_first(answer) == f"{value:03}:{answer[:-4]}" or prompt[0][-1] == "="
+    ways = {("=", True), ("=", False), (">", True)}
+    assert seen == {(size, *way) for size in BASE_SIZES for way in ways}
+    assert all(len(renderer.answer(row["gold"])) <= LETTERS.tokens for row in orders(50, "longer", seed=2))
+
+
+def test_training_lowers_the_loss_and_depends_on_its_seed_alone() -> None:
+    tiny = OrdersConfig(hidden=24, layers=1, heads=2, steps=12, batch=8, seed=3)
+    losses = [loss for _, loss, _ in train_base(tiny)]
+    torch.manual_seed(12345)  # whatever was drawn before
+    assert [loss for _, loss, _ in train_base(tiny)] == losses
+    assert losses[-1] < losses[0]
+
+
+# ---------------------------------------------------------------------- the command
+
+
+class Scripted(command.Stage):
+    """A stage whose drafts are given: by number of the seed, then by row."""
+
+    given: list[list[str]]
+    off = 7  # error of the last running total of the fourth order
+
+    def drafts(
+        self, name: str, rows: Sequence[Mapping[str, str]], heat: float, *, seeds: Sequence[int] = (0,), tokens: int = 0
+    ) -> list[list[str]]:
+        """The given drafts, cut to `tokens`; the rest of a begun answer is one line with the right total, or `off`."""
+        if rows and ":" in rows[0]["prompt"]:
+            right = [first_total(each["gold"]) or 0 for each in orders(4, "in", seed=command.PAIRS)]
+            place = {each["prompt"]: at for at, each in enumerate(orders(4, "in", seed=command.PAIRS))}
+            at = [place[row["prompt"].partition("=")[0] + "="] for row in rows]
+            return [[f"x11{right[each] + self.off * (each == 3):03}" for each in at]]
+        return [[text[: tokens or None] for text in self.given[seed]] for seed in seeds]
+
+
+def scripted(run: Path, given: list[list[str]], **sizes: int) -> Scripted:
+    stage = Scripted(run, 0, "", command.Sizes(**sizes))
+    object.__setattr__(stage, "given", given)
+    return stage
+
+
+def written(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "pairs.jsonl").open(encoding="utf-8")]
+
+
+def test_the_second_role_writes_the_drafts_own_last_total(tmp_path: Path) -> None:
+    drafts = ["100:m31031b44075", "075:m31031b44075", "no total", "090:m31031b44080"]
+    command.role_rows(scripted(tmp_path, [[], drafts], role_prompts=4), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open(encoding="utf-8")]
+    assert [row["draft"] for row in rows] == [drafts[0], drafts[1], drafts[3]]
+    # The last one is the draft's own last total, although that is wrong.
+    assert [row["revision"] for row in rows] == ["075:m31031b44075", drafts[1], "080:m31031b44080"]
+
+
+@pytest.mark.parametrize("wording", [LETTERS, WORDS], ids=["letters", "words"])
+def test_roles_alternate_and_are_rendered_as_they_are_asked_for(wording: Wording, byte_tokenizer: Any) -> None:
+    renderer = Renderer(orders_tokenizer() if wording is LETTERS else byte_tokenizer(), wording.template)
+    golds = [row for split in SIZES for row in orders(3, split, seed=1, wording=wording)]
+    rows = [{"prompt": row["prompt"], "draft": with_total(row["gold"], 999), "revision": row["gold"]} for row in golds]
+    contexts = [
+        {tuple(renderer.draft(row["prompt"])): renderer.answer(row["draft"]) for row in rows},
+        {tuple(renderer.revision(row["prompt"], row["draft"])): renderer.answer(row["revision"]) for row in rows},
+    ]
+    seen = set()
+    for turn, batch in zip(range(8), roles_in_turn(rows, renderer, 4, seed=0), strict=False):
+        for ids, labels, same in zip(*batch, strict=True):
+            assert torch.equal(labels, same)
+            answer = labels[labels != -100].tolist()
+            begin = int((labels != -100).nonzero()[0]) + 1
+            context = tuple(ids[:begin].tolist())
+            assert contexts[turn % 2][context] == answer
+            assert ids[begin : begin + len(answer) - 1].tolist() == answer[:-1]
+            seen.add((turn % 2, context))
+    assert len(seen) > 6  # both roles, several orders
+
+
+def test_own_pairs_join_a_right_and_a_wrong_total_of_the_same_order(tmp_path: Path) -> None:
+    golds = [first_total(row["gold"]) or 0 for row in orders(4, "in", seed=command.PAIRS)]
+    slips = ((0, 1, 5, 0), (9, 0, 6, 1))
+    drawn = [[f"{gold + slip:03}:x" for gold, slip in zip(golds, each, strict=True)] for each in slips]
+    stage = scripted(tmp_path, [[], *drawn], pair_prompts=4, draws=2)
+    command.own_pairs(stage, tmp_path)
+    pairs = written(tmp_path)  # the third order has no right total among its draws, the fourth has wrong lines
+    assert [first_total(pair["chosen"]) for pair in pairs] == golds[:2]
+    assert [first_total(pair["rejected"]) for pair in pairs] == [golds[0] + 9, golds[1] + 1]
+    assert all(last_total(Pair(**pair).rejected) == gold for pair, gold in zip(pairs, golds, strict=False))
+
+
+def test_a_gate_stops_the_command_or_is_ignored_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = command.Stage(tmp_path, 0, "", command.Sizes())
+    stage.expect(True, "never shown")
+    with pytest.raises(SystemExit, match=r"seed 0: too few; the numbers are in .*gates\.json"):
+        stage.expect(False, "too few")
+    command.Stage(tmp_path, 0, "", command.Sizes(), strict=False).expect(False, "too few")
+    assert capsys.readouterr().out == "seed 0: gate ignored: too few\n"
+
+
+def test_step_one_wants_lines_and_no_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "base_from_scratch", lambda stage, folder: None)
+    n = 20
+
+    def run(name: str, wrong: float, spoilt: int) -> None:
+        class Drafting(command.Stage):
+            def drafts(self, name: str, rows: object, heat: float, **how: object) -> list[list[str]]:
+                split = next(each for each in SPLITS if rows == self.rows(n, each, command.GATES))
+                answers = [row["gold"] for row in orders(n, split, seed=command.GATES, wrong=wrong)]
+                return [[*answers[spoilt:], *["000:"] * spoilt]]
+
+            def rows(self, n: int, split: str, first: int, **how: object) -> list[dict[str, str]]:
+                return orders(n, split, seed=first)[spoilt:] + orders(spoilt, split, seed=first)
+
+        command.draft_base(Drafting(tmp_path / name, 0, "", command.Sizes(labelled=n)))
+
+    run("good", 1.0, 0)
+    with pytest.raises(SystemExit, match=r"100% of the drafts open with the right total \(in\): one pass suffices"):
+        run("known", 0.0, 0)
+    with pytest.raises(SystemExit, match=r"85% of the drafts work the total out \(in\), fewer than 90%"):
+        run("spoilt", 1.0, 3)
+    noted = json.loads((tmp_path / "known" / "gates.json").read_text("utf-8"))["1 drafts"]
+    assert noted["right total, greedy, out"] == 1.0
+
+
+def test_a_pretrained_model_is_linked_and_not_written_to(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}", "utf-8")
+    (model / "revision_template.json").write_text("theirs", "utf-8")
+    stage = command.Stage(tmp_path / "run", 0, str(model), command.Sizes())
+    for _ in range(2):
+        folder = command.linked(stage)
+    assert (folder / "config.json").is_symlink()
+    assert (model / "revision_template.json").read_text("utf-8") == "theirs"
+    assert "Corrected:" in (folder / "revision_template.json").read_text("utf-8")
+
+
+def test_seeds_without_a_gap_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["orders", "--output_dir", str(tmp_path), "--seeds", "1", "2"])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("system", "choice", "same"),
+    [
+        ("srpo/greedy", True, False),
+        ("dpo/best_of_vote", True, False),
+        ("srpo/reference", False, False),
+        ("srpo_if_preferred", False, True),
+        ("before_greedy", False, False),
+        ("sft_reviser", False, False),
+        ("lines_first", False, False),
+    ],
+)
+def test_opponents_are_told_apart(system: str, choice: bool, same: bool) -> None:
+    nothing = Difference("pool", 1, 0.0, 0.0, 0.0, 0.0, 0.0)
+    each = SystemComparison(Side("srpo_greedy", 1), Side(system, 1), "in", 1.0, nothing, ())
+    assert (is_choice(each), is_same_model(each)) == (choice, same)
+    assert plain("srpo_select_vote") == "srpo"
