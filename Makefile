@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo docs pins quant release test check format bandit search faults sweep families real gpu vllm alpaca
+.PHONY: help demo docs pins quant zero release test check format bandit search faults sweep families real gpu vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,9 @@ vllm: .venv-vllm/ready ## the engine and the endpoint on vLLM's build for CPUs, 
 
 quant: .venv-quant/ready ## QLoRA on a CPU, with bitsandbytes in an environment of its own
 	$(OFFLINE) .venv-quant/bin/python -m pytest -q tests/train/test_quantised.py
+
+zero: .venv-zero/ready ## ZeRO-2 and ZeRO-3 on a CPU, with DeepSpeed in an environment of its own
+	$(OFFLINE) .venv-zero/bin/python -m pytest -q tests/train/split/test_zero.py
 
 pins: .venv-pins/ready ## srpo resolved beside other tools, then tests with the oldest versions, those that axolotl and unsloth pin
 	bash tools/beside.sh
@@ -91,6 +94,13 @@ alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and
 .venv-quant/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-quant
 	.venv-quant/bin/pip install -q -c constraints.txt -e '.[test,quant]'
+	@touch $@
+
+# Building DeepSpeed's package imports torch; it compiles nothing.
+.venv-zero/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-zero
+	.venv-zero/bin/pip install -q -c constraints.txt -e '.[test]' setuptools wheel
+	DS_BUILD_OPS=0 .venv-zero/bin/pip install -q --no-build-isolation deepspeed==0.19.8
 	@touch $@
 
 .venv-pins/ready: pyproject.toml tests/oldest.txt

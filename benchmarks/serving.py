@@ -1,10 +1,11 @@
 """Load of `srpo serve`: requests a second, latencies and memory with one client and with many; the server's overhead.
 
-    python -m benchmarks.serving --clients 64 --seconds 60
+    python -m benchmarks.serving --clients 64 --seconds 60 [--model FOLDER]
 
-The model is the carry task's base without training, greedy, one draft and one revision of 8 tokens at most. A client
-sends its next request when the last one is answered. On a machine that others use, only processor times can be
-compared: the server's overhead is its processor time a request against that of the Reviser in batches of 32.
+The model is the carry task's base without training, or the one in `--model`; greedy, one draft and one revision of 8
+tokens at most. A client sends its next request when the last one is answered. On a machine that others use, only
+processor times can be compared: the server's overhead is its processor time a request against that of the Reviser in
+batches of 32.
 """
 
 from __future__ import annotations
@@ -128,9 +129,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--model", type=Path, help="folder of a saved model")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = model_folder(Path(temporary))
+        folder = args.model or model_folder(Path(temporary))
         process, url = started(folder)
         try:
             asyncio.run(load(url, args.clients, 3.0, process.pid))  # warm

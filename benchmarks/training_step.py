@@ -211,7 +211,8 @@ def optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
 
     def run() -> None:
         trainer.training_step(trainer.model, dict(inputs))
-        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        norm = trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        trainer._get_grad_norm(trainer.model, grad_norm=norm)  # srpo's reads the results of the step here
         optimizer.step()
         trainer.model.zero_grad()
         for each in freeing:

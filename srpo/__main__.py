@@ -1,4 +1,4 @@
-"""`python -m srpo` is the console script."""
+"""Makes `python -m srpo` run the command `srpo`."""
 
 from srpo.cli.main import main
 

@@ -120,7 +120,7 @@ def write_file(
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or the directory entries of a folder, to the disk."""
+    """Makes the operating system write a file, or a folder's list of files, to the disk before it returns."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -27,7 +27,7 @@ from srpo.secrets import redacted
 
 
 class SRPOError(Exception):
-    """An error with a place and a remedy.
+    """An error that names the place, the finding, the expected value and the remedy; the base of all errors of srpo.
 
     Args:
         what: the finding, in words a user can act on.
@@ -81,13 +81,13 @@ class InputError(SRPOError):
 
 
 class NonFiniteError(SRPOError):
-    """A nan or an infinity where a number is needed."""
+    """A nan or an infinity in a loss, gradient or log-prob, where a finite number is needed."""
 
     exit_code = 70
 
 
 class LockedError(SRPOError):
-    """Another process holds the run folder."""
+    """Another process is working in the same run folder and has locked it."""
 
     exit_code = 73
 
@@ -115,7 +115,7 @@ class ConfigError(SRPOError):
 
 
 class TemplateError(ConfigError):
-    """A chat or revision template does not support the request."""
+    """A chat or revision template cannot write what the settings or the data ask for."""
 
 
 class BackendError(ConfigError):
@@ -123,6 +123,6 @@ class BackendError(ConfigError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A remedy that suggests the known word nearest to a mistyped word; "" when no known word is near."""
+    """Returns "did you mean 'WORD'?" for the known word nearest to a mistyped word; "" when no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else ""

@@ -37,14 +37,14 @@ log.addFilter(_noted)
 
 
 def remark(text: str) -> None:
-    """Sets the note of the innermost progress under way, if there is one; an empty text removes the note."""
+    """Shows a note behind the numbers of the innermost `Progress` under way, if there is one; "" removes the note."""
     if _under_way:
         _under_way[-1].note, _under_way[-1].detail = text, ""
         _under_way[-1].step(0)
 
 
 def remark_detail(text: str) -> None:
-    """Adds a detail behind the note of the innermost progress under way; the next note removes it."""
+    """Shows a detail behind the note of the innermost `Progress` under way; the next note removes the detail."""
     if _under_way:
         _under_way[-1].detail = text
         _under_way[-1].step(0)
@@ -103,7 +103,7 @@ class Forecast:
         _forecasts.remove(self)
 
     def timed(self, count: int, seconds: float) -> None:
-        """Announces the cost, if it has not been announced: the first `count` items have taken so many seconds."""
+        """Logs when the work will end, once: its first `count` items have taken `seconds` seconds."""
         outermost = _forecasts[0]
         if outermost.items == self.items and count:
             outermost._announce(count, seconds)
@@ -124,7 +124,7 @@ class Forecast:
 
 
 def peak_memory() -> int:
-    """Peak memory of this process in bytes: GPU memory where a model is on a GPU, otherwise main memory."""
+    """Returns the peak memory of this process in bytes: GPU memory where a model is on a GPU, otherwise main memory."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized() and (used := torch.cuda.max_memory_allocated()):
         return int(used)
@@ -208,11 +208,11 @@ class Progress:
 
     @property
     def remarks(self) -> str:
-        """Note and detail as text."""
+        """The note and the detail that are shown behind the numbers, as one text."""
         return ", ".join(each for each in (self.note, self.detail) if each)
 
     def line(self) -> str:
-        """The progress as one line: done, total, rate, time left."""
+        """Returns the progress as one line of text: items done, total, rate and time left."""
         now = monotonic()
         seconds = now - self._begun
         note = [self.remarks] if self.remarks else []
@@ -321,7 +321,7 @@ def _bar(progress: Progress) -> _Bar | None:
 
 
 def clock(seconds: float) -> str:
-    """A number of seconds as text in hours, minutes and seconds.
+    """Returns a number of seconds as text in hours, minutes and seconds.
 
     Example:
         >>> clock(7.2), clock(75), clock(3700)

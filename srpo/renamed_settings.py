@@ -130,7 +130,7 @@ NOT_OFFERED = {
 
 
 def remedies(unknown: Iterable[str], known: Iterable[str], prefix: str = "") -> str:
-    """Remedies for unknown settings: the setting of another name, the reason for its absence, or the nearest spelling.
+    """Returns advice on unknown settings: the name in srpo, the reason for its absence, or the nearest spelling.
 
     Args:
         unknown: names that are no settings, without dashes.

@@ -1,4 +1,4 @@
-"""Kinds of values: whether a value read from a file is of the type that its setting is declared with."""
+"""Types of settings: whether a value read from a file has the type that its setting is declared with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PLAIN = (type(None), bool, int, float, str, list, tuple, dict, os.PathLike, Rea
 
 
 def fits(value: object, hint: object) -> bool:
-    """True if a value has the type `hint`; objects that no settings file can hold always fit."""
+    """True if a value has the type `hint`, such as `int | None`; objects that no settings file can hold always fit."""
     if not isinstance(value, _PLAIN):
         return True
     if isinstance(value, str) and (words := words_of(hint)):
@@ -44,18 +44,18 @@ def _is(value: object, kind: object) -> bool:
 
 
 def kinds(hint: object) -> tuple[Any, ...]:
-    """The member types of a union; any other type alone."""
+    """Returns the member types of a union, such as (int, NoneType) for `int | None`; any other type alone."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def words_of(hint: object) -> list[str]:
-    """The allowed words of a type that is or contains an enumeration; [] for any other type."""
+    """Returns the allowed words of a type that is or contains an enumeration; [] for any other type."""
     enums = [kind for kind in kinds(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
     return [str(each.value) for enum in enums for each in enum]
 
 
 def in_words(hint: object) -> str:
-    """A type in plain words for error messages, such as "a whole number" for int."""
+    """Returns a type in plain words for error messages, such as "a whole number" for int."""
     if words := words_of(hint):
         return "one of " + ", ".join(words)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}

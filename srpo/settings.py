@@ -57,7 +57,7 @@ class Rule:
 
     @property
     def expected(self) -> str:
-        """The allowed values in words, for error messages; "" if any value is allowed."""
+        """The allowed values as words for error messages, such as "above 0"; "" if any value is allowed."""
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
         bounds = ((self.least, "{:g} or more"), (self.above, "above {:g}"), (self.most, "at most {:g}"))
@@ -65,7 +65,7 @@ class Rule:
         return " and ".join(words)
 
     def check(self, value: object, where: str) -> None:
-        """Checks a value against range and choices; None passes, and so does text where a number is needed.
+        """Checks the value of the setting named `where` against range and choices; None, or text for a number, passes.
 
         Raises:
             ConfigError: the value is out of range or not among the choices.
@@ -98,7 +98,7 @@ class Help(str):
 
 
 def setting(default: object = MISSING, help: str = "", **rule: Any) -> Any:
-    """A dataclass field with help text and rule.
+    """Returns a dataclass field with a default, a help text and a rule.
 
     Args:
         default: default value; without one the setting is required. A list or dict is copied for each instance.
@@ -155,7 +155,10 @@ SHARED: dict[str, tuple[Any, str, dict[str, Any]]] = {
 
 
 def shared(name: str, default: object = MISSING, help: str = "", **rule: Any) -> Any:
-    """A dataclass field as `SHARED` declares it under `name`; arguments replace default, help text and rule."""
+    """Returns the field of a setting that several commands share, such as "seed", as `SHARED` declares it under `name`.
+
+    The other arguments replace the declared default, help text and fields of `Rule`.
+    """
     usual, text, rules = SHARED[name]
     return setting(usual if default is MISSING else default, help or text, **(rules | rule))
 
@@ -164,12 +167,12 @@ class Part(NamedTuple):
     """A record that places one dataclass of settings inside another.
 
     Attributes:
-        kind: the dataclass.
-        prefix: text before the names of the group's flags.
+        kind: the dataclass inside.
+        prefix: text before the names of its flags.
         names: field → flag, for flags that differ from the field's name.
-        without: fields of the dataclass that get no flag.
+        without: fields that get no flag.
         defaults: values of fields that differ from the dataclass's own defaults.
-        group: heading of the flags in the help.
+        group: heading of its flags in the help.
     """
 
     kind: type[Dataclass]
@@ -189,7 +192,11 @@ def part(
     group: str = "",
     **defaults: Any,
 ) -> Any:
-    """A dataclass field that holds a group of settings, such as those of a server."""
+    """Returns a dataclass field that holds another dataclass of settings, `kind`, such as those of a server.
+
+    `prefix`, `names` (field → flag), `without` and `group` (heading in the help) are those of `Part`, and decide the
+    flags of the fields inside; `defaults` are values that differ from the defaults in `kind`.
+    """
     made = Part(kind, prefix, names or {}, tuple(without), defaults, group)
     return field(default_factory=lambda: kind(**defaults), metadata={"part": made})
 
@@ -213,7 +220,7 @@ class Option(NamedTuple):
 
 
 def options(kind: type[Dataclass]) -> list[Option]:
-    """Every setting of a dataclass, including settings of its parts, in order."""
+    """Returns every setting of a dataclass and of the dataclasses inside it, in the order of declaration."""
     return [option for option, _ in _located(kind)]
 
 
@@ -278,7 +285,7 @@ def _made(kind: type[Dataclass], tree: dict[str, Any]) -> Any:
 
 
 def values_of(settings: Dataclass) -> dict[str, Any]:
-    """A dictionary from flag name to value, including settings of parts: the inverse of `build`."""
+    """Returns flag name → value for all settings, also those of dataclasses inside: the inverse of `build`."""
     found = {}
     for option, path in _located(type(settings)):
         value: object = settings
@@ -289,7 +296,7 @@ def values_of(settings: Dataclass) -> dict[str, Any]:
 
 
 def expect_valid(settings: Dataclass) -> None:
-    """Checks range and choices of every setting; for `__post_init__`. Parts check themselves when they are made.
+    """Checks range and choices of every setting; called in `__post_init__`, by each dataclass for its own fields.
 
     Raises:
         ConfigError: a value is out of range or not among the choices.
@@ -300,7 +307,15 @@ def expect_valid(settings: Dataclass) -> None:
 
 
 def expect_known(names: Iterable[object], known: Iterable[str], *, where: str = "", verb: str = "") -> None:
-    """Raises ConfigError if any of `names` is not in `known`; the message has a remedy, or names the verb's help."""
+    """Checks that all names of settings in `names` are known.
+
+    Args:
+        where: the file that the names come from, for the error.
+        verb: the srpo command whose help lists the names, for the error.
+
+    Raises:
+        ConfigError: an unknown name; the message suggests a known one.
+    """
     known = list(known)
     if unknown := [name for name in names if name not in known]:
         fix = remedies(map(str, unknown), known) or (f"`srpo {verb} --help` lists the keys" if verb else "")
@@ -343,7 +358,7 @@ def _json_or_text(value: str) -> object:
 
 
 def as_mapping(value: object, name: str) -> dict[str, Any]:
-    """The value of the setting `name` as a mapping, parsed if a flag gave it as text; {} for None.
+    """Returns the setting `name`, whose value is `value`, as a mapping, parsed if a flag gave it as text; {} for None.
 
     Raises:
         ConfigError: the value is not a mapping.

@@ -1,4 +1,4 @@
-"""YAML files of settings."""
+"""Reads YAML files of settings; a repeated key is an error."""
 
 from __future__ import annotations
 

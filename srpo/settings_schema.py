@@ -14,7 +14,9 @@ _PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", type(
 
 
 def schema_of(found: Iterable[Option], *, title: str) -> dict[str, Any]:
-    """The JSON Schema of a flat file of settings; required settings are not required there, since flags may give them.
+    """Returns the JSON Schema of a YAML file without sections that holds the settings `found`.
+
+    A required setting is optional in the schema, since a flag may give it.
 
     Example:
         >>> schema_of([Option("seed", int, 0, "Seed.", Rule(least=0))], title="t")["properties"]["seed"]
@@ -31,7 +33,7 @@ def schema_of(found: Iterable[Option], *, title: str) -> dict[str, Any]:
 
 
 def flat_options(kind: type[Dataclass]) -> list[Option]:
-    """Every setting of a dataclass without parts, including fields that transformers declares."""
+    """Returns every setting of a dataclass with no dataclass inside, also fields that transformers declares."""
     hints = get_type_hints(kind)
     found = []
     for each in fields(kind):

@@ -20,7 +20,7 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # clusters send SIGUSR1 before the t
 
 
 class Signals:
-    """The signal handlers of this process.
+    """The signal handlers of this process; the first signal asks it to stop, the second ends it with exit code 75.
 
     Attributes:
         asked: name of the signal that asked the process to stop; "" before any signal arrives.
@@ -63,7 +63,7 @@ class Signals:
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """Inside this `with` block a signal only sets `asked`; the caller reads `asked` wherever it can stop."""
+        """Inside this `with` block a signal raises nothing: it sets `asked`, and the caller stops where it can."""
         self._held_back += 1
         try:
             yield
@@ -71,7 +71,7 @@ class Signals:
             self._held_back -= 1
 
     def expect_none(self) -> None:
-        """Raises KeyboardInterrupt if a signal has arrived whose own KeyboardInterrupt is lost.
+        """Raises KeyboardInterrupt if a signal arrived earlier and Python lost the exception that it raised.
 
         Python drops an exception that is raised inside a callback of the garbage collection or of a weak reference.
         """

@@ -1,4 +1,4 @@
-"""Findings on a data file before training: counts, lengths, sharing, rendered examples.
+"""Findings on preference data before training: counts, lengths in tokens, shared prefixes, rendered examples.
 
 Rows stream through; only a few numbers and a hash of each stay in memory.
 """
@@ -39,7 +39,7 @@ BATCH = 8  # default of per_device_train_batch_size
 
 
 class Lengths(NamedTuple):
-    """Record: lengths in tokens (median, 95th percentile, longest), and the number of pairs over the limit."""
+    """Lengths in tokens over all pairs (median, 95th percentile, longest), and the number of pairs over the limit."""
 
     median: int
     p95: int
@@ -48,7 +48,10 @@ class Lengths(NamedTuple):
 
 
 class Example(NamedTuple):
-    """Record: one pair as the model sees it, with the given context and the scored answer as text."""
+    """One pair as the model sees it: `context` is given, `answer` is scored, both as text.
+
+    `where` is the pair's place in the data, `role` is "draft" or "revision of the rejected answer".
+    """
 
     where: str
     role: str
@@ -58,7 +61,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Inspection:
-    """Record: the findings on one data source.
+    """Findings on one source of preference pairs.
 
     Attributes:
         source: name of the data.
@@ -112,16 +115,16 @@ class Inspection:
 
     @property
     def sharing(self) -> float:
-        """Ratio of flat tokens to packed tokens: how much sharing prefixes saves."""
+        """Ratio, 1 or more, of the tokens of the six sequences to the tokens left when equal prefixes are merged."""
         return self.flat_tokens / self.packed_tokens
 
     @property
     def unusable(self) -> int:
-        """Number of rows and pairs that training would not use."""
+        """Number of rows and pairs that training would leave out."""
         return sum(each.count for each in self.reasons)
 
     def sentences(self) -> list[str]:
-        """All findings that are not in the tables, a line each."""
+        """Returns the findings that are not in tables as lines of text."""
         limit = self.max_length
         found = [
             f"{self.source}: {self.layout}",
@@ -148,13 +151,13 @@ class Inspection:
         return found + [f"the chat template {note}" for note in self.notes]
 
     def to_html(self) -> str:
-        """All findings as one HTML page that loads no other file."""
+        """Returns all findings as one HTML page that loads no other file."""
         page = Path(__file__).with_name("inspection.html.jinja").read_text("utf-8")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         return environment.from_string(page).render(found=self, names=NAMES)
 
     def to_json(self) -> str:
-        """All findings as the text of one JSON object."""
+        """Returns all findings as the text of one JSON object."""
         lengths = {name: each._asdict() for name, each in self.lengths.items()}
         examples = [each._asdict() for each in self.examples]
         row = {"format": 1, **asdict(self), "unusable": self.unusable, "lengths": lengths, "examples": examples}
@@ -172,13 +175,17 @@ def inspect(
     num_proc: int | None = None,
     cache: str | Path | None = None,
 ) -> Inspection:
-    """Reads, renders and packs every row of a source, and returns the findings.
+    """Reads and tokenises every row of preference data, merges equal prefixes, and returns the findings.
 
     Args:
-        evaluation: rows that the data should not contain.
-        num_proc: processes to render in; None takes one per core and at most eight, if there are enough rows.
-        cache: folder that stores the trees of a thousand pairs or more, for the next look and for training; None
-            stores nothing.
+        renderer: makes the six sequences of each pair.
+        max_length: limit of each sequence in tokens; None sets no limit.
+        truncate: "prompt" cuts the prompts of longer pairs; "none" counts the pairs as unusable.
+        evaluation: pairs that the data should not contain.
+        examples: number of pairs to show.
+        num_proc: processes to tokenise in; None takes one per core and at most eight, if there are enough rows.
+        cache: folder that stores the tokenised trees of a thousand pairs or more, for the next look and for training;
+            None stores nothing.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -264,7 +271,7 @@ class _Spread:
         self.added += 1
 
     def chosen(self) -> list[Pair]:
-        """At most `count` pairs, evenly spread from the first kept pair to the last."""
+        """Returns at most `count` pairs, evenly spread from the first kept pair to the last."""
         count = min(self.count, len(self.items))
         return [self.items[round(i * (len(self.items) - 1) / max(count - 1, 1))] for i in range(count)]
 

@@ -8,7 +8,7 @@ SHOWN = 3_000  # number of letters shown from each end of a context
 
 
 def print_inspection(found: Inspection) -> None:
-    """Prints an inspection, its examples first, so that the counts stay on the screen; in a file no line wraps."""
+    """Prints the findings on data, examples first, so that the counts stay on the screen; in a file no line wraps."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

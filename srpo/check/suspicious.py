@@ -1,4 +1,4 @@
-"""Pairs that can be trained on and look wrong: counted by `srpo check` and before every training."""
+"""Counts pairs that can be trained on and look wrong, for `srpo check` and before every training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ANSWERS = {"assistant", "bot", "gpt"}
 
 
 class Suspicious:
-    """Counts suspicious pairs; rows are compared by 8-byte hashes.
+    """Counts pairs that look wrong, such as duplicates and evaluation prompts; rows are compared by 8-byte hashes.
 
     Attributes:
         duplicates: number of pairs equal to an earlier one, word for word.
@@ -44,13 +44,13 @@ class Suspicious:
             self.expect_apart(each for each in Stream(evaluation) if isinstance(each, Pair))
 
     def expect_apart(self, evaluation: Iterable[Pair]) -> None:
-        """Registers pairs of an evaluation set, whose prompts the data should not contain; call before `add`."""
+        """Registers pairs of an evaluation set, to find out which of them the data contains; call it before `add`."""
         for pair in evaluation:
             self.evaluation_rows += 1
             self._evaluation.setdefault(_digest(_turns(pair)), []).append((pair.where, _whole(pair)))
 
     def add(self, pair: Pair) -> None:
-        """Checks one pair of the data and counts anything suspicious in it."""
+        """Checks one pair of the data, and adds anything suspicious in it to the counts."""
         whole, swapped = _whole(pair), _digest([_turns(pair), pair.rejected, pair.chosen])
         prompt = _digest(_turns(pair))
         self.prompts.add(prompt)
@@ -86,7 +86,7 @@ class Suspicious:
             places.append(pair.where)
 
     def sentences(self) -> list[str]:
-        """The findings, a line each, with the places of the first few pairs; [] if nothing looks wrong."""
+        """Returns suspicious findings as lines, with the places of the first few pairs; [] if nothing looks wrong."""
         found = []
         for finding, count in self._counts.items():
             words = finding.format(tokens=", ".join([*self._tokens][:PLACES])) if finding is _TEMPLATED else finding

@@ -18,7 +18,10 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Fits SRPO, IPO and DPO to the bandit, writes the figure and the tables, and prints the tables.
+    """Runs `srpo bandit`: fits SRPO, IPO and DPO to a three-answer bandit, and writes the figure and tables.
+
+    Returns:
+        0; mistakes raise an error.
 
     Raises:
         SRPOError: a wrong flag, a number out of range, or an output folder that cannot be written.

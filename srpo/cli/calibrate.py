@@ -1,4 +1,4 @@
-"""`srpo calibrate`: labelled prompts → whether to revise with a model, and how far to trust its confidence."""
+"""`srpo calibrate`: measures on prompts with gold answers whether revising helps and confidence is reliable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ With --before the model is the reference, not yet trained: the command predicts 
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo calibrate`, which chooses how many revisions to make and which to keep."""
+    """Settings of `srpo calibrate`, which chooses a number of revisions and the policy that keeps or refuses them."""
 
     model_name_or_path: str = setting(
         help="Folder or hub name of a trained model or adapter; of a reference (--before)."
@@ -48,7 +48,7 @@ class Arguments:
     trust_remote_code: bool = shared("trust_remote_code")
 
     def folder(self) -> Path:
-        """The folder to store the chosen policy in, checked before any answer is drawn.
+        """Creates, checks and returns the folder for the chosen revision policy: --output_dir, or the model's own.
 
         Raises:
             ConfigError: the policy's file would replace the input, or the model has no folder and no option names one.
@@ -69,7 +69,10 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Measures confidence and revisions, or the gate before training; prints and stores the result."""
+    """Runs `srpo calibrate`: answers labelled prompts, prints and stores the chosen revision policy; returns 0.
+
+    With --before, it stores a prediction instead: whether training the model to revise will pay.
+    """
     args = parse("calibrate", DESCRIPTION, Arguments, argv)
     if args.before and args.reference:
         fix = "leave it out: with --before the model itself is the reference"

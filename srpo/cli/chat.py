@@ -1,4 +1,4 @@
-"""`srpo chat`: a model in the terminal, one prompt at a time."""
+"""`srpo chat`: a conversation with a model in the terminal, with drafts, revisions and votes on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ srpo chat my-model
 
 @dataclass(kw_only=True)
 class Arguments(ModelArguments):
-    """Settings of `srpo chat`."""
+    """Settings of `srpo chat`: model, sampling, and the file that collects a person's preferences between answers."""
 
     model_name_or_path: str = setting("", "Folder or hub name of a trained model or adapter.", positional=True)
     revision: RevisionSettings = part(RevisionSettings, revisions=1)
@@ -27,7 +27,7 @@ class Arguments(ModelArguments):
 
 
 def main(argv: list[str]) -> int:
-    """Talks with a model until /quit or the end of the input."""
+    """Runs `srpo chat`: answers each typed prompt by draft and revisions until /quit or end of input; returns 0."""
     args = parse("chat", DESCRIPTION, Arguments, argv)
     args.expect_model("chat")
 

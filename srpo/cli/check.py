@@ -19,7 +19,7 @@ Ends with 0 if any row can be trained on, whatever else is found; 65 if no row i
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo check`, which reports on preference data before a training."""
+    """Settings of `srpo check`, which reports on preference pairs before training: usable rows, lengths, examples."""
 
     dataset_name: str = setting(help="Preference pairs: a file, a folder, or a name that `datasets` can load.")
     model_name_or_path: str = setting(help="Folder or hub name of the tokenizer.")
@@ -43,7 +43,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Reads and renders the data, counts the tokens, and prints the findings."""
+    """Runs `srpo check`: reads and tokenises preference pairs, prints usable rows, lengths, examples; returns 0."""
     args = parse("check", DESCRIPTION, Arguments, argv)
 
     from srpo.check.inspection import inspect

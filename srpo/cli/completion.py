@@ -1,4 +1,4 @@
-"""`srpo completion`: completion of verbs and flags for a shell, made by the library shtab from the verbs' parsers."""
+"""`srpo completion`: prints a shell script, made by the library shtab, that completes verbs and flags."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DESCRIPTION = """Print the completion of verbs and flags for a shell:
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo completion`, which prints the completion of commands for a shell."""
+    """Settings of `srpo completion`, which prints a script with which a shell completes srpo's commands and flags."""
 
     shell: str = setting("bash", "Name of the shell: bash, zsh or fish.", choices=SHELLS, positional=True)
 
 
 def parsers() -> dict[str, FlagParser]:
-    """The parser of every verb, and of every action of `srpo judge` as "judge check" and so on."""
+    """Returns verb, such as "train", → its argument parser; actions of `srpo judge` have keys such as "judge check"."""
     from srpo.cli import judge, judge_files
     from srpo.cli.main import VERBS, module_of
 
@@ -41,7 +41,7 @@ def parsers() -> dict[str, FlagParser]:
 
 
 def whole_parser() -> FlagParser:
-    """One parser of the whole command, with a subparser for each verb."""
+    """Returns one argument parser for the command `srpo`, with a subparser for each verb, such as train."""
     from srpo.cli.main import VERBS
 
     whole = FlagParser(prog="srpo", allow_abbrev=False)
@@ -65,7 +65,7 @@ def _copy(parser: FlagParser, into: FlagParser) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Prints the completion for one shell.
+    """Runs `srpo completion`: prints the completion script for the shell in `argv` (bash, zsh or fish); returns 0.
 
     Raises:
         ConfigError: the library shtab is not installed.

@@ -1,4 +1,4 @@
-"""`srpo config-schema`: the JSON Schema of a settings file, for editors and other programs."""
+"""`srpo config-schema`: prints the JSON Schema of a YAML settings file, for editors and other programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILES = ("train", "rounds", "evaluate")
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo config-schema`, which prints the JSON schema of a verb's settings file."""
+    """Settings of `srpo config-schema`, which prints the JSON Schema of a command's YAML settings file."""
 
     file: str = setting(
         "train", "Verb that reads the settings file: train, rounds or evaluate.", choices=FILES, positional=True
@@ -22,9 +22,11 @@ class Arguments:
 
 
 def schema(file: str) -> dict[str, Any]:
-    """The JSON Schema of the settings file that a verb reads.
+    """Returns the JSON Schema of the YAML settings file of one srpo command.
 
-    A file for `train` may have a section `evaluate`, which `srpo evaluate` reads.
+    Args:
+        file: the command, "train", "rounds" or "evaluate". The schemas of the first two have a key `evaluate` for the
+            settings of `srpo evaluate`, which may be in the same file.
     """
     from srpo.settings_schema import flat_options, schema_of
 
@@ -47,7 +49,7 @@ def schema(file: str) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Prints the schema as JSON.
+    """Runs `srpo config-schema`: prints the JSON Schema of a settings file.
 
     Returns:
         0.

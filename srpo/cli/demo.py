@@ -1,4 +1,4 @@
-"""`srpo demo`: base, pairs, training, revision and report on a generated task, offline."""
+"""`srpo demo`: makes a base model and preference pairs, trains, revises and reports on generated sums, offline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo demo`, which shows training and revising on generated sums."""
+    """Settings of `srpo demo`, which trains a tiny model on generated sums and shows that it revises its answers."""
 
     output_dir: str = setting("runs/demo", "Folder for models, trails and the report.")
     seeds: int = setting(1, "Number of independent runs, each from its own base model.")
@@ -33,7 +33,10 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the demonstration from pairs to report, and prints the results of every stage."""
+    """Runs `srpo demo`: trains SRPO and DPO on generated sums, revises, prints scores, writes a report; returns 0.
+
+    --full trains IPO too; --prepare stops after base model, pairs and prompts.
+    """
     description = "Make pairs, train SRPO and DPO (and IPO, with --full), revise, evaluate: the carry task."
     args = parse("demo", description, Arguments, argv)
 

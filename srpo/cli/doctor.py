@@ -1,4 +1,4 @@
-"""`srpo doctor`: the tables of `srpo env`, then advice: what will be used, what is missing, what is slow."""
+"""`srpo doctor`: prints the tables of `srpo env`, then advice on this machine: good, missing and slow parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FREE_GIB = 20.0  # a 3B model, its optimiser and two checkpoints do not fit into
 
 
 class Advice(NamedTuple):
-    """One finding: whether something is good, missing or slow, and what follows."""
+    """One finding about this machine: `kind` is "good", "missing" or "slow", `text` the finding and its remedy."""
 
     kind: Literal["good", "missing", "slow"]
     text: str
@@ -33,19 +33,19 @@ class Advice(NamedTuple):
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo doctor`; there are none."""
+    """Settings of `srpo doctor`; it has no flags of its own."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The facts that the advice follows from.
+    """Facts about a machine, from which `advice` follows.
 
     Attributes:
-        devices: as `srpo env --json` shows them.
+        devices: device name, such as "cuda:0" → its facts, as `srpo env --json` prints them.
         cores: number of processor cores of this process.
-        free_gib: free GiB by folder.
+        free_gib: name of a folder → free space there, in GiB.
         absent: optional packages that are not installed.
-        offline: true if the hub is switched off.
+        offline: true if HF_HUB_OFFLINE switches downloads off.
     """
 
     devices: Mapping[str, Mapping[str, Any]]
@@ -56,7 +56,7 @@ class Machine:
 
 
 def advice(machine: Machine) -> Iterator[Advice]:
-    """Yields the findings, the device first."""
+    """Yields the findings about a machine: devices first, then disk space, downloads and missing packages."""
     cards = {name: facts for name, facts in machine.devices.items() if name.startswith("cuda")}
     for name, facts in cards.items():
         if facts["bf16"]:
@@ -90,7 +90,7 @@ def advice(machine: Machine) -> Iterator[Advice]:
 
 
 def this_machine() -> Machine:
-    """The facts about this machine."""
+    """Returns the facts about the machine that runs this process: devices, cores, free space, missing packages."""
     import torch
 
     from srpo.cli.env import devices
@@ -113,11 +113,7 @@ def _free(folder: Path) -> float:
 
 
 def main(argv: list[str]) -> int:
-    """Prints the tables of `srpo env` and the advice.
-
-    Returns:
-        0.
-    """
+    """Runs `srpo doctor`: prints the tables of `srpo env`, then advice on this machine; returns 0."""
     parse("doctor", "What srpo would use on this machine, what is missing, what is slow.", Arguments, argv)
 
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""`srpo env`: versions, devices and back-ends for a bug report. No paths, no environment variables."""
+"""`srpo env`: prints versions, devices and attention back-ends for a bug report, but no paths."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ BACKENDS = {
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo env`, which prints versions and devices."""
+    """Settings of `srpo env`, which prints versions of libraries, devices and attention back-ends."""
 
     json: bool = setting(False, "Print one JSON object instead of tables.")
 
 
 def devices(torch: ModuleType) -> dict[str, dict[str, Any]]:
-    """One dictionary per device: memory in GiB, and `bf16`, true if the device computes in bfloat16 natively."""
+    """Returns device name ("cpu", "cuda:0", "mps") → its facts.
+
+    `memory_gib` is its memory in GiB; `bf16` is true if it computes in bfloat16 without emulation.
+
+    Args:
+        torch: the module torch, which this file does not import.
+    """
     isa = torch.backends.cpu.get_cpu_capability()
     found: dict[str, dict[str, Any]] = {
         "cpu": {"name": platform.machine(), "isa": isa, "threads": torch.get_num_threads()}
@@ -44,7 +50,7 @@ def devices(torch: ModuleType) -> dict[str, dict[str, Any]]:
 
 
 def main(argv: list[str]) -> int:
-    """Prints versions of libraries, devices, and the attention back-ends (path, flex, cache, flat) that work here.
+    """Runs `srpo env`: prints versions of libraries, devices, and the attention back-ends path, flex, cache and flat.
 
     Returns:
         0.

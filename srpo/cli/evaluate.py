@@ -12,7 +12,7 @@ from models and prompts; answers are then drawn first and kept. Flags win over t
 
 
 def main(argv: list[str]) -> int:
-    """Draws or reads the answers of every system, judges them, writes the report, prints the table and the findings.
+    """Runs `srpo evaluate`: draws or reads answers, judges them, writes a report and prints scores; returns 0.
 
     Raises:
         SRPOError: a wrong file, model, judge or output folder, or systems with different prompts.

@@ -24,7 +24,11 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Converts a file of drafts and revisions to the format of AlpacaEval or Arena-Hard, or back."""
+    """Runs `srpo exchange`: converts a file of drafts and revisions to the format of AlpacaEval or Arena-Hard, or back.
+
+    Returns:
+        0.
+    """
     args = parse("exchange", DESCRIPTION, Arguments, argv)
 
     from srpo.disk import expect_writable, write_file

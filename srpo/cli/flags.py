@@ -1,4 +1,4 @@
-"""Flags from dataclasses of settings: parsers, help pages and suggestions.
+"""Command-line flags made from dataclasses of settings: parsers, help pages, and suggestions for mistyped flags.
 
 The flags of train, precompute and rounds are in training_flags.py.
 """
@@ -23,7 +23,7 @@ ONLY_PARSER = ["--help"]  # this list itself, as a command line, asks a verb for
 
 
 class ParserMade(Exception):
-    """Raised in place of parsing when the caller asks for a verb's parser, to read its flags for shell completion.
+    """Raised instead of parsing if `argv` is `ONLY_PARSER`: carries the parser of a verb, such as train, to the caller.
 
     Attributes:
         parser: the parser of the verb.
@@ -44,7 +44,7 @@ class FlagParser(argparse.ArgumentParser):
         raise UsageError(message, where=self.prog, fix=f"`{self.prog} --help` lists the options")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses the arguments, reporting a mistyped flag before a missing one, unlike argparse.
+        """Parses command-line words as argparse does, but reports a mistyped flag before a missing one.
 
         Raises:
             ParserMade: the caller asked for the parser alone, by the arguments `ONLY_PARSER`.
@@ -56,12 +56,12 @@ class FlagParser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def heading(self, title: str) -> Any:
-        """The argparse group for the heading `title` of the help page; for "" the parser itself."""
+        """Returns the argparse group with the heading `title`, made if absent; for "" the parser itself."""
         known = {group.title: group for group in self._action_groups}
         return (known.get(title) or self.add_argument_group(title)) if title else self
 
     def add_options(self, found: Iterable[Option]) -> None:
-        """Adds a flag for each setting in `found`, under its group's heading; a flag not given gets no value."""
+        """Adds a flag for each setting, below the heading of its group; a flag not given leaves no entry."""
         for option in found:
             name, words = f"--{option.name}", _argument(option)
             if option.rule.positional:
@@ -70,14 +70,15 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def expect_flags(command: str, words: Iterable[str], known: Iterable[str]) -> None:
-    """Checks the names of all flags of a command line.
+    """Checks that every flag on a command line is known.
 
     Args:
+        command: the command, such as "srpo train", for the error.
         words: the words of the command line.
         known: names of the allowed flags, without dashes.
 
     Raises:
-        UsageError: unknown flags; the message has a remedy for each.
+        UsageError: unknown flags; the message suggests a correction for each.
     """
     known = [*known, "help"]
     flags = dict.fromkeys(word.partition("=")[0] for word in words if re.match(r"--\w", word))
@@ -109,7 +110,10 @@ def _in_words(value: object) -> str:
 
 
 def parser_of(verb: str, description: str, kind: type[Dataclass]) -> FlagParser:
-    """Makes the parser of a verb from `kind`, its dataclass of settings; flags cannot be abbreviated."""
+    """Returns the argument parser of `srpo VERB`, with a flag for each setting of the dataclass `kind`.
+
+    Flags cannot be abbreviated.
+    """
     formatter = argparse.RawDescriptionHelpFormatter
     parser = FlagParser(prog=f"srpo {verb}", description=description, allow_abbrev=False, formatter_class=formatter)
     parser.add_options(options(kind))
@@ -117,10 +121,13 @@ def parser_of(verb: str, description: str, kind: type[Dataclass]) -> FlagParser:
 
 
 def parse(verb: str, description: str, kind: type[T], argv: Sequence[str]) -> T:
-    """Parses the command line of a verb into its dataclass of settings.
+    """Parses the command line of `srpo VERB`, such as `srpo train`, into an instance of its dataclass of settings.
 
     Args:
+        verb: first word after `srpo`.
+        description: text of the help page.
         kind: the dataclass of settings.
+        argv: command-line words after the verb.
 
     Raises:
         UsageError: an unknown flag, a missing one, or a value of the wrong kind.

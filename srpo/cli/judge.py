@@ -1,4 +1,4 @@
-"""`srpo judge`: checks a judge on labelled pairs, compares two files of answers, or compares two judges."""
+"""`srpo judge`: measures a judge on labelled pairs, compares two files of answers, or compares two judges."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the action that the first word names: `check`, `compare` or `agree`.
+    """Runs `srpo judge`: the first word of `argv` names the action `check`, `compare` or `agree`; returns 0.
 
     Raises:
         UsageError: an unknown action.
@@ -49,7 +49,13 @@ def main(argv: list[str]) -> int:
 
 
 def check(argv: list[str]) -> int:
-    """Compares a judge with labelled pairs; prints accuracy, biases, flips and unscored pairs, with intervals."""
+    """Runs `srpo judge check`: has a judge decide labelled pairs; prints accuracy, biases, flips and unscored pairs.
+
+    A flip is a pair whose verdict changes with the order of the two answers. Each rate has a confidence interval.
+
+    Returns:
+        0.
+    """
     description = "Measure a judge on labelled pairs: accuracy, position and length bias, flips, unscored pairs."
     args = parse("judge check", description, Arguments, argv)
     args.judge.expect_used()

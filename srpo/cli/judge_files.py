@@ -1,4 +1,4 @@
-"""`srpo judge compare` and `srpo judge agree`: files of answers and files of verdicts."""
+"""`srpo judge compare` (a judge compares two files of answers) and `srpo judge agree` (two files of verdicts)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class AgreeArguments:
 
 
 def compare(argv: list[str]) -> int:
-    """Asks a judge about the answers of two systems and writes its verdicts as AlpacaEval annotations."""
+    """Runs `srpo judge compare`: a judge picks the better of two systems' answers to each prompt; returns 0.
+
+    Prints the win rate of the second file and writes the verdicts as AlpacaEval annotations.
+    """
     description = "Ask a judge about the answers of two systems to the same prompts."
     args = parse("judge compare", description, CompareArguments, argv)
     args.judge.expect_used()
@@ -61,7 +64,7 @@ def compare(argv: list[str]) -> int:
 
 
 def agree(argv: list[str]) -> int:
-    """Prints how often two files of annotations agree, and Cohen's kappa."""
+    """Runs `srpo judge agree`: prints how often two files of verdicts agree, and Cohen's kappa; returns 0."""
     description = "Measure how far two judges agree: two files of annotations on the same answers."
     args = parse("judge agree", description, AgreeArguments, argv)
 

@@ -1,4 +1,4 @@
-"""`srpo label`: a file of drafts and revisions, and a judge → preference pairs of the model's own answers."""
+"""`srpo label`: a judge orders a model's own drafts and revisions into preference pairs for training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DESCRIPTION = "Order a model's own drafts and revisions by a judge; the pairs ar
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo label`, which makes preference pairs from answers and a judge."""
+    """Settings of `srpo label`, which makes preference pairs from a model's own answers and a judge."""
 
     trails: str = setting(help="JSONL file of trails, from `srpo sample` or `srpo revise`.")
     output: str = setting(help="JSONL file of pairs to write; counts of the labels go to a file beside it.")
@@ -29,7 +29,10 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Labels pairs of answers to one prompt with a judge, or writes the pairs for people to vote on."""
+    """Runs `srpo label`: a judge orders answers to one prompt, and preference pairs are written; returns 0.
+
+    With --to_vote, the comparisons are written for people to vote on, and no judge is asked.
+    """
     args = parse("label", DESCRIPTION, Arguments, argv)
     args.judge.expect_used()
 

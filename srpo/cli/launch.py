@@ -13,8 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,23 @@ GRACE = 30.0  # seconds that the others have to end after one of them failed, be
 
 
 def launched() -> bool:
-    """Whether this process was started by a launcher."""
+    """True if a launcher such as torchrun started this process: the environment variable RANK is set."""
     return "RANK" in os.environ
 
 
 def kinds() -> list[str]:
-    """Names of the shipped launch files."""
+    """Returns the names of the launch files that come with srpo, which `--launch` accepts."""
     return sorted(each.stem for each in FILES.glob("*.yaml"))
 
 
 def variables_of(kind: str) -> dict[str, str]:
-    """Returns the environment variables by which accelerate reads a launch file, as `accelerate launch` sets them.
+    """Returns the environment variables that `accelerate launch` would set for one of srpo's launch files.
+
+    Args:
+        kind: name of the launch file, see `kinds`.
 
     Raises:
-        ConfigError: no file of that name is shipped.
+        ConfigError: no launch file has that name.
     """
     if kind not in kinds():
         fix = did_you_mean(kind, kinds())
@@ -51,31 +55,55 @@ def variables_of(kind: str) -> dict[str, str]:
     if fsdp := settings.get("fsdp_config"):
         found["ACCELERATE_USE_FSDP"] = "true"
         found |= {name.upper(): _text(value) for name, value in fsdp.items()}
+    if zero := settings.get("deepspeed_config"):
+        found["ACCELERATE_USE_DEEPSPEED"] = "true"
+        found |= {f"ACCELERATE_DEEPSPEED_{name.upper()}": _text(value) for name, value in zero.items()}
     return found
 
 
 def launch(kind: str, processes: int | None, command: Sequence[str]) -> int:
-    """Runs `srpo` with the words of `command` in several processes; returns the exit code of the run.
+    """Runs one `srpo` command in several processes on this machine, and returns the exit code of the run.
 
     Args:
         kind: name of a launch file, see `kinds`.
         processes: number of processes; None for one per GPU, or one without GPUs.
+        command: words of the command after `srpo`.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, several processes of `single`, or DeepSpeed is not installed.
     """
     variables = variables_of(kind)
+    _expect_startable(kind, processes, variables)
+    if kind == "single":
+        return _run([{**os.environ, "RANK": "0", "CUDA_VISIBLE_DEVICES": _first_gpu()}], command)
     count = processes or _gpus() or 1
     common = {**os.environ, **variables, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "GROUP_RANK": "0"}
     common.setdefault("OMP_NUM_THREADS", "1")
+    return _run([{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)], command)
+
+
+def _expect_startable(kind: str, processes: int | None, variables: Mapping[str, str]) -> None:
+    if kind == "single" and processes not in (None, 1):
+        raise ConfigError(f"{processes} with `--launch single`", where="processes", expected="1", fix="leave it out")
+    if "ACCELERATE_USE_DEEPSPEED" in variables and find_spec("deepspeed") is None:
+        fix = "`pip install deepspeed`, or take fsdp2, which splits weights as well"
+        raise ConfigError(f"{kind} needs DeepSpeed, which is not installed", where="launch", fix=fix)
+
+
+def _first_gpu() -> str:
+    """The first of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names it; "0" on any machine."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
+def _run(environments: Sequence[Mapping[str, str]], command: Sequence[str]) -> int:
+    """Runs `srpo` once in each environment, at the same time; returns the exit code of the run."""
     running: list[subprocess.Popen[bytes]] = []
     with _forwarding(running):
-        for rank in range(count):
-            ranked = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            words = [sys.executable, "-m", "srpo", *command]
+        for each in environments:
             # In a session of their own, so that a Ctrl-C reaches them once, through the launcher.
-            running.append(subprocess.Popen(words, env=ranked, start_new_session=True))
+            words = [sys.executable, "-m", "srpo", *command]
+            running.append(subprocess.Popen(words, env=dict(each), start_new_session=True))
         return _ended(running)
 
 
@@ -100,7 +128,10 @@ def _send(running: Sequence[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """The exit code of a run from those of its processes: the first failure, else 75 if any was interrupted, else 0."""
+    """Returns the exit code of a run: its processes' first failure, else 75 if any was interrupted, else 0.
+
+    A negative code is the number of the signal that killed the process; it counts only if no process failed by itself.
+    """
     failures = [code for code in codes if code not in (0, Interrupted.exit_code)]
     own = [code for code in failures if code > 0]  # a negative code is that of a process killed by a signal
     if failures:

@@ -64,7 +64,7 @@ def _usage() -> str:
 
 
 def run(argv: list[str]) -> int:
-    """Runs the verb that the first word of `argv` names.
+    """Runs one srpo command line; its first word names the verb, such as train.
 
     Returns:
         The exit code, 0 on success.
@@ -96,12 +96,12 @@ def run(argv: list[str]) -> int:
 
 
 def module_of(verb: str) -> Any:
-    """The module of a verb, whose `main` runs it."""
+    """Imports and returns the module of a verb, such as `srpo.cli.train`; its function `main` runs the verb."""
     return importlib.import_module(f"srpo.cli.{verb.replace('-', '_')}")
 
 
 def main() -> None:
-    """The console script: runs a verb, prints an error as one line, and exits with the error's code."""
+    """Entry point of the command `srpo`: runs it, prints an error as one line, and exits with the error's code."""
     from srpo.secrets import Redacting
     from srpo.signals import signals
 

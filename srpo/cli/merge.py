@@ -1,4 +1,4 @@
-"""`srpo merge`: an adapter and its base → one model, compared with the two before it is kept."""
+"""`srpo merge`: merges an adapter into its base model, and compares the merged model with both before keeping it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from srpo.settings import setting, shared
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo merge`, which writes an adapter and its base as one model."""
+    """Settings of `srpo merge`, which writes an adapter and its base model as one model."""
 
     model_name_or_path: str = setting(help="Folder of a saved adapter.")
     output_dir: str = setting(help="Folder of the merged model; new, or empty.")
@@ -23,7 +23,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Merges an adapter into its base, compares the merged model with both, and prints the comparison."""
+    """Runs `srpo merge`: merges an adapter into its base, compares the merged model with both; returns 0."""
     description = "Merge an adapter into its base, and compare the merged model with base and adapter."
     args = parse("merge", description, Arguments, argv)
 

@@ -1,4 +1,4 @@
-"""Messages of the command line: progress on standard error, libraries kept quiet."""
+"""Messages of the command line: progress goes to standard error, and libraries print warnings alone."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
 
 def show_progress(*, quiet: bool = False) -> None:
-    """Prints srpo's progress to standard error, and warnings alone if `quiet`; libraries print warnings alone."""
+    """Prints srpo's progress, or its warnings alone if `quiet`, to standard error; libraries print warnings alone."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers does not control; read at the import of tqdm
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StandardError()])
     logging.getLogger("srpo").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def quiet_transformers() -> None:
-    """Turns off the warnings and progress bars of transformers, and warnings that a user can do nothing about."""
+    """Turns off warnings and progress bars of transformers, and two kinds of warnings on which a user cannot act."""
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

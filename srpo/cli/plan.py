@@ -1,4 +1,4 @@
-"""`srpo plan`: memory per card and tokens per second of a training, before it begins; without weights or a GPU."""
+"""`srpo plan`: predicts memory per GPU and tokens per second of a training, without weights or a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GIB = 2**30
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo plan`, which predicts memory and speed of a training."""
+    """Settings of `srpo plan`, which predicts memory and speed of a training before it begins."""
 
     model_name_or_path: str = setting(help="Folder or hub name of the model; only its configuration is read.")
     dataset_name: str | None = setting(None, "Preference pairs whose longest decide the memory; reads a tokenizer.")
@@ -62,7 +62,13 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Simulates steps of several batch sizes on fake tensors and prints memory and speed."""
+    """Runs `srpo plan`: simulates training steps of 1 to 8 pairs, prints their memory and speed; returns 0.
+
+    Memory is in GiB per GPU, speed in packed tokens per second.
+
+    Raises:
+        ConfigError: lengths of the pairs that are missing or given twice, or both 4 and 8 bits.
+    """
     args = parse("plan", DESCRIPTION, Arguments, argv)
     lengths = [args.prompt_tokens, args.answer_tokens]
     if args.dataset_name is None and None in lengths:

@@ -1,4 +1,4 @@
-"""`srpo precompute`: settings of a training run → cached log-probs of its reference, for all later runs."""
+"""`srpo precompute`: scores all pairs under the reference model once, and caches the log-probs for later runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ Pairs in the cache are not scored again, so the same command goes on after an in
 
 
 def main(argv: list[str]) -> int:
-    """Computes reference log-probs of the pairs missing from the cache, and prints the counts."""
+    """Runs `srpo precompute`: computes the reference log-probs that the cache lacks, and prints the counts; returns 0.
+
+    Raises:
+        Interrupted: stopped by a signal; the log-probs computed so far are in the cache.
+    """
     found, _ = parse_training("precompute", DESCRIPTION, argv)
     quiet_transformers()
     config, model, data, _ = training_groups(found)

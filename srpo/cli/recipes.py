@@ -21,13 +21,13 @@ SPEED = 0.4 * 165e12
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A chat model with a LoRA recipe.
+    """A chat model for which srpo has a settings file of LoRA training.
 
     Attributes:
-        hub: name on the hub.
+        hub: name on the Hugging Face hub.
         billions: number of parameters, in 10⁹.
         hidden, layers: width and depth, which decide the memory of activations.
-        thinking: true if its chat template thinks unless it is told not to.
+        thinking: true if its chat template asks for thinking unless an option turns it off.
         gated: true if the hub asks for a login.
         four_bits: true if the frozen base is in 4 bits (QLoRA).
     """
@@ -42,12 +42,12 @@ class ChatModel:
 
     @property
     def checkpointing(self) -> bool:
-        """Whether activations are computed again instead of kept, so that the model fits into 24 GiB."""
+        """True if training needs activation checkpointing to fit into 24 GiB: models above 2.5 billion parameters."""
         return self.billions > 2.5
 
     @property
     def memory(self) -> float:
-        """Estimated GiB: weights, activations of one pair, and 1.5 GiB for adapter, moments and CUDA.
+        """Estimated memory of training in GiB: weights, activations of one pair, and 1.5 GiB for all the rest.
 
         A weight takes 2 bytes, or 0.65 in 4 bits with scales and embeddings. Activations take 2.9 MB a token in a model
         of hidden size 2,048 with 16 layers (docs/what-a-step-costs.md), and a third with checkpoints.
@@ -57,7 +57,10 @@ class ChatModel:
 
     @property
     def minutes(self) -> float:
-        """Estimated minutes for 10,000 pairs: 6 operations a parameter and token, 8 with checkpoints."""
+        """Estimated minutes of training on 10,000 pairs with an RTX 4090.
+
+        A parameter and token takes 6 operations, 8 with activation checkpointing.
+        """
         operations = (8 if self.checkpointing else 6) * self.billions * 1e9 * PAIR_TOKENS * 10_000
         return operations / SPEED / 60
 
@@ -78,7 +81,7 @@ CHAT_MODELS = {
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Settings of `srpo recipes`, which lists and copies the recipes of training."""
+    """Settings of `srpo recipes`, which lists and copies the settings files of training that come with srpo."""
 
     action: str = setting("list", "list, or copy: write one recipe.", choices=("list", "copy"), positional=True)
     name: str = setting("", "Name of the recipe to copy.", positional=True)
@@ -86,14 +89,14 @@ class Arguments:
 
 
 def recipes_folder() -> Path:
-    """The folder of the recipes: inside the installed package, or beside it in a checkout."""
+    """Returns the folder of srpo's settings files: in the installed package, or next to the package in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def recipes() -> Iterator[tuple[str, str]]:
-    """Yields name and first sentence of every recipe, those of chat models first."""
+    """Yields (name, first sentence) of every settings file that comes with srpo, those of chat models first."""
     for name, model in CHAT_MODELS.items():
         kind = "QLoRA" if model.four_bits else "LoRA"
         estimate = f"estimated {model.memory:.0f} GiB, {model.minutes:.0f} minutes on an RTX 4090"
@@ -104,7 +107,11 @@ def recipes() -> Iterator[tuple[str, str]]:
 
 
 def text_of(name: str, file: str) -> str:
-    """The text of a recipe that is saved as `file`.
+    """Returns the text of one of srpo's settings files.
+
+    Args:
+        name: name of the recipe, see `recipes`.
+        file: path that the text will be saved to, which its commands name.
 
     Raises:
         UsageError: no recipe has the name.
@@ -127,7 +134,7 @@ def text_of(name: str, file: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Lists the recipes, or copies one.
+    """Runs `srpo recipes`: lists the settings files that come with srpo, or copies one; returns 0.
 
     Raises:
         UsageError: no such recipe.

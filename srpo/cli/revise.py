@@ -1,4 +1,4 @@
-"""`srpo revise`: a file of prompts → a file of drafts and revisions, resumable; or one prompt → printed answers."""
+"""`srpo revise`: writes drafts and revisions for a file of prompts, resumable, or prints those of one prompt."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Arguments(TrailArguments):
     html: str | None = setting(None, "Write a page of the trails to this file.", metavar="FILE")
 
     def prompts(self) -> AnySource:
-        """The prompt on the command line as one row, or the rows of the file in --input."""
+        """Returns the source of prompts: the one on the command line, or the rows of the file in --input."""
         text = self.prompt
         if self.input == "-":
             self.input, text = "/dev/stdin", _plain_text()
@@ -50,7 +50,7 @@ class Arguments(TrailArguments):
 
 
 def main(argv: list[str]) -> int:
-    """Drafts an answer to each prompt and revises it; writes or prints the drafts and revisions."""
+    """Runs `srpo revise`: drafts an answer to each prompt and revises it; writes or prints both; returns 0."""
     args = parse_trails("revise", DESCRIPTION, Arguments, argv)
     if (args.prompt is None) == (args.input == ""):
         raise UsageError("one prompt or --input is needed, not both", where="srpo revise")

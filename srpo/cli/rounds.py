@@ -1,4 +1,4 @@
-"""`srpo rounds`: offline training, then rounds of sample, label and train, from one settings file."""
+"""`srpo rounds`: trains on given pairs, then repeats rounds of sample, label and train, from one settings file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ The same command goes on where a run was stopped.
 
 
 def main(argv: list[str]) -> int:
-    """Starts or resumes the rounds of training, and prints one line per round."""
+    """Runs `srpo rounds`: starts or resumes rounds of training, and prints a line for each round; returns 0.
+
+    Raises:
+        Interrupted: stopped by a signal; finished parts of a round are kept.
+    """
     from srpo.judge.load import judge_from
     from srpo.judge.settings import JudgeSettings
     from srpo.rounds.plan import RoundsArguments

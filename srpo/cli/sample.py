@@ -1,4 +1,4 @@
-"""`srpo sample`: several drafts of each prompt, each revised, to be labelled."""
+"""`srpo sample`: draws several drafts of each prompt and revises each, for a judge to order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from srpo.settings import part, setting
 
 @dataclass(kw_only=True)
 class Arguments(TrailArguments):
-    """Settings of `srpo sample`, which draws several answers to each prompt."""
+    """Settings of `srpo sample`, which draws several drafts of each prompt and revises each."""
 
     samples: int = setting(2, "Number of drafts of each prompt; every draft is revised.")
     # The judge must see every revision, also those that the model's own policy would reject.
@@ -19,7 +19,7 @@ class Arguments(TrailArguments):
 
 
 def main(argv: list[str]) -> int:
-    """Draws several drafts and revisions of each prompt, for a judge to compare."""
+    """Runs `srpo sample`: writes a file with several drafts and their revisions for each prompt; returns 0."""
     description = "Draw several drafts of each prompt and revise them, for a judge to order (`srpo label`)."
     args = parse_trails("sample", description, Arguments, argv)
 

@@ -22,7 +22,7 @@ The model's name chooses the policy: my-model, my-model@draft, my-model@k=2, my-
 
 @dataclass(kw_only=True)
 class Arguments(ModelArguments):
-    """Settings of `srpo serve`."""
+    """Settings of `srpo serve`, which offers a model that drafts and revises through OpenAI's API."""
 
     model_name_or_path: str = setting("", "Folder or hub name of a trained model or adapter.", positional=True)
     revision: RevisionSettings = part(
@@ -32,7 +32,7 @@ class Arguments(ModelArguments):
 
 
 def main(argv: list[str]) -> int:
-    """Serves a model until SIGTERM or Ctrl-C."""
+    """Runs `srpo serve`: answers HTTP requests until SIGTERM or Ctrl-C; returns the exit code."""
     args = parse("serve", DESCRIPTION, Arguments, argv)
     args.expect_model("serve")
     args.server.keys()  # before weights are read

@@ -37,11 +37,11 @@ class ModelArguments:
 
     @property
     def journal(self) -> Path | None:
-        """The path of a file that keeps finished answers, or None to keep no answers."""
+        """Path of the file that records finished answers, so that a stopped command can continue; None: no file."""
         return None
 
     def reviser(self) -> Reviser:
-        """Makes the `Reviser` of these settings: loads the model, or connects to its server."""
+        """Makes the `Reviser`, the model that drafts and revises: loads the weights, or connects to a server."""
         from srpo.revise.engines import make_reviser
 
         return make_reviser(
@@ -59,7 +59,7 @@ class ModelArguments:
         )
 
     def expect_model(self, verb: str) -> None:
-        """Checks that a model is named, which only a chat server can do without.
+        """Checks that the command names a model, which only `--engine chat`, a chat server, can do without.
 
         Raises:
             UsageError: no model is named.
@@ -71,7 +71,7 @@ class ModelArguments:
 
 @dataclass(kw_only=True)
 class TrailArguments(ModelArguments):
-    """Settings of a verb that draws drafts and revisions into a file: prompts, model, engine and output."""
+    """Settings that `srpo revise` and `srpo sample` share: prompts, model, engine and output."""
 
     input: str = setting(help="File of prompts: a `prompt` in each row; JSONL, JSON, CSV or Parquet.")
     map: str | None = shared("map", help="Columns under other names, as ours=theirs: prompt=instruction.")
@@ -80,22 +80,22 @@ class TrailArguments(ModelArguments):
 
     @property
     def answers(self) -> Path:
-        """The path of the file that keeps finished answers until every prompt has its draft and all its revisions."""
+        """Path of the file beside --output that records finished answers until all prompts are complete."""
         return Path(self.output + ANSWERS)
 
     @property
     def journal(self) -> Path | None:
-        """The file of finished answers, or None without an output."""
+        """Path of the file that records finished answers; None without --output."""
         return self.answers if self.output else None
 
     def prompts(self) -> AnySource:
-        """Reads the rows of prompts, with columns renamed by --map."""
+        """Returns the source of prompts: the file in --input, its columns renamed by --map."""
         from srpo.data.source import Source, columns_of
 
         return Source(self.input, columns_of(self.map))
 
     def made_with(self) -> dict[str, str]:
-        """The settings that affect the answers, to be saved beside the file of drafts and revisions."""
+        """Returns setting → value for all settings that affect the answers, to be saved beside the output."""
         options = self.chat_template_kwargs
         return {
             "model": self.model_name_or_path,
@@ -109,7 +109,12 @@ class TrailArguments(ModelArguments):
         }
 
     def finish(self, done: int, skipped: int) -> None:
-        """Deletes the file of finished answers, no longer needed, and prints the number of completed prompts."""
+        """Deletes the file of finished answers, no longer needed, and prints the number of completed prompts.
+
+        Args:
+            done: number of prompts in the output.
+            skipped: how many of them an earlier run had completed.
+        """
         self.answers.unlink(missing_ok=True)
         print(f"{self.output}: {done} trails" + (f" ({skipped} were already there)" if skipped else ""))
 
@@ -118,7 +123,12 @@ T = TypeVar("T", bound=TrailArguments)
 
 
 def parse_trails(verb: str, description: str, kind: type[T], argv: list[str], *, html: str = "") -> T:
-    """Parses the command line of a verb that draws drafts and revisions, and checks that its files can be written.
+    """Parses the command line of `revise` or `sample`, and checks that its output files can be written.
+
+    Args:
+        verb: "revise" or "sample".
+        kind: dataclass of the verb's settings.
+        argv: command-line words after the verb.
 
     Raises:
         UsageError: an unknown or missing flag, or a value that is no number.

@@ -25,7 +25,11 @@ srpo train --config settings.yaml --beta 0.1
 
 
 def main(argv: list[str]) -> int:
-    """Starts or resumes a training run, and prints the final loss."""
+    """Runs `srpo train`: starts or resumes a training, and prints its final loss; returns the exit code.
+
+    Raises:
+        Interrupted: stopped by a signal outside a training step; names the newest checkpoint.
+    """
     found, _ = parse_training("train", DESCRIPTION, argv)
     if found["launch"] and not launched():
         return launch(found["launch"], found["processes"], ["train", *argv])

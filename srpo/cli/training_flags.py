@@ -47,7 +47,7 @@ COMMON = {
 def parse_training(
     verb: str, description: str, argv: Sequence[str], *more: type[Dataclass]
 ) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """Parses a training command into its settings by name, and one dataclass per further group of settings.
+    """Parses the command line of train, precompute or rounds into (setting → value, one instance per class in `more`).
 
     Flags win over the settings file, and the file wins over a preset.
 
@@ -98,7 +98,7 @@ def _expect_names(verb: str, argv: Sequence[str], file: str | None, more: Iterab
 
 
 def training_groups(found: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Makes the four dataclasses of a training run from its settings by name."""
+    """Makes the four dataclass instances of a training run, config, model, data and run, from setting → value."""
     from transformers import HfArgumentParser
 
     from srpo.train.arguments import GROUPS

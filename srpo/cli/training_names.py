@@ -1,4 +1,4 @@
-"""Names of all flags of a training, known without importing torch: a mistyped flag is answered in under a second."""
+"""Names of all flags of a training, listed without importing torch, so that a mistyped flag is answered quickly."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ DECLARED_IN = ("train/config.py", "train/arguments.py")
 
 
 def training_names() -> list[str]:
-    """Names of all settings of a training run; [] if the installed transformers may have further ones.
+    """Returns the names of all settings of a training run, without dashes.
 
-    A newer release of transformers may have settings that are not listed.
+    [] if the installed transformers is newer than the listed release, since it may have further settings.
     """
     try:
         installed = tuple(map(int, re.findall(r"\d+", version("transformers"))[:2]))

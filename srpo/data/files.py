@@ -31,9 +31,11 @@ BOM = b"\xef\xbb\xbf"
 
 
 def rows_of(origin: str | Path, split: str, config: str | None, whole: str = "train") -> Rows:
-    """Yields (place, row or `Unusable`) for each row of the origin, in order.
+    """Yields (place, row or `Unusable`) for each row of a file, folder or named data set, in order.
 
     Args:
+        origin: path, or name of a data set.
+        split, config: split and configuration of a folder or name that `datasets` loads.
         whole: split name accepted for a source without splits.
 
     Raises:
@@ -50,7 +52,7 @@ def rows_of(origin: str | Path, split: str, config: str | None, whole: str = "tr
 
 
 def is_loaded(origin: str | Path) -> bool:
-    """Whether `datasets` loads the origin: a folder, or a name that neither is a file nor ends like one."""
+    """True if `datasets` loads the origin: a folder, or a name that neither is a file nor ends like one."""
     if ending_of(Path(origin)) in ENDINGS:
         return False
     # Path.exists raises on a name that is too long for a file.
@@ -166,7 +168,7 @@ _BETWEEN = re.compile(r"\s*([,\]])\s*")
 
 
 def loaded_rows(name: str, split: str, config: str | None, whole: str) -> Rows:
-    """Yields (`name, row n`, row) from `datasets`: a folder of files, a folder it saved, or a data set by name.
+    """Yields (`name, row n`, row) from the library `datasets`: from a folder, or from a data set by name.
 
     Raises:
         InputError: the data set cannot be loaded, or has no such split.

@@ -60,7 +60,7 @@ KINDS = {
 
 
 class Answers(NamedTuple):
-    """Record: the preferred answer, the other, and their numbers among ranked completions ("" without)."""
+    """The preferred answer, the other one, and a text that names both among ranked completions ("" without ranking)."""
 
     chosen: str
     rejected: str
@@ -69,7 +69,7 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Record: a known set of columns, and the functions that make a prompt and pairs of such a row.
+    """A known set of columns of preference rows, and the functions that make a prompt and pairs of such a row.
 
     Attributes:
         name: the layout's name in the table above.
@@ -94,7 +94,7 @@ class Layout:
     only_if: Callable[[Row], bool] = field(default=lambda row: True, repr=False)
 
     def fits(self, row: Row) -> bool:
-        """Whether the row has the layout's columns, with values of the kinds that the layout allows."""
+        """True if the row has the columns of this layout, with values of the kinds that the layout allows."""
         if any(key in row for key in self.absent):
             return False
         shaped = all(key in row and shape(row[key]) in kinds for key, kinds in self.columns.items())
@@ -105,19 +105,19 @@ class Layout:
 
 
 def layout_of(row: Row) -> Layout | None:
-    """The first layout in `LAYOUTS` that the row fits, or None."""
+    """Returns the first known layout of preference rows that the row fits, or None."""
     return next((layout for layout in LAYOUTS if layout.fits(row)), None)
 
 
 def detect(rows: Iterable[object]) -> Layout | None:
-    """The layout that most rows have (in a tie the one seen first), or None if no row fits a layout."""
+    """Returns the layout that most rows have (in a tie the one seen first), or None if no row fits a layout."""
     found = [layout for row in rows if isinstance(row, Mapping) and (layout := layout_of(row))]
     counts = Counter(layout.name for layout in found)
     return max(found, key=lambda layout: counts[layout.name], default=None)
 
 
 def convert(row: object, layout: Layout | None, rankings: str = "all") -> tuple[Prompt, list[Answers]]:
-    """The prompt and the pairs of a row; `rankings` ("best-worst" …) chooses among ranked completions.
+    """Returns the prompt and the pairs of a row; `rankings` is "all" or "best-worst", for ranked completions.
 
     Raises:
         Unusable: the row is of another layout, or a value is unusable.
@@ -140,14 +140,14 @@ def convert(row: object, layout: Layout | None, rankings: str = "all") -> tuple[
 
 
 def reasoned(row: Row) -> bool:
-    """Whether an answer of the row is a message that holds thinking under a key of its own."""
+    """True if an answer of the row is a message that holds thinking under a key of its own."""
     lists = (value if isinstance(value, list) else [value] for value in (row.get("chosen"), row.get("rejected")))
     last = [each[-1] for each in lists if each and isinstance(each[-1], Mapping)]
     return any(message.get(part) for message in last for part in REASONING)
 
 
 def prompt_of(row: object) -> tuple[Prompt, str]:
-    """The prompt of a row that may lack answers, and the name of the prompt's column.
+    """Returns the prompt of a row that may lack answers, and the name of the prompt's column.
 
     Raises:
         Unusable: the row has no usable prompt.

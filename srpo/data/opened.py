@@ -1,4 +1,4 @@
-"""Opens files: finds their kind, unpacks their bytes, and raises errors for files that cannot be read."""
+"""Opens data files: finds their kind, unpacks their bytes, and raises errors for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Rows = Iterator[tuple[str, Any]]
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a file, one of `ENDINGS`: from its name, else from its first bytes, else `.jsonl`."""
+    """Returns the kind of a data file, one of `ENDINGS`: from its name, else from its first bytes, else `.jsonl`."""
     if (ending := ending_of(path)) in ENDINGS:
         return ending
     try:
@@ -44,7 +44,7 @@ def kind_of(path: Path) -> str:
 
 
 def ending_of(path: Path) -> str:
-    """The lower-case ending of a file's name, without `.gz` and the like: `.jsonl` for `a.jsonl.gz`."""
+    """Returns the lower-case ending of a file's name, without `.gz` and the like: `.jsonl` for `a.jsonl.gz`."""
     name = path.with_suffix("") if path.suffix.lower() in PACKED else path
     return name.suffix.lower()
 
@@ -106,7 +106,12 @@ def _utf16(head: bytes) -> str | None:
 
 
 def unreadable(error: Exception, path: Path) -> NoReturn:
-    """Raises the srpo error for a file that cannot be read: InputError, or DataError if it is damaged."""
+    """Raises the error for a data file that could not be read because of `error`.
+
+    Raises:
+        InputError: the file is missing or unreadable.
+        DataError: the file is compressed and damaged.
+    """
     if isinstance(error, FileNotFoundError):
         kinds = {".json": "JSON", ".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".arrow": "Arrow"}
         raise InputError(
@@ -118,5 +123,5 @@ def unreadable(error: Exception, path: Path) -> NoReturn:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or the name of its class if the text is empty."""
+    """Returns the first line of an error's text, or the name of its class if the text is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ NUMBER_KEYS = {"rank": -1.0, "score": 1.0, "overall_score": 1.0}
 
 
 def ranked_pairs(row: Row, which: str) -> list[tuple[str, str, str]]:
-    """(better completion, worse completion, their ranks or scores as text) of every two, or of best and worst.
+    """Returns (better, worse, text that names both) for every two ranked completions, or for best and worst alone.
 
     Completions that tie make no pair. `which` is "all" or "best-worst".
 

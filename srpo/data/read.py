@@ -50,7 +50,7 @@ DETECTED_ON = 100  # number of first rows that decide the layout
 
 @dataclass(frozen=True)
 class Pair:
-    """Record of one preference: a prompt and two answers to it.
+    """One preference: a prompt and two answers to it.
 
     Attributes:
         prompt: text, or the messages before the answer.
@@ -78,7 +78,7 @@ class Pair:
 
 
 class PromptRow(NamedTuple):
-    """Record: a prompt to answer, with the row's other columns and options of the chat template, as in `Pair`."""
+    """A prompt to answer, with its place, other columns (`meta`) and options of the chat template, as in `Pair`."""
 
     prompt: Prompt
     where: str
@@ -88,7 +88,7 @@ class PromptRow(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """Record of a row that cannot be used: its place and the reason."""
+    """A row that cannot be used: its place, such as `file:line`, and the reason."""
 
     where: str
     reason: str
@@ -120,7 +120,7 @@ REJECTS = {each.__name__: each for each in (Reject, Undecided, Refused, TooLong)
 
 
 class Reading(NamedTuple):
-    """Record of a whole source: its layout (None if unknown), its pairs and its rejects."""
+    """All of a source: its layout (None if unknown), its pairs and its unusable rows."""
 
     layout: Layout | None
     pairs: list[Pair]
@@ -128,7 +128,7 @@ class Reading(NamedTuple):
 
 
 class Stream:
-    """Iterates over the pairs and rejects of a source, one by one, in the source's order.
+    """Iterates over the preference pairs and unusable rows (`Reject`) of a source, one by one, in the source's order.
 
     Attributes:
         name: the source's name.
@@ -176,7 +176,7 @@ class Stream:
 
 
 def read(source: AnySource, *, rejects: list[Reject] | None = None) -> Reading:
-    """All pairs of a source, its layout and its unusable rows.
+    """Reads all preference pairs of a source; returns them with its layout and its unusable rows.
 
     Args:
         source: a path, a name, rows, or any of them in a `Source`.
@@ -211,7 +211,7 @@ def read(source: AnySource, *, rejects: list[Reject] | None = None) -> Reading:
 
 
 def read_pairs(source: AnySource, *, rejects: list[Reject] | None = None) -> list[Pair]:
-    """Preference pairs in order.
+    """Reads and returns the preference pairs of a source, in order.
 
     Args:
         source: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, rows in any of
@@ -230,7 +230,11 @@ def read_pairs(source: AnySource, *, rejects: list[Reject] | None = None) -> lis
 
 
 def read_prompts(source: AnySource, *, rejects: list[Reject] | None = None) -> list[PromptRow]:
-    """Prompts in order, from rows with or without answers; all other columns are in `meta`.
+    """Reads and returns prompts in order, from rows with or without answers; all other columns are in `meta`.
+
+    Args:
+        source: path of a file or folder, name of a data set, rows, or a `Source`; see `read_pairs`.
+        rejects: a list to extend with the unusable rows; without it, an unusable row is an error.
 
     Raises:
         InputError: the source cannot be read.
@@ -269,7 +273,7 @@ def _empty(name: str, noun: str) -> DataError:
 
 
 def plain(value: object) -> Any:
-    """A value from a table as a JSON value: dates and other types become text, infinities and NaN null."""
+    """Returns a value from a table as a JSON value: dates and other types become text, infinities and NaN null."""
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -280,7 +284,7 @@ def plain(value: object) -> Any:
 
 
 def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> DataError:
-    """The error that lists the unusable rows `bad` of `rows` rows.
+    """Returns the error that lists the unusable rows `bad` of `rows` rows.
 
     Args:
         noun: the use that the rows are unfit for, such as "pairs".
@@ -292,7 +296,7 @@ def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> D
 
 
 def listed(bad: list[Reject]) -> str:
-    """The first ten of the rejects `bad`, a line each, then the number of the others."""
+    """Returns the first ten unusable rows with their reasons as text, a line each, then the number of the others."""
     lines = [f"  {where}: {reason}" for where, reason in bad[:SHOWN_REJECTS]]
     more = [f"  … and {len(bad) - SHOWN_REJECTS} more"] if len(bad) > SHOWN_REJECTS else []
     return "\n".join([*lines, *more])

@@ -1,4 +1,4 @@
-"""Groups the reasons of rejected rows: reasons that differ only in numbers are one group."""
+"""Groups the reasons why rows were rejected: reasons that differ only in numbers are one group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _VARYING = re.compile(r"(\d+|\[[^\]]*\])")
 
 @dataclass
 class Reason:
-    """Record: one reason that several rejected rows share.
+    """One reason that several rejected rows share.
 
     Attributes:
         reason: the text, with … for numbers that differ between the rows.
@@ -27,13 +27,13 @@ class Reason:
 
 
 class Reasons:
-    """Collects the reasons of rejected rows and groups them."""
+    """Collects the reasons of rejected rows, and groups those that differ only in numbers."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[list[str], Reason]] = {}
 
     def add(self, where: str, reason: str) -> None:
-        """Counts one rejected row, by its place and its reason."""
+        """Counts one rejected row; `where` is its place, such as `file:line`."""
         new = _VARYING.split(reason)
         pieces, group = self._found.setdefault(_VARYING.sub("…", reason), (new, Reason(reason)))
         pieces[:] = [old if old == piece else "…" for old, piece in zip(pieces, new, strict=True)]
@@ -43,12 +43,12 @@ class Reasons:
             group.where.append(where)
 
     def sorted(self) -> list[Reason]:
-        """The groups of reasons, the most frequent first."""
+        """Returns the groups of reasons for rejected rows, the most frequent first."""
         return sorted((each for _, each in self._found.values()), key=lambda each: -each.count)
 
 
 def reasons(rejects: Iterable[tuple[str, str]]) -> str:
-    """One sentence of the reasons of (place, reason) rejects with their counts, the most frequent first.
+    """Returns one sentence with the reasons of (place, reason) rejects and their counts, the most frequent first.
 
     Example:
         >>> reasons([("a:1", "9 tokens, over 8"), ("a:2", "is empty"), ("a:3", "12 tokens, over 8")])

@@ -1,4 +1,4 @@
-"""`rejected.jsonl`: the rows that were left out, word for word, so that a user can correct them.
+"""Writes `rejected.jsonl`: the rows that were left out, word for word, so that a user can correct them.
 
 A row may be rejected long after it was read, for example as too long. So the source is read a second time, instead of
 keeping every row in memory.

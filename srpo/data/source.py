@@ -26,7 +26,7 @@ AnySource: TypeAlias = "str | Path | Iterable[Mapping[str, Any]] | Source"
 
 @dataclass(frozen=True)
 class Source:
-    """Record: the origin of rows and how to read them; accepted wherever a path or rows are accepted.
+    """The origin of rows and how to read them; accepted wherever a path or rows are accepted.
 
     Attributes:
         origin: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, or rows.
@@ -64,21 +64,21 @@ class Source:
 
     @classmethod
     def of(cls, source: AnySource) -> Source:
-        """`source` unchanged if it is a `Source`, else a `Source` with that path or those rows as origin."""
+        """Returns `source` unchanged if it is a `Source`, else a `Source` with that path or those rows as origin."""
         return source if isinstance(source, Source) else cls(source)
 
     @property
     def name(self) -> str:
-        """The path or name of the origin; "rows" for rows in memory."""
+        """Path or name of the origin of the rows; "rows" for rows in memory."""
         return str(self.origin) if isinstance(self.origin, str | Path) else "rows"
 
     @property
     def has_splits(self) -> bool:
-        """Whether `datasets` loads the origin, which may then have splits."""
+        """True if the library `datasets` loads the origin, which may then have splits."""
         return isinstance(self.origin, str | Path) and is_loaded(self.origin)
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        """Yields (place, row or `Unusable`) for each row, its columns under srpo's names.
+        """Yields (place, row or `Unusable`) for each row of the origin, its columns under srpo's names.
 
         Raises:
             InputError: the origin cannot be read.
@@ -106,7 +106,7 @@ class Source:
 
 
 def evaluation_source(name: str, columns: Mapping[str, str], rankings: str, split: str, config: str | None) -> Source:
-    """The source of evaluation rows, with the training set's columns and rankings.
+    """Returns the source of evaluation rows, read with the columns and rankings of the training set.
 
     A file is one split named "test", TRL's default; `config`, the training set's configuration, is ignored for a file.
     """
@@ -115,7 +115,7 @@ def evaluation_source(name: str, columns: Mapping[str, str], rankings: str, spli
 
 
 def records(origin: Iterable[object]) -> Iterable[object]:
-    """The rows of a table in memory (pandas, polars, Arrow), missing values as null; any other rows unchanged."""
+    """Returns the rows of a table in memory (pandas, polars, Arrow), missing values as null; other rows unchanged."""
     for name in ("to_dicts", "to_pylist"):  # methods of polars and Arrow tables
         if hasattr(origin, name):
             rows: Iterable[object] = getattr(origin, name)()
@@ -136,7 +136,7 @@ def _plain_cell(value: Any) -> Any:
 
 
 def columns_of(text: str | None) -> dict[str, str]:
-    """Parses `name=column,name=column` into srpo's name → the source's column; {} for None.
+    """Parses the flag `--map`, `name=column,name=column`, into srpo's name → the source's column; {} for None.
 
     Raises:
         ConfigError: the text is of another form, or names a column twice.

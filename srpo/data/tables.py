@@ -24,7 +24,9 @@ JSON_CELLS = ("completions", "ranks", "scores", "conversations", "preference", "
 
 
 def csv_rows(path: Path) -> Rows:
-    """Yields (`file:line`, row or `Unusable`) per CSV or TSV record; cells are text, see `from_cells` for JSON.
+    """Yields (`file:line`, row or `Unusable`) for each record of a CSV or TSV file; cells are text.
+
+    `from_cells` parses cells that hold JSON.
 
     The cells of a .csv file may be separated by semicolons, tabs or bars, if its header has no comma.
 
@@ -74,7 +76,7 @@ def _record(header: list[str], record: list[str]) -> Any:
 
 
 def from_cells(row: object) -> dict[str, Any]:
-    """A CSV row with the cells of the columns `JSON_CELLS` parsed as JSON; empty ones become None.
+    """Returns a CSV row with the cells of the columns `JSON_CELLS` parsed as JSON; empty ones become None.
 
     Raises:
         Unusable: a cell of such a column is not JSON.

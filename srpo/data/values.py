@@ -26,7 +26,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 class Unusable(Exception):
-    """Exception with the reason why one row is unusable; becomes a `Reject`.
+    """Raised with the reason why one row is unusable; becomes a `Reject`.
 
     Attributes:
         column: suffix for the place of the row: ":42" if the error is in column 42 of its line, "" if unknown.
@@ -38,11 +38,13 @@ class Unusable(Exception):
 
 
 class NoPreference(Unusable):
-    """Exception for a well-formed row that prefers no answer, such as a tie."""
+    """Raised for a well-formed row that prefers no answer, such as a tie."""
 
 
 def as_object(row: object, holds: str) -> Row:
-    """The row, checked to be an object without images, video or audio; `holds` describes its columns in errors.
+    """Returns the row after a check that it is an object without images, video or audio.
+
+    `holds` describes the wanted columns in errors.
 
     Raises:
         Unusable: the row is another value, or is itself the `Unusable` of a line that could not be read.
@@ -68,7 +70,7 @@ def _is_empty(value: object) -> bool:
 
 
 def text(value: object, key: str) -> str:
-    """The value, checked to be a string that can be encoded; `key` names its column in errors.
+    """Returns the value after a check that it is a string that can be encoded; `key` names its column in errors.
 
     Raises:
         Unusable: the value is not a string, or holds half of a surrogate pair.
@@ -83,7 +85,7 @@ def text(value: object, key: str) -> str:
 
 
 def joined(parts: Sequence[object], key: str) -> str:
-    """The parts that are not empty, joined with line breaks; `key` names their column in errors.
+    """Returns the parts that are not empty, joined with line breaks; `key` names their column in errors.
 
     Raises:
         Unusable: a part is not text.
@@ -92,7 +94,9 @@ def joined(parts: Sequence[object], key: str) -> str:
 
 
 def messages(value: object, key: str) -> list[Message]:
-    """Messages in the form {"role", "content"}, converted from {"from", "value"} if need be; names and thinking stay.
+    """Returns messages in the form {"role", "content"}, converted from {"from", "value"} if need be.
+
+    Names and thinking stay.
 
     `key` names the column of the messages in errors.
 
@@ -105,7 +109,7 @@ def messages(value: object, key: str) -> list[Message]:
 
 
 def text_or_messages(value: object, key: str) -> Prompt:
-    """The value, checked to be a string or a list of messages; `key` names its column in errors.
+    """Returns the value after a check that it is a string or a list of messages; `key` names its column in errors.
 
     Raises:
         Unusable: the value is neither a string nor a list of messages.
@@ -146,13 +150,13 @@ def _joined_parts(content: object, key: str) -> object:
 
 
 def answer_text(message: Message) -> str:
-    """The text of an assistant message, its thinking before its content."""
+    """Returns the text of an assistant message, its thinking before its content."""
     thinking = message.get("thinking")
     return with_thinking(thinking, message["content"]) if thinking else str(message["content"])
 
 
 def turns(transcript: str, key: str) -> list[Message]:
-    """The messages of "\\n\\nHuman: … \\n\\nAssistant: …", trimmed; `key` names their column in errors.
+    r"""Returns the trimmed messages of a transcript "\n\nHuman: … \n\nAssistant: …"; `key` names its column in errors.
 
     Raises:
         Unusable: the text does not begin with Human, end with Assistant and alternate between them.
@@ -168,12 +172,12 @@ def turns(transcript: str, key: str) -> list[Message]:
 
 
 def is_transcript(value: object) -> bool:
-    """Whether a value is text that begins with "Human:" and has a turn of "Assistant:"."""
+    """True if a value is text that begins with "Human:" and has a turn of "Assistant:"."""
     return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
 def number(value: object, key: str) -> float:
-    """The value, checked to be a finite number; `key` names its column in errors.
+    """Returns the value as float after a check that it is a finite number; `key` names its column in errors.
 
     Raises:
         Unusable: the value is not a finite number.
@@ -189,23 +193,23 @@ def number(value: object, key: str) -> float:
 
 
 def with_thinking(thinking: str, content: str) -> str:
-    """An answer as text: its thinking between `<think>` and `</think>`, then its content.
+    r"""Returns an answer as text: its thinking between `<think>` and `</think>`, then its content.
 
     Example:
         >>> with_thinking("2+2", "4")
-        '<think>\\n2+2\\n</think>\\n\\n4'
+        '<think>\n2+2\n</think>\n\n4'
     """
     return f"{THINK_START}\n{thinking}\n{THINK_END}\n\n{content}"
 
 
 def split_thinking(answer: str, start: str = THINK_START, end: str = THINK_END) -> tuple[str | None, str | None]:
-    """The thinking and the content of an answer.
+    r"""Returns (thinking, content) of an answer, which are separated by `</think>` or the mark `end`.
 
     Without thinking the first is None; in an answer cut off while thinking the second is None. The start may be
     missing, as in text generated after a prompt that opens a block of thinking.
 
     Example:
-        >>> split_thinking("<think>\\n2+2\\n</think>\\n\\n4"), split_thinking("4"), split_thinking("<think>\\n2+")
+        >>> split_thinking("<think>\n2+2\n</think>\n\n4"), split_thinking("4"), split_thinking("<think>\n2+")
         (('2+2', '4'), (None, '4'), ('2+', None))
     """
     before, found, content = answer.partition(end)
@@ -220,11 +224,11 @@ def split_thinking(answer: str, start: str = THINK_START, end: str = THINK_END) 
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """A prompt for a reader or a judge: text unchanged, messages as `role: content` with a blank line between them.
+    r"""Returns a prompt as text for a reader or a judge: messages as `role: content` with a blank line between them.
 
     Example:
         >>> prompt_text([{"role": "system", "content": "Add."}, {"role": "user", "content": "2+2?"}])
-        'system: Add.\\n\\nuser: 2+2?'
+        'system: Add.\n\nuser: 2+2?'
     """
     if isinstance(prompt, str):
         return prompt
@@ -232,16 +236,16 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def last_message(prompt: Prompt) -> str:
-    """The text of a prompt's last message; the prompt itself if it is text."""
+    """Returns the text of a prompt's last message; the prompt itself if it is text."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def transcript(prompt: Prompt) -> str:
-    """A prompt for a model without a chat template: text unchanged, messages as a transcript awaiting its answer.
+    r"""Returns a prompt as text for a model without a chat template: messages as a transcript awaiting its answer.
 
     Example:
         >>> transcript([{"role": "user", "content": "2+2?"}])
-        'User: 2+2?\\n\\nAssistant:'
+        'User: 2+2?\n\nAssistant:'
     """
     if isinstance(prompt, str):
         return prompt
@@ -253,7 +257,7 @@ def transcript(prompt: Prompt) -> str:
 
 
 def with_system(prompt: Prompt, row: Row) -> Prompt:
-    """The prompt, with the row's `system` text, if any, as its first message.
+    """Returns the prompt with the row's `system` text, if any, as its first message.
 
     Raises:
         Unusable: `system` is not text, or differs from the prompt's own system message.
@@ -270,7 +274,7 @@ def with_system(prompt: Prompt, row: Row) -> Prompt:
 
 
 def template_options(row: Row) -> tuple[list[dict[str, Any]] | None, dict[str, Any] | None]:
-    """(tools, chat_template_kwargs) of the row, from values or JSON text; None for an empty column.
+    """Returns (tools, chat_template_kwargs) of the row, from values or JSON text; None for an empty column.
 
     Raises:
         Unusable: a column holds a value of another kind, or an option is reserved for srpo.
@@ -307,7 +311,7 @@ def _without_nulls(value: object) -> Any:
 
 
 def from_text(row: Row, columns: Sequence[str]) -> Row:
-    """The row, with message lists that its `columns` hold as JSON or Python text parsed into lists.
+    """Returns the row with message lists that its `columns` hold as JSON or Python text parsed into lists.
 
     Raises:
         Unusable: a text begins like a list of messages, and is neither JSON nor Python.
@@ -323,7 +327,7 @@ def from_text(row: Row, columns: Sequence[str]) -> Row:
 
 
 def python_or_json(value: str) -> Any:
-    """The value of a text that is JSON or a Python literal, or None if it is neither."""
+    """Returns the value of a text that is JSON or a Python literal; None if it is neither."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(value)
@@ -342,7 +346,7 @@ def _is_messages(value: object) -> bool:
 
 
 def shape(value: object) -> str:
-    """The kind of a value, for layouts: "text", "texts", "objects", "object", "number", "null" or "other"."""
+    """Returns the kind of a value, for layouts: "text", "texts", "objects", "object", "number", "null" or "other"."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, list) and value:
@@ -357,7 +361,7 @@ def shape(value: object) -> str:
 
 
 def kind(value: object) -> str:
-    """The kind of a value in words, for error messages: "a string", "a list of objects"."""
+    """Returns the kind of a value in words for error messages, such as "a string" or "a list of objects"."""
     names = {type(None): "null", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
     if isinstance(value, list):
         words = dict.fromkeys("list" if isinstance(item, list) else kind(item).split()[-1] for item in value)

@@ -1,4 +1,8 @@
-"""Drafts and revisions of every system in a plan: read from files, or drawn from models and kept in a cache."""
+"""Drafts and revisions of every system in an evaluation: read from files, or drawn from models and cached.
+
+A system is a model with its way of answering, or an opponent such as the best of n drafts. A trail is one prompt with
+its draft and its revisions.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +57,12 @@ Prompts = Mapping[int, Mapping[str, list[PromptRow]]]  # seed → split → prom
 
 @dataclass(frozen=True)
 class Drawn:
-    """A record of all drawn trails (a prompt with its draft and its revisions), by (seed, system,
-    split, temperature), and of the printed names of the opponents drawn from the same model, such as best of n."""
+    """Result of `draw_all`: all drawn trails (prompts with draft and revisions), and labels of the opponents.
+
+    Attributes:
+        trails: (seed, system, split, temperature) → one trail per prompt.
+        labels: system → printed name, for opponents drawn from a model, such as best of n.
+    """
 
     trails: dict[Key, list[Trail]]
     labels: dict[str, str]
@@ -67,7 +75,7 @@ def read_systems(
     split_key: str = "split",
     temperature: float | None = None,
 ) -> dict[Key, list[Trail]]:
-    """Reads files of trails, each a prompt with its draft and revisions, by seed, system and split.
+    """Reads files of trails (prompts with draft and revisions) and returns (seed, system, split, temperature) → trails.
 
     A name with n files is one system with seeds 0 to n − 1.
 
@@ -91,10 +99,14 @@ def read_systems(
 
 
 def without_failed(trails: Mapping[Key, list[Trail]]) -> tuple[dict[Key, list[Trail]], list[str]]:
-    """Removes every prompt that failed for any system from all systems of its seed, split and temperature.
+    """Removes each prompt that failed for some system from all systems with the same seed, split and temperature.
+
+    Args:
+        trails: (seed, system, split, temperature) → one trail (draft and revisions) per prompt.
 
     Returns:
-        The remaining prompts' answers, and a sentence for each split with failed prompts: number and commonest reason.
+        The remaining trails by the same keys, and one sentence per split with failures: their number and commonest
+        reason.
 
     Raises:
         DataError: every prompt of a split failed.
@@ -127,7 +139,10 @@ def _prompt_key(trail: Trail) -> str:
 
 
 def read_prompt_files(plan: Plan) -> Prompts:
-    """Reads a plan's prompts: seed → split → prompts. A file is one split, unless its rows name their splits."""
+    """Reads the prompts of an evaluation; returns seed → split → prompts.
+
+    A file is one split, unless its rows name their splits.
+    """
     found: dict[int, dict[str, list[PromptRow]]] = {}
     for seed in plan.seeds if plan.models else ():
         splits = found[seed] = defaultdict(list)
@@ -142,7 +157,7 @@ def read_prompt_files(plan: Plan) -> Prompts:
 
 
 def draw_all(plan: Plan, prompts: Prompts, judge: AnyJudge) -> Drawn:
-    """Draws the answers of every model of a plan and of its opponents, seed by seed, or reads them from the cache.
+    """Draws the answers of all models and of the opponents made from them, seed by seed, or reads them from the cache.
 
     Args:
         prompts: from `read_prompt_files`.
@@ -182,7 +197,7 @@ def draw_all(plan: Plan, prompts: Prompts, judge: AnyJudge) -> Drawn:
 
 
 class Task(NamedTuple):
-    """A record of one list of answers to draw: system's name, split, its prompts (`rows`), temperature."""
+    """One list of answers to draw: the system's name, the split, its prompts (`rows`) and the sampling temperature."""
 
     name: str
     split: str
@@ -191,9 +206,10 @@ class Task(NamedTuple):
 
 
 class ModelAnswers:
-    """Draws the answers of one model, of its reference, and of opponents made from its drafts, such as best of n.
+    """Draws answers of one model, of its reference, and of opponents made from its drafts, such as the best of n.
 
-    Weights are loaded when they are first needed."""
+    Weights are loaded when they are first needed.
+    """
 
     def __init__(self, plan: Plan, model: Model, folder: Path, seed: int) -> None:
         self.plan, self.model, self.folder, self.seed = plan, model, folder, seed
@@ -201,9 +217,12 @@ class ModelAnswers:
         self.reviser = lru_cache(maxsize=1)(self._load)
 
     def systems(self, task: Task, controls: Collection[str], judge: AnyJudge) -> dict[str, list[Trail]]:
-        """Returns system → its drafts and revisions, for the model and the opponents named.
+        """Returns system → one trail (draft and revisions) per prompt of `task`, for the model and some opponents.
 
-        `judge` scores drafts for the opponent "oracle", the best draft by the judge itself."""
+        Args:
+            controls: names of the opponents, keys of `CONTROLS`.
+            judge: scores drafts for the opponent "oracle", which picks the best draft by the judge itself.
+        """
         gold_key, sampled = self.plan.gold_key, task.temperature > 0  # greedy drafts of a prompt are equal
         found = {"": self.draw(self._main, task)}
         # A prompt that fails is left out for every system, so the controls need no answer to it.
@@ -233,7 +252,10 @@ class ModelAnswers:
         return [kind for kind in (REFERENCE, *(KINDS if task.temperature > 0 else ())) if kind in controls]
 
     def missing(self, task: Task, controls: Collection[str]) -> int:
-        """Largest number of answers that `systems` will draw for a task, those in the cache left out."""
+        """Returns the largest number of answers that `systems` would draw for a task; cached ones are not drawn.
+
+        `controls` are names of opponents, keys of `CONTROLS`.
+        """
         kinds = {self._main, *self._opponents(task, controls)}
         if any(map(KINDS.get, kinds)) or (task.temperature > 0 and {"majority", "oracle"} & {*controls}):
             kinds.add(DRAFTS)
@@ -246,7 +268,7 @@ class ModelAnswers:
         return found
 
     def draw(self, kind: str, task: Task) -> list[Trail]:
-        """Draws the trails (prompts with their drafts and revisions) that the cache lacks, and returns all of them.
+        """Returns one trail (a prompt with draft and revisions) per prompt of `task`; draws those not in the cache.
 
         Args:
             kind: `ANSWERS`, drafts and revisions under the model's policy; `DRAFTS`, as many drafts of each prompt as a
@@ -267,9 +289,10 @@ class ModelAnswers:
         return cached_trails(path, task.rows, made_with, lambda: self.reviser(*self._model_of(kind)), draw)
 
     def cache_file(self, kind: str, task: Task) -> tuple[Path, RevisionSettings, dict[str, object]]:
-        """Returns the cache file of one kind of answers for a task, their settings, and all that decides the answers.
+        """Returns the cache file for a task's answers, the sampling settings, and all else that decides the answers.
 
-        `kind` is answers, drafts, the reference's answers, or an opponent such as the best of several drafts.
+        Args:
+            kind: kind of the answers: `ANSWERS`, `DRAFTS`, `REFERENCE` or an opponent; see the method `draw`.
         """
         model, template = self._model_of(kind)
         plan, policy = self.plan, self.model.policy if kind == ANSWERS else "always"

@@ -1,5 +1,4 @@
-"""The cache of drawn trails (a prompt with its draft and its revisions): a file per list of
-prompts, models and settings.
+"""The cache of drawn trails (a prompt with draft and revisions): a file per list of prompts, models and settings.
 
 The name of a file has the sha256 of the files of the model and of its reference, of the prompts, the template and the
 settings. A changed model is therefore drawn again, a moved one is not, and an interrupted run resumes: finished trails
@@ -36,9 +35,13 @@ IGNORED = ("trainer_state.json", "run.json", "results.json", "added_by_user.txt"
 def cache_file(
     folder: Path, name: str, rows: Sequence[PromptRow], made_with: Mapping[str, object]
 ) -> tuple[Path, dict[str, object]]:
-    """Returns the cache file in `folder` for the answers to the prompts `rows`, and everything that decides them.
+    """Returns the path of a cache file for answers to some prompts, and everything that decides these answers.
 
-    `name` is the readable part of the file's name; `made_with` has models and settings, to which prompts are added.
+    The path contains a hash of the latter, so that other prompts, models or settings get another file.
+
+    Args:
+        name: readable part of the file's name.
+        made_with: models and settings, to which the hash of the prompts is added.
     """
     asked = json.dumps([row._replace(where="") for row in rows], sort_keys=True, default=str)
     made = {**made_with, "prompts": hashlib.sha256(asked.encode()).hexdigest()}
@@ -48,7 +51,7 @@ def cache_file(
 
 
 def models_in(model: str, reference: str | None, template: str | None) -> dict[str, object]:
-    """Returns the digests of a model and its reference and a template file's text, for `cache_file`."""
+    """Returns digests of a model and its reference, and the text of a template file, to identify cached answers."""
     file = Path(template or "")
     return {
         "model": content_hash(model),
@@ -60,13 +63,16 @@ def models_in(model: str, reference: str | None, template: str | None) -> dict[s
 def cached_trails(
     path: Path, rows: list[PromptRow], made_with: Mapping[str, object], reviser: Callable[[], Reviser], draw: Draw
 ) -> list[Trail]:
-    """Draws the drafts and revisions that the file `path` lacks; returns a trail per row, with the reason of a failure.
+    """Returns one trail (a prompt with draft and revisions) per prompt; draws those that the cache file lacks.
+
+    A trail that failed has its reason in `failed`.
 
     Args:
         path, made_with: the cache file and all that decides its answers, from `cache_file`.
         rows: the prompts.
         reviser: loads the reviser; called only if trails are missing.
-        draw: function that draws the missing trails with that reviser.
+        draw: called as draw(reviser, skip, only); yields the trails of all rows after the first `skip`, in order; if
+            `only` is given, of just the rows with these numbers.
 
     Raises:
         OutputError: the file cannot be written.
@@ -91,9 +97,9 @@ def cached_trails(
 
 @cache
 def content_hash(path: str) -> str:
-    """The sha256 of a model folder's files that decide its answers, an adapter's base included.
+    """Returns a sha256 over the files of a model's folder that decide its answers, with those of an adapter's base.
 
-    For a model named on the hub, the name with its commit.
+    For a model named on the hub, returns its name with the commit in the local cache.
     """
     folder = Path(path)
     if not folder.is_dir():

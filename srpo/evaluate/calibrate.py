@@ -1,4 +1,4 @@
-"""Calibration of one model on labelled prompts: whether revising helps, and how far its confidence can be trusted.
+"""Calibration of one model on labelled prompts: whether revising helps, and how far to trust the model's confidence.
 
 A revision can break a right answer, so the gain of revising has to be measured. Every policy is compared with the same
 model's drafts, prompt by prompt. One half of the prompts chooses the policy and the number of revisions; the other half
@@ -51,16 +51,19 @@ def calibrate(
     folder: Path | None = None,
     made_with: Mapping[str, object] | None = None,
 ) -> Calibration:
-    """Draws drafts and revisions of labelled prompts under every policy, and chooses a policy.
+    """Measures on labelled prompts whether revising helps; chooses a revision policy, or drafts alone.
 
     A prompt that fails under a policy, because it leaves no room for an answer, is left out and counted in a warning.
 
     Args:
+        reviser: the model.
         rows: prompts with the gold answer in `meta`.
+        judge: function (prompt, answer, gold answer) → score in [0, 1].
         settings: sampling; `revisions` is the largest number to try, `policy` has no effect.
+        gold_key: key of the gold answer in `meta`.
         bins: number of rows in the reliability table.
-        folder: where trails are kept, so that an interrupted calibration resumes; None keeps them in memory.
-        made_with: whatever decides the trails besides prompts and settings, such as digests of the models.
+        folder: stores the answers, so that an interrupted calibration resumes; None keeps them in memory.
+        made_with: all that decides the answers besides prompts and settings, such as digests of the models.
 
     Raises:
         DataError: a row without a gold answer, or fewer than `LEAST` rows without failure.
@@ -119,14 +122,15 @@ def other_choices(
     folder: Path | None,
     made_with: Mapping[str, object],
 ) -> dict[str, list[Trail]]:
-    """Returns trails of further choices: selectors on a chain, the vote on drafts, one greedy draft.
+    """Returns name → one trail (draft and revisions) per prompt, for ways to answer that are no plain policy.
 
-    Names are those of policies, or "policy + selector". Selectors need log-probs, and the vote on drafts and the greedy
-    draft a temperature above 0; what cannot be computed is left out.
+    These are selectors of the final answer from `chain`, named "policy + selector", and, at a temperature above 0, a
+    vote on several drafts and one greedy draft. Those that need log-probs are left out where the model gives none.
 
     Args:
-        chain: trails of the first usual policy, which the selectors choose from.
-        folder, made_with: as in `drawn_trails`.
+        chain: trails under the first policy, from which the selectors choose.
+        folder: stores the trails; None keeps them in memory.
+        made_with: all that decides the answers besides prompts and settings.
     """
     found: dict[str, list[Trail]] = {}
     if settings.temperature > 0:
@@ -142,7 +146,7 @@ def other_choices(
 
 
 def expect_labelled(rows: Sequence[PromptRow], judge: Judge, gold_key: str) -> None:
-    """Checks labelled prompts, and tries the judge on the first of them, before any answer is drawn.
+    """Checks that there are enough prompts with gold answers, and that the judge can score the first of them.
 
     Raises:
         DataError: a row without a gold answer, or fewer than `LEAST` rows.
@@ -165,12 +169,13 @@ def drawn_trails(
     *,
     name: str = "",
 ) -> list[Trail]:
-    """Draws a draft and its revisions for each prompt, or reads those that `folder` already holds.
+    """Returns one trail (a prompt with draft and revisions) per prompt: drawn, or read from `folder` if it is there.
 
     Args:
-        folder: where the answers are kept; None keeps them in memory.
-        made_with: everything that decides the answers besides prompts and settings.
-        name: first part of the file's name; "" takes the policy.
+        folder: stores the trails; None keeps them in memory.
+        made_with: all that decides the answers besides prompts and settings. A hash of it is part of the file's name,
+            so a changed value draws anew into another file.
+        name: first part of the file's name; "" takes the name of the policy.
     """
     if folder is None:
         return list(reviser.trails(rows, settings))
@@ -183,9 +188,14 @@ def drawn_trails(
 
 
 def without_failure(drawn: Mapping[str, Sequence[Trail]]) -> list[int]:
-    """Returns the row numbers of the prompts that failed under no policy.
+    """Returns the row numbers of the prompts that failed under no policy, in ascending order.
 
-    `drawn` maps each policy to one trail per prompt: its draft and revisions."""
+    Args:
+        drawn: policy → one trail (draft and revisions) per prompt.
+
+    Raises:
+        DataError: some failed, and fewer than `LEAST` are left.
+    """
     columns = list(zip(*drawn.values(), strict=True))
     places = [at for at, trails in enumerate(columns) if not any(trail.failed for trail in trails)]
     if len(places) < len(columns):
@@ -203,7 +213,7 @@ def choose(
     settings: RevisionSettings,
     costs: Mapping[str, Sequence[Trail]] | None = None,
 ) -> CalibratedPolicy:
-    """Chooses a policy and a number of revisions on one half of the prompts, or drafts if the other half shows no gain.
+    """Chooses a policy and a number of revisions on half of the prompts, or drafts if the other half gains nothing.
 
     Args:
         prompts: text of each prompt, by which the halves are drawn.
@@ -238,12 +248,15 @@ def _tokens(trails: Sequence[Trail], revisions: int) -> list[float]:
 
 
 def first_revisions(trails: Sequence[Trail], scores: Sequence[Sequence[float]]) -> tuple[list[float], list[int]]:
-    """Returns the confidence in each first revision that differs from its draft, and 1 if it is better, 0 if worse.
+    """Returns two lists over first revisions: the model's confidence, and 1 if it scores above its draft, 0 if below.
 
-    Revisions that score as their draft does are left out.
+    Revisions that score as their draft does, have its text, or lack a confidence are left out.
+
+    Revisions with the draft's text, or without a confidence, are left out.
 
     Args:
-        scores: for each prompt, the scores after 0 and 1 revisions under the policy that keeps every revision.
+        trails: one per prompt, under the policy that keeps every revision.
+        scores: for each prompt, the scores after 0 and 1 revisions.
     """
     preferred, better = [], []
     for trail, score in zip(trails, scores, strict=True):
@@ -256,7 +269,7 @@ def first_revisions(trails: Sequence[Trail], scores: Sequence[Sequence[float]]) 
 
 
 def judged(trails: Sequence[Trail], judge: Judge, gold_key: str, revisions: int) -> list[list[float]]:
-    """For each prompt, the score of the newest kept answer after 0, 1, … revisions; each text is judged once."""
+    """Returns for each prompt the scores, in [0, 1], of the newest kept answer after 0, 1, … `revisions` revisions."""
     found = []
     for at, trail in enumerate(trails, 1):
         texts = [trail.after(k).text for k in range(revisions + 1)]
@@ -276,7 +289,10 @@ def _score(judge: Judge, prompt: Prompt, answer: str, gold: object, *, where: st
 
 
 def lines(found: Calibration) -> list[list[str]]:
-    """Returns the cells of a calibration's reliability table as text, the header line first."""
+    """Returns a calibration's reliability table as rows of text cells, the header row first.
+
+    A row has a range of the confidence, its number of pairs, their mean confidence, and the percentage really better.
+    """
     head = ["p(revision ≻ draft)", "pairs", "mean p", "really better"]
     body = [[f"{b.low:.1f} to {b.high:.1f}", f"{b.n}", f"{b.score:.2f}", f"{100 * b.share:.1f} %"] for b in found.table]
     return [head, *body]

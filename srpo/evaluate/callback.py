@@ -42,12 +42,13 @@ SHOWN = 3  # prompts whose answers are logged in full
 
 @dataclass(frozen=True)
 class Watch:
-    """A record of settings for the answers that `RevisionEvaluation` draws at every evaluation.
+    """Settings of the answers that `RevisionEvaluation` draws at every evaluation during training.
 
     Attributes:
         revisions: largest number of revisions.
         prompts: number of different prompts, from the start of the evaluation data.
-        temperature, max_new_tokens: as in `RevisionSettings`.
+        temperature: sampling temperature; 0 decodes greedily.
+        max_new_tokens: largest number of tokens per answer.
         seed: seed of the answers; the same at every evaluation, so that evaluations differ by the model alone.
     """
 
@@ -143,7 +144,9 @@ class RevisionEvaluation(TrainerCallback):
         return found
 
     def draw(self, *, greedy: bool = False) -> list[Trail]:
-        """Returns trails of the current model, failed ones included; the training state stays unchanged.
+        """Returns one trail (a prompt with draft and revisions) per evaluation prompt, drawn from the current model.
+
+        Failed ones are included. The state of the training stays unchanged.
 
         Args:
             greedy: draws one greedy draft of each prompt instead and, if answers are revised, one revision of it.
@@ -185,7 +188,10 @@ class RevisionEvaluation(TrainerCallback):
 
 
 def numbers(trails: list[Trail], judge: AnyJudge) -> dict[str, float]:
-    """Returns name of the logged metric → average of the judge's scores over these drafts and revisions."""
+    """Returns metric → value for trails: mean score, gain over the draft and share of changed answers per revision.
+
+    Scores are in [0, 1]; names are those in `RevisionEvaluation`, such as "eval_revisions/1".
+    """
     scored = score({(0, "policy", "eval", None): trails}, {"judge": judge}, versus=())
     results = summarise(grouped(scored), resampling=Resampling(DRAWS))
     logged: dict[str, float] = {}

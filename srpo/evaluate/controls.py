@@ -1,7 +1,8 @@
 """Opponents of a revising model: its drafts alone, the best or most frequent of k + 1 drafts, the gold answers.
 
 k is the number of revisions. Choosing among k + 1 drafts reads about as many tokens as k revisions, so it is the
-opponent at equal compute. The oracle, which chooses by the judge, is a bound.
+opponent at equal compute. The oracle, which chooses by the judge, is an upper bound. A trail is a prompt with its
+answers.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def best_of(reviser: Reviser, prompts: Iterable[object], settings: RevisionSetti
 def several_drafts(
     reviser: Reviser, rows: Sequence[PromptRow], settings: RevisionSettings, *, skip: int = 0
 ) -> Iterator[Trail]:
-    """Yields `settings.revisions` + 1 drafts of each prompt as one trail; only the first draft is marked kept.
+    """Yields one trail per prompt with `settings.revisions` + 1 independent drafts; only the first is marked kept.
 
     Args:
-        skip: number of leading trails to leave out; the other trails stay the same.
+        skip: number of leading prompts to leave out; the trails of the others stay the same.
     """
     size = reviser.engine.batch_size
     each, begin = settings.revisions + 1, skip - skip % size
@@ -73,12 +74,12 @@ def _as_one(trails: Sequence[Trail]) -> Trail:
 def keep_best(
     reviser: Reviser, rows: Sequence[PromptRow], drafts: Sequence[Trail], by: str = REWARD, *, skip: int = 0
 ) -> Iterator[Trail]:
-    """Yields the same drafts, with the final answer chosen by a selector such as "vote" or "logp" (revise/select.py).
+    """Yields trails whose final answer is the draft chosen by a selector such as "vote" or "logp" (revise/select.py).
 
     Args:
         drafts: from `several_drafts`, one trail per row.
         by: name of the selector.
-        skip: number of leading trails to leave out.
+        skip: number of leading rows to leave out.
 
     Raises:
         ConfigError: `by` is `REWARD`, and the reviser has no reference.
@@ -108,11 +109,11 @@ def majority(drafts: Sequence[Trail]) -> list[Trail]:
 
 
 def running_best(trail: Trail, values: Sequence[float], scoring: Sequence[int] | None = None) -> Trail:
-    """Returns the trail (drafts of one prompt) with each answer marked kept if its value exceeds all values before it.
+    """Returns a trail of drafts in which each draft is marked kept if its value is larger than all values before it.
 
     Args:
-        values: value of each answer.
-        scoring: forward tokens spent on computing each value, added to the answers' costs.
+        values: value of each draft.
+        scoring: forward tokens spent on computing each value, added to the drafts' costs.
     """
     best, marked = float("-inf"), list[Answer]()
     for place, (answer, value) in enumerate(zip(trail.answers, values, strict=True)):
@@ -124,12 +125,15 @@ def running_best(trail: Trail, values: Sequence[float], scoring: Sequence[int] |
 
 
 def draft_only(trails: Sequence[Trail]) -> list[Trail]:
-    """Returns a trail per prompt that has its draft alone; the draft is the answer after any number of revisions."""
+    """Returns one trail per prompt that has its draft alone, which is then the answer after any number of revisions."""
     return [replace(trail, answers=trail.answers[:1], stopped="revisions") for trail in trails]
 
 
 def gold_answers(trails: Sequence[Trail], gold_key: str = "gold") -> list[Trail]:
-    """Returns for each prompt a trail (its answers in order) with the gold answer alone, for a system "gold".
+    """Returns one trail per prompt whose only answer is the gold answer, so that gold answers are scored as a system.
+
+    Args:
+        gold_key: key of the gold answer in each trail's `meta`.
 
     Raises:
         DataError: a gold answer is missing.
@@ -143,11 +147,14 @@ def gold_answers(trails: Sequence[Trail], gold_key: str = "gold") -> list[Trail]
 
 
 def oracle(drafts: Sequence[Trail], judge: AnyJudge, gold_key: str = "gold") -> list[Trail]:
-    """Keeps the best draft of each prompt by the judge that scores the systems: an upper bound for choosing drafts.
+    """Returns one trail per prompt whose answer after k revisions is the best of its first k + 1 drafts by the judge.
+
+    The judge that scores the systems picks it, so its score is an upper bound for choosing among drafts.
 
     Args:
         drafts: trails of several drafts each; which drafts they mark as kept has no effect.
         judge: a judge of single answers, or a pair judge, which compares each draft with the gold answer.
+        gold_key: key of the gold answer in each trail's `meta`.
     """
     if not compares(judge):
         alone = cast("Judge", judge)

@@ -1,4 +1,4 @@
-"""The gate, measured on a reference model before any training: is revising worth training for on these prompts?
+"""The gate, measured on a reference model before any training: does it pay to train the model to revise these answers?
 
 Several drafts of each prompt and one revision of each draft give the rates of `srpo.maths.gate`; its closed form gives
 the reach of SRPO and of its opponents. Intervals are bootstraps over prompts.
@@ -36,7 +36,7 @@ WORTH, WARM, NOT = "worth training", "only with a warm start or new information"
 
 @dataclass(frozen=True)
 class Outlook:
-    """The reach of training at one β, in shares of right answers with intervals.
+    """Predicted shares of right answers after training at one β, each with an interval.
 
     Attributes:
         beta: weight of the divergence from the reference.
@@ -56,15 +56,15 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Gate:
-    """Rates of a reference model on labelled prompts, the reach of training, and the verdict.
+    """Result of `measure_gate`: rates of a reference model on labelled prompts, predictions, and the verdict.
 
     Attributes:
         prompts, drafts: number of prompts, and of drafts of each, every one revised once.
-        rates: rate by name, as in `srpo.maths.gate.Rates`, with its interval; and `greedy`, `greedy_revised`: share of
-            right greedy drafts and greedy revisions of these.
+        rates: rate in [0, 1] by name, as in `srpo.maths.gate.Rates`, with its interval; and `greedy`, `greedy_revised`:
+            share of right greedy drafts and greedy revisions of these.
         more: `mend` minus `fresh`, with its interval: above zero, a revision adds something that a second draft lacks.
         outlooks: one for each β.
-        verdict: `WORTH`, `WARM` or `NOT`.
+        verdict: "worth training", "only with a warm start or new information", or "not worth it".
         why: the reason for the verdict, a sentence.
         made_with: settings of the measurement.
     """
@@ -79,7 +79,7 @@ class Gate:
     made_with: Mapping[str, object]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the gate as JSON into a folder; an interval is a list of mean, low and high.
+        """Writes the gate as JSON into a folder, and returns the file's path; an interval is [mean, low, high].
 
         Raises:
             OutputError: the file cannot be written.
@@ -89,7 +89,7 @@ class Gate:
         return path
 
     def lines(self) -> list[list[str]]:
-        """Cells of the printed table as text, the header line first; numbers are per cent with 95 % intervals."""
+        """Returns rows of text cells, the header first: rates and predictions in per cent with 95 % intervals."""
         named = {
             "right": "draft right",
             "fresh": "second draft right where the first is wrong",
@@ -114,7 +114,7 @@ class Gate:
 
 
 def percent(found: Interval) -> str:
-    """An interval of shares as text in per cent."""
+    """Returns an interval of shares as text in per cent, such as "61.5 (58.2 to 64.7)"."""
     return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})".replace("-", "−")
 
 
@@ -129,7 +129,10 @@ def measure_gate(
     folder: Path | None = None,
     made_with: Mapping[str, object] | None = None,
 ) -> Gate:
-    """Draws drafts and revisions of the reference on labelled prompts, and compares its rates with the closed form.
+    """Measures how well the model before training revises labelled prompts, and predicts whether training it pays.
+
+    Several drafts of each prompt are revised once; their rates of right answers enter the closed form of SRPO's
+    optimum.
 
     An answer is right if the judge gives it the full score, 1.
 
@@ -227,7 +230,13 @@ def _interval(values_D: Tensor) -> Interval:
 
 
 def decide(rates: Mapping[str, Interval], more: Interval, outlooks: Sequence[Outlook]) -> tuple[str, str]:
-    """Returns the verdict and its reason, from the rates, the mend rate minus a second draft's, and the outlooks."""
+    """Returns the verdict ("worth training", "not worth it", "only with a warm start …") and its reason as a sentence.
+
+    Args:
+        rates: rates in [0, 1] that the reference model reached, by name, with intervals; see `Gate.rates`.
+        more: share of wrong drafts that a revision mends, minus the share that a second draft mends.
+        outlooks: predictions of training, one per β.
+    """
     best = max(outlooks, key=lambda each: each.gain.low)
     opponent = best.revised.mean - best.gain.mean
     where = f"at β = {best.beta:g} one revision reaches {100 * best.revised.mean:.0f} %, the strongest opponent "

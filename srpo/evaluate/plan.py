@@ -1,4 +1,4 @@
-"""The plan of an evaluation: a value made from a YAML file, flags, or both.
+"""The plan of an evaluation: all its settings, made from a YAML file, flags, or both.
 
 The file may be a recipe: settings of training, and the settings of a plan below the key `evaluate`.
 """
@@ -36,7 +36,7 @@ BOUNDS = ("oracle", "gold")  # controls that use the gold answer, and are theref
 
 @dataclass(frozen=True)
 class Model:
-    """A record of a model that a plan draws answers from.
+    """One model from which an evaluation draws answers.
 
     Attributes:
         model: folder or hub name; `{seed}` is replaced by the seed, for models trained with several seeds.
@@ -45,7 +45,7 @@ class Model:
         policy: as in `RevisionSettings`, or "best_of": no revisions, but the best of k + 1 drafts by implied reward.
         revisions: largest number of revisions; None takes that of the plan.
         select: selector of the final answer, as in `RevisionSettings`.
-        controls: names of this model's controls; the highlighted model has the plan's controls too.
+        controls: names of this model's opponents, keys of `CONTROLS`; the highlighted model has the plan's too.
     """
 
     model: str
@@ -57,14 +57,14 @@ class Model:
     select: str = "last"
 
     def at(self, seed: int) -> Model:
-        """Returns the model with `{seed}` replaced by the seed in its paths."""
+        """Returns a copy with `{seed}` in the paths of model and reference replaced by the seed."""
         reference = self.reference.format(seed=seed) if self.reference else None
         return replace(self, model=self.model.format(seed=seed), reference=reference)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A record of all settings of one evaluation.
+    """All settings of one evaluation; the fields are the flags of `srpo evaluate`.
 
     Raises:
         ConfigError: an unknown opponent in `controls`, models without prompts, or nothing to evaluate.
@@ -148,20 +148,21 @@ class Plan:
                 raise ConfigError("no value", where=name, expected="at least one")
 
     def controls_of(self, name: str) -> list[str]:
-        """Returns the opponents drawn from the model `name`, such as best of n.
+        """Returns the names of the opponents made from the model `name`, keys of `CONTROLS` such as "best_of".
 
-        Its own come first; the highlighted or first model has those of the whole plan, too."""
+        Its own come first; the highlighted model, or the first one, has those of the whole plan, too.
+        """
         owner = self.highlight if self.highlight in self.models else next(iter(self.models), "")
         return list(dict.fromkeys([*self.models[name].controls, *(self.controls if name == owner else ())]))
 
     @property
     def systems(self) -> list[str]:
-        """Names of all systems: models, each with opponents drawn from it, then those whose answers are in files."""
+        """Names of all systems of the evaluation: models, each with opponents made from it, then those in files."""
         drawn = [each for name in self.models for each in (name, *(f"{name}/{c}" for c in self.controls_of(name)))]
         return list(dict.fromkeys([*drawn, *named_files(self.trails)]))
 
     def check(self) -> None:
-        """Checks all names, folders and policies before a file is read or a model loaded.
+        """Checks all names, folders and policies of the evaluation before a file is read or a model loaded.
 
         Raises:
             ConfigError: a setting is missing, unknown or does not fit another one.
@@ -195,7 +196,10 @@ class Plan:
             Policy.named(name)
 
     def check_labels(self, names: Iterable[str]) -> None:
-        """Checks that every label belongs to a system, an opponent, or one of `names`: splits and judges.
+        """Checks that every label in `labels` belongs to something in the evaluation.
+
+        Args:
+            names: names of splits and judges; systems and opponents are known.
 
         Raises:
             ConfigError: a label belongs to no system, opponent, split or judge.
@@ -205,7 +209,7 @@ class Plan:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Name → value of the settings that a report prints: those set, without output paths and names of judges."""
+        """Setting → value for the settings printed in the report, without output paths and names of judges."""
         hidden = ("trails", "output_dir", "cache_dir", "judge", "secondary", "llm")
         found = {name: value for name, value in asdict(self).items() if name not in hidden}
         llm = values_of(self.llm)
@@ -214,7 +218,7 @@ class Plan:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], where: str = "") -> Plan:
-        """Makes a plan from settings as a file or flags give them.
+        """Makes the plan of an evaluation from the settings that a file or flags give.
 
         Args:
             settings: value by name of a field. Prompts and models are a path, a list of `[NAME=]PATH`, or a mapping
@@ -260,7 +264,9 @@ LISTS = [option.name for option in options(Plan) if option.rule.metavar]
 
 
 def read_plan(path: str) -> dict[str, Any]:
-    """Reads the settings of a plan from a YAML file; in a recipe, those below the key `evaluate`.
+    """Reads the settings of an evaluation from a YAML file into setting → value.
+
+    In a recipe, they are below the key `evaluate`.
 
     Raises:
         InputError: the file does not exist.
@@ -270,7 +276,7 @@ def read_plan(path: str) -> dict[str, Any]:
 
 
 def named(given: object, where: str, alone: str) -> dict[str, Any]:
-    """Returns name → path from a setting.
+    """Returns name → path for a setting that takes one path or several named ones.
 
     Args:
         given: a path, a mapping from names to paths, or a list of `[NAME=]PATH`.
@@ -295,10 +301,10 @@ def named(given: object, where: str, alone: str) -> dict[str, Any]:
 
 
 def named_files(specs: Iterable[str]) -> dict[str, list[str]]:
-    """Returns system → its files of drafts and revisions, one file per seed.
+    """Returns system → paths of its files of drafts and revisions, one per seed.
 
     Args:
-        specs: a list of `[NAME=]PATH`; a path without a name gets the file's stem as name.
+        specs: `[NAME=]PATH` for each file; a path without a name gets the file's stem as name.
 
     Raises:
         ConfigError: two paths without a name that have the same stem, or a name without a path.

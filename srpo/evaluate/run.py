@@ -22,11 +22,11 @@ TITLED = 4  # largest number of systems that a report's title names
 
 
 def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Path]:
-    """Reads or draws the answers of a plan, judges and averages them, and writes the report.
+    """Reads or draws the answers of every system, judges and averages them, and writes the report.
 
     Args:
-        judges: judges by name, the primary one first.
         plan: the settings of the evaluation, checked by `Plan.check` before.
+        judges: judges by name, the primary one first.
         command: the command line, which the report shows.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Guesses of an answer's next tokens from its draft, and the number of tokens worth guessing.
+"""Guesses of an answer's next tokens, taken from its draft, and the number of tokens worth guessing.
 
 The model verifies a guess in one forward pass; a rejected guess costs time and changes no answer.
 """
@@ -31,7 +31,10 @@ class Follower:
 
     @classmethod
     def after(cls, before: Follower | None, draft: Sequence[int]) -> Follower:
-        """Returns a follower of `draft` with the hits and half the misses of `before`: later revisions change less."""
+        """Returns a follower of `draft` that starts with the correct guesses and half the wrong ones of `before`.
+
+        Later revisions change less than earlier ones.
+        """
         return cls(draft) if before is None else cls(draft, hits=before.hits, misses=before.misses / 2)
 
     @property
@@ -44,7 +47,7 @@ class Follower:
         return self.draft[self.at : self.at + most]
 
     def see(self, tokens: Sequence[int]) -> None:
-        """Updates the place in the draft and the rate of correct guesses by newly generated answer tokens."""
+        """Updates place in the draft and counts of correct and wrong guesses by newly generated answer tokens."""
         for token in tokens:
             self.written.append(token)
             if self.at < len(self.draft) and self.draft[self.at] == token:
@@ -70,7 +73,7 @@ class Follower:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a forward pass, in units of the time for one more token of one row.
+    """Estimated time of a forward pass, in units of the time for one more token of one row.
 
     Measured on CPU with 25M weights, in milliseconds, for q tokens of n rows after 400 cached tokens: (n, q) (1, 1) 7,
     (1, 8) 12, (1, 32) 22, (1, 64) 35, (8, 1) 14, (8, 8) 46, (8, 32) 134, (32, 1) 49, (32, 16) 284. A formula and
@@ -86,7 +89,12 @@ class Cost:
 
     @classmethod
     def of(cls, *, on_cpu: bool, weights: int, cached: int) -> Cost:
-        """Estimates the cost on CPU or GPU from the number of model weights and of cached numbers per row."""
+        """Returns the estimated cost of a forward pass on CPU or GPU.
+
+        Args:
+            weights: number of model weights.
+            cached: numbers in the key/value cache per row.
+        """
         fixed = 18.0 if on_cpu else 200.0
         return cls(fixed, fixed * 2 * cached / weights)
 
@@ -96,7 +104,7 @@ class Cost:
 
 
 def guess_length(acceptances: Sequence[float], cost: Cost, most: int = LENGTHS[-1]) -> int:
-    """Returns the number of tokens to guess for each row of a batch: the best expected tokens per time, or 0.
+    """Returns the number of tokens to guess for each row of a batch: 0, or the one with most expected tokens per time.
 
     The cost of context tokens is left out: every forward pass reads them, with or without a guess.
 

@@ -16,7 +16,7 @@ Logps = Callable[[Sequence[ContextAnswer]], list[float]]  # log-prob of each ans
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to one context.
+    """A model's answer to one context.
 
     Attributes:
         ids: Generated token ids, the terminator included if there is one; empty from a server that returns no ids.
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
     @property
     def max_length(self) -> int | None:
-        """Largest number of tokens of context and answer; None without a limit, or if the limit is unknown."""
+        """Largest number of tokens of context and answer together; None without a limit, or if it is unknown."""
         ...
 
     def complete(
@@ -92,7 +92,12 @@ class Engine(Protocol):
 
 @contextmanager
 def reporting(engine: Any, watch: Watch | None) -> Iterator[None]:
-    """Reports the tokens of unfinished rows to `watch`, where the engine can: it then has an attribute of that name."""
+    """Inside this `with` block, an engine that can do so calls `watch` with the tokens of unfinished answers.
+
+    Args:
+        engine: reports if it has an attribute `watch`.
+        watch: called with the place of a row and its token ids so far; None reports nothing.
+    """
     reports = watch is not None and hasattr(engine, "watch")
     if reports:
         engine.watch = watch
@@ -104,7 +109,7 @@ def reporting(engine: Any, watch: Watch | None) -> Iterator[None]:
 
 
 def expect_temperature(temperature: float) -> None:
-    """Checks a sampling temperature; the comparison also rejects nan.
+    """Checks that a sampling temperature is 0 or more.
 
     Raises:
         ConfigError: A negative temperature or nan.
@@ -114,5 +119,5 @@ def expect_temperature(temperature: float) -> None:
 
 
 def seed_of(seed: int, key: str) -> int:
-    """Returns a seed for the request `key`, for engines with their own random numbers; below 2³¹, the limit of some."""
+    """Returns the seed of one request, for engines with their own random numbers: 0 to 2³¹ − 1, from seed and key."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:4], "big") >> 1

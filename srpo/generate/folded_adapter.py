@@ -28,7 +28,7 @@ _CHECKED, _COMPARED = 16, 2  # tokens of the comparison, the first context repea
 
 
 class FoldedAdapter:
-    """Adds a LoRA adapter to the base weights inside the block `active`, if that is exact up to rounding.
+    """Adds a LoRA adapter to its base weights while answers are generated, if the result is exact up to rounding.
 
     Args:
         model: Any model; without an adapter of plain LoRA layers `active` does nothing.
@@ -45,7 +45,7 @@ class FoldedAdapter:
 
     @contextmanager
     def active(self, context: Sequence[int]) -> Iterator[None]:
-        """Adds the adapter to the base weights inside a `with` block, and restores the base weights after it.
+        """Inside this `with` block the adapter is added to the base weights; afterwards they are restored bit for bit.
 
         Args:
             context: Token ids on which the first use compares the logits with and without folding.

@@ -72,7 +72,7 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class Reply(Generic[T]):
-    """The result of one request, all its tries included.
+    """Result of one HTTP request, all its tries included.
 
     Attributes:
         value: The server's answer, converted by the caller's `read`; None if the request failed.
@@ -90,7 +90,7 @@ class Reply(Generic[T]):
 
 
 class Endpoint:
-    """A server that exchanges JSON.
+    """A model server that takes and returns JSON over HTTP.
 
     Args:
         base_url: URL before every path, such as `http://localhost:8000/v1`. `user:password@` is sent as basic
@@ -169,7 +169,7 @@ class Endpoint:
             stop.set()  # waiting requests are not sent
 
     def get(self, path: str, read: Callable[[JSONObject], T]) -> Reply[T]:
-        """Returns the reply to a GET request; an unknown path is a failed reply, not an error."""
+        """Returns the reply to a GET request; an unknown path gives a failed reply, not an error."""
         return self._item(path, None, read, threading.Event())
 
     # ------------------------------------------------------------------ one item
@@ -277,10 +277,7 @@ class Endpoint:
 
 
 def connect(settings: EndpointSettings) -> Endpoint:
-    """Opens a client for the server that the settings name.
-
-    Raises:
-        ConfigError: An invalid URL, an unset or empty key, two ways to authenticate, or missing packages."""
+    """Opens a client for the model server that the settings name; raises the errors of `Endpoint`."""
     names = ("api_key_env", "timeout", "tries", "concurrency", "backoff")
     return Endpoint(settings.base_url, **{name: getattr(settings, name) for name in names})
 

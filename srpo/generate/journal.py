@@ -14,7 +14,7 @@ from srpo.generate.engine import Completion, Engine, Keep
 
 
 class Journal:
-    """A file of JSON lines that maps requests to their completions.
+    """A file of JSON lines with finished answers by request.
 
     Args:
         path: The file to read and append to.
@@ -37,7 +37,7 @@ class Journal:
         return {i: self._known[digest] for i, digest in enumerate(digests) if digest in self._known}
 
     def add(self, request: Mapping[str, Any], completion: Completion) -> None:
-        """Writes the completion of a request to the file before returning; any thread may call it.
+        """Writes the answer to a request to the file before returning; any thread may call it.
 
         Raises:
             OutputError: The file cannot be written.
@@ -64,7 +64,7 @@ class JournaledEngine:
 
     @property
     def max_length(self) -> int | None:
-        """Largest number of tokens of context and answer; None without a limit."""
+        """Largest number of tokens of context and answer together; None without a limit."""
         return self.engine.max_length
 
     def complete(
@@ -79,7 +79,10 @@ class JournaledEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Returns one completion per context, in order; the journal has those that an interrupted run finished."""
+        """Returns one answer per context, in order: from the journal if it is there, otherwise drawn and written to it.
+
+        The arguments are those of `Engine.complete`.
+        """
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_ids": [*stop_ids]}
         how |= {"temperature": temperature, "seed": seed}
         requests = [{"context": [*context], "key": key, **how} for context, key in zip(contexts, keys, strict=True)]

@@ -35,7 +35,7 @@ class _Where:
         self.rows_N1 = torch.arange(len(slots), device=device)[:, None]
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """[N, 1, Q, W] (rows, queries, slots) mask to add to attention scores; N is 1 if all rows use the same slots.
+        """Returns a mask [N, 1, Q, W] of rows, queries, slots for attention scores; N is 1 if rows share their slots.
 
         Eager attention would add a boolean mask as ones and zeros, so the mask is additive.
         """
@@ -56,7 +56,10 @@ class SlotLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes the new keys and values into their slots; returns all keys and values that a query may see."""
+        """Writes the new keys and values of one layer into their slots, and returns all that queries may see.
+
+        All tensors are [rows, key-value heads, tokens, head size].
+        """
         self.keys, self.values = self._written(self.keys, key_states), self._written(self.values, value_states)
         self.is_initialized = True
         return self.keys[:, :, : self.where.width], self.values[:, :, : self.where.width]
@@ -76,7 +79,10 @@ class SlotLayer(DynamicLayer):
 
 
 def widened(buffer_NHWD: Tensor, width: int) -> Tensor:
-    """Returns a buffer of keys or values with `width` slots; new slots are 0, as hidden slots must be finite too."""
+    """Returns a copy of a buffer of keys or values with `width` slots per row; new slots are 0.
+
+    Both are [rows, heads, slots, head size]; hidden slots must be finite too.
+    """
     n, heads, old, size = buffer_NHWD.shape
     wide_NHWD = buffer_NHWD.new_zeros(n, heads, width, size)
     wide_NHWD[:, :, :old] = buffer_NHWD
@@ -84,7 +90,7 @@ def widened(buffer_NHWD: Tensor, width: int) -> Tensor:
 
 
 class SlotCache(Cache):
-    """The key/value cache of a batch: one `SlotLayer` per model layer."""
+    """The key/value cache of a batch, with one `SlotLayer` per model layer."""
 
     def __init__(self, layers: int) -> None:
         self.where = _Where()
@@ -92,12 +98,16 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.kv))
 
     def place(self, slots: Sequence[Sequence[int]], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Sets the slots of each row's tokens in the next forward pass; returns the additive attention mask."""
+        """Sets the cache slots that the tokens of the next forward pass are written to, one list of slots per row.
+
+        Returns:
+            The additive attention mask, [rows, 1, new tokens, slots].
+        """
         self.where.set(slots, device)
         return self.where.mask(dtype)
 
     def select(self, rows: Sequence[int]) -> SlotCache:
-        """Returns a new cache with copies of the numbered rows, in the given order."""
+        """Returns a new cache with copies of the rows with these numbers, in the given order."""
         part = SlotCache(len(self.kv))
         for mine, theirs in zip(self.kv, part.kv, strict=True):
             if mine.keys is not None and mine.values is not None:
@@ -107,7 +117,7 @@ class SlotCache(Cache):
         return part
 
     def put_back(self, rows: Sequence[int], part: SlotCache) -> None:
-        """Copies `part`, a cache made by `select(rows)`, back into these rows."""
+        """Copies the rows of `part`, a cache made by `select(rows)`, back into this cache."""
         for mine, theirs in zip(self.kv, part.kv, strict=True):
             mine.keys = _replaced(mine.keys, theirs.keys, rows)
             mine.values = _replaced(mine.values, theirs.values, rows)

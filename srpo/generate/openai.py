@@ -40,7 +40,7 @@ Body = dict[str, Any]
 
 
 class CompletionsEngine:
-    """Completes token ids with a served model.
+    """An engine that completes token ids with a model on an OpenAI-compatible server.
 
     Args:
         endpoint: The server.
@@ -91,7 +91,7 @@ class CompletionsEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Returns one completion per context, in order; a failed request is a completion with `failed` set.
+        """Returns one completion per context, in order; a failed request gives a completion with `failed` set.
 
         Raises:
             BackendError: The server read other tokens than it was sent.
@@ -157,7 +157,7 @@ class CompletionsEngine:
         return True
 
     def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """Returns log π of each (context ids, answer ids) pair's answer, in nats, summed over the answer's tokens.
+        """Returns log π of the answer in each (context ids, answer ids) pair: nats, summed over the answer's tokens.
 
         An answer that the server could not score gets nan and a warning.
         """
@@ -207,7 +207,7 @@ class CompletionsEngine:
 
 
 class ChatEngine(CompletionsEngine):
-    """Completes chat messages with a served model; the contexts come from a `MessageRenderer`.
+    """An engine that completes chat messages with a model on a server; contexts come from a `MessageRenderer`.
 
     The server chooses the chat template, the end of an answer, and how thinking is shown.
     """

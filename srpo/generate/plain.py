@@ -37,7 +37,7 @@ _SHAPING = (
 
 @contextmanager
 def contiguous_head(model: nn.Module) -> Iterator[None]:
-    """Makes the hidden states contiguous before the model's output head, inside a `with` block.
+    """Inside this `with` block, hidden states are made contiguous before the model's output head.
 
     With `logits_to_keep` a model slices its hidden states. For a strided input and a frozen weight, such as the base
     under an adapter, torch multiplies a batch of copies of the weight instead of one matrix.
@@ -51,7 +51,7 @@ def contiguous_head(model: nn.Module) -> Iterator[None]:
 
 
 class HFEngine:
-    """Generates with a transformers model on the model's device.
+    """An engine that generates with a transformers model in this process, on the model's device.
 
     Args:
         model: A causal language model.
@@ -73,7 +73,7 @@ class HFEngine:
 
     @property
     def max_length(self) -> int | None:
-        """Length of the model's context."""
+        """Largest number of tokens of context and answer together; None if the model has no limit."""
         return model_context(self.model)
 
     def complete(
@@ -88,7 +88,10 @@ class HFEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Returns one completion per context, in order; equal (seed, key) draw equal random numbers."""
+        """Returns one completion per context, in order; equal (seed, key) draw equal random numbers.
+
+        The arguments are those of `Engine.complete`; guesses have no effect.
+        """
         expect_temperature(temperature)
         done: dict[int, Completion] = {}
         by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))  # less padding

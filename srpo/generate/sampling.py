@@ -19,14 +19,22 @@ COLD = 1e-3  # temperature below which a quotient could overflow in float32
 
 
 def uniforms(seed: int, key: str, count: int) -> Tensor:
-    """[count] numbers in [0, 1) that depend on (seed, key) alone; a longer sequence starts with the same numbers."""
+    """Returns `count` random numbers in [0, 1), float64, that depend on seed and key alone.
+
+    A longer sequence starts with the same numbers.
+    """
     digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def choose(logits_NV: Tensor, uniform_N: Tensor | None, temperature: float) -> Tensor:
-    """[N] the token selected by each row's uniform number at the temperature; without numbers the most probable."""
+    """Returns the id of one token per row, [N], drawn from the softmax of its logits / temperature.
+
+    Args:
+        logits_NV: logits of N rows over V tokens.
+        uniform_N: number in [0, 1) of each row that decides the draw; None takes the most probable token.
+    """
     if uniform_N is None:
         return logits_NV.argmax(-1)
     rows = max(1, _CHUNK // logits_NV.shape[1])
@@ -43,7 +51,12 @@ def _scaled(logits_NV: Tensor, temperature: float) -> Tensor:
 
 
 def inverse_sample(probabilities_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """[N] the token at which a row's cumulative distribution passes its uniform number; never of probability 0."""
+    """Returns for each of N rows the token at which its cumulative distribution passes its uniform number, [N].
+
+    Args:
+        probabilities_NV: N distributions over V tokens; a token of probability 0 is never drawn.
+        uniform_N: numbers in [0, 1).
+    """
     cumulative_NV = probabilities_NV.cumsum(-1)
     total_N1 = cumulative_NV[:, -1:]
     # Rounding leaves the total probability a little off 1: scale the uniform number to stay below the total.

@@ -10,7 +10,7 @@ from srpo.settings import expect_valid, setting
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """A model on an OpenAI-compatible server, and how requests to it are made.
+    """Address of a model on an OpenAI-compatible server, and limits of the requests to it; times are in seconds.
 
     Raises:
         ConfigError: a number out of range.

@@ -64,7 +64,7 @@ class _Row:
 
 
 class SpeculativeEngine(HFEngine):
-    """Generates by speculative decoding with a transformers model, on the model's device.
+    """An engine that generates by speculative decoding with a transformers model, on the model's device.
 
     Attributes:
         forwards, read: Number of forward passes so far, and of the tokens they read, padding included.
@@ -97,6 +97,8 @@ class SpeculativeEngine(HFEngine):
         keep: Keep | None = None,
     ) -> list[Completion]:
         """Returns one completion per context, in order; equal (seed, key) draw equal random numbers.
+
+        The arguments are those of `Engine.complete`.
 
         Without guesses the cache starts empty, so a batch does not depend on the batch before it, to the last bit.
         """
@@ -317,7 +319,7 @@ class SpeculativeEngine(HFEngine):
 
 
 def why_not_speculative(model: nn.Module) -> str:
-    """Returns the reason against cropping the model's cache and verifying guesses; empty without one."""
+    """Returns the reason why a model cannot be decoded speculatively; "" if it can."""
     config = core(model).config.get_text_config()
     if "position_ids" not in inspect.signature(core(model).forward).parameters:
         return "it computes positions from a mask of its own"  # Bloom's ALiBi
@@ -336,7 +338,7 @@ def why_not_speculative(model: nn.Module) -> str:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Returns the length of the common prefix of two sequences."""
+    """Returns the number of elements at the start that two sequences have in common."""
     most = min(len(a), len(b))
     if a[:most] == b[:most]:
         return most

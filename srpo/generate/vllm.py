@@ -34,14 +34,14 @@ QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1", "VLLM_LOGGING_LEV
 
 
 class VLLMEngine:
-    """Completes with vLLM.
+    """An engine that completes token ids with vLLM in this process.
 
     Args:
         model: Folder or hub name of a model or adapter; safetensors only.
         batch_size: Prompts passed together; vLLM forms its own batches.
         speculation: suffix, ngram, none, or auto: suffix if `arctic_inference` is installed, otherwise ngram.
-        dtype: Precision, as in `load_model`.
-        base_model: Base model of an adapter, as in `load_model`.
+        dtype: Dtype of the weights by name, such as "bfloat16", or "auto".
+        base_model: Base model of an adapter, instead of the one in its `adapter_config.json`.
         options: Arguments of `vllm.LLM`, such as `max_model_len`, `gpu_memory_utilization`, `tensor_parallel_size`.
 
     Attributes:
@@ -98,12 +98,12 @@ class VLLMEngine:
 
     @property
     def max_length(self) -> int | None:
-        """Largest number of context and answer tokens."""
+        """Largest number of tokens of context and answer together."""
         return int(self._llm.llm_engine.model_config.max_model_len)
 
     @property
     def has_adapter(self) -> bool:
-        """True if the model is an adapter."""
+        """True if the model is an adapter on a base model."""
         return self._adapter is not None
 
     def close(self) -> None:
@@ -122,7 +122,10 @@ class VLLMEngine:
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
-        """Returns one completion per context, in order, drawn by vLLM."""
+        """Returns one completion per context, in order, drawn by vLLM.
+
+        The arguments are those of `Engine.complete`; guesses have no effect.
+        """
         expect_temperature(temperature)
         settings = [
             self._sampling(
@@ -148,11 +151,11 @@ class VLLMEngine:
         return done
 
     def logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """Returns log π of each (context ids, answer ids) pair's answer, in nats, summed over the answer's tokens."""
+        """Returns log π of the answer in each (context ids, answer ids) pair: nats, summed over the answer's tokens."""
         return self._logps(pairs, adapter=True)
 
     def base_logps(self, pairs: Sequence[ContextAnswer]) -> list[float]:
-        """Returns log π of each answer under the base without the adapter, which is the model before training; nats.
+        """Returns the log-prob of each answer under the base model without the adapter; nats, summed over tokens.
 
         Raises:
             ConfigError: The model is not an adapter.

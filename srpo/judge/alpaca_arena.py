@@ -37,7 +37,9 @@ class Annotation(NamedTuple):
 
 
 def read_answers(path: str | Path) -> list[Trail]:
-    """Reads drafts and revisions, AlpacaEval outputs, Arena-Hard answers or questions, recognised by their keys.
+    """Reads a file of answers, recognised by its keys: trails, AlpacaEval outputs, Arena-Hard answers or questions.
+
+    Returns one trail (a prompt with its draft and revisions) per row.
 
     Answers of other tools become trails with a draft only; questions become trails without an answer.
 
@@ -52,7 +54,7 @@ def read_answers(path: str | Path) -> list[Trail]:
 
 
 def read_annotations(path: str | Path) -> list[Annotation]:
-    """Reads a file of AlpacaEval's annotations: its verdicts on two outputs for one instruction.
+    """Reads a file of AlpacaEval's annotations: verdicts on two outputs for one instruction, as one record per row.
 
     Raises:
         InputError: the file cannot be read.
@@ -65,7 +67,12 @@ def read_annotations(path: str | Path) -> list[Annotation]:
 
 
 def alpaca_outputs(trails: Iterable[Trail], *, generator: str, revisions: int) -> str:
-    """The JSON text of AlpacaEval's model outputs: for each prompt the newest kept answer after `revisions` revisions.
+    """Returns the text of a file of AlpacaEval's model outputs: the answer to each prompt after some revisions.
+
+    Args:
+        trails: prompts with their drafts and revisions.
+        generator: the system's name.
+        revisions: number of revisions after which the answer is taken; a rejected revision leaves the answer before it.
 
     Example:
         >>> print(alpaca_outputs([Trail("2+2=", (Answer("5", 2), Answer("4", 2)))], generator="ours", revisions=1))
@@ -85,9 +92,14 @@ def alpaca_outputs(trails: Iterable[Trail], *, generator: str, revisions: int) -
 
 
 def arena_answers(trails: Iterable[Trail], *, model: str, revisions: int) -> str:
-    """The JSON lines of an Arena-Hard model_answer file: per prompt the newest answer kept by `revisions` revisions.
+    """Returns the text of an Arena-Hard model_answer file: the answer to each prompt after some revisions.
 
     `token_len` counts tokens of the model that answered. Arena-Hard's own script adds the Markdown counts for style.
+
+    Args:
+        trails: prompts with their drafts and revisions.
+        model: the system's name.
+        revisions: number of revisions after which the answer is taken.
 
     Raises:
         DataError: a trail's `meta` has no question uid.
@@ -115,7 +127,7 @@ def arena_answers(trails: Iterable[Trail], *, model: str, revisions: int) -> str
 def alpaca_annotations(
     comparisons: Sequence[AnswerPair], verdicts: Sequence[Verdict], names: tuple[str, str], judge: str
 ) -> str:
-    """The JSON text of AlpacaEval's annotations for judged pairs; an unscored pair has a null preference.
+    """Returns the text of a file of AlpacaEval's annotations for judged pairs; an unscored pair has a null preference.
 
     Args:
         comparisons, verdicts: the judged pairs of answers, and one verdict per pair.
@@ -138,7 +150,7 @@ def alpaca_annotations(
 
 
 def written_as(form: str, trails: Sequence[Trail], *, name: str, revisions: int) -> str:
-    """The text of a file of drafts and revisions, in the format "alpaca", "arena", "trails" or "prompts".
+    """Returns the text of a file of answers in one of the formats "alpaca", "arena", "trails" and "prompts".
 
     Args:
         form: the format; "prompts" is the input of `srpo revise`, with the columns kept in `meta`.

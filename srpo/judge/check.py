@@ -42,7 +42,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class JudgeCheck:
-    """A record of one judge's verdicts on labelled pairs and the measures of their quality.
+    """One judge's verdicts on labelled pairs, and measures of their quality.
 
     Attributes:
         judge: the judge's identity.
@@ -62,7 +62,7 @@ class JudgeCheck:
     record: dict[str, Any]
 
     def to_json(self) -> str:
-        """The measures as JSON, without the judged texts; a measure that is nan becomes null."""
+        """Returns the measures of the judge as JSON, without the judged texts; a measure that is nan becomes null."""
         measures = {
             name: {part: None if value != value else value for part, value in measure._asdict().items()}
             for name, measure in self.measures.items()
@@ -72,7 +72,7 @@ class JudgeCheck:
 
 
 def sample(pairs: Sequence[Pair], limit: int | None, seed: int = 0) -> list[Pair]:
-    """Draws `limit` of the pairs at random and keeps their order; returns all pairs if `limit` is None."""
+    """Draws `limit` of the pairs at random and returns them in their order; all pairs if `limit` is None."""
     if limit is None or limit >= len(pairs):
         return list(pairs)
     return [pairs[row] for row in sorted(random.Random(seed).sample(range(len(pairs)), limit))]
@@ -86,7 +86,7 @@ def check_judge(
     gold_key: str = "gold",
     seed: int = 0,
 ) -> JudgeCheck:
-    """Asks a judge about labelled pairs and measures its verdicts.
+    """Asks a judge about labelled pairs, and returns its verdicts with measures of their quality, such as accuracy.
 
     Args:
         make: function from a run's number (0 or 1) to the judge; run 1 is the same judge without cached verdicts.
@@ -131,7 +131,7 @@ def check_judge(
 
 
 def print_check(found: JudgeCheck) -> None:
-    """Prints a judge's measures with their intervals, its commonest reasons for unscored pairs, and its cost."""
+    """Prints a judge's measures in per cent with intervals, the commonest reasons for unscored pairs, and the cost."""
     print(f"{found.judge}\n{len(found.verdicts)} pairs\n")
     for name, meaning in MEASURES.items():
         if name in found.measures:

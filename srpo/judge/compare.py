@@ -16,7 +16,14 @@ from srpo.statistics.agreement import NAN, Measure, flips, kappa, scores_tensor,
 
 
 class HeadToHead(NamedTuple):
-    """A record of a judge's verdicts on two systems; `wins` is the second system's win rate, ties as half."""
+    """Result of comparing two systems' answers by a judge; the measures are shares with intervals.
+
+    Attributes:
+        comparisons, verdicts: the pairs of answers, and the judge's verdict on each.
+        wins: win rate of the second system, ties as half.
+        unscored: share of pairs without a readable verdict.
+        flips: share of pairs on which the two orders of showing disagree.
+    """
 
     comparisons: list[AnswerPair]
     verdicts: list[Verdict]
@@ -26,7 +33,13 @@ class HeadToHead(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """A record of two judges' agreement: share of equal verdicts, Cohen's κ, and number of pairs both judged."""
+    """Agreement of two judges on the same pairs of answers, with intervals.
+
+    Attributes:
+        same: share of equal verdicts.
+        kappa: Cohen's κ, the agreement above chance: 1 if always equal, 0 as by chance.
+        pairs: number of pairs that both judged.
+    """
 
     same: Measure
     kappa: Measure
@@ -36,10 +49,10 @@ class Agreement(NamedTuple):
 def pair_up(
     first: Sequence[Trail], second: Sequence[Trail], *, revisions: int, gold_key: str = "gold"
 ) -> list[AnswerPair]:
-    """Pairs two systems' answers to the same prompts, in the order of the first system's prompts.
+    """Returns two systems' answers to each prompt as pairs, in the order of the first system's prompts.
 
     Args:
-        first, second: the trails of the two systems.
+        first, second: the trails (prompts with draft and revisions) of the two systems.
         revisions: number of revisions after which both systems' answers are compared.
         gold_key: key of the gold answer in a trail's `meta`.
 
@@ -68,7 +81,7 @@ def pair_up(
 
 
 def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -> HeadToHead:
-    """Asks a judge about every pair; measures the second answers' win rate, unscored pairs and flips.
+    """Asks a judge about every pair of answers; returns the second answers' win rate, unscored pairs and flips.
 
     A flip is a pair on which the two orders of showing disagree. `seed` is the seed of the bootstrap intervals.
 
@@ -90,7 +103,7 @@ def compare(judge: PairJudge, comparisons: list[AnswerPair], *, seed: int = 0) -
 
 
 def agree(one: Sequence[Annotation], other: Sequence[Annotation], *, seed: int = 0) -> Agreement:
-    """Measures the agreement of two judges over the pairs that both annotated, in either order of the answers.
+    """Measures how often two judges agree on the pairs that both annotated, in either order of the answers.
 
     Raises:
         DataError: no pair occurs in both files.

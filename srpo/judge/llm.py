@@ -55,7 +55,7 @@ class _Reply(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The calls, tokens and cost that a list of comparisons will take.
+    """Calls, tokens and cost that a language model will need to judge a list of comparisons.
 
     Attributes:
         comparisons: number of pairs.
@@ -77,7 +77,7 @@ class Estimate(NamedTuple):
 
     @property
     def price(self) -> str:
-        """The cost from least to most in words, or that no prices are given."""
+        """The cost from least to most as text, or that it is unknown for lack of prices."""
         return "cost unknown, no prices given" if self.cost is None else "cost {:.2f} to {:.2f}".format(*self.cost)
 
     def __str__(self) -> str:
@@ -90,9 +90,12 @@ class Estimate(NamedTuple):
 
 @dataclass
 class Spent:
-    """A running count of a judge's calls, tokens and cost; the server's own token counts are used if it sends them.
+    """Counts of a language model's calls, tokens and cost as a judge; tokens by the server's count if it sends one.
 
     Attributes:
+        calls, failed: answered and failed calls.
+        tokens_in, tokens_out: tokens read and written.
+        cost: in the currency of the prices; 0 without prices.
         uncounted: calls whose tokens the server did not count, so that they are estimated.
         models: name of the model in the server's answers → number of answers.
     """
@@ -107,7 +110,7 @@ class Spent:
 
 
 class LLMJudge:
-    """A `PairJudge` that asks a language model behind an OpenAI-compatible server.
+    """A judge of two answers that asks a language model behind an OpenAI-compatible server.
 
     Args:
         endpoint: connection to the server.
@@ -136,7 +139,7 @@ class LLMJudge:
 
     @property
     def identity(self) -> str:
-        """Server, model, prompt, sampling, orders and run in one line; prices and limits of cost are left out."""
+        """One line with all that the verdicts depend on: server, model, prompt, sampling, orders and run."""
         asking = self.asking
         run = f", run {asking.run}" if asking.run else ""
         return (
@@ -152,7 +155,7 @@ class LLMJudge:
         return {"temperature": asking.temperature, "max_tokens": asking.max_tokens, **asking.body}
 
     def record(self) -> dict[str, Any]:
-        """The judge's settings, prompt and usage so far, for a report."""
+        """Returns the judge's settings, prompt and usage so far as a dict, for a report."""
         return {
             "identity": self.identity,
             "url": self.endpoint.url,
@@ -165,12 +168,12 @@ class LLMJudge:
         }
 
     def estimate(self, comparisons: Iterable[AnswerPair]) -> Estimate:
-        """Estimates the calls and the cost of `compare` on these comparisons, without any call."""
+        """Returns the calls, tokens and cost that `compare` would need for these comparisons, without any call."""
         pairs = list(comparisons)
         return self._estimate(pairs, self._missing(pairs))
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Yields a verdict for each pair, in order, as soon as the replies for the pair are there.
+        """Yields a verdict for each pair of answers, in order, as soon as the model's replies for it have arrived.
 
         Raises:
             ConfigError: the tokens read would alone cost more than `max_cost`, found before the first call; or the

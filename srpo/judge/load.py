@@ -39,7 +39,7 @@ def load_judges(names: Sequence[str], llm: LLMSettings, runs: int = 1) -> dict[s
 
 
 def load_any_judge(name: str, llm: LLMSettings | None = None, runs: int = 1) -> AnyJudge:
-    """Loads the named judge: a judge of single answers if the name is one's, otherwise a judge of two answers.
+    """Loads the judge of that name, which scores single answers or, if no such judge exists, compares two answers.
 
     Args:
         llm: settings of the judge named "llm"; other judges ignore them.
@@ -61,7 +61,7 @@ def load_any_judge(name: str, llm: LLMSettings | None = None, runs: int = 1) -> 
 
 @dataclass(frozen=True)
 class ScoreJudge:
-    """A wrapper that makes a judge of single answers a `PairJudge`: the higher score wins, equal scores tie.
+    """Makes a judge of single answers compare two: the higher score wins, equal scores tie.
 
     Attributes:
         identity: the judge's name, which identifies it because a function has no settings.
@@ -78,7 +78,7 @@ class ScoreJudge:
     judge: Judge
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Scores both answers of each pair and yields one verdict per pair, in order.
+        """Scores both answers of each pair and yields one verdict per pair, in order: the higher score wins.
 
         Raises:
             DataError: the judge cannot use the gold answer.

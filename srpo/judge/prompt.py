@@ -50,7 +50,7 @@ VERDICT = (
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A record of the instructions to a language model that judges two answers, A and B.
+    """Instructions to a language model that judges two answers, A and B.
 
     Attributes:
         name: the prompt's name in reports.
@@ -72,12 +72,18 @@ class JudgePrompt:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of a hash over the messages, the labels and the texts of fence and verdict."""
+        """Identifies the instructions: twelve hexadecimal digits of a hash over messages and labels."""
         parts = repr((sorted(self.verdicts.items()), self.system, self.user, FENCE, VERDICT))
         return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
     def messages(self, prompt: Prompt, shown_first: str, shown_second: str, nonce: str) -> list[dict[str, str]]:
-        """The system and user messages of one call, with the prompt, both answers and the call's nonce inserted."""
+        """Returns the system and the user message of one call to the judging model.
+
+        Args:
+            prompt: the prompt that both answers reply to.
+            shown_first, shown_second: the answers, shown as A and B.
+            nonce: random text that marks where each inserted text begins and ends, and must occur in the verdict.
+        """
         labels = list(self.verdicts)
         filled = {
             "fence": FENCE.format(nonce=nonce),
@@ -91,7 +97,12 @@ class JudgePrompt:
         return [{"role": "system", "content": parts[0]}, {"role": "user", "content": parts[1]}]
 
     def read(self, reply: str, nonce: str) -> tuple[str, str]:
-        """(label, "") if the reply has a verdict with this call's nonce, otherwise ("", reason)."""
+        """Returns (label, "") for the last verdict in a judging model's reply, or ("", reason) without a readable one.
+
+        Args:
+            reply: text of the reply.
+            nonce: random text of the call, without which a verdict does not count.
+        """
         visible = "".join(letter for letter in reply if unicodedata.category(letter) != "Cf")
         if not visible.strip():
             return "", "an empty reply"
@@ -108,7 +119,7 @@ class JudgePrompt:
 
 
 def nonce_for(*texts: str) -> str:
-    """Eight random hexadecimal digits that do not occur in the texts."""
+    """Returns eight random hexadecimal digits that do not occur in the texts, to mark a judge's call."""
     while True:
         nonce = secrets.token_hex(4)
         if not any(nonce in text.lower() for text in texts):
@@ -116,7 +127,7 @@ def nonce_for(*texts: str) -> str:
 
 
 def load_prompt(name: str) -> JudgePrompt:
-    """Loads a judge prompt; `name` is a shipped prompt's name or the path of a prompt file.
+    """Loads the instructions of a judging language model; `name` is a shipped prompt or the path of a prompt file.
 
     Raises:
         ConfigError: no such prompt, or the file does not have the form shown at the top of this module.
@@ -135,7 +146,7 @@ def load_prompt(name: str) -> JudgePrompt:
 
 
 def parse_prompt(text: str, *, where: str) -> JudgePrompt:
-    """Parses the text of a judge prompt file; `where` is the file's name for error messages.
+    """Parses the text of a file with a judging model's instructions; `where` names the file in errors.
 
     Raises:
         ConfigError: the text does not have the form shown at the top of this module.

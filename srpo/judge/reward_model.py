@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class RewardModel:
-    """A judge, by a sequence classifier, of single answers (as a function) and of two answers (`PairJudge`).
+    """A reward model as a judge of single answers (called as a function) and of two answers (`PairJudge`).
 
     A tokenizer with a chat template renders the conversation, prompt first and answer last. Without a template, prompt
     and answer are encoded as a pair of texts, the format in which such classifiers are trained.
@@ -41,7 +41,7 @@ class RewardModel:
 
     @property
     def identity(self) -> str:
-        """The judge's name in a report: "reward model" and the model's path."""
+        """Name of the judge in reports: "reward model" and the model's path."""
         return f"reward model {self.path}"
 
     def __call__(self, prompt: Prompt, answer: str, gold: object, /) -> float:
@@ -50,7 +50,7 @@ class RewardModel:
         return 1 / (1 + math.exp(-reward)) if reward > -700 else 0.0
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Yields a verdict for each pair, in order: the answer with the larger reward wins, equal rewards tie."""
+        """Yields a verdict for each pair of answers, in order: the answer with the larger reward wins."""
         pairs = list(comparisons)
         rows = {(repr(pair.prompt), text): (pair.prompt, text) for pair in pairs for text in (pair.first, pair.second)}
         rewards = dict(zip(rows, self.rewards(list(rows.values())), strict=True))
@@ -59,7 +59,7 @@ class RewardModel:
             yield prefer_higher(pair, first, second, ".4f")
 
     def rewards(self, rows: Sequence[tuple[Prompt, str]]) -> list[float]:
-        """The reward of each row (prompt, answer): the classifier's output, any finite number.
+        """Returns the reward of the answer in each row (prompt, answer): the classifier's output, any finite number.
 
         Raises:
             LengthError: a row is longer than the model's context; nothing is cut.

@@ -33,7 +33,7 @@ _NAMESPACES = ("--net", "--pid", "--ipc", "--fork", "--kill-child", "--")
 
 
 class Limits(NamedTuple):
-    """A record of the limits for one run of untrusted code.
+    """Limits for one run of untrusted code.
 
     Attributes:
         seconds: processor time in seconds.
@@ -54,7 +54,7 @@ DEFAULT = Limits()
 
 
 class Job(NamedTuple):
-    """A record of untrusted code and the tests to run on it.
+    """Untrusted code and the tests to run on it.
 
     Attributes:
         answer: the untrusted code, executed first.
@@ -72,7 +72,7 @@ class Job(NamedTuple):
 
 
 def passes(job: Job, limits: Limits = DEFAULT) -> bool:
-    """Runs the job in a new process; True if the answer and all tests end without error within the limits.
+    """Runs untrusted code and its tests in a new process; True if all tests end without error within the limits.
 
     Raises:
         ConfigError: the system is not POSIX, or even a trivial job fails, so that every score would be 0.

@@ -29,7 +29,12 @@ _DENIED_MODULES = {"ctypes", "_ctypes", "_posixsubprocess", "_posixshmem"}  # th
 
 
 def limit(seconds: int, wait: float, memory: int, file_size: int, processes: int) -> None:
-    """Sets this process's limits in the kernel (`sandbox.Limits`); `processes` 0 sets no limit of processes."""
+    """Sets this process's limits in the kernel, before it runs untrusted code.
+
+    Args:
+        seconds, wait, memory, file_size, processes: as in `sandbox.Limits`; `wait` has no effect here, and `processes`
+            0 sets no limit of processes.
+    """
     wanted = {"CPU": seconds, "FSIZE": file_size, "NOFILE": 64, "CORE": 0}
     if sys.platform == "linux":  # macOS rejects a limit of the address space
         wanted["AS"] = memory
@@ -40,7 +45,7 @@ def limit(seconds: int, wait: float, memory: int, file_size: int, processes: int
 
 
 def forbid_writing() -> bool:
-    """Asks the kernel to deny changes of all files, and TCP connections if it can (Landlock); False if it cannot."""
+    """Asks the Linux kernel (Landlock) to deny this process changes of files, and TCP if it can; False if it cannot."""
     import ctypes
 
     libc = ctypes.CDLL(None)
@@ -55,9 +60,14 @@ def forbid_writing() -> bool:
 
 
 def audit(event: str, args: tuple[Any, ...], denied: tuple[str, ...] = _DENIED, writing: int = _WRITING) -> None:
-    """Python audit hook: raises an error on network, processes, native code and every change of a file.
+    """Python audit hook that raises an error on network, processes, native code and every change of a file.
 
-    Code cannot remove an audit hook. `denied` holds the beginnings of forbidden events, `writing` the open flags.
+    Code cannot remove an audit hook.
+
+    Args:
+        event, args: the audited event, from Python.
+        denied: beginnings of the names of forbidden events.
+        writing: flags of `open` that mean writing.
     """
     forbidden = event.startswith(denied)
     if event == "open":
@@ -70,9 +80,9 @@ def audit(event: str, args: tuple[Any, ...], denied: tuple[str, ...] = _DENIED, 
 
 
 def guarded(function: Callable[..., Any], known: frozenset[str]) -> Callable[..., Any]:
-    """Wraps a function of the answer; a result with an object of a class that the answer defines is an error.
+    """Wraps a function of the tested answer, so that a result with an object of the answer's own classes is an error.
 
-    An object of such a class can equal everything. Classes with a name in `known` are allowed.
+    Such an object could claim to equal everything. Classes with a name in `known` are allowed.
     """
 
     @functools.wraps(function)
@@ -103,7 +113,10 @@ def _expect_known_types(result: object, known: frozenset[str]) -> None:
 
 
 def run(job: Mapping[str, Any]) -> None:
-    """Executes the answer as a module, then its tests in a copy of the module's names; `job` has a Job's fields."""
+    """Executes an untrusted answer as a module, then its tests in a copy of the module's names.
+
+    `job` has the fields of `sandbox.Job`.
+    """
     answer, originals = types.ModuleType("answer"), dict(vars(builtins))
     sys.modules["answer"] = answer  # `dataclass` looks its module up in sys.modules
     exec(compile(job["answer"], "answer.py", "exec"), vars(answer))
@@ -119,7 +132,7 @@ def run(job: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Limits this process, then runs the job that it reads as JSON from standard input."""
+    """Limits this process, runs the untrusted code that it reads as JSON from standard input, and reports success."""
     job = json.loads(sys.stdin.buffer.read())
     report, nowhere = os.dup(1), os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

@@ -18,14 +18,16 @@ OWN_FIELDS = {"model", "messages", "stream", "n"}  # request fields that `judge_
 
 @dataclass(frozen=True)
 class LLMSettings:
-    """Settings of a language model that judges: server, prompt, sampling, and limits of its cost.
+    """Settings of a language model that judges two answers: server, prompt, sampling, and limits of its cost.
 
     Attributes:
+        price_in, price_out: price of a million tokens read and written, in one currency; both, or None for both.
+        max_cost: largest cost in that currency; None sets no limit.
         run: number of this run; another number asks about every pair again, to measure the judge's self-agreement.
         runs: how often each pair is asked about, as runs `run`, `run` + 1, …; the first run gives the verdict.
 
     Raises:
-        ConfigError: a number out of range, one price without the other, or a limit without prices.
+        ConfigError: a number out of range, `price_in` without `price_out` or the reverse, or `max_cost` without them.
     """
 
     endpoint: EndpointSettings = part(EndpointSettings, prefix="judge_")
@@ -78,23 +80,23 @@ class LLMSettings:
 
     @property
     def longest(self) -> int:
-        """Number of tokens in the longest reply that a request allows."""
+        """Largest number of tokens that a reply of the judging model may have."""
         named = [self.body.get(name) for name in ("max_tokens", "max_completion_tokens")]
         return max([count for count in named if type(count) is int] or [self.max_tokens])
 
     def cost(self, tokens_in: float, tokens_out: float) -> float:
-        """Cost of reading `tokens_in` tokens and writing `tokens_out` tokens; 0 without prices."""
+        """Returns the cost of reading and writing so many tokens, in the currency of the prices; 0 without prices."""
         return (tokens_in * (self.price_in or 0.0) + tokens_out * (self.price_out or 0.0)) / MILLION
 
     def record(self) -> dict[str, Any]:
-        """Name → value of the settings that a report prints."""
+        """Returns setting → value for the judge's settings that a report prints."""
         names = ("model", "temperature", "max_tokens", "orders", "run", "runs", "price_in", "price_out", "max_cost")
         return {name: getattr(self, name) for name in (*names, "body")}
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """A record of a judge's name and the settings of judge "llm"; there is no default judge, as it may cost money."""
+    """Name of a judge of two answers, and settings of the judge "llm"; there is no default, as it may cost money."""
 
     judge: str | None = setting(
         None, "Judge of two answers: exact_match, reward:PATH, module:function, votes:FILE, llm; see docs/judges.md."
@@ -117,7 +119,7 @@ class JudgeSettings:
                 raise ConfigError(f"{self.judge} asks no server", where=name, fix="name the judge llm, or leave it out")
 
     def files(self) -> dict[str, str | None]:
-        """Flag → path of each file that the judge reads; None where a flag names no file."""
+        """Returns flag → path of each file that the judge uses; None where a flag names no file."""
         if self.judge == LLM:
             prompt = self.llm.prompt
             return {"--verdicts": self.llm.verdicts, "--judge_prompt": prompt if os.path.isfile(prompt) else None}

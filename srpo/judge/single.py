@@ -26,26 +26,28 @@ MATH_SECONDS = 5  # time limit of each step of the judge `math`
 
 
 class Judge(Protocol):
-    """The protocol of a judge: a function from prompt, answer and gold answer to a score in [0, 1]."""
+    """Protocol of a judge of single answers: a function (prompt, answer, gold answer) → score in [0, 1]."""
 
     def __call__(self, prompt: Prompt, answer: str, gold: object, /) -> float: ...
 
 
 def exact_match(prompt: Prompt, answer: str, gold: object) -> float:
-    """1 if the answer equals the gold answer, else 0; surrounding white space is ignored.
+    r"""Returns 1 if the answer equals the gold answer, else 0; white space at both ends is ignored.
 
     Raises:
         DataError: the gold answer is neither text nor an integer.
 
     Example:
-        >>> exact_match("2+2=", "4\\n", "4"), exact_match("2+2=", "04", "4")
+        >>> exact_match("2+2=", "4\n", "4"), exact_match("2+2=", "04", "4")
         (1.0, 0.0)
     """
     return float(answer.strip() == _text(gold))
 
 
 def per_character(prompt: Prompt, answer: str, gold: object) -> float:
-    """Share of positions where the answer has the gold answer's character; missing and surplus ones are wrong.
+    """Returns the share of positions where the answer has the gold answer's character.
+
+    Missing and surplus characters count as wrong.
 
     Raises:
         DataError: the gold answer is neither text nor an integer.
@@ -61,7 +63,7 @@ def per_character(prompt: Prompt, answer: str, gold: object) -> float:
 
 
 def numeric(prompt: Prompt, answer: str, gold: object) -> float:
-    """1 if the last number of the answer equals the last number of the gold answer, else 0.
+    """Returns 1 if the last number in the answer equals the last number in the gold answer, else 0.
 
     Commas between groups of three digits, trailing zeros, exponents and a typographic minus make no difference.
 
@@ -80,7 +82,7 @@ def numeric(prompt: Prompt, answer: str, gold: object) -> float:
 
 
 def edit_similarity(prompt: Prompt, answer: str, gold: object) -> float:
-    """1 − d / L: d is the edit distance to the gold answer in characters, L the length of the longer text.
+    """Returns 1 − d / L, where d is the edit distance to the gold answer in characters, L the longer text's length.
 
     Raises:
         DataError: the gold answer is neither text nor an integer.
@@ -95,7 +97,7 @@ def edit_similarity(prompt: Prompt, answer: str, gold: object) -> float:
 
 
 def rouge_l(prompt: Prompt, answer: str, gold: object) -> float:
-    """ROUGE-L F1 against the gold answer, words stemmed, as computed by the `rouge-score` library.
+    """Returns the ROUGE-L F1 of the answer against the gold answer, words stemmed, by the `rouge-score` library.
 
     Raises:
         ConfigError: the library is not installed.
@@ -109,7 +111,9 @@ def rouge_l(prompt: Prompt, answer: str, gold: object) -> float:
 
 
 def gleu(prompt: Prompt, answer: str, gold: object) -> float:
-    """GLEU of Wu et al. (arXiv 1609.08144): the lower of precision and recall of 1- to 4-grams of words, by `nltk`.
+    """Returns the GLEU score of Wu et al. (arXiv 1609.08144), by the `nltk` library.
+
+    That is the lower of precision and recall of 1- to 4-grams of words.
 
     Raises:
         ConfigError: the library is not installed.
@@ -123,7 +127,7 @@ def gleu(prompt: Prompt, answer: str, gold: object) -> float:
 
 
 def json_schema(prompt: Prompt, answer: str, gold: object) -> float:
-    """1 if the answer is JSON that the gold answer, a JSON schema, accepts; else 0. Uses the `jsonschema` library.
+    """Returns 1 if the answer is JSON that the gold answer, a JSON schema, accepts; else 0. Uses `jsonschema`.
 
     The answer is JSON alone or text with one fenced block. NaN, Infinity and repeated keys are not JSON here. Formats
     such as `date` are checked, and references to other addresses are not fetched.
@@ -153,7 +157,9 @@ def json_schema(prompt: Prompt, answer: str, gold: object) -> float:
 
 
 def math(prompt: Prompt, answer: str, gold: object) -> float:
-    """1 if the answer's final expression equals the gold answer mathematically, by the `math-verify` library; else 0.
+    r"""Returns 1 if the answer's final expression equals the gold answer mathematically, else 0.
+
+    The `math-verify` library compares them.
 
     Each step may take 5 seconds; outside the main thread the library has no time limit. The library takes the first
     of several plain values ("3 or 4" counts as 3).
@@ -163,7 +169,7 @@ def math(prompt: Prompt, answer: str, gold: object) -> float:
         DataError: the gold answer is not a number, LaTeX or another expression.
 
     Example:
-        >>> math("?", "So it is $\\\\frac{2}{4}$.", "0.5"), math("?", "Either 1 or $2$.", "1/2")
+        >>> math("?", "So it is $\\frac{2}{4}$.", "0.5"), math("?", "Either 1 or $2$.", "1/2")
         (1.0, 0.0)
     """
     parse, verify = _math_verify()
@@ -217,7 +223,7 @@ def load_judge(name: str) -> Judge:
 
 
 def import_judge(name: str, others: Sequence[str] = ()) -> Any:
-    """Imports the object named by `module:name`; modules are found on Python's path and in the working folder.
+    """Imports and returns the object named by `module:name`, from Python's path or the working folder.
 
     Args:
         others: names of judges that the error message lists in addition to `JUDGES`.
@@ -239,7 +245,7 @@ def import_judge(name: str, others: Sequence[str] = ()) -> Any:
 
 
 def score_answer(judge: Judge, prompt: Prompt, answer: str, gold: object, *, where: str = "") -> float:
-    """Calls a judge of single answers and returns its score, after a check that it lies in [0, 1].
+    """Calls a judge of single answers, and returns its score after a check that it lies in [0, 1].
 
     Args:
         where: place of the answer, such as its row in a file, for the error message.

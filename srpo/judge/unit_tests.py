@@ -16,7 +16,7 @@ _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTI
 
 
 def unit_tests(prompt: Prompt, answer: str, gold: object) -> float:
-    """1 if the answer's code passes every test, else 0; the code runs in a sandbox with limits.
+    r"""Returns 1 if the code in the answer passes every test, else 0; the code runs in a sandbox with limits.
 
     Args:
         answer: code, a completion of the prompt's code, or text with fenced code. Of several blocks, the last one
@@ -30,7 +30,7 @@ def unit_tests(prompt: Prompt, answer: str, gold: object) -> float:
         ConfigError: the system is not POSIX.
 
     Example:
-        >>> unit_tests("Double a number.", "```python\\ndef f(x):\\n    return 2 * x\\n```", ["assert f(2) == 4"])
+        >>> unit_tests("Double a number.", "```python\ndef f(x):\n    return 2 * x\n```", ["assert f(2) == 4"])
         1.0
     """
     tests, entry_point = _tests(gold)

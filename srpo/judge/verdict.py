@@ -18,7 +18,7 @@ from srpo.errors import DataError
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """A record of a prompt and two answers that a judge compares.
+    """A prompt and two answers to it that a judge compares.
 
     Attributes:
         prompt: text, or the list of chat messages before the answer.
@@ -33,12 +33,12 @@ class AnswerPair:
 
     @property
     def identical(self) -> bool:
-        """True if the texts of both answers are equal; such a pair ties without asking the judge."""
+        """True if the texts of both answers are equal; such a pair is a tie, and no judge is asked."""
         return self.first == self.second
 
 
 class OrderVerdict(NamedTuple):
-    """A record of the verdict on two answers that were shown in one order.
+    """A judge's verdict on two answers that were shown in one order.
 
     Attributes:
         score: 1 if `AnswerPair.first` is better, whichever answer was shown first; ½ tie, 0 worse, None unscored.
@@ -53,7 +53,7 @@ class OrderVerdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A record of a judge's verdict on one pair of answers.
+    """A judge's verdict on one pair of answers.
 
     Attributes:
         score: 1 if the first answer is better, ½ for a tie, 0 if the second is better, None if unscored.
@@ -75,7 +75,7 @@ class Verdict:
 
     @property
     def contradicted(self) -> float | None:
-        """Over pairs of repeated runs, the share with different verdicts; None with fewer than two scored runs."""
+        """Share of the pairs of repeated runs whose verdicts differ; None with fewer than two scored runs."""
         read = [score for score in (self.score, *self.again) if score is not None]
         pairs = list(combinations(read, 2))
         return sum(a != b for a, b in pairs) / len(pairs) if pairs else None
@@ -93,7 +93,7 @@ class PairJudge(Protocol):
     def identity(self) -> str: ...
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
-        """Yields one verdict for each pair of answers, in order."""
+        """Yields the judge's verdict on each pair of answers, in order."""
         ...
 
 
@@ -101,7 +101,7 @@ TIE = Verdict(0.5, reason="identical texts")
 
 
 def combine(orders: Sequence[OrderVerdict]) -> Verdict:
-    """Combines the verdicts of both orders of showing: equal scores keep their score, different scores tie.
+    """Returns one verdict from a judge's verdicts on both orders of showing two answers: a tie if their scores differ.
 
     One unscored order leaves the whole verdict unscored, and so does an empty list.
 
@@ -124,7 +124,7 @@ def combine(orders: Sequence[OrderVerdict]) -> Verdict:
 
 
 def expect_verdicts(comparisons: Sequence[AnswerPair], verdicts: Sequence[Verdict], judge: str) -> None:
-    """Checks that a judge scored at least one pair with different texts.
+    """Checks that a judge scored at least one of the pairs with different texts; `judge` is its name for the error.
 
     Raises:
         DataError: every pair with different texts is unscored; the message has the commonest reason.
@@ -140,7 +140,7 @@ def expect_verdicts(comparisons: Sequence[AnswerPair], verdicts: Sequence[Verdic
 
 
 def prefer_higher(pair: AnswerPair, first: float, second: float, form: str = "g") -> Verdict:
-    """The verdict on a pair whose answers were scored separately: the higher score wins, equal scores tie.
+    """Returns the verdict on two answers that were scored separately: the higher score wins, equal scores tie.
 
     Args:
         first, second: scores of the first and the second answer.

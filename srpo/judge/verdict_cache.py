@@ -21,7 +21,7 @@ log = logging.getLogger("srpo")
 
 @dataclass(frozen=True)
 class CachedReply:
-    """A record of one cached reply of a judge, or of a whole verdict.
+    """One cached reply of a judge, or one cached verdict on a pair.
 
     Attributes:
         label: the verdict in the judge's own word; empty if the reply has no readable verdict.
@@ -42,7 +42,7 @@ class CachedReply:
 
 
 class VerdictCache:
-    """A store of judges' replies by `cache_key`, in memory and in an append-only file.
+    """Store of judges' replies by `cache_key`, in memory and in an append-only file.
 
     Args:
         path: the cache file, made when the first reply is added; None keeps replies in memory only.
@@ -73,11 +73,11 @@ class VerdictCache:
         return len(self._replies)
 
     def get(self, key: str) -> CachedReply | None:
-        """The cached reply with that key, or None."""
+        """Returns the cached reply with that key, or None."""
         return self._replies.get(key)
 
     def add(self, key: str, reply: CachedReply) -> None:
-        """Adds a reply and writes it to the file; killing the process afterwards does not lose it.
+        """Adds a judge's reply and writes it to the file; killing the process afterwards does not lose it.
 
         Raises:
             OutputError: the file cannot be written.
@@ -88,16 +88,19 @@ class VerdictCache:
 
 
 def cache_key(identity: str, template: str, prompt: Prompt, shown_first: str, shown_second: str) -> str:
-    """The SHA-256 of everything that a reply depends on, as hexadecimal digits.
+    """Returns the SHA-256 of everything that a judge's reply depends on, as hexadecimal digits.
 
-    `identity` is the judge's, `template` the digest of its instructions; the answers are in the order shown.
+    Args:
+        identity: all settings of the judge in one line.
+        template: digest of the judge's instructions.
+        prompt, shown_first, shown_second: the prompt, and the two answers in the order shown.
     """
     parts = json.dumps([identity, template, prompt, shown_first, shown_second], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
 class CachingJudge:
-    """A wrapper of a judge that caches its verdicts as they arrive, so that a resumed run does not ask again.
+    """Wraps a judge and caches its verdicts as they arrive, so that a resumed run does not ask again.
 
     Unscored pairs are not cached and are asked again, because the server may have failed.
 
@@ -115,7 +118,7 @@ class CachingJudge:
         return self.judge.identity
 
     def forecast(self, comparisons: Iterable[AnswerPair]) -> str:
-        """One line with the number of pairs not yet cached, and their cost if the judge can estimate it; no calls.
+        """Returns one line with the number of pairs not yet judged, and their cost if known; no call is made.
 
         Example:
             >>> from srpo.judge.load import load_pair_judge

@@ -21,7 +21,7 @@ SCORES = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
 class Votes:
-    """A `PairJudge` whose verdicts are people's votes, read from a file; a pair without a vote is unscored.
+    """A judge of two answers whose verdicts are people's votes in a file; a pair without a vote is unscored.
 
     `path` is the vote file, JSON lines with the keys prompt, first, second and vote.
 
@@ -38,7 +38,7 @@ class Votes:
 
     @property
     def identity(self) -> str:
-        """The judge's identity: "votes in" and the vote file's name without its folder, which may change."""
+        """Name of the judge in reports: "votes in" and the file's name without its folder, which may change."""
         return f"votes in {Path(self.path).name}"
 
     def compare(self, comparisons: Iterable[AnswerPair]) -> Iterator[Verdict]:
@@ -67,7 +67,7 @@ class Votes:
 
 
 def append_vote(path: str, prompt: Prompt, first: str, second: str, vote: str, **more: object) -> dict[str, Any]:
-    """Appends a vote to a file that is both a vote file and a file of preference pairs, and returns its row.
+    """Appends a person's vote on two answers to a file, and returns its row.
 
     A vote other than "tie" also has the columns `chosen` and `rejected`, so training reads the file as it is. A
     repeated vote is not written again. Several processes may append to one file.

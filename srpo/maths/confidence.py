@@ -1,7 +1,9 @@
-"""The model's own confidence that one answer beats another: log-ratios in, p(revision ≻ draft) out.
+"""The model's own confidence that one answer beats another: p(revision ≻ draft) from log-ratios of π to π_ref.
 
 Both estimates are linear in log-ratios, so they may leave [0, 1]. They are returned unclipped; clip them, or fit a
 link, before a Brier score or a calibration table.
+
+π drafts and π† revises; y is the old answer to the prompt x, y' the new one.
 
 Axes: B prompts.
 """
@@ -12,7 +14,7 @@ from torch import Tensor
 
 
 def preference_eq9(h_new_given_old: Tensor, h_old_given_old: Tensor, *, beta: float) -> Tensor:
-    """p(y' ≻ y | x) from the revision policy alone, Eq. 9 of arXiv 2406.01660.
+    """Estimates p(y' ≻ y | x), that y' is the better answer, from the revision policy alone: Eq. 9 of arXiv 2406.01660.
 
     Args:
         h_new_given_old: [B] log π†(y'|y,x) − log π_ref(y'|y,x), nats, summed over answer tokens.
@@ -33,7 +35,9 @@ def preference_eq9(h_new_given_old: Tensor, h_old_given_old: Tensor, *, beta: fl
 def preference_eq14(
     h_new_given_old: Tensor, g_new: Tensor, h_old_given_new: Tensor, g_old: Tensor, *, beta: float
 ) -> Tensor:
-    """p(y' ≻ y | x) from both policies, Eq. 14 of arXiv 2406.01660; antisymmetric in the two answers.
+    """Estimates p(y' ≻ y | x), that y' is the better answer, from drafting and revising: Eq. 14 of arXiv 2406.01660.
+
+    Exchanging the answers turns p into 1 − p.
 
     Args:
         h_new_given_old: [B] log π†(y'|y,x) − log π_ref(y'|y,x), nats, summed over answer tokens.

@@ -24,7 +24,7 @@ LEAST = 0.01  # share of the budget; a smaller drift counts as this one, so that
 
 
 def scheduled_beta(schedule: str, start: float, end: float, progress: float) -> float:
-    """β of a schedule after a share `progress` in [0, 1] of the training.
+    """Returns the β of a schedule after a share `progress`, in [0, 1], of the training.
 
     Args:
         schedule: "constant", "linear", "cosine" (half a period) or "exponential" (linear in log β).
@@ -49,7 +49,9 @@ def scheduled_beta(schedule: str, start: float, end: float, progress: float) -> 
 
 
 def conservative_beta(entropy: float, tokens: float) -> float:
-    """β at which the target margin 1/(2β) of a pair is as many nats per answer token as the reference has entropy.
+    """Returns a β for the start of training, at which a pair's target margin 1/(2β) is not too large for the reference.
+
+    The margin then has as many nats per answer token as the reference has entropy.
 
     Smaller values ask for larger changes of the distribution than it has room for. A controller that starts below
     raises β only after the drift, when the policy may be beyond repair.
@@ -66,7 +68,13 @@ def conservative_beta(entropy: float, tokens: float) -> float:
 
 
 class ControllerState(TypedDict):
-    """State of a `DriftController` as JSON values: β, the average log of drift / budget, and the direction of β."""
+    """State of a `DriftController` as JSON values.
+
+    Attributes:
+        beta: the current β.
+        drift: moving average of log(drift / budget); None before the first step.
+        moving: direction in which β moves: 1, 0 or −1.
+    """
 
     beta: float
     drift: float | None
@@ -75,7 +83,7 @@ class ControllerState(TypedDict):
 
 @dataclass
 class DriftController:
-    """A controller of β: raises β while the drift is above the budget, and lowers β while the drift is below it.
+    """Controls β in training: raises it while the policy's drift from the reference exceeds a budget, else lowers it.
 
     A policy answers a change of β many steps later, so integrating the error alone would swing. The error, the log of
     drift / budget, therefore counts only while the drift extrapolated `ahead` steps errs to the same side, and the
@@ -120,12 +128,17 @@ class DriftController:
 
     @classmethod
     def paced(cls, beta: float, budget: float, steps: int) -> DriftController:
-        """A controller for a training of `steps` steps: in a long one the drift, and therefore β, moves more slowly."""
+        """Returns a controller for a training of `steps` steps; in a long one β moves more slowly, as the drift does.
+
+        Args:
+            beta: β of the first step.
+            budget: wanted drift in nats per answer token.
+        """
         slower = max(1.0, steps / STUDIED)
         return cls(beta, budget, rate=cls.rate / slower, ahead=cls.ahead * slower)
 
     def update(self, drift: float) -> float:
-        """Takes the drift of a step, ≥ 0, in nats per answer token, and returns β of the next step."""
+        """Takes the drift of a step in nats per answer token, ≥ 0, and returns the β of the next step."""
         now = math.log(max(drift / self.budget, LEAST))
         before = now if self.drift is None else self.drift
         self.drift = self.memory * before + (1.0 - self.memory) * now
@@ -140,9 +153,9 @@ class DriftController:
         return self.beta
 
     def state(self) -> ControllerState:
-        """State as JSON values; `restore` continues from it to the last bit."""
+        """Returns the controller's state as JSON values, from which `restore` continues to the last bit."""
         return ControllerState(beta=self.beta, drift=self.drift, moving=self.moving)
 
     def restore(self, state: ControllerState) -> None:
-        """Restores a state that the method `state` returned."""
+        """Continues from a state that the method `state` returned."""
         self.beta, self.drift, self.moving = state["beta"], state["drift"], state["moving"]

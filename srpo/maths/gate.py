@@ -36,7 +36,7 @@ _STEPS = 60  # halvings of the interval that holds a shift
 
 
 class Rates(NamedTuple):
-    """A named tuple of D sets of rates of a reference model: five [D] tensors in [0, 1].
+    """D sets of rates of a reference model that drafts and revises: five [D] tensors in [0, 1].
 
     Attributes:
         right: ρ, share of right drafts.
@@ -54,7 +54,7 @@ class Rates(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """A named tuple of shares of right answers at the optimum of training, [D] tensors for D sets of rates.
+    """Shares of right answers at the optimum of training: five [D] tensors in [0, 1], for D sets of rates.
 
     Attributes:
         ipo: IPO's draft (G1).
@@ -72,7 +72,9 @@ class Reach(NamedTuple):
 
 
 def reach(rates: Rates, beta: float) -> Reach:
-    """The shares of right answers that IPO and SRPO reach at the optimum of their losses with weight `beta` > 0.
+    """Returns the shares of right answers that IPO and SRPO reach at the optimum of their losses.
+
+    `beta` > 0 is the weight of the divergence from the reference.
 
     Example:
         >>> import torch

@@ -23,10 +23,11 @@ from torch import Tensor
 
 
 class SixLogps(NamedTuple):
-    """A named tuple of the log-probs of a pair's six answers: six [B] tensors in nats, summed over answer tokens.
+    """Log-probs of a pair's six answers: six tensors [B pairs] in nats, summed over the tokens of each answer.
 
-    `w_given_l` is log π†(w | l, x): the chosen answer as a revision of the rejected one. Objectives that draft only
-    (DPO, IPO, SFT) need `w` and `l`; if only those are scored, the other four are nan, and so is any mean over them.
+    `w` is the chosen answer as a draft, `l` the rejected one; `w_given_l` is log π†(w | l, x), the chosen answer as a
+    revision of the rejected one. Objectives that draft only (DPO, IPO, SFT) need `w` and `l`; if only those are scored,
+    the other four are nan, and so is any mean over them.
 
     Example:
         >>> import torch
@@ -43,17 +44,20 @@ class SixLogps(NamedTuple):
     l_given_l: Tensor
 
     def minus(self, other: SixLogps) -> SixLogps:
-        """Log-ratios to the reference `other`: g(w), g(l), h(w|w), h(l|w), h(w|l), h(l|l), each [B], nats."""
+        """Returns log-ratios to a reference's log-probs, [B] each in nats: g(w), g(l), h(w|w), h(l|w), h(w|l), h(l|l).
+
+        g is the log-ratio of a draft, h(a|b) that of a as a revision of b.
+        """
         return SixLogps(*(ours - theirs for ours, theirs in zip(self, other, strict=True)))
 
     def detach(self) -> SixLogps:
-        """Returns a copy with all six tensors of log-probs detached from the autograd graph."""
+        """Returns a copy whose six tensors of log-probs are detached from the autograd graph."""
         return SixLogps(*(logps.detach() for logps in self))
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A record of the loss of each pair of a batch, and of its two terms.
+    """The loss of each pair of a batch of B pairs, and its drafting and revising terms.
 
     Attributes:
         per_pair: [B], the loss of each pair.
@@ -67,12 +71,12 @@ class LossOutput:
 
     @property
     def loss(self) -> Tensor:
-        """The scalar to minimise: the mean over the batch."""
+        """The scalar to minimise: the mean of the loss over the pairs of the batch."""
         return self.per_pair.mean()
 
 
 def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float) -> LossOutput:
-    """Self-improving robust preference optimisation, Eq. 15, 16 and 17 as printed.
+    """Returns the SRPO loss of B pairs, which trains drafting and revising: Eq. 15, 16 and 17 of arXiv 2406.01660.
 
     Args:
         policy: log-probs of the six answers under the model in training; gradients flow through all six.
@@ -95,7 +99,7 @@ def srpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: floa
 
 
 def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
-    """Direct preference optimisation (arXiv 2305.18290, Eq. 7) on the drafts w and l alone.
+    """Returns the DPO loss of B pairs (arXiv 2305.18290, Eq. 7), which reads the drafts w and l alone.
 
     `policy` and `reference` hold log-probs of the answers, `beta` weighs the divergence, `alpha` has no effect.
 
@@ -111,7 +115,7 @@ def dpo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
 
 
 def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float = 0.0) -> LossOutput:
-    """Identity preference optimisation (arXiv 2310.12036, Eq. 17 with τ = β) on the drafts w and l alone.
+    """Returns the IPO loss of B pairs (arXiv 2310.12036, Eq. 17 with τ = β), which reads the drafts w and l alone.
 
     `policy` and `reference` hold log-probs of the answers, `beta` weighs the divergence, `alpha` has no effect.
 
@@ -127,7 +131,7 @@ def ipo_loss(policy: SixLogps, reference: SixLogps, *, beta: float, alpha: float
 
 
 def sft_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha: float = 0.0) -> LossOutput:
-    """Supervised fine-tuning on the chosen answers, a control: −log π(w|x), nats.
+    """Returns the loss of supervised fine-tuning on the chosen answers, −log π(w|x) in nats; a control.
 
     `policy` holds log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
 
@@ -142,10 +146,10 @@ def sft_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha:
 
 
 def sft_reviser_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0, alpha: float = 0.0) -> LossOutput:
-    """Supervised fine-tuning of revisions, a control: −½ (log π†(w|l,x) + log π†(w|w,x)), nats.
+    """Returns the loss of supervised fine-tuning of revisions, −½ (log π†(w|l,x) + log π†(w|w,x)) in nats; a control.
 
-    The chosen answer follows the rejected one, and is kept after itself; drafts are not trained. `policy` holds
-    log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
+    The model learns to write the chosen answer w after the rejected one l, and after w itself; drafts are not trained.
+    `policy` holds log-probs of the answers; `reference`, `beta` and `alpha` have no effect.
 
     Example:
         >>> import torch
@@ -158,7 +162,7 @@ def sft_reviser_loss(policy: SixLogps, reference: SixLogps, *, beta: float = 0.0
 
 
 def chosen_nll(policy: SixLogps, tokens_w: Tensor, *, drafts_only: bool) -> Tensor:
-    """[B] negative log-prob of each chosen answer per token, nats: an anchor against falling likelihood.
+    """Returns the negative log-prob of each chosen answer per token, [B] in nats: an anchor against falling likelihood.
 
     A preference loss depends on differences alone, so it can lower both answers of a pair, most where the two are
     nearly equal (arXiv 2402.13228). A small multiple of this term, added to the loss, opposes that.
@@ -173,7 +177,7 @@ def chosen_nll(policy: SixLogps, tokens_w: Tensor, *, drafts_only: bool) -> Tens
 
 
 def length_averaged(six: SixLogps, tokens_w: Tensor, tokens_l: Tensor) -> SixLogps:
-    """Divides each summed log-prob by the number of answer tokens, as arXiv 2406.01660 does on UltraFeedback.
+    """Returns the six log-probs divided by the number of answer tokens, as the paper does on UltraFeedback.
 
     Args:
         six: log-probs of the six answers, summed over their tokens, [B] each.
@@ -192,7 +196,7 @@ def length_averaged(six: SixLogps, tokens_w: Tensor, tokens_l: Tensor) -> SixLog
 
 @dataclass(frozen=True)
 class Objective:
-    """A record of a loss function and whether it reads drafts only; fields of `SixLogps` it does not read may be nan.
+    """A loss function, and which of the six log-probs it needs; fields of `SixLogps` that it does not read may be nan.
 
     Attributes:
         loss: the function `(policy, reference, *, beta, alpha) -> LossOutput`.

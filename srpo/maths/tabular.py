@@ -23,7 +23,7 @@ from srpo.maths.objective import Objective, SixLogps
 
 @dataclass(frozen=True)
 class Tables:
-    """A record of the draft policy π and the revision policy π† of a game, each as softmax logits.
+    """Draft policy π and revision policy π† of a game with A answers, each as softmax logits.
 
     Attributes:
         draft_A: [A] logits of π.
@@ -35,31 +35,39 @@ class Tables:
 
     @classmethod
     def of(cls, pi_A: Tensor, pi_dagger_AA: Tensor) -> Tables:
-        """Tables from probabilities, all > 0: `pi_A` [A] is π; column j of `pi_dagger_AA` [A, A] is π†(·|y_j)."""
+        """Makes tables from probabilities, all > 0.
+
+        Args:
+            pi_A: [A] the draft policy π.
+            pi_dagger_AA: [A, A] the revision policy; column j is the distribution π†(·|y_j) of revisions of answer y_j.
+        """
         return cls(pi_A.double().log(), pi_dagger_AA.double().log())
 
     @classmethod
     def tied(cls, pi_A: Tensor) -> Tables:
-        """Tables whose revision policy ignores the draft: π is `pi_A`, probabilities > 0, and π†(·|y) = π for any y."""
+        """Makes tables whose revision policy ignores the draft: π†(·|y) is `pi_A` for every draft y, like π itself."""
         return cls.of(pi_A, pi_A[:, None].expand(-1, len(pi_A)))
 
     @classmethod
     def random(cls, actions: int, *, seed: int) -> Tables:
-        """Tables of a game with this number of actions (answers), all logits drawn from N(0, 1) by this seed."""
+        """Makes tables of a game with `actions` answers, all logits drawn from N(0, 1)."""
         source = torch.Generator().manual_seed(seed)
         draft_A = torch.randn(actions, generator=source, dtype=torch.float64)
         return cls(draft_A, torch.randn(actions, actions, generator=source, dtype=torch.float64))
 
     def trainable(self) -> Tables:
-        """A copy of the tables whose two tensors of logits are leaves of the autograd graph that require gradients."""
+        """Returns a copy of the tables whose logits are leaves of the autograd graph and require gradients."""
         return Tables(*(logits.detach().clone().requires_grad_() for logits in (self.draft_A, self.revision_AA)))
 
     def policies(self) -> tuple[Tensor, Tensor]:
-        """Draft policy π [A] and revision policy π† [A, A] as probabilities, detached from the autograd graph."""
+        """Returns the draft policy π [A] and the revision policy π† [A, A] as probabilities, without autograd."""
         return self.draft_A.detach().softmax(0), self.revision_AA.detach().softmax(0)
 
     def six(self) -> SixLogps:
-        """Log-probs of all ordered pairs, six [C] tensors, nats; element w·A + l is "y_w chosen, y_l rejected"."""
+        """Returns the six log-probs of all C = A·A ordered pairs, [C] each, in nats.
+
+        Element w·A + l belongs to the pair "y_w chosen, y_l rejected".
+        """
         actions = len(self.draft_A)
         w, l = torch.cartesian_prod(torch.arange(actions), torch.arange(actions)).unbind(1)
         draft_A, revision_AA = self.draft_A.log_softmax(0), self.revision_AA.log_softmax(0)
@@ -75,7 +83,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Fit:
-    """A record of the policies that `minimise` found, with loss and gradient there.
+    """Policies that `minimise` found, with the loss and the gradient there.
 
     Attributes:
         pi_A: [A] draft policy π, probabilities.
@@ -91,7 +99,9 @@ class Fit:
 
 
 def closed_form(P_AA: Tensor, reference_A: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The optimal π [A] and π† [A, A] of a game, Eq. 5 and 11; they do not depend on μ, which collected the pairs.
+    """Returns the optimal draft policy [A] and revision policy [A, A] of a game with A answers, Eq. 5 and 11.
+
+    They do not depend on the policy that collected the pairs. Column j of the second belongs to the draft y_j.
 
     Args:
         P_AA: [A, A] preferences in [0, 1], P[i, j] + P[j, i] = 1.
@@ -116,7 +126,9 @@ def closed_form(P_AA: Tensor, reference_A: Tensor, beta: float) -> tuple[Tensor,
 
 
 def ipo_closed_form(P_AA: Tensor, mu_A: Tensor, reference_A: Tensor, beta: float) -> Tensor:
-    """IPO's optimum [A], which depends on μ: π(y) ∝ π_ref(y) exp(p(y ≻ μ)/β) (arXiv 2310.12036, Eq. 7, τ = β).
+    """Returns IPO's optimal policy [A] of a game with A answers, which depends on the policy μ that collected pairs.
+
+    π(y) ∝ π_ref(y) exp(p(y ≻ μ)/β) (arXiv 2310.12036, Eq. 7, τ = β).
 
     Args:
         P_AA: [A, A] preferences in [0, 1], P[i, j] = p(y_i ≻ y_j), P[i, j] + P[j, i] = 1.
@@ -134,9 +146,11 @@ def ipo_closed_form(P_AA: Tensor, mu_A: Tensor, reference_A: Tensor, beta: float
 
 
 def population_weights(P_AA: Tensor, mu_A: Tensor) -> Tensor:
-    """W [A, A]: the probability that a labelled pair of two draws from μ is "y_w chosen, y_l rejected"; sums to 1.
+    """Returns W [A, A]: the probability that a pair of draws from μ is labelled "y_w chosen, y_l rejected".
 
-    `P_AA` are the preferences p(y_i ≻ y_j), `mu_A` is μ, the policy that collects the pairs.
+    Args:
+        P_AA: [A, A] preferences p(y_i ≻ y_j).
+        mu_A: [A] probabilities of μ, the policy that collects the pairs.
 
     Raises:
         ConfigError: P is no table of preferences, or μ no probabilities > 0 that sum to 1.
@@ -147,9 +161,13 @@ def population_weights(P_AA: Tensor, mu_A: Tensor) -> Tensor:
 
 
 def sampled_weights(P_AA: Tensor, mu_A: Tensor, *, pairs: int, seed: int) -> Tensor:
-    """W [A, A]: the share of "y_w chosen, y_l rejected" among sampled pairs, for finite data instead of a population.
+    """Returns W [A, A]: the share of "y_w chosen, y_l rejected" among `pairs` randomly drawn pairs; sums to 1.
 
-    Each pair is two independent draws from `mu_A` (μ) and a label drawn from the preferences `P_AA`.
+    Each pair is two independent draws from μ and a label drawn from the preferences.
+
+    Args:
+        P_AA: [A, A] preferences p(y_i ≻ y_j).
+        mu_A: [A] probabilities of μ.
 
     Raises:
         ConfigError: P is no table of preferences, μ no probabilities > 0 that sum to 1, or `pairs` is below 1.
@@ -169,7 +187,7 @@ def sampled_weights(P_AA: Tensor, mu_A: Tensor, *, pairs: int, seed: int) -> Ten
 def table_loss(
     objective: Objective, tables: Tables, weights_AA: Tensor, reference_A: Tensor, *, beta: float, alpha: float
 ) -> Tensor:
-    """The objective's loss on two policies, averaged over ordered pairs by weight; a differentiable scalar.
+    """Returns the loss of a draft and a revision policy, averaged over ordered pairs by weight; differentiable.
 
     Args:
         objective: an entry of `OBJECTIVES`.
@@ -186,7 +204,7 @@ def table_loss(
 def minimise(
     objective: Objective, start: Tables, weights_AA: Tensor, reference_A: Tensor, *, beta: float, alpha: float
 ) -> Fit:
-    """Minimises `table_loss` over the logits by L-BFGS, from `start` to convergence; for arguments see `table_loss`.
+    """Returns the policies that minimise `table_loss`, found by L-BFGS from `start`; for arguments see `table_loss`.
 
     Raises:
         NonFiniteError: the loss or a gradient became nan or infinite.
@@ -229,7 +247,7 @@ def trajectory(
     steps: int,
     learning_rate: float,
 ) -> Tensor:
-    """The draft policy π before the first and after every step of Adam on `table_loss`: [steps + 1, A].
+    """Returns the draft policy π before the first and after every step of Adam on `table_loss`: [steps + 1, A].
 
     Args:
         start: logits of both policies before the first step; further arguments as in `table_loss`.

@@ -21,10 +21,10 @@ def core(model: nn.Module) -> PreTrainedModel:
 
 
 def adapted(model: nn.Module) -> PeftModel | None:
-    """The model if it is a PEFT model, else None; None, too, for an adapter that transformers itself added."""
+    """Returns the model if it is a PEFT model, else None; None, too, for an adapter that transformers itself added."""
     return cast("PeftModel", model) if hasattr(model, "disable_adapter") else None
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter."""
+    """Returns the device of the model's first parameter."""
     return next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Example trails for the report, drawn at random by outcome, with the changes of each revision marked."""
+"""Example prompts with answers for the report, drawn at random by outcome, the changes of each revision marked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUTCOMES: Mapping[Outcome, tuple[str, str]] = {
 
 
 class Segment(NamedTuple):
-    """A record of a piece of an answer, with marks for its differences.
+    """A piece of an answer's text, with marks for its differences from the previous answer and from the gold answer.
 
     Attributes:
         changed: true if the previous answer differs in this piece.
@@ -38,7 +38,10 @@ class Segment(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A record of an answer that a trail keeps from revision `first` to revision `last`; revision 0 is the draft."""
+    """An answer of one prompt that is the current one from revision `first` to `last`, with its score in [0, 1].
+
+    Revision 0 is the draft; `segments` are the pieces of the answer.
+    """
 
     first: int
     last: int
@@ -47,7 +50,7 @@ class Step(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A record of one prompt with its answers as steps; equal answers in a row make one step."""
+    """One example prompt with its gold answer, and its answers as steps; equal answers in a row make one step."""
 
     seed: int
     prompt: str
@@ -57,7 +60,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class CaseSample:
-    """A record of example prompts and answers with the same outcome, of one system, split and temperature.
+    """Example prompts and answers with the same outcome, of one system, split and temperature.
 
     Attributes:
         outcome: "mended" if the last answer scores higher than the draft, "broken" if lower; "best" and "worst" if
@@ -83,10 +86,10 @@ def sample_cases(
     """Draws example prompts of a system, with their answers, for every split, temperature and outcome.
 
     Args:
-        scored: scored trails by (seed, system, split, temperature), from `score`.
+        scored: scored trails (prompts with drafts and revisions) by seed, system, split and temperature, from `score`.
         system: the system's name.
-        others: adds the other systems' trails after this system's.
-        count: maximum number of cases in one sample.
+        others: adds the other systems' examples after this system's.
+        count: largest number of examples for one outcome.
         seed: seed of the draw.
     """
     samples = []
@@ -122,7 +125,7 @@ def _with_outcome(
 
 
 def segments(text: str, before: str | None, gold: str) -> tuple[Segment, ...]:
-    """Splits an answer into segments that are changed or not, wrong or not.
+    """Splits an answer into pieces, each marked as changed or not and as wrong or not.
 
     Args:
         before: the previous answer; None for a draft, where nothing has changed.
@@ -158,10 +161,10 @@ def _case(cell: TrailsKey, scored: ScoredTrails, row: int) -> Case:
 
 
 def show_sample(results: Results, sample: CaseSample, at: dict[str, str], system: int) -> dict[str, Any]:
-    """Returns a sample of prompts and answers as the dict that the report's HTML template reads.
+    """Returns example prompts and answers as the dict that the report's HTML template reads.
 
     Args:
-        at: filter → its value for the sample's split and temperature.
+        at: name of a filter on the page → its value for the sample's split and temperature.
         system: index of the system in the page's filter of systems.
     """
     heading, sentence = OUTCOMES[sample.outcome]

@@ -46,7 +46,7 @@ _STYLE: dict[str, Any] = {
 def draw(
     results: Results, kind: Literal["png", "svg"], *, temperature: float | None = None, seed: int | str = POOL
 ) -> bytes:
-    """The bytes of a figure for a README: score against revisions, one panel per split, 900 units wide, on white.
+    """Returns the bytes of an image of the scores against the number of revisions, one panel per split, on white.
 
     Args:
         results: results with at least one row.
@@ -75,7 +75,11 @@ def draw(
 
 
 def panel_svg(results: Results, split: str, temperature: float | None, seed: int | str = POOL) -> str:
-    """The curves of score against revisions of one split, as an `<svg>` element for the report's page."""
+    """Returns the curves of score against number of revisions of one split as an `<svg>` element for the report.
+
+    Args:
+        seed: a seed, or `POOL` for all seeds pooled.
+    """
     with page_figure(f"srpo {split} {temperature} {seed}", width=5, height=_height(results, 3.7)) as (figure, axis):
         _panel(axis, results, split, temperature, seed)
         _name_lines(figure, [axis])
@@ -84,7 +88,9 @@ def panel_svg(results: Results, split: str, temperature: float | None, seed: int
 
 @contextmanager
 def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """Context that yields a transparent figure and its axes; its SVG keeps text as text, not as outlines.
+    """Context that yields an empty matplotlib figure with transparent background, and its axes.
+
+    In its SVG, text stays text instead of outlines.
 
     Args:
         salt: a text of the figure's own, so that its ids differ from those of other figures on the page.
@@ -102,7 +108,7 @@ def page_figure(salt: str, *, width: float, height: float) -> Iterator[tuple[Fig
 
 
 def colours(results: Results) -> dict[str, str]:
-    """System → its colour in the figures; the highlighted system has a colour of its own."""
+    """Returns system → its colour in the figures, as "#rrggbb"; the highlighted system has a colour of its own."""
     others = [system for system in results.drawn if system != results.highlight]
     return {results.highlight: HIGHLIGHT} | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
 
@@ -200,10 +206,10 @@ def _name_lines(figure: Figure, axes: Sequence[Axes], margin: float | None = Non
 
 
 def lay_out(figure: Figure, margin: float | None = None) -> None:
-    """Computes the places of axes and labels, once: a figure that owns a layout engine is drawn twice when it is saved.
+    """Computes the places of axes and labels in a figure once; matplotlib's own engine would run at every save.
 
     Args:
-        margin: inches beside each axes; None takes matplotlib's.
+        margin: inches at each side of the axes; None takes matplotlib's.
     """
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -213,7 +219,7 @@ def lay_out(figure: Figure, margin: float | None = None) -> None:
 def spread(
     places: Sequence[float], heights: Sequence[float], bottom: float = float("-inf"), top: float = float("inf")
 ) -> list[float]:
-    """Moves labels apart until they do not overlap, by the least sum of squared moves; returns their centres.
+    """Moves labels along an axis until they do not overlap, with the least sum of squared moves; returns the centres.
 
     Args:
         places, heights: centre and height of each label, the centres ascending.
@@ -246,7 +252,10 @@ def _saved(figure: Figure, kind: str) -> bytes:
 
 
 def on_page(figure: Figure, title: str) -> str:
-    """A laid-out figure as an `<svg>` element with an escaped title, unique ids, and the page's colours and fonts."""
+    """Returns a laid-out figure as an `<svg>` element that is safe on the report's page.
+
+    Its title is escaped, its ids are unique, and it takes colours and fonts from the page.
+    """
     svg = _saved(figure, "svg").decode()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)

@@ -12,7 +12,7 @@ Opcode = tuple[str, int, int, int, int]
 
 
 class Piece(NamedTuple):
-    """A record of a piece of text: "same" in both versions, "removed" from the old or "added" in the new one."""
+    """A piece of text and its change: "same" in both versions, "removed" from the old or "added" in the new one."""
 
     text: str
     change: Change

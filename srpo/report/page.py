@@ -1,4 +1,4 @@
-"""Writes the files of an evaluation: report.html, tables, figures and data. Lays out numbers and does not compute any.
+"""Writes the files of an evaluation: report.html, tables, figures and data; all numbers are computed elsewhere.
 
 The page is one file that loads nothing: style, script and figures are inside it, and a policy in its head forbids
 external resources. Every combination of split, temperature and seed is in the page; a short script hides all but the
@@ -33,14 +33,14 @@ def write_evaluation(
     samples: Sequence[CaseSample] = (),
     run: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes results.json, results.csv, wins.csv, table.md, curve.png, curve.svg and report.html.
+    """Writes report.html, curve.png, curve.svg, table.md, results.json, results.csv and wins.csv into a folder.
 
     Args:
         output_dir: folder for the files; made when missing.
         results: results of the evaluation, from `summarise`.
         title: title of the report.
         samples: example trails, from `sample_cases`.
-        run: facts about the run, such as command, versions and seconds per stage, in the order shown; may be nested.
+        run: facts about the run, such as command, versions and seconds of each part, in the order shown; may be nested.
 
     Returns:
         The path of the report.
@@ -66,7 +66,7 @@ def write_evaluation(
 def render(
     results: Results, *, title: str, samples: Sequence[CaseSample] = (), run: Mapping[str, Any] | None = None
 ) -> str:
-    """The HTML text of the report; the arguments are those of `write_evaluation`."""
+    """Returns the HTML text of the report; the arguments are those of `write_evaluation`."""
     import jinja2
 
     environment = jinja2.Environment(

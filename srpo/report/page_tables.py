@@ -1,4 +1,4 @@
-"""The tables of the report, one per measure, and the tables of win rates. Only lays out numbers."""
+"""The tables of the report, one for each measure, and the tables of win rates; the numbers are computed elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EMPTY: TableCell = {"text": "", "small": ""}
 
 
 class Measure(NamedTuple):
-    """A record that defines one table: name, note below the caption, function from a row of `Results` to a cell."""
+    """Definition of one table of the report: name, note below the caption, function from a row of scores to a cell."""
 
     name: str
     note: str
@@ -22,7 +22,7 @@ class Measure(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A record of one table: name, note, (system, cells) for each line; `n` is the number of prompts in words."""
+    """Content of one table of the report: name, note, (system, cells) for each line, number of prompts as text."""
 
     name: str
     note: str
@@ -33,10 +33,11 @@ class Table(NamedTuple):
 def tables(
     results: Results, split: str, temperature: float | None, seed: int | str, at: dict[str, str], caption: str
 ) -> list[dict[str, Any]]:
-    """One table for each measure with data, each as the dict that the report's HTML template reads.
+    """Returns the tables that have data for one split, temperature and seed, as dicts that the HTML template reads.
 
     Args:
-        at: filter → its value for this split, temperature and seed; each table adds its number as `measure`.
+        at: name of a filter on the page → its value for this split, temperature and seed; each table adds its number
+            as `measure`.
         caption: split, temperature and seed in words.
     """
     found = []
@@ -58,7 +59,7 @@ def tables(
 
 
 def measure_names(results: Results) -> list[str]:
-    """The names of all tables, of measures and of win rates, in the order of the tables' numbers."""
+    """Returns the names of all tables of the report, those of win rates last, in the order of the tables' numbers."""
     return [each.name for each in _measures(results)] + [_against(results, name) for name in _opponents(results)]
 
 

@@ -18,7 +18,7 @@ Kind = Literal["wins", "tokens", "seconds", "length"]
 
 
 class Figure(NamedTuple):
-    """A record of one kind of small figure: title and axis labels."""
+    """Definition of one kind of small figure in the report: title and axis labels."""
 
     kind: Kind
     title: str
@@ -35,7 +35,7 @@ FIGURES = (
 
 
 class Line(NamedTuple):
-    """A record of one system's points by revision; `band` has the ends of their intervals, or is None."""
+    """One system's points in a small figure, by number of revisions; `band` has the ends of intervals, or is None."""
 
     system: str
     x: list[float]
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 
 
 def figure_svg(results: Results, split: str, temperature: float | None, figure: Figure) -> str:
-    """One small figure as an `<svg>` element for the report's page; "" if no system has data for it."""
+    """Returns one small figure as an `<svg>` element for the report; "" if no system has data for it."""
     lines = [line for name in results.drawn if (line := _line(results, name, split, temperature, figure.kind))]
     if not lines:
         return ""

@@ -17,7 +17,9 @@ GAP = 3  # columns between two cells
 
 
 def print_table(results: Results, console: Console | None = None, *, seed: int | str = POOL) -> None:
-    """Prints one table per split and temperature: a row per system, a column per revision, the best of a row starred.
+    """Prints scores in per cent: per split and temperature a table with a row per system and a column per revision.
+
+    The best number of each row has a star.
 
     Args:
         console: console to print on; None prints to standard output.
@@ -46,7 +48,11 @@ def print_table(results: Results, console: Console | None = None, *, seed: int |
 
 
 def as_markdown(results: Results, *, seed: int | str = POOL) -> str:
-    """The scores in Markdown: per split and temperature a table of systems by revision; `seed` may be `POOL`."""
+    """Returns the scores in per cent as Markdown tables: a row per system, a column per revision.
+
+    Args:
+        seed: a seed, or `POOL` for all seeds pooled.
+    """
     lines: list[str] = []
     for title, curves in _tables(results, seed):
         heading = _heading(curves)

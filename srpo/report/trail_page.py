@@ -1,4 +1,4 @@
-"""Prompts with drafts and revisions, the changes marked word by word, in a terminal or on a page of their own."""
+"""Shows prompts with drafts and revisions, changes marked word by word, in a terminal or on an HTML page."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ if TYPE_CHECKING:
 
 
 def steps(trail: Trail) -> Iterator[tuple[str, Answer, list[Piece]]]:
-    """Yields the draft and each revision with its name and its differences from the answer kept before it."""
+    """Yields (name, answer, differences from the last answer kept before it) for the draft and each revision."""
     for k, answer in enumerate(trail.answers):
         old = trail.last_kept(k - 1).text if k and trail.stopped != VOTE else answer.text
         yield name_of(trail, k), answer, diff(old, answer.text)
 
 
 def name_of(trail: Trail, place: int) -> str:
-    """Printed name of the answer at a place of a trail: draft, revision 1, …; draft 1, draft 2, … under the vote."""
+    """Returns the printed name of one answer of a trail: draft, revision 1, …; draft 1, draft 2, … under the vote.
+
+    Args:
+        place: position of the answer in the trail, from 0.
+    """
     if trail.stopped == VOTE:
         return f"draft {place + 1}"
     return f"revision {place}" if place else "draft"
 
 
 def ending(trail: Trail) -> str:
-    """Reason why revising ended, and the name of the answer that a selector chose, if one did."""
+    """Returns the reason why revising ended, as text, with the name of the answer that a selector chose, if one did."""
     place = trail.answers[-1].in_hand if trail.answers else None
     return trail.stopped if place is None else f"{trail.stopped}; chosen: {name_of(trail, place)}"
 
 
 def details(answer: Answer) -> str:
-    """One line on an answer: the confidence in it, whether it was not kept or was cut off, and its cost."""
+    """Returns one line on an answer: its confidence, whether it was kept and complete, its tokens and seconds."""
     parts = [] if answer.preferred is None else [f"p {answer.preferred:.2f}"]
     parts += [] if answer.kept else ["not kept"]
     parts += [] if answer.finished else ["cut off"]
@@ -51,7 +55,7 @@ _MARKS = {"same": "{}", "removed": "[-{}-]", "added": "{{+{}+}}"}
 
 
 def as_text(trail: Trail, *, marks: bool = False) -> Text:
-    """A prompt, its draft and its revisions for a terminal: removed words struck through in red, added in bold green.
+    """Returns a prompt with its draft and revisions as text for a terminal; removed words are red, added ones green.
 
     Args:
         marks: writes removed words as [-…-] and added words as {+…+}, for output without colours.
@@ -67,7 +71,14 @@ def as_text(trail: Trail, *, marks: bool = False) -> Text:
 
 
 def step_text(name: str, answer: Answer, pieces: list[Piece], *, marks: bool = False) -> Text:
-    """One answer of a trail for a terminal; name, answer and pieces as `steps` yields them, `marks` as in `as_text`."""
+    """Returns one answer of a trail as text for a terminal.
+
+    Args:
+        name: printed name of the answer, such as "revision 1".
+        answer: the answer.
+        pieces: its differences from the answer that it revised.
+        marks: writes removed words as [-…-] and added words as {+…+}, for output without colours.
+    """
     from rich.text import Text
 
     text = Text.assemble((f"  {name:<12}", "cyan"))
@@ -101,7 +112,7 @@ _TAGS = {"same": "{}", "removed": "<del>{}</del>", "added": "<ins>{}</ins>"}
 
 
 def as_page(trails: Iterable[Trail], title: str) -> str:
-    """The HTML of a page that shows prompts, drafts and revisions, and loads no other file; every text is escaped."""
+    """Returns the HTML of a page of prompts, drafts and revisions that loads no other file; every text is escaped."""
     trails = list(trails)
     changed = sum(len({answer.text for answer in trail.answers}) > 1 for trail in trails)
     return _PAGE.format(

@@ -1,4 +1,4 @@
-"""One prompt under way: its answers so far, the answer in hand, the reason for the end; cost and progress of many."""
+"""The state of prompts while their drafts and revisions are drawn: answers so far, reason for the end, progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from srpo.revise.trail import FAILED, IMPOSSIBLE, Answer, Trail
 
 @dataclass
 class Chain:
-    """The state of one prompt while its trail is drawn.
+    """The state of one prompt while its draft and revisions are drawn.
 
     Attributes:
         row: The prompt.
@@ -48,42 +48,55 @@ class Chain:
 
     @property
     def ended(self) -> bool:
-        """True if no further answer will be drawn."""
+        """True if no further answer to this prompt will be drawn."""
         return bool(self.stopped or self.failed or self.impossible) or len(self.answers) > self.limit
 
     @property
     def stage(self) -> tuple[str, int]:
-        """The kind of the next answer, with its number where it decides the random draws; stages share batches."""
+        """Kind of the next answer to this prompt and a number: ("draft", n) or ("revision", 0).
+
+        Prompts with equal stages share a batch. n is 0, or the number of the further draft under the policy vote, which
+        decides its random draws.
+        """
         if not self.answers:
             return "draft", 0
         return ("draft", len(self.answers)) if self.policy.fresh else ("revision", 0)
 
     def close(self, trail: Trail) -> None:
-        """Takes over the answers of the finished trail, and the answer that its selector chose."""
+        """Takes over the answers of the finished trail, and sets `in_hand` to its final answer."""
         self.answers = list(trail.answers)
         if self.answers:
             self.in_hand = trail.after(len(self.answers))
 
     def cut(self, text: str) -> tuple[str, bool]:
-        """Returns the text before the first stop text in it, and whether there was one."""
+        """Returns the text before the first stop text, and True if there was a stop text."""
         places = [place for each in self.stop if (place := text.find(each)) >= 0]
         return (text[: min(places)], True) if places else (text, False)
 
     def trail(self) -> Trail:
-        """Returns the trail so far."""
+        """Returns the prompt with its answers so far, and the reason for the end, as a `Trail`."""
         stopped = f"{FAILED}{self.failed}" if self.failed else self.stopped or "revisions"
         stopped = f"{IMPOSSIBLE}{self.impossible}" if self.impossible else stopped
         return Trail(self.row.prompt, tuple(self.answers), stopped, self.row.meta)
 
 
 def key_of(prompt: Prompt, occurrence: int) -> str:
-    """Returns a name for one occurrence of a prompt; equal prompts are numbered from 0."""
+    """Returns a name for a prompt's random draws, which differs between occurrences of equal prompts.
+
+    Args:
+        occurrence: number of equal prompts before this one.
+    """
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()
     return f"{digest}/{occurrence}"
 
 
 def forecast_of(prompts: int, revisions: int, policy: Policy, *, confident: bool) -> Forecast:
-    """The forecast of trails of so many prompts, whose first step is timed; `confident` if revisions are scored."""
+    """Returns a `Forecast` (announces when long work will end) of drafting and revising so many prompts.
+
+    Args:
+        revisions: largest number of revisions of each.
+        confident: true if the model's confidence in revisions is computed too.
+    """
     kind = "further draft" if policy.fresh else "revision"
     further = f" and at most {revisions} {kind}{'s' if revisions > 1 else ''}" if revisions else ""
     answers = prompts * (revisions + 1)
@@ -93,7 +106,7 @@ def forecast_of(prompts: int, revisions: int, policy: Policy, *, confident: bool
 
 
 def shows_answers(chains: Sequence[Chain]) -> Keep:
-    """Returns a function, called at each complete answer of a batch, that shows their number in the progress."""
+    """Returns a function to call at each complete answer of a batch, which shows their number in the progress."""
     answers, revisions = len(chains), {len(chain.answers) for chain in chains if not chain.policy.fresh}
     stage, done = f"revision {max(revisions)}" if any(revisions) else "drafts", count(1)
     remark(f"{stage}: 0 of {answers} answers")

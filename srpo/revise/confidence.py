@@ -34,7 +34,7 @@ REDUCTIONS = ("sum", "mean")
 
 
 def expect_known(reduction: str, equation: str) -> None:
-    """Checks the names of a reduction of token log-probs and of an equation of the confidence.
+    """Checks that the name of a reduction (sum or mean) and of an equation (eq9 or eq14) of the confidence are known.
 
     Raises:
         ConfigError: An unknown name.
@@ -46,10 +46,10 @@ def expect_known(reduction: str, equation: str) -> None:
 
 
 class Scorer(Protocol):
-    """The protocol of a scorer, which computes log-ratios of answers, policy against reference."""
+    """Protocol of a scorer: computes log π − log π_ref of answers, trained policy π against reference π_ref."""
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """[B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, nats, summed over tokens."""
+        """Returns [B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, in nats."""
         ...
 
 
@@ -69,19 +69,20 @@ class ModelScorer:
     def available(
         cls, model: nn.Module, reference: nn.Module | None, trained_from: str | None, *, backend: str
     ) -> ModelScorer | None:
-        """Returns a scorer, or None without a reference.
+        """Returns a scorer that runs both models in this process, or None without a reference.
 
         Args:
             reference: The model before training; None takes the base under the adapter of `model`, if it has one.
             trained_from: Kind of reference in training, if recorded. For an adapter trained on from an earlier adapter,
                 the base is not the reference.
+            backend: computation of shared prefixes: auto, path or flat.
         """
         has_base = adapted(model) is not None and trained_from in (None, "adapter off")
         return cls(model, reference, backend=backend) if reference is not None or has_base else None
 
     @torch.no_grad()
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """Computes log π(answer | context) − log π_ref(answer | context) of each (context, answer) pair, nats."""
+        """Returns [B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, in nats."""
         forest = Forest.plant([PrefixTree.pack(each) for each in sequences], device_of(self.model))
         backend = settle_backend(self.model, forest.trees, self.backend)  # one back-end for both models
         policy_BK = sequence_logps(self.model, forest, backend)
@@ -112,7 +113,10 @@ class RatioScorer:
     reference: Logps
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """Computes log π(answer | context) − log π_ref(answer | context), nats; requests equal pairs once."""
+        """Returns [B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, in nats.
+
+        Equal pairs are requested once.
+        """
         rows = [[(tuple(context), tuple(answer)) for context, answer in row] for row in sequences]
         pairs = list(dict.fromkeys(pair for row in rows for pair in row))
         scored = zip(pairs, self.policy(pairs), self.reference(pairs), strict=True)
@@ -122,7 +126,7 @@ class RatioScorer:
 
 @dataclass(frozen=True)
 class Confidence:
-    """p(new answer ≻ old answer) as the model itself estimates it.
+    """Computes p(new answer ≻ old answer) as the model itself estimates it, by Eq. 9 or Eq. 14 of the paper.
 
     Attributes:
         scorer: Computes the log-ratios.
@@ -139,14 +143,20 @@ class Confidence:
     equation: str = "eq9"
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """[B, K] log π − log π_ref of K (context ids, answer ids) each, nats, summed or averaged as in training."""
+        """Returns [B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, in nats.
+
+        Log-probs of an answer's tokens are summed or averaged as in training.
+        """
         ratio_BK = self.scorer.log_ratios(sequences)
         if self.reduction == "mean":
             ratio_BK = ratio_BK / ratio_BK.new_tensor([[len(answer) for _, answer in each] for each in sequences])
         return ratio_BK
 
     def compare(self, rows: Sequence[PromptRow], old: Sequence[str], new: Sequence[str]) -> list[tuple[float, int]]:
-        """Returns p(new ≻ old) of each row's two answers, and the number of tokens that policy and reference read."""
+        """Returns for each prompt p(new ≻ old), the model's own estimate, and the number of tokens read to compute it.
+
+        The estimate is linear, so it may leave [0, 1]. `old` and `new` have one answer per prompt.
+        """
         sequences = self._sequences(rows, old, new)
         ratio_KB = self.log_ratios(sequences).unbind(1)
         if self.equation == "eq9":

@@ -25,7 +25,9 @@ NAMES = {"length": "length of the prompt, tokens", "logp": "log π of the draft 
 
 
 def statistics(reviser: Reviser, rows: Sequence[PromptRow], trails: Sequence[Trail]) -> dict[str, list[float]]:
-    """Mean and standard deviation over prompts of each quantity in `NAMES`; without log-probs the length alone.
+    """Returns for each quantity in `NAMES` its mean and standard deviation over prompts.
+
+    These are the length of the prompt in tokens and, where the engine gives log-probs, log π per token of the draft.
 
     Args:
         rows: prompts, at least one.
@@ -64,7 +66,12 @@ def unlike(
 def unlike_drafts(
     reviser: Reviser, drafted: Sequence[tuple[PromptRow, Trail]], seen: Mapping[str, Sequence[float]]
 ) -> str:
-    """As `unlike`, for prompts that have been drafted; failed trails are left out."""
+    """Compares drafted prompts with those of a calibration; returns the difference as words, "" if they are alike.
+
+    Args:
+        drafted: (prompt, trail with its draft); failed trails are left out.
+        seen: from `statistics`, on the calibrated prompts.
+    """
     pairs = [(row, trail) for row, trail in drafted if not trail.failed]
     if not pairs:
         return ""

@@ -1,4 +1,4 @@
-"""A `Reviser` on the engine that settings name: transformers or vLLM in this process, or a server."""
+"""Makes a `Reviser` on the engine that settings name: transformers or vLLM in this process, or a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of a `Reviser`, loaded where they are given by path, and the record that training saved beside them."""
+"""Loads the models of a `Reviser` that are given by path, and the record that training saved beside a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from srpo.revise.settings import ReviserSettings
 def loaded_models(
     model: nn.Module | str, reference: nn.Module | str | None, settings: ReviserSettings, *, needed: bool
 ) -> tuple[nn.Module | None, nn.Module | None]:
-    """Returns model and reference, loading those given by path; the model is None if its weights are not needed.
+    """Returns model and reference, loading those given by path.
+
+    Args:
+        needed: False returns None for a model given by path, as an engine has its weights.
 
     Raises:
         ConfigError: A device or dtype was asked for, and the model is already loaded.
@@ -47,7 +50,7 @@ def loaded_models(
 
 
 def training_record(path: str) -> Mapping[str, Any]:
-    """Reads the record that training saved beside the model; empty without a record.
+    """Returns setting → value from the file that training saved beside a model, such as its β; {} without the file.
 
     Raises:
         InputError: The file is damaged.

@@ -1,4 +1,4 @@
-"""Policies as values: which revisions to keep, and when to stop revising.
+"""Revision policies: which revisions to keep, and when to stop revising.
 
     always              keeps every revision (the paper)
     if_preferred        keeps a revision if the model itself prefers it; otherwise keeps the answer before it
@@ -36,7 +36,7 @@ NAMES = (
 
 
 class Decision(NamedTuple):
-    """A record of a policy's decision on one revision.
+    """A revision policy's decision on one revision.
 
     Attributes:
         kept: True if the revision replaces the answer kept so far.
@@ -49,7 +49,7 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """Decides whether to keep each revision, and when to stop revising.
+    """A revision policy: decides whether to keep each revision, and when to stop revising.
 
     Attributes:
         name: Name in settings.
@@ -77,7 +77,7 @@ class Policy:
 
     @classmethod
     def named(cls, name: str) -> Policy:
-        """Returns the policy of that name, such as "always" or "fixed:2".
+        """Returns the revision policy of that name; "fixed:2" keeps 2 revisions, the other names are in `NAMES`.
 
         Raises:
             ConfigError: An unknown name.
@@ -91,11 +91,11 @@ class Policy:
         return _POLICIES[name]
 
     def limit(self, revisions: int) -> int:
-        """Returns the largest number of revisions under this policy, given the number that the settings ask for."""
+        """Returns the largest number of revisions: the policy's own limit, or `revisions` if that is smaller."""
         return revisions if self.most is None else min(self.most, revisions)
 
     def decide(self, *, preferred: float | None, unchanged: bool, likelier: bool | None = None) -> Decision:
-        """Decides whether to keep a revision and whether to stop.
+        """Decides whether to keep a revision instead of the answer before it, and whether to stop revising.
 
         Args:
             preferred: The model's own p(revision ≻ answer before it).

@@ -1,4 +1,4 @@
-"""Draft, then revise: prompt → draft → revision × N → trail.
+"""Drafts and revises: prompt → draft → revision × N → trail, a prompt with its answers.
 
 Contexts come from the renderer training used, so inference shows a model exactly what training showed it.
 """
@@ -133,12 +133,12 @@ class Reviser:
 
     @property
     def has_confidence(self) -> bool:
-        """True if the reviser can compare a revision with its draft."""
+        """True if the reviser can estimate p(revision ≻ draft), which needs the reference and β."""
         return not self.why_no_confidence
 
     @property
     def why_no_confidence(self) -> str:
-        """Reason why the reviser cannot compute a confidence for revisions; empty if it can."""
+        """Reason why the reviser cannot estimate p(revision ≻ draft); empty if it can."""
         if self.objective != OBJECTIVE:
             return f"the model was trained with {self.objective}, and Eq. 9 holds for {OBJECTIVE} alone"
         if self.confidence is None:
@@ -151,7 +151,7 @@ class Reviser:
         return self.model is not None or self._logps is not None
 
     def policy(self, settings: RevisionSettings) -> tuple[Policy, int]:
-        """Returns the policy for this model and the largest number of revisions; logs what "auto" chose.
+        """Returns the policy that keeps or refuses revisions, "auto" resolved, and the largest number of revisions.
 
         Raises:
             ConfigError: The policy needs a confidence, and the reviser has no reference.
@@ -183,7 +183,7 @@ class Reviser:
         return policy, limit
 
     def select_by(self, settings: RevisionSettings) -> str:
-        """Returns the name of the selector: the one of the settings, or the calibrated one if "auto" follows it."""
+        """Returns the name of the selector of the final answer: the settings', or the calibrated one under "auto"."""
         if settings.policy == AUTO and self.calibration is not None and settings.select == LAST:
             return self.calibration.choice.select
         return settings.select
@@ -271,7 +271,7 @@ class Reviser:
             self._draft(chains, settings, watch)
 
     def finish(self, chains: Sequence[Chain]) -> list[Trail]:
-        """Returns the trails of chains that have ended, the final answer chosen by the selector of each chain."""
+        """Returns one trail per chain, a prompt whose answers are complete; its selector chooses the final answer."""
         trails: dict[int, Trail] = {}
         for by in dict.fromkeys(chain.select for chain in chains):
             some = [place for place, chain in enumerate(chains) if chain.select == by]
@@ -285,7 +285,7 @@ class Reviser:
         return [trails[place] for place in range(len(chains))]
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """[B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, nats, reduced as in training.
+        """Returns [B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, nats, as in training.
 
         Raises:
             ConfigError: The reviser has no reference.
@@ -295,7 +295,7 @@ class Reviser:
         return self.confidence.log_ratios(sequences)
 
     def logps(self, sequences: Sequences) -> Tensor:
-        """[B, K] log π of K (context ids, answer ids) for each of B prompts, nats, summed over tokens."""
+        """Returns [B, K] log π of K (context ids, answer ids) for each of B prompts, nats, summed over tokens."""
         if self._logps is not None:
             flat = iter(self._logps([(tuple(context), tuple(ids)) for row in sequences for context, ids in row]))
             return torch.tensor([[next(flat) for _ in row] for row in sequences], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Selectors: the final answer of a trail, chosen among its draft and its revisions, or among several drafts.
+"""Selectors: choose the final answer of a trail among its draft and its revisions, or among several drafts.
 
     last        the last answer that the policy kept (the paper)
     logp        the largest log π(y|x), nats
@@ -35,6 +35,9 @@ ContextAnswer = tuple[list[int], list[int]]  # context ids, answer ids
 def expect_selectable(reviser: Reviser, by: str) -> None:
     """Checks, before any answer is drawn, that the reviser can compute the numbers by which a selector chooses.
 
+    Args:
+        by: name of the selector of the final answer, such as "logp".
+
     Raises:
         ConfigError: the selector is `REWARD` without a reference, or needs log-probs that the engine lacks.
     """
@@ -47,10 +50,10 @@ def expect_selectable(reviser: Reviser, by: str) -> None:
 
 
 def selector_of(reviser: Reviser, policy: Policy, named: str) -> str:
-    """Returns the selector of a policy: the vote if the policy draws drafts, otherwise the one that settings name.
+    """Returns the name of the selector of the final answer: "vote" under the policy vote, otherwise `named`.
 
     Raises:
-        ConfigError: as in `expect_selectable`.
+        ConfigError: the reviser cannot compute the numbers by which the selector chooses.
     """
     by = VOTE if policy.fresh else named
     expect_selectable(reviser, LOGP if policy.likelier else by)
@@ -58,7 +61,7 @@ def selector_of(reviser: Reviser, policy: Policy, named: str) -> str:
 
 
 def select(reviser: Reviser, rows: Sequence[PromptRow], trails: Sequence[Trail], by: str) -> list[Trail]:
-    """Chooses the final answer among the draft and the revisions of each prompt; `Trail.after` returns it.
+    """Returns the trails with the final answer of each chosen among its draft and revisions; `Trail.after` returns it.
 
     Args:
         reviser: computes the log-probs, its batch size of trails at a time.

@@ -56,7 +56,7 @@ class RevisionSettings:
         expect_valid(self)
 
     def made_with(self) -> dict[str, Any]:
-        """The settings that decide the answers, by name; the selector only if it is not the default."""
+        """Returns setting → value for the settings that decide the answers; the default selector is left out."""
         return {name: value for name, value in asdict(self).items() if (name, value) != ("select", LAST)}
 
 
@@ -67,7 +67,7 @@ def seed_of_draft(seed: int, draw: int) -> int:
 
 @dataclass(frozen=True)
 class ReviserSettings:
-    """How a `Reviser` loads its model, forms batches and computes the confidence.
+    """Settings by which a `Reviser` loads its model, forms batches and computes the confidence.
 
     Attributes:
         beta: β of training, in Eq. 9 and 14; None takes the value saved with the model.
@@ -155,7 +155,7 @@ class EngineSettings:
             raise ConfigError("engine chat has no log-probs", where="served_reference", fix="take --engine openai")
 
     def made_with(self) -> dict[str, str]:
-        """The settings that affect the answers, by name; the address of a server and the device are left out."""
+        """Returns setting → value for the settings that decide the answers, without server address and device."""
         named = {
             "engine": self.engine,
             "served_model": self.endpoint.model,

@@ -1,4 +1,4 @@
-"""The calibration that `srpo calibrate` stores beside a model: quality of the confidence, and the chosen policy."""
+"""The calibration that `srpo calibrate` stores beside a model: how good its confidence is, and the chosen policy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class CalibratedPolicy:
-    """The policy chosen on one half of the labelled prompts, with its gain on the other half.
+    """The revision policy chosen on one half of the labelled prompts, with its gain on the other half.
 
     Attributes:
         policy: Chosen policy, "drafts", "if_preferred" or "always".
@@ -41,7 +41,7 @@ class CalibratedPolicy:
     select: str = LAST
 
     def sentence(self) -> str:
-        """Returns the chosen policy and its gain as a sentence."""
+        """Returns the chosen revision policy and its gain in points as a sentence."""
         evidence = (
             f"{self.rival}: final answers {100 * self.gain:+.1f} points against drafts "
             f"(95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f})"
@@ -54,7 +54,7 @@ class CalibratedPolicy:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration of one model, measured on one labelled set.
+    """Result of `srpo calibrate`: the chosen revision policy of one model, and the quality of its confidence.
 
     Attributes:
         choice: Policy that `auto` uses with this model.
@@ -82,13 +82,13 @@ class Calibration:
     seen: Mapping[str, list[float]] = field(default_factory=dict)
 
     def probability(self, preferred: float) -> float:
-        """Maps a raw confidence `preferred` into (0, 1) by the fitted link, or by clipping if no link was fitted."""
+        """Maps the raw confidence in a revision into (0, 1) by the fitted link; without one, clips it to [0, 1]."""
         if self.temperature is None:
             return min(1.0, max(0.0, preferred))
         return linked([preferred], self.temperature)[0]
 
     def sentences(self) -> list[str]:
-        """Returns the quality of the confidence in words."""
+        """Returns the quality of the model's confidence as sentences: Brier score, calibration error, AUC."""
         if self.brier is None or self.error is None:
             return [
                 f"no confidence to measure: {self.prompts:,} prompts, no reference or no revision that changes a score"
@@ -102,7 +102,7 @@ class Calibration:
         return lines
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the calibration into the model's folder.
+        """Writes the calibration into a model's folder as JSON, and returns the file's path.
 
         Raises:
             OutputError: The file cannot be written.
@@ -137,7 +137,7 @@ class Calibration:
 
 
 def calibrated_policy(folder: str) -> str:
-    """Returns the name of the policy stored in a model's folder; "" if no policy is stored."""
+    """Returns policy, number of revisions and selector stored by `srpo calibrate`, as text; "" if none is stored."""
     found = Calibration.load(folder)
     return f"{found.choice.policy}, {found.choice.revisions}{_selected(found.choice)}" if found is not None else ""
 

@@ -76,11 +76,11 @@ class Trail:
 
     @property
     def can_retry(self) -> bool:
-        """True if an engine failed, so that another try may succeed."""
+        """True if an engine failed to give an answer, so that another try may succeed."""
         return self.stopped.startswith(FAILED)
 
     def after(self, revisions: int) -> Answer:
-        """Returns the answer to use after a number of revisions (0 is the draft).
+        """Returns the answer of this prompt that is used after a number of revisions (0 is the draft).
 
         That is the answer that a selector chose among those so far, or without a selector the last one kept.
 
@@ -93,7 +93,10 @@ class Trail:
         return self.last_kept(revisions) if place is None else self.answers[place]
 
     def last_kept(self, revisions: int) -> Answer:
-        """Returns the last kept answer of the draft and the first `revisions` revisions, whatever a selector chose."""
+        """Returns the last answer that the policy kept among the draft and the first `revisions` revisions.
+
+        The choice of a selector has no effect.
+        """
         kept = self.answers[0]
         for answer in self.answers[1 : revisions + 1]:
             if answer.kept:
@@ -112,7 +115,7 @@ class Trail:
 
     @classmethod
     def from_json(cls, line: str, *, where: str = "") -> Trail:
-        """Reads a prompt with its draft and revisions from a line written by `to_json`.
+        """Makes the trail (a prompt with its draft and revisions) from a line that `to_json` wrote.
 
         Raises:
             DataError: The line is not a trail; the message names `where`, the place of the line.

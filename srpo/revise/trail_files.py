@@ -45,7 +45,7 @@ def revise_file(
     made_with: dict[str, str] | None = None,
     samples: int = 1,
 ) -> tuple[int, int]:
-    """Writes the draft and the revisions of each prompt, in the order of the prompts.
+    """Drafts and revises an answer to each prompt of a file, and writes one line per prompt, in the same order.
 
     Trails already in the target are compared with the prompts and kept, and a torn last line is removed. The finished
     file equals that of an uninterrupted run.
@@ -91,15 +91,15 @@ def revise_file(
 def write_trails(
     path: Path, rows: list[PromptRow], draw: Draw, made_with: Mapping[str, Any], *, strict: bool = True
 ) -> int:
-    """Writes one trail (a prompt, its draft and revisions) per row to a file that may already hold some of them.
+    """Writes one trail (a prompt, its draft and revisions) per row to a file that may already hold the first of them.
 
     Args:
         path: The file of trails.
         rows: The prompts.
-        draw: Maps (number of leading rows to leave out, places of the only rows to draw or None) to trails in the order
-            of the rows; called only if trails are missing.
+        draw: Called as draw(skip, only) if trails are missing; yields trails in the order of the rows. It leaves out
+            the first `skip` rows; with `only`, it draws just the rows with these numbers.
         made_with: All settings that decide the trails; a file made with other settings is refused.
-        strict: Raise an error for failed trails, after the others are written.
+        strict: True raises an error for failed trails, after the others are written.
 
     Returns:
         Number of trails that were there before.

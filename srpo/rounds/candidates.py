@@ -28,7 +28,7 @@ CHOICES = ("random", "uncertain")
 
 @dataclass(frozen=True)
 class Candidate:
-    """Record of two answers to one prompt that a judge may compare.
+    """Two answers to one prompt that a judge may compare.
 
     Attributes:
         comparison: the prompt and both answers; the earlier answer is `first`.
@@ -60,7 +60,7 @@ class Candidates(NamedTuple):
 
 
 def kinds_of(names: str) -> tuple[str, ...]:
-    """Splits a comma-separated list of kinds of comparison into a tuple of known kinds.
+    """Splits a comma-separated list of kinds of comparison, such as "draft-draft", into a tuple of the names.
 
     Raises:
         ConfigError: an unknown kind, or an empty list.
@@ -80,9 +80,11 @@ def kinds_of(names: str) -> tuple[str, ...]:
 
 
 def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold") -> Candidates:
-    """Finds every pair of a prompt's drafts and revisions whose kind of comparison is one of `kinds`.
+    """Returns every two answers to one prompt, among its drafts and revisions, that are worth a judge's comparison.
 
     Args:
+        trails: prompts with their draft and revisions; equal prompts are samples of one prompt.
+        kinds: names of the kinds of comparison to find, such as "draft-revision".
         gold_key: key of the gold answer in a trail's `meta`, for judges that need one.
 
     Example:
@@ -114,7 +116,7 @@ def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold
 def choose(
     candidates: Sequence[Candidate], budget: int | None, *, by: str = "random", seed: int = 0
 ) -> list[Candidate]:
-    """Chooses the candidates that a judge will label.
+    """Returns the comparisons of two answers that a judge will label, at most `budget` of them.
 
     Args:
         budget: maximum number of candidates to choose; None takes all.

@@ -45,7 +45,7 @@ class LabelSettings:
 
 @dataclass
 class LabelCounts:
-    """Counts of comparisons found, judged and turned into pairs; dicts count by kind, except `unscored`.
+    """Counts of comparisons found, judged and turned into pairs; dicts count by kind of comparison, except `unscored`.
 
     Attributes:
         found: distinct comparisons of two different texts.
@@ -80,7 +80,7 @@ class LabelCounts:
         return sum(self.pairs.values()) / self.labels if self.labels else 0.0
 
     def lines(self) -> list[str]:
-        """The counts as text: one line for each kind, and one for the total."""
+        """Returns the counts as lines of text: one for each kind of comparison, and one for the total."""
         lines = []
         for kind in dict.fromkeys([*self.found, *self.identical]):
             found, asked, pairs = (each.get(kind, 0) for each in (self.found, self.asked, self.pairs))
@@ -98,9 +98,11 @@ Announce = Callable[[Sequence[AnswerPair]], object]  # called with the compariso
 def label(
     trails: Iterable[Trail], judge: PairJudge, settings: LabelSettings, *, announce: Announce | None = None
 ) -> tuple[list[dict[str, Any]], LabelCounts]:
-    """Judges pairs of drafts and revisions, and returns the preference pairs with their counts.
+    """Has a judge compare answers to the same prompt; returns the preference pairs as rows, and counts.
 
     Args:
+        trails: prompts with their drafts and revisions.
+        settings: which answers are compared.
         announce: called with the chosen comparisons before the judge sees them; None calls nothing.
 
     Raises:
@@ -152,7 +154,12 @@ def label(
 def label_file(
     source: str, target: str, judge: PairJudge, settings: LabelSettings, *, announce: Announce | None = None
 ) -> LabelCounts:
-    """Makes a file of preference pairs from a file of drafts and revisions and a judge; writes the counts beside it.
+    """Makes a file of preference pairs from a file of drafts and revisions by a judge; writes counts beside it.
+
+    Args:
+        source, target: path of the file of drafts and revisions, and of the pairs to write.
+        settings: which answers are compared.
+        announce: called with the chosen comparisons before the judge sees them; None calls nothing.
 
     Raises:
         InputError, DataError: the trails cannot be read, or no comparison has a preference.
@@ -170,7 +177,7 @@ def label_file(
 
 
 def read_counts(target: str | Path) -> LabelCounts:
-    """Reads the counts beside a file of preference pairs.
+    """Reads the counts of judged comparisons beside the file of preference pairs `target`.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -185,7 +192,7 @@ def read_counts(target: str | Path) -> LabelCounts:
 
 
 def rows_as_lines(rows: Sequence[dict[str, Any]]) -> bytes:
-    """The rows as text, one JSON object per line."""
+    """Returns rows as bytes of UTF-8 text, one JSON object per line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 

@@ -57,7 +57,8 @@ class Round:
         offline: pairs of the original data that it trained on as well.
         informative: share of the labels that became pairs.
         tokens: tokens of all forward passes that drew the round's answers.
-        seconds: wall seconds by stage; an interrupted stage counts from its last start.
+        seconds: wall seconds of sampling, labelling, training and validating; an interrupted one counts from its last
+            start.
         validation: win rate after k revisions against round 0's drafts, by k; a tie counts half.
         best_k: number of revisions with the highest win rate.
     """
@@ -74,11 +75,11 @@ class Round:
 
     @property
     def best(self) -> float | None:
-        """Win rate on the validation prompts after `best_k` revisions."""
+        """Win rate on the validation prompts after `best_k` revisions, in [0, 1]; None without validation."""
         return self.validation[self.best_k] if self.best_k is not None else None
 
     def line(self) -> str:
-        """The round as one line of text."""
+        """Returns the round's cost and its win rates as one line of text."""
         text = f"round {self.round}: {self.labels} labels, {self.pairs} pairs"
         if self.labels:
             text += f" ({100 * self.informative:.0f} % informative)"
@@ -108,7 +109,7 @@ def run_rounds(
 
     Raises:
         ConfigError: the folder holds rounds with other settings.
-        SRPOError: errors of the stages.
+        SRPOError: errors of sampling, labelling or training.
     """
     rounds = _Rounds(writable_folder(Path(output_dir)), settings, plan, judge)
     done: list[Round] = []
@@ -133,7 +134,7 @@ class _Rounds:
         _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": self.judge.identity})
 
     def model_after(self, number: int) -> str:
-        """Path of the model that round `number` produces; if negative, the model before the offline training."""
+        """Returns the path of the model that round `number` makes; below 0, the model before the offline training."""
         if number < 0:
             return str(self.settings["model_name_or_path"])
         return str(self.folder / f"round{number}" / "model")
@@ -157,7 +158,10 @@ class _Stages:
         self.round = Round(number, seconds=seconds)
 
     def run(self, train: Train) -> Round:
-        """Runs the round's unfinished stages, calling `train` for the training; returns the `Round`."""
+        """Runs the round's unfinished stages (sample, label, train, validate) and returns the `Round`.
+
+        `train` is called with the round's training settings by name.
+        """
         settings = self.rounds.settings
         changed: dict[str, Any] = {"output_dir": str(self.folder / "model")}
         if self.number:

@@ -1,4 +1,4 @@
-"""Draws several drafts, each with revisions, for every prompt of a file."""
+"""Draws several drafts of every prompt in a file, and revises each draft."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ def sample_file(
     bad_rows: str = "error",
     made_with: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
-    """Writes `samples` drafts with their revisions per prompt of `source` to `target`; resumes after the last line.
+    """Writes `samples` drafts, each with its revisions, for every prompt; resumes after the last line of the target.
 
     Args:
         make_reviser: makes the reviser; called after both files have been checked.
-        settings: how drafts and revisions are drawn.
+        source: file of prompts.
+        target: file of trails (a prompt with a draft and its revisions) to write, `samples` consecutive lines a prompt.
+        settings: sampling of drafts and revisions.
         bad_rows: "error" stops at an unusable row, "skip" leaves it out and accepts failed trails.
         made_with: other settings that decide the trails, such as the model's path.
 

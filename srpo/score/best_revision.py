@@ -23,9 +23,10 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def halves(keys: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
-    """Splits rows at random into a half that chooses and a half that reports, both as ascending row numbers.
+    """Splits rows at random into one half for choosing and one for reporting; returns both as ascending row numbers.
 
-    `keys` has the text of each row's prompt; rows with equal keys are in the same half.
+    Args:
+        keys: text of each row's prompt; rows with equal texts are in the same half.
 
     Example:
         >>> first, second = halves(["a", "b", "c", "d"], seed=0)
@@ -41,15 +42,19 @@ def halves(keys: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
 
 
 def largest_mean(columns: Mapping[Name, Tensor]) -> Name:
-    """Returns the name of the column with the largest mean over its values without nan; the first of equals."""
+    """Returns the name of the column with the largest mean, nan values left out; of equal means the first."""
     means = {name: float(column_N.nanmean()) for name, column_N in columns.items()}
     return max(means, key=means.__getitem__)
 
 
 def best_revisions(group: Group, resampling: Resampling) -> list[BestRevision]:
-    """Chooses the best number of revisions for each system of a group whose answers changed.
+    """Returns, for each system whose answers changed, the number of revisions that scores best on half of the prompts.
 
-    `resampling` sets the bootstrap of the intervals. With fewer than `LEAST` prompts the list is empty.
+    Its score and gain are measured on the other half. With fewer than `LEAST` prompts the list is empty.
+
+    Args:
+        group: scores of all systems on one split at one temperature.
+        resampling: settings of the bootstrap intervals.
     """
     found = []
     for system, seeds in group.systems.items():

@@ -1,4 +1,4 @@
-"""Matches: a system's answers against an opponent's, prompt by prompt, decided by a pair judge or by two scores.
+"""Matches: one system's answers against one opponent's, prompt by prompt, decided by a pair judge or by two scores.
 
 Opponents are `gold`, the gold answer of the prompt; `draft`, the system's own draft; and any other system by name,
 after the same number of revisions. An unreadable verdict is nan in every tensor, neither a tie nor a loss.
@@ -30,27 +30,29 @@ Judges = Mapping[str, AnyJudge]
 
 
 class Answers(Protocol):
-    """A protocol: N prompts with their gold answers, and the kept answer after each revision.
+    """Protocol of one system's answers to N prompts, R = revisions + 1 each, with the gold answers.
 
-    `srpo.score.scores.OrderedTrails` is one."""
+    `srpo.score.scores.OrderedTrails` is one.
+    """
 
     @property
     def trails(self) -> Sequence[Trail]:
-        """The N prompts with their drafts and revisions."""
+        """The N trails: prompts with their drafts and revisions."""
 
     @property
     def golds(self) -> Sequence[object]:
-        """The gold answers of the N prompts."""
+        """The gold answers of the N prompts; None for a prompt without one."""
 
     @property
     def texts(self) -> Sequence[Sequence[str]]:
-        """[N][R] texts of the newest kept answers of each prompt after 0, 1, … revisions."""
+        """[N][R] texts: for each prompt the newest kept answer after 0, 1, … revisions."""
 
 
 class Match(NamedTuple):
-    """A record of one system's answers (`ours`) and one opponent's texts (`theirs`), [N][R], to be compared.
+    """One system's answers (`ours`) and one opponent's texts (`theirs`, [N][R]), to be compared one by one.
 
-    `longer_NR` is the length of our answer minus the opponent's; `where` names the match in error messages.
+    N prompts have R = revisions + 1 answers. `longer_NR` is the length of our answer minus the opponent's, in words or
+    characters (`srpo.score.text_measures.unit_of`); `where` names the match in errors.
     """
 
     ours: Answers
@@ -61,11 +63,13 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True)
 class MatchScores:
-    """A record of the outcome of one match: five [N, R] tensors.
+    """Outcome of comparing one system's answers with one opponent's: five [N, R] tensors.
+
+    N is the number of prompts, R = revisions + 1 the number of answers to each, the draft first.
 
     Attributes:
         wins_NR: 1 where our answer wins, ½ for a tie, 0 where it loses; nan where unscored.
-        longer_NR: length of our answer minus the opponent's.
+        longer_NR: length of our answer minus the opponent's, in words or characters.
         flipped_NR: 1 where the two orders of showing disagree, 0 where they agree; nan unless both were readable.
         contradicted_NR: over pairs of repeated runs, the share with different verdicts; nan below two readable runs.
         same_NR: true where the texts are identical; the judge is not asked about them.
@@ -79,14 +83,17 @@ class MatchScores:
 
     @property
     def unscored_R(self) -> list[int]:
-        """[R] number of prompts without a readable verdict after 0, 1, … revisions."""
+        """R counts: the number of prompts without a readable verdict after 0, 1, … revisions."""
         return [int(count) for count in self.wins_NR.isnan().sum(0)]
 
 
 def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Name, MatchScores]:
-    """Decides all matches by a pair judge, asked in one pass, so that the judge can announce its cost first.
+    """Compares the answers of all matches by a judge of two answers; returns the outcome of each match.
 
-    Each different comparison is asked once, even if several matches contain it.
+    The judge gets all comparisons in one call, so that it can announce its cost; equal comparisons are asked once.
+
+    Args:
+        matches: a system's and an opponent's answers, by any name.
 
     Raises:
         DataError: every verdict was unreadable, of all matches or of one revision of one match.
@@ -113,10 +120,12 @@ def decide_by_judge(judge: PairJudge, matches: Mapping[Name, Match]) -> dict[Nam
 def decide_by_scores(
     matches: Mapping[Name, Match], scores: Mapping[Name, tuple[Tensor, Tensor]]
 ) -> dict[Name, MatchScores]:
-    """Decides all matches by scores of single answers: the higher score wins; nan where a score is missing.
+    """Compares the answers of all matches by their scores: the higher score wins. Returns the outcome of each match.
 
     Args:
-        scores: for each match two [N, R] tensors: scores of our answers and of the opponent's.
+        matches: a system's and an opponent's answers, by any name.
+        scores: for each match two [N, R] tensors, of N prompts and R = revisions + 1 answers: scores of our answers and
+            of the opponent's; nan is a missing score, and such a comparison is unscored.
     """
     found = {}
     for name, (ours_NR, theirs_NR) in scores.items():
@@ -148,7 +157,7 @@ def _decided(match: Match, wins_NR: Tensor, flipped_NR: Tensor, contradicted_NR:
 
 
 class Tally(NamedTuple):
-    """A record of counts over one pair judge's verdicts against one opponent.
+    """Counts over the verdicts of one judge of two answers against one opponent; shares are in [0, 1].
 
     Attributes:
         judge: name of the judge.
@@ -176,19 +185,25 @@ class Tally(NamedTuple):
 
 
 class Decided(Protocol):
-    """A protocol: a system's answers with the results of their matches, such as `srpo.score.scores.ScoredTrails`."""
+    """Protocol of a system's answers with the outcomes of comparing them, such as `srpo.score.scores.ScoredTrails`."""
 
     @property
     def matches(self) -> Mapping[str, MatchScores]:
-        """Opponent → outcome of the match by the primary judge."""
+        """Opponent → outcome of comparing the system's answers with that opponent's, by the first judge."""
 
     @property
     def others(self) -> Mapping[str, MatchScores]:
-        """Secondary pair judge → outcome of its match against the opponent that its score is defined by."""
+        """Further judge of two answers → outcome of its comparison with the one opponent that defines its score."""
 
 
 def tallies(scored: Mapping[Name, Decided], judges: Judges, against: str = GOLD) -> list[Tally]:
-    """Counts each pair judge's verdicts by opponent; `against` is the only opponent for secondary judges."""
+    """Returns one `Tally` (counts of wins, ties and unreadable verdicts) per judge of two answers and opponent.
+
+    Args:
+        scored: compared answers of each system.
+        judges: judge by name, the first one primary.
+        against: the only opponent of the judges after the first.
+    """
     found, every = [], list(scored.values())
     for place, (name, judge) in enumerate(judges.items()):
         if not compares(judge):
@@ -206,10 +221,11 @@ def tallies(scored: Mapping[Name, Decided], judges: Judges, against: str = GOLD)
 def tally(
     judge: str, against: str, matches: Sequence[MatchScores], first: Sequence[MatchScores] | None = None
 ) -> Tally:
-    """Counts one judge's verdicts over several matches against one opponent.
+    """Returns the counts of one judge's verdicts over several matches against one opponent.
 
     Args:
         judge, against: names of the judge and the opponent.
+        matches: outcomes of the comparisons, one per system and seed.
         first: the same matches decided by the first judge, for the agreement; None if `judge` is the first one.
     """
     asked = torch.cat([(~each.same_NR).flatten() for each in matches])

@@ -35,7 +35,7 @@ Block = tuple[tuple[str, ...], Columns]  # the data of one seed: the keys of its
 
 
 class Resampling(NamedTuple):
-    """A record of arguments for `bootstrap`: number of draws, seed, coverage, and prompts per draw."""
+    """Settings of a bootstrap: number of draws, seed, coverage in (0, 1), and prompts per draw (None: all)."""
 
     draws: int = DRAWS
     seed: int = 0
@@ -52,11 +52,11 @@ RESAMPLINGS = {"prompts": USUAL, "paper": Resampling(draws=20, size=512)}
 
 @dataclass(frozen=True)
 class Group:
-    """A record of all systems' scores on one split at one temperature.
+    """All systems' scores on one split of the prompts at one sampling temperature.
 
     Attributes:
-        split, temperature: the split of the prompts and the sampling temperature.
-        systems: system → seed → scored trails, in the order in which the trails were given.
+        split, temperature: the split of the prompts and the sampling temperature; None if unknown.
+        systems: system → seed → scored answers, in the order in which they were given.
     """
 
     split: str
@@ -65,12 +65,12 @@ class Group:
 
     @property
     def last(self) -> int:
-        """The largest number of revisions of any system in the group."""
+        """Largest number of revisions that any system in the group has scores for."""
         return next(iter(next(iter(self.systems.values())).values())).primary_NR.shape[1] - 1
 
     @property
     def scopes(self) -> list[Scope]:
-        """The sets of systems to average: one per seed, then one pool for the systems that have the same seeds."""
+        """The sets of systems to average together: one per seed, then one pool per set of common seeds."""
         seeds = {name: tuple(each) for name, each in self.systems.items()}
         every = dict.fromkeys(seed for each in seeds.values() for seed in each)
         single = [Scope(seed, (seed,), tuple(name for name in seeds if seed in seeds[name])) for seed in every]
@@ -79,7 +79,7 @@ class Group:
 
     @property
     def pooling(self) -> str:
-        """Text for the report: whether the seeds share their prompts, and so how they are pooled."""
+        """Sentence for the report on how seeds are pooled: whether they share their prompts."""
         pools = [scope for scope in self.scopes if len(scope.seeds) > 1]
         keys = [{self.systems[pool.systems[0]][seed].keys for seed in pool.seeds} for pool in pools]
         return "; ".join(sorted({SHARED if len(each) == 1 else APART for each in keys})) or ONE
@@ -87,11 +87,12 @@ class Group:
     def table(
         self, systems: Iterable[str], seeds: Iterable[int], columns: Callable[[str, ScoredTrails], Columns]
     ) -> Table:
-        """Returns the columns of several systems as one table, pooled over the seeds.
+        """Returns chosen numbers of several systems as one table, rows pooled over the seeds.
 
         Args:
-            columns: function from a system's name and scored trails to [N] columns by name; names must differ between
-            systems.
+            seeds: seeds to pool; every system must have them.
+            columns: function from a system's name and scored answers to [N] columns by name, N prompts; names must
+                differ between systems.
         """
         systems, blocks = list(systems), list[Block]()
         for seed in seeds:
@@ -104,7 +105,7 @@ class Group:
 
 
 class Scope(NamedTuple):
-    """A record of systems averaged together and the seeds they share; `name` is one seed or `POOL`."""
+    """Systems that are averaged together, and their common seeds; `name` is the one seed, or `POOL` for several."""
 
     name: int | str
     seeds: tuple[int, ...]
@@ -112,7 +113,7 @@ class Scope(NamedTuple):
 
 
 def grouped(scored: Mapping[TrailsKey, ScoredTrails]) -> list[Group]:
-    """Groups the scores of drafts and revisions by split and temperature, in the order in which these first occur."""
+    """Groups scored answers by split and temperature; returns the groups in the order in which these first occur."""
     found: dict[tuple[str, float | None], dict[str, dict[int, ScoredTrails]]] = {}
     for key, each in scored.items():
         found.setdefault((key.split, key.temperature), {}).setdefault(key.system, {})[key.seed] = each
@@ -120,9 +121,13 @@ def grouped(scored: Mapping[TrailsKey, ScoredTrails]) -> list[Group]:
 
 
 class Table(NamedTuple):
-    """A record of columns to average: `rows_NC` with nan for missing scores, a name per column, a key per row.
+    """A table of numbers to average: a row per prompt, a column per number; nan for a missing score.
 
-    `strata` has the lengths of the blocks of rows that are resampled apart; None if all rows are one block.
+    Attributes:
+        rows_NC: the numbers, N rows and C columns.
+        names: C names of the columns.
+        keys: N texts that identify the prompts.
+        strata: lengths of the blocks of rows that are resampled separately; None if all rows are one block.
     """
 
     rows_NC: Tensor
@@ -131,11 +136,11 @@ class Table(NamedTuple):
     strata: list[int] | None
 
     def column(self, name: Hashable) -> Tensor:
-        """Returns the [N] column of that name, nan for missing scores."""
+        """Returns the column of that name, one number per prompt; nan for missing scores."""
         return self.rows_NC[:, self.names.index(name)]
 
     def only(self, rows: list[int]) -> Table:
-        """Returns the table of the rows with these ascending numbers; strata that lose all rows are removed."""
+        """Returns a table with just the rows of these ascending numbers; blocks without rows leave `strata`."""
         strata, start = None, 0
         if self.strata is not None:
             strata = []
@@ -147,9 +152,12 @@ class Table(NamedTuple):
 
 
 def pooled(blocks: list[Block]) -> Table:
-    """Pools the columns of several seeds, each with its prompts' keys, into one table.
+    """Pools the numbers of several seeds into one table.
 
-    Seeds with equal keys are averaged by prompt; otherwise each seed's prompts become a block of rows.
+    If all seeds have the same prompts, each prompt's numbers are averaged; otherwise each seed becomes a block of rows.
+
+    Args:
+        blocks: for each seed the keys of its prompts, and its columns by name.
     """
     names = list(blocks[0][1])
     seeds_NC = [torch.stack([columns[name] for name in names], 1) for _, columns in blocks]
@@ -160,7 +168,7 @@ def pooled(blocks: list[Block]) -> Table:
 
 
 def estimate(table: Table, resampling: Resampling) -> dict[Hashable, Interval]:
-    """Returns column name → mean and bootstrap interval over the prompts with a score in the column."""
+    """Returns column name → mean and bootstrap interval, over the rows with a number in the column."""
     known_NC = ~table.rows_NC.isnan()
     some = None if bool(known_NC.all()) else known_NC
     rows_NC = table.rows_NC.nan_to_num(0.0) if some is not None else table.rows_NC

@@ -26,16 +26,16 @@ IN_PRINT = {
 
 
 class Row(TypedDict):
-    """A dict for one system after k revisions, on one split at one temperature, for one seed or all seeds pooled.
+    """Numbers of one system after k revisions, on one split at one temperature, for one seed or all seeds pooled.
 
-    `mean`, `low` and `high` are the primary score with its interval; `secondary` holds the same three numbers for every
-    other judge. `n` counts scored prompts, over all seeds in a pooled row; `unscored` counts prompts without a verdict.
-    `gain` is the score minus the draft's, paired by prompt; `p` is its p-value, adjusted by Holm's correction for all
-    revisions of the system, None for drafts. `mended` and `broken` are the shares of prompts that score higher and
-    lower than their draft. `changed` is the share of answers that differ from the previous revision, None for drafts.
-    `tokens` and `seconds` are cumulative means per prompt of forward tokens and time, None if not measured.
-    `length` is the mean length of the answers; `edited` is their edit distance to the draft and `copied` the share of
-    the answer that is copied from the draft, both in the unit of lengths.
+    `mean`, `low` and `high` are the primary score in [0, 1] with its interval; `secondary` holds the same three numbers
+    for every other judge. `n` counts scored prompts, over all seeds in a pooled row; `unscored` counts prompts without
+    a verdict. `gain` is the score minus the draft's, paired by prompt; `p` is its p-value, adjusted by Holm's
+    correction for all revisions of the system, None for drafts. `mended` and `broken` are the shares of prompts that
+    score higher and lower than their draft. `changed` is the share of answers that differ from the previous revision,
+    None for drafts. `tokens` and `seconds` are cumulative means per prompt of forward tokens and time, None if not
+    measured. `length` is the mean length in words or characters; `edited` is the mean edit distance to the draft as a
+    share of the longer text, and `copied` the share of the answer that is copied from the draft.
     """
 
     seed: int | str
@@ -64,12 +64,12 @@ class Row(TypedDict):
 
 
 class WinRow(TypedDict):
-    """A dict for the win rate of a system against one opponent after k revisions, all seeds pooled.
+    """Win rate of a system against one opponent after k revisions, all seeds pooled.
 
-    `opponent` is "gold", "draft" (the system's own draft) or another system after k revisions. `win`, `low` and
-    `high` are the win rate, ties counted half. `controlled` and its ends are the win rate at equal length, None where
-    all pairs of texts are identical. `longer` is the mean length of the system's answers minus the opponent's. `n`
-    counts prompts with a verdict, `unscored` prompts without one.
+    `opponent` is "gold", "draft" (the system's own draft) or another system after k revisions. `win`, `low` and `high`
+    are the win rate in [0, 1], ties counted half. `controlled` and its ends are the win rate at equal length, None if
+    all pairs of texts are identical. `longer` is the mean length of the system's answers minus the opponent's, in words
+    or characters. `n` counts prompts with a verdict, `unscored` prompts without one.
     """
 
     system: str
@@ -89,7 +89,10 @@ class WinRow(TypedDict):
 
 
 class BestRevision(NamedTuple):
-    """A record of the number of revisions that scored best on half of the prompts, and its score on the others."""
+    """The number of revisions of one system that scored best on half of the prompts, and its score on the other half.
+
+    `chosen_on` and `n` count the prompts of the halves; `mean` is the score in [0, 1], `gain` that minus the draft's.
+    """
 
     system: str
     split: str
@@ -105,9 +108,9 @@ class BestRevision(NamedTuple):
     gain_high: float
 
     def sentence(self, name: str, level: float) -> str:
-        """Returns a sentence with the chosen number of revisions and its score on the other half of the prompts.
+        """Returns a sentence with a system's best number of revisions and its score on prompts that did not choose it.
 
-        `name` is the printed name of the system, `level` the coverage of the interval.
+        `name` is the printed name of the system, `level` the coverage of the interval, in (0, 1).
         """
         here = f"chosen on {self.chosen_on:,} prompts, measured on the other {self.n:,}"
         if not self.revision:
@@ -119,18 +122,19 @@ class BestRevision(NamedTuple):
 
 
 class Side(NamedTuple):
-    """A record of one side of a comparison: a system after a number of revisions, 0 for its drafts."""
+    """One side of a comparison: a system after a number of revisions, 0 for its drafts."""
 
     system: str
     revision: int
 
 
 class Difference(NamedTuple):
-    """A record of score of side a minus score of side b, for one seed or the pool, with the ends of its interval.
+    """Score of side a minus score of side b, for one seed or all pooled (`POOL`), with the ends of its interval.
 
-    `smallest` is the smallest true difference that this many prompts would show four times in five, None if unknown.
-    `higher` and `lower` count the prompts on which side a scores higher and lower than side b, on average over seeds
-    that share the prompt. `changed` counts the answers whose texts differ. All three are None in older files.
+    Scores are in [0, 1]. `smallest` is the smallest true difference that this many prompts would show four times in
+    five, None if unknown. `higher` and `lower` count the prompts on which side a scores higher and lower than side b,
+    on average over seeds that share the prompt. `changed` counts the answers whose texts differ. These three are None
+    in older files.
     """
 
     seed: int | str
@@ -153,7 +157,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class SystemComparison:
-    """A record of two sides, each a system after some revisions, compared over the same prompts.
+    """Comparison of two sides, each a system after some revisions, over the same prompts.
 
     Attributes:
         a, b: the sides; positive differences favour `a`.
@@ -182,13 +186,13 @@ class SystemComparison:
         return "worse" if self.pool.high < 0 else "level"
 
     def sentence(self, labels: Mapping[str, str], level: float) -> str:
-        """Returns the finding and its numbers as one sentence; `labels` are printed names, `level` the coverage."""
+        """Returns the finding on side a and its numbers as one sentence; the arguments are those of `claim`."""
         return ": ".join(self.claim(labels, level)) + "."
 
     def claim(self, labels: Mapping[str, str], level: float) -> tuple[str, str]:
-        """Returns two texts: the finding, worded by the position of the interval, and its numbers.
+        """Returns the finding on side a in words ("… does better than …"), and its numbers in words.
 
-        `labels` maps names of systems to printed names; `level` is the coverage of the interval.
+        `labels` maps systems to printed names; `level` is the coverage of the intervals, in (0, 1).
         """
         a, b = (labels.get(side.system, side.system) for side in (self.a, self.b))
         pool, scores = self.pool, f"{percent(self.pool.a)} against {percent(self.pool.b)}"
@@ -229,7 +233,7 @@ class SystemComparison:
 
 @dataclass(frozen=True)
 class Results:
-    """A record of every number of an evaluation.
+    """All numbers of an evaluation: scores, win rates and comparisons of every system.
 
     Attributes:
         rows: one row per seed, system, split, temperature and revision, then the rows pooled over seeds.
@@ -256,22 +260,22 @@ class Results:
         return self.labels.get(name, IN_PRINT.get(name, name))
 
     def values(self, key: Literal["seed", "system", "split", "temperature", "revision"]) -> list[Any]:
-        """Returns the different values of the column `key` of the rows, in order of appearance."""
+        """Returns the different values of one column of `rows`, in order of appearance."""
         return list(dict.fromkeys(row[key] for row in self.rows))
 
     @property
     def drawn(self) -> list[str]:
-        """The systems that the figures show, in their order."""
+        """Names of the systems that the figures show, in their order."""
         return list(self.settings.get("curves") or self.values("system"))
 
     @property
     def seeds(self) -> list[int | str]:
-        """The seeds of the rows, without `POOL`."""
+        """The seeds that `rows` has numbers for; the pooled rows have no seed."""
         return [seed for seed in self.values("seed") if seed != POOL]
 
     @property
     def level(self) -> float:
-        """Nominal coverage of the intervals."""
+        """Nominal coverage of the intervals, in (0, 1)."""
         return float(self.settings.get("level", 0.95))
 
     @property
@@ -280,25 +284,25 @@ class Results:
         return list(dict.fromkeys((row["split"], row["temperature"]) for row in self.rows))
 
     def curves(self, split: str, temperature: float | None, seed: int | str = POOL) -> dict[str, list[Row]]:
-        """System → its rows by revision for this split, temperature and seed; systems without rows are left out."""
+        """Returns system → its rows by number of revisions, for one split, temperature and seed (or pooled)."""
         found = {system: self.curve(system, split, temperature, seed) for system in self.values("system")}
         return {system: rows for system, rows in found.items() if rows}
 
     def curve(self, system: str, split: str, temperature: float | None, seed: int | str = POOL) -> list[Row]:
-        """Returns one system's rows by revision for this split, temperature and seed; empty if it was not run."""
+        """Returns one system's rows by number of revisions, for one split, temperature and seed; empty if not run."""
         wanted = (system, split, temperature, seed)
         found = (r for r in self.rows if (r["system"], r["split"], r["temperature"], r["seed"]) == wanted)
         return sorted(found, key=lambda row: row["revision"])
 
     def rate(self, system: str, opponent: str, split: str, temperature: float | None) -> list[WinRow]:
-        """Returns a system's win rates against an opponent by revision; empty where they were not compared."""
+        """Returns a system's win rates against one opponent by number of revisions; empty if not compared."""
         wanted = (system, opponent, split, temperature)
         found = (r for r in self.wins if (r["system"], r["opponent"], r["split"], r["temperature"]) == wanted)
         return sorted(found, key=lambda row: row["revision"])
 
     @property
     def cautions(self) -> list[str]:
-        """Sentences on prompts that were left out, and on scores that compare nothing because all of them are equal."""
+        """Sentences on prompts left out, and a warning if the judge gives all answers the same score, 0 or 1."""
         found = list(self.settings.get("notes", ()))
         rows = [row for row in self.rows if row["seed"] == POOL and row["system"] not in self.bounds]
         constant = {0.0: "gave no answer a point", 1.0: "gave every answer a full point"}
@@ -311,7 +315,7 @@ class Results:
 
     @property
     def bounds(self) -> list[str]:
-        """Names of the bounds: opponents that use the gold answer or the judge, as no real system can."""
+        """Names of systems that use the gold answer or the judge, as no real system can: bounds, not opponents."""
         return list(self.settings.get("bounds", ()))
 
     def strongest(self, split: str, temperature: float | None) -> SystemComparison | None:
@@ -326,7 +330,10 @@ class Results:
 
     @property
     def claims(self) -> list[tuple[SystemComparison, str, str]]:
-        """All comparisons with finding and numbers in words; per split and temperature the strongest opponent first."""
+        """Each comparison with its finding and its numbers in words.
+
+        Of each split and temperature, the comparison with the strongest opponent comes first.
+        """
         found = []
         for place in dict.fromkeys((each.split, each.temperature) for each in self.comparisons):
             strongest = self.strongest(*place)
@@ -341,13 +348,13 @@ class Results:
 
     @property
     def advice(self) -> list[str]:
-        """One sentence per split and temperature: the highlighted system's best number of revisions."""
+        """Sentences with the highlighted system's best number of revisions, one per split and temperature."""
         ours = [each for each in self.choices if each.system == self.highlight]
         return [self._where(each) + each.sentence(self.label(each.system), self.level) for each in ours]
 
     @property
     def verdict(self) -> list[str]:
-        """One sentence per comparison: finding and numbers; opens with split and temperature if there are several."""
+        """Sentences with finding and numbers of each comparison, with split and temperature if there are several."""
         return [f"{self._where(each)}{lead}: {numbers}." for each, lead, numbers in self.claims]
 
     def _where(self, each: SystemComparison | BestRevision) -> str:
@@ -365,13 +372,13 @@ def capital(text: str) -> str:
 
 
 def counted(curves: Iterable[list[Row]]) -> str:
-    """Returns the number of prompts behind the means in words: "n = 600", or a range if the rows differ."""
+    """Returns the number of prompts behind the means as text: "n = 600", or "n = 500 to 600" if the rows differ."""
     n = {row["n"] for rows in curves for row in rows}
     return f"n = {min(n):,}" if len(n) == 1 else f"n = {min(n):,} to {max(n):,}"
 
 
 def heat(temperature: float | None) -> str:
-    """Returns a sampling temperature in words, for headings."""
+    """Returns a sampling temperature as text for headings: "temperature 1", or "temperature not stated" for None."""
     return "temperature not stated" if temperature is None else f"temperature {temperature:g}"
 
 

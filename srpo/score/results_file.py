@@ -15,7 +15,7 @@ from srpo.score.results import BestRevision, Difference, Results, Side, SystemCo
 
 
 def as_json(results: Results) -> str:
-    """Returns the text of results.json; `read_results` ignores its sentences `verdict` and `advice`."""
+    """Returns the text of results.json: all numbers, and sentences, which `read_results` ignores."""
     numbers = asdict(results) | {"verdict": results.verdict, "advice": results.advice}
     numbers["choices"] = [each._asdict() for each in results.choices]
     for each in numbers["comparisons"]:
@@ -26,7 +26,7 @@ def as_json(results: Results) -> str:
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Returns rows of `Results` as CSV: three columns per secondary judge, an empty field for None."""
+    """Returns rows such as `Results.rows` as CSV text; a secondary judge takes three columns, None is empty."""
     flat = []
     for row in rows:
         cells: dict[str, Any] = {key: value for key, value in row.items() if key != "secondary"}
@@ -41,7 +41,7 @@ def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_results(path: str | Path) -> Results:
-    """Reads results.json, as `as_json` writes it.
+    """Reads the numbers of an evaluation from its results.json, which `as_json` writes.
 
     Raises:
         InputError: the file is missing or unreadable.

@@ -1,4 +1,4 @@
-"""Drafts and revisions in, scores out: judges the newest kept answer after each revision, over the same prompts.
+"""Scores of drafts and revisions: judges the newest kept answer after each revision, over the same prompts.
 
 A judge of single answers scores each answer. A pair judge scores by comparison: 1 where the answer beats its opponent
 (gold, or the system's own draft), ½ for a tie, nan for an unreadable verdict.
@@ -36,7 +36,7 @@ Key = tuple[int, str, str, float | None]
 
 
 class TrailsKey(NamedTuple):
-    """A tuple that identifies one system's answers: seed, system, split, temperature; a plain tuple also works."""
+    """Key of one system's answers: seed, system, split of the prompts, temperature; a plain tuple also works."""
 
     seed: int
     system: str
@@ -50,7 +50,7 @@ class TrailsKey(NamedTuple):
 
 @dataclass(frozen=True)
 class OrderedTrails:
-    """A record of one system's trails (prompts with drafts and revisions), sorted by prompt and gold answer.
+    """One system's N trails (prompts with R − 1 revisions of a draft), sorted by prompt and gold answer.
 
     Attributes:
         keys: one text per prompt, equal for equal prompts with equal gold answers; equal prompts keep their order.
@@ -73,7 +73,7 @@ class OrderedTrails:
 
 @dataclass(frozen=True)
 class ScoredTrails(OrderedTrails):
-    """A record of one system's trails (prompts with drafts and revisions) with their scores.
+    """One system's N trails (prompts with R − 1 revisions of a draft) with their scores.
 
     Attributes:
         unit: unit of lengths, "words" or "characters".
@@ -91,17 +91,17 @@ class ScoredTrails(OrderedTrails):
 
     @property
     def primary_NR(self) -> Tensor:
-        """[N, R] scores of the newest kept answers by the first judge, the primary one."""
+        """Scores by the first judge, [N prompts, R answers], of the newest kept answer after 0, 1, … revisions."""
         return next(iter(self.scores.values()))
 
     @property
     def gain_NR(self) -> Tensor:
-        """[N, R] primary score of the newest kept answer minus that of the draft."""
+        """Score by the first judge minus that of the draft, [N prompts, R answers]."""
         return self.primary_NR - self.primary_NR[:, :1]
 
     @property
     def changed_NR(self) -> Tensor:
-        """[N, R] 1 where the newest kept answer differs from the one before the revision, else 0; 0 for the draft."""
+        """1 where a revision changed the newest kept answer, else 0, [N prompts, R answers]; 0 for the draft."""
         return self.measures["changed"]
 
 
@@ -116,7 +116,7 @@ def score(
     versus: Sequence[str] = (DRAFT,),
     highlight: str = "",
 ) -> dict[TrailsKey, ScoredTrails]:
-    """Judges every system's newest kept answer after 0, 1, … revisions of every prompt.
+    """Judges every system's newest kept answer after 0, 1, … revisions of every prompt; returns the scores by system.
 
     Args:
         trails: trails by (seed, system, split, temperature), each with its gold answer in `meta`.

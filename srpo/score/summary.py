@@ -1,4 +1,4 @@
-"""Scores in, `Results` out: means with intervals per seed and pooled, win rates, and comparisons over the same prompts.
+"""Averages scores into `Results`: means with intervals per seed and pooled, win rates, and comparisons of systems.
 
 Axes: N prompts, R = revisions + 1 answers, the draft first.
 """
@@ -22,7 +22,7 @@ from srpo.statistics.significance import holm, sign_flip_p, smallest_detectable
 
 
 class Question(NamedTuple):
-    """A record that asks whether side `a` scores higher than side `b` on one split at one temperature."""
+    """A comparison to make: does side `a` score higher than side `b`, on one split at one temperature?"""
 
     a: Side
     b: Side
@@ -42,7 +42,7 @@ def summarise(
     bounds: Iterable[str] = (),
     notes: Iterable[str] = (),
 ) -> Results:
-    """Averages every system's scores, per seed and pooled, and makes the comparisons asked for.
+    """Averages every system's scores, per seed and pooled, compares systems as asked, and returns the `Results`.
 
     Args:
         groups: scores by split and temperature, from `grouped`.
@@ -101,7 +101,7 @@ def summarise(
 
 
 def usual_questions(groups: Sequence[Group], system: str) -> list[Question]:
-    """Returns the questions whether revising helps a system and whether it beats each other one after all revisions."""
+    """Returns the comparisons of one system, after all revisions, with its own drafts and with each other system."""
     questions = []
     for group in groups:
         if system not in group.systems:

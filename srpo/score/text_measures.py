@@ -24,7 +24,7 @@ def unit_of(texts: Iterable[str]) -> Unit:
 
 
 def units(text: str, unit: Unit) -> Sequence[str]:
-    """Returns the words or the characters of a text."""
+    """Returns the words of a text as a list, or for the unit "characters" the text without white space at its ends."""
     return text.split() if unit == "words" else text.strip()
 
 
@@ -49,12 +49,13 @@ def copied(before: str, after: str, unit: Unit) -> float:
 
 
 def measured(texts: Sequence[Sequence[str]], unit: Unit) -> dict[str, Tensor]:
-    """Measures [N][R] texts, the newest kept answers of N prompts; each measure is an [N, R] tensor, float64.
+    """Measures newest kept answers, [N prompts][R answers]; returns measure → [N, R] float64 tensor.
 
     Returns:
         changed: 1 where the answer differs from the previous one, 0 for the draft.
         length: length of the answer in `unit`.
-        edited, copied: edit distance to the draft, and part copied from the draft, as shares.
+        edited: edit distance to the draft, as a share of the longer text's length.
+        copied: share of the answer that is copied from the draft.
     """
     length_NR = lengths(texts, unit)
     rows: dict[str, list[list[float]]] = {"changed": [], "edited": [], "copied": []}
@@ -68,7 +69,7 @@ def measured(texts: Sequence[Sequence[str]], unit: Unit) -> dict[str, Tensor]:
 
 
 def lengths(texts: Sequence[Sequence[str]], unit: Unit) -> Tensor:
-    """Returns the length of each of [N][R] texts in `unit`, as [N, R] tensor."""
+    """Returns the length in `unit` of each of the [N][R] texts, as an [N, R] tensor."""
     rows = [[float(len(units(answer, unit))) for answer in answers] for answers in texts]
     return torch.tensor(rows, dtype=torch.float64)
 

@@ -16,7 +16,12 @@ WINS, LONGER = "wins", "longer"
 
 
 def win_rates(group: Group, resampling: Resampling) -> list[WinRow]:
-    """Returns the win rate of each system, opponent and number of revisions, pooled over the seeds that both have."""
+    """Returns a win rate for each system, opponent and number of revisions, pooled over the seeds in which they met.
+
+    Args:
+        group: scores of all systems on one split at one temperature.
+        resampling: settings of the bootstrap intervals.
+    """
     rows: list[WinRow] = []
     for system, seeds in group.systems.items():
         for opponent in dict.fromkeys(name for each in seeds.values() for name in each.matches):

@@ -39,7 +39,7 @@ Render = Callable[[list[Message], bool], str]  # renders messages; the flag adds
 
 
 class AnswerForm(NamedTuple):
-    """Record: the texts that a chat template writes around an answer, under one set of its options.
+    """The texts that a chat template writes around an answer, under one set of its options.
 
     Attributes:
         lead: text before the content of an answer without thinking.
@@ -61,7 +61,7 @@ class AnswerForm(NamedTuple):
 
     @classmethod
     def probed(cls, render: Render, terminator: str | None) -> AnswerForm:
-        """Finds the texts around an answer by rendering probes.
+        """Finds the texts that a chat template writes around an answer, by rendering short conversations.
 
         Args:
             render: renders messages with the chat template.
@@ -94,7 +94,7 @@ class AnswerForm(NamedTuple):
         return cls(lead, opening if shown else "", closing, tail, bool(closing), bool(ends), trim)
 
     def scored(self, thinking: str | None, content: str | None) -> str:
-        """The text of an answer as the chat template renders it, without its terminator.
+        """Returns the text of an answer as the chat template renders it, without its terminator.
 
         Args:
             thinking: None for an answer without thinking.
@@ -107,7 +107,7 @@ class AnswerForm(NamedTuple):
         return f"{self.opening}{thinking}{self.closing}{self.trim(content)}{self.tail}"
 
     def read(self, text: str) -> str:
-        """The answer in a generated text: its content, after `<think>…</think>` if there is thinking."""
+        """Returns the answer in a generated text: `<think>`, thinking and `</think>` if there are any, then content."""
         if self.lead and text.startswith(self.lead):
             return text.removeprefix(self.lead).removesuffix(self.tail)
         mark, opening = self.closing.strip(), self.opening.strip()

@@ -1,4 +1,7 @@
-"""A tokenizer's chat template, and marks that keep users' text from becoming control tokens such as `<|im_end|>`.
+"""Renders conversations by a tokenizer's chat template, and keeps users' text from becoming control tokens.
+
+`MARK`, two characters that no text has, is put inside a control token such as `<|im_end|>` that occurs in a user's
+text; it is removed when the text is encoded, and the token is then encoded as letters.
 
 Chat templates differ in more than their marks: some trim messages, some drop the thinking of earlier answers, some
 write the date or a system prompt of their own, some reject a role. `ChatTemplate` finds out by rendering probes, never
@@ -27,7 +30,7 @@ DATE_CALL, DATE = re.compile(r"strftime_now\(\s*(?:\"[^\"]*\"|'[^']*')\s*\)"), "
 
 
 class ControlTokens:
-    """Puts `MARK` inside control tokens in text from outside, so that they are encoded as text.
+    """Puts `MARK` inside control tokens, such as `<|im_end|>`, in users' text, so that they are encoded as letters.
 
     The tokenizer's own "split specials" switch would also split the control tokens of the chat template.
 
@@ -49,29 +52,38 @@ class ControlTokens:
         self._beginnings = tuple({token[:i] for token in self.control for i in range(1, len(token))})
 
     def found_in(self, text: str) -> list[str]:
-        """The control tokens that occur in the text; `MARK` counts as one."""
+        """Returns the control tokens, such as `<|im_end|>`, that occur in a text; `MARK` counts as one."""
         if not any(start in text for start in self._starts):
             return []
         return [token for token in (MARK, *self.control) if token in text]
 
     def as_text(self, text: str, *, answer: bool) -> list[str]:
-        """The control tokens in a text that are encoded as text; in an answer, tokens of thinking and tools are not."""
+        """Returns the control tokens in a text that will be encoded as letters, not as the token.
+
+        In an answer, tokens of thinking and of tool calls are not among them.
+        """
         return [token for token in self.found_in(text) if token in (self._not_spoken if answer else self.control)]
 
     def sealed(self, text: str) -> str:
-        """The text, with `MARK` appended if it ends with the beginning of a control token."""
+        """Returns the text, with `MARK` appended if it ends with the beginning of a control token.
+
+        Otherwise the next text could complete the token. `MARK` is removed when the text is encoded.
+        """
         return text + MARK if text.endswith(self._beginnings) else text
 
     def marked_answer(self, text: str) -> str:
-        """A model's answer with `MARK` inside its special tokens, except those of thinking and tools."""
+        """Returns a model's answer with `MARK` put inside its special tokens, so that they are encoded as letters.
+
+        Tokens of thinking and tool calls stay tokens.
+        """
         return self._marked(text, self._not_spoken)
 
     def marked(self, text: str) -> str:
-        """A text that is not a model's answer, with `MARK` inside every control token."""
+        """Returns a text that is no model's answer, with `MARK` put inside control tokens, to be encoded as letters."""
         return self._marked(text, self.control)
 
     def marked_value(self, value: object) -> Any:
-        """A JSON value with `MARK` inside every control token of all its strings and keys."""
+        """Returns a JSON value with `MARK` put inside control tokens of all its strings, to be encoded as letters."""
         if isinstance(value, str):
             return self.marked(value)
         if isinstance(value, Mapping):
@@ -86,7 +98,7 @@ class ControlTokens:
 
 
 class ChatTemplate:
-    """Wraps a tokenizer's chat template: renders conversations and answers, and finds the template's habits.
+    """Renders conversations and answers by a tokenizer's chat template, and finds the template's habits.
 
     Attributes:
         thinking: (start, end) texts around thinking that answers may hold; [] for a template without thinking.
@@ -109,7 +121,7 @@ class ChatTemplate:
         self.thinking = list(dict.fromkeys([*canonical, *own]))
 
     def render(self, turns: list[Message], options: Options | None = None) -> str:
-        """The conversation as text, up to the answer that the model writes next.
+        """Returns the conversation as text, up to the place where the model writes its next answer.
 
         Args:
             options: `tools`, and any other variable that the template reads.
@@ -128,7 +140,7 @@ class ChatTemplate:
             raise TemplateError(f"the tokenizer's chat template refuses this conversation: {error}") from None
 
     def turns(self, prompt: Prompt) -> list[Message]:
-        """The prompt as messages, with `MARK` inside its control tokens.
+        """Returns the prompt as messages; control tokens in their text are marked, to be encoded as letters.
 
         Raises:
             DataError: the last message is not the user's.
@@ -145,7 +157,7 @@ class ChatTemplate:
     # ------------------------------------------------------------------ answers
 
     def form(self, options: Options | None = None) -> AnswerForm:
-        """The texts that the template writes around an answer, given options of the template."""
+        """Returns the texts that the chat template writes around an answer, for these options of the template."""
         given = {key: value for key, value in (options or {}).items() if key != "tools"}
         key = json.dumps(given, sort_keys=True, default=str)
         if key not in self._forms:
@@ -157,7 +169,7 @@ class ChatTemplate:
         return self._forms[key]
 
     def split(self, answer: str) -> tuple[str | None, str | None]:
-        """(thinking, content) of an answer; thinking is None without any, content None if cut off while thinking."""
+        """Returns (thinking, content) of an answer; thinking is None without any, content None if it was cut off."""
         for start, end in self.thinking:
             thinking, content = split_thinking(answer, start, end)
             if thinking is not None:
@@ -165,7 +177,7 @@ class ChatTemplate:
         return None, answer
 
     def scored(self, answer: str, options: Options | None = None, parts: bool = False) -> str:
-        """The text of an answer as the template renders it, without its terminator.
+        """Returns the text of an answer as the chat template renders it, without its terminator.
 
         Args:
             answer: the answer with `MARK` inside its control tokens.
@@ -197,7 +209,7 @@ class ChatTemplate:
         return scored if text.startswith(prompt) and once and whole and read else None
 
     def expect_answerable(self, answer: str, options: Options | None = None) -> None:
-        """Checks that the template has a place for the answer's thinking.
+        """Checks that the chat template has a place for the thinking of an answer.
 
         Raises:
             TemplateError: the template leaves thinking out, or its generation prompt has closed the block of thinking.
@@ -210,7 +222,7 @@ class ChatTemplate:
             )
 
     def content(self, answer: str) -> str:
-        """An answer without its thinking; "" if it was cut off while thinking."""
+        """Returns an answer without its thinking; "" if it was cut off while thinking."""
         return self.split(answer)[1] or ""
 
     # ------------------------------------------------------------------ probes
@@ -231,7 +243,7 @@ class ChatTemplate:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Unexpected habits of the template, a clause each; [] if it has no such habits."""
+        """Unexpected habits of the chat template, such as "refuses a system message"; [] if it has no such habits."""
         user = {"role": "user", "content": f" {ASK} "}
         asked, form = self.render([user]), self.form()
         found = []

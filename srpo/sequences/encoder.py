@@ -17,7 +17,10 @@ class Encoder:
         self.tokenizer = tokenizer
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, encoded in pieces between `MARK`s, so that no piece holds a marked control token."""
+        """Returns the token ids of each text; a control token with `MARK` inside is encoded as letters.
+
+        Texts are encoded in pieces between `MARK`s, so that no piece holds such a token.
+        """
         if not texts:
             return []
         pieces = [text.split(MARK) for text in texts]
@@ -57,6 +60,6 @@ class Encoder:
         return [] if bos is None else [bos]
 
     def special_id(self, name: str) -> int | None:
-        """The tokenizer's id of the special token `name`, "eos" or "bos"; None without one."""
+        """Returns the tokenizer's id of the special token `name`, "eos" or "bos"; None without one."""
         found: int | None = getattr(self.tokenizer, f"{name}_token_id", None)
         return found

@@ -1,4 +1,4 @@
-"""Pairs that fit a length limit, as six sequences (two drafts, four revisions) or with the reason for a reject.
+"""Makes six sequences of each pair (two drafts, four revisions) within a length limit, or the reason for a reject.
 
 With `truncate="prompt"` the oldest part of a prompt is cut, and nothing else. System messages, answers and their
 terminators stay whole, and all six sequences come from the same shortened prompt, as generation would make them.
@@ -42,7 +42,7 @@ def expect_truncate(renderer: Renderer, truncate: str) -> None:
 
 
 def longest_of(six: list[TokenPair]) -> int:
-    """Number of tokens in the longest of a pair's six sequences: both answers as drafts and as revisions of each."""
+    """Returns the number of tokens in the longest of a pair's six sequences: drafts and revisions."""
     return max(_lengths(six))
 
 
@@ -51,7 +51,7 @@ def _lengths(six: list[TokenPair]) -> list[int]:
 
 
 def too_long(where: str, lengths: tuple[int, ...], limit: int, why: str = "") -> TooLong:
-    """The reject of a pair that has a sequence over the limit.
+    """Returns the reject of a pair that has a sequence over the limit of `limit` tokens.
 
     Args:
         where: place of the pair.
@@ -64,7 +64,10 @@ def too_long(where: str, lengths: tuple[int, ...], limit: int, why: str = "") ->
 
 
 def fitted(renderer: Renderer, pairs: Iterable[Pair], limit: int | None) -> Iterator[RenderedPair]:
-    """Renders every pair in order; prompts of pairs over `limit` tokens are cut to fit, or never if it is None."""
+    """Yields every pair in token ids, in order; prompts of pairs over `limit` tokens are cut to fit.
+
+    A pair that cannot be used has a reason instead of ids; `limit` None cuts nothing.
+    """
     for pair, six in renderer.rendered(pairs):
         lengths: tuple[int, ...] = ()
         cut = 0
@@ -100,7 +103,7 @@ def _shortened(renderer: Renderer, pair: Pair, six: list[TokenPair], limit: int)
 
 
 def cut_oldest(tokenizer: Tokenizer, prompt: Prompt, tokens: int) -> Prompt | None:
-    """The prompt without the first `tokens` tokens of its text, or a few more; None if nothing would be left.
+    """Returns the prompt without the first `tokens` tokens of its text, or a few more; None if nothing would be left.
 
     System messages stay. A message that is cut whole is dropped together with all messages up to the next user
     message, since a conversation begins with the user.
@@ -137,19 +140,19 @@ def _cut_text(tokenizer: Tokenizer, text: str, tokens: int) -> str:
 
 
 class StoredPairs:
-    """Renders pairs and stores them; pairs that the store already holds are read from it.
+    """Tokenises pairs and stores the ids on disk; pairs that are stored already are read instead.
 
     Without truncation one store serves every length limit, for the limit is applied to the stored lengths.
-
-    Attributes:
-        tokenised: pairs rendered so far; a repeated pair may be found in the store instead.
-        store: the file of rendered pairs.
 
     Args:
         renderer: makes the six sequences.
         max_length: longest sequence allowed, tokens; None allows any.
         truncate: "none" or "prompt".
         cache: folder of the file; None stores nothing.
+
+    Attributes:
+        tokenised: pairs rendered so far; a repeated pair may be found in the store instead.
+        store: the file of rendered pairs.
 
     Raises:
         ConfigError: an unknown way to truncate, or a tokenizer that does not map tokens to places in the text.
@@ -165,7 +168,11 @@ class StoredPairs:
     def all(
         self, pairs: Iterable[Pair], num_proc: int | None = None
     ) -> Iterator[tuple[str, RenderedPair, Reject | None]]:
-        """Yields (place, rendered pair, reject or None) for each pair, in order; `num_proc` processes render."""
+        """Yields (place, tokenised pair, reject or None) for each pair, in order.
+
+        Args:
+            num_proc: number of processes that tokenise; None takes one per core, at most eight.
+        """
         waiting: deque[tuple[str, bytes, RenderedPair | None]] = deque()
 
         def new() -> Iterator[Pair]:
@@ -204,6 +211,6 @@ class StoredPairs:
 
 
 def digest_of(pair: Pair) -> bytes:
-    """A 16-byte hash of all parts of the pair that are rendered."""
+    """Returns a 16-byte hash of all parts of a pair that decide its token ids."""
     rendered = [pair.prompt, pair.chosen, pair.rejected, pair.tools, pair.chat_template_kwargs, pair.reasoned]
     return hashlib.blake2b(json.dumps(rendered, sort_keys=True).encode(), digest_size=16).digest()

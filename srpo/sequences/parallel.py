@@ -21,7 +21,7 @@ _work: Callable[[list[Any]], Any]
 
 
 def processes(asked: int | None) -> int:
-    """Number of processes: `asked`, or if that is None one per available core and at most eight.
+    """Returns the number of processes to work in: `asked`, or for None one per available core and at most eight.
 
     The number is 1 where the system cannot fork a process.
     """
@@ -33,10 +33,14 @@ def processes(asked: int | None) -> int:
 def mapped(
     work: Callable[[list[Item]], Result], items: Iterable[Item], *, num_proc: int | None = None
 ) -> Iterator[Result]:
-    """Splits the items into chunks, calls `work` on each chunk in `num_proc` processes, and yields results in order.
+    """Calls `work` on chunks of the items in several processes, and yields its results in order.
 
-    Workers are forks of this process, so `work` may be any function with any state; only items and results are sent.
-    An error in a worker is raised here.
+    Workers are forks of this process, so `work` may be any function with any state; only items and results are sent. An
+    error in a worker is raised here.
+
+    Args:
+        work: function of a list of items.
+        num_proc: number of processes; None takes one per available core and at most eight.
     """
     remaining = iter(items)
     head = list(islice(remaining, ALONE))

@@ -13,14 +13,14 @@ Context = TypeVar("Context")
 
 
 class Tokenizer(Protocol):
-    """Protocol: the members of a transformers tokenizer that srpo uses."""
+    """Protocol of the members of a transformers tokenizer that srpo uses."""
 
     chat_template: Any  # the Jinja source, or None
     name_or_path: str
 
     @property
     def is_fast(self) -> bool:
-        """Whether the tokenizer can return the place of each token in its text, as only fast tokenizers do."""
+        """True if the tokenizer can return the place of each token in its text, as only fast tokenizers can."""
 
     @property
     def added_tokens_decoder(self) -> dict[int, Any]:
@@ -34,20 +34,20 @@ class Tokenizer(Protocol):
         """Encodes one text or a list of texts; the result holds the token ids under `input_ids`."""
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The text that the token ids encode."""
+        """Returns the text that the token ids encode."""
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool = True, **options: Any) -> Any:
-        """Renders a list of messages: token ids, or text if `tokenize` is False."""
+        """Renders a list of messages by the chat template; returns token ids, or text if `tokenize` is False."""
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """The id of a token, or the ids of a list of tokens."""
+        """Returns the id of a token, or the ids of a list of tokens."""
 
     def get_vocab(self) -> dict[str, int]:
-        """The whole vocabulary: token → id."""
+        """Returns the whole vocabulary: token → id."""
 
 
 class PromptRenderer(Protocol[Context]):
-    """Protocol: makes contexts for drafts and revisions, as token ids or as messages for a chat server."""
+    """Protocol: makes contexts for drafts and revisions, as token ids or, for a chat server, as messages."""
 
     template: RevisionTemplate
 
@@ -56,24 +56,28 @@ class PromptRenderer(Protocol[Context]):
         """Token ids at which generation ends."""
 
     def drafts(self, prompts: Sequence[Prompt], options: Sequence[Options | None] | None = None) -> list[Context]:
-        """The context from which the model drafts, for each prompt."""
+        """Returns for each prompt the context from which the model drafts; `options` go to the chat template."""
 
     def revisions(
         self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
     ) -> list[Context]:
-        """The context from which the model revises, for each prompt and its draft."""
+        """Returns each prompt's context from which the model revises its draft; `options` go to the chat template."""
 
     def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
-        """Token ids of each answer, its terminator included; [] for each answer where a chat server renders."""
+        """Returns the token ids of each answer, its terminator included; [] for each where a chat server renders."""
 
     def decode(self, ids: Sequence[int], options: Options | None = None) -> str:
-        """The text of an answer, from its token ids."""
+        """Returns the text of an answer from its token ids; `options` are those of its chat template."""
 
     def read(self, text: str, options: Options | None = None) -> str:
-        """A chat server's text as an answer: thinking, if any, between `<think>` and `</think>`, then the content."""
+        """Returns a server's text as an answer: `<think>`, thinking and `</think>` if there are any, then content."""
 
     def content_of(self, answer: str) -> str:
-        """An answer without its thinking."""
+        """Returns an answer without its thinking."""
 
     def expect_shown(self, row: Pair | PromptRow) -> None:
-        """Raises a `DataError` or `TemplateError` if a part of the row would be missing from the model's context."""
+        """Checks that the model sees every part of the row.
+
+        Raises:
+            DataError, TemplateError: a part would be missing from the model's context.
+        """

@@ -89,19 +89,19 @@ class Renderer:
     # ------------------------------------------------------------------ contexts and answers
 
     def draft(self, prompt: Prompt, options: Options | None = None) -> list[int]:
-        """Token ids of the context from which the model drafts."""
+        """Returns the token ids of the context from which the model drafts; `options` go to the chat template."""
         return self.drafts([prompt], [options])[0]
 
     def revision(self, prompt: Prompt, draft: str, options: Options | None = None) -> list[int]:
-        """Token ids of the context from which the model revises `draft`."""
+        """Returns token ids of the context from which the model revises `draft`; `options` go to the chat template."""
         return self.revisions([prompt], [draft], [options])[0]
 
     def answer(self, text: str, options: Options | None = None) -> list[int]:
-        """Token ids of an answer as the chat template renders it, its terminator included."""
+        """Returns the token ids of an answer as the chat template renders it, its terminator included."""
         return self.answers([text], [options])[0]
 
     def drafts(self, prompts: Sequence[Prompt], options: Sequence[Options | None] | None = None) -> list[list[int]]:
-        """Token ids of the draft's context for each of many prompts.
+        """Returns for each prompt the token ids of the context from which the model drafts an answer.
 
         Args:
             options: for the chat template, one mapping per prompt: `tools`, and any other variable that it reads.
@@ -112,12 +112,12 @@ class Renderer:
     def revisions(
         self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
     ) -> list[list[int]]:
-        """Token ids of the context of a revision, for each prompt and draft; `options` go to the chat template."""
+        """Returns for each prompt the token ids of the context from which the model revises its draft."""
         given = options or [None] * len(prompts)
         return self._encode([self._context(*each) for each in zip(prompts, drafts, given, strict=True)])
 
     def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
-        """Token ids of each of many answers, terminators included; `options` go to the chat template."""
+        """Returns the token ids of each answer, its terminator included; `options` are those of the chat template."""
         given = options or [None] * len(texts)
         return self._answers([(text, each, False) for text, each in zip(texts, given, strict=True)])
 
@@ -130,7 +130,7 @@ class Renderer:
         return [[*row, self.terminator] for row in self._encoder.ids(texts)]
 
     def decode(self, ids: Sequence[int], options: Options | None = None) -> str:
-        """The text of an answer, from its token ids, up to the end of the model's turn.
+        """Returns the text of an answer from its token ids, up to the end of the model's turn.
 
         Thinking comes first, between `<think>` and `</think>`, even if the chat template has other marks for it.
 
@@ -160,11 +160,11 @@ class Renderer:
         return text
 
     def read(self, text: str, options: Options | None = None) -> str:
-        """A server's text as an answer: thinking, if any, between `<think>` and `</think>`, then the content."""
+        """Returns a server's text as an answer: `<think>`, thinking and `</think>` if there are any, then content."""
         return text if self.chat is None else self.chat.form(self._options(options)).read(text)
 
     def undecided(self, text: str, options: Options | None = None) -> bool:
-        """True if the beginning of an answer may still become thinking or another text around the answer's content."""
+        """True if the beginning of an answer may still turn out to be thinking or a text around the content."""
         if self.chat is None:
             return False
         form = self.chat.form(self._options(options))
@@ -172,7 +172,7 @@ class Renderer:
         return bool(form.tail.strip()) or any(mark.strip().startswith(text.strip()) for mark in marks if mark.strip())
 
     def content_of(self, answer: str) -> str:
-        """An answer without its thinking; "" if it was cut off while thinking."""
+        """Returns an answer without its thinking; "" if it was cut off while thinking."""
         return answer if self.chat is None else self.chat.content(answer)
 
     @cached_property
@@ -183,11 +183,11 @@ class Renderer:
     # ------------------------------------------------------------------ six sequences
 
     def six(self, pair: Pair) -> list[TokenPair]:
-        """Six (context ids, answer ids) sequences of a pair: both answers as drafts, and as revisions of each."""
+        """Returns six (context ids, answer ids) sequences of a pair: both answers as drafts and as revisions."""
         return next(self.sixes([pair]))
 
     def sixes(self, pairs: Iterable[Pair]) -> Iterator[list[TokenPair]]:
-        """Six sequences of each of many pairs: both answers as drafts, and as revisions of each; tokenised in batches.
+        """Yields six (context ids, answer ids) sequences of each pair: both answers as drafts and as revisions.
 
         Raises:
             DataError: a pair has no token to score its answer at, or its prompt does not end with the user's message.
@@ -313,7 +313,7 @@ class Renderer:
 
     @cached_property
     def notes(self) -> list[str]:
-        """Unexpected habits of the chat template, a clause each; [] without any."""
+        """Unexpected habits of the chat template, such as "refuses a system message"; [] without any."""
         return self.chat.notes if self.chat else []
 
     # ------------------------------------------------------------------ text
@@ -381,7 +381,7 @@ class Renderer:
 
 
 def options_of(row: Pair | PromptRow) -> Options | None:
-    """The row's variables for the chat template, `tools` and its `chat_template_kwargs`; None without any."""
+    """Returns the row's variables for the chat template: `tools` and its `chat_template_kwargs`; None without any."""
     tools = {"tools": row.tools} if row.tools else {}
     return {**tools, **(row.chat_template_kwargs or {})} or None
 

@@ -1,4 +1,4 @@
-"""Prompts and drafts as messages, for a chat server that renders them with its own chat template.
+"""Makes messages of prompts and drafts, for a chat server that renders them with its own chat template.
 
 The text is the revision template's; the control tokens around it are the server's choice.
 """
@@ -31,19 +31,19 @@ class MessageRenderer:
         self.template = template or RevisionTemplate.preset("quote")
 
     def drafts(self, prompts: Sequence[Prompt], options: Sequence[Options | None] | None = None) -> list[list[Message]]:
-        """For each prompt, the messages from which the model drafts."""
+        """Returns for each prompt the messages from which a chat server drafts an answer; `options` have no effect."""
         return [self.template.asking(conversation(prompt)) for prompt in prompts]
 
     def revisions(
         self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
     ) -> list[list[Message]]:
-        """For each prompt and draft, the messages from which the model revises the draft."""
+        """Returns for each prompt the messages from which a chat server revises its draft; `options` have no effect."""
         shown = list(drafts) if self.template.show_thinking else [self.content_of(draft) for draft in drafts]
         both = zip(prompts, shown, strict=True)
         return [self.template.asking(conversation(prompt), draft) for prompt, draft in both]
 
     def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
-        """An empty list per answer, since a chat server returns no token ids."""
+        """Returns an empty list per answer, since a chat server returns no token ids."""
         return [[] for _ in texts]
 
     def decode(self, ids: Sequence[int], options: Options | None = None) -> str:
@@ -55,15 +55,15 @@ class MessageRenderer:
         raise TemplateError("a chat server's token ids cannot be read without its tokenizer", where="renderer")
 
     def read(self, text: str, options: Options | None = None) -> str:
-        """The text unchanged, since a chat server has already removed its template's marks."""
+        """Returns the text unchanged, since a chat server has already removed its template's marks."""
         return text
 
     def content_of(self, answer: str) -> str:
-        """An answer without its thinking, which a chat server may return between `<think>` and `</think>`."""
+        """Returns an answer without its thinking, which a chat server may return between `<think>` and `</think>`."""
         return split_thinking(answer)[1] or ""
 
     def expect_shown(self, row: Pair | PromptRow) -> None:
-        """Checks that every part of the row reaches the model.
+        """Checks that a chat server's model would see every part of the row.
 
         Raises:
             DataError: the row has tools or options for a chat template, and the template is the server's; or its

@@ -36,7 +36,7 @@ def _compiled(source: str) -> jinja2.Template:
 
 @dataclass(frozen=True)
 class RevisionTemplate:
-    """Record: the request for a draft and the request for a revision, as Jinja texts.
+    r"""The request for a draft and the request for a revision of a draft, as Jinja texts.
 
     Attributes:
         name: the preset's name, or the name of its file.
@@ -53,7 +53,7 @@ class RevisionTemplate:
 
     Example:
         >>> RevisionTemplate.preset("plain").fill_revision("Q: 2+2? A:", " 5")
-        'Q: 2+2? A: 5\\n\\nA better answer:'
+        'Q: 2+2? A: 5\n\nA better answer:'
     """
 
     name: str
@@ -82,7 +82,7 @@ class RevisionTemplate:
         fill: Callable[..., str] | None = None,
         own: Callable[[str], str] = str,
     ) -> list[Message]:
-        """The conversation that asks for a draft, or for a revision of `draft`; `turns` stay unchanged.
+        """Returns the messages that ask for a draft, or for a revision of `draft`; `turns` stay unchanged.
 
         Args:
             turns: the prompt, its last message from the user.
@@ -98,15 +98,15 @@ class RevisionTemplate:
         return [*turns, {"role": "assistant", "content": own(draft)}, request]
 
     def fill_draft(self, prompt: str) -> str:
-        """The text that asks for a draft of an answer to the prompt."""
+        """Returns the text that asks for a draft of an answer to the prompt."""
         return self.fill(prompt)
 
     def fill_revision(self, prompt: str, draft: str) -> str:
-        """The text that asks for a revision of `draft`, an answer to the prompt."""
+        """Returns the text that asks for a revision of `draft`, an answer to the prompt."""
         return self.fill(prompt, draft)
 
     def fill(self, prompt: str, *draft: str) -> str:
-        """The text that asks for a draft, or for a revision if a draft is given.
+        """Returns the text that asks for a draft of an answer to the prompt, or for a revision if a draft is given.
 
         Raises:
             TemplateError: the Jinja fails on these texts.
@@ -121,18 +121,18 @@ class RevisionTemplate:
             raise TemplateError(str(error), where=f"revision template {self.name!r}") from None
 
     def identity(self) -> dict[str, Any]:
-        """The template's name and all fields that decide the text that it makes."""
+        """Returns name → value of all fields that decide the template's texts, with its name."""
         parts = ("name", "form", "draft", "revision", "chat_template_kwargs")
         shown = {"show_thinking": True} if self.show_thinking else {}
         return {**{part: getattr(self, part) for part in parts}, **shown}
 
     def with_options(self, options: Mapping[str, Any]) -> RevisionTemplate:
-        """A copy with further options of the chat template, and without the fingerprint saved with the original."""
+        """Returns a copy with further options of the chat template, and without the saved fingerprint."""
         return replace(self, chat_template_kwargs={**self.chat_template_kwargs, **options}, sha256="")
 
     @classmethod
     def preset(cls, name: str) -> RevisionTemplate:
-        """The preset of that name.
+        """Returns the preset of that name, such as "quote", "turn" or "plain".
 
         Raises:
             TemplateError: no such preset.
@@ -145,7 +145,7 @@ class RevisionTemplate:
 
     @classmethod
     def load(cls, path: str | Path) -> RevisionTemplate:
-        """The template in a `.jinja` file of two blocks, in a JSON file, or in a saved model's folder.
+        """Reads the template from a `.jinja` file of two blocks, a JSON file, or a saved model's folder.
 
         Raises:
             InputError: no such file, or no permission to read it.
@@ -183,7 +183,7 @@ class RevisionTemplate:
 
 
 def template_for(model: str, asked: str | None) -> RevisionTemplate | None:
-    """The template for a model: the preset or file `asked` for, else the one saved with the model, else None.
+    """Returns the template for a model: the preset or file `asked` for, else the one saved with the model, else None.
 
     With None, `Renderer` chooses. A template asked for by name is used with any tokenizer. A template saved with the
     model holds the renderer's fingerprint, and `Renderer` rejects any other tokenizer.
@@ -199,7 +199,7 @@ def template_for(model: str, asked: str | None) -> RevisionTemplate | None:
 
 
 def conversation(prompt: Prompt) -> list[Message]:
-    """The prompt as messages that end with the user's; text becomes one user message.
+    """Returns the prompt as messages that end with the user's; text becomes one user message.
 
     Raises:
         DataError: the last message is not the user's, or there is no message.

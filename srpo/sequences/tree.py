@@ -28,6 +28,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo.sequences.picture_inputs import PictureInputs, keys_of
+
 
 class TokenPair(NamedTuple):
     """One flat sequence: token ids given as context, and token ids scored as answer."""
@@ -72,6 +74,7 @@ class PrefixTree:
         ids: token id of each node.
         chains: the runs of nodes that make up the tree, in node order.
         answers: one entry per packed sequence, in the order given.
+        pictures: pictures of the prompt, which every sequence contains in this order; () for text.
 
     Example:
         >>> tree = PrefixTree.pack([([1, 2], [3]), ([1, 2], [4]), ([1, 2, 3, 9], [4])])
@@ -84,20 +87,23 @@ class PrefixTree:
     ids: tuple[int, ...]
     chains: tuple[Chain, ...]
     answers: tuple[Answer, ...]
+    pictures: tuple[PictureInputs, ...] = ()
 
     @classmethod
-    def pack(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PrefixTree:
-        """Merges equal prefixes of (context ids, answer ids) sequences; six of them come in the order of `SixLogps`.
+    def pack(
+        cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pictures: Sequence[PictureInputs] = ()
+    ) -> PrefixTree:
+        """Merges (context ids, answer ids) sequences at equal prefixes into a tree; six come in `SixLogps` order.
 
         An empty context packs, but its first answer token has no parent to be scored at: scoring refuses it.
         """
         flat = [[*context, *answer] for context, answer in sequences]
         ids, chains, path_ends = _merge(flat)
         answers = tuple(Answer(leaf, len(context)) for leaf, (context, _) in zip(path_ends, sequences, strict=True))
-        return cls(tuple(ids), tuple(chains), answers)
+        return cls(tuple(ids), tuple(chains), answers, tuple(pictures))
 
     def unpack(self) -> list[TokenPair]:
-        """The sequences as they were given, in their order."""
+        """Returns the (context ids, answer ids) sequences that were merged into the tree, in their order."""
         flat = [[self.ids[node] for node in self.path(answer.leaf)] for answer in self.answers]
         return [
             TokenPair(row[: answer.context], row[answer.context :])
@@ -105,7 +111,7 @@ class PrefixTree:
         ]
 
     def slices(self, node: int) -> list[tuple[int, int]]:
-        """The nodes from the root to `node` (included) as contiguous (start, stop) slices, root first; [] for −1."""
+        """Returns the tree's nodes from the root to `node`, included, as contiguous (start, stop) slices; [] for −1."""
         found: list[tuple[int, int]] = []
         while node >= 0:
             chain = self.chains[self._chain_of(node)]
@@ -114,7 +120,7 @@ class PrefixTree:
         return found[::-1]
 
     def path(self, node: int) -> list[int]:
-        """The nodes from the root to `node`, both included; [] for −1."""
+        """Returns the tree's nodes from the root to `node`, both included; [] for −1."""
         return [k for start, stop in self.slices(node) for k in range(start, stop)]
 
     @cached_property
@@ -135,7 +141,7 @@ class PrefixTree:
 
     @cached_property
     def subtree_end(self) -> NDArray[np.int64]:
-        """For each node, one past its last descendant."""
+        """For each node of the tree, one past its last descendant."""
         lengths = [chain.stop - chain.start for chain in self.chains]
         ends = np.repeat(np.array([chain.stop for chain in self.chains], np.int64), lengths)
         for chain in reversed(self.chains):  # children before their parents
@@ -154,12 +160,12 @@ class PrefixTree:
 
     @property
     def content(self) -> bytes:
-        """Bytes that identify the tree, its sequences and their scored tokens."""
-        return content_of(array("i", self.ids), self.marks)
+        """Bytes that identify the tree, its sequences, their scored tokens and its pictures."""
+        return content_of(array("i", self.ids), self.marks, keys_of(self.pictures))
 
     @property
     def flat_tokens(self) -> int:
-        """Number of tokens in all sequences, shared prefixes counted once per sequence."""
+        """Number of tokens in all sequences of the tree; a shared prefix counts once per sequence."""
         return sum(self._depth_of(answer.leaf) + 1 for answer in self.answers)
 
     def _chain_of(self, node: int) -> int:
@@ -176,17 +182,17 @@ class PrefixTree:
 
 
 def merge_prompts(trees: Sequence[PrefixTree]) -> tuple[list[PrefixTree], list[list[int]]]:
-    """Merges the trees that share a prompt into one tree per prompt, prompts in order of first appearance.
+    """Merges the trees that share a prompt and its pictures into one tree, in order of first appearance.
 
     Returns:
         The merged trees, and for each of them the indices of its trees; its sequences are theirs, in that order. A tree
         without a companion is returned unchanged.
     """
-    members: dict[tuple[int, ...], list[int]] = {}
+    members: dict[tuple[object, ...], list[int]] = {}
     for index, tree in enumerate(trees):
-        members.setdefault(tree.prompt, []).append(index)
+        members.setdefault((tree.prompt, *keys_of(tree.pictures)), []).append(index)
     merged = [
-        PrefixTree.pack([sequence for index in group for sequence in trees[index].unpack()])
+        PrefixTree.pack([each for index in group for each in trees[index].unpack()], trees[group[0]].pictures)
         if len(group) > 1
         else trees[group[0]]
         for group in members.values()
@@ -195,13 +201,17 @@ def merge_prompts(trees: Sequence[PrefixTree]) -> tuple[list[PrefixTree], list[l
 
 
 def ranges(slices: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
-    """The integers in (start, stop) slices, one slice after the other, as one array."""
+    """Returns the integers in (start, stop) slices, one slice after the other, as one array."""
     return np.concatenate([np.empty(0, np.int64), *(np.arange(start, stop) for start, stop in slices)])
 
 
-def content_of(ids: array[int], marks: array[int]) -> bytes:
-    """`PrefixTree.content` from `ids` and `marks`; the number of ids comes first, since it separates the two."""
-    return len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes()
+def content_of(ids: array[int], marks: array[int], pictures: Sequence[bytes] = ()) -> bytes:
+    """Returns `PrefixTree.content`, bytes that identify a tree, from its `ids`, `marks` and the keys of its pictures.
+
+    Two lengths among these bytes separate the three.
+    """
+    text = len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes()
+    return text + b"".join([b"pictures", len(text).to_bytes(8, "little"), *pictures]) if pictures else text
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Many prefix trees in four arrays (4 bytes a token, a tuple needs 36), and the file of rendered pairs."""
+"""Stores many prefix trees in four arrays (4 bytes a token, a tuple needs 36), and tokenised pairs in a file."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ class TreeStore(Sequence[PrefixTree]):
         return sum(tree.flat_tokens for tree in self)
 
     def content(self, index: int) -> bytes:
-        """`PrefixTree.content` of the tree at `index`, without building the tree."""
+        """Returns `PrefixTree.content` of the tree at `index`, bytes that identify it, without building the tree."""
         return content_of(*self._parts(index))
 
     def size(self, index: int) -> int:
-        """Number of tokens in the tree at `index`."""
+        """Returns the number of tokens in the tree at `index`; shared prefixes count once."""
         return self.id_ends[index] - (self.id_ends[index - 1] if index else 0)
 
     def digest(self) -> str:
-        """sha256 over the contents of all trees, in order."""
+        """Returns a sha256, in hex, over the contents of all trees, in order."""
         found = hashlib.sha256()
         for name in COLUMNS:
             column: array[int] = getattr(self, name)
@@ -116,7 +116,7 @@ def tree_of(ids: array[int], marks: array[int]) -> PrefixTree:
 
 
 class RenderedPair(NamedTuple):
-    """Record: one rendered pair in numbers.
+    """One tokenised pair: its lengths in tokens and its tree, or the reason why it cannot be used.
 
     Attributes:
         lengths: tokens before any cut: of the draft's context, of the chosen and of the rejected answer, of the six
@@ -137,7 +137,7 @@ class RenderedPair(NamedTuple):
 
 
 class PairStore:
-    """Rendered pairs by a digest of their contents, in an SQLite file; threads may share it.
+    """Stores tokenised pairs under a digest of their contents, in an SQLite file; threads may share it.
 
     Storing only saves time: a full disk, a read-only home or a damaged file sets `failed` and stops nothing.
 
@@ -170,7 +170,7 @@ class PairStore:
             self.path.unlink(missing_ok=True)  # the file is damaged; the next command writes a new one
 
     def get(self, digest: bytes) -> RenderedPair | None:
-        """The stored pair whose contents have this digest, or None."""
+        """Returns the tokenised pair stored under this digest of its contents, or None."""
         with self._alone:
             if self._file is None:
                 return None
@@ -185,7 +185,7 @@ class PairStore:
         return RenderedPair(tuple(array("i", lengths)), flat, cut, array("i", ids), array("i", marks), kind, reason)
 
     def add(self, digest: bytes, pair: RenderedPair) -> None:
-        """Stores a pair under its digest; fewer than a thousand pairs are not written, as that saves no time."""
+        """Stores a tokenised pair under its digest; fewer than a thousand are not written, as that saves no time."""
         if self.path is None or self.failed:
             return
         numbers = (array("i", pair.lengths).tobytes(), pair.flat, pair.cut, pair.ids.tobytes(), pair.marks.tobytes())
@@ -214,7 +214,7 @@ class PairStore:
 
 
 def cache_folder() -> Path:
-    """The default folder of stored pairs: beside the cache of `datasets`."""
+    """Returns the default folder of stored pairs: beside the cache of the library `datasets`."""
     home = (
         os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
     )

@@ -1,4 +1,4 @@
-"""The application: routes of OpenAI's API, health, metrics, and the page."""
+"""The web application of `srpo serve`: routes of OpenAI's API, health, metrics, and the page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CONCURRENT_UPSTREAM = 16  # batches under way together, if another server genera
 
 
 class Service:
-    """The handlers of one server.
+    """The request handlers of one `srpo serve` process.
 
     Args:
         model: The served model.
@@ -247,7 +247,7 @@ class Service:
                 job.left = True
 
     async def body(self, request: Request) -> Any:
-        """Reads and parses the JSON body of a request.
+        """Reads the body of an HTTP request and returns its parsed JSON.
 
         Raises:
             Problem: The body is too large, too slow, not UTF-8 or not JSON.

@@ -1,4 +1,4 @@
-"""A request's JSON body, checked field by field: each field is honoured, has no effect by its value, or is refused."""
+"""Checks a request's JSON body field by field: each field is honoured, has no effect by its value, or is refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ STOPS = 4  # stop texts, as many as OpenAI takes
 
 @dataclass(frozen=True)
 class Asked:
-    """A checked request.
+    """A checked request for answers.
 
     Attributes:
         model: Name of the model as asked for.
@@ -84,7 +84,7 @@ class Asked:
 
 
 def asked(body: object, *, chat: bool, name: str, most: int, choices: int) -> Asked:
-    """Checks the parsed JSON body of a request.
+    """Checks the parsed JSON body of a request for answers, and returns its fields.
 
     Args:
         chat: True for `/v1/chat/completions`, False for `/v1/completions`.
@@ -130,7 +130,7 @@ def asked(body: object, *, chat: bool, name: str, most: int, choices: int) -> As
 
 
 def vote_of(body: object) -> dict[str, Any]:
-    """Checks the parsed JSON body of a vote, and returns the arguments of `append_vote`.
+    """Checks the parsed JSON body of a vote on two answers, and returns the arguments of `append_vote`.
 
     Raises:
         Problem: A field is missing, unknown or of another kind.

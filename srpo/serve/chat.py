@@ -37,7 +37,7 @@ HELP = """  any text        drafts an answer and revises it
 
 @dataclass
 class Chat:
-    """A conversation with one model.
+    """A conversation with one model in the terminal.
 
     Attributes:
         reviser: The model.
@@ -64,7 +64,7 @@ class Chat:
         self.policy, self.revisions, self.settings = policy, revisions, settings
 
     def run(self, read: Callable[[], str]) -> None:
-        """Reads lines until /quit or the end of the input; errors are printed and the conversation goes on.
+        """Reads lines until /quit or the end of the input; an error is printed and the conversation continues.
 
         Args:
             read: Returns the next line; EOFError ends the conversation.
@@ -84,7 +84,7 @@ class Chat:
                 self.console.print(f"  {error}", style="red", markup=False, soft_wrap=True)
 
     def take(self, line: str) -> None:
-        """Carries out one line: a command, or a prompt.
+        """Carries out one line that a person typed: a command, or a prompt to answer.
 
         Raises:
             SRPOError: The command is unknown or cannot be carried out.
@@ -108,7 +108,7 @@ class Chat:
         commands[name](rest.strip())
 
     def ask(self, text: str) -> None:
-        """Drafts an answer to a prompt and revises it."""
+        """Drafts an answer to a prompt, revises it, and prints both."""
         prompt: Prompt = text
         if self.system:
             prompt = [{"role": "system", "content": self.system}, {"role": "user", "content": text}]

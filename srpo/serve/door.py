@@ -1,4 +1,4 @@
-"""The door of the server: keys, hosts, access log and errors, before and after every request."""
+"""ASGI middleware around every request: checks key and host, writes the access log, turns errors into responses."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ HEADERS = {
 
 
 class Door:
-    """ASGI middleware that admits a request, logs it and counts it.
+    """ASGI middleware that checks a request's key and host, logs it and counts it.
 
     Args:
-        app: The application behind the door.
+        app: The application that handles admitted requests.
         keys: Keys of clients; empty admits everybody.
         settings: Host and limits.
+        metrics: Counters of the server.
     """
 
     def __init__(self, app: App, keys: Sequence[str], settings: ServeSettings, metrics: Metrics) -> None:

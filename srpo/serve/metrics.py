@@ -11,7 +11,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own, so that several servers may share a process.
+    """Counters of one server in Prometheus' format, in a registry of their own: servers may share a process.
 
     Attributes:
         requests: Answered requests by path and status.
@@ -43,7 +43,7 @@ class Metrics:
         return found
 
     def count(self, chain: Chain) -> None:
-        """Counts one finished chain."""
+        """Adds one finished chain (a prompt with its answers) to the counters of tokens, revisions and trails."""
         for place, answer in enumerate(chain.answers):
             self.tokens.labels("revision" if place else "draft").inc(answer.tokens)
             if place:

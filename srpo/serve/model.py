@@ -1,4 +1,4 @@
-"""The served model: turns checked requests into jobs, with the policy, seed and limits that each asks for."""
+"""The served model: turns checked requests into jobs with the policy, seed and limits that each request names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """A reviser with the defaults of its server.
+    """A reviser (model that drafts and revises) with the default settings of its server.
 
     Args:
         reviser: The model.
@@ -56,7 +56,7 @@ class ServedModel:
         return not self.reviser.engine.same_batch_same_bits
 
     def jobs(self, asked: Asked) -> tuple[list[Job], asyncio.Queue[Event]]:
-        """Returns the jobs of a request, and the queue of their events.
+        """Returns one job per answer of a request, and the queue that receives their events.
 
         Raises:
             Problem: The policy needs a confidence that the model lacks, or the chat template refuses the prompt.
@@ -92,11 +92,13 @@ class ServedModel:
         return jobs, queue
 
     def look_at(self, chains: Sequence[Chain], settings: RevisionSettings) -> None:
-        """Compares prompts with those of the calibration: after the first 32 unlike ones, one greedy draft each.
+        """Compares each 32 drafted prompts with those of the calibration; unlike ones change the default policy.
+
+        Later requests that name no policy then get one greedy draft.
 
         Args:
-            chains: Ended chains.
-            settings: Their sampling. Drafts at another temperature than the server's are not looked at: log π differs.
+            chains: Ended chains, each a prompt with its answers.
+            settings: Their sampling. Drafts at another temperature than the server's are not compared: log π differs.
         """
         if not self._seen or settings.temperature != self.defaults.temperature:
             return
@@ -114,7 +116,11 @@ class ServedModel:
         self._drafted = []
 
     def policy_for(self, name: str, revisions: int | None) -> tuple[Policy, int]:
-        """Returns policy and largest number of revisions of a request; a request that names neither gets the server's.
+        """Returns the revision policy and the largest number of revisions of a request.
+
+        Args:
+            name: policy that the request names; "" takes the server's.
+            revisions: number that the request names; None takes the server's.
 
         Raises:
             Problem: The policy needs a confidence, and the model has none.

@@ -10,7 +10,7 @@ INVALID = "invalid_request_error"
 
 
 class Problem(Exception):
-    """Exception for a request that the server refuses or fails to answer.
+    """Raised for a request that the server refuses or fails to answer; becomes an HTTP response.
 
     Args:
         status: HTTP status.
@@ -36,26 +36,26 @@ class Problem(Exception):
         self.param, self.code, self.retry_after = param, code, retry_after
 
     def body(self) -> dict[str, Any]:
-        """Returns the JSON object of the error."""
+        """Returns the JSON object of the error, in the shape of OpenAI's API."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """Returns the HTTP headers of the error."""
+        """Returns the HTTP headers of the error: Retry-After, if a time is known."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
 def unsupported(name: str, problem: str) -> Problem:
-    """Returns the error for a request field that this server does not honour."""
+    """Returns the error, HTTP status 400, for a request field that this server does not honour."""
     return Problem(400, f"{name}: {problem}", param=name, code="unsupported_parameter")
 
 
 def invalid(name: str, problem: str) -> Problem:
-    """Returns the error for a request field with an unusable value."""
+    """Returns the error, HTTP status 400, for a request field with an unusable value."""
     return Problem(400, f"{name}: {problem}", param=name, code="invalid_value")
 
 
 def problem_of(error: BaseException, *, upstream: bool) -> Problem:
-    """Returns the error for an exception of the model or its engine.
+    """Returns the HTTP error to send for an exception of the model or its engine.
 
     Args:
         upstream: True if the engine is another server, whose faults are not the client's.

@@ -1,4 +1,7 @@
-"""Answers in the shape of OpenAI's API: whole objects, chunks of a stream, usage and trails."""
+"""Builds answers in the shape of OpenAI's API: whole objects, chunks of a stream, usage and trails.
+
+A chain is one prompt with its draft and revisions; a choice is one answer of a request.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ _PIECES = re.compile(rf"(?:\s*\S+){{1,{_WORDS}}}\s*|\s+", re.S)
 
 @dataclass
 class Reply:
-    """The shape of one request's answer.
+    """Builds the answer to one request.
 
     Attributes:
         model: Name of the model as asked for.
         chat: True for `/v1/chat/completions`, False for `/v1/completions`.
-        trail: "" for none, "texts", or "diff".
+        trail: Intermediate answers to add: "" for none, "texts" for draft and revisions, "diff" with their differences.
     """
 
     model: str
@@ -38,7 +41,7 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, chains: Sequence[Chain]) -> dict[str, Any]:
-        """Returns the answer of a request that is not streamed."""
+        """Returns the JSON object of a request's answer that is not streamed; `chains` has one finished answer each."""
         return {
             **self._head("chat.completion" if self.chat else "text_completion"),
             "choices": [self._choice(place, chain) for place, chain in enumerate(chains)],
@@ -61,7 +64,7 @@ class Reply:
         return found
 
     def event(self, chain: Chain, k: int) -> dict[str, Any]:
-        """One answer of a trail: its text, the model's confidence in it and the policy's decision."""
+        """Returns answer number `k` of a chain (0 is the draft) as JSON values: text, confidence, policy's decision."""
         answer, fresh = chain.answers[k], chain.policy.fresh
         found: dict[str, Any] = {
             "step": f"draft {k + 1}" if fresh else f"revision {k}" if k else "draft",
@@ -79,19 +82,19 @@ class Reply:
     # ------------------------------------------------------------------ streams
 
     def role_chunk(self, place: int) -> bytes:
-        """The first chunk of a choice."""
+        """Returns the first chunk of answer number `place` in a stream, as bytes to send; empty outside chat."""
         return self._chunk(place, {"role": "assistant", "content": ""}, "") if self.chat else b""
 
     def event_chunk(self, place: int, chain: Chain, k: int) -> bytes:
-        """A chunk with one answer of the trail and no text of the final answer."""
+        """Returns a chunk of a stream with answer number `k` of a chain (0 is the draft), as `event` gives it."""
         return self._chunk(place, {}, "", srpo={"event": self.event(chain, k)})
 
     def delta_chunk(self, place: int, text: str) -> bytes:
-        """A chunk with the next part of an answer's text."""
+        """Returns a chunk of a stream with the next part of the text of answer number `place`."""
         return self._chunk(place, {"content": text}, text)
 
     def text_chunks(self, place: int, chain: Chain, sent: str = "", last: Sequence[Chain] = ()) -> Iterator[bytes]:
-        """Chunks of the final answer, its thinking first, then the reason of the end.
+        """Yields the chunks of the final answer number `place`, its thinking first, then the reason of the end.
 
         Args:
             sent: The beginning of the answer's text that has been sent.
@@ -110,7 +113,7 @@ class Reply:
         yield self._chunk(place, {}, "", finish=outline["finish_reason"], srpo=_end(chain), spent=spent)
 
     def usage_chunk(self, chains: Sequence[Chain]) -> bytes:
-        """The last chunk: usage of the whole request, and no choice."""
+        """Returns the last chunk of a stream, with the tokens used by the whole request and no text."""
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         return _sent({**self._head(kind), "choices": [], "usage": usage(chains)})
 
@@ -137,12 +140,12 @@ class Reply:
 
 
 def error_chunk(problem: Problem) -> bytes:
-    """The chunk that reports an error in a stream whose HTTP status was sent before."""
+    """Returns the chunk that reports an error in a stream whose HTTP status was sent before."""
     return _sent(problem.body())
 
 
 def usage(chains: Sequence[Chain]) -> dict[str, Any]:
-    """Tokens of a request: draft and every revision of all its answers, whether kept or not.
+    """Returns the tokens of a request: those of the draft and every revision of all its answers, kept or not.
 
     `prompt_tokens` counts the context of each draft once; `forward_tokens` counts everything that policy and reference
     read, contexts of revisions and scoring included.

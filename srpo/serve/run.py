@@ -38,7 +38,7 @@ def expect_installed() -> None:
 
 
 def listening(settings: ServeSettings) -> socket.socket:
-    """Opens the socket of the server, before weights are read.
+    """Opens and returns the socket of the server, before weights are read.
 
     Raises:
         OutputError: the address is in use, or no address of this machine.
@@ -57,7 +57,12 @@ def listening(settings: ServeSettings) -> socket.socket:
 
 
 def serve(reviser: Reviser, name: str, revision: RevisionSettings, settings: ServeSettings, on: socket.socket) -> int:
-    """Serves until SIGTERM or SIGINT; requests that were accepted finish. Returns the exit code.
+    """Answers requests until SIGTERM or SIGINT, finishes accepted ones, and returns exit code 0.
+
+    Args:
+        name: name of the served model.
+        revision: defaults of requests.
+        on: the open socket.
 
     Raises:
         ConfigError: the default policy needs a confidence that the model lacks.
@@ -75,7 +80,7 @@ def serve(reviser: Reviser, name: str, revision: RevisionSettings, settings: Ser
 
 
 def server_options(service: Service, settings: ServeSettings) -> dict[str, Any]:
-    """Returns the options of uvicorn's configuration."""
+    """Returns the keyword arguments of uvicorn's configuration for this server."""
     return {
         "app": service.app,
         "log_config": None,
@@ -92,7 +97,7 @@ def server_options(service: Service, settings: ServeSettings) -> dict[str, Any]:
 
 
 def make_server(config: Any) -> Any:
-    """Makes a uvicorn server that ends normally at a signal; uvicorn's own class would then raise the signal again."""
+    """Returns a uvicorn server that ends normally at a signal; uvicorn's own class would raise the signal again."""
     import uvicorn
 
     logging.getLogger("uvicorn.error").addFilter(_without_traceback)
@@ -136,5 +141,5 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def name_of(path: str, settings: ServeSettings) -> str:
-    """Returns the name of the served model: the one in the settings, or the last part of the model's path."""
+    """Returns the name of the served model: the one in the settings, or the last part of `path`, the model's."""
     return settings.name or (Path(path).name or "model").replace("@", "-").replace(",", "-")

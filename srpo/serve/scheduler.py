@@ -27,7 +27,7 @@ Event = tuple[int, Answer | str | BaseException | None]
 
 @dataclass(eq=False)
 class Job:
-    """One chain that waits for the model or is being written.
+    """One chain (a prompt with its answers so far) that waits for the model or is being answered.
 
     Attributes:
         chain: The prompt with its answers so far.
@@ -49,12 +49,12 @@ class Job:
 
     @property
     def group(self) -> tuple[tuple[str, int], RevisionSettings]:
-        """Jobs with equal groups can share a batch."""
+        """Key of the batches that this job can join: jobs with equal keys can share a batch."""
         return self.chain.stage, self.settings
 
 
 class Scheduler:
-    """Runs the chains of all requests on one reviser.
+    """Draws the answers of all requests with one reviser, batch by batch, on worker threads.
 
     Args:
         reviser: The model.
@@ -81,11 +81,11 @@ class Scheduler:
 
     @property
     def busy(self) -> int:
-        """Number of jobs that wait or are being written."""
+        """Number of answers that wait or are being written."""
         return len(self._waiting) + self._under_way
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queues all jobs of a request.
+        """Adds all jobs of a request, one per answer, to the queue.
 
         Raises:
             Problem: The queue has no room for all of them.
@@ -181,10 +181,14 @@ class Scheduler:
 
 
 def begun(renderer: Renderer, chain: Chain, ids: Sequence[int]) -> str:
-    """The part of a half-written answer that no later token changes; "" of an answer with thinking.
+    """Returns the beginning of an unfinished answer that no later token changes; "" for an answer with thinking.
 
     The last token is left out, because the next one may join it in a letter or a word, and so is an end that may turn
     out to be the beginning of a stop text.
+
+    Args:
+        chain: the prompt with its answers so far.
+        ids: token ids of the answer so far.
     """
     options = options_of(chain.row)
     whole = renderer.decode(ids[:-1], options)

@@ -14,7 +14,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Where the server listens, who may use it, and its limits.
+    """Settings of the server: address, keys of clients, and limits; times are in seconds.
 
     Raises:
         ConfigError: a number out of range, a name with characters that a model name cannot have, or no keys for an
@@ -50,7 +50,7 @@ class ServeSettings:
             raise ConfigError("not the name of a variable", where="keys_env", fix=fix)
 
     def keys(self) -> list[str]:
-        """Reads the keys from the environment; empty if no variable is named.
+        """Returns the keys that clients may send, from the environment variable `keys_env`; empty if none is named.
 
         Raises:
             ConfigError: the variable is unset or empty.

@@ -26,7 +26,7 @@ NAN = float("nan")
 
 
 class Measure(NamedTuple):
-    """A record of a value, the ends of its interval, and the number of verdicts (`of`); nan without any verdict."""
+    """A value with the ends of its 95 % interval and the number of verdicts (`of`); nan without any verdict."""
 
     value: float
     low: float
@@ -38,12 +38,14 @@ Clusters = Sequence[Hashable] | None
 
 
 def scores_tensor(scores: Sequence[float | None]) -> Tensor:
-    """[N] float64 tensor of the scores, nan where a score is None."""
+    """Returns N scores as a float64 tensor [N], nan where a score is None."""
     return torch.tensor([NAN if score is None else score for score in scores], dtype=torch.float64)
 
 
 def share(values_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Mean of the values that are not nan: a share for zeros and ones, an accuracy with ties as half for verdicts.
+    """Returns the mean of the values that are not nan, with a bootstrap interval over prompts.
+
+    The mean is a share for zeros and ones, an accuracy with ties as half for verdicts.
 
     Args:
         values_N: [N] numbers in [0, 1], or nan.
@@ -70,9 +72,12 @@ def share(values_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, see
 
 
 def difference(a_N: Tensor, b_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Mean of `a_N` minus mean of `b_N`, nan left out of each, with an interval from shared bootstrap draws.
+    """Returns mean(`a_N`) − mean(`b_N`), nan left out of each, with an interval from shared bootstrap draws.
 
-    `prompts` has the prompt of each row, or is None if all differ; `draws` and `seed` are the bootstrap's.
+    Args:
+        a_N, b_N: [N] numbers of the same rows.
+        prompts: the prompt of each row; None if all differ.
+        draws, seed: number of bootstrap draws, and their seed.
     """
     known = [~a_N.isnan(), ~b_N.isnan()]
     sums_CM = _sums([a_N.nan_to_num(0.0), known[0], b_N.nan_to_num(0.0), known[1]], prompts)
@@ -84,7 +89,7 @@ def difference(a_N: Tensor, b_N: Tensor, prompts: Clusters = None, *, draws: int
 
 
 def flips(one_N: Tensor, other_N: Tensor) -> Tensor:
-    """[N] 1 where two verdicts on the same pair differ, 0 where they are equal, nan where one of them is nan.
+    """Returns 1 where two verdicts on the same pair differ, 0 where they are equal, nan where one of them is nan; [N].
 
     For verdicts in the two orders of showing, the mean is the flip rate; for two runs, the judge's disagreement
     with itself.
@@ -99,7 +104,7 @@ def flips(one_N: Tensor, other_N: Tensor) -> Tensor:
 
 
 def for_first_shown(ahead_N: Tensor, behind_N: Tensor) -> Tensor:
-    """[N] share of a pair's two verdicts that favour the answer shown first; ½ without a position bias.
+    """Returns the share of a pair's two verdicts that favour the answer shown first, [N]; ½ without a position bias.
 
     Args:
         ahead_N: [N] verdicts with the first answer shown first: 1 where the first answer is better.
@@ -109,12 +114,12 @@ def for_first_shown(ahead_N: Tensor, behind_N: Tensor) -> Tensor:
 
 
 def only_where(values_N: Tensor, chosen_N: Tensor) -> Tensor:
-    """[N] the values of `values_N` where `chosen_N` is true, nan elsewhere."""
+    """Returns the values, [N], where `chosen_N` is true, and nan elsewhere."""
     return values_N.to(torch.float64).masked_fill(~chosen_N, NAN)
 
 
 def kappa(one_N: Tensor, other_N: Tensor, prompts: Clusters = None, *, draws: int = DRAWS, seed: int = 0) -> Measure:
-    """Cohen's κ of two judges' verdicts (1, ½, 0) on the same pairs: agreement beyond chance.
+    """Returns Cohen's κ of two judges' verdicts (1, ½, 0) on N pairs, with its interval: agreement beyond chance.
 
     κ is 1 for full agreement, 0 for agreement by chance at each judge's frequencies of verdicts, below 0 for less. It
     is nan if both judges always give one and the same verdict. `prompts` has the prompt of each pair.

@@ -28,7 +28,7 @@ CHUNK = 2**18  # counts in one chunk: 2 MiB, which fits into the processor's cac
 
 
 class Interval(NamedTuple):
-    """A record of a mean and the low and high end of its confidence interval."""
+    """A mean with the low and high end of its confidence interval."""
 
     mean: float
     low: float
@@ -36,14 +36,14 @@ class Interval(NamedTuple):
 
 
 class Intervals(NamedTuple):
-    """A record of means and ends of intervals, one per column: three [M] tensors, float64."""
+    """Means of M columns with the ends of their confidence intervals: three [M] tensors, float64."""
 
     mean: Tensor
     low: Tensor
     high: Tensor
 
     def column(self, index: int) -> Interval:
-        """The mean and interval of the column with that index."""
+        """Returns the mean and interval of one column."""
         return Interval(float(self.mean[index]), float(self.low[index]), float(self.high[index]))
 
 
@@ -57,7 +57,7 @@ def bootstrap(
     strata: Sequence[int] | None = None,
     known_NM: Tensor | None = None,
 ) -> Intervals:
-    """Mean of each column and its percentile bootstrap interval over the rows, all columns on the same draws.
+    """Returns the mean of each column with its percentile bootstrap interval over rows, all columns on the same draws.
 
     Args:
         scores_NM: [N, M] one row per prompt; any finite numbers.
@@ -101,7 +101,7 @@ def bootstrap(
 
 
 def ends_of(level: float) -> Tensor:
-    """[2] the quantiles at the ends of a central interval: 0.025 and 0.975 for the coverage `level` 0.95."""
+    """Returns the quantiles at the ends of a central interval, [2]: 0.025 and 0.975 for the coverage `level` 0.95."""
     return torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
 
 

@@ -17,7 +17,7 @@ from srpo.errors import DataError
 
 
 def auc(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Area under the ROC curve: the probability that a pair labelled 1 outscores one labelled 0, ties as half.
+    """Returns the area under the ROC curve: the probability that a pair labelled 1 outscores one labelled 0, ties half.
 
     Raises:
         DataError: all labels are equal.
@@ -37,13 +37,13 @@ def auc(scores: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def brier(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Brier score: mean squared difference between scores, clipped to [0, 1], and labels (0 or 1)."""
+    """Returns the Brier score: mean squared difference between scores, clipped to [0, 1], and labels (0 or 1)."""
     return float((_clipped(scores) - torch.tensor(list(labels), dtype=torch.float64)).square().mean())
 
 
 @dataclass(frozen=True)
 class Bin:
-    """A record of one row of a reliability table: the pairs with scores in one range.
+    """One row of a reliability table: the pairs whose score lies in one range.
 
     Attributes:
         low, high: ends of the range of scores; `low` itself is excluded unless it is 0.
@@ -60,7 +60,10 @@ class Bin:
 
 
 def reliability(scores: Sequence[float], labels: Sequence[int], bins: int = 10) -> list[Bin]:
-    """The reliability table: pairs by score, clipped to [0, 1], in `bins` bins of equal width; empty bins left out."""
+    """Returns a reliability table: pairs grouped by score, clipped to [0, 1], into `bins` ranges of equal width.
+
+    Empty ranges are left out. Labels are 1 where the revision really is better, else 0.
+    """
     scores_N, labels_N = _clipped(scores), torch.tensor(list(labels), dtype=torch.float64)
     bin_N = (scores_N * bins).ceil().long().clamp(1, bins) - 1
     table = []
@@ -73,16 +76,15 @@ def reliability(scores: Sequence[float], labels: Sequence[int], bins: int = 10) 
 
 
 def calibration_error(table: Sequence[Bin]) -> float:
-    """Expected calibration error of a reliability table: mean |score − share|, each bin weighted by its pairs."""
+    """Returns the expected calibration error of a reliability table: mean |score − share|, weighted by pairs."""
     return sum(each.n * abs(each.score - each.share) for each in table) / sum(each.n for each in table)
 
 
 def fit_temperature(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Fits T by maximum likelihood of the labels under probabilities σ((score − ½) / T); ½ and the order remain.
+    """Returns the T in [1e-3, 1e3] at which probabilities σ((score − ½) / T) make the labels likeliest.
 
-    T lies in [1e-3, 1e3].
-    The log-likelihood is concave in 1/T, so bisection finds the one zero of its slope. Scores that separate the labels
-    would drive T to 0, uninformative scores to infinity.
+    A score of ½ stays ½, and the order of the scores remains. The log-likelihood is concave in 1/T, so bisection finds
+    the one zero of its slope. Scores that separate the labels would drive T to 0, uninformative scores to infinity.
     """
     margin_N = torch.tensor(list(scores), dtype=torch.float64) - 0.5
     labels_N = torch.tensor(list(labels), dtype=torch.float64)
@@ -95,7 +97,7 @@ def fit_temperature(scores: Sequence[float], labels: Sequence[int]) -> float:
 
 
 def linked(scores: Sequence[float], temperature: float) -> list[float]:
-    """Each score as a probability in (0, 1): σ((score − ½) / T), T being `temperature`."""
+    """Returns each score as a probability in (0, 1): σ((score − ½) / T), T being `temperature`."""
     values: list[float] = ((torch.tensor(list(scores), dtype=torch.float64) - 0.5) / temperature).sigmoid().tolist()
     return values
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Smallest number of insertions, deletions and substitutions of items that turn `a` into `b`.
+    """Returns the smallest number of insertions, deletions and substitutions of items that turn `a` into `b`.
 
     Example:
         >>> edit_distance("a tidy answer".split(), "a short tidy reply".split())
@@ -36,7 +36,7 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 def common_length(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Length of the longest common subsequence: most items of `a` that occur in `b` in the same order.
+    """Returns the length of the longest common subsequence: most items of `a` that occur in `b` in the same order.
 
     Example:
         >>> common_length("a tidy answer".split(), "a short tidy reply".split())

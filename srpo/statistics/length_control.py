@@ -28,7 +28,7 @@ RIDGE, STEPS, REFITS = 0.01, 12, 1000
 def length_controlled(
     wins_N: Tensor, longer_N: Tensor, *, draws: int = REFITS, seed: int = 0, level: float = LEVEL
 ) -> Interval:
-    """Length-controlled win rate σ(θ) with its bootstrap interval; every draw of prompts is fitted anew.
+    """Returns the win rate at equal length, σ(θ), in (0, 1), with its bootstrap interval; every draw is fitted anew.
 
     Args:
         wins_N: [N] verdict on each prompt: 1 for a win, ½ for a tie, 0 for a loss, or a share in between.

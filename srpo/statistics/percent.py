@@ -1,4 +1,4 @@
-"""Numbers in print: shares as percent, differences as percentage points, measures with their intervals."""
+"""Numbers as text: shares as percent, differences as percentage points, measures with their intervals."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ if TYPE_CHECKING:
 
 
 def bare(share: float) -> str:
-    """A share in percent with one decimal, without the percent sign: 0.5 gives "50.0"."""
+    """Returns a share as text in percent with one decimal and no percent sign: 0.5 gives "50.0"."""
     return f"{100 * share:.1f}"
 
 
 def percent(share: float) -> str:
-    """A share in percent with one decimal and the percent sign: 0.5 gives "50.0 %"."""
+    """Returns a share as text in percent with one decimal and the percent sign: 0.5 gives "50.0 %"."""
     return f"{bare(share)} %"
 
 
 def points(share: float) -> str:
-    """A difference of shares as signed percentage points, one decimal; never "−0.0".
+    """Returns a difference of shares as text in percentage points, signed, with one decimal; never "−0.0".
 
     Example:
         >>> points(0.0312), points(-0.0312), points(-0.0001)
@@ -30,7 +30,7 @@ def points(share: float) -> str:
 
 
 def measured(measure: Measure) -> str:
-    """A measure in percent with its interval and its number of verdicts.
+    """Returns a share as text in percent with its interval and its number of verdicts.
 
     Example:
         >>> from srpo.statistics.agreement import Measure

@@ -18,7 +18,7 @@ POWER = 0.8  # the conventional power: four in five experiments detect the true 
 
 
 def sign_flip_p(differences_NM: Tensor, *, draws: int = DRAWS, seed: int = 0) -> list[float]:
-    """Two-sided p-value of each column's mean under the hypothesis that the two systems are exchangeable.
+    """Returns the two-sided p-value of each column's mean, under the hypothesis that two systems are exchangeable.
 
     Under that hypothesis each prompt's difference has either sign with probability ½. The signs are drawn `draws`
     times, the same for every column. p is the share of draws, the data counted as one draw, whose mean lies at least
@@ -54,7 +54,7 @@ def sign_flip_p(differences_NM: Tensor, *, draws: int = DRAWS, seed: int = 0) ->
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for multiple tests by the method of Holm (1979), in the order of `p_values`.
+    """Returns p-values adjusted for multiple tests by the method of Holm (1979), in the given order.
 
     Rejecting each hypothesis whose adjusted p-value is at most α keeps the probability of any false rejection below α,
     however the tests depend on each other.
@@ -72,7 +72,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_detectable(differences_N: Tensor, *, level: float = 0.95, power: float = POWER) -> float:
-    """Smallest true mean difference that N prompts detect with probability `power`: (z + z') · s / √N.
+    """Returns the smallest true mean difference that N prompts detect with probability `power`: (z + z') · s / √N.
 
     A normal approximation: s is the standard deviation of the paired differences, z the quantile of the two-sided
     `level`, z' that of `power`.

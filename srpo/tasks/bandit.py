@@ -50,7 +50,7 @@ STARTS_CAPTION = "SRPO from the reference and from random starts, on exact frequ
 
 @dataclass(frozen=True)
 class Panel:
-    """Record of one method trained on pairs from one collecting policy.
+    """One method trained on pairs from one collecting policy, in the bandit of A = 3 answers.
 
     Attributes:
         method: a key of `OBJECTIVES`.
@@ -73,7 +73,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Start:
-    """Record of SRPO carried to convergence from one start, on the exact pair frequencies of the collector mu1.
+    """SRPO trained to convergence from one start, on the exact pair frequencies of the collecting policy mu1.
 
     Attributes:
         alpha: weight of the improvement term.
@@ -90,7 +90,7 @@ class Start:
 
 @dataclass(frozen=True)
 class BanditResult:
-    """Record of all numbers in the figure and the tables of the bandit run."""
+    """All numbers of the bandit run, for its figure and tables."""
 
     steps: int
     seed: int
@@ -98,14 +98,14 @@ class BanditResult:
     starts: list[Start]
 
     def moved(self) -> list[str]:
-        """Methods whose best answer, at convergence on the sampled pairs, depends on the collecting policy."""
+        """Returns the methods whose best answer, when converged, depends on the policy that collected the pairs."""
         best: dict[str, set[int]] = {}
         for panel in self.panels:
             best.setdefault(panel.method, set()).add(argmax(panel.fitted))
         return [method for method, answers in best.items() if len(answers) > 1]
 
     def fits(self) -> list[list[str]]:
-        """Table of the fitted policies as rows of text, header first."""
+        """Returns the table of the fitted policies as rows of text, header first."""
         head = ["pairs", "sampled", "exact", "closed form", "best"]
         rows = []
         for panel in self.panels:
@@ -117,12 +117,12 @@ class BanditResult:
         return [head, *rows]
 
     def adam_gap(self) -> float:
-        """Largest difference between a probability after the last Adam step and at convergence."""
+        """Returns the largest difference between a probability after Adam's last step and the one at convergence."""
         ends = ((panel.path[-1], panel.fitted) for panel in self.panels)
         return max(abs(last - fitted) for pair in ends for last, fitted in zip(*pair, strict=True))
 
     def caption(self) -> str:
-        """Caption that explains the columns of `fits`."""
+        """Returns the text that explains the columns of the table `fits`."""
         return (
             f"π(y0) π(y1) π(y2) at convergence: on {PAIRS:,} sampled pairs (seed {self.seed}), on exact frequencies, "
             f"and in theory; β = {BETA:g}, SRPO's α = {ALPHA:g}. In brackets: how many of {SAMPLES} samples agree "
@@ -130,7 +130,7 @@ class BanditResult:
         )
 
     def starting_points(self) -> list[list[str]]:
-        """Table of SRPO's results from several starting points as rows of text, header first."""
+        """Returns the table of SRPO's results from several starting points as rows of text, header first."""
         head = ["α", "start", "π at convergence", "excess loss", "best"]
         rows = [
             [f"{s.alpha:g}", s.start, _probabilities(s.pi), f"{abs(s.excess):.1g}", f"y{argmax(s.pi)}"]
@@ -139,7 +139,7 @@ class BanditResult:
         return [head, *rows]
 
     def verdict(self) -> str:
-        """Returns one sentence that names the methods whose best answer moves with the collector."""
+        """Returns one sentence that names the methods whose best answer depends on who collected the pairs."""
         moved = self.moved()
         stays = [panel.method for panel in self.panels if panel.collector == "mu0" and panel.method not in moved]
         parts = []
@@ -151,12 +151,12 @@ class BanditResult:
 
 
 def argmax(pi: list[float]) -> int:
-    """Index of the most probable answer under the probabilities `pi`."""
+    """Returns the index of the most probable answer under the probabilities `pi`."""
     return max(range(len(pi)), key=pi.__getitem__)
 
 
 def run_bandit(output_dir: str | Path, *, steps: int = 1500, seed: int = 0) -> BanditResult:
-    """Fits every method on pairs from each of the two collecting policies.
+    """Trains SRPO, IPO and DPO on pairs from two collecting policies, writes files, and returns all numbers.
 
     Writes bandit.png, bandit.svg, results.json, trajectories.csv and table.md.
 
@@ -187,7 +187,9 @@ def run_bandit(output_dir: str | Path, *, steps: int = 1500, seed: int = 0) -> B
 
 
 def draw(result: BanditResult, kind: str) -> bytes:
-    """Draws an image of π against Adam steps: one row per collector, one column per method, closed forms dashed.
+    """Returns the bytes of an image of the policy against Adam steps: a row per collecting policy, a column per method.
+
+    Closed forms are dashed.
 
     Args:
         kind: file format, "png" or "svg".

@@ -70,7 +70,10 @@ class BaseConfig:
 
 
 def operands(n: int, digits: int, split: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws the digits of `n` pairs of operands; returns two tensors [N, D].
+    """Draws the digits of the two operands of N = `n` sums; returns two tensors [N, D digits].
+
+    Args:
+        split: "in" draws uniform digits, "out" long chains of carries.
 
     Raises:
         ConfigError: `split` is neither "in" nor "out".
@@ -89,7 +92,7 @@ def operands(n: int, digits: int, split: str, generator: torch.Generator) -> tup
 
 
 def answers(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """Digits of the sums of the operands a and b, [N, A], from the operands' digits."""
+    """Returns the digits [N, D + 1] of the sums of N operands a and b, given by their digits [N, D]."""
     answer_NA = torch.zeros(len(a_ND), a_ND.shape[1] + 1, dtype=torch.long)
     carry_N = torch.zeros(len(a_ND), dtype=torch.long)
     for column in range(a_ND.shape[1] - 1, -1, -1):
@@ -101,7 +104,12 @@ def answers(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def with_mistakes(answer_NA: Tensor, a_ND: Tensor, b_ND: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Copies right answers, [N, A]; each digit but the last forgets or invents its carry with probability `rate`."""
+    """Returns a copy of right answers [N, D + 1] with wrong carries in some digits.
+
+    Args:
+        answer_NA, a_ND, b_ND: digits of the answers and of the operands.
+        rate: probability that a digit forgets or invents its carry; the last digit has none.
+    """
     no_carry_NA = F.pad((a_ND + b_ND) % 10, (1, 0))
     carry_in_NA = (answer_NA - no_carry_NA) % 10
     wrong_NA = torch.rand(answer_NA.shape, generator=generator) < rate
@@ -110,7 +118,7 @@ def with_mistakes(answer_NA: Tensor, a_ND: Tensor, b_ND: Tensor, rate: float, ge
 
 
 def sums(n: int, split: str, *, digits: int = 5, seed: int = 0) -> list[dict[str, str]]:
-    """Draws `n` sums as rows with `prompt` and `gold` (the right answer); equal seeds give equal rows.
+    """Draws `n` sums; returns rows with `prompt` and `gold` (the right answer). Equal seeds give equal rows.
 
     Example:
         >>> sums(1, "in", digits=3, seed=1)[0]["prompt"][3]
@@ -190,7 +198,15 @@ def _both_roles(
 def label(
     rows: list[dict[str, str]], first: list[str], second: list[str], judge: Judge = per_character
 ) -> list[dict[str, str]]:
-    """Makes preference rows from two answers (`first`, `second`) to each prompt; drops prompts with equal scores."""
+    """Makes preference rows from two answers to each prompt.
+
+    The answer with the higher score is chosen; prompts with equal scores or an empty answer are left out.
+
+    Args:
+        rows: prompts with their gold answers.
+        first, second: two answers to each prompt.
+        judge: scores an answer in [0, 1].
+    """
     pairs = []
     for row, one, other in zip(rows, first, second, strict=True):
         score, rival = (judge(row["prompt"], answer, row["gold"]) for answer in (one, other))

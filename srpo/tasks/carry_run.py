@@ -25,7 +25,7 @@ Rows = Mapping[str, list[dict[str, str]]]
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """Settings of one method, chosen by the search over hyperparameters.
+    """Settings of one training method of the carry demo, chosen by a search over hyperparameters.
 
     Attributes:
         objective, beta, learning_rate, alpha: settings of the training; only SRPO uses alpha.
@@ -51,7 +51,10 @@ CHOSEN: Mapping[str, MethodSettings] = {
 
 
 def way_of(system: str) -> str:
-    """How a system answers: the rule that keeps revisions, or "best_of" or "best_of_logp", which draw more drafts."""
+    """Returns how a system of the demo answers: a policy that keeps revisions, or a way to choose among drafts.
+
+    The policies are "if_preferred" and "always"; the ways are "best_of" (by implied reward) and "best_of_logp".
+    """
     for way in ("best_of", "best_of_logp"):
         if system.endswith(f"_{way}"):
             return way
@@ -92,7 +95,7 @@ _NEW_TOKENS = 1  # tokens of an answer besides its digits: the terminator
 
 
 def make_base(folder: Path, config: BaseConfig, stage: str = "") -> None:
-    """Saves a base model with tokenizer and template in `folder`: the package's where it has one, or else trains it.
+    """Saves the demo's base model with tokenizer and template in `folder`; trains it if the package has no such model.
 
     Args:
         stage: name of the stage whose progress is reported.
@@ -115,10 +118,12 @@ def make_base(folder: Path, config: BaseConfig, stage: str = "") -> None:
 
 
 def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int, stage: str = "") -> None:
-    """Draws two answers of the base model to each sum and writes preference rows to `folder`/pairs.jsonl.
+    """Draws two answers of the base model to each sum, and writes them as preference rows to `folder`/pairs.jsonl.
 
     Args:
-        stage: name of the stage whose progress is reported.
+        base: folder of the base model.
+        seed: seed of the sums.
+        stage: name under which progress is reported.
     """
     from srpo.data.read import read_prompts
     from srpo.revise.reviser import Reviser
@@ -137,7 +142,13 @@ def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int, stage: 
 
 
 def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, method: str, seed: int) -> None:
-    """Trains the method (a key of `config.methods`) from the base model on the pairs; saves the model in `folder`."""
+    """Trains one method from the base model on the pairs, and saves the model in `folder`.
+
+    Args:
+        base, pairs: folder of the base model, and file of the pairs.
+        method: key of `config.methods`, such as "srpo".
+        seed: seed of the run.
+    """
     from transformers import PrinterCallback, TrainerCallback
 
     from srpo.train.config import SRPOConfig
@@ -188,7 +199,14 @@ def _cache_in(folder: Path) -> Iterator[None]:
 
 
 def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, system: str, rows: Rows, seed: int) -> None:
-    """Draws a system's drafts and revisions of all `rows`; writes one file of trails per split and temperature."""
+    """Draws a system's drafts and revisions of all prompts; writes one file per split and temperature into `folder`.
+
+    Args:
+        model, base: folders of the trained model and of the base model.
+        system: name of the system, such as "srpo" or "dpo_best_of".
+        rows: split → prompts with gold answers.
+        seed: seed of the draws.
+    """
     from srpo.data.read import read_prompts
     from srpo.evaluate.controls import keep_best, several_drafts
     from srpo.revise.reviser import Reviser
@@ -221,18 +239,25 @@ def draw_trails(folder: Path, model: Path, base: Path, config: CarryConfig, syst
 
 
 def cells(config: CarryConfig, system: str) -> list[tuple[str, float]]:
-    """The (split, temperature) pairs at which a system answers; best-of needs sampling, as greedy drafts are equal."""
+    """Returns the (split, temperature) pairs at which a system answers; best-of skips greedy decoding.
+
+    Greedy drafts are equal, so there is no best one.
+    """
     temperatures = [each for each in config.temperatures if each or not way_of(system).startswith("best_of")]
     return [(split, temperature) for split in SPLITS for temperature in temperatures]
 
 
 def trail_file(split: str, temperature: float) -> str:
-    """Name of the file of drafts and revisions for one split and temperature."""
+    """Returns the name of the file with a system's drafts and revisions of one split at one temperature."""
     return f"{split}.T{temperature:g}.jsonl"
 
 
 def evaluation_rows(config: CarryConfig, seed: int, start: int = EVALUATION) -> Rows:
-    """Draws the sums of both splits, as rows by split; `start` is the first seed, `EVALUATION` or `VALIDATION`."""
+    """Draws the sums of the evaluation; returns split → rows with `prompt` and `gold`.
+
+    Args:
+        start: first seed: `EVALUATION`, or `VALIDATION` for sums that choose settings.
+    """
     return {
         split: sums(config.prompts, split, digits=config.base.digits, seed=start + 1000 * i + seed)
         for i, split in enumerate(SPLITS)
@@ -244,7 +269,7 @@ def evaluation_rows(config: CarryConfig, seed: int, start: int = EVALUATION) -> 
 
 @dataclass(frozen=True)
 class Job:
-    """Record of a method to train and the systems to draw from it; it can be sent to another process.
+    """One method to train and the systems to draw with its model, as plain values for another process.
 
     Attributes:
         run: folder of the seed's run, with its base and pairs.
@@ -265,7 +290,10 @@ class Job:
 
 
 def work(job: Job) -> dict[str, float]:
-    """Trains the job's method from the existing base, draws drafts and revisions, and returns seconds by stage."""
+    """Trains the job's method, draws the answers of its systems, and returns stage → seconds, such as "train srpo".
+
+    Finished stages are reused and take 0.0 s.
+    """
     import torch
     from transformers.utils import logging as hf_logging
 
@@ -295,7 +323,7 @@ def work(job: Job) -> dict[str, float]:
 
 
 def trail_folder(job: Job, system: str) -> Path:
-    """Folder that holds the drafts and revisions of one of the job's systems."""
+    """Returns the folder of the drafts and revisions of one of the job's systems."""
     return Path(job.run) / "trails" / (f"{job.name}.{system}" if job.name else system)
 
 
@@ -308,7 +336,7 @@ def _settings(config: CarryConfig, seed: int, *names: str) -> dict[str, Any]:
 
 @dataclass
 class StageLog:
-    """Receives the progress of a run's stages, which are named "seed 0: pairs", "seed 0: train srpo" and so on.
+    """Receives the progress of a demo run's stages, which are named "seed 0: pairs", "seed 0: train srpo" and so on.
 
     Attributes:
         stage: called with (name, seconds) after each stage; seconds are 0.0 for a reused stage.
@@ -320,7 +348,7 @@ class StageLog:
 
 
 def start_run(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> CarryConfig:
-    """Makes a seed's base model, pairs and prompts in `folder`; returns the configuration with the base's seed set."""
+    """Makes the base model, pairs and prompts of one seed in `folder`; returns the settings with the seed set."""
     config = replace(config, base=replace(config.base, seed=seed))
     base, pairs, prefix = folder / "base", folder / "pairs", f"seed {seed}: "
     share(log.counts)
@@ -335,6 +363,6 @@ def start_run(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> Ca
 
 
 def write_prompts(folder: Path, config: CarryConfig, seed: int) -> None:
-    """Writes the sums of the evaluation as one file per split, for `srpo revise` and `srpo evaluate`."""
+    """Writes the sums of the evaluation as one file per split into `folder`, for `srpo revise` and `srpo evaluate`."""
     for split, rows in evaluation_rows(config, seed).items():
         write_rows(folder / f"{split}.jsonl", rows)

@@ -62,13 +62,13 @@ BEST_BY_LOGP = ("srpo_best_of_logp", "base_best_of_logp")
 
 
 def jobs_of(folder: Path, config: CarryConfig, seed: int) -> list[Job]:
-    """The jobs of one seed: a job for each method of the configuration, and one for the base."""
+    """Returns the jobs of one seed: one for each method to train and draw with, and one for the base model."""
     methods = [method for method in SYSTEMS_OF if method in config.methods or method == "base"]
     return [Job(str(folder), method, SYSTEMS_OF[method], config, seed) for method in methods]
 
 
 def stages_of(config: CarryConfig, seed: int) -> list[str]:
-    """Names of the stages of one seed, in the order in which they begin."""
+    """Returns the names of the steps that the demo runs for one seed, such as "seed 0: train srpo", in order."""
     names = ["base model", "pairs"]
     for job in _ordered(jobs_of(Path(), config, seed)):
         names += [f"train {job.method}"] * (job.method in config.methods) + [f"draw {name}" for name in job.systems]
@@ -89,7 +89,7 @@ def run_demo(
     log: StageLog | None = None,
     workers: int | None = None,
 ) -> dict[TrailsKey, ScoredTrails]:
-    """Runs the demo for every seed and scores its drafts and revisions.
+    """Runs the demo for every seed: makes base and pairs, trains, drafts, revises, and scores the answers.
 
     Args:
         output_dir: folder with one subfolder per seed; finished stages with the same settings are reused.
@@ -121,7 +121,15 @@ def run_demo(
 
 
 def run_seed(folder: Path, config: CarryConfig, seed: int, log: StageLog, workers: int | None = None) -> list[Job]:
-    """Runs one seed: base and pairs in this process, then the methods in parallel processes; returns their jobs."""
+    """Runs the demo for one seed; returns its jobs, whose folders then hold the drafts and revisions.
+
+    Base and pairs are made in this process, the methods are trained in parallel processes.
+
+    Args:
+        folder: folder of this seed.
+        log: receives the seconds of each step.
+        workers: number of processes; None is one per core.
+    """
     config = start_run(folder, config, seed, log)
     jobs = _ordered(jobs_of(folder, config, seed))
     for seconds in side_by_side(work, jobs, log.counts, workers):
@@ -131,12 +139,12 @@ def run_seed(folder: Path, config: CarryConfig, seed: int, log: StageLog, worker
 
 
 def verdict(scored: Mapping[TrailsKey, ScoredTrails], config: CarryConfig) -> Results:
-    """Summarises scored answers: means, confidence intervals, and the answers to the demo's `questions`."""
+    """Returns the demo's results: means with confidence intervals, and the comparisons in `questions`."""
     return summarise(grouped(scored), questions(config), highlight=HIGHLIGHT, labels=LABELS)
 
 
 def questions(config: CarryConfig) -> list[Question]:
-    """The comparisons of systems that the demo reports.
+    """Returns the comparisons of systems that the demo reports.
 
     Does the first revision improve the draft? Does SRPO, every revision kept, at its best number of revisions on
     validation, beat the best of as many drafts by log π, the other methods at their best, and the base's own answer?
@@ -154,7 +162,7 @@ def questions(config: CarryConfig) -> list[Question]:
 
 
 def settings_shown(config: CarryConfig) -> dict[str, str]:
-    """The demo's settings as text for the report."""
+    """Returns the demo's settings as name → text, for the report."""
     settings = asdict(config)
     methods = {name: json.dumps(method) for name, method in settings.pop("methods").items()}
     return {name: json.dumps(value) for name, value in settings.items()} | methods

@@ -1,4 +1,4 @@
-"""Live progress of the demo's stages in a terminal, and its example trails as lines of text."""
+"""Shows the progress of the demo's steps in a terminal, and its example answers as lines of text."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 
 
 class Stage:
-    """One line of the display: a stage's share of done items, its seconds, and the seconds it still needs."""
+    """One line of the demo's live display: a step's share of done items, its seconds, and the seconds left."""
 
     def __init__(self, name: str) -> None:
         self.name, self.begun, self.ended = name, 0.0, 0.0
 
     def line(self, done: int, total: int, now: float) -> str:
-        """The stage's progress at the time `now`; time left is estimated from the mean speed so far.
+        """Returns the progress of one step of the demo as a line of text; the time left follows from the mean speed.
+
+        Args:
+            done, total: number of finished items and of all.
+            now: the time, in seconds of the clock `time.monotonic`.
 
         Example:
             >>> stage = Stage("pairs")
@@ -45,7 +49,7 @@ class Stage:
 
 
 class Board:
-    """All stages as a renderable of rich, read from the shared counts whenever it is drawn."""
+    """The demo's live display for the library rich, one line per step; reads the shared counts whenever it is drawn."""
 
     def __init__(self, counts: Counts) -> None:
         self.counts = counts
@@ -63,7 +67,7 @@ class Board:
 
 @contextmanager
 def shown(counts: Counts, console: Console) -> Iterator[None]:
-    """Draws the board four times a second while the stages run; without a terminal nothing is drawn."""
+    """Inside this `with` block, the progress of the demo is drawn four times a second, if this is a terminal."""
     from rich.live import Live
 
     if not console.is_terminal:
@@ -74,7 +78,7 @@ def shown(counts: Counts, console: Console) -> Iterator[None]:
 
 
 def as_lines(trails: Sequence[Trail]) -> Iterator[Text]:
-    """Yields one line per trail: prompt, draft and the revisions up to the last change, with the model's confidence.
+    """Yields one coloured line per trail: prompt, draft, revisions up to the last change, and the model's confidence.
 
     Digits that a revision changes are bold green, a refused revision is struck through. An answer equal to the gold
     answer ends with "right", every other answer with "wrong".

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Outcomes(NamedTuple):
-    """Record of a batch of token rows with two possible next tokens for each position: right and mistaken.
+    """A batch of N token rows, padded to L tokens, with two possible next tokens for each position: right and mistaken.
 
     Attributes:
         ids_NL: token ids of the rows, padded on the right.
@@ -48,7 +48,13 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
 def small_llama(
     tokenizer: PreTrainedTokenizerFast, *, hidden: int, layers: int, heads: int, window: int, seed: int
 ) -> LlamaForCausalLM:
-    """Returns a Llama of the given shape with random weights drawn from `seed`; `window` is its context in tokens."""
+    """Returns a small Llama with random weights.
+
+    Args:
+        hidden, layers, heads: hidden size, number of layers and of attention heads.
+        window: length of its context in tokens.
+        seed: seed of the weights.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)

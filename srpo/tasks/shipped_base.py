@@ -24,7 +24,7 @@ FIRST_LOSSES = 20  # number of losses kept in the metadata
 
 
 def is_shipped(config: BaseConfig) -> bool:
-    """Whether the package holds the trained base for these settings, whatever their number of threads."""
+    """True if the package contains the trained base model for these settings, whatever their number of threads."""
     return replace(config, threads=1) == SHIPPED
 
 
@@ -43,7 +43,7 @@ def shipped_base() -> LlamaForCausalLM:
 
 
 def facts() -> tuple[BaseConfig, list[float]]:
-    """The settings that the file was trained with, and the losses of its first steps."""
+    """Returns the settings that the shipped base model was trained with, and the losses of its first steps."""
     from safetensors import safe_open
 
     with safe_open(FILE, "pt") as file:
@@ -52,9 +52,10 @@ def facts() -> tuple[BaseConfig, list[float]]:
 
 
 def write_base(path: Path, model: LlamaForCausalLM, config: BaseConfig, losses: Sequence[float]) -> None:
-    """Writes a trained base as the package ships it.
+    """Writes a trained base model to the file that the package ships, in float16.
 
     Args:
+        config: settings that it was trained with, stored in the file.
         losses: losses of all training steps; the first `FIRST_LOSSES` are stored.
     """
     from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""Stages of a longer run: each has its own folder, is done once, and is reused while its settings are the same."""
+"""Stages of a longer run: each step has its own folder, is done once, and is reused while its settings are equal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 def run_stage(folder: Path, settings: dict[str, Any], work: Callable[[Path], None]) -> float:
-    """Calls `work` in an empty folder, unless the folder already holds its result for these settings.
+    """Runs one step of a longer run in an empty folder, unless the folder already has its result for these settings.
 
     The folder is marked as done last, so an interrupted stage is done again.
 
@@ -41,7 +41,7 @@ def run_stage(folder: Path, settings: dict[str, Any], work: Callable[[Path], Non
 
 
 def is_done(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds a finished stage with these settings."""
+    """True if the folder holds a finished step of a run with exactly these settings."""
     try:
         return json.loads((folder / STAGE_FILE).read_text("utf-8")) == json.loads(json.dumps(settings))
     except (OSError, ValueError):
@@ -49,7 +49,7 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 class Counts:
-    """Numbers of completed and of all items of each stage, in memory that spawned processes share.
+    """For each step of a run the number of completed and of all items, in memory shared with spawned processes.
 
     Each number has one writer and no lock, so that a killed process blocks nobody.
 
@@ -78,12 +78,12 @@ _shown: list[Counts] = []  # at most one: the counts that this process writes
 
 
 def share(counts: Counts | None) -> None:
-    """Selects the counts that `report` writes in this process; None selects no counts."""
+    """Selects the `Counts` that `report` writes to in this process; None selects none, so `report` does nothing."""
     _shown[:] = [counts] if counts is not None else []
 
 
 def report(stage: str, done: int, total: int) -> None:
-    """Writes how far a stage is; a stage that is not shown is ignored."""
+    """Records how many items of the step `stage` are done, for the display; a step that is not displayed is ignored."""
     for counts in _shown:
         if stage in counts.place:
             counts[stage] = (done, total)

@@ -1,4 +1,4 @@
-"""New adapters and quantised bases: the settings of a run → peft's LoraConfig and bitsandbytes' options."""
+"""Makes peft's LoraConfig and bitsandbytes' options from the settings of a run, and checks these settings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ def expect_adapter_settings(model: ModelArguments, *, disable_dropout: bool, dev
 
 
 def lora_config(model: ModelArguments, *, disable_dropout: bool) -> LoraConfig | None:
-    """The adapter that the settings ask for; None without `use_peft`."""
+    """Returns peft's settings of the LoRA adapter that the run asks for; None without `use_peft`.
+
+    `disable_dropout` trains without dropout.
+    """
     if not model.use_peft:
         return None
     from peft import LoraConfig
@@ -75,7 +78,7 @@ def lora_config(model: ModelArguments, *, disable_dropout: bool) -> LoraConfig |
 
 
 def quantisation(model: ModelArguments, dtype: str, device: str) -> dict[str, Any]:
-    """Options for `load_model` that quantise the base with bitsandbytes, as JSON values; {} without quantisation.
+    """Returns keywords of `load_model` that quantise the base model with bitsandbytes; {} without quantisation.
 
     Args:
         dtype: dtype in which the other weights are loaded; the quantised ones are multiplied in it.

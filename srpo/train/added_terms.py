@@ -1,4 +1,4 @@
-"""Terms that a training adds to the objective's loss: log-probs of chosen answers, and balance of routed experts."""
+"""Adds terms to the objective's loss: log-probs of chosen answers, and balance of routed experts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from srpo.model.unwrap import core
 def with_added_terms(
     output: LossOutput, summed: SixLogps, tokens_B: Tensor, nll_weight: float, balance: list[Tensor], *, drafts: bool
 ) -> LossOutput:
-    """The loss with its added terms.
+    """Returns the objective's loss `output` with its added terms; a term with weight 0 changes nothing.
 
     Args:
         summed: log-probs of the policy, nats, summed over tokens.
@@ -37,7 +37,7 @@ def with_added_terms(
 
 
 class Balance(NamedTuple):
-    """The balance loss that a training asks for, as a named tuple.
+    """The loss that balances routed experts, as a training asks for it.
 
     Attributes:
         weight: weight of the loss; 0 adds nothing.
@@ -49,7 +49,9 @@ class Balance(NamedTuple):
 
 
 def balance_of(model: nn.Module, asked: float | None) -> Balance:
-    """The balance loss with the weight asked for, else with that of the model's configuration; 0 without experts.
+    """Returns the balance loss of routed experts with the weight asked for, or for None with the model's own weight.
+
+    The weight is 0 for a model without routed experts.
 
     Raises:
         ConfigError: a weight for a model that routes no tokens.
@@ -65,10 +67,10 @@ def balance_of(model: nn.Module, asked: float | None) -> Balance:
 
 @contextmanager
 def balance_losses(model: nn.Module, balance: Balance) -> Iterator[list[Tensor]]:
-    """Yields a list that gets the weighted balance loss of each forward pass inside the block.
+    """Context that yields a list; each forward pass inside the block adds its weighted loss of balancing experts.
 
     The loss is transformers' own (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6) over the tokens of the pass: in a
-    packed batch a shared token counts once. Without gradients or with weight 0 the list stays empty, and for a model
+    packed batch a shared token counts once. The list stays empty without gradients, with weight 0, and for a model
     whose code computes no such loss, unless the loss is required.
 
     Raises:

@@ -89,7 +89,8 @@ class RunArguments:
     preset: str | None = setting(None, "Published configuration: " + ", ".join(PRESETS), group=RUN)
     launch: str | None = setting(
         None,
-        "Start several processes on this machine: ddp (each keeps all weights) or fsdp2 (weights split).",
+        "Start processes on this machine: single, ddp (each keeps all weights), fsdp2 (weights split), or by DeepSpeed "
+        "zero2 (optimiser split), zero3 (weights split).",
         group=RUN,
     )
     processes: int | None = setting(None, "Number of processes of `launch`; unset: one per GPU.", group=RUN, least=1)

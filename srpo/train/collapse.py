@@ -1,4 +1,4 @@
-"""A warning that is logged once when the metrics of a training show that the policy is collapsing.
+"""A warning, logged once, if the metrics of a training show that the policy is collapsing.
 
 A preference loss depends on differences, so it can fall while both answers of a pair lose probability: the policy then
 moves to answers that no pair contains. The sign is the log-prob of chosen answers against the reference, per token. On
@@ -16,7 +16,7 @@ LEAST_ENTROPY = 0.05  # nats per token; a policy with less at the start is measu
 
 
 class CollapseLight:
-    """Watches chosen answers in every step, and returns one message when the policy loses them.
+    """Watches the log-probs of chosen answers in every step, and returns one message when the policy loses them.
 
     The warning is due when the moving average of a log-ratio of chosen answers, as drafts or as revisions, falls below
     minus `FALL` times the entropy per token with which the policy started.
@@ -31,7 +31,7 @@ class CollapseLight:
         self._averages: dict[str, float] = {}
 
     def see(self, means: Mapping[str, float], beta: float) -> str:
-        """Takes the mean metrics of a step and its β; returns the message once, else ""."""
+        """Takes the mean metrics of a step and its β; returns the warning once, when it is due, else ""."""
         entropies = [means[name] for name in ("entropy/drafts", "entropy/revisions") if name in means]
         if not self._entropy and entropies:
             self._entropy = max(sum(entropies) / len(entropies), LEAST_ENTROPY)
@@ -52,10 +52,10 @@ class CollapseLight:
         )
 
     def state(self) -> dict[str, float]:
-        """State as JSON values."""
+        """Returns moving averages, entropy at the start, and whether the warning was given, as JSON values."""
         return {**self._averages, "on": float(self.on), "entropy": self._entropy}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Restores a state that the method `state` returned."""
+        """Continues from a state that the method `state` returned."""
         self.on, self._entropy = bool(state["on"]), state["entropy"]
         self._averages = {name: state[name] for name in SIGNS if name in state}

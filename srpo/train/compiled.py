@@ -1,4 +1,4 @@
-"""Compiled forwards that stay compiled: whole models by `torch_compile`, decoder layers by `compile_layers`.
+"""Keeps compiled forward passes compiled: whole models by `torch_compile`, decoder layers by `compile_layers`.
 
 torch traces a compiled function again for inputs that no earlier trace serves. After its limit of traces it runs the
 function uncompiled, with a warning only. A run that was asked to compile stops there instead.
@@ -45,7 +45,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> nn.Module:
 
 @contextmanager
 def staying_compiled(args: SRPOConfig) -> Iterator[None]:
-    """Inside the block, a forward that torch would run uncompiled, or cannot compile, raises ConfigError.
+    """Inside this `with` block, a forward pass that torch would run uncompiled, or cannot compile, raises ConfigError.
 
     Does nothing unless the settings ask for compilation.
     """

@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def settings_of_preset(name: str | None) -> dict[str, Any]:
-    """Settings of the published configuration with that name, as a new dict; {} if `name` is None.
+    """Returns setting → value of the published configuration with that name; {} for None.
 
     Raises:
         ConfigError: unknown name.
@@ -214,13 +214,13 @@ class SRPOConfig(TrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """The training device; `cpu` without an index, because torch restores nothing to `cpu:0`."""
+        """Device that trains; `cpu` has no index, because torch restores nothing to `cpu:0`."""
         device: torch.device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> SRPOConfig:
-        """Creates the settings of the published configuration with that name; `settings` override its values.
+        """Creates the settings of a published configuration, such as "paper-tldr"; `settings` override its values.
 
         Raises:
             ConfigError: unknown preset.
@@ -239,11 +239,11 @@ class SRPOConfig(TrainingArguments):
         return options
 
     def reference_folder(self) -> Path | None:
-        """Folder of cached reference log-probs, or None if these settings use no cache."""
+        """Returns the folder of cached reference log-probs; None if these settings use no cache."""
         return self.reference_cache_folder() if self.reference_cache or self.precompute_ref_log_probs else None
 
     def reference_cache_folder(self) -> Path:
-        """Folder for a reference cache: `reference_cache`, or the default folder beside the tokenised rows."""
+        """Returns the folder for cached reference log-probs: `reference_cache`, or the default one."""
         return Path(self.reference_cache) if self.reference_cache else cache_folder() / "reference"
 
     def expect_still_reference(self) -> None:
@@ -257,7 +257,7 @@ class SRPOConfig(TrainingArguments):
             raise ConfigError("log-probs of a moving reference cannot be cached", where="sync_ref_model", fix=fix)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as a dict for loggers; secrets are removed, also those inside `model_init_kwargs`."""
+        """Returns the settings as a dict for loggers, without secrets, also those inside `model_init_kwargs`."""
         shown: dict[str, Any] = redacted({**super().to_dict(), "model_init_kwargs": self.loading_options() or None})
         return shown
 

@@ -1,4 +1,4 @@
-"""Turns preference rows into the prefix trees that a trainer draws batches from."""
+"""Turns preference pairs into prefix trees (merged token sequences), from which a trainer draws batches."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from srpo.check.suspicious import Suspicious
 from srpo.data.read import Pair, Refused, Reject, TooLong, Undecided, listed, read, reasons
 from srpo.data.source import AnySource, Source
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError
+from srpo.model.packed.forest import Forest
 from srpo.progress import counted
 from srpo.sequences.fit import StoredPairs
 from srpo.sequences.render import Renderer
@@ -42,7 +42,7 @@ def first_rows(rows: T, most: int) -> T | list[Any]:
 
 @dataclass
 class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
-    """Torch data set with one prefix tree per usable preference pair.
+    """Torch data set with one prefix tree (the merged sequences of a pair) per usable preference pair.
 
     Attributes:
         trees: the trees, in the order of the rows.
@@ -75,7 +75,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         num_proc: int | None = None,
         cache: str | Path | None = None,
     ) -> TreeDataset:
-        """Reads preference rows, renders them to token ids and packs them into trees.
+        """Reads preference pairs, tokenises them, and merges the six sequences of each pair into a tree.
 
         Args:
             source: path of a file, rows, or a `Source`.
@@ -129,7 +129,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         return made
 
     def digest(self) -> str:
-        """sha256 of all trees in order, which identifies the training data independently of its source."""
+        """Returns the sha256, in hex, of all trees in order, which identifies the data independently of its source."""
         return self.trees.digest()
 
     def __len__(self) -> int:
@@ -139,21 +139,21 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         return index, self.where[index], self.trees[index]
 
     def row_content(self, index: int) -> bytes:
-        """Bytes that identify the content of the tree at `index`."""
+        """Returns bytes that identify the token sequences of the pair at `index`."""
         return self.trees.content(index)
 
     def size(self, index: int) -> int:
-        """Number of packed tokens of the tree at `index`."""
+        """Returns the number of packed tokens of the pair at `index`; shared prefixes count once."""
         return self.trees.size(index)
 
     @property
     def largest_id(self) -> int:
-        """The largest token id in all trees."""
+        """Largest token id in all trees."""
         return int(np.frombuffer(self.trees.ids, dtype=np.int32).max())
 
     @property
     def sharing(self) -> float:
-        """Ratio of flat tokens (six separate sequences per pair) to packed tokens, over all trees."""
+        """Ratio, 1 or more, of tokens in separate sequences (six per pair) to packed tokens, over all pairs."""
         return self.trees.flat_tokens / self.trees.packed_tokens
 
 
@@ -182,10 +182,17 @@ def _content(pairs: list[Pair]) -> str:
     return digest.hexdigest()
 
 
-def collate(rows: Sequence[tuple[int, str, PrefixTree]]) -> dict[str, Any]:
-    """Makes a batch from items of a `TreeDataset`: `row` [B] indices, `where` each row came from, and the `trees`."""
+FOREST = "forest"  # key in a batch: its trees as tensors
+
+
+def collate(rows: Sequence[tuple[int, str, PrefixTree]], *, planned: bool = True) -> dict[str, Any]:
+    """Makes a batch from B items of a `TreeDataset`: `row` [B] indices, `where` their places, and `trees`.
+
+    `planned` adds the `forest` of the trees, so that a worker of the loader makes it and not the process that trains.
+    """
     index, where, trees = zip(*rows, strict=True)
-    return {"row": torch.tensor(index), "where": list(where), "trees": list(trees)}
+    forest = {FOREST: Forest.plant(trees)} if planned else {}
+    return {"row": np.array(index), "where": list(where), "trees": list(trees), **forest}
 
 
 def _unfit(bad: list[Reject], total: int, truncate: str) -> SRPOError:

@@ -1,4 +1,4 @@
-"""Peak memory of one training step without weights: the step runs on fake tensors, which have shapes and no values.
+"""Measures the peak memory of a training step without weights, on fake tensors, which have shapes and no values.
 
 The policy's packed forward pass, its head, the reference's forward pass, the loss and the backward pass are those of a
 training. Only the tensors are fake, and every storage that is alive is counted.
@@ -37,7 +37,7 @@ ON_PAPER = "plan"  # back-end with the memory of flex, whose kernel has no fake 
 
 
 class Alive(TorchDispatchMode):
-    """A mode that counts the bytes of all tensors made inside it that are alive.
+    """Counts the bytes of all living tensors that were made inside its `with` block.
 
     Attributes:
         now: bytes alive.
@@ -57,7 +57,7 @@ class Alive(TorchDispatchMode):
         return out
 
     def add(self, tensor: Tensor) -> None:
-        """Counts the storage of a tensor until it is freed; a storage counts once."""
+        """Counts the memory of a tensor until it is freed; tensors that share memory count once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._sizes:
@@ -72,7 +72,7 @@ class Alive(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Step:
-    """Everything that the memory of a step depends on besides the model and the pairs.
+    """Settings of a training step that decide its memory, besides the model and the pairs.
 
     Attributes:
         card: the device that trains.
@@ -92,7 +92,13 @@ class Step:
 
 
 def fake_model(config: PretrainedConfig, dtype: torch.dtype, peft_config: PeftConfig | None = None) -> Any:
-    """The model of a configuration in training mode, without weights; with the adapter of `peft_config`."""
+    """Returns a model of this configuration without weights, in training mode, with the adapter of `peft_config`.
+
+    `dtype` is that of the weights it would have.
+
+    Raises:
+        ConfigError: no module fits the target modules of the adapter.
+    """
     loader: Any = loader_for(config)
     with torch.device("meta"):
         model = loader.from_config(config, dtype=dtype)
@@ -124,7 +130,7 @@ def _place(model: nn.Module) -> None:
 
 
 def peak_of_step(model: nn.Module, forest: Forest, step: Step) -> int:
-    """Largest number of bytes that a step holds at once, above weights, reference and optimiser state.
+    """Returns the largest number of bytes that a step holds at once, above weights, reference and optimiser state.
 
     Args:
         model: a model of `fake_model`, or a real one, which takes the step.

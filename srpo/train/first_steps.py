@@ -1,4 +1,4 @@
-"""Guard on the first steps: stops a training that would run to its end and train nothing, or train on wrong numbers.
+"""Checks the first steps of a training: stops one that would train nothing, or train on wrong numbers.
 
 before the first step    weights in 16 bits under an optimiser, dropout of every kind, no full batch
 first micro-batches      log-ratios that differ from zero although the reference is the policy itself
@@ -120,12 +120,13 @@ def expect_batch(pairs: int, batch: int, processes: int) -> None:
 
 
 class FirstStep:
-    """Checks the first optimiser step of a run that starts from scratch.
+    """Checks the log-ratios and the gradients of the first optimiser step of a run that starts from scratch.
 
     Args:
         own_reference: the reference is the policy before training, so the log-ratios must be zero.
         cached: the reference comes from a cache, possibly from another layout.
         mean: log-probs are means over tokens.
+        half: models compute in 16 bits, which allows larger differences.
         anywhere: returns whether its argument is true in any process.
     """
 
@@ -137,7 +138,7 @@ class FirstStep:
         self._worst, self._allowed = 0.0, math.inf
 
     def add(self, trees: Sequence[PrefixTree], policy: SixLogps, reference: SixLogps) -> None:
-        """Adds the policy's and the reference's log-probs of a micro-batch to the checks."""
+        """Adds the log-probs of policy and reference on a micro-batch to the comparison of the first step."""
         if not self._checks_ratios:
             return
         read = 2 if len(trees[0].answers) == 2 else 6
@@ -148,7 +149,7 @@ class FirstStep:
             self._worst, self._allowed = off, allowed
 
     def expect(self, model: nn.Module, norm: float | None) -> None:
-        """Checks the log-ratios added so far and the gradients, whose norm is `norm`, before the optimiser steps.
+        """Checks the log-ratios added so far and the norm of the gradients, before the first optimiser step.
 
         Raises:
             SRPOError: a log-ratio is not zero, or every gradient is.

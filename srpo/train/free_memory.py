@@ -1,4 +1,4 @@
-"""Freed memory of the C library goes back to the system during a training on a CPU.
+"""Returns memory that the C library has freed to the system, during a training on a CPU.
 
 glibc keeps freed blocks of up to 32 MB, and the blocks of a step leave gaps that the next step does not fill. Five
 steps of two pairs, with an adapter on 0.6B weights in float32, took 20 GB.
@@ -23,7 +23,7 @@ class FreeMemory(TrainerCallback):
         self._least = 0
 
     def free(self) -> None:
-        """Returns freed memory to the system if the process has grown by `GROWTH` since the last return."""
+        """Returns freed memory to the system, if the process has grown by a factor `GROWTH` since the last time."""
         if self._trim is not None and resident() > GROWTH * self._least:
             self._trim(0)
             self._least = resident()
@@ -41,7 +41,7 @@ class FreeMemory(TrainerCallback):
 
 
 def resident() -> int:
-    """Main memory that the process holds now, in bytes; 0 where the system does not tell (not Linux)."""
+    """Returns the main memory that the process holds now, in bytes; 0 where that is unknown (not Linux)."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

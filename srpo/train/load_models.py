@@ -22,7 +22,7 @@ def name_of(model: str | nn.Module) -> str:
 
 
 def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Module | None:
-    """Loads a reference given by name, with the options of the policy; a model, or None, is returned unchanged."""
+    """Returns the reference model: loaded, with the options of the policy, if given by name; else unchanged."""
     if not isinstance(ref_model, str):
         return ref_model
     own = ("revision", "base_model")  # options that belong to the policy only
@@ -34,7 +34,14 @@ def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Mo
 def load_policy(
     model: str | nn.Module, args: SRPOConfig, quantization_config: object, peft_config: PeftConfig | None
 ) -> Any:
-    """Returns the model to train: loaded if given by name, with a new adapter if `peft_config` asks for one."""
+    """Returns the model to train: loaded if given by name, with a new adapter if `peft_config` asks for one.
+
+    Args:
+        quantization_config: quantises a model that is given by name; None does not.
+
+    Raises:
+        ConfigError: a second adapter, quantised weights without an adapter, or no trainable weight.
+    """
     policy: Any = model
     if isinstance(model, str):
         options = dict(args.loading_options())

@@ -1,4 +1,4 @@
-"""One readable line for each log of a training, the cost of the run before it, and a progress bar."""
+"""Logs a training as one readable line at a time, the size of the run before it, and a progress bar."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LogLines(TrainerCallback):
         self._steps_then = self._first = 0
 
     def take_over(self, trainer: Trainer) -> None:
-        """Adds these lines to a trainer's callbacks, in place of those of transformers that print metrics."""
+        """Adds this callback to a trainer, in place of transformers' callbacks that print metrics."""
         for callback in REPLACED:
             trainer.remove_callback(callback)
         trainer.add_callback(self)
@@ -74,7 +74,7 @@ class LogLines(TrainerCallback):
             log.info("srpo: step %d of %d%s", state.global_step, state.max_steps, text)
 
     def close(self) -> None:
-        """Ends the progress bar."""
+        """Ends the progress bar of the training."""
         if self._progress is not None and self._forecast is not None:
             self._progress.__exit__(None, None, None)
             self._forecast.__exit__(None, None, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from srpo.disk import write_file, writing
 from srpo.maths.objective import LossOutput, Objective, SixLogps
 from srpo.model.packed.spread import Spread
+from srpo.model.packed.sums import wide
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLED = ("kl/", "entropy/")  # prefixes of metrics that are nan for pairs without a sampled token
 
 
-def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float) -> dict[str, Tensor]:
-    """Metrics of a batch: [B] values by metric name.
+def metrics(
+    policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float, drafts_only: bool
+) -> dict[str, Tensor]:
+    """Returns metric → [B] values for a batch of B pairs.
 
     `rewards/*` (β times log-ratio) and `logps/*` (nats) are TRL's. `revision/margins/*` is β times each of the six
     log-ratios. `revision/improvement_accuracy` is the share of the two drafts whose better revision the model prefers.
     `*/reached` is the share of margins of at least 1/(2β) nats, the target of a pair without doubt;
-    `revision/residual` is the signed residual of Eq. 16. Objectives that train drafts only have no `revision/*`.
+    `revision/residual` is the signed residual of Eq. 16. With `drafts_only` there is no `revision/*`.
     """
     ratios = policy.minus(reference)
     columns = {
@@ -44,7 +48,7 @@ def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: 
         "loss": output.per_pair.detach(),
         "beta": torch.full_like(policy.w, beta),
     }
-    if policy.w_given_l.isnan().all():
+    if drafts_only:
         return columns
     right = (ratios.w_given_l > ratios.l_given_l).double() + (ratios.w_given_w > ratios.l_given_w).double()
     columns["revision/improvement_accuracy"] = right / 2
@@ -62,7 +66,7 @@ def metrics(policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: 
 def spread_metrics(
     policy: SixLogps, reference: SixLogps, ours: Spread, theirs: Spread, shape: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Metrics of the distributions behind a batch's log-probs: [B] values by metric name, in nats per answer token.
+    """Returns metric → [B] values about the next-token distributions of B pairs, in nats per answer token.
 
     `answer_tokens` is the mean length of the two answers.
     `drift/chosen` and `drift/rejected` are log-ratios of drafts, `drift/chosen_revised` of both revisions to the chosen
@@ -95,7 +99,7 @@ def spread_metrics(
 
 
 def names_of(objective: Objective, *, cached: bool = False) -> set[str]:
-    """Names of an evaluation's metrics under an objective, without prefix; each can choose the best checkpoint.
+    """Returns the names of an evaluation's metrics under an objective; each can choose the best checkpoint.
 
     Args:
         cached: True if the reference's log-probs are read from a cache, which holds no distributions.
@@ -103,8 +107,9 @@ def names_of(objective: Objective, *, cached: bool = False) -> set[str]:
     zero_B, none_B = torch.zeros(1), torch.full((1,), torch.nan)
     given_B = none_B if objective.drafts_only else zero_B
     six = SixLogps(zero_B, zero_B, given_B, given_B, given_B, given_B)
-    columns = metrics(six, six, objective.loss(six, six, beta=1.0, alpha=0.5), beta=1.0)
-    roles = ("drafts",) if objective.drafts_only else ("drafts", "revisions")
+    drafts = objective.drafts_only
+    columns = metrics(six, six, objective.loss(six, six, beta=1.0, alpha=0.5), beta=1.0, drafts_only=drafts)
+    roles = ("drafts",) if drafts else ("drafts", "revisions")
     spread = {f"entropy/{role}" for role in roles} | {"answer_tokens", "drift/chosen", "drift/rejected"}
     spread |= set() if cached else {"entropy/reference", *(f"kl/{role}" for role in roles)}
     spread |= set() if objective.drafts_only else {"drift/chosen_revised"}
@@ -112,35 +117,57 @@ def names_of(objective: Objective, *, cached: bool = False) -> set[str]:
 
 
 class Measured:
-    """Collects the metrics since the last log, separately for training and evaluation."""
+    """Collects the metrics of training and of evaluation since the last log."""
 
     def __init__(self) -> None:
         self._waiting: list[dict[str, Tensor]] = []
+        self._unread: list[tuple[str, list[str], Tensor]] = []  # mode, names and values of batches on the device
         self._values: dict[str, dict[str, list[float]]] = {}
 
     def add(self, columns: dict[str, Tensor]) -> None:
-        """Adds a piece of a batch: `columns` are [B] values by metric name.
+        """Adds the metrics of a piece of a batch: metric → [B] values of its B pairs.
 
         Values stay on this process until the batch is complete: processes may cut their batches into different numbers
         of pieces, and gathering waits for all processes.
         """
         self._waiting.append(columns)
 
-    def gather(self, accelerator: Accelerator, mode: str) -> dict[str, list[float]]:
-        """Collects and returns the metrics of a complete batch from all processes; mode is "train" or "eval"."""
+    def gather(self, accelerator: Accelerator, mode: str) -> None:
+        """Completes a batch: collects its metrics from all processes; `mode` is "train" or "eval".
+
+        The values stay on the device until `read`.
+        """
         waiting, self._waiting = self._waiting, []
         # gather_for_metrics cuts a padded last batch; in training it would also cut every micro-batch fetched with the
         # last one. Rows that pad a training batch are trained on, so there they count.
         gather = accelerator.gather if mode == "train" else accelerator.gather_for_metrics
         values_BM = gather(torch.cat([torch.stack(list(columns.values()), 1) for columns in waiting]).detach())
-        into = self._values.setdefault(mode, defaultdict(list))
-        found: dict[str, list[float]] = dict(zip(waiting[0], values_BM.T.tolist(), strict=True))
-        for name, values_B in found.items():
-            into[name] += values_B
-        return found
+        self._unread.append((mode, list(waiting[0]), values_BM))
+
+    def read(self, *others: Tensor) -> tuple[dict[str, list[float]], list[list[float]]]:
+        """Reads all gathered metrics and other tensors from the device at once, so that the host waits once.
+
+        Returns:
+            The values of training batches by metric name, and those of each other tensor.
+        """
+        unread, self._unread = self._unread, []
+        tensors = [*others, *(values_BM.T for _, _, values_BM in unread)]
+        numbers: list[float] = torch.cat([wide(each).flatten() for each in tensors]).tolist() if tensors else []
+        found: dict[str, list[float]] = defaultdict(list)
+        last = sum(each.numel() for each in others)
+        for mode, names, values_BM in unread:
+            into = self._values.setdefault(mode, defaultdict(list))
+            for name in names:
+                first, last = last, last + len(values_BM)
+                into[name] += numbers[first:last]
+                if mode == "train":
+                    found[name] += numbers[first:last]
+        ends = accumulate((each.numel() for each in others), initial=0)
+        return dict(found), [numbers[start:stop] for start, stop in pairwise(ends)]
 
     def means(self, mode: str, prefix: str = "") -> dict[str, float]:
-        """Means of the metrics over all rows since the last call, by prefixed name; `mode` is "train" or "eval"."""
+        """Returns prefixed metric → mean over all pairs since the last call; `mode` is "train" or "eval"."""
+        self.read()
         found = {name: self._counted(name, values) for name, values in self._values.pop(mode, {}).items()}
         return {prefix + name: math.fsum(values) / len(values) for name, values in found.items() if values}
 
@@ -148,11 +175,12 @@ class Measured:
         return [value for value in values if not math.isnan(value)] if name.startswith(SAMPLED) else values
 
     def state(self, mode: str) -> dict[str, list[float]]:
-        """Metric values since the last log, as JSON values; `mode` is "train" or "eval"."""
+        """Returns metric → values read since the last log, as JSON values; `mode` is "train" or "eval"."""
         return {name: list(values) for name, values in self._values.get(mode, {}).items()}
 
     def restore(self, mode: str, state: dict[str, list[float]]) -> None:
-        """Restores the metric values that the method `state` returned for this mode."""
+        """Restores the values that `state` returned for this mode, "train" or "eval"; drops values not read yet."""
+        self._unread = [each for each in self._unread if each[0] != mode]
         self._values[mode] = defaultdict(list, {name: list(values) for name, values in state.items()})
 
 
@@ -179,7 +207,7 @@ class MetricsFile(TrainerCallback):
 
 
 def add_line(folder: Path, record: dict[str, Any]) -> None:
-    """Appends a record to the metrics file of a run.
+    """Appends a record as one line to metrics.jsonl in the folder of a run.
 
     Raises:
         OutputError: the file cannot be written.

@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from srpo.sequences.tree import PrefixTree, merge_prompts
+from srpo.train.dataset import FOREST
 
 SHARE = "share"  # key in a batch: its weight in the optimiser step; 1.0 if all batches have one size
 
 
 def tokens_of(trees: Sequence[PrefixTree], backend: str) -> int:
-    """Number of tokens that the attention back-end computes for some pairs; packed pairs of a prompt share a tree."""
+    """Returns the number of tokens that a back-end computes for some pairs; packed pairs of a prompt share a tree."""
     if backend == "flat":
         return sum(tree.flat_tokens for tree in trees)
     return sum(map(len, merge_prompts(trees)[0]))
@@ -28,17 +30,19 @@ def tokens_of(trees: Sequence[PrefixTree], backend: str) -> int:
 def pieces(
     inputs: dict[str, Any], most: int | None, backend: str, accelerator: Accelerator | None = None
 ) -> list[dict[str, Any]]:
-    """Cuts a batch before each pair that would exceed the token budget; a pair over the budget is a piece of its own.
+    """Cuts a batch into pieces of at most `most` tokens; a pair over that number is a piece of its own.
 
     Order is kept: evaluation recognises rows that only pad the last batch by their position.
 
     Args:
+        inputs: the batch, from `collate`.
         most: maximum tokens in a piece; None cuts nothing.
+        backend: attention back-end, which decides how many tokens a pair takes.
         accelerator: accelerator of several processes, which wait for each other at every piece. All of them then cut
             their batches, which have one size, into the same number of pieces.
 
     Returns:
-        Parts of the batch; their shares add up to the share of the batch.
+        Pieces of the batch, each with its weight in the optimiser step; the weights add up to that of the batch.
     """
     trees = inputs["trees"]
     cuts = [0]
@@ -62,13 +66,14 @@ def _cut_again(ends: list[int], count: int) -> list[int]:
 
 
 def share_out(batches: list[dict[str, Any]], accelerator: Accelerator) -> None:
-    """Sets the share of each batch of an optimiser step, so that every pair has the same weight.
+    """Sets the weight of each batch of an optimiser step, so that every pair counts equally.
 
     transformers divides the loss by the number of batches and averages gradients over processes. Both assume batches
     of one size, which fails in the last step of an epoch.
     """
-    pairs = torch.tensor(sum(len(batch["trees"]) for batch in batches), device=accelerator.device)
-    whole = int(accelerator.gather(pairs).sum())
+    pairs = whole = sum(len(batch["trees"]) for batch in batches)
+    if accelerator.num_processes > 1:
+        whole = int(accelerator.gather(torch.tensor(pairs, device=accelerator.device)).sum())
     for batch in batches:
         batch[SHARE] = len(batch["trees"]) * len(batches) * accelerator.num_processes / whole
 
@@ -76,8 +81,10 @@ def share_out(batches: list[dict[str, Any]], accelerator: Accelerator) -> None:
 def _part(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
     """Piece of a batch: rows `start` to `stop` of every column, with their share; other entries unchanged."""
     count = len(inputs["trees"])
+    columns = (list, tuple, torch.Tensor, np.ndarray)
     part = {
-        name: value[start:stop] if isinstance(value, list | tuple | torch.Tensor) and len(value) == count else value
+        name: value[start:stop] if isinstance(value, columns) and len(value) == count else value
         for name, value in inputs.items()
+        if name != FOREST or stop - start == count  # the plan of a whole batch
     }
     return {**part, SHARE: inputs.get(SHARE, 1.0) * (stop - start) / count}

@@ -1,4 +1,4 @@
-"""Memory and speed of a training before it is begun: from a model's configuration and the lengths of its pairs.
+"""Predicts memory and speed of a training from a model's configuration and the lengths of its pairs.
 
 Per card, with N cards, W bytes of weights, T trained weights and R bytes of the reference's weights:
 
@@ -38,7 +38,7 @@ USABLE = 0.9  # share of a card's memory that a plan fills
 
 @dataclass(frozen=True)
 class Setup:
-    """Settings of the training that a plan is made for.
+    """Settings of the training for which memory and speed are predicted.
 
     Attributes:
         launch: "one" card, or several with "ddp" or "fsdp2".
@@ -66,7 +66,7 @@ class Setup:
 
 
 class Kept(NamedTuple):
-    """Bytes that a card keeps during a whole training, as a named tuple."""
+    """Bytes that each card keeps during a whole training: weights, reference, moments of AdamW, gathered weights."""
 
     weights: int
     reference: int
@@ -75,12 +75,12 @@ class Kept(NamedTuple):
 
     @property
     def all(self) -> int:
-        """Their sum."""
+        """Sum of the bytes that a card keeps during a whole training."""
         return sum(self)
 
 
 class Cost(NamedTuple):
-    """Work of one optimiser step with one batch per card, as a named tuple.
+    """Work of one optimiser step with one batch on each card.
 
     Attributes:
         tokens: packed tokens of all cards.
@@ -94,7 +94,7 @@ class Cost(NamedTuple):
 
 
 class Planned:
-    """The plan of one model and setup, without weights.
+    """Predicts the memory and the work of training a model under given settings, without its weights.
 
     Args:
         config: configuration of the model.
@@ -130,7 +130,7 @@ class Planned:
 
     @property
     def kept(self) -> Kept:
-        """Bytes that each card keeps during the whole training."""
+        """Bytes that each card keeps during the whole training, by kind."""
         setup, split = self.setup, self.setup.cards if self._gathers else 1
         weights = sum(map(self._stored, self.model.parameters())) - self._saved_by_quantising()
         reference = 0 if self.adapter or setup.precomputed else weights
@@ -138,7 +138,7 @@ class Planned:
         return Kept(weights // split, reference // split, MOMENTS * self.trained // split, gathered)
 
     def step(self, trees: Sequence[PrefixTree], *, checkpointing: bool = False) -> int:
-        """Largest number of bytes of a step on these pairs beyond `kept`, on each card."""
+        """Returns the largest number of bytes that a step on these pairs needs on each card, beyond `kept`."""
         setup = self.setup
         step = Step(
             card=Card(setup.device, setup.memory),
@@ -152,7 +152,7 @@ class Planned:
         return peak_of_step(self.model, Forest.plant(trees), step) + gradients
 
     def cost(self, trees: Sequence[PrefixTree], *, checkpointing: bool = False) -> Cost:
-        """Work of a step with these pairs on each card."""
+        """Returns the work of a step with these pairs on each card: tokens, floating-point operations, bytes sent."""
         setup, text = self.setup, core(self.model).config.get_text_config()
         forest = Forest.plant(trees)
         head = core(self.model).get_output_embeddings().weight.numel()
@@ -173,12 +173,14 @@ class Planned:
         return Cost(tokens * setup.cards, forward * passes + scored, sent)
 
     def fitting(self, rows: Sequence[Mapping[str, Any]], memory: float, step: str) -> int:
-        """Number of pairs per card that `USABLE` of `memory` bytes hold.
+        """Returns the largest number of pairs per card that fit into a share `USABLE` of a card's memory.
 
-        The largest of the planned sizes that fits; if all fit, a larger one, by a line through the last two.
+        It is the largest of the planned sizes that fits; if all fit, a larger one, by a line through the last two.
 
         Args:
             rows: batch sizes (`pairs`) in increasing order, each with the GiB of its step under the key `step`.
+            memory: bytes of a card.
+            step: key of the GiB in `rows`.
         """
         room, last = (USABLE * memory - self.kept.all) / 2**30, rows[-1]
         fits = [row["pairs"] for row in rows if row[step] <= room]
@@ -207,11 +209,13 @@ class Planned:
 def made_pairs(
     prompt: int, answer: int, instruction: int, shape: str, *, count: int, vocabulary: int
 ) -> list[PrefixTree]:
-    """Trees of made-up pairs with these numbers of tokens.
+    """Makes trees of `count` made-up pairs, with given numbers of tokens.
 
     Args:
+        prompt, answer, instruction: tokens of the prompt, of both answers, and of the request to revise.
         shape: "turn": the draft is a turn after the prompt, and shared; "quote": the prompt alone is shared; "apart":
             drafts and revisions share nothing.
+        vocabulary: number of different token ids.
     """
     trees = []
     for pair in range(count):

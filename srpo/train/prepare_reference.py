@@ -30,7 +30,10 @@ Settle = Callable[[nn.Module, list[PrefixTree]], str]
 
 
 def make_reference(policy: nn.Module, ref_model: nn.Module | None, args: SRPOConfig) -> Reference | CachedReference:
-    """Creates the reference from `ref_model`; if it is None, the reference is the policy as it is now."""
+    """Creates the reference of a run from `ref_model`, or for None from the policy as it is now.
+
+    The settings decide whether its log-probs are cached and whether it moves.
+    """
     if args.sync_ref_model:
         return MovingReference(policy, ref_model)
     if (folder := args.reference_folder()) is None:
@@ -40,7 +43,7 @@ def make_reference(policy: nn.Module, ref_model: nn.Module | None, args: SRPOCon
 
 
 def make_ready(trainer: TrainerView, settle: Settle) -> None:
-    """Prepares the trainer's reference before the first step.
+    """Places the trainer's reference on its devices and checks or fills its cache, before the first step.
 
     Moves a reference model to its device. With a cache: checks a few cached log-probs, and under
     `precompute_ref_log_probs` computes the missing ones.
@@ -132,7 +135,7 @@ def _missing(reference: CachedReference, data: TreeDataset, backend: str) -> lis
 
 
 def sets_of(trainer: TrainerView) -> list[TreeDataset]:
-    """List of a trainer's training set and all its evaluation sets."""
+    """Returns a trainer's training set and all its evaluation sets."""
     evaluation = trainer.eval_dataset
     sets = [trainer.train_dataset, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
     return [data for data in sets if isinstance(data, TreeDataset)]

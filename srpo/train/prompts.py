@@ -32,7 +32,7 @@ class PromptSampler(Sampler[int]):
         self._batch, self._seed, self._epoch = batch, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the order of an epoch, from 0; a loader calls it before each epoch."""
+        """Chooses the order of the pairs in an epoch, from 0; a loader calls it before each epoch."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -45,7 +45,7 @@ class PromptSampler(Sampler[int]):
 
 
 def groups_of(data: TreeDataset, indices: Iterable[int]) -> list[list[int]]:
-    """Groups indices of pairs by the token ids of their prompts, in order of first appearance."""
+    """Groups the indices of pairs by prompt; returns one list of indices per prompt, in order of appearance."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index in indices:
         groups.setdefault(data.trees[index].prompt, []).append(index)

@@ -115,7 +115,7 @@ def precompute(config: SRPOConfig, model: ModelArguments, data: DataArguments) -
 
 
 def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
-    """Trains with a dict of settings by name, as in a settings file; resumes the run in its `output_dir`.
+    """Trains with setting → value, as in a settings file, and resumes the run in its `output_dir`; returns metrics.
 
     Raises:
         ConfigError: an unknown setting.

@@ -47,7 +47,7 @@ def write_record(
 
 
 def data_of(source: object, pairs: TreeDataset) -> dict[str, Any]:
-    """Facts about training data for `run.json`: source, number of pairs, and the sha256 of their token trees."""
+    """Returns facts about training data for `run.json`: source, number of pairs, sha256 of their token trees."""
     name = str(source) if isinstance(source, str | Path) else "rows given in Python"
     return {"source": name, "pairs": len(pairs), "sha256": pairs.digest()}
 

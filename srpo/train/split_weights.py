@@ -28,7 +28,7 @@ NOT_SPLIT = ("sync_ref_model", "max_tokens_per_batch")
 
 
 def splitting(trainer: TrainerView) -> str:
-    """How the weights are split: "FSDP 1" or "FSDP 2", "ZeRO-1" to "ZeRO-3", or "no"; part of a run's identity."""
+    """Returns how weights are split over processes: "FSDP 1", "FSDP 2", "ZeRO-1" to "ZeRO-3", or "no"."""
     accelerator = trainer.accelerator
     if trainer.is_deepspeed_enabled:
         return f"ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
@@ -81,7 +81,7 @@ def _expect_complete_cache(trainer: TrainerView) -> None:
 
 @contextmanager
 def on_training_device(trainer: TrainerView) -> Iterator[None]:
-    """Inside the block, a policy that will be split is whole on the device of this process, where it can be scored."""
+    """Inside this `with` block, a model that will be split is whole on this process' device, to be scored."""
     before = device_of(trainer.model)
     moved = splitting(trainer) != "no" and before != trainer.args.device
     if moved:
@@ -94,7 +94,7 @@ def on_training_device(trainer: TrainerView) -> Iterator[None]:
 
 
 def split_reference(trainer: TrainerView, frozen: nn.Module) -> nn.Module:
-    """Splits a reference that has weights of its own as the policy is split, or moves it to its device, whole.
+    """Splits a reference with weights of its own over processes as the policy is, or moves it whole to its device.
 
     It then computes in the same precision as the policy, so that log-ratios are zero before the first step.
     """
@@ -144,7 +144,7 @@ def _zero(accelerator: Accelerator, frozen: nn.Module) -> nn.Module:
 
 
 def load_whole(model: nn.Module, folder: Path) -> None:
-    """Loads the model saved in the folder into a model that will be split but is still whole in each process."""
+    """Loads the model saved in `folder` into a model that is still whole in each process, before it is split."""
     if is_whole(model):  # transformers would look for the parts of a checkpoint
         model.load_state_dict(load_model(str(folder), dtype=next(model.parameters()).dtype).state_dict())
     else:
@@ -153,7 +153,7 @@ def load_whole(model: nn.Module, folder: Path) -> None:
 
 @contextmanager
 def whole_weights(accelerator: Accelerator) -> Iterator[None]:
-    """Inside the block FSDP gathers the whole model to save it, even if checkpoints are saved in parts."""
+    """Inside this `with` block, FSDP gathers the whole model to save it, even if checkpoints are in parts."""
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or "FULL" in str(plugin.state_dict_type):
         yield

@@ -1,4 +1,4 @@
-"""β of each optimiser step, from the settings of a run and from the drift that its batches measured."""
+"""Sets β of each optimiser step, from the settings of a run and the drift that its batches measured."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Temperature(TrainerCallback):
         self._sums: dict[str, list[float]] = {}  # metric → sum and number of its values since the last step
 
     def add(self, columns: Mapping[str, list[float]]) -> None:
-        """Adds the metrics of a micro-batch, gathered from all processes: values by name, nan without a value."""
+        """Adds the metrics of a micro-batch from all processes: metric → values, nan without a value."""
         for name, values in columns.items():
             found = [value for value in values if not math.isnan(value)]
             total, count = self._sums.get(name, (0.0, 0.0))
@@ -80,7 +80,7 @@ class Temperature(TrainerCallback):
         return DriftController.paced(start, budget, steps)
 
     def state(self) -> dict[str, Any]:
-        """State as JSON values, for a checkpoint."""
+        """Returns the state of β and of its controller as JSON values, for a checkpoint."""
         control = None
         if self.control is not None:
             begin = {name: getattr(self.control, name) for name in ("budget", "rate", "ahead")}
@@ -94,12 +94,12 @@ class Temperature(TrainerCallback):
         }
 
     def resume(self, file: Path) -> None:
-        """Restores the state in the first process's file of a checkpoint: β is the same in every process."""
+        """Restores the state from `file`, the first process's file in a checkpoint: β is the same in every process."""
         if file.exists() and (state := json.loads(file.read_text("utf-8")).get("temperature")):
             self.restore(state)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restores the state that the method `state` returned."""
+        """Continues from a state that the method `state` returned."""
         self.beta, self.last = state["beta"], state["last"]
         self._sums = {name: [*pair] for name, pair in state["sums"].items()}
         self.light.restore(state["light"])

@@ -1,7 +1,6 @@
 """`SRPOTrainer`: transformers' Trainer with a loss computed from six log-probs per pair.
 
-Keywords have the order of TRL's DPOTrainer. Devices, accumulation, logging, saving and schedules are transformers';
-`compute_loss` and its inputs are ours.
+Keywords have the order of TRL's DPOTrainer. `compute_loss` and its inputs are ours, the rest is transformers'.
 
 Axes: B pairs, K sequences.
 """
@@ -12,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from srpo.errors import ConfigError
 from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_averaged
 from srpo.model.packed.attention import serving
 from srpo.model.packed.backends import settle_backend
+from srpo.model.packed.deferred import Deferred, deferring
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import six_logps
 from srpo.model.packed.spread import Spread, watched
@@ -43,10 +44,11 @@ from srpo.sequences.tree_store import cache_folder
 from srpo.train.added_terms import balance_losses, balance_of, with_added_terms
 from srpo.train.compiled import compile_layers, staying_compiled
 from srpo.train.config import SRPOConfig
-from srpo.train.dataset import TreeDataset, collate, first_rows, warn_of_shared_prompts
+from srpo.train.dataset import FOREST, TreeDataset, collate, first_rows, warn_of_shared_prompts
 from srpo.train.durable.nonfinite import Guard, expect_vocabulary
 from srpo.train.durable.stop_and_resume import StopsAndResumes
 from srpo.train.durable.trainer import DurableTrainer
+from srpo.train.end_of_step import read_step
 from srpo.train.first_steps import HALF, FirstStep, disable_noise, expect_batch
 from srpo.train.free_memory import FreeMemory
 from srpo.train.load_models import load_policy, load_reference, name_of
@@ -87,12 +89,10 @@ class SRPOTrainer(DurableTrainer):
         reference: source of the reference log-probs.
         temperature: β of the coming step.
         renderer: turns rows into token ids; its template is saved with the model.
-        source: file, data set or rows of the training data, for the model card.
-        command: words of the command line, for the model card; empty in Python.
+        source, command: file or rows of training data, and words of the command line, for the model card.
 
     Raises:
-        ConfigError: unusable settings; found before the weights are read wherever possible.
-        DataError: unusable rows; found before the weights are read.
+        ConfigError, DataError: unusable settings or rows; found before weights are read wherever possible.
 
     Example:
         >>> from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, untrained_base
@@ -162,7 +162,7 @@ class SRPOTrainer(DurableTrainer):
             super().__init__(
                 model=policy,
                 args=args,
-                data_collator=data_collator or collate,
+                data_collator=data_collator or partial(collate, planned=args.backend != "flat"),
                 train_dataset=trees,
                 eval_dataset=eval_trees,
                 processing_class=processing_class,
@@ -174,7 +174,8 @@ class SRPOTrainer(DurableTrainer):
             expect_vocabulary(policy, given or policy, data.largest_id)
         make_ready(self, self.settled_backend)
         process = args.process_index if args.world_size > 1 else None
-        self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere)
+        self._deferred = Deferred()
+        self.guard = Guard(Path(str(args.output_dir)), process, self.anywhere, defers=not self.is_deepspeed_enabled)
         self.guard.first = FirstStep(
             own_reference=given is None and args.disable_dropout,
             cached=isinstance(self.reference, CachedReference),
@@ -189,12 +190,12 @@ class SRPOTrainer(DurableTrainer):
 
     @property
     def pairs(self) -> TreeDataset:
-        """The training pairs."""
+        """The training pairs, as a data set of trees."""
         assert self.train_dataset is not None, "no training data was given"
         return self.train_dataset
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Trains, see `DurableTrainer.train`."""
+        """Trains the model as `DurableTrainer.train` does, and ends the progress bar."""
         try:
             result = super().train(*args, **kwargs)
         finally:
@@ -210,9 +211,12 @@ class SRPOTrainer(DurableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Computes the objective from six log-probs per pair under policy and reference."""
+        """Returns the mean loss of a batch of pairs, from their six log-probs under policy and reference (`SixLogps`).
+
+        `inputs` has the pairs as `trees`; with `return_outputs`, the result is (loss, {"loss": loss}).
+        """
         backend = self.settled_backend(model, inputs["trees"])
-        forest = Forest.plant(inputs["trees"], self.args.device)
+        forest = (inputs.get(FOREST) or Forest.plant(inputs["trees"])).to(self.args.device)
         with watched() as ours, balance_losses(model, self._balance) as balance:
             summed = six_logps(model, forest, backend)
         cached = isinstance(self.reference, CachedReference)  # no distributions, not even of a row scored now
@@ -227,29 +231,29 @@ class SRPOTrainer(DurableTrainer):
         output = with_added_terms(output, summed, tokens_BK[:, 0], weight, balance, drafts=drafts)
         self.guard.expect_finite(inputs, policy, reference, output, step=self.state.global_step + 1)
         columns = spread_metrics(summed.detach(), summed_reference, ours, theirs, shape)
-        self._measured.add(metrics(policy.detach(), reference, output, beta=beta) | columns)
+        self._measured.add(metrics(policy.detach(), reference, output, beta=beta, drafts_only=shape[1] == 2) | columns)
         loss = output.loss.float().to(self.args.device) * inputs.get(SHARE, 1.0)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Runs forward and backward pass of a batch piece by piece; the model's attention stays set for both."""
+        """Runs forward and backward pass of a batch in pieces of `max_tokens_per_batch` tokens; returns the loss."""
         backend = self.settled_backend(model, inputs["trees"])
         *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
         loss = torch.zeros((), device=self.args.device)
-        with one_cast(), serving(model, backend), staying_compiled(self.args):
+        with deferring(self._deferred), one_cast(), serving(model, backend), staying_compiled(self.args):
             with self.accelerator.no_sync(model) if others else nullcontext():
                 for piece in others:
                     loss += super().training_step(model, piece, num_items_in_batch)
             loss += super().training_step(model, last, num_items_in_batch)
-        self.temperature.add(self._measured.gather(self.accelerator, "train"))
+        self._measured.gather(self.accelerator, "train")
         return loss
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Returns the batches of one optimiser step, each with its share of the step."""
+        """Returns the batches of one optimiser step, each with its weight in it, and transformers' count of items."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         share_out(batches, self.accelerator)
         return batches, items
@@ -257,17 +261,18 @@ class SRPOTrainer(DurableTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
-        """Computes the loss of an evaluation batch and collects the batch's metrics."""
+        """Returns the loss of an evaluation batch, and None twice; collects the metrics of the batch."""
         inputs = self._prepare_inputs(inputs)
         backend = self.settled_backend(model, inputs["trees"])
         with torch.no_grad(), one_cast(), staying_compiled(self.args):
             parts = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
             loss = torch.stack([self.compute_loss(model, piece).detach() for piece in parts]).sum()
         self._measured.gather(self.accelerator, "eval")
+        self._measured.read()
         return loss, None, None
 
     def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
-        """Attention back-end of policy and reference; two different ones would round equal weights differently."""
+        """Returns the attention back-end for policy and reference; two different ones would round differently."""
         # Every time, because a wrapped model needs its own self-check, which must not run inside `serving`.
         self._backend = settle_backend(model, trees, self._backend or self.args.backend)
         return self._backend
@@ -276,17 +281,10 @@ class SRPOTrainer(DurableTrainer):
         return six if self.args.logps_reduction == "sum" else length_averaged(six, tokens_BK[:, 0], tokens_BK[:, 1])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
-        """The gradients' norm, checked before the optimiser steps; under float16 the scaler skips overflows."""
+        """The gradients' norm; reads all results of the step and checks them before the optimiser steps."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        step = self.state.global_step + 1
-        if self.accelerator.scaler is None:
-            self.guard.expect_finite_gradients(model, norm, step=step)
-        else:
-            self.guard.forget(step=step)
-        if self.guard.first is not None and step == 1:
-            self.guard.first.expect(model, None if norm is None else float(norm))
-        self.guard.first = None  # a second call of `train` starts from trained weights
-        return norm
+        parts = (self.guard, self._deferred, self._measured, self.temperature)
+        return read_step(norm, model, self.accelerator, *parts, step=self.state.global_step + 1)
 
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """Creates optimizer and schedule as transformers does; errors name the setting that caused them."""
@@ -339,7 +337,7 @@ class SRPOTrainer(DurableTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluates on the given rows or data sets, or on those of the constructor."""
+        """Evaluates on the given rows or data sets, or on those of the constructor; returns metric → mean."""
         known = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict)
         if eval_dataset is not None and not (known and eval_dataset in self.eval_dataset):
             eval_dataset = self._evaluation_trees(eval_dataset, self.args)

@@ -54,7 +54,7 @@ RANGES = {
 
 
 def settings_in(config: object) -> list[str]:
-    """Names of all fields of a settings dataclass that its constructor accepts."""
+    """Returns the names of all fields of a settings dataclass that its constructor accepts."""
     return [each.name for each in fields(type(config)) if each.init]  # type: ignore[arg-type]
 
 
@@ -93,7 +93,7 @@ def _is_object(text: str) -> bool:
 
 @contextmanager
 def named(settings: Iterable[str], *more: type[Exception]) -> Iterator[None]:
-    """Context manager that turns a library's error into a `ConfigError` that names the setting.
+    """Inside this `with` block, a library's error about a setting becomes a `ConfigError` that names the setting.
 
     Args:
         settings: names of settings; the error names the only one, or the first one in the library's message.

@@ -17,7 +17,7 @@ from srpo.train.dataset import TreeDataset
 
 
 class TrainerView(Protocol):
-    """Protocol of a trainer's attributes; `SRPOTrainer` describes their meaning."""
+    """Protocol of the trainer's attributes that records and callbacks use; `SRPOTrainer` describes them."""
 
     state: TrainerState
     accelerator: Accelerator
@@ -28,24 +28,24 @@ class TrainerView(Protocol):
 
     @property
     def args(self) -> SRPOConfig:
-        """Settings of the run."""
+        """Settings of the training."""
 
     @property
     def model(self) -> nn.Module:
-        """The policy, unwrapped."""
+        """The model in training, without the wrappers of accelerate."""
 
     @property
     def renderer(self) -> Renderer:
-        """The renderer of prompts."""
+        """Turns rows into token ids for the model."""
 
     @property
     def reference(self) -> Reference | CachedReference:
-        """The source of reference log-probs."""
+        """Computes the reference's log-probs, or reads them from a cache."""
 
     @property
     def is_fsdp_enabled(self) -> bool:
-        """Whether FSDP splits the weights over processes."""
+        """True if FSDP splits the weights over processes."""
 
     @property
     def is_deepspeed_enabled(self) -> bool:
-        """Whether DeepSpeed splits the weights over processes."""
+        """True if DeepSpeed trains the model, which may split the weights over processes."""

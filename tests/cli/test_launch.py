@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
-from srpo.cli.launch import FILES, exit_code, kinds, variables_of
+from srpo.cli.launch import FILES, exit_code, kinds, launch, variables_of
 from srpo.errors import ConfigError
 from tests.faults.dying import make_base, weights_hash
 
@@ -20,7 +21,7 @@ from tests.faults.dying import make_base, weights_hash
 def test_the_files_are_those_that_accelerate_reads() -> None:
     from accelerate.commands.config.config_args import ClusterConfig
 
-    assert kinds() == ["ddp", "fsdp2"]
+    assert kinds() == ["ddp", "fsdp2", "single", "zero2", "zero3"]
     for kind in kinds():
         file = FILES / f"{kind}.yaml"
         settings = yaml.safe_load(file.read_text())
@@ -31,8 +32,49 @@ def test_the_files_are_those_that_accelerate_reads() -> None:
     assert variables_of("fsdp2")["ACCELERATE_USE_FSDP"] == "true"
 
 
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_accelerate_launch_sets_the_same_variables(kind: str) -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    words = ["--num_processes", "2", "--config_file", str(FILES / f"{kind}.yaml"), "script.py"]
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    args.deepspeed_fields_from_accelerate_config = ""
+    _, theirs = prepare_deepspeed_cmd_env(args)
+    ours = variables_of(kind)
+    assert ours["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == kind[-1]
+    assert {name: theirs[name] for name in ours} == ours
+
+
+def test_one_process_of_the_launcher_is_no_distributed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+
+    def ran(environments: Sequence[Mapping[str, str]], command: Sequence[str]) -> int:
+        (found["environment"],), found["command"] = environments, command
+        return 0
+
+    monkeypatch.setattr("srpo.cli.launch._run", ran)
+    for name in ("LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    assert launch("single", None, ["train"]) == 0
+    assert found["command"] == ["train"]
+    assert found["environment"]["RANK"] == "0"  # the process itself must not launch again
+    assert found["environment"]["CUDA_VISIBLE_DEVICES"] == "5"
+    assert not {"LOCAL_RANK", "WORLD_SIZE"} & {*found["environment"]}
+    with pytest.raises(ConfigError, match="processes: 2 with `--launch single`"):
+        launch("single", 2, ["train"])
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srpo.cli.launch.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="zero3 needs DeepSpeed") as found:
+        launch("zero3", 2, ["train"])
+    assert "pip install deepspeed" in (found.value.fix or "")
+
+
 def test_an_unknown_kind_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="one of ddp, fsdp2") as found:
+    with pytest.raises(ConfigError, match="one of ddp, fsdp2, single, zero2, zero3") as found:
         variables_of("fsdp")
     assert "fsdp2" in (found.value.fix or "")
 

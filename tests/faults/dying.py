@@ -160,8 +160,8 @@ def ended(pid: int, read: int) -> End:
     return End(code, answer["value"], answer["error"])
 
 
-def together(work: Callable[[int], Any], *, dies: int | None = None) -> list[End]:
-    """Runs it in two processes, given their rank; when the one that dies is dead, the other is killed as well."""
+def together(work: Callable[[int], Any], *, dies: int | None = None, processes: int = 2) -> list[End]:
+    """Runs it in two processes or more, given their rank; when the one of two that dies is dead, so is the other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -170,8 +170,8 @@ def together(work: Callable[[int], Any], *, dies: int | None = None) -> list[End
         os.environ.update(
             RANK=str(rank),
             LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
+            WORLD_SIZE=str(processes),
+            LOCAL_WORLD_SIZE=str(processes),
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(port),
         )
@@ -181,7 +181,7 @@ def together(work: Callable[[int], Any], *, dies: int | None = None) -> list[End
         assert PartialState._shared_state == {}
         return work(rank)
 
-    running = [started(lambda rank=rank: ranked(rank)) for rank in (0, 1)]  # type: ignore[misc]
+    running = [started(lambda rank=rank: ranked(rank)) for rank in range(processes)]  # type: ignore[misc]
     if dies is None:
         return [ended(*each) for each in running]
     first = ended(*running[dies])
@@ -259,7 +259,8 @@ class Disk:
             place = args[1] if len(args) > 1 else kwargs.get("f", kwargs.get("filename"))
             self._happens(f"before {name} {os.path.basename(str(place))}")
             result = save(*args, **kwargs)
-            if self._live and len(self.names) + 1 == self._at and self._then == "die":
+            in_part = isinstance(place, str | os.PathLike)  # otherwise an open file, whose buffer a kill loses
+            if in_part and self._live and len(self.names) + 1 == self._at and self._then == "die":
                 os.truncate(place, os.path.getsize(place) // 2)
             self._happens(f"halfway {name} {os.path.basename(str(place))}")
             self._happens(f"after {name} {os.path.basename(str(place))}")

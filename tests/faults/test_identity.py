@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from srpo.errors import ConfigError
-from srpo.train.durable.checkpoint import newest
+from srpo.train.durable.checkpoint import newest, position
 from srpo.train.durable.identity import accepted, changes, frozen_weights_hash
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
 from tests.faults.dying import End, forked, make_trainer, train, whole_and_begun
@@ -143,6 +144,37 @@ def test_one_change_can_be_accepted_and_is_recorded(place: Path, tmp_path: Path)
 def test_an_unknown_accepted_key_is_named() -> None:
     with pytest.raises(ConfigError, match="did you mean 'beta'"):
         accepted({"beta": 1}, {"beta": 2}, ["beat"], step=1, where="x")
+
+
+def test_a_step_of_other_pairs_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    old: dict[str, Any] = {"processes": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    same = {**old, "processes": 1, "per_device_train_batch_size": 4}
+    grouped = [{**each, "group_by_prompt": True} for each in (old, same)]
+    for was, now, warned in ((old, same, False), (old, {**same, "processes": 2}, True), (*grouped, True)):
+        caplog.clear()
+        accepted(was, now, ["processes", "per_device_train_batch_size"], step=1, where="x")
+        assert ("may repeat some pairs" in caplog.text) is warned
+
+
+@pytest.mark.parametrize(("split", "fits"), [("FSDP 2", True), ("ZeRO-2", False), ("ZeRO-3", False)])
+def test_a_checkpoint_of_deepspeed_fits_one_number_of_processes(split: str, fits: bool) -> None:
+    old, new = ({"processes": count, "weights_split_by": split} for count in (2, 4))
+    if fits:
+        assert len(accepted(old, new, ["processes"], step=1, where="x")) == 1
+        return
+    with pytest.raises(ConfigError, match=r"restore processes \(no checkpoint can be loaded otherwise\)"):
+        accepted(old, new, ["processes"], step=1, where="x")
+
+
+def test_other_processes_share_the_unlogged_loss(tmp_path: Path) -> None:
+    for rank, loss in enumerate((1.0, 3.0)):
+        (tmp_path / f"position-{rank}.json").write_text(json.dumps({"loss": loss, "last_logged": 4}))
+    assert [position(tmp_path, rank, 2)["loss"] for rank in (0, 1)] == [1.0, 3.0]
+    for processes in (1, 4):  # transformers logs the mean over processes, which stays 2
+        assert [position(tmp_path, rank, processes) for rank in range(processes)] == [
+            {"loss": 2.0, "last_logged": 4}
+        ] * processes
+    assert position(tmp_path / "none", 0, 1) is None
 
 
 def test_added_and_removed_keys_are_changes() -> None:

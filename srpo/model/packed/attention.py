@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from srpo.errors import BackendError
 from srpo.model.packed.forest import Forest
 from srpo.model.unwrap import core
+from srpo.model.weights.architecture import TOWERS
 
 NAME = "srpo_path"
 FLEX = "srpo_flex"
@@ -92,9 +93,13 @@ def _chains(rows_SHD: Tensor, places: Tensor) -> Tensor:
 def served_forest(
     module: nn.Module, forest: Forest | None, window: int | None, unserved: Mapping[str, object]
 ) -> Forest:
-    """Returns the forest that reached an attention layer, after a check that path attention serves the layer exactly.
+    """Returns the forest (packed trees) that reached an attention layer, after a check that the layer can be served.
 
-    `window` is the layer's sliding window in tokens, `unserved` its further keywords.
+    Args:
+        module: the attention layer.
+        forest: the forest that the model passed on; None if it did not.
+        window: the layer's sliding window in tokens; None for full attention.
+        unserved: further keywords of the layer, some of which path attention cannot serve exactly.
 
     Raises:
         BackendError: the forest did not arrive, or the layer needs more than queries, keys, values and a window.
@@ -130,7 +135,7 @@ _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def why_not_path(model: nn.Module) -> str:
-    """Reason why the model's configuration rules out path attention; "" if it does not.
+    """Returns the reason why a model's configuration rules out attention along paths of a tree; "" if it does not.
 
     "" does not prove that path attention is exact: the self-check on the first batch decides.
     """
@@ -151,15 +156,20 @@ def why_not_path(model: nn.Module) -> str:
 
 @contextmanager
 def following_paths(model: nn.Module, name: str = NAME) -> Iterator[None]:
-    """Switches the model to the attention function registered in transformers as `name`, inside the block.
+    """Inside this `with` block, the model uses the attention function registered in transformers as `name`.
+
+    A vision tower keeps its own: it attends within pictures, not along paths.
 
     Activation checkpointing runs the layers again in the backward pass, so the block must contain that pass too.
     """
     found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(config): config for config in found if hasattr(config, "to_dict")}
     before = {key: config._attn_implementation for key, config in configs.items()}
+    towers = {id(getattr(core(model).config, name, None)) for name in TOWERS}
     for config in configs.values():
         config._attn_implementation = name
+    for key in towers & configs.keys():  # after the models around them, which pass the name on to their parts
+        configs[key]._attn_implementation = before[key]
     try:
         yield
     finally:
@@ -173,7 +183,11 @@ _held: set[int] = set()  # ids of models inside a `serving` block
 
 @contextmanager
 def serving(model: nn.Module, backend: str) -> Iterator[None]:
-    """Switches packed attention on for a block with forward *and* backward, which activation checkpointing needs."""
+    """Inside this `with` block, which holds forward *and* backward pass, the model attends along the paths of trees.
+
+    Activation checkpointing needs both in one block. `backend` "path" or "flex" names the computation; others do
+    nothing.
+    """
     if backend in INTERFACES:
         with following_paths(model, INTERFACES[backend]):
             _held.add(id(core(model)))
@@ -187,7 +201,12 @@ def serving(model: nn.Module, backend: str) -> Iterator[None]:
 
 @contextmanager
 def attending(model: nn.Module, backend: str) -> Iterator[None]:
-    """Switches packed attention on for a block with a forward alone; does nothing inside a `serving` block.
+    """Inside this `with` block, which holds a forward pass alone, the model attends along the paths of trees.
+
+    Does nothing inside a `serving` block.
+
+    Args:
+        backend: "path" or "flex".
 
     Raises:
         BackendError: activation checkpointing would run layers again after the block, without packed attention.
@@ -206,5 +225,5 @@ def attending(model: nn.Module, backend: str) -> Iterator[None]:
 
 
 def checkpoints_activations(model: nn.Module) -> bool:
-    """Whether a layer is under activation checkpointing: it runs again in the backward pass and drops its cache."""
+    """True if activation checkpointing is on: layers run again in the backward pass and drop their cache."""
     return any(getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules())

@@ -1,4 +1,4 @@
-"""Choice of the attention back-end that serves a model exactly, by comparing numbers on the first batch of a run.
+"""Chooses the attention back-end that serves a model exactly, by comparing log-probs on the first batch of a run.
 
 The model's configuration is read first. If it allows the back-end, packed log-probs must equal flat ones up to
 rounding. Otherwise "auto" falls back with a warning, to flat in the end, and a back-end chosen by name is an error.
@@ -21,6 +21,7 @@ from srpo.model.packed.flex import why_not_flex
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.head import head_dtypes, is_compiled
 from srpo.model.packed.layouts import LAYOUTS, flat_logps
+from srpo.model.packed.pictures import why_not_pictures
 from srpo.model.packed.spread import unwatched
 from srpo.model.unwrap import core, device_of
 from srpo.sequences.tree import PrefixTree
@@ -33,7 +34,7 @@ log = logging.getLogger("srpo")
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 CHECKED_TREES = 4
 
-_settled: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+_settled: WeakKeyDictionary[nn.Module, dict[bool, dict[str, str]]] = WeakKeyDictionary()
 
 
 def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "auto") -> str:
@@ -44,14 +45,17 @@ def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str =
     The first call for a model compares packed and flat log-probs on `trees`.
 
     Raises:
-        BackendError: the back-end chosen by name cannot serve the model exactly, or the name is unknown.
+        BackendError: the back-end chosen by name cannot serve the model exactly, the name is unknown, or the trees have
+            pictures and the model is of a family that is given none.
     """
     if backend not in BACKENDS:
         raise BackendError(f"no back-end {backend!r}", where="backend", expected="one of " + ", ".join(BACKENDS))
     _refuse_for_all(model)
     if backend != "flat" and (why := _why_not_here(model, backend)):
         raise _unserved(backend, why)
-    known = _settled.setdefault(core(model), {})
+    why_not_pictures(model, trees, "flat")
+    # Text alone does not show that pictures are placed right, so a model is checked again at its first pictures.
+    known = _settled.setdefault(core(model), {}).setdefault(any(tree.pictures for tree in trees), {})
     if backend not in known:
         known[backend] = "flat" if backend == "flat" else _packed_or_flat(model, trees, backend)
         known[known[backend]] = known[backend]  # the choice of "auto" needs no second check by name
@@ -126,7 +130,7 @@ def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, l
     Raises:
         BackendError: the back-end does not serve the model, or its kernels do not compile.
     """
-    if why := _WHY_NOT[backend](model):
+    if why := _WHY_NOT[backend](model) or why_not_pictures(model, trees, backend):
         raise BackendError(why)
     try:
         off, allowed = self_check(model, trees, backend)
@@ -162,8 +166,18 @@ def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: st
 
 @torch.no_grad()
 def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "path") -> tuple[float, float]:
-    """Largest difference of packed log-probs from those of plain sequences on the longest trees; tolerance; nats."""
-    longest = Forest.plant(sorted(trees, key=len)[-CHECKED_TREES:], device_of(model))
+    """Compares packed log-probs with those of plain sequences on the longest trees.
+
+    Trees with pictures are chosen before longer trees without.
+
+    Args:
+        backend: name of the packed layout.
+
+    Returns:
+        The largest difference and the tolerance, both in nats.
+    """
+    chosen = sorted(trees, key=lambda tree: (bool(tree.pictures), len(tree)))[-CHECKED_TREES:]
+    longest = Forest.plant(chosen, device_of(model))
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would draw differently in the two layouts
     try:

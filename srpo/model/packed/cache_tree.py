@@ -1,4 +1,4 @@
-"""Scoring a tree with the model's own cache: for layers that carry a state instead of attending.
+"""Scores a tree of sequences with the model's own cache, for layers that carry a state instead of attending.
 
 Convolutions and linear attention cannot follow paths, but their cache holds the whole state after a prefix. So the tree
 is walked depth-first in segments between its branchings; at each branching the cache is copied, and every branch goes
@@ -31,7 +31,7 @@ Segment = tuple[int, int, int]  # first node, one past the last node, index of t
 
 
 def cache_logps(model: nn.Module, forest: Forest) -> Tensor:
-    """Log-prob of each answer token of the forest, [T], float64, nats; without gradients."""
+    """Returns the log-prob of each of the T answer tokens of a forest, [T], float64, nats; without gradients."""
     logp_T = torch.zeros(len(forest.row_T), dtype=torch.float64, device=device_of_sums(forest.ids_1S.device))
     offset = 0
     with torch.no_grad():
@@ -59,7 +59,10 @@ def _walk(model: nn.Module, forest: Forest, tree: PrefixTree, offset: int, logp_
 
 
 def segments(tree: PrefixTree) -> list[Segment]:
-    """Cuts a tree into segments between its branchings; depth-first, a parent segment before its children."""
+    """Cuts a tree into runs of nodes between its branchings, a parent run before its children.
+
+    Returns (first node, one past the last node, index of the parent run or −1) for each.
+    """
     branchings = sorted({chain.attach for chain in tree.chains if chain.attach >= 0})
     found: list[Segment] = []
     ends: dict[int, int] = {-1: -1}  # last node of a segment → the segment
@@ -94,7 +97,7 @@ def _score(model: nn.Module, forest: Forest, nodes: slice, cache: DynamicCache, 
 
 
 def why_not_cache(model: nn.Module) -> str:
-    """Reason why the model cannot be scored by walking trees with copies of its cache; "" if it can."""
+    """Returns the reason why a model cannot score trees with copies of its cache; "" if it can."""
     if "past_key_values" not in inspect.signature(core(model).forward).parameters:
         return "its state does not pass through past_key_values"
     return ""

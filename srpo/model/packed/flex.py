@@ -26,7 +26,7 @@ _compiled: list[Any] = []
 
 
 def why_not_flex(model: nn.Module) -> str:
-    """Reason why the model's configuration rules out FlexAttention over a forest; "" if it does not."""
+    """Returns the reason why a model's configuration rules out FlexAttention along tree paths; "" if it does not."""
     config = core(model).config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if size < SMALLEST_HEAD and device_of(model).type != "cpu":
@@ -35,7 +35,9 @@ def why_not_flex(model: nn.Module) -> str:
 
 
 def tree_block_mask(forest: Forest, window: int | None) -> BlockMask:
-    """Block mask of a forest: which tiles of the S×S scores are empty, full or mixed, without forming the scores.
+    """Returns FlexAttention's block mask for packed trees: which tiles of the S×S scores are empty, full or mixed.
+
+    The S×S scores themselves are never formed; S is the number of packed tokens.
 
     `window` is a layer's sliding window in tokens, None for full attention.
 
@@ -94,7 +96,7 @@ def flex_path_attention(
     srpo_forest: Forest | None = None,
     **unserved: object,
 ) -> tuple[Tensor, None]:
-    """Computes attention along the paths of a forest by FlexAttention; arguments and result as in `path_attention`.
+    """Computes attention along the paths of packed trees by FlexAttention; arguments and result as in `path_attention`.
 
     Raises:
         BackendError: the layer needs dropout, which the kernel lacks, or more than queries, keys, values, a window.

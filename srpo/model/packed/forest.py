@@ -1,4 +1,4 @@
-"""A forest of prefix trees as tensors: ids, positions, the plan for attending and where answers are scored.
+"""A forest of prefix trees as tensors: ids, positions, the plan of attention and the places where answers are scored.
 
 Pairs with one prompt become one tree, so that their prompt, and every answer they share, is computed once.
 
@@ -10,11 +10,11 @@ Axes: S packed tokens, C chains in a group, Q queries, K keys, P scored parents,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srpo.errors import DataError
+from srpo.model.transfer import page_locked, to_device
 from srpo.sequences.tree import PrefixTree, merge_prompts, ranges
 
 # Merging chains of different shapes into one call saves a kernel launch and costs padding. One launch with its gathers
@@ -32,7 +33,9 @@ PADDING_SHARE = 0.15  # padding allowed beyond `FREE_PADDING`, as a share of the
 
 @dataclass
 class ChainGroup:
-    """A record of the chains that one attention call computes, padded to the longest chain and path.
+    """Chains (runs of tree nodes) that one attention call computes, padded to the longest chain and the longest path.
+
+    C chains have Q queries and K keys each.
 
     Attributes:
         queries_CQ: packed index of each query; short chains repeat their last query.
@@ -48,13 +51,11 @@ class ChainGroup:
     causal: bool
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str) -> ChainGroup:
-        """Returns a copy of the group of chains on a device."""
-        queries_CQ, keys_CK, depth_CQ = (t.to(device) for t in (self.queries_CQ, self.keys_CK, self.depth_CQ))
-        return ChainGroup(queries_CQ, keys_CK, depth_CQ, self.causal)
-
     def mask(self, window: int | None) -> Tensor:
-        """Boolean mask [C, 1, Q, K]: True where the query sees the key; `window` is in tokens, None for no limit."""
+        """Returns the boolean mask [C, 1, Q, K] of the group's C chains: True where a query sees a key.
+
+        `window` is a sliding window in tokens; None sets no limit.
+        """
         if window not in self.masks:
             key_depth_K = torch.arange(self.keys_CK.shape[1], device=self.keys_CK.device)
             behind_CQK = self.depth_CQ[:, :, None] - key_depth_K
@@ -65,55 +66,80 @@ class ChainGroup:
         return self.masks[window]
 
 
-class Forest:
-    """Trees laid end to end in one row, with the plan for attending over them and for scoring their answers.
+class Layout(NamedTuple):
+    """How the numbers of a forest lie in one block of memory.
 
-    Not a dataclass, because FSDP takes apart and rebuilds every dataclass among the inputs of a layer.
+    Attributes:
+        shapes: shapes of the tensors in the block, in its order: those of `_NAMES`, then three for each group.
+        causal: for each group, whether all of its chains start at a root.
+        sorted_T: the values of `Forest.row_T` in rising order, on the host.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    causal: tuple[bool, ...]
+    sorted_T: NDArray[np.int64]
+
+
+# Tensors in the block of a forest, in this order.
+_NAMES = ("ids_1S", "positions_1S", "ends_S", "place_S", "parents_P", "row_T", "token_T", "owner_T", "order_T")
+
+
+class Forest:
+    """Trees laid end to end in one row of S tokens, with the plan of attention and the places of their T answer tokens.
+
+    All numbers are views of one block of memory, so that a batch goes to a device in one copy. Not a dataclass, because
+    FSDP takes apart and rebuilds every dataclass among the inputs of a layer.
 
     Attributes:
         trees: the planted trees, one per pair, all with the same number of sequences.
         packed: the trees as they lie in the row: those of one prompt are merged into one.
+        layout: the layout of the block.
+        block: all numbers, int64.
         ids_1S: token ids.
         positions_1S: position ids: depth of each token in its tree.
+        ends_S: for each packed token, the packed index one past its last descendant in the tree.
         groups: the chains, grouped by shape.
         place_S: index of each token's attention output in the concatenated outputs of the groups.
         parents_P: packed index of each node at which answer tokens are scored, without repeats.
         row_T: index into `parents_P` of the node at which each answer token is scored.
         token_T: id of each answer token.
         owner_T: index in `trees` · sequences + sequence of each answer token.
+        order_T: the answer tokens in the order of `row_T`.
         block_masks: FlexAttention's block masks made so far, by window.
     """
 
     def __init__(
-        self,
-        *,
-        trees: tuple[PrefixTree, ...],
-        packed: tuple[PrefixTree, ...],
-        ids_1S: Tensor,
-        positions_1S: Tensor,
-        groups: tuple[ChainGroup, ...],
-        place_S: Tensor,
-        parents_P: Tensor,
-        row_T: Tensor,
-        token_T: Tensor,
-        owner_T: Tensor,
+        self, trees: tuple[PrefixTree, ...], packed: tuple[PrefixTree, ...], layout: Layout, block: Tensor
     ) -> None:
-        self.trees, self.packed = trees, packed
-        self.ids_1S, self.positions_1S = ids_1S, positions_1S
-        self.groups, self.place_S = groups, place_S
-        self.parents_P, self.row_T, self.token_T, self.owner_T = parents_P, row_T, token_T, owner_T
+        self.trees, self.packed, self.layout, self.block = trees, packed, layout, block
+        parts = block.split([math.prod(shape) for shape in layout.shapes])
+        views = [part.view(shape) for part, shape in zip(parts, layout.shapes, strict=True)]
+        self.ids_1S, self.positions_1S, self.ends_S, self.place_S, *scored = views[: len(_NAMES)]
+        self.parents_P, self.row_T, self.token_T, self.owner_T, self.order_T = scored
+        first = range(len(_NAMES), len(views), 3)
+        self.groups = tuple(
+            ChainGroup(views[i], views[i + 1], views[i + 2], causal)
+            for i, causal in zip(first, layout.causal, strict=True)
+        )
         self.block_masks: dict[int | None, Any] = {}
 
-    @cached_property
-    def ends_S(self) -> Tensor:
-        """Packed index one past the last descendant of each token, [S]."""
-        starts = _starts(self.packed)
-        ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(self.packed, starts, strict=True)])
-        return torch.from_numpy(ends_S).to(self.ids_1S.device)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Forest, (self.trees, self.packed, self.layout, self.block)  # one block instead of its many views
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Forest:
+        """Returns the forest on a device; the host does not wait for a GPU, whatever `non_blocking` is."""
+        return self._with(to_device(self.block, device))
+
+    def pin_memory(self) -> Forest:
+        """Returns the forest in page-locked memory; torch's DataLoader calls this where a GPU trains."""
+        return self._with(page_locked(self.block))
+
+    def _with(self, block: Tensor) -> Forest:
+        return self if block is self.block else Forest(self.trees, self.packed, self.layout, block)
 
     @classmethod
     def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:
-        """Builds a forest from trees, one per prompt, laid end to end in one row without padding.
+        """Builds a forest from trees, laid end to end in one row without padding; trees with one prompt are merged.
 
         Raises:
             DataError: an answer has no token or no token before it; no trees, or trees with different numbers of
@@ -134,22 +160,13 @@ class Forest:
                 runs.append(_Run(chain.start + offset, chain.stop + offset, chain.depth, path))
         groups = [_group(members) for members in _by_shape(runs)]
         positions_S, place_S = np.concatenate([tree.depth for tree in packed]), _places(groups, len(ids_S))
-
-        def placed(values: NDArray[np.int64]) -> Tensor:
-            return torch.from_numpy(values).to(device)
-
-        return cls(
-            trees=tuple(trees),
-            packed=tuple(packed),
-            ids_1S=placed(ids_S)[None],
-            positions_1S=placed(positions_S)[None],
-            groups=tuple(group.to(device) for group, _ in groups),
-            place_S=placed(place_S),
-            parents_P=placed(parents_P),
-            row_T=placed(row_T),
-            token_T=placed(token_T),
-            owner_T=placed(owner_T),
-        )
+        ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(packed, starts, strict=True)])
+        order_T = row_T.argsort(kind="stable")
+        numbers = [ids_S[None], positions_S[None], ends_S, place_S, parents_P, row_T, token_T, owner_T, order_T]
+        numbers += [array for group in groups for array in group.arrays]
+        shapes, causal = tuple(array.shape for array in numbers), tuple(group.causal for group in groups)
+        block = torch.from_numpy(np.concatenate([array.ravel() for array in numbers]))
+        return cls(tuple(trees), tuple(packed), Layout(shapes, causal, row_T[order_T]), block).to(device)
 
 
 def _starts(trees: Sequence[PrefixTree]) -> list[int]:
@@ -157,15 +174,15 @@ def _starts(trees: Sequence[PrefixTree]) -> list[int]:
     return [0, *accumulate(map(len, trees))][:-1]
 
 
-def _places(groups: list[tuple[ChainGroup, list[_Run]]], tokens: int) -> NDArray[np.int64]:
+def _places(groups: list[_Group], tokens: int) -> NDArray[np.int64]:
     """`Forest.place_S` for a row of `tokens`: index of each token's output in the groups' concatenated outputs."""
     place_S, base = np.empty(tokens, np.int64), 0
-    for group, members in groups:
-        width = group.queries_CQ.shape[1]
-        for row, run in enumerate(members):
+    for group in groups:
+        width = group.arrays[0].shape[1]
+        for row, run in enumerate(group.runs):
             at = base + row * width
             place_S[run.start : run.stop] = np.arange(at, at + run.queries)
-        base += len(members) * width
+        base += len(group.runs) * width
     return place_S
 
 
@@ -232,17 +249,24 @@ def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
         yield members
 
 
-def _group(members: list[_Run]) -> tuple[ChainGroup, list[_Run]]:
-    """Builds the `ChainGroup` of some chains, and returns the chains with it.
+class _Group(NamedTuple):
+    """A named tuple of the arrays queries_CQ, keys_CK and depth_CQ of a `ChainGroup`, and its chains."""
 
-    Padding repeats a real index, so that no row is fully masked.
-    """
-    q_width, k_width = max(run.queries for run in members), max(run.keys for run in members)
-    queries_CQ, depth_CQ = np.empty((2, len(members), q_width), np.int64)
-    keys_CK = np.empty((len(members), k_width), np.int64)
-    for query_Q, depth_Q, key_K, run in zip(queries_CQ, depth_CQ, keys_CK, members, strict=True):
+    arrays: tuple[NDArray[np.int64], ...]
+    runs: list[_Run]
+
+    @property
+    def causal(self) -> bool:
+        return self.runs[0].depth == 0
+
+
+def _group(runs: list[_Run]) -> _Group:
+    """The group of some chains. Padding repeats a real index, so that no row is fully masked."""
+    q_width, k_width = max(run.queries for run in runs), max(run.keys for run in runs)
+    queries_CQ, depth_CQ = np.empty((2, len(runs), q_width), np.int64)
+    keys_CK = np.empty((len(runs), k_width), np.int64)
+    for query_Q, depth_Q, key_K, run in zip(queries_CQ, depth_CQ, keys_CK, runs, strict=True):
         query_Q[: run.queries], query_Q[run.queries :] = np.arange(run.start, run.stop), run.stop - 1
         depth_Q[: run.queries], depth_Q[run.queries :] = np.arange(run.depth, run.keys), run.keys - 1
         key_K[: run.keys], key_K[run.keys :] = ranges(run.path), run.stop - 1
-    queries, keys, depth = (torch.from_numpy(values) for values in (queries_CQ, keys_CK, depth_CQ))
-    return ChainGroup(queries, keys, depth, causal=members[0].depth == 0), members
+    return _Group((queries_CQ, keys_CK, depth_CQ), runs)

@@ -1,4 +1,4 @@
-"""Model + trees → log-probs: the one door from a model to numbers.
+"""Computes log-probs of answers from a model and trees: the one entry from a model to numbers.
 
 backends.py settles which layout of the sequences serves the model, layouts.py runs the model on that layout, and
 head.py turns the hidden states of scored positions into log-probs.
@@ -22,7 +22,7 @@ from srpo.sequences.tree import PrefixTree
 
 
 def six_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> SixLogps:
-    """Log-probs of the six answers of each pair; differentiable.
+    """Returns the log-probs of the six answers of each pair; differentiable.
 
     Args:
         model: a causal language model; a PEFT model is scored with its active adapter.
@@ -36,7 +36,7 @@ def six_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: s
         Six [B] tensors, float64, nats, summed over answer tokens.
 
     Raises:
-        BackendError: the named back-end cannot serve this model exactly.
+        BackendError: the named back-end cannot serve this model exactly, or the model is given no pictures.
         DataError: an answer has no token, or no token before it.
 
     Example:
@@ -54,6 +54,9 @@ def six_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: s
 
 
 def sequence_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> Tensor:
-    """Summed log-probs of the K answers of each of B trees (merged token sequences), [B, K], float64, nats."""
+    """Returns the log-probs [B, K] of the K answers in each of B trees: float64, nats, summed over tokens.
+
+    `backend` is the way to compute them, such as "path", or "auto"; see `six_logps`.
+    """
     forest = trees if isinstance(trees, Forest) else Forest.plant(trees, device_of(model))
     return LAYOUTS[settle_backend(model, forest.trees, backend)](model, forest)

@@ -4,7 +4,7 @@ The whole model runs, as its wrappers need; a hook passes only the scored positi
 positions never exist. Where the logits of the scored positions would still be large, the hook passes one position only
 and the head is computed in tiles (tiles.py); logits that fit are stored, others computed again in the backward pass.
 That one position also shows whether the model scales or caps its logits after the head: the tiles must reproduce the
-model's own logits there, else the model's own head is used.
+model's own logits there, else the model's own head is used. Within a training step that comparison is read at the end.
 
 Axes: P scored positions, T answer tokens, V vocabulary, D hidden size, N rows, L row length.
 """
@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from srpo.errors import BackendError
+from srpo.model.packed.deferred import deferred
 from srpo.model.packed.spread import watching
 from srpo.model.packed.sums import wide
-from srpo.model.packed.tiles import After, Products, TiledLogps, planned_card, product_dtype
+from srpo.model.packed.tiles import After, ByRow, Products, TiledLogps, planned_card, product_dtype
 from srpo.model.unwrap import core
 
 log = logging.getLogger("srpo")
@@ -39,7 +40,7 @@ NEAR = 8
 
 
 class Scored(NamedTuple):
-    """A named tuple of the positions that the head runs on and the answer tokens scored at them.
+    """Positions of a batch at which the head runs, P of them, and the T answer tokens that are scored there.
 
     Attributes:
         place_P: indices of the positions in the flattened batch.
@@ -47,6 +48,7 @@ class Scored(NamedTuple):
         token_T: id of each answer token.
         length: L, tokens of a row of the batch.
         owner_T: index pair · sequences + sequence of each answer token; needed inside `watched` alone.
+        by_row: the answer tokens in the order of `row_T`; None sorts them, which reads from the device.
     """
 
     place_P: Tensor
@@ -54,10 +56,11 @@ class Scored(NamedTuple):
     token_T: Tensor
     length: int
     owner_T: Tensor | None = None
+    by_row: ByRow | None = None
 
 
 def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor:
-    """Log-prob of each answer token, [T], float64, nats; differentiable.
+    """Returns the log-prob of each of the T answer tokens, [T], float64, nats; differentiable.
 
     Args:
         model: a causal language model.
@@ -83,7 +86,7 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model's head, and thus the whole forward, is inside a module compiled by `torch.compile`."""
+    """True if the model's output head is inside a module compiled by `torch.compile`."""
     head = core(model).get_output_embeddings()
     kinds = ((m, getattr(m, "_compiled_call_impl", None)) for m in model.modules())
     compiled = (m for m, call in kinds if call is not None or hasattr(m, "_orig_mod"))
@@ -113,7 +116,7 @@ def _untiled_logps(logits_PV: Tensor, scored: Scored) -> Tensor:
 def _tiled_logps(seen: _HeadInput, after: After, scored: Scored) -> Tensor:
     """Log-prob of each answer token, [T], from logits computed in tiles."""
     hidden_PD, (weight_VD, bias_V) = seen.hidden_PD.to(seen.dtype), seen.weights()
-    logp_T = TiledLogps.apply(hidden_PD, weight_VD, bias_V, *scored[1:3], after, _keeps_logits(seen))
+    logp_T = TiledLogps.apply(hidden_PD, weight_VD, bias_V, *scored[1:3], after, _keeps_logits(seen), scored.by_row)
     if (spread := watching()) is not None and scored.owner_T is not None:
         full = torch.promote_types(seen.dtype, torch.float32)
 
@@ -137,7 +140,7 @@ class _HeadInput:
         self.dtype = torch.float32
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
-        """The head's weight and bias as they are stored."""
+        """Returns the weight and bias of the output head as they are stored."""
         return self.head.weight, self.head.bias
 
 
@@ -162,7 +165,7 @@ def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> 
 
 @contextmanager
 def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
-    """Yields a list that collects the dtype of the head's output at each call inside the block.
+    """Context that yields a list; each call of the model's output head inside the block adds the dtype of its output.
 
     Under autocast this dtype is neither that of the head's weights nor that of the model's logits.
     """
@@ -179,6 +182,7 @@ def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
 
 
 _untiled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_agreed: WeakKeyDictionary[nn.Module, After] = WeakKeyDictionary()  # the transform that gave a model's logits before
 
 
 def _possible_transforms(model: nn.Module, scored: Scored) -> list[After] | None:
@@ -211,8 +215,21 @@ def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> Afte
     with Products(seen.hidden_PD[:1].to(seen.dtype), *seen.weights()) as products:
         own_1V, row_1V = wide(products.logits(slice(0, 1))), wide(row_1V)
     off = {after: (row_1V - after(own_1V)).abs().max() / after(own_1V).abs().max() for after in candidates}
+    allowed = NEAR * torch.finfo(seen.dtype).eps
+    if (later := deferred()) is not None and (before := _agreed.get(seen.head)) in off:
+        later.add(~(off[before] <= allowed), _other_logits())
+        return before
     nearest = min(off, key=lambda after: off[after].item())
-    return nearest if off[nearest] <= NEAR * torch.finfo(seen.dtype).eps else None
+    if not off[nearest] <= allowed:
+        return None
+    _agreed[seen.head] = nearest
+    return nearest
+
+
+def _other_logits() -> BackendError:
+    what = "the model's logits are no longer what its head and configuration give, as they were in earlier batches"
+    fix = "give its configuration the scale or cap: logit_scale, logits_scaling or final_logit_softcapping"
+    return BackendError(what, where="the head", fix=fix)
 
 
 # ---------------------------------------------------------------------- logits that are stored

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -27,6 +28,10 @@ from srpo.model.packed.cache_tree import cache_logps
 from srpo.model.packed.flex import flex_path_attention
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.head import Scored, answer_logps
+from srpo.model.packed.pictures import flat_inputs, packed_inputs
+from srpo.model.packed.tiles import ByRow
+from srpo.model.unwrap import device_of
+from srpo.sequences.tree import PrefixTree
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -38,14 +43,18 @@ AttentionInterface.register(FLEX, flex_path_attention)
 
 
 def packed_logps(model: nn.Module, forest: Forest, *, backend: str) -> Tensor:
-    """Summed log-probs [B, K] of the answers, with the whole forest in one row; `backend` is "path" or "flex"."""
+    """Returns the log-probs [B, K] of the K answers of B trees, with all trees in one row: float64, nats, summed.
+
+    `backend` is "path" or "flex".
+    """
 
     def run(**options: object) -> CausalLMOutputWithPast:
-        inputs = {"input_ids": forest.ids_1S, "position_ids": forest.positions_1S, "srpo_forest": forest}
-        return model(**inputs, use_cache=False, **options)
+        return model(input_ids=forest.ids_1S, srpo_forest=forest, use_cache=False, **inputs, **options)
 
+    inputs = packed_inputs(model, forest)
     with attending(model, backend):
-        scored = Scored(forest.parents_P, forest.row_T, forest.token_T, forest.ids_1S.shape[1], forest.owner_T)
+        by_row, length = ByRow(forest.order_T, forest.layout.sorted_T), forest.ids_1S.shape[1]
+        scored = Scored(forest.parents_P, forest.row_T, forest.token_T, length, forest.owner_T, by_row)
         logp_T = answer_logps(model, run, scored)
     return _summed(logp_T, forest)
 
@@ -60,9 +69,9 @@ def _summed(logp_T: Tensor, forest: Forest) -> Tensor:
 
 
 def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
-    """Summed log-probs [B, K] of the answers, with each sequence in a row of its own, padded on the right.
+    """Returns the log-probs [B, K] of the K answers of B trees, with each sequence in a padded row of its own.
 
-    Drafts and revisions differ in length, so drafts are one batch and revisions another.
+    They are float64, nats, summed over tokens. Drafts and revisions differ in length: each kind is a batch.
     """
     sequences = [tree.unpack() for tree in forest.trees]
     columns = range(len(sequences[0]))
@@ -71,17 +80,23 @@ def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
     for batch in batches:
         rows = [pair[k] for k in batch for pair in sequences]
         owners = [pair * len(columns) + k for k in batch for pair in range(len(sequences))]
-        logps.append(_row_logps(model, rows, owners, forest.ids_1S.device).view(len(batch), len(sequences)))
+        trees = [tree for _ in batch for tree in forest.trees]
+        logps.append(_row_logps(model, rows, owners, trees).view(len(batch), len(sequences)))
     return torch.cat(logps).T
 
 
 def _row_logps(
-    model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[int]]], owners: Sequence[int], device: torch.device
+    model: nn.Module,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    owners: Sequence[int],
+    trees: Sequence[PrefixTree],
 ) -> Tensor:
     """Summed log-prob of the answer of each row, [N].
 
-    `rows` are pairs of context ids and answer ids, `owners` is pair · sequences + sequence of each.
+    `rows` are pairs of context ids and answer ids, `owners` is pair · sequences + sequence of each, `trees` holds the
+    tree of each, for its pictures.
     """
+    device = device_of(model)
     length = max(len(context) + len(answer) for context, answer in rows)
     ids_NL, mask_NL = torch.zeros(2, len(rows), length, dtype=torch.long)
     place: list[int] = []
@@ -97,8 +112,10 @@ def _row_logps(
     ids_NL = ids_NL.to(device)
     place_T, owner_T = torch.tensor([place, owner], device=device)
     row_T, token_T = torch.arange(len(place_T), device=device), ids_NL.flatten()[place_T + 1]
-    scored = Scored(place_T, row_T, token_T, length, torch.tensor(owners, device=device)[owner_T])
-    run = partial(model, input_ids=ids_NL, attention_mask=mask_NL.to(device), use_cache=False)
+    by_row = ByRow(row_T, np.arange(len(place_T)))
+    scored = Scored(place_T, row_T, token_T, length, torch.tensor(owners, device=device)[owner_T], by_row)
+    pictures = flat_inputs(model, trees, ids_NL)
+    run = partial(model, input_ids=ids_NL, attention_mask=mask_NL.to(device), use_cache=False, **pictures)
     logp_T = answer_logps(model, run, scored)
     return logp_T.new_zeros(len(rows)).index_add(0, owner_T.to(logp_T.device), logp_T)
 

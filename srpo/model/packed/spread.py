@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
-from srpo.model.packed.sums import wide
+from srpo.model.packed.sums import device_of_sums, wide
 
 SAMPLED = 2**20  # largest number of log-probs in the sample of one forward pass
 LEAST = 16  # smallest number of sampled tokens, for large vocabularies
@@ -24,7 +24,7 @@ GOLDEN = 0.6180339887498949  # multiples of it modulo 1 are spread evenly over [
 
 
 class Spread:
-    """Entropies and sampled distributions of one model on one batch.
+    """Collects the entropies and a sample of the next-token distributions of one model on one batch.
 
     Results are sums over answer tokens by pair and sequence, [B, K], so that a caller can add up drafts and revisions
     before it divides by their tokens.
@@ -37,7 +37,7 @@ class Spread:
 
     @torch.no_grad()
     def add(self, row_T: Tensor, owner_T: Tensor, logits_of: Callable[[Tensor], Tensor], words: int) -> None:
-        """Adds the positions of one call of the head.
+        """Adds the positions of one call of the output head to the sample.
 
         Args:
             row_T: index of the position at which each answer token is scored.
@@ -48,42 +48,50 @@ class Spread:
         tokens = len(row_T)
         if not tokens:
             return
-        pick_N = sample(tokens, max(LEAST, SAMPLED // words)).to(row_T.device)
+        pick_N = sample(tokens, max(LEAST, SAMPLED // words), row_T.device)
         self._owner.append(owner_T)
         self._logps.append(logits_of(row_T[pick_N]).log_softmax(-1))
         self._sampled_owner.append(owner_T[pick_N])
 
     @property
     def empty(self) -> bool:
-        """Whether no head was watched, as with log-probs read from a cache."""
+        """True if no forward pass was added, as with log-probs read from a cache."""
         return not self._owner
 
     def tokens(self, shape: tuple[int, int]) -> Tensor:
-        """Number of answer tokens of each pair and sequence, [B, K], float64."""
+        """Returns the number of answer tokens of B pairs and K sequences each, [B, K], float64; `shape` is (B, K)."""
         owner_T = torch.cat(self._owner)
         return _sums(torch.ones_like(owner_T), owner_T, shape)[0]
 
     def entropy(self, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Sum of the entropies of the sampled tokens in nats, and their number, [B, K] each, float64."""
+        """Returns sums of the entropies of sampled tokens in nats, and the numbers of these tokens, [B, K] each.
+
+        `shape` is (B, K): pairs and sequences of each.
+        """
         entropy = [torch.special.entr(logps_NV.exp()).sum(-1) for logps_NV in self._logps]
         return _sums(torch.cat(entropy), torch.cat(self._sampled_owner), shape)
 
     def divergence(self, other: Spread, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Sum of KL(self ‖ other) over the sampled tokens in nats, and their number, [B, K] each, float64."""
+        """Returns sums of KL(self ‖ other) over sampled tokens in nats, and the numbers of these tokens, [B, K] each.
+
+        Args:
+            other: the distributions of a second model on the same batch.
+            shape: (B, K): pairs and sequences of each.
+        """
         kl = [_kl(ours, theirs) for ours, theirs in zip(self._logps, other._logps, strict=True)]
         return _sums(torch.cat(kl), torch.cat(self._sampled_owner), shape)
 
 
-def sample(tokens: int, most: int) -> Tensor:
-    """Indices [N] of at most `most` of some tokens, in order, one in each of N equal parts.
+def sample(tokens: int, most: int, device: torch.device | str = "cpu") -> Tensor:
+    """Returns the indices [N] of at most `most` of `tokens` tokens, spread evenly: one in each of N equal parts.
 
     The place within a part changes from part to part: with a fixed one, answers of equal length would all be sampled at
-    their first token.
+    their first token. Computed on the device, since a copy from the host would wait for it.
     """
-    taken = min(tokens, most)
-    starts = torch.arange(taken + 1) * tokens // taken
-    within_N = torch.arange(1, taken + 1, dtype=torch.float64) * GOLDEN % 1
-    return starts[:-1] + (within_N * starts.diff()).long()
+    taken, there = min(tokens, most), device_of_sums(torch.device(device))
+    starts = torch.arange(taken + 1, device=there) * tokens // taken
+    within_N = torch.arange(1, taken + 1, dtype=torch.float64, device=there) * GOLDEN % 1
+    return (starts[:-1] + (within_N * starts.diff()).long()).to(device)
 
 
 def _kl(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
@@ -103,14 +111,14 @@ _watching: Spread | None = None
 
 @contextmanager
 def watched() -> Iterator[Spread]:
-    """Inside the block, the head adds each forward pass to the `Spread` that the block receives."""
+    """Context that yields a `Spread`; inside it, each forward pass adds the entropy and distributions of its tokens."""
     spread = Spread()
     with _set(spread):
         yield spread
 
 
 def unwatched() -> AbstractContextManager[None]:
-    """Inside the block, forward passes are added to no `Spread`, such as those of a self-check."""
+    """Inside this `with` block, forward passes are added to no `Spread`, such as those of a self-check."""
     return _set(None)
 
 
@@ -125,5 +133,5 @@ def _set(spread: Spread | None) -> Iterator[None]:
 
 
 def watching() -> Spread | None:
-    """The `Spread` of the innermost `watched` block, or None outside of such a block."""
+    """Returns the `Spread` that collects the distributions of forward passes now; None outside of a `watched` block."""
     return _watching

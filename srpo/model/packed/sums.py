@@ -1,4 +1,4 @@
-"""Where sums of log-probs are kept: in float64, on the model's device or, for a device without float64, on the host."""
+"""Keeps sums of log-probs in float64: on the model's device or, for a device without float64, on the host."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ WITHOUT_FLOAT64 = ("mps",)  # types of devices; Apple's GPUs have no float64
 
 
 def device_of_sums(device: torch.device) -> torch.device:
-    """The device that holds float64 numbers of a model on `device`."""
+    """Returns the device for float64 numbers of a model on `device`: the CPU for Apple's GPUs, else the same."""
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
 def wide(values: Tensor) -> Tensor:
-    """The values in float64, on `device_of_sums`; differentiable."""
+    """Returns the values in float64, on `device_of_sums`; differentiable."""
     return values.to(device_of_sums(values.device)).double()

@@ -1,4 +1,4 @@
-"""Log-probs of answer tokens from hidden states and the head's weight, tile by tile.
+"""Computes log-probs of answer tokens from hidden states and the head's weight, tile by tile.
 
 A tile is some rows of the logits [P, V]. Its elementwise passes work in the memory that its product was written to, and
 the weight is cast to the dtype of the products once a step (`one_cast`).
@@ -9,10 +9,12 @@ Axes: P scored positions, R of them in a tile, T answer tokens, A of them in a t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -24,7 +26,7 @@ TILE_ELSEWHERE = 2**26  # accelerators are faster on larger products
 
 
 class After(NamedTuple):
-    """A function of logits as a named tuple: a model's transform z ↦ scale · z, then cap · tanh(z / cap)."""
+    """A model's transform of logits after its head, z ↦ scale · z, then cap · tanh(z / cap); called with logits."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -34,10 +36,23 @@ class After(NamedTuple):
         return logits if self.cap is None else (logits / self.cap).tanh() * self.cap
 
 
+class ByRow(NamedTuple):
+    """The answer tokens of a batch in the order of the positions that score them.
+
+    Attributes:
+        order_T: indices of the answer tokens in this order.
+        sorted_T: the position of each, rising; on the host, so that tiles are cut without a read from the device.
+    """
+
+    order_T: Tensor
+    sorted_T: NDArray[np.int64]
+
+
 class _Context(Protocol):
     """A protocol for the `ctx` of autograd functions, which carries state from forward to backward."""
 
     after: After
+    by_row: ByRow
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
 
@@ -45,7 +60,7 @@ class _Context(Protocol):
 
 
 class TiledLogps(torch.autograd.Function):
-    """An autograd function: log-probs [T] of the answer tokens, from logits computed in tiles.
+    """Autograd function: log-probs [T] of T answer tokens, from logits that are computed in tiles.
 
     The log-sum-exp of each position is stored, and with `keep` the logits. Without them the backward pass computes the
     tiles again, to the same bits.
@@ -61,12 +76,14 @@ class TiledLogps(torch.autograd.Function):
         token_T: Tensor,
         after: After,
         keep: bool = False,
+        by_row: ByRow | None = None,
     ) -> Tensor:
+        by_row = by_row or sorted_by_row(row_T)
         full = torch.promote_types(hidden_PD.dtype, torch.float32)
         norm_P = hidden_PD.new_empty(len(hidden_PD), dtype=full)
         logp_T = torch.empty_like(row_T, dtype=torch.float64, device=device_of_sums(row_T.device))
         with Products(hidden_PD, weight_VD, bias_V, keep=keep) as products:
-            for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
+            for rows, answers in _tiles(hidden_PD, weight_VD, by_row):
                 logits_RV = after(products.logits(rows).to(full))
                 scored_A = logits_RV[row_T[answers] - rows.start, token_T[answers]]
                 most_R1 = logits_RV.amax(1, keepdim=True)  # torch's logsumexp would need two more tiles of memory
@@ -74,21 +91,21 @@ class TiledLogps(torch.autograd.Function):
                 logp_T[answers.to(logp_T.device)] = wide(scored_A) - wide(norm_P[row_T[answers]])
                 del logits_RV  # before the next tile is allocated
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, products.kept_PV)
-        ctx.after = after
+        ctx.after, ctx.by_row = after, by_row
         return logp_T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, grad_T: Tensor) -> tuple[Tensor | None, ...]:
         hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, kept_PV = ctx.saved_tensors
-        after, full = ctx.after, norm_P.dtype
+        after, by_row, full = ctx.after, ctx.by_row, norm_P.dtype
         grad_T = grad_T.to(full).to(norm_P.device)
         grad_P = torch.zeros_like(norm_P).index_add_(0, row_T, grad_T)
         dweight_VD = torch.zeros_like(weight_VD, dtype=full) if ctx.needs_input_grad[1] else None
         dbias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
         with Products(hidden_PD, weight_VD, bias_V, kept_PV=kept_PV) as products:
             dhidden_PD = torch.empty_like(products.hidden_PD) if ctx.needs_input_grad[0] else None
-            for rows, answers in _tiles(hidden_PD, weight_VD, row_T):
+            for rows, answers in _tiles(hidden_PD, weight_VD, by_row):
                 logits_RV = after(products.logits(rows).to(full))
                 slope_RV = None if after.cap is None else 1 - (logits_RV / after.cap).square()  # of cap · tanh(z / cap)
                 # −softmax weighted by each position's gradient, plus each answer token's gradient at its own logit
@@ -113,11 +130,13 @@ class TiledLogps(torch.autograd.Function):
                 del logits_RV, dlogits_RV
         dhidden_PD = None if dhidden_PD is None else dhidden_PD.to(hidden_PD.dtype)
         dweights = (None if d is None else d.to(weight_VD.dtype) for d in (dweight_VD, dbias_V))
-        return dhidden_PD, *dweights, None, None, None, None
+        return dhidden_PD, *dweights, None, None, None, None, None
 
 
 class Products:
-    """Context manager that computes the head's logits tile by tile, outside of autocast, without copies of a tile.
+    """Context that computes the head's logits tile by tile, some rows at a time, outside of autocast.
+
+    Axes: P scored positions, V vocabulary, D hidden size.
 
     Args:
         keep: store the logits of all tiles in `kept_PV`.
@@ -143,7 +162,9 @@ class Products:
         self._given, shape = kept_PV is not None, (len(hidden_PD), len(weight_VD))
         self.kept_PV = self.hidden_PD.new_empty(shape) if keep else kept_PV
         self._spare_RV: Tensor | None = None  # memory of one tile, allocated once: fresh pages cost as much as a pass
-        self._no_autocast = torch.autocast(hidden_PD.device.type, enabled=False)
+        kind = hidden_PD.device.type
+        mixed = torch.amp.is_autocast_available(kind)
+        self._no_autocast: Any = torch.autocast(kind, enabled=False) if mixed else nullcontext()
 
     def __enter__(self) -> Products:
         self._no_autocast.__enter__()
@@ -153,7 +174,7 @@ class Products:
         self._no_autocast.__exit__(*error)
 
     def logits(self, rows: slice) -> Tensor:
-        """Logits [R, V] of a tile, before any transform; the next call may overwrite them."""
+        """Returns the logits [R, V] of a tile of R rows, before any transform; the next call may overwrite them."""
         if self._given and self.kept_PV is not None:
             return self.kept_PV[rows]
         out_RV = self._spare(rows) if self.kept_PV is None else self.kept_PV[rows]
@@ -162,7 +183,7 @@ class Products:
         return torch.addmm(self.bias_V, self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
 
     def minus(self, logits_RV: Tensor, value_R1: Tensor) -> Tensor:
-        """Returns `logits_RV` − `value_R1`, in place unless the logits are those of `kept_PV`."""
+        """Returns the logits of a tile minus `value_R1`, in place unless the logits are those of `kept_PV`."""
         if self.kept_PV is None or logits_RV.untyped_storage()._cdata != self.kept_PV.untyped_storage()._cdata:
             return logits_RV.sub_(value_R1)
         return torch.sub(logits_RV, value_R1, out=self._spare(slice(0, len(logits_RV))))
@@ -175,7 +196,7 @@ class Products:
 
 
 class Card(NamedTuple):
-    """A device that a plan computes for, as a named tuple: type of device, bytes of memory, bfloat16 in hardware."""
+    """A device for which memory is planned: type of device, bytes of memory, whether it has bfloat16 in hardware."""
 
     kind: str
     memory: int
@@ -186,13 +207,13 @@ _card: Card | None = None
 
 
 def planned_card() -> Card | None:
-    """The device of the plan under way; None if tensors have values."""
+    """Returns the device for which memory is being planned, on tensors without values; None in a real run."""
     return _card
 
 
 @contextmanager
 def computing_for(card: Card) -> Iterator[None]:
-    """Inside the block, tensors have shapes and no values, and tiles and dtypes are those that the card would get."""
+    """Inside this `with` block, tensors have shapes and no values, and tiles and dtypes are those for `card`."""
     global _card
     before, _card = _card, card
     try:
@@ -202,7 +223,7 @@ def computing_for(card: Card) -> Iterator[None]:
 
 
 def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
-    """The dtype of the head's products: float32 for 16-bit values on a CPU that only emulates bfloat16.
+    """Returns the dtype in which the output head multiplies: float32 for 16-bit values on a CPU without fast bfloat16.
 
     Such a CPU multiplies in float32 twice as fast, and the logits need no cast. The products are those of the 16-bit
     values, without rounding.
@@ -226,7 +247,7 @@ _casts: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
 @contextmanager
 def one_cast() -> Iterator[None]:
-    """Inside the block, the head's weight is cast to the dtype of its products once and not in every pass.
+    """Inside this `with` block, the output head's weight is cast to the dtype of its products once, not in every pass.
 
     For one training step: changes of a weight that torch does not count, as by `weight.data.add_`, are not noticed.
     """
@@ -247,13 +268,20 @@ def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return _casts[key][1]
 
 
-def _tiles(hidden_PD: Tensor, weight_VD: Tensor, row_T: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yields slices of the scored positions, each with the indices of the answer tokens scored in it (by `row_T`)."""
+def sorted_by_row(row_T: Tensor) -> ByRow:
+    """Returns the answer tokens in the order of their positions `row_T` [T], for callers that have no order yet.
+
+    It reads from the device, which makes the host wait.
+    """
+    order_T = row_T.argsort(stable=True)
+    return ByRow(order_T, row_T[order_T].numpy(force=True))
+
+
+def _tiles(hidden_PD: Tensor, weight_VD: Tensor, by_row: ByRow) -> Iterator[tuple[slice, Tensor]]:
+    """Yields slices of the scored positions, each with the indices of the answer tokens scored in it."""
     rows = max(1, TILE.get(_kind(hidden_PD.device.type), TILE_ELSEWHERE) // len(weight_VD))
-    starts = list(range(0, len(hidden_PD), rows))
-    order_T = row_T.argsort()
-    bounds = torch.searchsorted(row_T[order_T], torch.tensor([*starts[1:], len(hidden_PD)], device=row_T.device))
     first = 0
-    for start, last in zip(starts, bounds.tolist(), strict=True):
-        yield slice(start, min(start + rows, len(hidden_PD))), order_T[first:last]
+    for start in range(0, len(hidden_PD), rows):
+        last = int(np.searchsorted(by_row.sorted_T, start + rows))
+        yield slice(start, min(start + rows, len(hidden_PD))), by_row.order_T[first:last]
         first = last

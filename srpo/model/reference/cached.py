@@ -1,4 +1,4 @@
-"""A reference that stores its log-probs on disk, so that each row is computed once.
+"""A reference model whose log-probs are stored on disk, so that each row is computed once.
 
 A row's key holds everything that its log-probs depend on: the reference's weights and configuration, dtype and device,
 back-end, layout, library versions, token ids and the spans that are scored. Nothing else is in the key: β, α, the
@@ -43,7 +43,7 @@ log = logging.getLogger("srpo")
 
 
 class CachedReference:
-    """A stand-in for `Reference` that looks log-probs up on disk before it computes them.
+    """A reference model that looks log-probs up on disk before it computes them; replaces `Reference`.
 
     Args:
         policy: the model to be trained, as it is now.
@@ -86,7 +86,7 @@ class CachedReference:
         self._allowed = TOLERANCE[{"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, _dtype(policy))]
 
     def six_logps(self, trees: Sequence[PrefixTree] | Forest, backend: str) -> SixLogps:
-        """Log-probs of the six answers of each pair under the reference, float64, nats, without gradients.
+        """Returns the log-probs of the six answers of each pair under the reference: [B] each, float64, nats.
 
         If one tree's row is not stored, all rows of the call are computed, and then stored.
 
@@ -112,13 +112,19 @@ class CachedReference:
         return six
 
     def missing(self, contents: Sequence[bytes], first: PrefixTree, backend: str) -> list[int]:
-        """Indices of the rows that are not stored; `contents`: each row's `PrefixTree.content`; `first`: one tree."""
+        """Returns the indices of the rows whose log-probs are not stored.
+
+        Args:
+            contents: each row's `PrefixTree.content`.
+            first: a tree of any row, for its number of sequences.
+            backend: name of a back-end.
+        """
         store = self._store(backend, first)
         store.refresh()
         return [i for i, content in enumerate(contents) if self._digest(content) not in store]
 
     def begin(self, *, complete: bool) -> None:
-        """Marks the start of training, after which the policy is no longer its own reference.
+        """Marks the start of training, after which the model in training is no longer its own reference.
 
         Args:
             complete: all rows have been scored, so no copy of the policy is needed.
@@ -129,14 +135,14 @@ class CachedReference:
             self._live.prepare(self._wrap)
 
     def prepare(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Applies a trainer's `wrap`, which places a model on devices, to the reference's own model, now or later."""
+        """Applies `wrap`, by which a trainer places a model on devices, to the reference's own model, if it has one."""
         self._wrap = wrap
         if self._live is not None:
             self._live.prepare(wrap)
 
     @property
     def model(self) -> nn.Module | None:
-        """The reference's own model, which scores missing rows; None while the policy scores them or all are stored."""
+        """Model that scores missing rows; None while the model in training does, or if all rows are stored."""
         return self._live.model if self._live else None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -147,7 +153,7 @@ class CachedReference:
         """Does nothing: the weights of a cached reference never change, so checkpoints do not hold them."""
 
     def recheck(self, trees: Sequence[PrefixTree], backend: str) -> bool:
-        """Scores the trees' stored rows again; if one differs, renames the folder of log-probs and logs a warning.
+        """Scores rows again whose log-probs are stored; if one differs, renames the folder of log-probs and warns.
 
         Returns:
             True if all stored rows of these trees agree.

@@ -1,4 +1,4 @@
-"""Log-probs on disk, looked up by a digest of the scored row: append-only, one record of fixed size a row.
+"""Stores log-probs on disk under a digest of the scored row: append-only, one record of fixed size a row.
 
     folder/
       about.json      the identity that all rows share, for people to read
@@ -26,7 +26,7 @@ SUFFIX = ".logps"
 
 
 class LogpStore:
-    """A store on disk and in memory of rows of `width` float64 numbers, looked up by digest.
+    """Stores rows of `width` log-probs, on disk and in memory, under 16-byte digests.
 
     Args:
         folder: folder of the segments; made when the first row is added.
@@ -54,7 +54,7 @@ class LogpStore:
         self.refresh()
 
     def get(self, digest: bytes) -> list[float] | None:
-        """Returns the row stored under a digest, or None if there is no such row."""
+        """Returns the log-probs stored under a digest; None if there are none."""
         at = self._at.get(digest)
         return None if at is None else self._logps[self.width * at : self.width * (at + 1)].tolist()
 
@@ -65,7 +65,7 @@ class LogpStore:
         return len(self._at)
 
     def add(self, digests: Iterable[bytes], rows: Iterable[Sequence[float]]) -> None:
-        """Adds a row for each digest, in memory and on disk; a digest that is already stored keeps its row.
+        """Adds a row of log-probs for each digest, in memory and on disk; a digest that is known keeps its row.
 
         Raises:
             OSError: the rows cannot be written; they stay in memory, and the store writes nothing more.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Reference:
-    """The reference π_ref of a policy: a frozen copy, the policy with its adapter off, or the caller's own model.
+    """The reference π_ref of a model in training: a frozen copy, the model with its adapter off, or a given model.
 
     Args:
         policy: the model to be trained, as it is now; a fresh adapter must already be on it.
@@ -60,13 +60,16 @@ class Reference:
 
     @torch.no_grad()
     def six_logps(self, trees: Sequence[PrefixTree] | Forest, backend: str = "auto") -> SixLogps:
-        """Log-probs of the six answers of each pair under the reference, float64, nats, without gradients."""
+        """Returns the log-probs of the six answers of each pair under the reference: [B] each, float64, nats."""
         with self.active():
             return six_logps(self.model, trees, backend)
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
-        """Yields the model that computes the reference; inside the block a shared adapter model is switched to it."""
+        """Context that yields the model that computes the reference.
+
+        Inside the block, a model that shares its base with the policy has the reference's adapter, or none.
+        """
         if self.kind not in ("adapter off", "frozen adapter"):
             yield self.model
             return
@@ -76,12 +79,12 @@ class Reference:
             yield policy.eval()
 
     def prepare(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Applies a trainer's `wrap`, which places a model on its devices, to a reference with a model of its own."""
+        """Applies `wrap`, by which a trainer places a model on devices, to a reference with a model of its own."""
         if self.kind not in ("adapter off", "frozen adapter"):
             self.model = wrap(self.model)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors, not copied, that a checkpoint needs to restore the reference; empty if it never changes."""
+        """Returns the tensors, not copied, that a checkpoint needs to restore the reference; {} if it never changes."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -93,7 +96,7 @@ class Reference:
 
 
 class MovingReference(Reference):
-    """A `Reference` that moves towards the policy at each call of `follow` (TR-DPO, arXiv 2404.09656).
+    """A `Reference` whose weights move towards the policy's at each call of `follow` (TR-DPO, arXiv 2404.09656).
 
     Its weights depend on the policy's past steps and cannot be recomputed, so checkpoints hold them and the cache of
     log-probs does not.
@@ -139,7 +142,9 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def kind_of(policy: nn.Module, frozen: nn.Module | None = None) -> str:
-    """Returns the kind of reference of a policy: "given" for `frozen`, "frozen copy", "adapter off", "frozen adapter".
+    """Returns the kind of reference of a model in training: "given", "frozen copy", "adapter off" or "frozen adapter".
+
+    `frozen` is a reference model that the caller gives; None derives the reference from the policy.
 
     Raises:
         ConfigError: the policy is given as its own reference, or trains weights outside its adapter.
@@ -156,9 +161,13 @@ def kind_of(policy: nn.Module, frozen: nn.Module | None = None) -> str:
 
 
 def reference_fingerprint(kind: str, model: nn.Module) -> str:
-    """Sha256 of the reference of this kind (see `Reference.kind`) that the model computes now.
+    """Returns the sha256, in hex, of all weights and settings of a model that decide the reference's log-probs.
 
     For "frozen adapter", call it before the adapter is copied, because the copy adds weights under another name.
+
+    Args:
+        kind: kind of the reference, such as "frozen copy", from `kind_of`.
+        model: the model that computes the reference now.
     """
     peft = adapted(model) if kind == "frozen adapter" else None
     adapter = peft.peft_config[peft.active_adapter] if peft else None

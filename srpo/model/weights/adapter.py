@@ -1,4 +1,4 @@
-"""Adapter folders of any trainer: the folder that holds the adapter, its base model, and the embeddings it needs."""
+"""Finds adapters of any trainer on disk or hub: their folder, their base model, and the embeddings they need."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger("srpo")
 
 @dataclass(frozen=True)
 class Adapter:
-    """A record of an adapter on disk.
+    """An adapter on disk, with its configuration and the name of its base model.
 
     Attributes:
         folder: the folder with `adapter_config.json`.
@@ -53,7 +53,10 @@ class Adapter:
         return next((str(folder) for folder in (self.folder, *up) if has_tokenizer(folder)), self.base)
 
     def without_base(self, error: InputError) -> InputError:
-        """The error to raise after `error` in loading the base; names adapter_config.json if the base is no folder."""
+        """Returns the error to raise after `error` in loading the adapter's base model.
+
+        It names adapter_config.json if the base model's name is no folder here.
+        """
         if Path(self.base).is_dir():
             return error
         problem = f"names the base model {self.base}, which is not here ({error.what})"
@@ -61,12 +64,12 @@ class Adapter:
 
     @property
     def text_only(self) -> bool:
-        """Whether the adapter was trained on a text-only class: no weight name contains a vision-language part."""
+        """True if the adapter was trained on a text-only model: no weight name contains a vision-language part."""
         return not any(re.search(r"\.(language_model|visual|vision\w*)\.", name) for name in stored_shapes(self.folder))
 
 
 def stored_shapes(folder: Path) -> dict[str, list[int]]:
-    """Names and shapes of the weights in the adapter file of a folder; reads the header only.
+    """Returns name → shape of the weights in an adapter's file; reads the file's header only.
 
     Raises:
         InputError: the file is torn.
@@ -81,12 +84,12 @@ def stored_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether the folder holds a tokenizer's file."""
+    """True if the folder holds a file of a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def find_adapter(path: str, base_model: str | None = None, revision: str = "main") -> Adapter | None:
-    """Finds the adapter at a path or hub name; None if a model without adapter is there.
+    """Finds the adapter at a path or hub name; returns None if there is none, such as for a full model.
 
     Args:
         path: a folder with `adapter_config.json`, a folder with one named adapter in a subfolder, or a hub name.
@@ -179,7 +182,7 @@ def _base(file: Path, named: object, given: str | None) -> str:
 
 
 def looks_local(path: str) -> bool:
-    """Whether a name can only be a local path, not a hub name such as "org/model"."""
+    """True if a name can only be a local path, unlike a hub name such as "org/model"."""
     outside_hub = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
     # In `runs/final`, `runs` is a folder here.
     return outside_hub or ("/" in path and Path(path).parent.is_dir())
@@ -189,7 +192,7 @@ def looks_local(path: str) -> bool:
 
 
 def fit_embeddings(base: PreTrainedModel, adapter: Adapter, vocabulary: int | None) -> None:
-    """Resizes the base's embeddings to the number of rows that the adapter was trained with.
+    """Resizes the base model's embeddings to the number of rows that the adapter was trained with.
 
     Rows that the adapter stores replace the new ones when it is loaded. Rows that nobody stores become the mean of the
     others, and a warning counts them.
@@ -244,7 +247,13 @@ def _trained_indices(config: Mapping[str, Any]) -> list[int]:
 
 
 def expect_used(model: PeftModel, adapter: Adapter) -> None:
-    """Raises InputError if weight names in the adapter's file and model differ: PEFT drops or invents those weights."""
+    """Checks that every weight in the adapter's file is used by the model, and the reverse.
+
+    PEFT silently drops weights without a place and invents missing ones.
+
+    Raises:
+        InputError: the names of the weights differ, as for the wrong base model.
+    """
     from peft import get_peft_model_state_dict
 
     stored = {_WRAPPERS.sub("", name) for name in stored_shapes(adapter.folder) if REFERENCE_ADAPTER not in name}

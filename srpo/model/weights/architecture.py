@@ -1,4 +1,4 @@
-"""The class that loads a checkpoint: a causal language model, or the whole of a model that sees and reads text."""
+"""Chooses the class that loads a checkpoint: a causal language model, or the whole of a vision-language model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("srpo")
 
 
 def loader_for(config: PreTrainedConfig, *, text_only: bool = False) -> Any:
-    """Returns the transformers class that loads a checkpoint of this configuration.
+    """Returns the transformers class that loads a checkpoint with this configuration.
 
     A checkpoint with a vision or audio tower is loaded by the class in `architectures`. AutoModelForCausalLM has no
     class for some of these models, and for others it would drop the tower from every saved model.
@@ -37,7 +37,7 @@ def loader_for(config: PreTrainedConfig, *, text_only: bool = False) -> Any:
 
 
 def freeze_towers(model: PreTrainedModel) -> None:
-    """Freezes parameters outside the language model, such as a vision tower: text gives them no gradient."""
+    """Freezes the parameters outside the language model, such as a vision tower, which text gives no gradient."""
     if not any(getattr(model.config, name, None) is not None for name in TOWERS):
         return
     decoder = model.get_decoder()

@@ -36,7 +36,7 @@ CITATION = """@inproceedings{choi2025srpo,
 
 @dataclass(frozen=True)
 class Card:
-    """A record of a model card's contents.
+    """Contents of a model card, the README.md of a saved model.
 
     Attributes:
         base: folder or hub name of the model that was trained; the card shows only the last part of a folder's path.
@@ -57,7 +57,7 @@ class Card:
     comments: Sequence[str] = ()
 
     def text(self) -> str:
-        """Returns the card as Markdown text, front matter included."""
+        """Returns the model card as Markdown text, front matter included."""
         base = portable(self.base)
         on_hub = bool(base) and not os.path.isdir(self.base)
         front = [
@@ -85,9 +85,10 @@ class Card:
 
 
 def write_card(folder: Path, card: Card, theirs: bytes | None) -> None:
-    """Writes a card into the folder of a saved model.
+    """Writes a model card into the folder of a saved model, as README.md or beside a README.md that a person wrote.
 
     Args:
+        card: contents of the card.
         theirs: README.md as it was before the model was saved (PEFT changes it), from `read_card`; None if absent.
     """
     file = folder / CARD_FILE
@@ -100,7 +101,7 @@ def write_card(folder: Path, card: Card, theirs: bytes | None) -> None:
 
 
 def read_card(folder: Path) -> bytes | None:
-    """Contents of the folder's README.md; None if it has none."""
+    """Returns the contents of the folder's README.md; None if it has none."""
     try:
         return (folder / CARD_FILE).read_bytes()
     except OSError:
@@ -108,7 +109,7 @@ def read_card(folder: Path) -> bytes | None:
 
 
 def licence_of(base: str) -> str:
-    """The licence named in README.md of the base model's folder, else (also for a hub name) "unknown"."""
+    """Returns the licence named in README.md of the base model's folder; "unknown" without one, or for a hub name."""
     text = (read_card(Path(base)) or b"").decode("utf-8", "replace")
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     named = re.search(r"^license: *([\w.+-]+) *(?:#.*)?$", front[1], re.MULTILINE) if front else None
@@ -116,14 +117,14 @@ def licence_of(base: str) -> str:
 
 
 def portable(path: str) -> str:
-    """Removes this machine's folders from a path: returns the last part of an absolute path, others unchanged."""
+    """Returns a path without this machine's folders: the last part of an absolute path, any other unchanged."""
     if os.path.isabs(path) or path.startswith(("~", "..")) or re.match(r"[A-Za-z]:\\", path):
         return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     return path
 
 
 def portable_command(words: Sequence[str]) -> str:
-    """Joins the words of a command line without absolute paths and secrets."""
+    """Returns a command line as text, without absolute paths and secrets."""
     shown = []
     for word in redacted_command(words):
         flag, equals, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""Pickled weights → safetensors, through PyTorch's restricted unpickler, which reads only tensors and containers."""
+"""Converts pickled weights to safetensors by PyTorch's restricted unpickler, which reads only tensors."""
 
 from __future__ import annotations
 

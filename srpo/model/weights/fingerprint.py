@@ -31,7 +31,7 @@ WRAPPED = ("base_model.model.", "base_layer.")
 
 
 def fingerprint(model: nn.Module, *, without_trained: bool = False, adapter: PeftConfig | None = None) -> str:
-    """Sha256, in hex, of everything in a model that its log-probs depend on.
+    """Returns a sha256, in hex, over everything in a model that its log-probs depend on: weights and configuration.
 
     Args:
         model: a causal language model, or a PEFT model around one.
@@ -53,7 +53,7 @@ def fingerprint(model: nn.Module, *, without_trained: bool = False, adapter: Pef
 
 
 def is_whole(model: nn.Module) -> bool:
-    """Whether this process holds all weights; False under ZeRO-3 and FSDP, and on the meta device."""
+    """True if this process holds all weights of the model; False under ZeRO-3 and FSDP, and on the meta device."""
     return all(_is_here(p) for p in model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""GGUF files: the file at a path, its parsing, and the options that make transformers dequantise it on load."""
+"""Finds and reads GGUF files, and makes the options by which transformers dequantises them on load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("srpo")
 
 
 def gguf_file(path: str) -> Path | None:
-    """The GGUF file at a path: the file itself, or the only one in a folder without other weights; else None.
+    """Returns the GGUF file at a path: the file itself, or the only one in a folder without other weights; else None.
 
     Raises:
         InputError: the file is damaged, the folder holds several, or the package that reads GGUF is missing.
@@ -50,13 +50,13 @@ def _named(path: str) -> Path | None:
 
 @contextmanager
 def gguf_parsed_once(path: str) -> Iterator[Path | None]:
-    """Yields the GGUF file at a path, or None, as `gguf_file`; and lets all readers share one parsing.
+    """Context that yields the GGUF file at a path, or None; inside it, all readers share one parsing of the file.
 
     The package gguf parses a vocabulary of 262k words in 19 s, and transformers asks for it three times to load a
     model. Slices of a plain array instead of a memory map take 5 s.
 
     Raises:
-        InputError: as in `gguf_file`.
+        InputError: the file is damaged, or the folder holds several GGUF files.
     """
     if _named(path) is None or find_spec("gguf") is None:
         yield gguf_file(path)
@@ -113,7 +113,7 @@ def _expect_readable(file: Path) -> None:
 
 
 def gguf_options(file: Path, *, weights: bool) -> Mapping[str, object]:
-    """Returns the keyword arguments with which `from_pretrained` reads a GGUF file.
+    """Returns keyword arguments with which `from_pretrained` reads a GGUF file.
 
     Args:
         weights: True to load a model and dequantise it, False to load a tokenizer.

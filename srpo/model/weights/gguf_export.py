@@ -1,60 +1,68 @@
-"""A model as a GGUF file for llama.cpp and Ollama, read back through transformers and compared before it is kept.
+"""Writes a model as a GGUF file for llama.cpp and Ollama, and compares the file with the model before it is kept.
 
-The package `gguf` writes the file, names the tensors and quantises to q8_0. Llama, Qwen2 and Qwen3 with byte-level BPE
-are written; for other models and for smaller quantisations the errors name llama.cpp's own tools.
+The file is read back through transformers and, where the package `cyllama` is installed, answers in llama.cpp itself.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
+from srpo.data.read import read_prompts
 from srpo.disk import writable_folder, write_file
 from srpo.errors import ConfigError, SRPOError
 from srpo.model.unwrap import adapted
+from srpo.model.weights.gguf_write import CONVERTER, TYPES, write_gguf
+from srpo.model.weights.llama_cpp import INSTALL, QUANTISED, LlamaCpp, installed, quantise
 from srpo.model.weights.load import load_model, load_tokenizer
-from srpo.model.weights.merge import compare, contexts_of, greedy
-from srpo.sequences.render import Renderer, template_for
+from srpo.model.weights.merge import Tally, contexts_of, continued, logits_of
+from srpo.progress import counted
+from srpo.sequences.render import Renderer, options_of, template_for
 from srpo.sequences.templates import RevisionTemplate
 
-TYPES = ("f32", "f16", "bf16", "q8_0")
-# Architecture in transformers → in GGUF.
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-# Beginning of a pre-tokenizer's pattern → its name in llama.cpp; other patterns would split text differently.
-_SPLITS = {
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|": "qwen2",
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|": "llama-bpe",
-}
-CONVERTER = "take llama.cpp's convert_hf_to_gguf.py"
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # types of tokens in GGUF
 _SHARE = {"f32": 1e-4, "f16": 0.02, "bf16": 0.1, "q8_0": 0.1}  # difference of logits allowed, as a share of their range
+
+
+class Opened(NamedTuple):
+    """How many of a file's greedy drafts and revisions in llama.cpp equal the model's, and how many there are."""
+
+    equal_drafts: int
+    drafts: int
+    equal_revisions: int
+    revisions: int
+
+    def __str__(self) -> str:
+        revised = f" and {self.equal_revisions} of {self.revisions} revisions" if self.revisions else ""
+        return f"{self.equal_drafts} of {self.drafts} drafts{revised} equal"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A record of an exported file and its comparison with the model.
+    """An exported GGUF file, and how its logits and greedy tokens differ from the model's.
 
     Attributes:
         file: the GGUF file.
         generated: greedy tokens compared.
         other_tokens: greedy tokens that the file decodes differently.
         difference: largest difference of logits, as a share of their range at its position.
+        opened: the file's answers in llama.cpp; None if that is not installed.
     """
 
     file: Path
     generated: int
     other_tokens: int
     difference: float
+    opened: Opened | None
 
     def __str__(self) -> str:
         equal = self.generated - self.other_tokens
         logits = f"logits differ by {self.difference:.1e} of their range at most"
-        return f"{equal} of {self.generated} greedy tokens equal; {logits}"
+        opened = f"not tried, {INSTALL}" if self.opened is None else str(self.opened)
+        return f"{equal} of {self.generated} greedy tokens equal; {logits}; in llama.cpp: {opened}"
 
 
 def export(
@@ -71,8 +79,9 @@ def export(
     Args:
         path: folder of the model; an adapter must be merged first.
         target: folder to write into.
-        kind: type of the weights, one of `TYPES`; vectors stay float32.
-        prompts: file of prompts to compare on, of which the first 64 are used; None draws tokens of the vocabulary.
+        kind: type of the weights, one of `TYPES` or `QUANTISED`; vectors stay float32.
+        prompts: file of prompts to compare drafts and revisions on, of which the first 64 are used; None draws tokens
+            of the vocabulary and compares what follows them.
         max_new_tokens: tokens decoded greedily for each prompt.
 
     Raises:
@@ -80,168 +89,146 @@ def export(
         OutputError: the folder cannot be written.
         SRPOError: the file differs from the model by more than its type explains; it is removed.
     """
-    if kind not in TYPES:
-        fix = f"export f16, then `llama-quantize FILE {kind}` of llama.cpp"
-        raise ConfigError(f"{kind!r}", where="type", expected="one of " + ", ".join(TYPES), fix=fix)
+    if kind not in (*TYPES, *QUANTISED):
+        raise ConfigError(f"{kind!r}", where="type", expected="one of " + ", ".join((*TYPES, *QUANTISED)))
+    if kind in QUANTISED and not installed():
+        fix = f"{INSTALL}, or export f16, then `llama-quantize FILE {kind}` of llama.cpp"
+        raise ConfigError(f"{kind!r} is written by llama.cpp, which is not installed", where="type", fix=fix)
     out = writable_folder(Path(target))
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    contexts = contexts_of(path, tokenizer, prompts)
+    drafts = contexts_of(path, tokenizer, prompts)
     model = load_model(path, dtype="float32", trust_remote_code=trust_remote_code).eval()
     if adapted(model) is not None:
         raise ConfigError("an adapter", where=path, fix="merge it first: `srpo merge`")
     template = template_for(path, None) or Renderer(tokenizer).template
     name = Path(path).name
-    file = out / f"{name}-{kind}.gguf"
-    before = greedy(model, contexts, max_new_tokens)
-    write_gguf(file, model, tokenizer, kind=kind, name=name)
-    again = load_model(str(file), dtype="float32").eval()
-    compared = compare(before, again, [logits for _, logits in before], [len(each) for each in contexts])
-    found = Exported(file, compared.generated, compared.other_tokens + compared.ties, compared.difference)
-    if not compared.difference <= _SHARE[kind]:
-        file.unlink()
-        raise SRPOError(f"the file differs from the model: {found}", where=str(file), fix=CONVERTER)
+    file, unchecked, small = (out / f"{start}.gguf" for start in (f"{name}-{kind}", f".{name}", f".{name}-{kind}"))
+    answers = _answers(model, drafts, max_new_tokens, "drafts")
+    if prompts is not None:
+        revisions = _revision_contexts(path, tokenizer, prompts, [answer.added for answer in answers])
+        answers += _answers(model, revisions, max_new_tokens, "revisions")
+    try:
+        written = kind if kind in TYPES else "f16"
+        write_gguf(unchecked, model, tokenizer, kind=written, name=name)
+        compared = _compared(model, unchecked, answers, _SHARE[written])
+        if kind in QUANTISED:
+            quantise(unchecked, small, kind)
+            small.replace(unchecked)
+            compared = _compared(model, unchecked, answers, math.inf)
+        opened = _opened(unchecked, model, tokenizer, answers, len(drafts), _SHARE.get(kind, math.inf))
+        unchecked.replace(file)
+    finally:
+        unchecked.unlink(missing_ok=True)
+        small.unlink(missing_ok=True)
+    other = compared.other_tokens + compared.ties
+    found = Exported(file, compared.generated, other, compared.difference, opened)
     template.save(out)
     write_file(out / "Modelfile", modelfile(file.name, tokenizer).encode())
     write_file(out / "README.md", readme(file.name, template, found).encode())
     return found
 
 
-def write_gguf(file: Path, model: Any, tokenizer: Any, *, kind: str, name: str) -> None:
-    """Writes weights, configuration and tokenizer to a GGUF file.
+class Answer(NamedTuple):
+    """Token ids of a context, and the model's greedy tokens after it."""
+
+    context: list[int]
+    added: list[int]
+
+
+def _answers(model: Any, contexts: Sequence[list[int]], new: int, name: str) -> list[Answer]:
+    seen = counted(contexts, f"{name} of the model", len(contexts))
+    return [Answer(context, continued(model, context, new)[len(context) :]) for context in seen]
+
+
+def _revision_contexts(path: str, tokenizer: Any, prompts: str, drafts: Sequence[list[int]]) -> list[list[int]]:
+    """Token ids of the contexts from which the model revises its drafts."""
+    rows = read_prompts(prompts)[: len(drafts)]
+    texts = [tokenizer.decode(draft, skip_special_tokens=True) for draft in drafts]
+    renderer = Renderer(tokenizer, template_for(path, None))
+    return renderer.revisions([row.prompt for row in rows], texts, [options_of(row) for row in rows])
+
+
+def _compared(model: Any, file: Path, answers: Sequence[Answer], allowed: float) -> Tally:
+    """Compares the logits of a model and of its file, read through transformers, along contexts and answers.
 
     Raises:
-        ConfigError: the architecture, its positions or the tokenizer cannot be written exactly.
+        SRPOError: they differ by more than the share `allowed` of their range.
     """
-    import gguf
-
-    config = model.config
-    if config.model_type not in ARCHITECTURES:
-        expected = "one of " + ", ".join(ARCHITECTURES)
-        raise ConfigError(f"architecture {config.model_type!r}", where="model", expected=expected, fix=CONVERTER)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"positions of type {rope['rope_type']!r}", where="model", fix=CONVERTER)
-    tokens = _tokenizer_fields(tokenizer, config.vocab_size)
-    arch = ARCHITECTURES[config.model_type]
-    writer = gguf.GGUFWriter(str(file), arch)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_name(name)
-    writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head)
-    writer.add_value_length(head)
-    writer.add_rope_dimension_count(head)
-    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_token_list(tokens["tokens"])
-    writer.add_token_types(tokens["types"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(tokens["pre"])
-    if tokens["merges"]:
-        writer.add_token_merges(tokens["merges"])
-    else:  # an empty list cannot be written; readers then look for scores
-        writer.add_token_scores([0.0] * config.vocab_size)
-    for add, token in (
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, tokenizer.eos_token_id),
-        (writer.add_pad_token_id, tokenizer.pad_token_id),
-    ):
-        if token is not None:
-            add(token)
-    writer.add_add_bos_token(bool(tokenizer("").input_ids))
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
-    for tensor_name, array, dtype in _tensors(model, arch, kind):
-        writer.add_tensor(tensor_name, array, raw_dtype=dtype)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    again = load_model(str(file), dtype="float32").eval()
+    tally = Tally(allowed)
+    for answer in counted(answers, "answers compared", len(answers)):
+        ids = [*answer.context, *answer.added]
+        was_SV = logits_of(model, ids)
+        tally.add(was_SV, logits_of(again, ids), was_SV, len(answer.context))
+    if not tally.difference <= allowed:
+        found = f"its logits differ from the model's by {tally.difference:.1e} of their range"
+        raise SRPOError(f"the written file differs from the model: {found}", where=str(file), fix=CONVERTER)
+    return tally
 
 
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+def _opened(
+    file: Path, model: Any, tokenizer: Any, answers: Sequence[Answer], drafts: int, allowed: float
+) -> Opened | None:
+    """Compares the greedy answers of a model with its file's in llama.cpp, if that is installed.
 
-
-def _tensors(model: Any, arch: str, kind: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yields name, data and type of each tensor; matrices have the wanted type, vectors are float32."""
-    import gguf
-
-    config = model.config
-    names = gguf.get_tensor_name_map(
-        next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch), config.num_hidden_layers
-    )
-    tied = config.tie_word_embeddings
-    for name, weight in model.state_dict().items():
-        if tied and name == "lm_head.weight":
-            continue
-        base, _, suffix = name.rpartition(".")
-        found = names.get_name(base)
-        if found is None:
-            raise ConfigError(f"the weight {name} has no name in GGUF", where="model", fix=CONVERTER)
-        weight = weight.detach().float().cpu()
-        if arch == "llama" and base.endswith(("q_proj", "k_proj")):
-            heads = config.num_attention_heads if base.endswith("q_proj") else config.num_key_value_heads
-            weight = _interleaved(weight, heads)
-        array = weight.contiguous().numpy()
-        wanted = gguf.GGMLQuantizationType[kind.upper()] if array.ndim > 1 else gguf.GGMLQuantizationType.F32
-        if wanted == gguf.GGMLQuantizationType.Q8_0 and array.shape[-1] % 32:
-            wanted = gguf.GGMLQuantizationType.F16
-        yield f"{found}.{suffix}", gguf.quants.quantize(array, wanted), wanted
-
-
-def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a Llama's query or key weights in llama.cpp's order, in which rotated pairs are neighbours."""
-    half = weight.shape[0] // heads // 2
-    return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _tokenizer_fields(tokenizer: Any, size: int) -> Mapping[str, Any]:
-    """Tokens, their types, merges and the name of the pre-tokenizer.
+    Args:
+        drafts: number of answers that are drafts; the others are revisions.
+        allowed: difference of logits that the file's type explains, as a share of their range.
 
     Raises:
-        ConfigError: the tokenizer is not byte-level BPE with a pattern that llama.cpp knows.
+        SRPOError: llama.cpp splits a prompt into other tokens, or prefers a token by more than its type explains.
     """
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    steps = state.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps])
-    added = {each["id"]: each for each in state.get("added_tokens", [])}
-    by_id = {place: token for token, place in tokenizer.get_vocab().items()}
-    letters = [token for place, token in by_id.items() if place not in added]
-    # Byte-level BPE writes printable ASCII as itself, so a vocabulary of such letters without merges is one, too.
-    plain = not state["model"].get("merges") and all(len(each) == 1 and "!" <= each <= "~" for each in letters)
-    if state["model"].get("type") != "BPE" or not (plain or any(step.get("type") == "ByteLevel" for step in steps)):
-        raise ConfigError("not byte-level BPE", where="tokenizer", fix=CONVERTER)
-    patterns = [step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split"]
-    named = [pre for start, pre in _SPLITS.items() if any(pattern.startswith(start) for pattern in patterns)]
-    merges = [each if isinstance(each, str) else " ".join(each) for each in state["model"]["merges"]]
-    if not named and (patterns or merges) and not any(step.get("use_regex") for step in steps):
-        raise ConfigError("it splits text by a pattern without a name in llama.cpp", where="tokenizer", fix=CONVERTER)
-    tokens, types = [], []
-    for place in range(size):
-        tokens.append(by_id.get(place, f"[PAD{place}]"))
-        special = added.get(place)
-        types.append(NORMAL if special is None else CONTROL if special["special"] else USER_DEFINED)
-    return {"tokens": tokens, "types": types, "merges": merges, "pre": named[0] if named else "gpt-2"}
+    if not installed():
+        return None
+    llama = LlamaCpp(file, max(len(answer.context) + len(answer.added) for answer in answers))
+    equal = []
+    try:
+        for answer in counted(answers, "answers in llama.cpp", len(answers)):
+            _expect_equal_split(llama, tokenizer, answer.context, file)
+            found = llama.answer(answer.context, len(answer.added))
+            equal.append(found == answer.added)
+            if not equal[-1] and (lead := _lead(model, answer, found)) > 2 * allowed:
+                said = f"llama.cpp answers differently where the model is sure, by {lead:.1e} of its logits' range"
+                raise SRPOError(said, where=str(file), fix=CONVERTER)
+    finally:
+        llama.close()
+    return Opened(sum(equal[:drafts]), drafts, sum(equal[drafts:]), len(equal) - drafts)
+
+
+def _lead(model: Any, answer: Answer, found: Sequence[int]) -> float:
+    """How far the model prefers its own token at the first difference, as a share of the range of its logits."""
+    place = next(i for i, (own, other) in enumerate(zip(answer.added, found, strict=True)) if own != other)
+    logits_V = logits_of(model, [*answer.context, *answer.added[:place]])[-1]
+    return float((logits_V[answer.added[place]] - logits_V[found[place]]) / (logits_V.max() - logits_V.min()))
+
+
+def _expect_equal_split(llama: LlamaCpp, tokenizer: Any, context: list[int], file: Path) -> None:
+    text = tokenizer.decode(context, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    wanted, found = tokenizer(text, add_special_tokens=False).input_ids, llama.split(text)
+    if wanted != found:
+        pairs = enumerate(zip(wanted, found, strict=False))
+        place = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(found)))
+        said = f"llama.cpp splits {tokenizer.decode(wanted[place : place + 4])!r} into other tokens"
+        raise SRPOError(said, where=str(file), fix=CONVERTER)
 
 
 # ---------------------------------------------------------------------- beside the file
 
 
 def modelfile(file: str, tokenizer: Any) -> str:
-    """An Ollama Modelfile; Ollama takes the chat template from the GGUF file where it knows it."""
+    """Returns the text of an Ollama Modelfile for a GGUF file; Ollama takes the chat template from that file."""
     lines = [f"FROM ./{file}", "PARAMETER temperature 0"]
     stops = [tokenizer.eos_token] if tokenizer.eos_token else []
     return "\n".join([*lines, *(f"PARAMETER stop {json.dumps(stop)}" for stop in stops)]) + "\n"
 
 
 def readme(file: str, template: RevisionTemplate, compared: Exported) -> str:
-    """A README with the requests for draft and revision, and commands for llama.cpp and Ollama."""
+    """Returns the text of a README for an exported model: requests for draft and revision, commands of llama.cpp.
+
+    Args:
+        file: name of the GGUF file.
+        compared: its comparison with the model.
+    """
     prompt = "Why is the sky blue?"
     draft = "THE DRAFT"
     bodies: list[dict[str, Any]]
@@ -258,7 +245,7 @@ def readme(file: str, template: RevisionTemplate, compared: Exported) -> str:
     )
     return f"""# {file}
 
-Written by `srpo export` and read back through transformers: {compared}.
+Written by `srpo export` and compared with the model through transformers: {compared}.
 
     llama-server -m {file}                  # llama.cpp
     ollama create my-model -f Modelfile      # Ollama, at http://localhost:11434/v1
@@ -272,7 +259,7 @@ revision of it; put the draft in place of `{draft}`.
 
     srpo serve --engine chat --base_url http://localhost:8080/v1 --revision_template revision_template.json
 
-Smaller files: `llama-quantize {file} q4_k_m.gguf Q4_K_M` of llama.cpp, which no Python package brings.
+Smaller files: `srpo export --type q4_k_m`, or `llama-quantize {file} q4_k_m.gguf Q4_K_M` of llama.cpp.
 """
 
 

@@ -1,4 +1,4 @@
-"""Paths and hub names → models and tokenizers. The only code that reads weights.
+"""Loads models and tokenizers from paths and hub names. The only code that reads weights.
 
 Only safetensors and GGUF are read, and code from a model's repository runs only on request: a pickle or a module that
 comes with weights has all rights of the user. untrusted.py checks a folder before any library reads it; adapter.py
@@ -196,7 +196,9 @@ def _whole(auto: type, path: str, **options: object) -> Any:
 
 
 def read_pickled(file: Path) -> Any:
-    """Reads a pickle of tensors, without running anything else in it; only `srpo convert` and resuming use it.
+    """Reads a pickle of tensors and returns its content, without running any code in it.
+
+    Only `srpo convert` and resuming use it.
 
     Raises:
         InputError: the file is not such a pickle.
@@ -218,7 +220,7 @@ def read_pickled(file: Path) -> Any:
 
 
 def inference_device(name: str = "") -> torch.device:
-    """Device for a model that is not trained: the named one; without a name, a GPU if there is one.
+    """Returns the device for a model that is not trained: the named one; for "" a GPU if there is one, else the CPU.
 
     Raises:
         ConfigError: the name is neither "cpu" nor a CUDA device of this machine.
@@ -270,20 +272,21 @@ def _config(path: str, options: Mapping[str, Any]) -> tuple[str, PretrainedConfi
 
 
 def model_context(model: nn.Module) -> int | None:
-    """Longest sequence that a model was built for, in tokens; None if its configuration has no limit."""
+    """Returns the longest sequence that a model was built for, in tokens; None if its configuration has no limit."""
     return context_of(model.config)
 
 
 def context_of(config: Any) -> int | None:
-    """Longest sequence of a model with this configuration, in tokens; None if it has no limit."""
+    """Returns the longest sequence of a model with this configuration, in tokens; None if it has no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def adapter_base(path: str, base_model: str | None = None) -> str | None:
-    """Folder or hub name of an adapter's base model; None if there is no adapter at the path.
+    """Returns the folder or hub name of an adapter's base model; None if there is no adapter at the path.
 
     Raises:
-        InputError, ConfigError: as in `load_model`.
+        InputError: several adapters in the folder, no safetensors, or a base model that is not named or not there.
+        ConfigError: `base_model` for a path without an adapter.
     """
     adapter = find_adapter(path, base_model)
     return adapter.base if adapter else None

@@ -1,4 +1,4 @@
-"""An adapter and its base → one model, checked against the adapter before it gets its final name.
+"""Merges an adapter into its base, and compares the result with the adapter before it gets its final name.
 
 The check loads the merged model from its files again: weights that are tied, cast or left out differ in the files and
 not in memory.
@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,11 +42,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("srpo")
 MERGE_FILE = "srpo_merge.json"
 PROMPTS, PROMPT_TOKENS = 4, 16  # size of the check without a file of prompts
+LOGITS = 2**31  # bytes of logits that the check keeps: float32, of the adapter and of its base
 
 
 @dataclass(frozen=True)
 class MergeCheck:
-    """A record of the comparison of a merged model with its adapter on the same tokens.
+    """Comparison of a merged model with its adapter on the same tokens.
 
     Attributes:
         prompts: number of prompts.
@@ -55,8 +57,8 @@ class MergeCheck:
         ties: generated tokens that differ where rounding alone can decide between two tokens.
         difference: largest difference of logits, as a share of the range of logits at its position.
         tolerance: the difference that rounding explains.
-        effect: largest difference that the adapter makes to its base, as in `difference`; below `tolerance` the check
-            shows little.
+        effect: largest difference of logits, as such a share, that the adapter makes to its base; below `tolerance` the
+            check shows little.
         dtype: dtype in which both models are stored.
     """
 
@@ -72,7 +74,7 @@ class MergeCheck:
 
     @property
     def same(self) -> bool:
-        """Whether rounding explains every difference of merged model and adapter; False if a logit is nan."""
+        """True if rounding explains every difference of merged model and adapter; False if a logit is nan."""
         return self.difference <= self.tolerance and not self.other_tokens
 
     def __str__(self) -> str:
@@ -94,7 +96,7 @@ def merge(
     trust_remote_code: bool = False,
     base_model: str | None = None,
 ) -> MergeCheck:
-    """Merges an adapter into its base and writes the model with tokenizer, revision template, record and card.
+    """Merges an adapter into its base; writes model, tokenizer, template, record and card; returns the comparison.
 
     Args:
         adapter: folder of the adapter.
@@ -128,6 +130,7 @@ def merge(
     # The 8-bit kernels round activations, too, so that no merged model gives their numbers.
     model = load_model(adapter, dtype=dtype, **options, dequantised=bool(trained.get("load_in_8bit"))).eval()
     _expect_mergeable(model, adapter)
+    contexts = _that_fit(contexts, max_new_tokens, model.config.get_text_config().vocab_size)
     stored = next(model.get_base_model().parameters()).dtype
     half = stored in (torch.bfloat16, torch.float16)
     emulated = half and not has_fast_bfloat16(str(device_of(model)))  # slower than float32, and less exact
@@ -165,6 +168,15 @@ def merge(
     return compared
 
 
+def _that_fit(contexts: list[list[int]], new: int, words: int) -> list[list[int]]:
+    """Returns the first contexts, one at least, whose logits over `words` words fit in `LOGITS` bytes."""
+    sizes = accumulate(8 * words * (len(context) + new) for context in contexts)
+    count = max(1, sum(size <= LOGITS for size in sizes))
+    if count < len(contexts):
+        log.info("srpo: the check takes %d of %d prompts, whose logits fit in memory", count, len(contexts))
+    return contexts[:count]
+
+
 def _expect_mergeable(model: Any, adapter: str) -> None:
     """Raises ConfigError for an adapter without weights that could be added to the base's."""
     [kind] = model.peft_config.values()
@@ -174,7 +186,7 @@ def _expect_mergeable(model: Any, adapter: str) -> None:
 
 
 class Measured(NamedTuple):
-    """A record of an adapter on several prompts; logits [S, V] of the same ids in each place.
+    """Greedy answers of an adapter to several prompts, with logits [S positions, V vocabulary] of adapter and base.
 
     Attributes:
         given: number of tokens of each prompt.
@@ -188,10 +200,15 @@ class Measured(NamedTuple):
 
 
 def measure(model: Any, contexts: Sequence[list[int]], new: int) -> Measured:
-    """Continues each context greedily by `new` tokens with an adapter on its base."""
+    """Continues each context greedily by `new` tokens with an adapter; returns answers and logits of both models.
+
+    Args:
+        model: the adapter on its base.
+        contexts: token ids of each prompt.
+    """
     answered = greedy(model, contexts, new)
     with torch.no_grad(), model.disable_adapter():
-        base = [_logits(model, ids) for ids, _ in answered]
+        base = [logits_of(model, ids) for ids, _ in answered]
     return Measured([len(context) for context in contexts], answered, base)
 
 
@@ -223,7 +240,7 @@ def compare(
     *,
     stored: torch.dtype | None = None,
 ) -> MergeCheck:
-    """Compares the merged model's logits with those of the adapter on the same tokens.
+    """Returns the comparison of a merged model's logits with those of the adapter on the same tokens.
 
     Args:
         before: for each prompt, the ids of prompt and greedy answer, and the adapter's logits [S, V] of them.
@@ -233,29 +250,53 @@ def compare(
         stored: dtype of the merged weights in the file; None if it is the dtype of `after`.
     """
     dtype = stored or next(after.parameters()).dtype
-    tolerance = rounding(dtype, core(after).config.get_text_config().num_hidden_layers)
-    generated = other = ties = positions = 0
-    difference = effect = 0.0
+    tally = Tally(rounding(dtype, core(after).config.get_text_config().num_hidden_layers))
     rows = list(zip(before, base, context_lengths, strict=True))
     for (ids, was_SV), base_SV, given in counted(rows, "prompts compared", len(rows)):
-        now_SV = _logits(after, ids)
+        tally.add(was_SV, logits_of(after, ids), base_SV, given)
+    return tally.check(str(dtype).removeprefix("torch."))
+
+
+class Tally:
+    """Compares the logits of two models, one sequence at a time.
+
+    Args:
+        tolerance: difference of logits that rounding explains, as a share of their range at its position.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self.tolerance = tolerance
+        self.prompts = self.positions = self.generated = self.other_tokens = self.ties = 0
+        self.difference = self.effect = 0.0
+
+    def add(self, was_SV: Tensor, now_SV: Tensor, base_SV: Tensor, given: int) -> None:
+        """Counts one sequence of S tokens, of which the first `given` are the prompt's; V is the vocabulary's size.
+
+        Args:
+            was_SV: [S, V] logits of the first model.
+            now_SV: [S, V] logits of the second, on the same tokens.
+            base_SV: [S, V] logits of the base of the first, for the adapter's effect.
+        """
         range_S = (was_SV.amax(-1) - was_SV.amin(-1)).clamp_min(torch.finfo(torch.float32).tiny)
-        difference = _largest(difference, (now_SV - was_SV).abs().amax(-1) / range_S)
-        effect = _largest(effect, (base_SV - was_SV).abs().amax(-1) / range_S)
+        self.difference = _largest(self.difference, (now_SV - was_SV).abs().amax(-1) / range_S)
+        self.effect = _largest(self.effect, (base_SV - was_SV).abs().amax(-1) / range_S)
         chosen_S, now_S = was_SV.argmax(-1), now_SV.argmax(-1)
         lead_S = (was_SV.amax(-1) - was_SV.gather(-1, now_S[:, None])[:, 0]) / range_S
         differs_S = (chosen_S != now_S)[given - 1 : -1]
-        tied_S = (lead_S <= 2 * tolerance)[given - 1 : -1]  # each model may be off by the tolerance
-        generated += len(ids) - given
-        ties += int((differs_S & tied_S).sum())
-        other += int((differs_S & ~tied_S).sum())
-        positions += len(ids)
-    name = str(dtype).removeprefix("torch.")
-    return MergeCheck(len(before), positions, generated, other, ties, difference, tolerance, effect, name)
+        tied_S = (lead_S <= 2 * self.tolerance)[given - 1 : -1]  # each model may be off by the tolerance
+        self.generated += len(was_SV) - given
+        self.ties += int((differs_S & tied_S).sum())
+        self.other_tokens += int((differs_S & ~tied_S).sum())
+        self.positions += len(was_SV)
+        self.prompts += 1
+
+    def check(self, dtype: str) -> MergeCheck:
+        """Returns the comparison so far; `dtype` is the stored precision of the second model."""
+        return MergeCheck(**vars(self), dtype=dtype)
 
 
 def rounding(dtype: torch.dtype, layers: int) -> float:
-    """Difference of logits, as a share of their range, that rounding weights and activations to a dtype explains.
+    """Returns the difference of logits, as a share of their range, that rounding to a dtype explains.
 
     The errors of the layers add up; the result is twice the difference measured on correct merges of random models
     (docs/lab-book/06-rounding-of-merged-models.md). In float32 the order of sums matters more than the rounding of
@@ -273,27 +314,43 @@ def _largest(so_far: float, values_S: Tensor) -> float:
     return float(torch.cat([values_S.new_tensor([so_far]), values_S]).max())
 
 
-@torch.no_grad()
 def greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
-    """For each context, its ids continued greedily by `new` tokens, past any terminator, and all logits [S, V]."""
-    found = []
-    for context in counted(contexts, "prompts answered with the adapter", len(contexts)):
-        ids = list(context)
-        for _ in range(new):
-            ids.append(int(_logits(model, ids)[-1].argmax()))
-        found.append((ids, _logits(model, ids)))
-    return found
+    """Continues each context greedily by `new` tokens, past any terminator; returns its ids and all logits of them.
+
+    The logits of a prompt are [S positions, V vocabulary].
+    """
+    counted_contexts = counted(contexts, "prompts answered with the adapter", len(contexts))
+    answered = (continued(model, context, new) for context in counted_contexts)
+    return [(ids, logits_of(model, ids)) for ids in answered]
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, ids: list[int]) -> Tensor:
-    """The model's logits [S, V] for one sequence of token ids, as float32 on the CPU."""
-    logits: Tensor = model(input_ids=torch.tensor([ids], device=device_of(model)), use_cache=False).logits[0]
+def continued(model: nn.Module, context: Sequence[int], new: int) -> list[int]:
+    """Returns the ids of a context and of the `new` greedy tokens after it, past any terminator."""
+    ids, feed, cache = list(context), list(context), None
+    for _ in range(new):
+        rows = torch.tensor([feed], device=device_of(model))
+        out = model(input_ids=rows, past_key_values=cache, use_cache=True)
+        ids.append(int(out.logits[0, -1].argmax()))
+        cache = out.get("past_key_values")
+        feed = ids if cache is None else ids[-1:]  # a model without a cache reads everything again
+    return ids
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, ids: Sequence[int]) -> Tensor:
+    """Returns a model's logits [S positions, V vocabulary] for one sequence of token ids, as float32 on the CPU."""
+    logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device_of(model)), use_cache=False).logits[0]
     return logits.float().cpu()
 
 
 def contexts_of(adapter: str, tokenizer: PreTrainedTokenizerBase, prompts: str | None) -> list[list[int]]:
-    """Token ids to compare models on: the rendered prompts of the file `prompts`; for None, random tokens."""
+    """Returns token ids to compare models on, one list per prompt.
+
+    Args:
+        adapter: folder with the revision template.
+        prompts: file of prompts, of which the first 64 are rendered; None draws random tokens.
+    """
     if prompts is not None:
         rows = read_prompts(prompts)[:64]
         renderer = Renderer(tokenizer, template_for(adapter, None))

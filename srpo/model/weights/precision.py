@@ -1,10 +1,10 @@
-"""The dtype of a frozen base under an adapter: bfloat16 where the device multiplies it in hardware."""
+"""Chooses the dtype of a frozen base under an adapter: bfloat16 where the device multiplies it in hardware."""
 
 from __future__ import annotations
 
 
 def has_fast_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware; emulation is slower than float32.
+    """True if the device multiplies bfloat16 matrices in hardware; emulation is slower than float32.
 
     Args:
         device: "cpu", or a CUDA device such as "cuda" or "cuda:1".
@@ -23,7 +23,7 @@ def has_fast_bfloat16(device: str) -> bool:
 
 
 def base_dtype(asked: str, *, adapter: bool, device: str) -> tuple[str, str]:
-    """The dtype to load a model in, and a sentence that names the choice and the cost of the other one.
+    """Returns the dtype to load a model in for training, and a sentence with the choice and the cost of the other one.
 
     Weights in training stay in float32: a step of a typical learning rate is lost in 16 bits. An adapter's base is
     frozen, so bfloat16 halves its memory and loses nothing that is trained.
@@ -31,7 +31,7 @@ def base_dtype(asked: str, *, adapter: bool, device: str) -> tuple[str, str]:
     Args:
         asked: the user's dtype, or "" if it is unset.
         adapter: only an adapter is trained.
-        device: as in `has_fast_bfloat16`.
+        device: "cpu", or a CUDA device such as "cuda" or "cuda:1".
 
     Example:
         >>> base_dtype("", adapter=False, device="cpu")

@@ -1,4 +1,4 @@
-"""Bases quantised by bitsandbytes: the record of one beside an adapter that was trained on it."""
+"""Records how bitsandbytes quantised the base of an adapter, beside the adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ QUANTISATION = "quantization"  # key of that record
 
 
 def quantisation_of(model: nn.Module) -> dict[str, Any]:
-    """The entry of a training record for weights that were quantised while they were loaded; {} without such weights.
+    """Returns the quantisation of a model's weights as an entry for its training record; {} if they are not quantised.
+
+    Only weights that were quantised while they were loaded count.
 
     A base whose own files are quantised is loaded like that again, without a record.
     """
@@ -32,7 +34,7 @@ def quantisation_of(model: nn.Module) -> dict[str, Any]:
 
 
 def recorded_quantisation(folder: Path) -> dict[str, Any]:
-    """Quantisation of the base that the adapter in a folder was trained on; {} without a record of one.
+    """Returns how the base of the adapter in a folder was quantised in training; {} if it was not, or has no record.
 
     Raises:
         InputError: the record is damaged.
@@ -48,7 +50,7 @@ def recorded_quantisation(folder: Path) -> dict[str, Any]:
 
 
 def warn_of_other_base(folder: Path, options: Mapping[str, Any]) -> None:
-    """Warns that an adapter trained on a quantised base is loaded on one that is not quantised.
+    """Warns if an adapter that was trained on a quantised base is loaded on an unquantised one.
 
     Args:
         folder: folder of the adapter.

@@ -1,4 +1,4 @@
-"""End tokens beside a saved model: generate, vLLM and other tools stop at the ids in generation_config.json."""
+"""End tokens of a saved model: generate, vLLM and other tools stop at the ids in its generation_config.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = "generation_config.json"
 
 
 def end_ids(model: nn.Module) -> list[int]:
-    """Token ids at which the model's `generate` stops, by its generation configuration."""
+    """Returns the token ids at which the model's `generate` stops, by its generation configuration."""
     inner: Any = core(model)
     configs = (getattr(inner, "generation_config", None), inner.config, inner.config.get_text_config())
     named = (getattr(each, "eos_token_id", None) for each in configs)

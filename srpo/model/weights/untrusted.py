@@ -1,4 +1,4 @@
-"""Checks of a downloaded model folder: it must not unpickle, run its own code, or read files outside the folder.
+"""Checks a downloaded model folder: it must not unpickle, run its own code, or read files outside the folder.
 
 These checks read file names and JSON only, before `load.py` loads anything.
 """
@@ -17,12 +17,12 @@ CONFIGS = ("config.json", "tokenizer_config.json", "processor_config.json")
 
 
 def pickled(folder: Path, stem: str = "") -> list[str]:
-    """Names of the pickled files in a folder; only names that begin with `stem`."""
+    """Returns the names of the pickled files in a folder that begin with `stem`; "" takes all."""
     return sorted(each.name for each in folder.glob(f"{stem}*") if each.suffix in PICKLED)
 
 
 def own_code(folder: Path) -> list[str]:
-    """Modules of a model's own Python code, each with the JSON file in the folder whose `auto_map` names it."""
+    """Returns the Python files that a model's JSON files ask to run, such as "modeling.py (named in config.json)"."""
     found = []
     for config in CONFIGS:
         named = _object(folder / config).get("auto_map")
@@ -36,7 +36,11 @@ def own_code(folder: Path) -> list[str]:
 
 
 def expect_safe(folder: Path, *, trust_remote_code: bool) -> None:
-    """Raises InputError if a weights index names a file outside the folder, or an attention setting names hub code."""
+    """Checks that a model's JSON files name no file outside the folder and, without trust, no code of the hub.
+
+    Raises:
+        InputError: an index of weights names a file elsewhere, or an attention setting names code.
+    """
     for index in folder.glob("*.index.json"):
         names = _object(index).get("weight_map")
         for name in {*names.values()} if isinstance(names, dict) else ():
@@ -50,7 +54,7 @@ def expect_safe(folder: Path, *, trust_remote_code: bool) -> None:
 
 
 def inside(folder: Path, name: str, *, where: str) -> Path:
-    """Path of the file `name` in a folder, for a name read from an untrusted file.
+    """Returns the path of the file `name` in a folder, for a name that was read from an untrusted file.
 
     Symlinks are followed, since the hub's own cache consists of them. (A run's manifest may name no symlink, see
     train/durable/checkpoint.py.)

@@ -51,7 +51,7 @@ def archive_earlier_run(folder: Path) -> Path | None:
 
 
 def newest_with_checkpoints(folder: Path) -> Path | None:
-    """The newest subfolder `earlier-N` of a run folder that contains checkpoints, or None."""
+    """Returns the newest subfolder `earlier-N` of a run folder that contains checkpoints, or None."""
     found = [(int(path.name[8:]), path) for path in folder.glob("earlier-*") if re.fullmatch(r"earlier-\d+", path.name)]
     return next((path for _, path in sorted(found, reverse=True) if checkpoints(path)), None)
 

@@ -1,4 +1,4 @@
-"""Work in a thread beside the training steps: hashing, syncing and renaming a staged checkpoint."""
+"""Runs work in a thread beside the training steps: hashing, syncing and renaming a staged checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Background:
         threads.shutdown(wait=False)
 
     def settle(self, *, wait: bool = True) -> None:
-        """Waits for the current task and raises its error.
+        """Waits for the current background task and raises its error.
 
         Args:
             wait: False returns at once, and raises the error of a task that has already ended.

@@ -38,7 +38,7 @@ log = logging.getLogger("srpo")
 
 @dataclass(frozen=True)
 class Manifest:
-    """Record of the contents of a checkpoint or model folder, and of the run that wrote it.
+    """Contents of the manifest file in a checkpoint or model folder: its files, and the run that wrote it.
 
     Attributes:
         step: optimiser steps taken.
@@ -58,17 +58,17 @@ class Manifest:
 
     @property
     def finished(self) -> bool:
-        """Whether the run that wrote the manifest has taken all its steps."""
+        """True if the run that wrote the manifest has taken all its steps."""
         return self.step >= self.of
 
     def sealed(self) -> bytes:
-        """The bytes of the manifest file, including the hash of its own contents."""
+        """Returns the bytes of the manifest file, which include a hash of its own contents."""
         body = {"format": FORMAT, **asdict(self)}
         return (json.dumps({**body, "seal": _seal(body)}, indent=1) + "\n").encode()
 
 
 class Invalid(Exception):
-    """Exception whose message is the reason that a folder is not a valid checkpoint or model."""
+    """Raised with the reason why a folder is not a valid checkpoint or model."""
 
 
 def expect_weights(folder: Path) -> None:
@@ -83,7 +83,7 @@ def expect_weights(folder: Path) -> None:
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Writes the manifest of all files in the folder and syncs everything to disk."""
+    """Writes and returns the manifest of all files in a folder, with sizes and hashes, and syncs all to disk."""
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=_size, reverse=True)
     with ThreadPoolExecutor(4) as threads:  # hashing and fsync both release the interpreter lock
         synced, sums = threads.map(sync, files), threads.map(_sum, files)
@@ -102,7 +102,7 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def commit(stage: Path, target: Path) -> None:
-    """Renames the sealed folder `stage` to `target`, replacing an older folder of that name."""
+    """Renames `stage`, a folder with a manifest, to `target`, replacing an older folder of that name."""
     if target.exists():
         _discard(target)
     stage.rename(target)
@@ -110,8 +110,10 @@ def commit(stage: Path, target: Path) -> None:
 
 
 def commit_files(stage: Path, target: Path) -> None:
-    """Moves the files of the sealed folder `stage` into `target`, which may hold other files; the manifest moves last,
-    because files without a manifest do not count as a finished model."""
+    """Moves the files of `stage`, a folder with a manifest, into `target`, which may hold other files.
+
+    The manifest moves last, because files without a manifest do not count as a finished model.
+    """
     target.mkdir(parents=True, exist_ok=True)
     retract(target)
     for path in sorted(stage.iterdir(), key=lambda path: path.name == MANIFEST):
@@ -124,7 +126,7 @@ def commit_files(stage: Path, target: Path) -> None:
 
 
 def finish(run: Path, name: str, manifest: Manifest, *, keep: int | None, spare: str | None) -> None:
-    """Turns the run's staged folder `name` into a checkpoint, then deletes surplus checkpoints (see `rotate`)."""
+    """Turns the staged save `name` of a run into a checkpoint, then deletes surplus checkpoints (see `rotate`)."""
     with DiskErrors(run):
         seal(run / STAGING / name, manifest)
         commit(run / STAGING / name, run / name)
@@ -140,7 +142,7 @@ def retract(folder: Path) -> None:
 
 
 def read(folder: Path, *, step: int | None = None, alone: bool = True) -> Manifest:
-    """Reads a folder's manifest and verifies every file in the folder against it.
+    """Reads a folder's manifest, verifies every file in the folder against it, and returns it.
 
     Args:
         step: expected step, from the folder's name; None skips the comparison.
@@ -175,7 +177,7 @@ def read(folder: Path, *, step: int | None = None, alone: bool = True) -> Manife
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Step and path of every folder named like a checkpoint, newest first."""
+    """Returns (step, path) of every folder named like a checkpoint, newest first."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir():
@@ -184,7 +186,7 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def newest(folder: Path) -> tuple[Path, Manifest] | None:
-    """The newest valid checkpoint, or None in a folder without any.
+    """Returns the newest valid checkpoint of a run and its manifest; None in a folder without checkpoints.
 
     Raises:
         CheckpointError: no checkpoint is valid.
@@ -206,10 +208,13 @@ def newest(folder: Path) -> tuple[Path, Manifest] | None:
 
 
 def read_resumable(folder: Path, *, step: int | None = None) -> Manifest:
-    """Reads and verifies the manifest of a checkpoint that a run can resume from; `step` is the expected step.
+    """Reads, verifies and returns the manifest of a checkpoint that a run can resume from.
+
+    Args:
+        step: expected step; None skips the comparison.
 
     Raises:
-        Invalid: the checkpoint is damaged or holds only weights.
+        Invalid: the checkpoint is damaged, of another step, or holds only weights.
     """
     manifest = read(folder, step=step)
     if not manifest.resumable:
@@ -218,7 +223,7 @@ def read_resumable(folder: Path, *, step: int | None = None) -> Manifest:
 
 
 def read_named(folder: Path) -> Manifest:
-    """Reads and verifies the manifest of a checkpoint folder that the user named.
+    """Reads, verifies and returns the manifest of a checkpoint folder that the user named.
 
     Raises:
         CheckpointError: the folder is not a valid checkpoint.
@@ -229,10 +234,23 @@ def read_named(folder: Path) -> Manifest:
         raise CheckpointError(str(reason), where=str(folder), expected="a checkpoint of srpo") from None
 
 
-def manifest_names(folder: Path) -> list[str]:
-    """Names of the files in a folder's manifest, present or not, then the manifest's own name; [] without a manifest.
+def position(folder: Path, process: int, processes: int) -> dict[str, Any] | None:
+    """Returns a process's running sums in a checkpoint, see `DurableTrainer.running_sums`; None without sums.
 
-    A damaged manifest gives its own name only.
+    If another number of processes wrote them, every process gets the mean of their unlogged losses. The other sums are
+    equal in all processes.
+    """
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("position-*.json"))]
+    if len(found) in (0, processes):
+        file = folder / f"position-{process}.json"
+        return json.loads(file.read_text("utf-8")) if found else None
+    return {**found[0], "loss": sum(each["loss"] for each in found) / len(found)}
+
+
+def manifest_names(folder: Path) -> list[str]:
+    """Returns the names of the files in a folder's manifest, then the manifest's own; [] without a manifest.
+
+    Listed files may be missing. A damaged manifest gives its own name only.
     """
     if not (folder / MANIFEST).exists():
         return []
@@ -243,7 +261,7 @@ def manifest_names(folder: Path) -> list[str]:
 
 
 def rotate(folder: Path, keep: int | None, *, spare: str | None = None) -> None:
-    """Deletes all but the newest `keep` checkpoints.
+    """Deletes all checkpoints of a run but the newest `keep`.
 
     Args:
         keep: at least 1; None deletes nothing.
@@ -268,7 +286,7 @@ def clear(folder: Path) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Total size in bytes of all files in a folder."""
+    """Returns the total size in bytes of all files in a folder."""
     return sum(_size(path) for path in folder.rglob("*") if path.is_file())
 
 
@@ -281,7 +299,7 @@ def _discard(path: Path) -> None:
 
 
 class DiskErrors:
-    """Context manager that turns a library's error about a failed write into an `OutputError`.
+    """Context that turns a library's error about a failed write into an `OutputError`.
 
     An `except` clause is too narrow: the libraries share no error type, and tokenizers raises a bare Exception.
     """
@@ -314,7 +332,7 @@ def _is_failed_write(error: BaseException | None, trace: TracebackType | None) -
 
 
 def unsafe_pickle(folder: Path) -> CheckpointError:
-    """Creates the error for a checkpoint folder with a pickle file that holds more than tensors and numbers."""
+    """Returns the error for a checkpoint folder with a pickle file that holds more than tensors and numbers."""
     what = "a pickle file would run code when unpickled, so it was not loaded"
     for name in pickled(folder):
         try:

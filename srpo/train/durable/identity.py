@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -39,13 +41,16 @@ FREE = {
     ),
     *("batch_eval_metrics", "revision_template", "model_init_kwargs"),  # the last two: template and weights count
 }
-# A checkpoint's weights and optimiser moments fit only one value of these keys, so a change cannot be accepted.
+# A checkpoint's weights and optimiser moments fit only one value of these keys, so a change cannot be accepted. A
+# checkpoint of DeepSpeed also fits only one number of processes.
 FIXED = ("adapter", "optim", "weights_split_by")
 LIBRARIES = ("srpo", "torch", "transformers", "accelerate", "peft")
+STEP_OF_PAIRS = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps")
+log = logging.getLogger("srpo")
 
 
 def identity_of(trainer: TrainerView) -> dict[str, Any]:
-    """Returns the identity of a trainer's run: JSON values by key."""
+    """Returns key → JSON value of everything that the numbers of a trainer's run depend on."""
     renderer = trainer.renderer
     args = trainer.args
     found: dict[str, Any] = {
@@ -68,7 +73,7 @@ def identity_of(trainer: TrainerView) -> dict[str, Any]:
 
 
 def frozen_weights_hash(trainer: TrainerView) -> str:
-    """sha256 of all frozen weights of a trainer: those of its reference, and the frozen ones of its policy."""
+    """Returns the sha256 of all frozen weights of a run: the reference's, and the frozen ones of the policy."""
     reference = trainer.reference
     if reference.kind in ("given", "moving"):  # other references share the policy's frozen weights
         return f"{reference.fingerprint} {fingerprint(trainer.model, without_trained=True)}"
@@ -101,18 +106,28 @@ def accepted(
             fix = did_you_mean(key, {**old, **new}) or "a refused resume lists the keys"
             raise ConfigError(f"unknown key {key!r}", where="accept_change", fix=fix)
     found = changes(old, new)
-    if refused := [each for each in found if each[0] not in accept or each[0] in FIXED]:
+    fixed_keys = {*FIXED, *(["processes"] if str(new.get("weights_split_by")).startswith("ZeRO") else [])}
+    if refused := [each for each in found if each[0] not in accept or each[0] in fixed_keys]:
         listed = "".join(f"\n  {line}" for key, was, now in refused for line in _lines(key, was, now))
         keys = [key for key, _, _ in refused]
         what = f"the run began under other conditions:{listed}\n"
-        fixed, free = [[key for key in keys if (key in FIXED) is it] for it in (True, False)]
+        fixed, free = [[key for key in keys if (key in fixed_keys) is it] for it in (True, False)]
         fix = f"restore {' and '.join(fixed)} (no checkpoint can be loaded otherwise), or start a new run"
         if free:
             others = "the others" if fixed else "them"
             fix = f"{fix}; " if fixed else ""
             fix += f"restore {others}, or add `--accept_change {' '.join(free)}`, which is recorded"
         raise ConfigError(what, where=where, fix=fix)
+    if not _same_place(old, new):
+        log.warning("srpo: the pairs of a step change: this epoch may repeat some pairs and leave out others")
     return [{"step": step, "key": key, "old": was, "new": now} for key, was, now in found]
+
+
+def _same_place(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether the steps taken have used the same pairs under both identities, so that the epoch continues exactly."""
+    before, now = (math.prod(each.get(key, 1) for key in STEP_OF_PAIRS) for each in (old, new))
+    batch = "per_device_train_batch_size"  # decides which prompts are drawn together
+    return before == now and not (new.get("group_by_prompt") and old.get(batch) != new.get(batch))
 
 
 def _adapter(model: nn.Module) -> dict[str, Any] | None:
@@ -127,7 +142,7 @@ def _adapter(model: nn.Module) -> dict[str, Any] | None:
 
 
 def device_name(device: torch.device) -> str:
-    """The model of a GPU, or the instruction set of a CPU: the parts of a device that change numbers."""
+    """Returns the model of a GPU, or the instruction set of a CPU: the parts of a device that change numbers."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type

@@ -1,9 +1,9 @@
 """Stops training at a nan or an infinity before the optimiser uses it, and names the rows it came from.
 
 One such number turns every weight into nan in one step, and a log that leaves nan out of its mean then shows a loss of
-0.0. The guard checks the log-probs and the loss of every micro-batch before its backward pass, and the gradients
-before every step. Processes may cut their micro-batches into different numbers of pieces, so they compare their
-findings once a step and stop together.
+0.0. The guard checks the log-probs and the loss of every micro-batch, and the gradients, before the optimiser steps.
+The checks of training stay on the device until the end of the step (end_of_step.py); those of evaluation are read at
+once. Processes compare their findings once a step and stop together.
 
 Axes: B pairs.
 """
@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,10 @@ _FIX = "the optimiser did not step; lower the learning rate, or inspect these ro
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """Record of one micro-batch: data set rows, their places in the file, their trees, log-probs and losses."""
+    """Record of one micro-batch: data set rows, their places in the file, their trees, log-probs and losses.
+
+    `bad_B` is True for pairs with a nan or an infinity.
+    """
 
     rows: list[int]
     where: list[str]
@@ -42,6 +45,7 @@ class _MicroBatch:
     policy: SixLogps
     reference: SixLogps
     output: LossOutput
+    bad_B: Tensor
 
 
 class Guard:
@@ -51,6 +55,7 @@ class Guard:
         folder: run folder; the report of a stop is written here.
         process: index of this process; None if there is only one.
         anywhere: returns whether its argument is true in any process; all processes call it at the same points.
+        defers: the checks of training are read at the end of a step. False for DeepSpeed, whose backward pass steps.
 
     Attributes:
         first: checks of the first step; None once it is over.
@@ -60,8 +65,10 @@ class Guard:
         >>> guard.expect_finite_gradients(torch.nn.Linear(1, 1), 0.5, step=3)
     """
 
-    def __init__(self, folder: Path, process: int | None, anywhere: Callable[[bool], bool]) -> None:
-        self._folder, self._process, self._anywhere = folder, process, anywhere
+    def __init__(
+        self, folder: Path, process: int | None, anywhere: Callable[[bool], bool], *, defers: bool = True
+    ) -> None:
+        self._folder, self._process, self._anywhere, self._defers = folder, process, anywhere, defers
         self._since_step: list[_MicroBatch] = []
         self._found: tuple[str, _MicroBatch, list[bool]] | None = None
         self.first: FirstStep | None = None
@@ -69,7 +76,7 @@ class Guard:
     def expect_finite(
         self, inputs: dict[str, Any], policy: SixLogps, reference: SixLogps, output: LossOutput, *, step: int
     ) -> None:
-        """Checks a micro-batch before its backward pass.
+        """Checks a micro-batch for nan and infinity; in training `settle_step` reads the result.
 
         Args:
             inputs: the collated batch.
@@ -78,36 +85,66 @@ class Guard:
             step: the coming optimiser step, from 1.
 
         Raises:
-            NonFiniteError: a number in this process or in another one is not finite.
+            NonFiniteError: a number is not finite, and the check is not deferred; with one process only.
         """
-        batch = _MicroBatch(
-            inputs["row"].tolist(), inputs["where"], inputs["trees"], policy.detach(), reference, output
-        )
+        rows = [int(row) for row in inputs["row"]]
+        logps = (policy.detach(), reference)
+        batch = _MicroBatch(rows, inputs["where"], inputs["trees"], *logps, output, _bad(inputs, *logps, output))
         if torch.is_grad_enabled():
             self._since_step.append(batch)
             if self.first is not None and step == 1:
                 self.first.add(inputs["trees"], policy, reference)
-        bad = (~_finite(batch)).tolist()
-        if any(bad) and self._found is None:
-            what = f"the loss is {output.loss.item()} for {_some(list(compress(batch.where, bad)))}"
-            self._found = (what, batch, bad)
+            if self._defers:
+                return
+        self._note(batch, batch.bad_B.tolist())
         if self._process is None:
             self.settle(step=step)
 
-    def settle(self, *, step: int) -> None:
-        """Stops if any process has found a non-finite number; all processes call this equally often.
+    def _note(self, batch: _MicroBatch, bad: list[bool]) -> None:
+        """Remembers the first micro-batch with a non-finite number; `bad` are the values of its `bad_B`."""
+        if any(bad) and self._found is None:
+            what = f"the loss is {batch.output.loss.item()} for {_some(list(compress(batch.where, bad)))}"
+            self._found = (what, batch, bad)
+
+    def flags(self, device: torch.device) -> Tensor:
+        """Returns the results of this step's checks, not read yet, on `device`; above 0 for a non-finite number."""
+        unread = [batch.bad_B.to(device) for batch in self._since_step] if self._defers else []
+        return torch.cat([*unread, torch.full((1,), self._found is not None, device=device)])
+
+    def settle_step(self, flags: list[bool], anywhere: bool, *, step: int) -> None:
+        """Stops the training if any process has found a nan or an infinity since the last step.
+
+        Args:
+            flags: the values of `flags`.
+            anywhere: one of them is true in any process.
 
         Raises:
             NonFiniteError: a process has found one.
         """
+        marks = iter(flags[:-1])
+        for batch in self._since_step if self._defers else []:
+            self._note(batch, list(islice(marks, len(batch.rows))))
+        if anywhere:
+            self._stop_at_found(step)
+
+    def settle(self, *, step: int) -> None:
+        """Stops the training if any process has found a nan or an infinity; all processes call this equally often.
+
+        Raises:
+            NonFiniteError: a process has found one.
+        """
+        if self._anywhere(self._found is not None):
+            self._stop_at_found(step)
+
+    def _stop_at_found(self, step: int) -> None:
         found, self._found = self._found, None
-        if self._anywhere(found is not None):
-            what, batch, bad = found or ("", None, [])
-            details = {"loss": _plain(batch.output.loss.item())} if batch else {}
-            self._stop(what, [batch] if batch else [], [bad], step, details)
+        self._since_step = []
+        what, batch, bad = found or ("", None, [])
+        details = {"loss": _plain(batch.output.loss.item())} if batch else {}
+        self._stop(what, [batch] if batch else [], [bad], step, details)
 
     def expect_finite_gradients(self, model: nn.Module, norm: float | Tensor | None, *, step: int) -> None:
-        """Checks the gradients before the optimiser steps.
+        """Checks the gradients for nan and infinity before the optimiser steps.
 
         Args:
             norm: norm of all gradients; not finite if a gradient is not, or if the norm overflows.
@@ -116,8 +153,6 @@ class Guard:
             NonFiniteError: the norm is not finite.
         """
         batches, self._since_step = self._since_step, []
-        if self._process is not None:
-            self.settle(step=step)
         size = math.nan if norm is None else float(norm)
         if math.isfinite(size) or norm is None:
             return
@@ -128,15 +163,9 @@ class Guard:
         found = {"gradient_norm": _plain(size), "gradients": names}
         self._stop(what, batches, [[True] * len(batch.rows) for batch in batches], step, found)
 
-    def forget(self, *, step: int) -> None:
-        """Replaces `expect_finite_gradients` under a loss scaler, which skips steps with infinite gradients itself.
-
-        Raises:
-            NonFiniteError: a process has found a non-finite loss.
-        """
+    def forget(self) -> None:
+        """Replaces `expect_finite_gradients` under a loss scaler, which itself skips steps with infinite gradients."""
         self._since_step = []
-        if self._process is not None:
-            self.settle(step=step)
 
     def _stop(
         self, what: str, batches: list[_MicroBatch], bad: list[list[bool]], step: int, found: dict[str, Any]
@@ -153,7 +182,7 @@ class Guard:
 
 
 def expect_finite_weights(model: nn.Module, *, step: int) -> None:
-    """Checks the weights before a save: the optimiser's own step may have overflowed.
+    """Checks that all weights are finite before a save: the optimiser's own step may have overflowed.
 
     Raises:
         NonFiniteError: a weight is not finite.
@@ -190,11 +219,11 @@ def _vocabulary(model: nn.Module) -> int | None:
     return getattr(embeddings(), "num_embeddings", None) if embeddings else None
 
 
-def _finite(batch: _MicroBatch) -> Tensor:
-    """Booleans [B]: whether all log-probs and losses of a pair that the objective reads are finite."""
-    read = 2 if len(batch.trees[0].answers) == 2 else 6
-    columns = [*batch.policy[:read], *batch.reference[:read], batch.output.generation, batch.output.improvement]
-    return torch.isfinite(torch.stack([column.detach() for column in columns])).all(0)
+def _bad(inputs: dict[str, Any], policy: SixLogps, reference: SixLogps, output: LossOutput) -> Tensor:
+    """Booleans [B]: whether a log-prob or loss of a pair that the objective reads is not finite."""
+    read = 2 if len(inputs["trees"][0].answers) == 2 else 6
+    columns = [*policy[:read], *reference[:read], output.generation, output.improvement]
+    return ~torch.isfinite(torch.stack([column.detach() for column in columns])).all(0)
 
 
 def _rows(batch: _MicroBatch, marks: list[bool]) -> list[dict[str, Any]]:

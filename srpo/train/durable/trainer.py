@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Start:
-    """Record of the point from which a call of `train` starts.
+    """The point from which a call of `train` starts.
 
     Attributes:
         folder: the checkpoint to resume from; None to start from scratch.
@@ -222,7 +222,7 @@ class DurableTrainer(Trainer):
 
     @cached_property
     def background(self) -> Background:
-        """The background task runner that commits the last save."""
+        """Runs the task that turns the last save into a checkpoint."""
         return Background()
 
     def settle(self) -> None:
@@ -276,7 +276,7 @@ class DurableTrainer(Trainer):
             self.state.save_to_json(str(staged / "trainer_state.json"))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the complete model or nothing; after the last step, the model counts as finished."""
+        """Saves the whole model or nothing; after the last step, the saved model counts as finished."""
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
@@ -328,9 +328,9 @@ class DurableTrainer(Trainer):
     # ------------------------------------------------------------------ state that transformers does not save
 
     def running_sums(self) -> dict[str, Any]:
-        """Returns this process's sums of losses and metrics since the last log, as JSON values."""
+        """Returns this process's sums of losses and metrics since the last log; the loss stays on the device."""
         return {
-            "loss": self._tr_loss.item(),
+            "loss": self._tr_loss.clone(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "measured": self._measured.state("train"),
@@ -338,25 +338,24 @@ class DurableTrainer(Trainer):
         }
 
     def restore_sums(self, sums: dict[str, Any]) -> None:
-        """Restores the running sums saved by `running_sums`."""
+        """Restores the running sums that `running_sums` returned."""
         self._tr_loss.fill_(sums["loss"])
         self._total_loss_scalar = sums["total_loss"]
         self._globalstep_last_logged = sums["last_logged"]
         self._measured.restore("train", sums["measured"])
 
     def _save_extra_state(self, folder: Path) -> None:
-        (folder / f"position-{self.args.process_index}.json").write_text(json.dumps(self.running_sums()), "utf-8")
-        state = self.reference.state_dict()
-        if state and self.args.should_save:
+        sums = self.running_sums() | {"loss": self._tr_loss.item()}
+        (folder / f"position-{self.args.process_index}.json").write_text(json.dumps(sums), "utf-8")
+        if self.args.should_save and (state := self.reference.state_dict()):
             from safetensors.torch import save_file
 
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / REFERENCE_FILE)
 
     def load_extra_state(self, folder: Path) -> None:
-        """Loads the running sums and a moving reference from a checkpoint."""
-        file = folder / f"position-{self.args.process_index}.json"
-        if file.exists():  # absent after an accepted change of the number of processes
-            self.restore_sums(json.loads(file.read_text("utf-8")))
+        """Loads the running sums, β and a moving reference from a checkpoint's folder."""
+        if sums := checkpoint.position(folder, self.args.process_index, self.args.world_size):
+            self.restore_sums(sums)
         self.temperature.resume(folder / "position-0.json")
         if (folder / REFERENCE_FILE).exists():
             from safetensors.torch import load_file
@@ -376,7 +375,7 @@ class DurableTrainer(Trainer):
             yield
 
     def anywhere(self, mine: bool) -> bool:
-        """Whether `mine` is true in any process; all processes call this together."""
+        """True if `mine` is true in any process; all processes call this together."""
         if self.args.world_size == 1:
             return mine
         count = torch.tensor([float(mine)], device=self.args.device)

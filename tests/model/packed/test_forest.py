@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,10 +140,30 @@ def test_the_causal_kernel_is_used_for_roots_only() -> None:
 
 
 def test_masks_are_made_once_per_window_and_not_carried_to_another_device() -> None:
-    group = Forest.plant(forest_of()).groups[0]
+    forest = Forest.plant(forest_of())
+    group = forest.groups[0]
     assert group.mask(3) is group.mask(3)
     assert group.mask(None) is not group.mask(3)
-    assert group.to("cpu").masks == {}
+    assert forest.to("cpu") is forest
+    assert forest.to("meta").groups[0].masks == {}
+
+
+def test_a_forest_is_one_block_on_its_way_to_a_device_and_to_another_process() -> None:
+    forest = Forest.plant(forest_of())
+    there = forest.to("meta")
+    assert {there.block.device.type, there.ids_1S.device.type, there.groups[-1].keys_CK.device.type} == {"meta"}
+    again = pickle.loads(pickle.dumps(forest))
+    names = ("ids_1S", "positions_1S", "ends_S", "place_S", "parents_P", "row_T", "token_T", "owner_T", "order_T")
+    for name in names:
+        tensor = getattr(forest, name)
+        assert torch.equal(getattr(again, name), tensor), name
+        assert tensor.untyped_storage().data_ptr() == forest.block.untyped_storage().data_ptr(), name
+    for ours, theirs in zip(forest.groups, again.groups, strict=True):
+        assert torch.equal(ours.queries_CQ, theirs.queries_CQ)
+        assert torch.equal(ours.keys_CK, theirs.keys_CK)
+        assert torch.equal(ours.depth_CQ, theirs.depth_CQ)
+        assert ours.causal == theirs.causal
+    assert torch.equal(forest.row_T[forest.order_T], torch.from_numpy(forest.layout.sorted_T))
 
 
 def test_control_the_comparison_detects_one_wrong_key() -> None:

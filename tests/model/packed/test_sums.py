@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from srpo.maths.objective import SixLogps, srpo_loss
 from srpo.model.packed import sums
-from srpo.model.packed.forest import ChainGroup, Forest
+from srpo.model.packed.forest import Forest
 from srpo.model.packed.layouts import LAYOUTS
 from srpo.model.packed.tiles import After, TiledLogps
 from tests.conftest import make_tiny_llama
@@ -50,12 +50,7 @@ def placed(mode: FakeTensorMode, tensor: Tensor) -> FakeTensor:
 
 def placed_forest(mode: FakeTensorMode, forest: Forest) -> Forest:
     """The forest with its tensors on the device."""
-    names = ("ids_1S", "positions_1S", "place_S", "parents_P", "row_T", "token_T", "owner_T")
-    groups = [
-        ChainGroup(*(placed(mode, t) for t in (g.queries_CQ, g.keys_CK, g.depth_CQ)), g.causal) for g in forest.groups
-    ]
-    tensors: dict[str, Any] = {name: placed(mode, getattr(forest, name)) for name in names}
-    return Forest(trees=forest.trees, packed=forest.packed, groups=tuple(groups), **tensors)
+    return Forest(forest.trees, forest.packed, forest.layout, placed(mode, forest.block))
 
 
 @contextmanager

@@ -1,69 +1,106 @@
-"""Exported GGUF files: read back through transformers, equal to the model; damaged weights are found."""
+"""Exported GGUF files: equal to the model in transformers and in llama.cpp; damaged files are found."""
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from srpo import Reviser
 from srpo.errors import ConfigError, SRPOError
-from srpo.model.weights import gguf_export
+from srpo.model.weights import gguf_export, gguf_write, llama_cpp
 from srpo.model.weights.gguf_export import export
-from srpo.model.weights.load import load_model, load_tokenizer
+from srpo.model.weights.load import load_tokenizer
+from srpo.model.weights.merge import continued, logits_of
 from srpo.sequences.templates import RevisionTemplate
 from tests.conftest import EOS, PAD, VOCAB, make_byte_tokenizer, make_tiny_llama
-from tests.revise.tiny import PROMPTS, carry_llama, saved
+from tests.revise.tiny import carry_llama, saved
 
 pytest.importorskip("gguf", reason="needs the extra gguf")
+pytest.importorskip("cyllama", reason="needs the extra llama")
+TEXT = "What  is 2+2? Ä 雪"
 
 
-def tiny(kind: str) -> Any:
+def tiny(kind: str, **changes: Any) -> Any:
     import transformers
 
     if kind == "llama":
         return make_tiny_llama(initializer_range=0.2)
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=128 if kind == "Qwen3" else 16,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        pad_token_id=PAD,
-        eos_token_id=EOS,
-        bos_token_id=None,
-    )
+    shape = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 128 if kind == "Qwen3" else 16,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "pad_token_id": PAD,
+        "eos_token_id": EOS,
+        "bos_token_id": None,
+    }
+    if kind == "Gemma3":  # six layers, so that one has full attention; the window is shorter than a prompt
+        shape |= {"num_hidden_layers": 6, "sliding_window": 8, "head_dim": 256}
+    name = "Gemma3Text" if kind == "Gemma3" else kind
+    config = getattr(transformers, f"{name}Config")(**{**shape, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
         for name, weight in model.named_parameters():
-            if name.endswith("bias"):  # zero at the start: a lost bias would not be found
-                torch.nn.init.normal_(weight)
+            if name.endswith("bias") or "norm" in name:  # constants at the start: a lost one would not be found
+                torch.nn.init.normal_(weight, std=0.5)
     return model
 
 
-def folder(path: Path, kind: str) -> str:
-    tiny(kind).save_pretrained(path)
-    make_byte_tokenizer().save_pretrained(path)
+def pieces_tokenizer(prefix: bool = False) -> Any:
+    """A tokenizer of Gemma's kind: spaces are marked, and a character without a piece becomes bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    merges = [("h", "e"), ("▁", "t"), ("▁t", "he"), ("▁", "▁"), ("i", "s"), ("▁", "is"), ("W", "h")]
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words += [*"▁abcdefghijklmnopqrstuvwxyzW?+", *("".join(merge) for merge in merges)]
+    vocab = {word: place for place, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    marked = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), marked]) if prefix else marked
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "unk")}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def folder(path: Path, kind: str, **changes: Any) -> str:
+    tokenizer = pieces_tokenizer() if kind == "Gemma3" else make_byte_tokenizer()
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    tiny(kind, **ids, **changes).save_pretrained(path)
+    tokenizer.save_pretrained(path)
     RevisionTemplate.preset("plain").save(path)
     return str(path)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("llama", "f16"), ("Qwen2", "f16"), ("Qwen3", "f32"), ("llama", "q8_0")])
+def prompts(path: Path, count: int) -> str:
+    path.write_text("".join(json.dumps({"prompt": f"{TEXT} {n}+{n}"}) + "\n" for n in range(count)), "utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("llama", "f16"), ("Qwen2", "f16"), ("Qwen3", "f32"), ("llama", "q8_0"), ("Gemma3", "f16")]
+)
 def test_the_file_equals_the_model(tmp_path: Path, kind: str, dtype: str) -> None:
     found = export(folder(tmp_path / "model", kind), str(tmp_path / "out"), kind=dtype, max_new_tokens=6)
     assert found.generated == 24
     assert found.other_tokens == 0 or dtype == "q8_0"
     assert found.difference < {"f32": 1e-5, "f16": 5e-3, "q8_0": 0.1}[dtype]
+    assert found.opened is not None
+    assert found.opened.drafts == 4
+    assert found.opened.equal_drafts == 4 or dtype == "q8_0"
     tokenizer = load_tokenizer(str(found.file))
-    text = "What is 2+2? Ä"
-    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+    assert tokenizer.decode(tokenizer(TEXT, add_special_tokens=False).input_ids) == TEXT
     assert {each.name for each in (tmp_path / "out").iterdir()} == {
         found.file.name,
         "Modelfile",
@@ -72,35 +109,87 @@ def test_the_file_equals_the_model(tmp_path: Path, kind: str, dtype: str) -> Non
     }
 
 
-def test_drafts_and_revisions_equal_those_of_the_carry_model(tmp_path: Path) -> None:
-    model = carry_llama()
-    found = export(str(saved(tmp_path / "model", model)), str(tmp_path / "out"), kind="f16", max_new_tokens=4)
-    before = Reviser(str(tmp_path / "model"))
-    after = Reviser(load_model(str(found.file)), before.renderer.tokenizer, before.renderer.template)
-    options = {"temperature": 0.0, "max_new_tokens": 8, "policy": "always"}
-    trails = [each.revise(PROMPTS, 1, **options) for each in (before, after)]
-    texts = [[[answer.text for answer in trail.answers] for trail in each] for each in trails]
-    assert texts[0] == texts[1]
+@pytest.mark.parametrize("kind", ["llama", "Gemma3"])
+def test_drafts_and_revisions_in_llama_cpp_are_the_models(tmp_path: Path, kind: str) -> None:
+    given = prompts(tmp_path / "prompts.jsonl", 8)
+    model = folder(tmp_path / "model", kind)
+    found = export(model, str(tmp_path / "out"), kind="f32", prompts=given, max_new_tokens=3)
+    assert found.opened == (8, 8, 8, 8)
+    assert "in llama.cpp: 8 of 8 drafts and 8 of 8 revisions equal" in str(found)
+
+
+def test_four_bits_are_written_by_llama_cpp(tmp_path: Path) -> None:
+    model = folder(tmp_path / "model", "Qwen2", hidden_size=256, intermediate_size=256, head_dim=64)
+    whole = export(model, str(tmp_path / "whole"), max_new_tokens=4)
+    small = export(model, str(tmp_path / "small"), kind="q4_k_m", max_new_tokens=4)
+    assert small.file.name == "model-q4_k_m.gguf"
+    assert small.file.stat().st_size < 0.5 * whole.file.stat().st_size
+    assert small.opened is not None
+    assert whole.difference < 5e-3 < small.difference
+    assert not list((tmp_path / "small").glob(".*"))
+
+
+def test_without_llama_cpp_the_output_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (gguf_export, llama_cpp):
+        monkeypatch.setattr(module, "installed", lambda: False)
+    model = folder(tmp_path / "model", "llama")
+    found = export(model, str(tmp_path / "out"), max_new_tokens=2)
+    assert "in llama.cpp: not tried, pip install 'srpo[llama]'" in str(found)
+    with pytest.raises(ConfigError, match=r"q4_k_m.*not installed.*srpo\[llama\].*llama-quantize"):
+        export(model, str(tmp_path / "out"), kind="q4_k_m")
+    with pytest.raises(ConfigError, match=r"llama\.cpp is not installed"):
+        llama_cpp.LlamaCpp(found.file, 8)
+
+
+def test_a_wrong_order_of_merges_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = gguf_write._pieces
+
+    def reversed_scores(*args: Any) -> dict[str, Any]:
+        found = fields(*args)
+        return found | {"token_scores": [-score for score in found["token_scores"]]}
+
+    monkeypatch.setattr(gguf_write, "_pieces", reversed_scores)
+    given = prompts(tmp_path / "prompts.jsonl", 1)
+    with pytest.raises(SRPOError, match="into other tokens"):
+        export(folder(tmp_path / "model", "Gemma3"), str(tmp_path / "out"), prompts=given, max_new_tokens=2)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_other_answers_of_llama_cpp_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = llama_cpp.LlamaCpp.answer
+    monkeypatch.setattr(llama_cpp.LlamaCpp, "answer", lambda self, ids, new: right(self, ids[:-1], new))
+    with pytest.raises(SRPOError, match="answers differently where the model is sure"):
+        export(folder(tmp_path / "model", "llama"), str(tmp_path / "out"), max_new_tokens=6)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_greedy_tokens_with_a_cache_are_those_without() -> None:
+    model = tiny("Gemma3")
+    ids = list(range(20))
+    for _ in range(6):
+        ids.append(int(logits_of(model, ids)[-1].argmax()))
+    assert continued(model, list(range(20)), 6) == ids
 
 
 @pytest.mark.parametrize("place", ["q_proj", "down_proj", "norm"])
 def test_a_wrong_weight_is_found(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = gguf_export._tensors
+    tensors = gguf_write._tensors
 
     def damaged(model: Any, arch: str, kind: str) -> Any:
-        for name, weight in model.state_dict().items():
+        other = deepcopy(model)
+        for name, weight in other.state_dict().items():
             if place in name:
                 weight.copy_(weight.flip(0) * 2)
-        return tensors(model, arch, kind)
+        return tensors(other, arch, kind)
 
-    monkeypatch.setattr(gguf_export, "_tensors", damaged)
+    monkeypatch.setattr(gguf_write, "_tensors", damaged)
     with pytest.raises(SRPOError, match="differs from the model"):
         export(folder(tmp_path / "model", "llama"), str(tmp_path / "out"), max_new_tokens=4)
     assert not list((tmp_path / "out").glob("*.gguf"))
 
 
 def test_the_order_of_a_llamas_rows_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_export, "_interleaved", lambda weight, heads: weight)
+    monkeypatch.setattr(gguf_write, "_interleaved", lambda weight, heads: weight)
     with pytest.raises(SRPOError, match="differs from the model"):
         export(folder(tmp_path / "model", "llama"), str(tmp_path / "out"), max_new_tokens=4)
 
@@ -114,9 +203,8 @@ def test_the_readme_has_both_requests(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    model = folder(tmp_path / "model", "llama")
-    with pytest.raises(ConfigError, match="llama-quantize FILE q4_k_m"):
-        export(model, str(tmp_path / "out"), kind="q4_k_m")
+    with pytest.raises(ConfigError, match=r"'q9'.*expected one of f32.*q4_k_m"):
+        export(folder(tmp_path / "model", "llama"), str(tmp_path / "out"), kind="q9")
     import transformers
 
     config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=VOCAB, eos_token_id=EOS)
@@ -124,3 +212,20 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     make_byte_tokenizer().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ConfigError, match=r"architecture 'gpt2'.*convert_hf_to_gguf"):
         export(str(tmp_path / "gpt2"), str(tmp_path / "out"), max_new_tokens=2)
+    with pytest.raises(ConfigError, match="neither byte-level BPE nor SentencePiece"):
+        export(str(saved(tmp_path / "carry", carry_llama())), str(tmp_path / "out"), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_types": ["full_attention"] * 6}, "layers with full attention"),
+        ({"query_pre_attn_scalar": 8}, "scale of the attention"),
+        ({"final_logit_softcapping": 30.0}, "soft cap"),
+    ],
+)
+def test_a_gemma_that_llama_cpp_would_compute_otherwise_is_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{said}.*not those of llama.cpp"):
+        export(folder(tmp_path / "model", "Gemma3", **changes), str(tmp_path / "out"), max_new_tokens=2)

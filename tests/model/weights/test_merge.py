@@ -16,6 +16,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from srpo import Reviser
 from srpo.cli.main import run
 from srpo.errors import ConfigError, InputError, SRPOError
+from srpo.model.weights import merge as merging
 from srpo.model.weights.card import MARK, Card, licence_of, portable, portable_command, write_card
 from srpo.model.weights.load import load_model
 from srpo.model.weights.merge import MERGE_FILE, _compare_in_float32, compare, measure, merge
@@ -93,6 +94,21 @@ def test_random_tokens_replace_missing_prompts(place: Path, tmp_path: Path) -> N
     assert (compared.prompts, compared.positions, compared.generated) == (4, 4 * 18, 8)
     assert compared.same
     assert "8 of 8 greedy tokens equal; logits differ by" in str(compared)
+
+
+def test_no_more_logits_are_kept_than_fit_in_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    contexts = [[1] * 10, [1] * 30, [1] * 5]
+    bytes_of_two = 8 * 100 * (12 + 32)
+    monkeypatch.setattr(merging, "LOGITS", bytes_of_two)
+    with caplog.at_level("INFO", "srpo"):
+        assert merging._that_fit(contexts, 2, 100) == contexts[:2]
+    assert "takes 2 of 3 prompts" in caplog.text
+    monkeypatch.setattr(merging, "LOGITS", bytes_of_two - 1)
+    assert merging._that_fit(contexts, 2, 100) == contexts[:1]
+    monkeypatch.setattr(merging, "LOGITS", 1)
+    assert merging._that_fit(contexts, 2, 100) == contexts[:1]
 
 
 def test_a_merged_model_that_differs_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training runs whose weights are split over two processes of one CPU, by gloo, as FSDP splits them over GPUs.
+"""Training runs whose weights are split over two processes of one CPU, by gloo, as FSDP or DeepSpeed split on GPUs.
 
 Accelerate switches FSDP on for GPUs only, and three of its ways do not work on a CPU. `split_on_cpu` makes it do on a
 CPU what it does on a GPU.
@@ -6,6 +6,7 @@ CPU what it does on a GPU.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,26 @@ def split_on_cpu(**changes: str) -> None:
 
     state.AcceleratorState.__init__ = started
     _wait_for_gathered_weights()
+
+
+def zero_on_cpu(**changes: str) -> None:
+    """Makes the trainers of this process split by DeepSpeed; `changes` are accelerate's variables.
+
+    Accelerate switches DeepSpeed on for GPUs only, and DeepSpeed would compile its own way to pass tensors between
+    processes of a CPU; without it tensors go through gloo.
+    """
+    os.environ.update({"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu", **changes})
+    from accelerate import state
+    from accelerate.utils import DistributedType
+
+    communication: Any = importlib.import_module("deepspeed.comm.torch")  # as an attribute that name is torch itself
+    communication.build_shm_op = lambda: None
+    prepare = state.PartialState._prepare_backend
+
+    def prepared(self: Any, cpu: bool = False, *args: Any, **kwargs: Any) -> Any:
+        return prepare(self, cpu, *args, **kwargs) if cpu else ("gloo", DistributedType.MULTI_GPU)
+
+    state.PartialState._prepare_backend = prepared
 
 
 def _wait_for_gathered_weights() -> None:

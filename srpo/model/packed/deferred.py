@@ -1,0 +1,64 @@
+"""Checks of numbers on a GPU whose results are read together at the end of a step.
+
+Reading one number makes the host wait until the GPU has computed everything before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from srpo.errors import BackendError
+
+
+class Deferred:
+    """Checks of numbers on a GPU whose results have not been read yet."""
+
+    def __init__(self) -> None:
+        self._failed: list[Tensor] = []
+        self._problems: list[BackendError] = []
+
+    def add(self, failed: Tensor, problem: BackendError) -> None:
+        """Adds a check: `failed` is a boolean on any device, `problem` the error to raise where it is True."""
+        self._failed.append(failed.reshape(1))
+        self._problems.append(problem)
+
+    def results(self, device: torch.device) -> Tensor:
+        """Returns the results of the checks so far as booleans [number of checks] on `device`; True: failed."""
+        return torch.cat([torch.zeros(0, dtype=torch.bool, device=device), *(each.to(device) for each in self._failed)])
+
+    def expect(self, failed: list[bool]) -> None:
+        """Raises the error of the first failed check, and forgets all checks.
+
+        Args:
+            failed: the values of `results`.
+
+        Raises:
+            BackendError: a check failed.
+        """
+        problems, self._failed, self._problems = self._problems, [], []
+        for bad, problem in zip(failed, problems, strict=True):
+            if bad:
+                raise problem
+
+
+_deferred: Deferred | None = None
+
+
+@contextmanager
+def deferring(into: Deferred) -> Iterator[None]:
+    """Inside this `with` block, checks that can wait are added to `into` and not read."""
+    global _deferred
+    before, _deferred = _deferred, into
+    try:
+        yield
+    finally:
+        _deferred = before
+
+
+def deferred() -> Deferred | None:
+    """Returns the `Deferred` of the innermost `deferring` block, or None outside of such a block."""
+    return _deferred

@@ -1,0 +1,121 @@
+"""The host waits for the GPU once a step: counted on a device without values that stands for the GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from benchmarks.waits import CARD, counted_waits, steps_on_the_stand_in
+from srpo.errors import BackendError
+from srpo.model.packed import head
+from srpo.model.packed.flex import tree_block_mask
+from srpo.model.packed.forest import Forest
+from srpo.train.dataset import collate
+from tests.model.zoo import forest_of
+from tests.train.plain import sharp_llama, trainer
+
+QUICK = {"max_steps": 2, "logging_steps": 100, "optim": "adamw_torch", "per_device_train_batch_size": 2}
+
+
+def run(folder: Path, **changes: Any) -> Any:
+    args = QUICK | changes.pop("args", {})
+    return trainer(folder, model=changes.pop("model", sharp_llama(num_hidden_layers=1)), args=args, **changes)
+
+
+@pytest.fixture
+def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "TILED_ABOVE", 0)
+
+
+@pytest.mark.parametrize("case", ["srpo", "dpo", "an adapter, two batches"])
+def test_a_step_waits_once_and_copies_each_batch_once(case: str, tiled: None, tmp_path: Path) -> None:
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM") if "adapter" in case else None
+    args = {"gradient_accumulation_steps": 2} if adapter else {"objective": case}
+    steps = steps_on_the_stand_in(run(tmp_path, args=args, peft_config=adapter))
+    assert len(steps) == 2
+    waits, copies, launches = steps[1]  # the first step compares layouts and heads, and reads the results
+    assert [name for name, _ in waits.elements()] == ["_to_copy"]
+    assert 1 <= copies <= 2  # batches are fetched ahead
+    assert launches > 100
+
+
+def test_control_a_callback_that_reads_the_loss(tmp_path: Path) -> None:
+    class Reader(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            next(model.parameters()).sum().item()
+
+    steps = steps_on_the_stand_in(run(tmp_path, callbacks=[Reader()]))
+    assert steps[1][0].total() == 2, steps[1]
+
+
+def test_control_a_batch_from_ordinary_memory(tmp_path: Path) -> None:
+    steps = steps_on_the_stand_in(run(tmp_path), page_locked=False)
+    assert [line.split(":")[0] for _, line in steps[1][0].elements() if "metrics" not in line] == ["transfer.py"]
+
+
+def test_every_way_to_wait_is_counted() -> None:
+    there = torch.zeros(4, device=CARD)
+    ways: list[Any] = [
+        *(there.tolist, there.cpu, there[0].item, there.nonzero, there.unique, lambda: bool(there[0] > 0)),
+        *(lambda: there[there > 0], lambda: torch.ones(3).to(CARD), lambda: torch.zeros(4).copy_(there)),
+        *(
+            lambda: torch.tensor([1.0], device=CARD),
+            lambda: there.copy_(torch.ones(4)),
+            lambda: there.numpy(force=True),
+        ),
+    ]
+    for number, way in enumerate(ways):
+        with counted_waits() as counted:
+            try:
+                way()
+            except NotImplementedError:
+                assert counted.waits
+        assert sum(counted.waits.values()) == 1, number
+    with counted_waits() as counted:
+        torch.zeros(3, device=CARD).add_(1).sum()
+        torch.ones(3).to(CARD, non_blocking=True)
+    assert not counted.waits
+    assert (counted.copies, counted.launches) == (1, 4)
+
+
+def test_block_masks_of_flex_attention_are_made_without_a_wait() -> None:
+    with counted_waits() as counted:
+        forest = Forest.plant(forest_of(), CARD)
+        for window in (None, 3):
+            tree_block_mask(forest, window)
+    assert not counted.waits
+    assert counted.copies == 1
+
+
+def test_the_collator_makes_the_plan(tmp_path: Path) -> None:
+    made = run(tmp_path)
+    batch = collate([made.pairs[0], made.pairs[1]])
+    plain = Forest.plant([made.pairs[0][2], made.pairs[1][2]])
+    assert torch.equal(batch["forest"].block, plain.block)
+    assert next(iter(made.get_train_dataloader()))["forest"].trees
+    assert "forest" not in next(iter(run(tmp_path, args={"backend": "flat"}).get_train_dataloader()))
+
+
+def test_workers_make_the_same_batches(tmp_path: Path) -> None:
+    here, theirs = (run(tmp_path, args={"dataloader_num_workers": n}).get_train_dataloader() for n in (0, 1))
+    for one, other in zip(here, theirs, strict=True):
+        assert torch.equal(one["forest"].block, other["forest"].block)
+        assert one["row"].tolist() == other["row"].tolist()
+
+
+def test_logits_that_change_after_the_first_batch_stop_the_step(tiled: None, tmp_path: Path) -> None:
+    """A scale that no configuration names, from the second step on."""
+
+    class Scaled(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            model.register_forward_hook(lambda module, given, out: setattr(out, "logits", 1.5 * out.logits))
+
+    made = run(tmp_path, callbacks=[Scaled()])
+    with pytest.raises(BackendError, match="no longer what its head and configuration give"):
+        made.train()
+    assert made.state.global_step == 1
