@@ -56,6 +56,10 @@ def counted(items: Iterable[T], unit: str, total: int | None = None) -> Iterator
     The cost is a `Forecast` from the items before the first pause, since items may come in batches, or from those of
     the first seconds if there is no pause.
 
+    Args:
+        unit: name of the items, in the plural.
+        total: number of items; None if unknown.
+
     Example:
         >>> list(counted("ab", "letters", 2))
         ['a', 'b']

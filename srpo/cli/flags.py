@@ -112,7 +112,7 @@ def _in_words(value: object) -> str:
 def parser_of(verb: str, description: str, kind: type[Dataclass]) -> FlagParser:
     """Returns the argument parser of `srpo VERB`, with a flag for each setting of the dataclass `kind`.
 
-    Flags cannot be abbreviated.
+    Flags cannot be abbreviated. `description` is the text of the help page.
     """
     formatter = argparse.RawDescriptionHelpFormatter
     parser = FlagParser(prog=f"srpo {verb}", description=description, allow_abbrev=False, formatter_class=formatter)

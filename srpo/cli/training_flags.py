@@ -52,6 +52,9 @@ def parse_training(
     Flags win over the settings file, and the file wins over a preset.
 
     Args:
+        verb: "train", "precompute" or "rounds".
+        description: text of the help page.
+        argv: command-line words after the verb.
         more: dataclasses of further settings that the file and the flags may hold.
 
     Raises:

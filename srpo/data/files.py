@@ -170,6 +170,10 @@ _BETWEEN = re.compile(r"\s*([,\]])\s*")
 def loaded_rows(name: str, split: str, config: str | None, whole: str) -> Rows:
     """Yields (`name, row n`, row) from the library `datasets`: from a folder, or from a data set by name.
 
+    Args:
+        split, config: split and configuration of the data set.
+        whole: split name accepted for a source without splits.
+
     Raises:
         InputError: the data set cannot be loaded, or has no such split.
     """

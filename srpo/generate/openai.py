@@ -93,6 +93,8 @@ class CompletionsEngine:
     ) -> list[Completion]:
         """Returns one completion per context, in order; a failed request gives a completion with `failed` set.
 
+        The arguments are those of `Engine.complete`.
+
         Raises:
             BackendError: The server read other tokens than it was sent.
         """

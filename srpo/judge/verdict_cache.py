@@ -114,7 +114,7 @@ class CachingJudge:
 
     @property
     def identity(self) -> str:
-        """The identity of the wrapped judge."""
+        """Name and settings of the wrapped judge, in one line."""
         return self.judge.identity
 
     def forecast(self, comparisons: Iterable[AnswerPair]) -> str:

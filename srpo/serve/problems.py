@@ -45,12 +45,18 @@ class Problem(Exception):
 
 
 def unsupported(name: str, problem: str) -> Problem:
-    """Returns the error, HTTP status 400, for a request field that this server does not honour."""
+    """Returns the error, HTTP status 400, for a request field `name` that this server does not honour.
+
+    `problem` says what is wrong, in words.
+    """
     return Problem(400, f"{name}: {problem}", param=name, code="unsupported_parameter")
 
 
 def invalid(name: str, problem: str) -> Problem:
-    """Returns the error, HTTP status 400, for a request field with an unusable value."""
+    """Returns the error, HTTP status 400, for a request field `name` with an unusable value.
+
+    `problem` says what is wrong with it, in words.
+    """
     return Problem(400, f"{name}: {problem}", param=name, code="invalid_value")
 
 

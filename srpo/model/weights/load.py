@@ -36,6 +36,8 @@ def load_tokenizer(
     """Loads the tokenizer at a local path or hub name; for an adapter without one, its base model's.
 
     Args:
+        trust_remote_code: run the code in the tokenizer's repository, with all rights of the user.
+        revision: branch, tag or commit on the hub.
         base_model: base model of an adapter, instead of the one in its `adapter_config.json`.
 
     Raises:
