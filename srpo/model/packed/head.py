@@ -149,18 +149,31 @@ def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> 
     """Inside the block, passes only the positions `place_P` to the model's head, or only the first of them."""
     seen = _HeadInput(core(model).get_output_embeddings())
 
-    def narrow(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def narrow(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.hidden_PD = args[0].flatten(0, -2).index_select(0, place_P)
         kind = args[0].device.type
         mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         seen.dtype = torch.get_autocast_dtype(kind) if mixed else args[0].dtype
-        return (seen.hidden_PD[None, :1] if only_first else seen.hidden_PD[None], *args[1:])
+        if not only_first:
+            return (seen.hidden_PD[None], *args[1:])
+        if mixed and head.weight.dtype != seen.dtype:  # autocast would cast the whole weight for this one position
+            block = torch.autocast(kind, enabled=False)
+            block.__enter__()
+            open_blocks.append(block)
+        return (seen.hidden_PD[None, :1].to(head.weight.dtype), *args[1:])
 
+    def close(*_: object) -> None:
+        while open_blocks:
+            open_blocks.pop().__exit__(None, None, None)
+
+    open_blocks: list[Any] = []
     hook = seen.head.register_forward_pre_hook(narrow)
+    closing = seen.head.register_forward_hook(close, always_call=True)
     try:
         yield seen
     finally:
         hook.remove()
+        closing.remove()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from srpo.model.packed import fused
 from srpo.model.packed.sums import device_of_sums, wide
 from srpo.model.weights.precision import has_fast_bfloat16
 
@@ -83,11 +84,17 @@ class TiledLogps(torch.autograd.Function):
         norm_P = hidden_PD.new_empty(len(hidden_PD), dtype=full)
         logp_T = torch.empty_like(row_T, dtype=torch.float64, device=device_of_sums(row_T.device))
         with Products(hidden_PD, weight_VD, bias_V, keep=keep) as products:
-            for rows, answers in _tiles(hidden_PD, weight_VD, by_row):
-                logits_RV = after(products.logits(rows).to(full))
-                scored_A = logits_RV[row_T[answers] - rows.start, token_T[answers]]
-                most_R1 = logits_RV.amax(1, keepdim=True)  # torch's logsumexp would need two more tiles of memory
-                norm_P[rows] = most_R1[:, 0] + products.minus(logits_RV, most_R1).exp_().sum(1).log()
+            for rows, answers in _tiles(products, by_row):
+                places = (row_T[answers] - rows.start, token_T[answers])
+                if products.fused:
+                    logits_RV = products.logits(rows)
+                    scored_A = after(logits_RV[places].to(full))
+                    norm_P[rows] = fused.norms(logits_RV, after.scale, after.cap or 0.0)
+                else:
+                    logits_RV = after(products.logits(rows).to(full))
+                    scored_A = logits_RV[places]
+                    most_R1 = logits_RV.amax(1, keepdim=True)  # torch's logsumexp would need two more tiles of memory
+                    norm_P[rows] = most_R1[:, 0] + products.minus(logits_RV, most_R1).exp_().sum(1).log()
                 logp_T[answers.to(logp_T.device)] = wide(scored_A) - wide(norm_P[row_T[answers]])
                 del logits_RV  # before the next tile is allocated
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, products.kept_PV)
@@ -101,36 +108,66 @@ class TiledLogps(torch.autograd.Function):
         after, by_row, full = ctx.after, ctx.by_row, norm_P.dtype
         grad_T = grad_T.to(full).to(norm_P.device)
         grad_P = torch.zeros_like(norm_P).index_add_(0, row_T, grad_T)
-        dweight_VD = torch.zeros_like(weight_VD, dtype=full) if ctx.needs_input_grad[1] else None
+        dweight_VD: Tensor | None = None
         dbias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
         with Products(hidden_PD, weight_VD, bias_V, kept_PV=kept_PV) as products:
             dhidden_PD = torch.empty_like(products.hidden_PD) if ctx.needs_input_grad[0] else None
-            for rows, answers in _tiles(hidden_PD, weight_VD, by_row):
-                logits_RV = after(products.logits(rows).to(full))
-                slope_RV = None if after.cap is None else 1 - (logits_RV / after.cap).square()  # of cap · tanh(z / cap)
-                # −softmax weighted by each position's gradient, plus each answer token's gradient at its own logit
-                dlogits_RV = products.minus(logits_RV, norm_P[rows, None]).exp_().mul_(-grad_P[rows, None])
-                places = (row_T[answers] - rows.start, token_T[answers])
-                dlogits_RV.index_put_(places, grad_T[answers], accumulate=True)
-                if slope_RV is not None:
-                    dlogits_RV.mul_(slope_RV)
-                if after.scale != 1.0:
-                    dlogits_RV.mul_(after.scale)
+            slopes = _FusedSlopes(by_row, row_T, token_T, grad_T) if products.fused else None
+            for rows, answers in _tiles(products, by_row):
+                logits_RV, norms = products.logits(rows), (norm_P[rows], grad_P[rows])
+                if slopes is not None:
+                    dlogits_RV = slopes(logits_RV, *norms, rows, after)
+                else:
+                    places = (row_T[answers] - rows.start, token_T[answers], grad_T[answers])
+                    dlogits_RV = _slopes(products, after(logits_RV.to(full)), *norms, *places, after)
                 if dbias_V is not None:
-                    dbias_V += dlogits_RV.sum(0)
+                    dbias_V += dlogits_RV.sum(0, dtype=full)
                 dlogits_RV = dlogits_RV.to(products.hidden_PD.dtype)
                 if dhidden_PD is not None:
                     torch.mm(dlogits_RV, products.weight_VD, out=dhidden_PD[rows])
-                if dweight_VD is None:
-                    pass
-                elif full == dlogits_RV.dtype:
-                    dweight_VD.addmm_(dlogits_RV.T, products.hidden_PD[rows])
-                else:  # tiles are summed in float32; no product of half-precision matrices adds into float32
-                    dweight_VD += dlogits_RV.T @ products.hidden_PD[rows]
+                if ctx.needs_input_grad[1]:
+                    dweight_VD = products.add_product(dweight_VD, dlogits_RV.T, products.hidden_PD[rows])
                 del logits_RV, dlogits_RV
         dhidden_PD = None if dhidden_PD is None else dhidden_PD.to(hidden_PD.dtype)
         dweights = (None if d is None else d.to(weight_VD.dtype) for d in (dweight_VD, dbias_V))
         return dhidden_PD, *dweights, None, None, None, None, None
+
+
+def _slopes(
+    products: Products,
+    logits_RV: Tensor,
+    norm_R: Tensor,
+    grad_R: Tensor,
+    row_A: Tensor,
+    token_A: Tensor,
+    grad_A: Tensor,
+    after: After,
+) -> Tensor:
+    """Gradient [R, V] of a tile's logits before the transform `after`; `logits_RV` are transformed, and overwritten.
+
+    `row_A`, `token_A` and `grad_A` are row in the tile, id and gradient of each answer token.
+    """
+    slope_RV = None if after.cap is None else 1 - (logits_RV / after.cap).square()  # of cap · tanh(z / cap)
+    # −softmax weighted by each position's gradient, plus each answer token's gradient at its own logit
+    dlogits_RV = products.minus(logits_RV, norm_R[:, None]).exp_().mul_(-grad_R[:, None])
+    dlogits_RV.index_put_((row_A, token_A), grad_A, accumulate=True)
+    if slope_RV is not None:
+        dlogits_RV.mul_(slope_RV)
+    return dlogits_RV if after.scale == 1.0 else dlogits_RV.mul_(after.scale)
+
+
+class _FusedSlopes:
+    """`_slopes` by one kernel, with the answer tokens in the order of the scored positions."""
+
+    def __init__(self, by_row: ByRow, row_T: Tensor, token_T: Tensor, grad_T: Tensor) -> None:
+        order_T = by_row.order_T
+        self._row_T, self._token_T, self._grad_T = row_T[order_T], token_T[order_T], grad_T[order_T]
+
+    def __call__(self, logits_RV: Tensor, norm_R: Tensor, grad_R: Tensor, rows: slice, after: After) -> Tensor:
+        bounds_R1 = torch.arange(rows.start, rows.stop + 1, device=self._row_T.device)
+        first_R1 = torch.searchsorted(self._row_T, bounds_R1)
+        answers = (first_R1, self._token_T, self._grad_T)
+        return fused.slopes(logits_RV, norm_R, grad_R, *answers, after.scale, after.cap or 0.0)
 
 
 class Products:
@@ -145,6 +182,7 @@ class Products:
     Attributes:
         hidden_PD, weight_VD, bias_V: operands in the dtype of the products.
         kept_PV: the stored logits, before any transform; None if they are not stored.
+        fused: the elementwise passes over logits are those of `fused.py`.
     """
 
     def __init__(
@@ -163,6 +201,7 @@ class Products:
         self.kept_PV = self.hidden_PD.new_empty(shape) if keep else kept_PV
         self._spare_RV: Tensor | None = None  # memory of one tile, allocated once: fresh pages cost as much as a pass
         kind = hidden_PD.device.type
+        self.fused = fused.serves(_kind(kind), dtype, planned=_card is not None)
         mixed = torch.amp.is_autocast_available(kind)
         self._no_autocast: Any = torch.autocast(kind, enabled=False) if mixed else nullcontext()
 
@@ -181,6 +220,14 @@ class Products:
         if self.bias_V is None:
             return torch.mm(self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
         return torch.addmm(self.bias_V, self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
+
+    def add_product(self, total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+        """`total` plus the product of two matrices, in place; in float32 unless they are in float64."""
+        if total is not None and left.dtype == total.dtype:
+            return total.addmm_(left, right)
+        product = fused.product32(left, right) if self.fused else left @ right
+        product = product.to(torch.promote_types(left.dtype, torch.float32))
+        return product if total is None else total.add_(product)
 
     def minus(self, logits_RV: Tensor, value_R1: Tensor) -> Tensor:
         """Returns the logits of a tile minus `value_R1`, in place unless the logits are those of `kept_PV`."""
@@ -277,11 +324,17 @@ def sorted_by_row(row_T: Tensor) -> ByRow:
     return ByRow(order_T, row_T[order_T].numpy(force=True))
 
 
-def _tiles(hidden_PD: Tensor, weight_VD: Tensor, by_row: ByRow) -> Iterator[tuple[slice, Tensor]]:
-    """Yields slices of the scored positions, each with the indices of the answer tokens scored in it."""
-    rows = max(1, TILE.get(_kind(hidden_PD.device.type), TILE_ELSEWHERE) // len(weight_VD))
+def _tiles(products: Products, by_row: ByRow) -> Iterator[tuple[slice, Tensor]]:
+    """Yields slices of the scored positions, each with the indices of the answer tokens scored in it.
+
+    Logits that are stored are one tile for fused passes, which need no memory in float32.
+    """
+    positions, words = len(products.hidden_PD), len(products.weight_VD)
+    rows = max(1, TILE.get(_kind(products.hidden_PD.device.type), TILE_ELSEWHERE) // words)
+    if products.fused and products.kept_PV is not None:
+        rows = positions
     first = 0
-    for start in range(0, len(hidden_PD), rows):
+    for start in range(0, positions, rows):
         last = int(np.searchsorted(by_row.sorted_T, start + rows))
-        yield slice(start, min(start + rows, len(hidden_PD))), by_row.order_T[first:last]
+        yield slice(start, min(start + rows, positions)), by_row.order_T[first:last]
         first = last
