@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,15 @@ def main(argv: list[str]) -> int:
     from srpo.check.inspection_print import print_inspection
     from srpo.data.source import Source, columns_of, evaluation_source
     from srpo.disk import expect_writable, write_file
-    from srpo.model.weights.load import load_tokenizer
+    from srpo.model.weights.load import load_processor, load_tokenizer
     from srpo.sequences.render import Renderer, template_for
     from srpo.sequences.tree_store import cache_folder
 
     read = ("dataset_name", "eval_dataset_name", "revision_template")
     expect_writable({"--html": args.html}, {f"--{name}": getattr(args, name) for name in read})
     template = template_for(args.model_name_or_path, args.revision_template)
-    remote = args.trust_remote_code
-    tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=remote, base_model=args.base_model)
+    where: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, "base_model": args.base_model}
+    tokenizer = load_tokenizer(args.model_name_or_path, **where)
     how = (columns_of(args.map), args.rankings)
     name, split = args.eval_dataset_name, args.dataset_test_split
     found = inspect(
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> int:
             template,
             chat_template_kwargs=args.chat_template_kwargs,
             no_chat_template=args.no_chat_template,
+            processor=partial(load_processor, args.model_name_or_path, **where),
         ),
         max_length=args.max_length or _context(args.model_name_or_path),
         truncate=args.truncate,

@@ -189,7 +189,7 @@ def loaded_rows(name: str, split: str, config: str | None, whole: str) -> Rows:
                 _expect_whole(name, split, config, whole if found.split is None or split == whole else str(found.split))
         else:
             found = datasets.load_dataset(name, config, split=split)
-        for number, row in enumerate(found, 1):
+        for number, row in enumerate(undecoded(found), 1):
             yield f"{name}, row {number}", row
     except KeyError:
         raise InputError(f"no split {split!r}", where=name, expected="one of " + ", ".join(found)) from None
@@ -197,6 +197,28 @@ def loaded_rows(name: str, split: str, config: str | None, whole: str) -> Rows:
         expected = "a JSONL, JSON, CSV or Parquet file, or a folder or name that `datasets` can load"
         here = "" if os.path.isdir(name) else "; no such file or folder here, and `datasets` cannot load the name"
         raise InputError(f"no such data{here}: {first_line(error)}", where=name, expected=expected) from None
+
+
+def undecoded(rows: Any) -> Any:
+    """The rows of a `datasets` data set with pictures as bytes and paths, since a torn one would end the iteration.
+
+    Other rows are returned unchanged.
+    """
+    if "Image(" not in repr(features := getattr(rows, "features", None)) or not hasattr(rows, "cast"):
+        return rows
+    import datasets
+
+    def plain(feature: Any) -> Any:
+        if isinstance(feature, datasets.Image):
+            return datasets.Image(decode=False)
+        if isinstance(feature, dict):
+            return type(feature)({key: plain(each) for key, each in feature.items()})
+        if isinstance(feature, list):
+            return [plain(each) for each in feature]
+        inner = getattr(feature, "feature", None)
+        return feature if inner is None else type(feature)(plain(inner))
+
+    return rows.cast(plain(features))
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from srpo.data.files import jsonl_rows
 from srpo.data.formats import Layout, convert, detect, prompt_of, reasoned
+from srpo.data.pictures import Picture, taken, with_pictures
 from srpo.data.reasons import reasons
 from srpo.data.source import EXTRA_COLUMNS, AnySource, Source, columns_of
 from srpo.data.values import Message, NoPreference, Prompt, Row, Unusable, template_options
@@ -53,7 +54,7 @@ class Pair:
     """One preference: a prompt and two answers to it.
 
     Attributes:
-        prompt: text, or the messages before the answer.
+        prompt: text, or the messages before the answer; a `PicturedPrompt` with pictures.
         chosen: text of the preferred answer.
         rejected: text of the other answer.
         where: `file:line` or `row n`, for messages.
@@ -164,7 +165,9 @@ class Stream:
                 yield kind(where + problem.column, str(problem))
 
     def _pairs(self, row: Row, where: str) -> list[Pair]:
+        row, pictures = taken(row, self._source.folder)
         prompt, answers = convert(row, self.layout, self._source.rankings)
+        prompt = with_pictures(prompt, pictures, [each for pair in answers for each in pair[:2]])
         tools, options = template_options(row)
         known = {*(self.layout.columns if self.layout else ()), *EXTRA_COLUMNS}
         meta = {key: value for key, value in row.items() if key not in known}
@@ -249,7 +252,7 @@ def read_prompts(source: AnySource, *, rejects: list[Reject] | None = None) -> l
     new: list[Reject] = []
     for where, row in source.rows():
         try:
-            found.append(_prompt_row(row, where, from_file=source.name != "rows"))
+            found.append(_prompt_row(*taken(row, source.folder), where, from_file=source.name != "rows"))
         except Unusable as problem:
             new.append(Reject(where + problem.column, str(problem)))
     if rejects is not None:
@@ -261,8 +264,9 @@ def read_prompts(source: AnySource, *, rejects: list[Reject] | None = None) -> l
     return found
 
 
-def _prompt_row(row: Row, where: str, *, from_file: bool) -> PromptRow:
+def _prompt_row(row: Row, pictures: tuple[Picture, ...], where: str, *, from_file: bool) -> PromptRow:
     prompt, column = prompt_of(row)
+    prompt = with_pictures(prompt, pictures)
     meta = {key: value for key, value in row.items() if key != column}
     return PromptRow(prompt, where, plain(meta) if from_file else meta, *template_options(row))
 

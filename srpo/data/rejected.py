@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from srpo.data.files import is_loaded, rows_of
+from srpo.data.files import is_loaded, rows_of, undecoded
 from srpo.data.opened import kind_of, opened
 from srpo.data.read import Reject, Source
 from srpo.data.source import AnySource
@@ -27,7 +27,8 @@ def rejected_lines(source: AnySource, rejects: Iterable[Reject]) -> Iterator[str
     """Yields a line of JSON per reject, in the source's order: `file`, `line`, `reason`, and `raw`, the row's own text.
 
     For a row without lines of its own (Parquet, an array, rows in memory) `raw` is the row as JSON and `line` its
-    number. Text that is not UTF-8 is in `raw_base64` instead. Rows that can be read only once leave `raw` null.
+    number. Text that is not UTF-8 is in `raw_base64` instead. Rows that can be read only once leave `raw` null. The
+    bytes of pictures are left out.
 
     Example:
         >>> rows = [{"prompt": "2+2=", "chosen": "4", "rejected": 5}]
@@ -62,11 +63,19 @@ def _has_lines(source: Source) -> bool:
 
 def _raw(raw: object) -> dict[str, Any]:
     if not isinstance(raw, bytes):
-        return {"raw": None if raw is None else json.dumps(raw, ensure_ascii=False, default=str)}
+        return {"raw": None if raw is None else json.dumps(raw, ensure_ascii=False, default=_described)}
     try:
-        return {"raw": raw.decode("utf-8")}
+        return {"raw": _DATA_URL.sub(r"\1…", raw.decode("utf-8"))}
     except UnicodeDecodeError:
         return {"raw_base64": base64.b64encode(raw).decode()}
+
+
+_DATA_URL = re.compile(r"(data:image/[\w.+-]+;base64,)[A-Za-z0-9+/=]{64,}")
+
+
+def _described(value: object) -> str:
+    """A value without JSON as text; the bytes of a picture are counted and not copied."""
+    return f"<{len(value)} bytes>" if isinstance(value, bytes | bytearray) else str(value)
 
 
 def _spans(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, bytes]]:
@@ -93,7 +102,7 @@ def _rows(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, Any]
     elif iter(source.origin) is source.origin:  # an iterator, already used up
         return
     else:
-        rows = ((i, row) for i, row in enumerate(source.origin, 1))
+        rows = ((i, row) for i, row in enumerate(undecoded(source.origin), 1))
     for number, row in rows:
         if number in wanted and not isinstance(row, Unusable):
             yield number, row

@@ -8,9 +8,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from srpo.data.files import is_loaded, rows_of
+from srpo.data.files import is_loaded, rows_of, undecoded
 from srpo.data.formats import LAYOUTS
 from srpo.data.opened import kind_of
+from srpo.data.pictures import COLUMNS as PICTURES
 from srpo.data.rankings import CHOICES
 from srpo.data.rankings import COLUMNS as RANKING_COLUMNS
 from srpo.data.tables import from_cells
@@ -18,7 +19,7 @@ from srpo.data.values import Unusable, as_object, from_text, joined
 from srpo.errors import ConfigError, DataError, did_you_mean
 
 MESSAGE_COLUMNS = ("prompt", "chosen", "rejected", "conversations")
-EXTRA_COLUMNS = ("system", "tools", "chat_template_kwargs")  # columns allowed in every layout
+EXTRA_COLUMNS = ("system", "tools", "chat_template_kwargs", *PICTURES)  # columns allowed in every layout
 COLUMNS = tuple(dict.fromkeys([*chain(*(layout.columns for layout in LAYOUTS)), *RANKING_COLUMNS, *EXTRA_COLUMNS]))
 
 AnySource: TypeAlias = "str | Path | Iterable[Mapping[str, Any]] | Source"
@@ -73,6 +74,13 @@ class Source:
         return str(self.origin) if isinstance(self.origin, str | Path) else "rows"
 
     @property
+    def folder(self) -> Path | None:
+        """The folder that paths of pictures start from: that of the file, or the folder; None for rows in memory."""
+        if not isinstance(self.origin, str | Path):
+            return None
+        return Path(self.origin) if Path(self.origin).is_dir() else Path(self.origin).parent
+
+    @property
     def has_splits(self) -> bool:
         """True if the library `datasets` loads the origin, which may then have splits."""
         return isinstance(self.origin, str | Path) and is_loaded(self.origin)
@@ -121,7 +129,7 @@ def records(origin: Iterable[object]) -> Iterable[object]:
             rows: Iterable[object] = getattr(origin, name)()
             return rows
     if not (hasattr(origin, "to_dict") and hasattr(origin, "columns")):
-        return origin
+        return undecoded(origin)
     found: list[dict[str, Any]] = origin.to_dict(orient="records")
     return [{key: _plain_cell(value) for key, value in row.items()} for row in found]
 

@@ -13,8 +13,8 @@ Prompt = str | list[Message]
 Row = Mapping[str, Any]
 
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names for roles; other names are roles already
-NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # columns that a text model cannot use
-NOT_SHOWN = ("tool_calls", "function_call", *NOT_TEXT)  # keys of a message, rejected
+NOT_TEXT = ("video", "videos", "audio", "audios")  # columns that no model is shown
+NOT_SHOWN = ("tool_calls", "function_call", "image", "images", "pictures", *NOT_TEXT)  # keys of a message, rejected
 NAMES = ("name", "tool_call_id")  # keys of a message that a chat template may show
 REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of a message that hold its thinking
 RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "tools")
@@ -42,7 +42,7 @@ class NoPreference(Unusable):
 
 
 def as_object(row: object, holds: str) -> Row:
-    """Returns the row after a check that it is an object without images, video or audio.
+    """Returns the row after a check that it is an object without video or audio.
 
     `holds` describes the wanted columns in errors.
 
@@ -58,7 +58,7 @@ def as_object(row: object, holds: str) -> Row:
             raise Unusable(f"a column is named by {kind(key)}; want a string")
     for key in NOT_TEXT:
         if not _is_empty(row.get(key)):
-            raise Unusable(f"{key!r} is not empty; a text model cannot be shown it")
+            raise Unusable(f"{key!r} is not empty, and no model is shown it")
     return row
 
 

@@ -61,6 +61,7 @@ class JournaledEngine:
     def __init__(self, engine: Engine, journal: Journal) -> None:
         self.engine, self.journal = engine, journal
         self.batch_size, self.same_batch_same_bits = engine.batch_size, engine.same_batch_same_bits
+        self.pictured = getattr(engine, "pictured", False)  # the key of a request names its prompt's pictures
 
     @property
     def max_length(self) -> int | None:

@@ -18,6 +18,7 @@ from srpo.errors import ConfigError
 from srpo.generate.engine import Completion, Keep, expect_temperature
 from srpo.generate.folded_adapter import FoldedAdapter
 from srpo.generate.sampling import choose, uniforms
+from srpo.model.packed.pictures import flat_inputs
 from srpo.model.unwrap import core
 from srpo.model.weights.load import model_context
 from srpo.progress import remark_detail
@@ -63,6 +64,7 @@ class HFEngine:
     """
 
     same_batch_same_bits = True
+    pictured = True  # contexts may hold pictures
 
     def __init__(self, model: nn.Module, *, pad_id: int, batch_size: int = 32) -> None:
         if batch_size < 1:
@@ -130,6 +132,7 @@ class HFEngine:
                 input_ids=ids_NL,
                 attention_mask=mask_NL,
                 logits_processor=LogitsProcessorList(sampler),
+                **flat_inputs(self.model, contexts, ids_NL),
                 **dict.fromkeys(_SHAPING),
                 do_sample=False,
                 num_beams=1,

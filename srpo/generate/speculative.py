@@ -32,6 +32,7 @@ from srpo.generate.sampling import choose, uniforms
 from srpo.model.packed.head import head_dtypes
 from srpo.model.unwrap import core
 from srpo.progress import remark_detail
+from srpo.sequences.picture_inputs import pictures_in
 
 log = logging.getLogger("srpo")
 
@@ -103,7 +104,8 @@ class SpeculativeEngine(HFEngine):
         Without guesses the cache starts empty, so a batch does not depend on the batch before it, to the last bit.
         """
         expect_temperature(temperature)
-        if not contexts or not self._settle(contexts[0]):
+        pictured = any(map(pictures_in, contexts))  # the cache holds text alone
+        if not contexts or pictured or not self._settle(contexts[0]):
             return super().complete(
                 contexts,
                 keys,

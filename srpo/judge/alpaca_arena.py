@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from srpo.data.files import json_rows
-from srpo.data.values import Unusable, prompt_text
+from srpo.data.pictures import refuse_pictures
+from srpo.data.values import Prompt, Unusable, prompt_text
 from srpo.errors import ConfigError, DataError, did_you_mean
 from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.revise.trail import Answer, Trail
@@ -85,10 +86,15 @@ def alpaca_outputs(trails: Iterable[Trail], *, generator: str, revisions: int) -
         ]
     """
     rows = [
-        {"instruction": prompt_text(trail.prompt), "output": trail.after(revisions).text, "generator": generator}
+        {"instruction": _text_of(trail.prompt), "output": trail.after(revisions).text, "generator": generator}
         for trail in trails
     ]
     return json.dumps(rows, ensure_ascii=False, indent=2)
+
+
+def _text_of(prompt: Prompt) -> str:
+    refuse_pictures(prompt, "AlpacaEval")
+    return prompt_text(prompt)
 
 
 def arena_answers(trails: Iterable[Trail], *, model: str, revisions: int) -> str:
@@ -111,6 +117,7 @@ def arena_answers(trails: Iterable[Trail], *, model: str, revisions: int) -> str
             expected = "trails made from Arena-Hard's question.jsonl, which keep the uid"
             raise DataError("no uid", where=f"trail {number}", expected=expected)
         answer = trail.after(revisions)
+        refuse_pictures(trail.prompt, "Arena-Hard")
         turns = [{"role": "user", "content": trail.prompt}] if isinstance(trail.prompt, str) else trail.prompt
         rows.append(
             {
@@ -136,7 +143,7 @@ def alpaca_annotations(
     """
     rows = [
         {
-            "instruction": prompt_text(pair.prompt),
+            "instruction": _text_of(pair.prompt),
             "output_1": pair.first,
             "generator_1": names[0],
             "output_2": pair.second,

@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from srpo.data.pictures import refuse_pictures
 from srpo.data.values import Prompt, prompt_text
 from srpo.errors import ConfigError, InputError, did_you_mean
 
@@ -84,6 +85,7 @@ class JudgePrompt:
             shown_first, shown_second: the answers, shown as A and B.
             nonce: random text that marks where each inserted text begins and ends, and must occur in the verdict.
         """
+        refuse_pictures(prompt, "the judge")
         labels = list(self.verdicts)
         filled = {
             "fence": FENCE.format(nonce=nonce),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from srpo.data.pictures import refuse_pictures
 from srpo.data.values import Prompt
 from srpo.errors import LengthError, NonFiniteError
 from srpo.judge.verdict import AnswerPair, Verdict, prefer_higher
@@ -86,6 +87,7 @@ class RewardModel:
         return found
 
     def _encode(self, prompt: Prompt, answer: str) -> BatchEncoding:
+        refuse_pictures(prompt, "the reward model")
         if self.tokenizer.chat_template:
             before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
             turns = [*before, {"role": "assistant", "content": answer}]

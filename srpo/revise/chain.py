@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+from srpo.data.pictures import pictures_of
 from srpo.data.read import Prompt, PromptRow
-from srpo.generate.engine import Keep
+from srpo.errors import ConfigError
+from srpo.generate.engine import Engine, Keep
 from srpo.progress import Forecast, remark
 from srpo.revise.policy import Policy
 from srpo.revise.settings import LAST
@@ -78,6 +80,14 @@ class Chain:
         stopped = f"{FAILED}{self.failed}" if self.failed else self.stopped or "revisions"
         stopped = f"{IMPOSSIBLE}{self.impossible}" if self.impossible else stopped
         return Trail(self.row.prompt, tuple(self.answers), stopped, self.row.meta)
+
+
+def expect_sent(rows: Sequence[PromptRow], engine: Engine) -> None:
+    """Raises ConfigError if a prompt has pictures and the engine would be sent its token ids alone."""
+    shown = getattr(engine, "pictured", False)
+    if where := next((row.where for row in rows if pictures_of(row.prompt) and not shown), None):
+        fix = "use engine hf, which generates in this process"
+        raise ConfigError("the prompt has pictures, and this engine is not sent pictures", where=where, fix=fix)
 
 
 def key_of(prompt: Prompt, occurrence: int) -> str:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -24,9 +25,9 @@ from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
 from srpo.model.unwrap import core, device_of
-from srpo.model.weights.load import load_tokenizer
+from srpo.model.weights.load import load_processor, load_tokenizer
 from srpo.progress import remark
-from srpo.revise.chain import Chain, forecast_of, key_of, shows_answers
+from srpo.revise.chain import Chain, expect_sent, forecast_of, key_of, shows_answers
 from srpo.revise.confidence import Confidence, ModelScorer, Scorer, Sequences, expect_known
 from srpo.revise.drift import unlike
 from srpo.revise.loading import loaded_models, training_record
@@ -92,8 +93,8 @@ class Reviser:
         settings = (settings or ReviserSettings()).with_options(options)
         path = model if isinstance(model, str) else core(model).config._name_or_path
         if renderer is None:
-            remote, base = settings.trust_remote_code, settings.base_model
-            tokenizer = tokenizer or load_tokenizer(path, trust_remote_code=remote, base_model=base)
+            where: Any = {"trust_remote_code": settings.trust_remote_code, "base_model": settings.base_model}
+            tokenizer = tokenizer or load_tokenizer(path, **where)
             if not isinstance(template, RevisionTemplate):
                 template = template_for(path, template) or RevisionTemplate.load(path)
             renderer = Renderer(
@@ -101,6 +102,7 @@ class Reviser:
                 template,
                 chat_template_kwargs=settings.chat_template_kwargs,
                 no_chat_template=settings.no_chat_template,
+                processor=partial(load_processor, path, **where),
             )
         self.renderer = renderer
         record = training_record(path)
@@ -229,6 +231,7 @@ class Reviser:
                 policy, revisions, select_by = Policy.named("greedy"), 0, LAST
                 log.warning("srpo: prompts unlike those of the calibration (%s): one greedy draft instead", why)
         chosen_by = selector_of(self, policy, select_by)
+        expect_sent(rows, self.engine)
         for row in rows:
             self.renderer.expect_shown(row)
         counts: Counter[str] = Counter()

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
+from srpo.data.pictures import PICTURE, RECORD
 from srpo.data.values import THINK_END, THINK_START, Message, Prompt, split_thinking
 from srpo.errors import TemplateError
 from srpo.sequences.answer_form import ASK, CONTENT, MARKS, AnswerForm
@@ -115,7 +116,16 @@ class ChatTemplate:
         self._roles = {*ROLES, *re.findall(r"""['"](\w+)['"]""", str(source))}
         self._fixed = {"chat_template": DATE_CALL.sub(DATE, source)} if self.dated else {}
         self._forms: dict[str, AnswerForm] = {}
-        self.terminator = self._terminator(self._finished())
+        self._parts = False  # whether content is always a list of parts, as some vision-language models take it
+        try:
+            finished = self._finished()
+        except TemplateError as error:
+            self._parts = True
+            try:
+                finished = self._finished()
+            except TemplateError:
+                raise error from None
+        self.terminator = self._terminator(finished)
         own = [(start.strip(), end) for end, start in MARKS.items() if end in str(source)]
         canonical = [(THINK_START, THINK_END)] if own or self.form().thinks else []
         self.thinking = list(dict.fromkeys([*canonical, *own]))
@@ -133,11 +143,23 @@ class ChatTemplate:
         return self._apply(turns, {"add_generation_prompt": True, **(options or {})})
 
     def _apply(self, turns: list[Message], options: Options) -> str:
+        turns = [self._written(turn) for turn in turns]
         try:
             text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._fixed, **options)
             return text
         except TEMPLATE_FAILS as error:
             raise TemplateError(f"the tokenizer's chat template refuses this conversation: {error}") from None
+
+    def _written(self, turn: Message) -> Message:
+        """The message as the template takes it: a list of parts if it has pictures, or if the template asks for one."""
+        if RECORD not in turn and not self._parts:
+            return turn
+        texts = turn["content"].split(PICTURE) if RECORD in turn else [turn["content"]]
+        parts: list[dict[str, str]] = []
+        for at, text in enumerate(texts):
+            parts += [{"type": "image"}] if at else []
+            parts += [{"type": "text", "text": text}] if text else []
+        return {**{key: value for key, value in turn.items() if key != RECORD}, "content": parts}
 
     def turns(self, prompt: Prompt) -> list[Message]:
         """Returns the prompt as messages; control tokens in their text are marked, to be encoded as letters.

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from srpo.data.pictures import pictures_of
 from srpo.data.read import REJECTS, Pair, Prompt, Reject, TooLong, Undecided
 from srpo.errors import ConfigError
 from srpo.sequences.parallel import mapped
@@ -89,6 +90,9 @@ def fitted(renderer: Renderer, pairs: Iterable[Pair], limit: int | None) -> Iter
 def _shortened(renderer: Renderer, pair: Pair, six: list[TokenPair], limit: int) -> list[TokenPair] | Reject:
     """The six sequences of a pair over the limit, after cutting the oldest part of its prompt; or a reject."""
     prompt, now = pair.prompt, six
+    if pictures_of(prompt):
+        lengths = (0, 0, 0, *_lengths(six), longest_of(six))
+        return too_long(pair.where, lengths, limit, ", and prompts with pictures are not cut")
     while longest_of(now) > limit:  # repeats if the remaining text has more tokens than it had inside the whole text
         shorter = cut_oldest(renderer.tokenizer, prompt, longest_of(now) - limit)
         if shorter is None:
@@ -177,8 +181,9 @@ class StoredPairs:
 
         def new() -> Iterator[Pair]:
             for pair in pairs:  # another thread consumes this, so it changes only the deque
-                digest = digest_of(pair)
-                known = self.store.get(digest)
+                # Ids of pictures depend on the processor's settings, which the file's name does not cover.
+                digest = b"" if pictures_of(pair.prompt) else digest_of(pair)
+                known = self.store.get(digest) if digest else None
                 waiting.append((pair.where, digest, known))
                 if known is None:
                     yield pair
@@ -193,7 +198,8 @@ class StoredPairs:
                     yield from known()
                     where, digest, _ = waiting.popleft()
                     self.tokenised += 1
-                    self.store.add(digest, found)
+                    if digest:
+                        self.store.add(digest, found)
                     yield self._limited(where, found)
             yield from known()
         finally:

@@ -1,13 +1,14 @@
 """Pictures as a model takes them: tensors for its vision tower, and the number of token ids that they fill.
 
 A picture is a run of equal token ids in a sequence, the image tokens; the model replaces their embeddings by features
-of the picture. Equal ids do not mean equal pictures, so a prefix tree knows its pictures besides its ids.
+of the picture. Equal ids do not mean equal pictures, so token ids of a context carry their pictures with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,23 +17,49 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PictureInputs:
-    """One picture of a prompt, made ready for one model.
+    """One picture of a prompt, for one model.
 
     Attributes:
         key: digest of the picture's content and of the processor; equal keys mean equal tensors.
         token: id of the image token.
         count: number of image tokens that the picture fills.
-        tensors: inputs of the model by name, such as `pixel_values`, for this picture alone.
+        make: function that returns the inputs of the model by name, such as `pixel_values`, for this picture alone.
 
     Example:
-        >>> PictureInputs(b"digest", token=9, count=4) == PictureInputs(b"digest", token=9, count=4, tensors={})
+        >>> PictureInputs(b"digest", token=9, count=4) == PictureInputs(b"digest", token=9, count=4, make=dict)
         True
     """
 
     key: bytes
     token: int
     count: int
-    tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    make: Callable[[], Mapping[str, Tensor]] = field(default=dict, compare=False, repr=False)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Inputs of the model by name; a data set of trees holds none of them, since each batch makes its own."""
+        return self.make()
+
+    def made(self) -> PictureInputs:
+        """A copy that holds its tensors, as a batch does on its way between processes."""
+        return replace(self, make=partial(dict, self.tensors))
+
+
+class PicturedIds(list[int]):
+    """Token ids of a context that contains pictures, in order.
+
+    Attributes:
+        pictures: the pictures.
+    """
+
+    def __init__(self, ids: Iterable[int], pictures: Iterable[PictureInputs]) -> None:
+        super().__init__(ids)
+        self.pictures = tuple(pictures)
+
+
+def pictures_in(ids: Sequence[int]) -> tuple[PictureInputs, ...]:
+    """The pictures in a context's token ids; () for text."""
+    return ids.pictures if isinstance(ids, PicturedIds) else ()
 
 
 def keys_of(pictures: Sequence[PictureInputs]) -> tuple[bytes, ...]:

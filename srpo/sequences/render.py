@@ -19,6 +19,7 @@ from srpo.data.values import THINK_START, split_thinking, transcript
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.chat_template import MARK, ChatTemplate, ControlTokens
 from srpo.sequences.encoder import Encoder
+from srpo.sequences.picture_processor import PictureProcessor
 from srpo.sequences.protocols import Options, Tokenizer
 from srpo.sequences.templates import RevisionTemplate, template_for
 from srpo.sequences.tree import TokenPair
@@ -39,6 +40,7 @@ class Renderer:
         chat_template_kwargs: options of the chat template, such as `{"enable_thinking": False}`; they override those of
             the revision template, become part of it and are saved with it.
         no_chat_template: makes plain text although the tokenizer has a chat template.
+        processor: the model's processor of pictures, or a function that loads it at the first picture.
 
     Raises:
         TemplateError: the template's form does not fit the tokenizer, the template was saved with another tokenizer,
@@ -58,8 +60,9 @@ class Renderer:
         *,
         chat_template_kwargs: Options | None = None,
         no_chat_template: bool = False,
+        processor: Any = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.pictures = tokenizer, PictureProcessor(processor)
         chat = bool(tokenizer.chat_template) and not no_chat_template
         self.template = template or RevisionTemplate.preset("quote" if chat else "plain")
         if chat_template_kwargs:
@@ -107,14 +110,16 @@ class Renderer:
             options: for the chat template, one mapping per prompt: `tools`, and any other variable that it reads.
         """
         given = options or [None] * len(prompts)
-        return self._encode([self._context(prompt, None, each) for prompt, each in zip(prompts, given, strict=True)])
+        texts = [self._context(prompt, None, each) for prompt, each in zip(prompts, given, strict=True)]
+        return self._pictured(self._encode(texts), texts, prompts)
 
     def revisions(
         self, prompts: Sequence[Prompt], drafts: Sequence[str], options: Sequence[Options | None] | None = None
     ) -> list[list[int]]:
         """Returns for each prompt the token ids of the context from which the model revises its draft."""
         given = options or [None] * len(prompts)
-        return self._encode([self._context(*each) for each in zip(prompts, drafts, given, strict=True)])
+        texts = [self._context(*each) for each in zip(prompts, drafts, given, strict=True)]
+        return self._pictured(self._encode(texts), texts, prompts)
 
     def answers(self, texts: Sequence[str], options: Sequence[Options | None] | None = None) -> list[list[int]]:
         """Returns the token ids of each answer, its terminator included; `options` are those of the chat template."""
@@ -211,7 +216,7 @@ class Renderer:
                 if isinstance(each, Reject):
                     yield pair, each
                     continue
-                x, xw, xl = next(contexts), next(contexts), next(contexts)
+                x, xw, xl = self._pictured([next(contexts) for _ in each], each, [pair.prompt] * 3)
                 if not x:
                     yield pair, Reject(pair.where, "the prompt is empty and the tokenizer has no BOS token")
                 else:
@@ -243,6 +248,7 @@ class Renderer:
             TemplateError: the chat template rejects the prompt.
         """
         options = options_of(row)
+        self.pictures.expect_served(row.prompt, row.where, chat=self.chat is not None)
         turns = [] if isinstance(row.prompt, str) else row.prompt
         # `tool_call_id` only links two messages and few templates write it, so only a lost `name` is an error.
         named = any("name" in turn for turn in turns)
@@ -321,7 +327,7 @@ class Renderer:
     def _context(self, prompt: Prompt, draft: str | None, options: Options | None = None) -> str:
         """The text of the context for revising `draft`, or for a first draft if `draft` is None."""
         marked = self._control.marked
-        if self.chat is None:
+        if self.chat is None:  # a prompt with pictures was refused by `expect_shown`
             text = marked(transcript(prompt))
             return self._filled(text) if draft is None else self._filled(text, draft)
         turns = self.template.asking(
@@ -359,8 +365,6 @@ class Renderer:
         """The revision template's requests for a draft (key 1) and for a revision (key 2), with one-letter fillings."""
         return {1: self.template.fill("p"), 2: self.template.fill("p", "d")}
 
-    # ------------------------------------------------------------------ ids
-
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each context; plain text begins with BOS if the tokenizer writes one."""
         bos = self._encoder.text_bos
@@ -368,6 +372,10 @@ class Renderer:
         if self.template.form == "text":
             rows = [bos + row for row in rows]
         return [row or list(bos) or self._encoder.lone_bos for row in rows]
+
+    def _pictured(self, rows: list[list[int]], texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of contexts, with those of their pictures in place of the placeholders."""
+        return [self.pictures.expanded(*each) for each in zip(rows, texts, prompts, strict=True)]
 
     def _terminator(self) -> int:
         """The token id that ends an answer: the chat template's token after an answer, else the EOS token."""

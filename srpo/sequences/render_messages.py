@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from srpo.data.pictures import pictures_of
 from srpo.data.read import Pair, Prompt, PromptRow
 from srpo.data.values import Message, split_thinking
 from srpo.errors import DataError, TemplateError
@@ -66,9 +67,11 @@ class MessageRenderer:
         """Checks that a chat server's model would see every part of the row.
 
         Raises:
-            DataError: the row has tools or options for a chat template, and the template is the server's; or its
-                prompt does not end with the user's message.
+            DataError: the row has pictures; it has tools or options for a chat template, and the template is the
+                server's; or its prompt does not end with the user's message.
         """
+        if pictures_of(row.prompt):
+            raise DataError("the prompt has pictures, and pictures are not sent by chat", where=row.where)
         if not isinstance(row.prompt, str) and any("name" in turn for turn in row.prompt):
             raise DataError("a message has a 'name', which is not sent by chat", where=row.where)
         if row.tools or row.chat_template_kwargs:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from srpo.sequences.picture_inputs import PictureInputs, keys_of
+from srpo.sequences.picture_inputs import PicturedIds, PictureInputs, keys_of, pictures_in
 
 
 class TokenPair(NamedTuple):
@@ -90,25 +90,29 @@ class PrefixTree:
     pictures: tuple[PictureInputs, ...] = ()
 
     @classmethod
-    def pack(
-        cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pictures: Sequence[PictureInputs] = ()
-    ) -> PrefixTree:
+    def pack(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PrefixTree:
         """Merges (context ids, answer ids) sequences at equal prefixes into a tree; six come in `SixLogps` order.
 
-        An empty context packs, but its first answer token has no parent to be scored at: scoring refuses it.
+        All contexts contain the same pictures. An empty context packs, but its first answer token has no parent to be
+        scored at: scoring refuses it.
         """
         flat = [[*context, *answer] for context, answer in sequences]
         ids, chains, path_ends = _merge(flat)
         answers = tuple(Answer(leaf, len(context)) for leaf, (context, _) in zip(path_ends, sequences, strict=True))
-        return cls(tuple(ids), tuple(chains), answers, tuple(pictures))
+        pictures = {pictures_in(context) for context, _ in sequences} or {()}
+        assert len(pictures) == 1, "sequences of one tree show the same pictures"
+        return cls(tuple(ids), tuple(chains), answers, pictures.pop())
 
     def unpack(self) -> list[TokenPair]:
         """Returns the (context ids, answer ids) sequences that were merged into the tree, in their order."""
         flat = [[self.ids[node] for node in self.path(answer.leaf)] for answer in self.answers]
         return [
-            TokenPair(row[: answer.context], row[answer.context :])
+            TokenPair(self._pictured(row[: answer.context]), row[answer.context :])
             for row, answer in zip(flat, self.answers, strict=True)
         ]
+
+    def _pictured(self, context: list[int]) -> list[int]:
+        return PicturedIds(context, self.pictures) if self.pictures else context
 
     def slices(self, node: int) -> list[tuple[int, int]]:
         """Returns the tree's nodes from the root to `node`, included, as contiguous (start, stop) slices; [] for −1."""
@@ -192,7 +196,7 @@ def merge_prompts(trees: Sequence[PrefixTree]) -> tuple[list[PrefixTree], list[l
     for index, tree in enumerate(trees):
         members.setdefault((tree.prompt, *keys_of(tree.pictures)), []).append(index)
     merged = [
-        PrefixTree.pack([each for index in group for each in trees[index].unpack()], trees[group[0]].pictures)
+        PrefixTree.pack([sequence for index in group for sequence in trees[index].unpack()])
         if len(group) > 1
         else trees[group[0]]
         for group in members.values()

@@ -61,9 +61,12 @@ class TreeStore(Sequence[PrefixTree]):
         """Number of tokens in all sequences of all trees, shared prefixes counted once per sequence."""
         return sum(tree.flat_tokens for tree in self)
 
-    def content(self, index: int) -> bytes:
-        """Returns `PrefixTree.content` of the tree at `index`, bytes that identify it, without building the tree."""
-        return content_of(*self._parts(index))
+    def content(self, index: int, pictures: Sequence[bytes] = ()) -> bytes:
+        """Returns `PrefixTree.content` of the tree at `index`, bytes that identify it, without building the tree.
+
+        `pictures` are the keys of its pictures.
+        """
+        return content_of(*self._parts(index), pictures)
 
     def size(self, index: int) -> int:
         """Returns the number of tokens in the tree at `index`; shared prefixes count once."""

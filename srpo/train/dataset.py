@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +15,14 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from srpo.check.suspicious import Suspicious
+from srpo.data.pictures import Picture, pictures_of
 from srpo.data.read import Pair, Refused, Reject, TooLong, Undecided, listed, read, reasons
 from srpo.data.source import AnySource, Source
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError
 from srpo.model.packed.forest import Forest
 from srpo.progress import counted
 from srpo.sequences.fit import StoredPairs
+from srpo.sequences.picture_processor import PictureProcessor
 from srpo.sequences.render import Renderer
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import TreeStore, tree_of
@@ -52,6 +54,8 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         tokenised: pairs rendered for this data set; 0 if all came from the store of an earlier run or `srpo check`.
         content: sha256 of the pairs as read, in order.
         prompts: hashes of the prompts.
+        pictures: index of a tree → its pictures; trees of text are not in it.
+        processor: prepares the pictures of a tree when it is drawn.
     """
 
     trees: TreeStore
@@ -61,6 +65,8 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
     tokenised: int
     content: str
     prompts: set[bytes] = field(default_factory=set)
+    pictures: dict[int, tuple[Picture, ...]] = field(default_factory=dict)
+    processor: PictureProcessor = field(default_factory=lambda: PictureProcessor(None))
 
     @classmethod
     def build(
@@ -100,9 +106,10 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         for sentence in suspicious.sentences():
             log.warning("srpo: %s: %s", Source.of(source).name, sentence)
         stored = StoredPairs(renderer, max_length=max_length, truncate=truncate, cache=cache)
-        made = cls(TreeStore(), [], reading.rejects, {}, 0, content, suspicious.prompts)
+        made = cls(TreeStore(), [], reading.rejects, {}, 0, content, suspicious.prompts, {}, renderer.pictures)
         bad: list[Reject] = []
-        for where, pair, reject in counted(stored.all(pairs, num_proc), "pairs tokenised", len(pairs)):
+        rendered = counted(stored.all(pairs, num_proc), "pairs tokenised", len(pairs))
+        for read_pair, (where, pair, reject) in zip(pairs, rendered, strict=True):
             if reject:
                 bad.append(reject)
                 continue
@@ -111,6 +118,8 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
                 made.trees.add(drafts.ids, drafts.marks)
             else:
                 made.trees.add(pair.ids, pair.marks)
+            if pictures := pictures_of(read_pair.prompt):
+                made.pictures[len(made.where)] = pictures
             made.where.append(where)
             if pair.cut:
                 made.cut[where] = pair.cut
@@ -129,18 +138,31 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         return made
 
     def digest(self) -> str:
-        """Returns the sha256, in hex, of all trees in order, which identifies the data independently of its source."""
-        return self.trees.digest()
+        """Returns the sha256, in hex, of all trees and pictures in order, which identifies data of any source."""
+        trees = self.trees.digest()
+        keys = [(index, *map(bytes.hex, self.picture_keys(index))) for index in self.pictures]
+        return hashlib.sha256(json.dumps([trees, keys]).encode()).hexdigest() if keys else trees
 
     def __len__(self) -> int:
         return len(self.trees)
 
     def __getitem__(self, index: int) -> tuple[int, str, PrefixTree]:
-        return index, self.where[index], self.trees[index]
+        return index, self.where[index], self.tree(index)
+
+    def tree(self, index: int) -> PrefixTree:
+        """The tree at `index` with its pictures, which are opened and prepared for the model."""
+        pictures = self.pictures.get(range(len(self))[index], ())
+        made = tuple(each.made() for each in self.processor.inputs(pictures)) if pictures else ()
+        return replace(self.trees[index], pictures=made) if made else self.trees[index]
+
+    def picture_keys(self, index: int) -> list[bytes]:
+        """Digests of the pictures of the tree at `index`; [] for text."""
+        pictures = self.pictures.get(index, ())
+        return self.processor.keys(pictures) if pictures else []
 
     def row_content(self, index: int) -> bytes:
-        """Returns bytes that identify the token sequences of the pair at `index`."""
-        return self.trees.content(index)
+        """Returns bytes that identify the token sequences and pictures of the pair at `index`."""
+        return self.trees.content(index, self.picture_keys(index))
 
     def size(self, index: int) -> int:
         """Returns the number of packed tokens of the pair at `index`; shared prefixes count once."""

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from srpo.errors import ConfigError
-from srpo.model.weights.load import load_model
+from srpo.model.weights.architecture import outside_language
+from srpo.model.weights.load import load_model, load_processor, load_tokenizer
+from srpo.sequences.render import Renderer, template_for
 from srpo.train.adapters import expect_trainable, keep_gradients
 from srpo.train.config import SRPOConfig
 from srpo.train.first_steps import train_in_float32
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+log = logging.getLogger("srpo")
 
 
 def name_of(model: str | nn.Module) -> str:
@@ -29,6 +37,38 @@ def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Mo
     options = {key: value for key, value in args.loading_options().items() if key not in own}
     reference: nn.Module = load_model(ref_model, trust_remote_code=args.trust_remote_code, **options)
     return reference
+
+
+def renderer_for(given: Any, model: str, where: Mapping[str, Any], args: SRPOConfig) -> tuple[Any, Renderer]:
+    """Returns the tokenizer or processor of a run, and the renderer of its prompts.
+
+    Args:
+        given: a tokenizer, a processor of pictures and text, or None to load the tokenizer of `model`, a path or name.
+        where: options that choose the files of `model`.
+
+    A tokenizer's processor is loaded at the first picture.
+    """
+    given = given or load_tokenizer(model, **where)
+    sees = hasattr(given, "image_processor")
+    tokenizer = given.tokenizer if sees else given
+    if sees and tokenizer.chat_template is None:
+        tokenizer.chat_template = given.chat_template
+    processor = given if sees else partial(load_processor, model, **where) if model else None
+    return given, Renderer(
+        tokenizer,
+        template_for(model, args.revision_template),
+        chat_template_kwargs=args.chat_template_kwargs,
+        no_chat_template=args.no_chat_template,
+        processor=processor,
+    )
+
+
+def _leave_out_towers(policy: Any, config: Any) -> None:
+    """Keeps a new adapter inside the language model, unless the user chose modules to exclude."""
+    towers = outside_language(policy)
+    if towers and getattr(config, "exclude_modules", "") is None:
+        config.exclude_modules = rf"({'|'.join(map(re.escape, towers))})(\..*)?"
+        log.info("srpo: the adapter is inside the language model; frozen without one: %s", ", ".join(towers))
 
 
 def load_policy(
@@ -57,6 +97,7 @@ def load_policy(
             raise ConfigError("the model already has an adapter", where="peft_config", fix=fix)
         from peft import get_peft_model
 
+        _leave_out_towers(policy, peft_config)
         try:
             policy = get_peft_model(policy, peft_config)
         except ValueError as error:  # unknown target modules, for example

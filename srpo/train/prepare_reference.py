@@ -75,7 +75,7 @@ def _fill(trainer: TrainerView, reference: CachedReference, settle: Settle) -> N
         reference.begin(complete=False)
         return
     batch = args.precompute_ref_batch_size or args.per_device_train_batch_size
-    first = [sets[0].trees[i] for i in range(min(batch, len(sets[0])))]
+    first = [sets[0].tree(i) for i in range(min(batch, len(sets[0])))]
     backend = settle(trainer.model, first)
     with args.main_process_first(desc="checking cached reference log-probs"):  # others see the result on disk
         if args.process_index == 0:
@@ -107,7 +107,7 @@ def _score(
     mine = every[accelerator.process_index :: accelerator.num_processes]
     with Progress("pairs of the reference", sum(len(part) for _, part in mine)) as progress:
         for data, part in mine:
-            trees = [data.trees[i] for i in part]
+            trees = [data.tree(i) for i in part]
             for piece in pieces({"trees": trees}, args.max_tokens_per_batch, backend):
                 reference.six_logps(piece["trees"], backend)
             for _ in trees:
@@ -126,7 +126,7 @@ def _recheck(reference: CachedReference, sets: list[TreeDataset], backend: str) 
     for data in sets:
         cached = sorted(set(range(len(data))) - set(_missing(reference, data, backend)))
         some = random.Random().sample(cached, min(CHECKED_ROWS, len(cached)))
-        if not reference.recheck([data.trees[i] for i in some], backend):
+        if not reference.recheck([data.tree(i) for i in some], backend):
             return
 
 

@@ -45,10 +45,10 @@ class PromptSampler(Sampler[int]):
 
 
 def groups_of(data: TreeDataset, indices: Iterable[int]) -> list[list[int]]:
-    """Groups the indices of pairs by prompt; returns one list of indices per prompt, in order of appearance."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+    """Groups the indices of pairs by prompt and pictures; returns a list per prompt, in order of appearance."""
+    groups: dict[tuple[object, ...], list[int]] = {}
     for index in indices:
-        groups.setdefault(data.trees[index].prompt, []).append(index)
+        groups.setdefault((data.trees[index].prompt, *data.picture_keys(index)), []).append(index)
     return list(groups.values())
 
 

@@ -35,10 +35,9 @@ from srpo.model.packed.tiles import one_cast
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference
 from srpo.model.weights.card import CARD_FILE, read_card, write_card
-from srpo.model.weights.load import context_of, load_config, load_tokenizer
+from srpo.model.weights.load import context_of, load_config
 from srpo.model.weights.quantised import TRAINING_FILE, quantisation_of
 from srpo.model.weights.stopping import stop_at
-from srpo.sequences.render import Renderer, template_for
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import cache_folder
 from srpo.train.added_terms import balance_losses, balance_of, with_added_terms
@@ -51,7 +50,7 @@ from srpo.train.durable.trainer import DurableTrainer
 from srpo.train.end_of_step import read_step
 from srpo.train.first_steps import HALF, FirstStep, disable_noise, expect_batch
 from srpo.train.free_memory import FreeMemory
-from srpo.train.load_models import load_policy, load_reference, name_of
+from srpo.train.load_models import load_policy, load_reference, name_of, renderer_for
 from srpo.train.log_lines import LogLines
 from srpo.train.metrics import Measured, MetricsFile, metrics, spread_metrics
 from srpo.train.microbatches import SHARE, pieces, share_out, tokens_of
@@ -135,11 +134,7 @@ class SRPOTrainer(DurableTrainer):
         options = args.loading_options() if isinstance(model, str) else {}
         where: dict[str, Any] = {key: options[key] for key in ("revision", "base_model") if key in options}
         where["trust_remote_code"] = args.trust_remote_code
-        if processing_class is None:
-            processing_class = load_tokenizer(name_of(model), **where)
-        template = template_for(name_of(model), args.revision_template)
-        chat, plain = args.chat_template_kwargs, args.no_chat_template
-        self.renderer = Renderer(processing_class, template, chat_template_kwargs=chat, no_chat_template=plain)
+        processing_class, self.renderer = renderer_for(processing_class, name_of(model), where, args)
         self.source = train_dataset.name if isinstance(train_dataset, Source) else train_dataset
         self.command: Sequence[str] = ()
         context = context_of(load_config(model, **where) if isinstance(model, str) else model.config)
@@ -389,6 +384,7 @@ class SRPOTrainer(DurableTrainer):
             return
         # Deleted, because nothing reads this pickle of the arguments and it contains the hub token.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        self.renderer.pictures.save(folder)
         self.renderer.template.save(folder, self.renderer.fingerprint)
         stop_at(self.model, self.renderer.stop_ids, folder)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}

@@ -374,11 +374,13 @@ def _prompt_reason(row: Any) -> str:
         ({"tools": [{"a": "\ud800"}]}, "'tools' is not a JSON value"),
         ({"chat_template_kwargs": [1]}, "'chat_template_kwargs' is a list of numbers; want an object"),
         ({"chat_template_kwargs": {"tokenize": True}}, "may not set 'tokenize'"),
-        ({"images": ["a.png"]}, "'images' is not empty; a text model cannot be shown it"),
-        ({"image": {"bytes": b""}}, "'image' is not empty"),
+        ({"images": ["a.png"]}, "'images': no file: a.png"),
+        ({"image": {"bytes": b""}}, "'image' is empty; want a picture"),
+        ({"video": "a.mp4"}, "'video' is not empty, and no model is shown it"),
         ({"prompt": [{**user("x"), "tool_calls": [{}]}]}, "has 'tool_calls', which would be left out"),
         ({"chosen": [{**says("x"), "thinking": "Hm.", "reasoning": "So."}]}, "has two texts of thinking"),
-        ({"chosen": [{**says("x"), "content": [{"type": "image"}]}]}, "has a part of type 'image'; want text alone"),
+        ({"chosen": [{**says("x"), "content": [{"type": "image"}]}]}, "1 image parts without a picture of their own"),
+        ({"chosen": [{**says("x"), "content": [{"type": "audio"}]}]}, "has a part of type 'audio'; want text alone"),
     ],
 )
 def test_parts_that_a_model_would_not_see_are_rejected(changed: dict[str, Any], why: str) -> None:

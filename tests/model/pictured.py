@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srpo.sequences.picture_inputs import PictureInputs
+from srpo.sequences.picture_inputs import PicturedIds, PictureInputs
 from srpo.sequences.tree import PrefixTree
-from tests.model.zoo import TINY, random_six
+from tests.model.zoo import TINY, VOCAB, random_six
 
 IMAGE, OPEN, CLOSE = 63, 62, 61  # ids that `random_six` may draw too; `pictured_six` replaces them
 PATCH, SIDE = 2, 8  # pixels
@@ -55,17 +55,21 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def build(kind: str, seed: int = 0) -> Any:
-    """A seeded tiny vision-language model in eval mode, float32, its matrices large enough that attention is sharp."""
+def build(kind: str, seed: int = 0, *, vocabulary: int = VOCAB, image: int = IMAGE) -> Any:
+    """A seeded tiny vision-language model in eval mode, float32, its matrices large enough that attention is sharp.
+
+    Args:
+        vocabulary: number of token ids.
+        image: id of the image token.
+    """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     text, vision, whole = KINDS[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokens = {"image_token_id": IMAGE, "image_token_index": IMAGE, "video_token_id": 60, "video_token_index": 60}
-        config = AutoConfig.for_model(
-            kind, text_config={**TINY, **text}, vision_config={**VISION, **vision}, **tokens, **whole
-        )
+        tokens = {"image_token_id": image, "image_token_index": image, "video_token_id": 60, "video_token_index": 60}
+        text = {**TINY, "vocab_size": vocabulary, **text}
+        config = AutoConfig.for_model(kind, text_config=text, vision_config={**VISION, **vision}, **tokens, **whole)
         model = AutoModelForImageTextToText.from_config(config).float().eval()
         for weight in model.parameters():
             if weight.ndim == 2:
@@ -80,22 +84,21 @@ def picture(kind: str, seed: int, *, high: int = 4, wide: int = 4) -> PictureInp
     if kind.startswith("qwen"):
         pixels = torch.randn(high * wide, 3 * 2 * PATCH**2, generator=source)
         inputs = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, high, wide]])}
-        return PictureInputs(key, IMAGE, high * wide // 4, inputs)
+        return PictureInputs(key, IMAGE, high * wide // 4, lambda: inputs)
     if kind in ("smolvlm", "idefics3"):  # tiles; `wide` patches beyond one tile's make another tile
         tiles = -(-wide * PATCH // SIDE)
         pixels = torch.randn(1, tiles, 3, SIDE, SIDE, generator=source)
         inputs = {"pixel_values": pixels, "pixel_attention_mask": torch.ones(1, tiles, SIDE, SIDE, dtype=torch.long)}
-        return PictureInputs(key, IMAGE, 4 * tiles, inputs)
+        return PictureInputs(key, IMAGE, 4 * tiles, lambda: inputs)
     if kind == "llava_onevision":
         across = -(-wide * PATCH // SIDE)
         pixels = torch.randn(1, 1 + across, 3, SIDE, SIDE, generator=source)
         sizes = torch.tensor([[SIDE, across * SIDE]])
-        patches = SIDE // PATCH
-        return PictureInputs(
-            key, IMAGE, patches**2 + patches * (across * patches + 1), {"pixel_values": pixels, "image_sizes": sizes}
-        )
+        patches, inputs = SIDE // PATCH, {"pixel_values": pixels, "image_sizes": sizes}
+        return PictureInputs(key, IMAGE, patches**2 + patches * (across * patches + 1), lambda: inputs)
     count = 4 if kind == "gemma3" else (SIDE // PATCH) ** 2
-    return PictureInputs(key, IMAGE, count, {"pixel_values": torch.randn(1, 3, SIDE, SIDE, generator=source)})
+    inputs = {"pixel_values": torch.randn(1, 3, SIDE, SIDE, generator=source)}
+    return PictureInputs(key, IMAGE, count, lambda: inputs)
 
 
 def pictured_tree(pictures: Sequence[PictureInputs], seed: int, shape: str = "turn", **sizes: int) -> PrefixTree:
@@ -104,12 +107,11 @@ def pictured_tree(pictures: Sequence[PictureInputs], seed: int, shape: str = "tu
     six = [([taken.get(t, t) for t in c], [taken.get(t, t) for t in a]) for c, a in random_six(seed, shape, **sizes)]
     shown = [token for each in pictures for token in (OPEN, *[IMAGE] * each.count, CLOSE)]
     before = 3 if shape == "paper" else 0  # revisions begin with other words, then the picture
+    contexts = [
+        [*context[: before * (k > 1)], *shown, *context[before * (k > 1) :]] for k, (context, _) in enumerate(six)
+    ]
     return PrefixTree.pack(
-        [
-            ([*context[: before * (k > 1)], *shown, *context[before * (k > 1) :]], answer)
-            for k, (context, answer) in enumerate(six)
-        ],
-        pictures,
+        [(PicturedIds(c, pictures) if pictures else c, answer) for c, (_, answer) in zip(contexts, six, strict=True)]
     )
 
 
@@ -125,7 +127,7 @@ def pictured_forest(kind: str) -> list[PrefixTree]:
         pictured_tree(both, 1, "quote", prompt=5, w=3, l=9),
         pictured_tree([], 2, "turn", prompt=4, w=2, l=1),
         pictured_tree([wide], 3, "paper", prompt=3, w=2, l=2),
-        PrefixTree.pack(again, [one]),
+        PrefixTree.pack(again),
     ]
 
 
@@ -143,7 +145,7 @@ def plain_logps(model: nn.Module, trees: Sequence[PrefixTree]) -> Tensor:
                 inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
                 kinds = "token_type_ids" if model.config.model_type == "gemma3" else "mm_token_type_ids"
                 if model.config.model_type in ("gemma3",) or "image_grid_thw" in inputs:
-                    inputs[kinds] = (ids == IMAGE).int()
+                    inputs[kinds] = (ids == tree.pictures[0].token).int()
             logits_LV = model(input_ids=ids, use_cache=False, **inputs).logits[0]
             logp_LV = logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32)).log_softmax(-1).double()
             scored = [logp_LV[len(context) + i - 1, token] for i, token in enumerate(answer)]

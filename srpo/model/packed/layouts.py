@@ -30,8 +30,6 @@ from srpo.model.packed.forest import Forest
 from srpo.model.packed.head import Scored, answer_logps
 from srpo.model.packed.pictures import flat_inputs, packed_inputs
 from srpo.model.packed.tiles import ByRow
-from srpo.model.unwrap import device_of
-from srpo.sequences.tree import PrefixTree
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -80,23 +78,17 @@ def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
     for batch in batches:
         rows = [pair[k] for k in batch for pair in sequences]
         owners = [pair * len(columns) + k for k in batch for pair in range(len(sequences))]
-        trees = [tree for _ in batch for tree in forest.trees]
-        logps.append(_row_logps(model, rows, owners, trees).view(len(batch), len(sequences)))
+        logps.append(_row_logps(model, rows, owners, forest.ids_1S.device).view(len(batch), len(sequences)))
     return torch.cat(logps).T
 
 
 def _row_logps(
-    model: nn.Module,
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
-    owners: Sequence[int],
-    trees: Sequence[PrefixTree],
+    model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[int]]], owners: Sequence[int], device: torch.device
 ) -> Tensor:
     """Summed log-prob of the answer of each row, [N].
 
-    `rows` are pairs of context ids and answer ids, `owners` is pair · sequences + sequence of each, `trees` holds the
-    tree of each, for its pictures.
+    `rows` are pairs of context ids and answer ids, `owners` is pair · sequences + sequence of each.
     """
-    device = device_of(model)
     length = max(len(context) + len(answer) for context, answer in rows)
     ids_NL, mask_NL = torch.zeros(2, len(rows), length, dtype=torch.long)
     place: list[int] = []
@@ -114,7 +106,7 @@ def _row_logps(
     row_T, token_T = torch.arange(len(place_T), device=device), ids_NL.flatten()[place_T + 1]
     by_row = ByRow(row_T, np.arange(len(place_T)))
     scored = Scored(place_T, row_T, token_T, length, torch.tensor(owners, device=device)[owner_T], by_row)
-    pictures = flat_inputs(model, trees, ids_NL)
+    pictures = flat_inputs(model, [context for context, _ in rows], ids_NL)
     run = partial(model, input_ids=ids_NL, attention_mask=mask_NL.to(device), use_cache=False, **pictures)
     logp_T = answer_logps(model, run, scored)
     return logp_T.new_zeros(len(rows)).index_add(0, owner_T.to(logp_T.device), logp_T)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from srpo.errors import BackendError, DataError
 from srpo.model.packed.forest import Forest
 from srpo.model.unwrap import core
-from srpo.sequences.picture_inputs import PictureInputs
+from srpo.sequences.picture_inputs import PictureInputs, pictures_in
 from srpo.sequences.tree import PrefixTree
 
 
@@ -101,21 +101,21 @@ def packed_inputs(model: nn.Module, forest: Forest) -> dict[str, Tensor]:
     return {"position_ids": model_positions(model, forest), **_joined(model, groups)}
 
 
-def flat_inputs(model: nn.Module, trees: Sequence[PrefixTree], ids_NL: Tensor) -> dict[str, Tensor]:
+def flat_inputs(model: nn.Module, contexts: Sequence[Sequence[int]], ids_NL: Tensor) -> dict[str, Tensor]:
     """Returns keywords of the model with the pictures of N padded rows, one per sequence; {} without pictures.
 
     The model then counts the positions itself.
 
     Args:
-        trees: the tree of each row, whose pictures the row contains.
+        contexts: token ids of each row's context, which carry its pictures.
         ids_NL: [N, L] token ids of the rows.
     """
-    if not any(tree.pictures for tree in trees):
+    pictures = [pictures_in(context) for context in contexts]
+    if not any(pictures):
         return {}
-    inputs = _joined(model, [tree.pictures for tree in trees])
+    inputs = _joined(model, pictures)
     if kinds := family_of(model).kinds:
-        token = next(tree.pictures[0].token for tree in trees if tree.pictures)
-        inputs[kinds] = (ids_NL == token).int()
+        inputs[kinds] = (ids_NL == next(each[0].token for each in pictures if each)).int()
     return inputs
 
 
@@ -123,9 +123,9 @@ def _joined(model: nn.Module, groups: Sequence[Sequence[PictureInputs]]) -> dict
     """Inputs of the pictures of several prompts, joined in order, on the model's device and in its dtype."""
     family, inner = family_of(model), core(model)
     pictures = [picture for group in groups for picture in group]
-    inputs = {}
-    for name in pictures[0].tensors:
-        parts = [picture.tensors[name] for picture in pictures]
+    inputs, tensors = {}, [picture.tensors for picture in pictures]
+    for name in tensors[0]:
+        parts = [each[name] for each in tensors]
         joined = torch.cat(_padded(parts, dim := family.along.get(name, 0)), dim).to(inner.device)
         inputs[name] = joined.to(inner.dtype) if joined.is_floating_point() else joined
     if family.counted:
@@ -183,10 +183,11 @@ def model_positions(model: nn.Module, forest: Forest) -> Tensor:
     positions_XS = forest.positions_1S.expand(3, -1).clone()
     offset = 0
     for tree in forest.packed:
-        for leaf in sorted({answer.leaf for answer in tree.answers} if tree.pictures else ()):
+        grids = [picture.tensors["image_grid_thw"] for picture in tree.pictures]
+        for leaf in sorted({answer.leaf for answer in tree.answers} if grids else ()):
             nodes = torch.tensor(tree.path(leaf), device=positions_XS.device) + offset
             ids_1L = forest.ids_1S[:, nodes]
-            grid = torch.cat([picture.tensors["image_grid_thw"] for picture in tree.pictures]).to(ids_1L.device)
+            grid = torch.cat(grids).to(ids_1L.device)
             kinds_1L = (ids_1L == tree.pictures[0].token).int()
             own_X1L, _ = inner.get_rope_index(ids_1L, image_grid_thw=grid, mm_token_type_ids=kinds_1L)
             positions_XS[:, nodes] = own_X1L[:, 0]

@@ -36,6 +36,21 @@ def loader_for(config: PreTrainedConfig, *, text_only: bool = False) -> Any:
     return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
+def outside_language(model: PreTrainedModel) -> list[str]:
+    """Names of the largest modules outside the language model and its head, such as a vision tower; [] for text."""
+    if not any(getattr(model.config, name, None) is not None for name in TOWERS):
+        return []
+    decoder = model.get_decoder()
+    kept = [each for each in (decoder, model.get_input_embeddings(), model.get_output_embeddings()) if each is not None]
+    inside = {id(module) for part in kept for module in part.modules()}
+    around = {id(m) for m in model.modules() if any(id(each) in inside for each in m.modules())}
+    names: list[str] = []
+    for name, module in model.named_modules():
+        if id(module) not in around and not any(name.startswith(f"{outer}.") for outer in names):
+            names.append(name)
+    return names
+
+
 def freeze_towers(model: PreTrainedModel) -> None:
     """Freezes the parameters outside the language model, such as a vision tower, which text gives no gradient."""
     if not any(getattr(model.config, name, None) is not None for name in TOWERS):

@@ -66,6 +66,35 @@ def load_tokenizer(
             raise (adapter.without_base(refusal) if adapter and where == adapter.base else refusal) from None
 
 
+def load_processor(
+    path: str, *, trust_remote_code: bool = False, revision: str = "main", base_model: str | None = None
+) -> Any:
+    """Loads the processor of pictures and text at a local path or hub name, for an adapter without one its base's.
+
+    A text model has none: its tokenizer is returned.
+
+    Raises:
+        InputError: no processor there, or only one that needs its own code.
+        ConfigError: a library that the processor needs is not installed.
+    """
+    from transformers import AutoProcessor
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    where = path
+    own = (Path(path) / "processor_config.json").is_file()
+    if not own and (adapter := find_adapter(path, base_model, revision)):
+        where, options["revision"] = adapter.base, "main"
+    _expect_folder(where)
+    expect_safe(Path(where), trust_remote_code=trust_remote_code)
+    try:
+        return AutoProcessor.from_pretrained(where, **options)
+    except ImportError as error:
+        fix = "pip install 'srpo[vision]'"
+        raise ConfigError(f"the processor needs a library: {_first_line(error)}", where=path, fix=fix) from None
+    except _unreadable() as error:
+        raise _refusal("processor", path, error) from None
+
+
 def load_model(
     path: str,
     *,

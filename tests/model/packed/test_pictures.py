@@ -145,6 +145,6 @@ def test_models_without_a_known_tower_and_the_cache_tree_refuse_pictures() -> No
 def test_a_sequence_without_its_picture_is_an_error() -> None:
     one = picture("qwen2_5_vl", 1)
     tree = pictured_tree([one], 0)
-    longer = PrefixTree(tree.ids, tree.chains, tree.answers, (PictureInputs(b"", IMAGE, one.count + 1, one.tensors),))
+    longer = PrefixTree(tree.ids, tree.chains, tree.answers, (PictureInputs(b"", IMAGE, one.count + 1),))
     with pytest.raises(DataError, match="has 4 image tokens and its pictures fill 5"):
         occurrences(longer)

@@ -1,0 +1,395 @@
+"""Pictures of a row: from columns, message parts and earlier trails to checked files or bytes.
+
+A prompt holds U+FFFC, the Unicode character that stands for an object in text, at the place of each picture. Its
+message lists their hashes and paths under "pictures", so that prompts with different pictures differ everywhere.
+
+Each picture is decoded once when its row is read, so a torn or huge one is a reject and never an error in a run.
+Pillow is imported at the first picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from srpo.data.values import Message, Prompt, Row, Unusable, kind
+from srpo.errors import ConfigError, DataError, InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PICTURE = "\ufffc"  # OBJECT REPLACEMENT CHARACTER
+COLUMNS = ("image", "images")
+RECORD = "pictures"  # key of a message: its pictures' hashes and paths
+MOST_BYTES = 2**26  # of an encoded picture
+MOST_PIXELS = 2**26  # 8,192 × 8,192; decoded, some 200 MB
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow runs other programs for some of its other formats
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel
+SHOWING = ("prompt", "conversations", "chosen", "rejected")  # columns whose messages may show pictures, in this order
+MARKED = "<image>"  # how some data sets write the place of a picture; it would be read as letters
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_DATA = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w=.-]+)*;base64,", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Record: a picture that was decoded once without an error.
+
+    Attributes:
+        sha256: hash of the encoded picture.
+        path: the file, or the name that came with the bytes; "" without one.
+        data: the encoded picture; None leaves it in the file at `path`.
+    """
+
+    sha256: str
+    path: str = ""
+    data: bytes | None = field(default=None, repr=False, compare=False)
+
+    def image(self) -> Image:
+        """The decoded picture in RGB, turned as its EXIF entry asks.
+
+        Raises:
+            InputError: the file has changed since its row was read.
+        """
+        from PIL import Image, ImageOps
+
+        try:
+            data = Path(self.path).read_bytes() if self.data is None else self.data
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", where=self.path) from None
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise InputError("the picture has changed since its row was read", where=self.path)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            turned: Image.Image = ImageOps.exif_transpose(image).convert("RGB")
+        return turned
+
+
+class PicturedPrompt(list[Message]):
+    """A prompt of messages with pictures, in the order of the U+FFFC in its text.
+
+    Attributes:
+        pictures: the pictures.
+    """
+
+    def __init__(self, messages: Iterable[Message], pictures: Iterable[Picture] = ()) -> None:
+        super().__init__(messages)
+        self.pictures = tuple(pictures)
+
+
+def pictures_of(prompt: Prompt) -> tuple[Picture, ...]:
+    """The pictures of a prompt, in order; () for text."""
+    return prompt.pictures if isinstance(prompt, PicturedPrompt) else ()
+
+
+def refuse_pictures(prompt: Prompt, who: str) -> None:
+    """Raises DataError if a prompt has pictures, which `who` is not shown; prompts of trails count, too."""
+    if not isinstance(prompt, str) and any(message.get(RECORD) for message in prompt):
+        raise DataError(f"the prompt has pictures, and {who} is not shown pictures", fix="leave such prompts out")
+
+
+def with_pictures(prompt: Prompt, pictures: tuple[Picture, ...], answers: Iterable[str] = ()) -> Prompt:
+    """The prompt with its pictures; unchanged without any.
+
+    Raises:
+        Unusable: the text shows another number of pictures, or an answer shows one.
+    """
+    if not pictures:
+        return prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    shown = sum(turn["content"].count(PICTURE) for turn in turns)
+    if shown != len(pictures):
+        raise Unusable(f"the prompt shows {shown} of {len(pictures)} pictures")
+    if any(PICTURE in answer for answer in answers):
+        raise Unusable("an answer shows a picture; want text alone")
+    left = iter(pictures)
+    found = []
+    for turn in turns:
+        records = [{"sha256": each.sha256, "path": each.path} for _, each in zip(_places(turn), left, strict=False)]
+        found.append({**turn, RECORD: records} if records else turn)
+    return PicturedPrompt(found, pictures)
+
+
+def _places(turn: Message) -> list[str]:
+    return re.findall(PICTURE, turn["content"])
+
+
+# ---------------------------------------------------------------------- row → row of text, pictures
+
+
+class _Part(NamedTuple):
+    """Record: an image part of a message: its own value, or nothing for one of the row's columns."""
+
+    value: object = None
+
+
+def taken(row: object, folder: Path | None = None) -> tuple[Any, tuple[Picture, ...]]:
+    """The row with U+FFFC for its pictures, and the pictures; a row without pictures is returned unchanged.
+
+    Args:
+        folder: folder that relative paths start from; None takes the working directory.
+
+    Raises:
+        Unusable: a picture cannot be shown, or pictures and image parts differ in number.
+    """
+    if not isinstance(row, Mapping):
+        return row, ()
+    parts = {key: found for key in SHOWING if (found := _parts(row.get(key)))}
+    given = _given(row)
+    if not parts and not given:
+        return row, ()
+    text = {key: value for key, value in row.items() if key not in COLUMNS}
+    if any(isinstance(value, str) and PICTURE in value for value in text.values()):
+        raise Unusable("the text holds U+FFFC, the place of a picture")
+    text |= {key: _replaced(row[key]) for key in parts}
+    if not parts:
+        text |= _begun(text, len(given))
+    column = next((key for key in COLUMNS if not _is_nothing(row.get(key))), "image")
+    values = {key: _filled(each, given) for key, each in parts.items()} or {column: given}
+    seen: dict[str, tuple[Picture, ...]] = {}
+    for key, each in values.items():
+        seen[key] = tuple(picture_of(value, column, folder) for value in each)
+    first, *others = seen.values()
+    if any(other != first for other in others):
+        raise Unusable(f"{' and '.join(map(repr, seen))} show different pictures")
+    if any(MARKED in each for each in _texts(text)):
+        raise Unusable(f"the prompt holds {MARKED!r} besides a picture; want a part of type 'image' in its place")
+    return text, first
+
+
+def _given(row: Row) -> list[object]:
+    """The values of the columns `image` and `images`."""
+    found = [(key, row[key]) for key in COLUMNS if not _is_nothing(row.get(key))]
+    if len(found) > 1:
+        raise Unusable("both 'image' and 'images'; want one of them")
+    return [each for _, value in found for each in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, str | bytes | list | tuple | dict) and not value)
+
+
+def _messages(value: object) -> list[Mapping[str, Any]]:
+    listed = value if isinstance(value, list) else [value]
+    return [each for each in listed if isinstance(each, Mapping)]
+
+
+def _parts(value: object) -> list[_Part]:
+    """The image parts of a column of messages, in order."""
+    found: list[_Part] = []
+    for message in _messages(value):
+        if records := message.get(RECORD):  # a message of an earlier trail
+            found += [_Part(record) for record in records]
+        elif isinstance(content := message.get("content"), list):
+            found += [_Part(_value_of(part)) for part in content if _is_image(part)]
+    return found
+
+
+def _is_image(part: object) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in ("image", "image_url")
+
+
+def _value_of(part: Mapping[str, Any]) -> object:
+    """The picture inside an image part; None for a part that takes the next picture of the row's columns."""
+    named = [part[key] for key in ("image", "image_url", "url", "path", "base64") if not _is_nothing(part.get(key))]
+    if len(named) > 1:
+        raise Unusable("an image part names several pictures; want one")
+    found = named[0] if named else None
+    if part.get("base64") and isinstance(found, str) and not found.startswith("data:"):
+        return f"data:image/png;base64,{found}"
+    return found.get("url", found) if isinstance(found, Mapping) else found
+
+
+def _replaced(value: Any) -> Any:
+    """Messages with U+FFFC as text in place of each image part."""
+    if isinstance(value, Mapping):
+        return _replaced([value])[0]
+    found = []
+    for message in value:
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list):
+            parts = [{"type": "text", "text": PICTURE} if _is_image(part) else part for part in message["content"]]
+            texts = [part["text"] for part in message["content"] if isinstance(part, Mapping) and part.get("text")]
+            if any(isinstance(each, str) and PICTURE in each for each in texts):
+                raise Unusable("the text holds U+FFFC, the place of a picture")
+            found.append({**message, "content": parts})
+        else:
+            found.append({key: each for key, each in message.items() if key != RECORD})
+    return found
+
+
+def _filled(parts: list[_Part], given: list[object]) -> list[object]:
+    empty = sum(part.value is None for part in parts)
+    if empty != len(given):
+        raise Unusable(f"{empty} image parts without a picture of their own, and {len(given)} pictures in columns")
+    left = iter(given)
+    return [next(left) if part.value is None else part.value for part in parts]
+
+
+def _begun(row: Row, count: int) -> dict[str, Any]:
+    """The columns that hold the prompt, with `count` places for pictures before the user's first text."""
+    keys = [key for key in ("prompt", "conversations", "instruction") if key in row] or ["chosen", "rejected"]
+    return {key: _with_places(row.get(key), key, PICTURE * count) for key in keys}
+
+
+def _with_places(value: object, key: str, places: str) -> object:
+    if isinstance(value, str) and key not in ("chosen", "rejected"):
+        return places + value
+    if isinstance(value, list):
+        for at, message in enumerate(value):
+            if isinstance(message, Mapping) and message.get("role", message.get("from")) in ("user", "human"):
+                name = "content" if "content" in message else "value"
+                content = message.get(name)
+                before = [{"type": "text", "text": places}]
+                shown = [*before, *content] if isinstance(content, list) else f"{places}{content}"
+                return [*value[:at], {**message, name: shown}, *value[at + 1 :]]
+    raise Unusable("pictures need a 'prompt', or messages with one of the user, to be shown in")
+
+
+def _texts(row: Row) -> Iterable[str]:
+    """The texts of the columns that hold a prompt."""
+    for key in ("prompt", "instruction", "conversations"):
+        value = row.get(key)
+        if isinstance(value, str):
+            yield value
+        for message in _messages(value):
+            content = message.get("content", message.get("value"))
+            parts = content if isinstance(content, list) else [content]
+            yield from (each for part in parts if isinstance(each := _text_of(part), str))
+
+
+def _text_of(part: object) -> object:
+    return part.get("text") if isinstance(part, Mapping) else part
+
+
+# ---------------------------------------------------------------------- value → picture
+
+
+def picture_of(value: object, key: str = "image", folder: Path | None = None) -> Picture:
+    """A picture from a path, bytes, a data: URL, a PIL image, or the mapping that `datasets` and trails write.
+
+    Raises:
+        Unusable: the value is no picture, or one that cannot be shown: torn, animated, too large, of another format.
+        ConfigError: Pillow is not installed.
+    """
+    if isinstance(value, Mapping):
+        known = {name: each for name, each in value.items() if each is not None and each != ""}
+        path = known.get("path", "")
+        if isinstance(known.get("bytes"), bytes | bytearray):
+            return _checked(bytes(known["bytes"]), key, str(path))
+        if "sha256" in known:
+            return _again(known, folder)
+        value = path or None
+        if value is None:
+            raise Unusable(f"{key!r} is an object without bytes or a path; want a picture")
+    if isinstance(value, str) and value.startswith("data:"):
+        return _checked(_decoded(value, key), key, "")
+    if isinstance(value, str) and _URL.match(value):
+        raise Unusable(f"{key!r} is a URL, and pictures are not downloaded; save the picture and give its path")
+    if isinstance(value, str | Path):
+        return _at(value, key, folder)
+    if isinstance(value, bytes | bytearray):
+        return _checked(bytes(value), key, "")
+    if type(value).__module__.startswith("PIL."):
+        return _encoded(value, key)
+    raise Unusable(f"{key!r} is {kind(value)}; want a picture: a path, bytes or a PIL image")
+
+
+def _at(value: str | Path, key: str, folder: Path | None) -> Picture:
+    """The picture in a file; relative paths start from `folder`."""
+    if "\0" in str(value):
+        raise Unusable(f"{key!r} is no path: it holds a null character")
+    path = (folder or Path()) / value
+    try:
+        if not path.is_file():
+            problem = "no file" if not path.exists() else "not a file"
+            raise Unusable(f"{key!r}: {problem}: {path}")
+        if path.stat().st_size > MOST_BYTES:
+            raise Unusable(f"{key!r} is a file of {path.stat().st_size} bytes; want at most {MOST_BYTES}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise Unusable(f"{key!r} cannot be read: {error.strerror}: {str(path)[:200]}") from None
+    found = _checked(data, key, str(path))
+    return Picture(found.sha256, found.path)
+
+
+def _again(record: Mapping[str, Any], folder: Path | None) -> Picture:
+    """The picture that an earlier trail names, if its file still holds it."""
+    if not record.get("path"):
+        raise Unusable("the picture of this prompt had no file, and trails keep a hash alone")
+    found = _at(str(record["path"]), RECORD, folder)
+    if found.sha256 != record["sha256"]:
+        raise Unusable(f"the picture {record['path']} has changed since its prompt was written")
+    return found
+
+
+def _decoded(url: str, key: str) -> bytes:
+    head = _DATA.match(url)
+    if head is None:
+        raise Unusable(f"{key!r} is a data: URL of another kind; want data:image/png;base64,…")
+    try:
+        return base64.b64decode(url[head.end() :], validate=True)
+    except binascii.Error:
+        raise Unusable(f"{key!r} is a data: URL whose base64 is damaged") from None
+
+
+def _encoded(image: Any, key: str) -> Picture:
+    """The picture of a PIL image, encoded without loss."""
+    if getattr(image, "n_frames", 1) > 1:
+        raise Unusable(f"{key!r} is animated: {image.n_frames} frames; want one picture")
+    if image.mode not in MODES:
+        raise Unusable(f"{key!r} has pixels of mode {image.mode}; want 8 bits a channel")
+    held = io.BytesIO()
+    try:
+        image.convert("RGBA" if image.mode in ("PA", "La", "RGBa") else image.mode)
+        plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+        plain.save(held, "PNG")
+    except _BROKEN as error:
+        raise Unusable(f"{key!r} is torn: {error}") from None
+    return _checked(held.getvalue(), key, "")
+
+
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
+
+
+def _checked(data: bytes, key: str, path: str) -> Picture:
+    """The encoded picture, decoded once; `path` is its name."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        problem, fix = "pictures need Pillow", "pip install 'srpo[vision]'"
+        raise ConfigError(problem, where=key, fix=fix) from None
+    name = f"{key!r}" + (f" ({path})" if path else "")
+    if not data:
+        raise Unusable(f"{name} is empty; want a picture")
+    if len(data) > MOST_BYTES:
+        raise Unusable(f"{name} is {len(data)} bytes; want at most {MOST_BYTES}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own, lower bound on pixels, and damaged EXIF entries
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                wide, high = image.size
+                if wide * high > MOST_PIXELS:
+                    raise Unusable(f"{name} is {wide} × {high} pixels; want at most {MOST_PIXELS} in all")
+                if (frames := getattr(image, "n_frames", 1)) > 1:
+                    raise Unusable(f"{name} is animated: {frames} frames; want one picture")
+                if image.mode not in MODES:
+                    raise Unusable(f"{name} has pixels of mode {image.mode}; want 8 bits a channel")
+                image.load()
+    except UnidentifiedImageError:
+        raise Unusable(f"{name} is not a picture in {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError:
+        raise Unusable(f"{name} has too many pixels; want at most {MOST_PIXELS}") from None
+    except _BROKEN as error:
+        raise Unusable(
+            f"{name} is torn: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+    return Picture(hashlib.sha256(data).hexdigest(), path, data)

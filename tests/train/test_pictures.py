@@ -1,0 +1,197 @@
+"""Training with pictures: both layouts agree, the tower is frozen, the cache knows content, the processor is saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from srpo.errors import ConfigError, DataError
+from srpo.model.packed.forward import sequence_logps
+from srpo.model.weights.load import load_model, load_processor
+from srpo.train.config import SRPOConfig
+from srpo.train.dataset import TreeDataset, collate
+from srpo.train.trainer import SRPOTrainer
+from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.model.pictured import plain_logps
+from tests.sequences.pictured import idefics_processor, model_for, picture, png, qwen_processor
+from tests.sequences.test_pictures import renderer_for, row
+from tests.warm_command import srpo_in_a_fork
+
+COLOURS = ("red", "green", "black", "white")
+SUPPORTED = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear")
+
+
+def rows() -> list[dict[str, Any]]:
+    """Six rows: four pictures, text alone, and two pictures; equal texts of the prompts with pictures."""
+    found = [row(images=[picture(colour)], chosen=colour, rejected="blue") for colour in COLOURS]
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Two?"}]
+    both = row(prompt=[{"role": "user", "content": parts}], images=[picture("red"), picture("green", (16, 8))])
+    return [*found, both, {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "ho", "rejected": "hum"}]
+
+
+def config(folder: Path, **more: Any) -> SRPOConfig:
+    fixed = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 3,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "seed": 1,
+        "save_strategy": "no",
+    }
+    return SRPOConfig(output_dir=str(folder), report_to="none", use_cpu=True, **{**fixed, **more})
+
+
+def trained(folder: Path, processor: Any, **more: Any) -> SRPOTrainer:
+    peft = more.pop("peft_config", None)
+    trainer = SRPOTrainer(
+        more.pop("model", None) or model_for(processor),
+        args=config(folder, **more),
+        train_dataset=rows(),
+        processing_class=processor,
+        peft_config=peft,
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("make", [idefics_processor, qwen_processor])
+def test_trees_of_a_data_set_score_as_the_model_itself_does(make: Any) -> None:
+    processor = make()
+    data = TreeDataset.build(rows(), renderer_for(processor), max_length=None)
+    batch = collate([data[i] for i in range(len(data))])
+    assert [len(tree.pictures) for tree in batch["trees"]] == [1, 1, 1, 1, 2, 0]
+    model = model_for(processor)
+    plain = plain_logps(model, batch["trees"])
+    for backend in ("path", "flat"):
+        torch.testing.assert_close(sequence_logps(model, batch["trees"], backend), plain, rtol=0, atol=1e-4)
+    assert len({round(value, 3) for value in plain[:4, 0].tolist()}) == 4
+    contents = [data.row_content(i) for i in range(len(data))]
+    assert contents == [tree.content for tree in batch["trees"]]
+    assert len(set(contents)) == 6
+
+
+def test_data_of_other_pictures_is_other_data() -> None:
+    renderer = renderer_for(idefics_processor())
+    digests = []
+    for colour in ("red", "red", "green"):
+        data = TreeDataset.build([row(images=[picture(colour)])], renderer, max_length=None)
+        digests.append((data.digest(), data.content))
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[2][0]
+    assert digests[0][1] != digests[2][1]
+
+
+def test_lora_trains_the_language_model_and_saves_the_processor(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "srpo"):
+        trainer = trained(tmp_path, idefics_processor(), peft_config=SUPPORTED)
+        trainer.save_model()
+    names = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert names
+    assert all("text_model" in name for name in names), sorted(names)[:3]
+    assert any(
+        "frozen without one: model.vision_model, model.connector" in record.getMessage() for record in caplog.records
+    )
+    assert any("packed log-probs within" in record.getMessage() for record in caplog.records)
+    assert (tmp_path / "processor_config.json").is_file()
+    assert load_processor(str(tmp_path)).image_seq_len == 4
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and file.suffix in (".json", ".jsonl", ".md", ".html"):
+            assert png(picture("red"))[:60] not in file.read_bytes()
+
+
+def test_full_training_leaves_the_tower_of_a_loaded_model_unchanged(tmp_path: Path) -> None:
+    processor = idefics_processor()
+    model_for(processor).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    trainer = trained(tmp_path / "out", None, model=str(tmp_path / "model"))
+    before = load_model(str(tmp_path / "model")).state_dict()
+    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert any("text_model" in name for name in changed)
+    assert not any("vision" in name or "connector" in name for name in changed)
+
+
+def test_cached_log_probs_belong_to_a_picture(tmp_path: Path) -> None:
+    processor = idefics_processor()
+    more = {"precompute_ref_log_probs": True, "reference_cache": str(tmp_path / "cache")}
+    first = trained(tmp_path / "a", processor, **more)
+    assert first.reference.scored == len(first.pairs) == 6
+    again = SRPOTrainer(
+        model_for(processor), args=config(tmp_path / "b", **more), train_dataset=rows(), processing_class=processor
+    )
+    again.train()
+    assert again.reference.scored == 0
+    others = [{**each, "images": [picture("yellow")]} if len(each.get("images", [])) == 1 else each for each in rows()]
+    third = SRPOTrainer(
+        model_for(processor), args=config(tmp_path / "c", **more), train_dataset=others, processing_class=processor
+    )
+    third.train()
+    assert third.reference.scored == 4
+    live = trained(tmp_path / "d", processor)
+    for name in ("loss", "logps/chosen"):
+        logged = [[log[name] for log in each.state.log_history if name in log] for each in (first, again, live)]
+        assert logged[0] == pytest.approx(logged[2], abs=1e-3)
+        assert logged[1] == pytest.approx(logged[2], abs=1e-3)
+
+
+def test_a_text_model_refuses_pictures_before_weights_are_read(tmp_path: Path) -> None:
+    tokenizer = make_byte_tokenizer(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}<eos>")
+    with pytest.raises(DataError, match="text model cannot be shown them"):
+        SRPOTrainer(make_tiny_llama(), args=config(tmp_path), train_dataset=rows(), processing_class=tokenizer)
+    trainer = SRPOTrainer(
+        make_tiny_llama(),
+        args=config(tmp_path, bad_rows="skip"),
+        train_dataset=rows(),
+        processing_class=tokenizer,
+    )
+    assert len(trainer.pairs) == 1
+    assert len(trainer.pairs.rejects) == 5
+
+
+def test_workers_send_pictures_with_their_trees(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, idefics_processor(), dataloader_num_workers=1, max_steps=1)
+    assert trainer.state.global_step == 1
+
+
+def test_an_adapter_on_the_tower_is_refused(tmp_path: Path) -> None:
+    tower = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=r".*vision_model.*(fc1|fc2)")
+    with pytest.raises(ConfigError, match="excluded modules"):
+        trained(tmp_path, idefics_processor(), peft_config=tower)
+
+
+def test_the_command_line_checks_trains_and_refuses(tmp_path: Path) -> None:
+    processor = idefics_processor()
+    model_for(processor).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    for colour in COLOURS:
+        (tmp_path / f"{colour}.png").write_bytes(png(picture(colour)))
+    lines = [
+        {"prompt": "Which colour?", "image": f"{colour}.png", "chosen": colour, "rejected": "blue"}
+        for colour in (*COLOURS, "lost")
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    common = ["--dataset_name", str(data), "--model_name_or_path", str(tmp_path / "model")]
+    assert srpo_in_a_fork("check", *common).returncode == 0
+    run = ["train", *common, "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--use_cpu"]
+    run += [
+        "--per_device_train_batch_size",
+        "2",
+        "--report_to",
+        "none",
+        "--use_peft",
+        "--lora_target_modules",
+        "all-linear",
+    ]
+    assert srpo_in_a_fork(*run).returncode == 65
+    assert srpo_in_a_fork(*run, "--bad_rows", "skip").returncode == 0
+    rejected = (tmp_path / "out" / "rejected.jsonl").read_text()
+    assert "no file: " in rejected
+    assert "lost.png" in rejected
