@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text("utf-8")
 IMPORTED_AS = {
+    "pillow": "PIL",
     **{"pyyaml": "yaml", "huggingface-hub": "huggingface_hub"},
     **{"rouge-score": "rouge_score", "math-verify": "math_verify", "prometheus-client": "prometheus_client"},
 }
