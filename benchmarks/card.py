@@ -2,12 +2,16 @@
 
     python -m benchmarks.card step                    packed both ways, flat, and TRL's DPO step, bfloat16
     python -m benchmarks.card step --modes lora --shapes "350,40"
+    python -m benchmarks.card step --shapes "" --pairs FILE --ways flex,flex_compiled,dpo,trl,trl_compiled,trl_liger
+    python -m benchmarks.card step --device cpu --tiny --shapes 24,8 --ways path,dpo,trl       its code, without a GPU
     python -m benchmarks.card decode                  transformers' `generate`, its prompt lookup, and ours
 
 `step` is an optimiser step of `--batch` pairs in mixed precision, the reference scored live, clipping and AdamW
 included, on a random Llama of 1.2B weights (hidden size 2,048, 16 layers, 32 heads, 8 of keys and values, vocabulary
 128,256). Every way has the GPU to itself, `--rounds` times in turns. The output is the median of all its steps after
 two of warming up in each round, the smallest and largest, and the peak of memory above weights, reference and moments.
+`dpo` is srpo's DPO step by `flex`, by `path` on a CPU. `_compiled` compiles the decoder layers, of TRL's two models as
+well; `trl_liger` is TRL with the kernels of Liger. `--pairs` draws ragged lengths from a file of pairs.
 
 `decode` is benchmarks/revision.py's scripted subject with 1.0B weights in bfloat16. Times are wall times that include
 waiting for the GPU to finish.
@@ -22,6 +26,7 @@ import statistics
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,9 +35,10 @@ from transformers.utils import logging as hf_logging
 from benchmarks import training_step
 from benchmarks.chains import Scripted
 from benchmarks.revision import in_words, measure
-from benchmarks.shapes import llama, trees_of
+from benchmarks.shapes import Lengths, lengths_in, llama, trees_of
 from srpo.model.packed.forest import Forest
 from srpo.sequences.tree import PrefixTree
+from srpo.train.compiled import compile_layers
 
 SHAPE = {
     "hidden_size": 2048,
@@ -42,7 +48,9 @@ SHAPE = {
     "num_key_value_heads": 8,
 }
 VOCABULARY = 128_256
-WAYS = ("path", "flex", "flat", "trl")
+WAYS = ("path", "flex", "flat", "dpo", "trl")
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY_VOCABULARY = 512
 WARMING_UP = 2
 
 
@@ -54,7 +62,7 @@ def main() -> None:
     parser.add_argument("--templates", default="turn,quote")
     parser.add_argument("--modes", default="full")
     parser.add_argument(
-        "--ways", default="", help="path,flex,flat,trl; of `decode`, ways of benchmarks/revision.py by semicolons"
+        "--ways", default="", help="ways of a step; of `decode`, ways of benchmarks/revision.py by semicolons"
     )
     parser.add_argument("--batch", default="", help="pairs of a step, 8; rows of a chain, 1; several by commas")
     parser.add_argument("--rounds", type=int, default=2)
@@ -63,6 +71,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="chains")
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--pairs", default="", help="a JSONL file of pairs whose lengths are drawn, besides --shapes")
+    parser.add_argument("--tiny", action="store_true", help="a model of two small layers, to try the code of `step`")
     args = parser.parse_args()
     hf_logging.set_verbosity_error()
     if args.device == "cuda":
@@ -75,15 +85,23 @@ def main() -> None:
 
 
 def _step(args: Namespace) -> None:
-    for shape in args.shapes.split():
-        x, y = map(int, shape.split(","))
-        for template in args.templates.split(","):
-            for batch in map(int, (args.batch or "8").split(",")):
-                instruction = 16 if x < 1000 and y < 200 else 32
-                trees = trees_of([(x, y, y)] * batch, template, instruction=instruction, vocabulary=VOCABULARY)
+    words = TINY_VOCABULARY if args.tiny else VOCABULARY
+    for batch in map(int, (args.batch or "8").split(",")):
+        cases = {shape: [_lengths(shape)] * batch for shape in args.shapes.split()}
+        if args.pairs:
+            cases[Path(args.pairs).stem] = lengths_in(args.pairs, batch)
+        for shape, lengths in cases.items():
+            instruction = 16 if max(x + y for x, y, _ in lengths) < 1000 and min(y for _, y, _ in lengths) < 200 else 32
+            for template in args.templates.split(","):
+                trees = trees_of(lengths, template, instruction=instruction, vocabulary=words)
                 for mode in args.modes.split(","):
                     case = {"shape": shape, "template": template, "mode": mode, "pairs": batch}
                     print(json.dumps(case | _measured(trees, mode == "lora", args)), flush=True)
+
+
+def _lengths(shape: str) -> Lengths:
+    x, y = map(int, shape.split(","))
+    return x, y, y
 
 
 def _measured(trees: Sequence[PrefixTree], lora: bool, args: Namespace) -> dict[str, Any]:
@@ -114,16 +132,26 @@ def _made(way: str, trees: Sequence[PrefixTree], lora: bool, args: Namespace) ->
     on_card = {"use_cpu": args.device == "cpu", "bf16": args.device != "cpu"}
 
     def new(lora: bool = False) -> Any:
-        shape = SHAPE | {"num_hidden_layers": args.layers}
+        shape = SHAPE | {"num_hidden_layers": args.layers} | (TINY | {"num_hidden_layers": 2} if args.tiny else {})
         hidden, layers = shape.pop("hidden_size"), shape.pop("num_hidden_layers")
+        words = TINY_VOCABULARY if args.tiny else VOCABULARY
         with torch.device(args.device):
-            return llama(
-                vocabulary=VOCABULARY, hidden=hidden, layers=layers, lora=lora, tie_word_embeddings=True, **shape
-            )
+            return llama(vocabulary=words, hidden=hidden, layers=layers, lora=lora, tie_word_embeddings=True, **shape)
 
-    if way == "trl":
-        return training_step.trl(trees, new, lora, **on_card)
-    return training_step.srpo(trees, new(lora), way, **on_card)
+    kind, _, option = way.partition("_")
+    if kind == "trl":
+        trainer, inputs = training_step.trl(trees, new, lora, **on_card, use_liger_kernel=option == "liger")
+        if option == "compiled":
+            for model in filter(None, (trainer.model, trainer.ref_model)):
+                compile_layers(model)
+        return trainer, inputs
+    on_card["compile_layers"] = option == "compiled"
+    if kind == "dpo":
+        drafts = [PrefixTree.pack(tree.unpack()[:2]) for tree in trees]
+        return training_step.srpo(
+            drafts, new(lora), "path" if args.device == "cpu" else "flex", **on_card, objective=kind
+        )
+    return training_step.srpo(trees, new(lora), kind, **on_card)
 
 
 def _timed(made: tuple[Any, dict[str, Any]], args: Namespace) -> tuple[list[float], float]:
