@@ -53,6 +53,7 @@ class Arguments:
     use_bnb_nested_quant: bool = setting(False, "Quantise the scales of a base in 4 bits as well.")
     bf16: bool = setting(True, "Multiply matrices in bfloat16.")
     precompute_ref_log_probs: bool = setting(False, "Read the reference's log-probs from a cache.")
+    gradient_accumulation_steps: int = setting(1, "Batches of an optimiser step on each card.", least=1)
     use_cpu: bool = setting(False, "Plan for a processor instead of a GPU.")
     card_memory: int = setting(80, "GiB of memory of a card, for the choices that depend on it.", least=1)
     peak_tflops: float = setting(989.0, "Largest number of 10¹² operations per second of a card.", above=0)
@@ -108,6 +109,7 @@ def _setup(args: Arguments) -> Any:
         device="cpu" if args.use_cpu else "cuda",
         memory=args.card_memory * GIB,
         precomputed=args.precompute_ref_log_probs,
+        accumulated=args.gradient_accumulation_steps,
     )
 
 
@@ -155,6 +157,7 @@ def _found(args: Arguments, plan: Planned, trees: Sequence[PrefixTree]) -> dict[
         "weights": plan.weights,
         "trained": plan.trained,
         "kept": {name: value / GIB for name, value in kept._asdict().items()},
+        "scoring_gib": plan.scoring / GIB,
         "longest_pair_tokens": len(trees[0]),
         "longest_pair_flat_tokens": trees[0].flat_tokens,
         "batches": [row | {"all": kept.all / GIB + row["step"]} for row in rows],
@@ -183,6 +186,8 @@ def _lines(args: Arguments, found: dict[str, Any]) -> list[str]:
         lines.append(f"{row['pairs']:>14} {row['step']:>15.2f} {row['all']:>8.2f} {checkpointing:>39.2f}")
     lines += ["", "largest batch in 90 % of a card, without and with activation checkpointing:"]
     lines += [f"{size:>10} GiB: {plain} and {saving}" for size, (plain, saving) in found["largest_batch"].items()]
+    if found["scoring_gib"]:
+        lines.append(f"before training the whole policy is on each card: {found['scoring_gib']:.2f} GiB")
     plain, saving = (f"{value:,.0f}" for value in found["speed"].values())
     lines += [
         "",

@@ -4,6 +4,7 @@ Per card, with N cards, W bytes of weights, T trained weights and R bytes of the
 
     kept      W + R + 8 T              float32 moments of AdamW; FSDP 2 divides every term by N
     gathered  two layers and the root  FSDP 2 alone: weights that a card borrows, in the dtype of the products
+    gradients 4 T for DDP's buckets, and 4 T between the batches of an accumulated step, which FSDP 2 does not divide
     step      measured on fake tensors by `fake_step.peak_of_step`: activations, gradients, head, temporary tensors
 
 Not counted: the context of CUDA, its libraries' workspaces and the fragmentation of its memory.
@@ -51,6 +52,7 @@ class Setup:
         device: "cuda" or "cpu".
         memory: bytes of a card.
         precomputed: the reference's log-probs are cached, and its weights are not loaded.
+        accumulated: batches of an optimiser step on each card.
     """
 
     launch: str = "one"
@@ -63,15 +65,20 @@ class Setup:
     device: str = "cuda"
     memory: int = 80 * 2**30
     precomputed: bool = False
+    accumulated: int = 1
 
 
 class Kept(NamedTuple):
-    """Bytes that each card keeps during a whole training: weights, reference, moments of AdamW, gathered weights."""
+    """Bytes that each card keeps during a training: weights, reference, moments of AdamW, gathered weights, gradients.
+
+    Gradients of the batch under way belong to the step; `gradients` are DDP's buckets and those of earlier batches.
+    """
 
     weights: int
     reference: int
     moments: int
     gathered: int
+    gradients: int
 
     @property
     def all(self) -> int:
@@ -135,7 +142,14 @@ class Planned:
         weights = sum(map(self._stored, self.model.parameters())) - self._saved_by_quantising()
         reference = 0 if self.adapter or setup.precomputed else weights
         gathered = _largest_gathered(self.model, 2 if setup.bf16 else 4) if self._gathers else 0
-        return Kept(weights // split, reference // split, MOMENTS * self.trained // split, gathered)
+        gradients = 4 * self.trained * ((setup.launch == "ddp") + (setup.accumulated > 1))
+        return Kept(weights // split, reference // split, MOMENTS * self.trained // split, gathered, gradients)
+
+    @property
+    def scoring(self) -> int:
+        """Bytes of the whole policy that FSDP 2 has on each card before training, while it scores the reference."""
+        whole = sum(map(self._stored, self.model.parameters())) - self._saved_by_quantising()
+        return whole if self._gathers and self.setup.precomputed else 0
 
     def step(self, trees: Sequence[PrefixTree], *, checkpointing: bool = False) -> int:
         """Returns the largest number of bytes that a step on these pairs needs on each card, beyond `kept`."""
@@ -175,20 +189,24 @@ class Planned:
     def fitting(self, rows: Sequence[Mapping[str, Any]], memory: float, step: str) -> int:
         """Returns the largest number of pairs per card that fit into a share `USABLE` of a card's memory.
 
-        It is the largest of the planned sizes that fits; if all fit, a larger one, by a line through the last two.
+        Between and beyond the planned sizes each pair takes what it took on average between the two sizes before, which
+        is at least what it takes, because the longest pairs come first.
 
         Args:
             rows: batch sizes (`pairs`) in increasing order, each with the GiB of its step under the key `step`.
             memory: bytes of a card.
             step: key of the GiB in `rows`.
         """
-        room, last = (USABLE * memory - self.kept.all) / 2**30, rows[-1]
-        fits = [row["pairs"] for row in rows if row[step] <= room]
-        if len(rows) == 1 or last["pairs"] not in fits:
-            return max(fits, default=0)
-        before = rows[-2]
+        room = (USABLE * memory - self.kept.all) / 2**30
+        count = sum(row[step] <= room for row in rows)
+        if not count or self.scoring > USABLE * memory:
+            return 0
+        last, before = rows[count - 1], rows[max(count - 2, 0)]
+        if last is before:
+            return int(last["pairs"])
         slope = (last[step] - before[step]) / (last["pairs"] - before["pairs"])
-        return int(last["pairs"] + (room - last[step]) / max(slope, 1e-9))
+        found = int(last["pairs"] + (room - last[step]) / max(slope, 1e-9))
+        return found if count == len(rows) else min(found, int(rows[count]["pairs"]) - 1)
 
     def _stored(self, weight: nn.Parameter) -> int:
         """Bytes of a weight as it is stored; trained ones are in float32."""

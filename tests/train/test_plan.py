@@ -78,13 +78,51 @@ def test_a_large_head_is_planned_in_tiles() -> None:
 def test_kept_bytes_by_hand() -> None:
     count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config()).parameters())
     alone = Planned(config(), Setup(bf16=False, backend="path", device="cpu")).kept
-    assert alone == (4 * count, 4 * count, 8 * count, 0)
+    assert alone == (4 * count, 4 * count, 8 * count, 0, 0)
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32  # attention, mlp, norms
     root = count - layer
     split = Planned(config(), Setup(launch="fsdp2", cards=4, bf16=False, backend="path", device="cpu")).kept
-    assert split == (count, count, 2 * count, 4 * (root + 2 * layer))
+    assert split == (count, count, 2 * count, 4 * (root + 2 * layer), 0)
     cached = Planned(config(), Setup(bf16=False, precomputed=True, backend="path", device="cpu")).kept
     assert cached.reference == 0
+
+
+@pytest.mark.parametrize(
+    ("launch", "accumulated", "bytes_each"),
+    [("one", 1, 0), ("one", 2, 4), ("ddp", 1, 4), ("ddp", 2, 8), ("fsdp2", 1, 0), ("fsdp2", 2, 4)],
+)
+def test_gradients_kept_by_hand(launch: str, accumulated: int, bytes_each: int) -> None:
+    cards = 1 if launch == "one" else 4
+    setup = Setup(launch=launch, cards=cards, accumulated=accumulated)
+    plan = Planned(config(), setup, lora())
+    assert 0 < plan.trained < plan.weights
+    assert plan.kept.gradients == bytes_each * plan.trained
+
+
+def test_fsdp_scores_the_reference_with_a_whole_policy() -> None:
+    whole = Planned(config(), Setup(bf16=False))
+    split = Planned(config(), Setup(launch="fsdp2", cards=4, bf16=False, precomputed=True))
+    assert split.scoring == whole.kept.weights > split.kept.weights
+    assert Planned(config(), Setup(launch="fsdp2", cards=4)).scoring == 0
+    rows = [{"pairs": 1, "step": 0.0}, {"pairs": 2, "step": 1e-9}]
+    assert split.fitting(rows, split.scoring, "step") == 0
+    assert split.fitting(rows, 10 * split.scoring, "step") > 0
+
+
+@pytest.mark.parametrize(
+    ("room", "pairs"), [(0.5, 0), (1.0, 1), (2.9, 2), (3.0, 3), (4.5, 4), (7.0, 7), (8.0, 8), (9.5, 9)]
+)
+def test_sizes_between_the_planned_ones(room: float, pairs: int) -> None:
+    plan = Planned(config(), Setup(bf16=False))
+    rows = [{"pairs": each, "step": float(each)} for each in (1, 2, 4, 8)]
+    assert plan.fitting(rows, (room * 2**30 + plan.kept.all + 1) / 0.9, "step") == pairs
+
+
+def test_longer_pairs_first_give_no_batch_that_does_not_fit() -> None:
+    """Steps of 10, 18, 30, 44 GiB: a line from 18 to 30 would promise three pairs in 24 GiB, which may take 26."""
+    plan = Planned(config(), Setup(bf16=False))
+    rows = [{"pairs": each, "step": gib} for each, gib in ((1, 10.0), (2, 18.0), (4, 30.0), (8, 44.0))]
+    assert [plan.fitting(rows, (room * 2**30 + plan.kept.all + 1) / 0.9, "step") for room in (24, 26, 37)] == [2, 3, 5]
 
 
 def test_a_quantised_base_by_hand() -> None:
