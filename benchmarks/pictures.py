@@ -1,6 +1,6 @@
 """Tokens and time of one training step on pairs with a picture: packed once, and as six padded rows.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.pictures [--pairs 1] [--answer 40] [--repeats 5]
+    OMP_NUM_THREADS=1 python -m benchmarks.pictures [--pairs 1] [--answer 40] [--repeats 5] [--templates turn quote]
 
 The model is a Qwen2.5-VL of some 25M weights in its language part, random, float32, its vision tower frozen. The
 picture fills 1,024 image tokens. A step is the policy's forward and backward pass and the reference's forward pass,
@@ -97,9 +97,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--answer", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--templates", nargs="+", default=["turn", "quote"])
     args = parser.parse_args()
     made = model()
-    for template in ("turn", "quote"):
+    for template in args.templates:
         trees = [pair(seed, template, args.answer) for seed in range(args.pairs)]
         forest = Forest.plant(trees)
         rows = sum(6 * max(len(c) + len(a) for c, a in tree.unpack()) for tree in trees)

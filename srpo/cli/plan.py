@@ -122,6 +122,13 @@ def _adapter(args: Arguments) -> Any:
     return lora_config(ModelArguments(**{name: getattr(args, name) for name in named}), disable_dropout=True)
 
 
+def _no_pictures() -> None:
+    fix = "plan with --prompt_tokens, image tokens included; the tower comes on top"
+    raise ConfigError(
+        "rows with pictures are not planned: the vision tower is not counted", where="dataset_name", fix=fix
+    )
+
+
 def _trees(args: Arguments, vocabulary: int) -> list[PrefixTree]:
     """Pairs to plan with, the longest first: those of the data, or as many made-up ones as the largest batch."""
     if args.dataset_name is None:
@@ -135,7 +142,8 @@ def _trees(args: Arguments, vocabulary: int) -> list[PrefixTree]:
     from srpo.train.dataset import TreeDataset
 
     tokenizer = load_tokenizer(args.model_name_or_path, trust_remote_code=args.trust_remote_code)
-    renderer = Renderer(tokenizer, template_for(args.model_name_or_path, args.revision_template))
+    template = template_for(args.model_name_or_path, args.revision_template)
+    renderer = Renderer(tokenizer, template, processor=_no_pictures)
     source = Source(args.dataset_name, split=args.dataset_train_split)
     data = TreeDataset.build(source, renderer, max_length=None, bad_rows="skip")
     return sorted((data.trees[i] for i in range(len(data))), key=len, reverse=True)

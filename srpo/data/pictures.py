@@ -349,7 +349,6 @@ def _encoded(image: Any, key: str) -> Picture:
         raise Unusable(f"{key!r} has pixels of mode {image.mode}; want 8 bits a channel")
     held = io.BytesIO()
     try:
-        image.convert("RGBA" if image.mode in ("PA", "La", "RGBa") else image.mode)
         plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
         plain.save(held, "PNG")
     except _BROKEN as error:

@@ -180,6 +180,7 @@ def test_the_command_line_checks_trains_and_refuses(tmp_path: Path) -> None:
     data.write_text("".join(json.dumps(each) + "\n" for each in lines))
     common = ["--dataset_name", str(data), "--model_name_or_path", str(tmp_path / "model")]
     assert srpo_in_a_fork("check", *common).returncode == 0
+    assert srpo_in_a_fork("plan", *common).returncode == 78  # the vision tower's memory is not counted
     run = ["train", *common, "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--use_cpu"]
     run += [
         "--per_device_train_batch_size",
@@ -195,3 +196,11 @@ def test_the_command_line_checks_trains_and_refuses(tmp_path: Path) -> None:
     rejected = (tmp_path / "out" / "rejected.jsonl").read_text()
     assert "no file: " in rejected
     assert "lost.png" in rejected
+
+
+def test_a_text_model_given_by_path_refuses_pictures_as_bad_rows(tmp_path: Path) -> None:
+    tokenizer = make_byte_tokenizer(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}<eos>")
+    tokenizer.save_pretrained(tmp_path / "model")
+    make_tiny_llama().save_pretrained(tmp_path / "model")
+    with pytest.raises(DataError, match="text model cannot be shown them"):
+        SRPOTrainer(str(tmp_path / "model"), args=config(tmp_path / "out"), train_dataset=rows())

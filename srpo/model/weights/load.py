@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from srpo.errors import ConfigError, InputError
 from srpo.model.weights.adapter import Adapter, expect_used, find_adapter, fit_embeddings, looks_local
-from srpo.model.weights.architecture import freeze_towers, loader_for
+from srpo.model.weights.architecture import TOWERS, freeze_towers, loader_for
 from srpo.model.weights.gguf import gguf_file, gguf_options, gguf_parsed_once
 from srpo.model.weights.quantised import warn_of_other_base
 from srpo.model.weights.stopping import stop_as_saved
@@ -71,7 +71,8 @@ def load_processor(
 ) -> Any:
     """Loads the processor of pictures and text at a local path or hub name, for an adapter without one its base's.
 
-    A text model has none: its tokenizer is returned.
+    Returns:
+        The processor; for a text model None or its tokenizer.
 
     Raises:
         InputError: no processor there, or only one that needs its own code.
@@ -92,6 +93,9 @@ def load_processor(
         fix = "pip install 'srpo[vision]'"
         raise ConfigError(f"the processor needs a library: {_first_line(error)}", where=path, fix=fix) from None
     except _unreadable() as error:
+        config = load_config(path, trust_remote_code=trust_remote_code, revision=revision, base_model=base_model)
+        if getattr(config, TOWERS[0], None) is None:
+            return None
         raise _refusal("processor", path, error) from None
 
 

@@ -11,9 +11,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from srpo.errors import InputError
 from srpo.model.packed.forward import sequence_logps
-from srpo.model.weights.load import load_model
+from srpo.model.weights.architecture import outside_language
+from srpo.model.weights.load import load_model, load_processor
+from tests.conftest import make_tiny_llama
 from tests.model.zoo import LINEAR, TINY, WINDOW, forest_of, plain_logps
+from tests.sequences.pictured import idefics_processor, model_for
 
 VISION = {
     "hidden_size": 16,
@@ -98,3 +102,28 @@ def test_an_adapter_of_the_text_class_gets_the_text_class(tmp_path: Path) -> Non
         with torch.no_grad():
             ours, theirs = again(input_ids=ids).logits, adapter.eval()(input_ids=ids).logits
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_processors_are_loaded_for_pictures_alone(tmp_path: Path) -> None:
+    processor = idefics_processor()
+    processor.save_pretrained(tmp_path / "base")
+    model_for(processor).save_pretrained(tmp_path / "base")
+    assert load_processor(str(tmp_path / "base")).image_seq_len == 4
+    base = load_model(str(tmp_path / "base"))
+    lora = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], exclude_modules=r".*vision_model.*")
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    assert load_processor(str(tmp_path / "adapter")).image_seq_len == 4
+    processor.tokenizer.save_pretrained(tmp_path / "text")
+    make_tiny_llama().save_pretrained(tmp_path / "text")
+    assert not hasattr(load_processor(str(tmp_path / "text")), "image_processor")
+    for file in (tmp_path / "base").glob("*processor*"):
+        file.unlink()
+    with pytest.raises(InputError, match="no processor"):
+        load_processor(str(tmp_path / "base"))
+    with pytest.raises(InputError, match="no such folder"):
+        load_processor(str(tmp_path / "nothing"))
+
+
+def test_names_of_modules_outside_the_language_model() -> None:
+    assert outside_language(model_for(idefics_processor())) == ["model.vision_model", "model.connector"]
+    assert outside_language(make_tiny_llama()) == []
