@@ -122,7 +122,7 @@ class TrailArguments(ModelArguments):
 T = TypeVar("T", bound=TrailArguments)
 
 
-def parse_trails(verb: str, description: str, kind: type[T], argv: list[str], *, html: str = "") -> T:
+def parse_trails(verb: str, description: str, kind: type[T], argv: list[str]) -> T:
     """Parses the command line of `revise` or `sample`, and checks that its output files can be written.
 
     Args:
