@@ -271,7 +271,7 @@ class _Spread:
         self.added += 1
 
     def chosen(self) -> list[Pair]:
-        """Returns at most `count` pairs, evenly spread from the first kept pair to the last."""
+        """Returns at most `count` of the pairs seen, at even distances from the first to the last."""
         count = min(self.count, len(self.items))
         return [self.items[round(i * (len(self.items) - 1) / max(count - 1, 1))] for i in range(count)]
 

@@ -39,7 +39,7 @@ class Follower:
 
     @property
     def acceptance(self) -> float:
-        """Estimated probability that the next token of the draft is the next token of the answer."""
+        """Estimated probability, in [0, 1], that the revision's next token is the next one of the draft that it copies."""
         return self.hits / (self.hits + self.misses)
 
     def ahead(self, most: int) -> list[int]:
@@ -89,7 +89,7 @@ class Cost:
 
     @classmethod
     def of(cls, *, on_cpu: bool, weights: int, cached: int) -> Cost:
-        """Returns the estimated cost of a forward pass on CPU or GPU.
+        """Returns the estimated time of a forward pass on CPU or GPU, in units of one more token of one row.
 
         Args:
             weights: number of model weights.

@@ -99,10 +99,10 @@ class ControlTokens:
 
 
 class ChatTemplate:
-    """Renders conversations and answers by a tokenizer's chat template, and finds the template's habits.
+    """Renders conversations and answers by a tokenizer's chat template; finds how it marks thinking and an answer's end.
 
     Attributes:
-        thinking: (start, end) texts around thinking that answers may hold; [] for a template without thinking.
+        thinking: pairs (start, end) of texts that enclose thinking in an answer; [] for a template without thinking.
         terminator: the added token that the template writes after an answer, or None.
 
     Raises:

@@ -38,7 +38,7 @@ class TreeStore(Sequence[PrefixTree]):
 
     @classmethod
     def of(cls, trees: Iterable[PrefixTree]) -> TreeStore:
-        """Makes a store from trees."""
+        """Returns a new store with a copy of each tree; `store[i]` is the i-th of them."""
         store = cls()
         for tree in trees:
             store.add(tree.ids, tree.marks)

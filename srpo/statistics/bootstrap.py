@@ -106,11 +106,13 @@ def ends_of(level: float) -> Tensor:
 
 
 def resamples(blocks: Sequence[int], *, draws: int, seed: int, size: int | None = None) -> Iterator[Tensor]:
-    """Yields [D, N] counts of how often each of N rows occurs in each of D bootstrap draws, chunk by chunk.
+    """Yields bootstrap draws in chunks of D, as counts [D, N] of how often each of N rows occurs in each draw.
 
     Args:
-        blocks: lengths of the consecutive blocks of rows that are resampled apart, adding up to N.
-        draws, seed, size: number of draws, their seed, and rows per draw; None means N.
+        blocks: lengths of consecutive blocks of rows, adding up to N; each block is resampled from its own rows.
+        draws: number of draws in all chunks together.
+        seed: seed of the draws.
+        size: rows per draw, shared by the blocks in proportion to their lengths; None means N.
     """
     generator = torch.Generator().manual_seed(seed)
     step = max(1, CHUNK // sum(blocks))

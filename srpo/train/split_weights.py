@@ -94,9 +94,10 @@ def on_training_device(trainer: TrainerView) -> Iterator[None]:
 
 
 def split_reference(trainer: TrainerView, frozen: nn.Module) -> nn.Module:
-    """Splits a reference with weights of its own over processes as the policy is, or moves it whole to its device.
+    """Returns a reference model that has weights of its own, split over processes in the way the policy is.
 
-    It then computes in the same precision as the policy, so that log-ratios are zero before the first step.
+    Where the policy is not split, the reference is moved whole to the policy's device. It computes in the precision of
+    the policy, so that log-ratios are zero before the first step.
     """
     accelerator, kind = trainer.accelerator, splitting(trainer)
     if kind == "FSDP 2":

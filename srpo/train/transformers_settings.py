@@ -110,10 +110,10 @@ def named(settings: Iterable[str], *more: type[Exception]) -> Iterator[None]:
 
 
 def expect_served(args: TrainingArguments) -> None:
-    """Checks that the optimiser, the schedule, the loggers and the kernels are installed and accept their arguments.
+    """Checks that the optimiser, the loggers and Liger's kernels, if asked for, are installed, and accept their arguments.
 
     Raises:
-        ConfigError: one is not installed, or rejects its arguments.
+        ConfigError: one of them is not installed, or it or the learning-rate schedule rejects its arguments.
     """
     number = torch.nn.Parameter(torch.zeros(1))
     with named(["report_to"], RuntimeError):  # loggers report a missing library by a RuntimeError

@@ -99,7 +99,7 @@ def flex_path_attention(
     """Computes attention along the paths of packed trees by FlexAttention; arguments and result as in `path_attention`.
 
     Raises:
-        BackendError: the layer needs dropout, which the kernel lacks, or more than queries, keys, values, a window.
+        BackendError: the layer asks for dropout, or for something in `unserved` such as a soft cap of its scores.
     """
     forest = served_forest(module, srpo_forest, sliding_window, unserved)
     if dropout:

@@ -153,7 +153,12 @@ class CachedReference:
         """Does nothing: the weights of a cached reference never change, so checkpoints do not hold them."""
 
     def recheck(self, trees: Sequence[PrefixTree], backend: str) -> bool:
-        """Scores rows again whose log-probs are stored; if one differs, renames the folder of log-probs and warns.
+        """Scores again the pairs among `trees` whose log-probs are stored, in order to find files of another model.
+
+        At the first that differs by more than rounding, their folder gets another name, with a warning.
+
+        Args:
+            backend: way of scoring, such as "path"; each has its own stored log-probs.
 
         Returns:
             True if all stored rows of these trees agree.

@@ -28,7 +28,7 @@ _SHARE = {"f32": 1e-4, "f16": 0.02, "bf16": 0.1, "q8_0": 0.1}  # difference of l
 
 
 class Opened(NamedTuple):
-    """How many of a file's greedy drafts and revisions in llama.cpp equal the model's, and how many there are."""
+    """Numbers of greedy drafts and revisions of a GGUF file in llama.cpp, and of those that equal the model's own."""
 
     equal_drafts: int
     drafts: int
@@ -223,11 +223,12 @@ def modelfile(file: str, tokenizer: Any) -> str:
 
 
 def readme(file: str, template: RevisionTemplate, compared: Exported) -> str:
-    """Returns the text of a README for an exported model: requests for draft and revision, commands of llama.cpp.
+    """Returns a README for a GGUF file: how to serve it, and the requests for a draft and for a revision of it.
 
     Args:
         file: name of the GGUF file.
-        compared: its comparison with the model.
+        template: texts that ask for a draft and a revision.
+        compared: the file's comparison with the model, which the README quotes.
     """
     prompt = "Why is the sky blue?"
     draft = "THE DRAFT"

@@ -319,6 +319,9 @@ def context_of(config: Any) -> int | None:
 def adapter_base(path: str, base_model: str | None = None) -> str | None:
     """Returns the folder or hub name of an adapter's base model; None if there is no adapter at the path.
 
+    Args:
+        base_model: folder or hub name to take instead of the one in the adapter's configuration.
+
     Raises:
         InputError: several adapters in the folder, no safetensors, or a base model that is not named or not there.
         ConfigError: `base_model` for a path without an adapter.
