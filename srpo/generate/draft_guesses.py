@@ -39,7 +39,7 @@ class Follower:
 
     @property
     def acceptance(self) -> float:
-        """Estimated probability, in [0, 1], that the revision's next token is the next one of the draft that it copies."""
+        """Estimated probability, in [0, 1], that the answer goes on with the next token of the draft it revises."""
         return self.hits / (self.hits + self.misses)
 
     def ahead(self, most: int) -> list[int]:

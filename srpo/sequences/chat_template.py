@@ -99,7 +99,7 @@ class ControlTokens:
 
 
 class ChatTemplate:
-    """Renders conversations and answers by a tokenizer's chat template; finds how it marks thinking and an answer's end.
+    """Renders conversations and answers by a tokenizer's chat template; finds its marks of thinking and of the end.
 
     Attributes:
         thinking: pairs (start, end) of texts that enclose thinking in an answer; [] for a template without thinking.

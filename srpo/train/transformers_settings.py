@@ -110,7 +110,7 @@ def named(settings: Iterable[str], *more: type[Exception]) -> Iterator[None]:
 
 
 def expect_served(args: TrainingArguments) -> None:
-    """Checks that the optimiser, the loggers and Liger's kernels, if asked for, are installed, and accept their arguments.
+    """Checks that the optimiser, the loggers and Liger's kernels, if asked for, are installed and take their arguments.
 
     Raises:
         ConfigError: one of them is not installed, or it or the learning-rate schedule rejects its arguments.
