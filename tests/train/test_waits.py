@@ -44,6 +44,12 @@ def test_a_step_waits_once_and_copies_each_batch_once(case: str, tiled: None, tm
     assert launches > 100
 
 
+def test_a_cached_reference_adds_no_wait(tiled: None, tmp_path: Path) -> None:
+    cached = {"reference_cache": str(tmp_path / "cache"), "precompute_ref_log_probs": True}
+    waits, copies, _ = steps_on_the_stand_in(run(tmp_path, args=cached))[1]
+    assert (waits.total(), copies) == (1, 2), waits  # a batch and its log-probs
+
+
 def test_control_a_callback_that_reads_the_loss(tmp_path: Path) -> None:
     class Reader(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

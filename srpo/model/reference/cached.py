@@ -35,6 +35,7 @@ from srpo.model.packed.layouts import LAYOUT_VERSION
 from srpo.model.packed.sums import device_of_sums
 from srpo.model.reference.logp_store import DIGEST, LogpStore
 from srpo.model.reference.reference import Reference, kind_of, reference_fingerprint
+from srpo.model.transfer import to_device
 from srpo.model.unwrap import device_of
 from srpo.sequences.tree import PrefixTree
 
@@ -103,7 +104,8 @@ class CachedReference:
         rows = [store.get(digest) for digest in digests]
         if None not in rows:
             self.found += len(rows)
-            return _six(torch.tensor(rows, dtype=torch.float64, device=device_of_sums(device_of(self._policy))))
+            stored_BK = torch.tensor(rows, dtype=torch.float64)
+            return _six(to_device(stored_BK, device_of_sums(device_of(self._policy))))
         six = self._score(trees, backend)
         self.scored += len(planted)
         logps_BK = torch.stack(list(six)[: store.width], 1)
