@@ -48,6 +48,9 @@ def expect_splittable(trainer: TrainerView) -> None:
             fix = "use `torchrun`, under which each process keeps all weights"
             raise ConfigError("accelerate splits weights on GPUs only", where="FSDP", expected="GPUs", fix=fix)
         return
+    if splitting(trainer) == "FSDP 1":
+        fix = "set fsdp_version: 2 (`--launch fsdp2`), or use `--launch zero3`"
+        raise ConfigError("FSDP 1 is not supported", where="FSDP", expected="2", fix=fix)
     for name in NOT_SPLIT:
         if getattr(trainer.args, name):
             raise ConfigError("does not work with FSDP or DeepSpeed", where=name, fix="leave it out")
@@ -104,28 +107,9 @@ def split_reference(trainer: TrainerView, frozen: nn.Module) -> nn.Module:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
         return fsdp2_prepare_model(accelerator, frozen).eval()
-    if kind == "FSDP 1":
-        return _fsdp1(accelerator, frozen).eval()
     if kind.startswith("ZeRO"):
         return _zero(accelerator, frozen)
     return accelerator.prepare_model(frozen, evaluation_mode=True)
-
-
-def _fsdp1(accelerator: Accelerator, frozen: nn.Module) -> nn.Module:
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    plugin: Any = accelerator.state.fsdp_plugin
-    plugin.set_auto_wrap_policy(frozen)
-    return FullyShardedDataParallel(
-        frozen,
-        sharding_strategy=plugin.sharding_strategy or plugin.reshard_after_forward,
-        cpu_offload=plugin.cpu_offload,
-        auto_wrap_policy=plugin.auto_wrap_policy,
-        mixed_precision=plugin.mixed_precision_policy,
-        sync_module_states=plugin.sync_module_states,
-        use_orig_params=plugin.use_orig_params,
-        device_id=accelerator.device,
-    )
 
 
 def _zero(accelerator: Accelerator, frozen: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora": {},
     "bfloat16": {"ACCELERATE_MIXED_PRECISION": "bf16"},
     "cached": {},
+    "lora cached": {},
 }
 
 
@@ -49,8 +50,8 @@ def split(base: Path, folder: Path) -> Any:
     for name, variables in RUNS.items():
         split_on_cpu(**variables)
         more: dict[str, Any] = {"bf16": True} if name == "bfloat16" else {}
-        if name == "cached":
-            more = {"precompute_ref_log_probs": True, "reference_cache": str(folder / "kept")}
+        if name.endswith("cached"):
+            more = {"precompute_ref_log_probs": True, "reference_cache": str(folder / f"kept {name}")}
         found[name] = trained(base, folder / name, **SPLIT, **more)
         unsplit()
     found["copied"] = trained(base, folder / "copied", **SPLIT)  # DDP
@@ -75,9 +76,9 @@ def found(place: Path) -> dict[str, Any]:
     return read
 
 
-@pytest.mark.parametrize("name", ["in parts", "copied", "lora", "cached"])
+@pytest.mark.parametrize("name", ["in parts", "copied", "lora", "cached", "lora cached"])
 def test_losses_are_those_of_one_process(name: str, found: dict[str, Any]) -> None:
-    alone = found["lora alone" if name == "lora" else "full alone"]
+    alone = found["lora alone" if name.startswith("lora") else "full alone"]
     assert found[name]["losses"] == pytest.approx(alone["losses"], abs=1e-6)
     # Seven rows, two processes, batches of two: the eighth row is a copy, which counted until it was left out.
     assert found[name]["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-6)
@@ -92,7 +93,7 @@ def test_the_first_loss_in_bfloat16_is_exact(found: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_the_whole_model_is_saved(name: str, place: Path) -> None:
     (file,) = (place / name).glob("*model.safetensors")
-    (alone,) = (place / ("lora alone" if name == "lora" else "full alone")).glob("*model.safetensors")
+    (alone,) = (place / ("lora alone" if name.startswith("lora") else "full alone")).glob("*model.safetensors")
     ours, theirs = load_file(file), load_file(alone)
     assert {key: tensor.shape for key, tensor in ours.items()} == {key: tensor.shape for key, tensor in theirs.items()}
     if name != "bfloat16":
@@ -136,6 +137,16 @@ def test_splitting_that_accelerate_would_not_do_is_refused(place: Path) -> None:
     ends = together(ignored)
     assert [end.code for end in ends] == [78, 78]
     assert "GPUs only" in ends[0].error
+
+
+def test_the_first_version_of_fsdp_is_refused(place: Path) -> None:
+    def first(rank: int) -> None:
+        split_on_cpu(FSDP_VERSION="1", FSDP_USE_ORIG_PARAMS="true")
+        make_trainer(place / "base", place / "first", **SPLIT)
+
+    ends = together(first)
+    assert [end.code for end in ends] == [78, 78]
+    assert "FSDP: FSDP 1 is not supported" in ends[0].error
 
 
 def test_processes_that_would_wait_for_ever_are_refused(place: Path) -> None:
