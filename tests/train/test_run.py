@@ -146,7 +146,7 @@ def test_a_hub_revision_applies_to_the_policy_only(
         return loaded
 
     for name in ("load_tokenizer", "load_config", "load_model"):
-        module = srpo.train.load_models if name == "load_model" else srpo.train.trainer
+        module = srpo.train.trainer if name == "load_config" else srpo.train.load_models
         monkeypatch.setattr(module, name, noted(module, name))
     shutil.copytree(place / "model", tmp_path / "other")
     more = f"model_revision: ours\nref_model_name_or_path: {tmp_path / 'other'}\n"
