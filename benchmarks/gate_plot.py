@@ -20,13 +20,13 @@ from srpo.maths.gate import Rates, reach
 
 KEEP, BETAS = 0.9, (0.1, 0.2)
 # Of names from their points, so that neighbours stay apart.
-OFFSETS = ((12, -14), (8, -14), (-68, 8), (14, 8), (10, 4), (10, -10), (10, 4), (10, -10), (10, -12), (10, 6))
-FRESH = torch.linspace(0.01, 0.6, 60, dtype=torch.float64)
+OFFSETS = ((12, -14), (8, -14), (-68, 8), (14, 8), (12, 10), (12, -12), (9, 5), (9, -2))
+FRESH = torch.linspace(0.01, 0.6, 40, dtype=torch.float64)
 
 
 def least_mend(beta: float) -> list[float]:
     """Smallest mend rate with which one revision of SRPO beats two drafts of IPO or of SRPO, for each of `FRESH`."""
-    mend_M = torch.linspace(0.005, 0.995, 199, dtype=torch.float64)
+    mend_M = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     found = []
     for fresh in FRESH:
         same_M = torch.full_like(mend_M, float(fresh))

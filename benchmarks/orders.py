@@ -266,6 +266,10 @@ def role_rows(stage: Stage, folder: Path) -> None:
         value = task.last_total(draft)
         if value is not None:
             found.append({"prompt": row["prompt"], "draft": draft, "revision": task.with_total(draft, value)})
+    if not found:
+        raise GateClosed(
+            f"seed {stage.seed}: step 2: no draft of the base works a total out, so there is nothing to learn"
+        )
     write_rows(folder / "rows.jsonl", found)
 
 
@@ -339,6 +343,10 @@ def own_pairs(stage: Stage, folder: Path) -> None:
         chosen, rejected = (heads[at, is_right] + end for is_right, end in zip((True, False), ends, strict=True))
         if task.last_total(chosen) == task.last_total(rejected) == task.first_total(rows[at]["gold"]):
             pairs.append({"prompt": rows[at]["prompt"], "chosen": chosen, "rejected": rejected})
+    if not pairs:
+        raise GateClosed(
+            f"seed {stage.seed}: step 3: no order has a draft with the right total and one with a wrong one"
+        )
     write_rows(folder / "pairs.jsonl", pairs)
 
 

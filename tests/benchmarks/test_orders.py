@@ -218,6 +218,14 @@ def test_own_pairs_join_a_right_and_a_wrong_total_of_the_same_order(tmp_path: Pa
     assert all(last_total(Pair(**pair).rejected) == gold for pair, gold in zip(pairs, golds, strict=False))
 
 
+def test_steps_without_usable_drafts_stop(tmp_path: Path) -> None:
+    stage = scripted(tmp_path, [[], ["no total"], ["no total"]], role_prompts=1, pair_prompts=1, draws=2)
+    with pytest.raises(SystemExit, match="step 2: no draft of the base works a total out"):
+        command.role_rows(stage, tmp_path)
+    with pytest.raises(SystemExit, match="step 3: no order has a draft with the right total"):
+        command.own_pairs(stage, tmp_path)
+
+
 def test_a_gate_stops_the_command_or_is_ignored_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = command.Stage(tmp_path, 0, "", command.Sizes())
     stage.expect(True, "never shown")
