@@ -69,7 +69,7 @@ BROKEN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"prompt": ["a", {"role": "user", "content": "b"}]}, "is a list of strings and objects; want a list of"),
         ({"chosen": [{"role": "assistant", "content": None}]}, "has no text 'content': got null"),
         ({"chosen": [{"role": "user", "content": "a"}]}, "must be one assistant message after the prompt, got user"),
-        ({"images": ["a.png"]}, "'images': no file: a.png"),
+        ({"images": ["a.png"]}, "'images': no file: "),
     ],
     "sharegpt": [
         ({"conversations": [{"from": "human"}]}, "has no text 'value': got null"),
