@@ -91,6 +91,8 @@ def export(
     """
     if kind not in (*TYPES, *QUANTISED):
         raise ConfigError(f"{kind!r}", where="type", expected="one of " + ", ".join((*TYPES, *QUANTISED)))
+    if max_new_tokens < 1:
+        raise ConfigError(f"{max_new_tokens}", where="max_new_tokens", expected="1 or more")
     if kind in QUANTISED and not installed():
         fix = f"{INSTALL}, or export f16, then `llama-quantize FILE {kind}` of llama.cpp"
         raise ConfigError(f"{kind!r} is written by llama.cpp, which is not installed", where="type", fix=fix)

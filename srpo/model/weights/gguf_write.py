@@ -48,6 +48,8 @@ def write_gguf(file: Path, model: Any, tokenizer: Any, *, kind: str, name: str) 
         expected = "one of " + ", ".join(ARCHITECTURES)
         raise ConfigError(f"architecture {config.model_type!r}", where="model", expected=expected, fix=CONVERTER)
     arch = ARCHITECTURES[config.model_type]
+    if arch != "gemma3" and {*(getattr(config, "layer_types", None) or ())} - {"full_attention"}:
+        raise ConfigError("layers with a sliding window", where="model", fix=CONVERTER)
     base_frequency = _gemma_positions(config) if arch == "gemma3" else _positions(config.rope_parameters or {})
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     pieces = _pieces(state, tokenizer, config.vocab_size) if state["model"].get("byte_fallback") else None

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,22 +21,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from srpo.data.pictures import refuse_pictures
 from srpo.data.read import read_prompts
 from srpo.disk import writable_folder
 from srpo.errors import ConfigError, InputError, OutputError, SRPOError
 from srpo.model.unwrap import core, device_of
 from srpo.model.weights.adapter import ADAPTER_FILE, find_adapter
-from srpo.model.weights.card import CARD_FILE, MARK, Card, portable, read_card, write_card
+from srpo.model.weights.card import portable
 from srpo.model.weights.load import load_model, load_tokenizer
+from srpo.model.weights.merged_files import write_merged, write_merged_card
 from srpo.model.weights.precision import has_fast_bfloat16
-from srpo.model.weights.quantised import QUANTISATION, TRAINING_FILE, recorded_quantisation
-from srpo.model.weights.stopping import stop_at
+from srpo.model.weights.quantised import recorded_quantisation
 from srpo.progress import Progress, counted
 from srpo.sequences.render import Renderer, options_of, template_for
-from srpo.sequences.templates import TEMPLATE_FILE
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("srpo")
 MERGE_FILE = "srpo_merge.json"
@@ -141,7 +140,7 @@ def merge(
         if trained.get("load_in_4bit"):  # merged weights would be rounded to 4 bits again
             model = load_model(adapter, dtype=dtype, **options, dequantised=True)
         with Progress("merging the adapter and writing the model"):
-            _write(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified)
+            write_merged(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified)
         del model
         compared = None
         if measured is not None:
@@ -155,7 +154,7 @@ def merge(
             raise SRPOError(f"the merged model is another one: {compared}", where=adapter, fix=fix)
         record = {"format": 1, "adapter": portable(adapter), "base": portable(base_name), **asdict(compared)}
         (unverified / MERGE_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-        _write_card(unverified, folder, base_name, compared)
+        write_merged_card(unverified, folder, base_name, str(compared))
         if out.exists():
             out.rmdir()
         unverified.rename(out)
@@ -353,6 +352,8 @@ def contexts_of(adapter: str, tokenizer: PreTrainedTokenizerBase, prompts: str |
     """
     if prompts is not None:
         rows = read_prompts(prompts)[:64]
+        for row in rows:
+            refuse_pictures(row.prompt, "the comparison")
         renderer = Renderer(tokenizer, template_for(adapter, None))
         return renderer.drafts([row.prompt for row in rows], [options_of(row) for row in rows])
     special = {*tokenizer.all_special_ids}
@@ -366,33 +367,3 @@ def _beside(out: Path) -> Path:
     unverified = out.with_name(out.name + ".unverified")
     shutil.rmtree(unverified, ignore_errors=True)
     return writable_folder(unverified)
-
-
-def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path, out: Path) -> None:
-    """Saves a merged model in `out`, with the tokenizer and the adapter's template and record for `srpo revise`."""
-    if (adapter / TRAINING_FILE).is_file():  # trained by srpo, which taught the model the template's terminator
-        stop_at(model, Renderer(tokenizer, template_for(str(adapter), None)).stop_ids)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    if (adapter / TEMPLATE_FILE).is_file():
-        shutil.copyfile(adapter / TEMPLATE_FILE, out / TEMPLATE_FILE)
-    if (adapter / TRAINING_FILE).is_file():
-        record = json.loads((adapter / TRAINING_FILE).read_text("utf-8"))
-        record.pop(QUANTISATION, None)
-        # A merged model has no adapter to switch off: `srpo revise` needs the reference's path, as for full tuning.
-        record |= {"reference": "frozen copy", "merged": {"reference": record.get("reference")}}
-        (out / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-
-
-def _write_card(out: Path, adapter: Path, base: str, compared: MergeCheck) -> None:
-    """Writes the merged model's card: the adapter's card, adapted, if srpo wrote it; else a card of the merge alone."""
-    note = f"Merged from an adapter by `srpo merge`: {compared}."
-    theirs = read_card(adapter)
-    if theirs is None or MARK.encode() not in theirs:
-        if theirs is not None:
-            log.info("srpo: %s is not srpo's and is not copied", adapter / CARD_FILE)
-        write_card(out, Card(base, False, {}, {"base": portable(base)}, comments=[note]), None)
-        return
-    text = theirs.decode("utf-8").replace("library_name: peft", "library_name: transformers", 1)
-    text = re.sub(r"^# An adapter (trained.*)$", rf"# A model \1\n\n{note}", text, count=1, flags=re.MULTILINE)
-    (out / CARD_FILE).write_text(text, "utf-8")

@@ -216,6 +216,14 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         export(str(saved(tmp_path / "carry", carry_llama())), str(tmp_path / "out"), max_new_tokens=2)
 
 
+def test_a_sliding_window_outside_gemma_is_refused(tmp_path: Path) -> None:
+    model = folder(tmp_path / "model", "Qwen3", use_sliding_window=True, sliding_window=24, max_window_layers=1)
+    with pytest.raises(ConfigError, match="sliding window"):
+        export(model, str(tmp_path / "out"), max_new_tokens=2)
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        export(model, str(tmp_path / "out"), max_new_tokens=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -15,13 +15,14 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from srpo import Reviser
 from srpo.cli.main import run
-from srpo.errors import ConfigError, InputError, SRPOError
+from srpo.errors import ConfigError, DataError, InputError, SRPOError
 from srpo.model.weights import merge as merging
 from srpo.model.weights.card import MARK, Card, licence_of, portable, portable_command, write_card
-from srpo.model.weights.load import load_model
+from srpo.model.weights.load import load_model, load_processor
 from srpo.model.weights.merge import MERGE_FILE, _compare_in_float32, compare, measure, merge
 from srpo.model.weights.quantised import TRAINING_FILE
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.sequences.pictured import idefics_processor, model_for, png
 
 ROWS = [{"prompt": f"p{i} ", "chosen": "yes", "rejected": "no"} for i in range(4)]
 QUICK = ["--max_steps", "3", "--learning_rate", "0.05", "--report_to", "none", "--use_cpu", "true"]
@@ -109,6 +110,23 @@ def test_no_more_logits_are_kept_than_fit_in_memory(
     assert merging._that_fit(contexts, 2, 100) == contexts[:1]
     monkeypatch.setattr(merging, "LOGITS", 1)
     assert merging._that_fit(contexts, 2, 100) == contexts[:1]
+
+
+def test_a_merged_model_can_be_shown_pictures_if_the_adapter_can(tmp_path: Path) -> None:
+    processor = idefics_processor()
+    base = model_for(processor)
+    base.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=r".*text_model.*q_proj"))
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapter")
+    processor.tokenizer.save_pretrained(tmp_path / "adapter")
+    merge(str(tmp_path / "adapter"), str(tmp_path / "merged"), max_new_tokens=1)
+    assert hasattr(load_processor(str(tmp_path / "merged")), "image_processor")
+    (tmp_path / "red.png").write_bytes(png())
+    (tmp_path / "pictured.jsonl").write_text('{"prompt": "What?", "image": "red.png"}\n')
+    with pytest.raises(DataError, match="the comparison is not shown pictures"):
+        merge(str(tmp_path / "adapter"), str(tmp_path / "other"), prompts=str(tmp_path / "pictured.jsonl"))
 
 
 def test_a_merged_model_that_differs_is_refused(tmp_path: Path) -> None:
