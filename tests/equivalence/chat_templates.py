@@ -19,12 +19,8 @@ from srpo.sequences.templates import REVISION_PRESETS
 from tests.conftest import make_byte_tokenizer
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
-# Templates of models that take pictures: they read a message as a list of parts, and are rejected with these words.
-FOR_PARTS = {
-    "idefics3": "leaves out the user's text",
-    "smolvlm": "leaves out the user's text",
-    "llava_next": "'str object' has no attribute 'text'",
-}
+# Templates of models that take pictures, which read a message as a list of parts, with their terminators.
+FOR_PARTS = {"idefics3": "<end_of_utterance>", "smolvlm": "<end_of_utterance>", "llava_next": "</s>"}
 TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 TEXT = [name for name in TEMPLATES if name.removesuffix("_training") not in FOR_PARTS]
 PLAIN_TAGS = {"<start_of_turn>", "<end_of_turn>", "<sop>", "[gMASK]"}
