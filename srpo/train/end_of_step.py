@@ -6,10 +6,12 @@ step computes stays on the device until the gradients are ready, and is read onc
 
 from __future__ import annotations
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from srpo.model.packed.deferred import Deferred
+from srpo.model.packed.head import other_logits
 from srpo.model.packed.sums import wide
 from srpo.train.durable.nonfinite import Guard
 from srpo.train.metrics import Measured
@@ -43,18 +45,20 @@ def read_step(
         BackendError: a check that was deferred failed.
         SRPOError: a check of the first step failed.
     """
-    flags = guard.flags(accelerator.device)
-    bad = wide(flags).sum().reshape(1)
+    flags, checks = guard.flags(accelerator.device), deferred.results(accelerator.device)
+    bad = torch.stack([wide(flags).sum(), wide(checks).sum()])
     if accelerator.num_processes > 1:
         bad = accelerator.reduce(bad, "sum")
-    others = [flags, deferred.results(accelerator.device), bad]
+    others = [flags, checks, bad]
     if isinstance(norm, Tensor):
         whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP splits it
         others.append(whole.detach())
-    found, (marks, failed, (everywhere,), *sizes) = measured.read(*others)
+    found, (marks, failed, (bad_anywhere, failed_anywhere), *sizes) = measured.read(*others)
     size = sizes[0][0] if sizes else None if norm is None else float(norm)
-    guard.settle_step([mark > 0 for mark in marks], everywhere > 0, step=step)
-    deferred.expect([mark > 0 for mark in failed])
+    problem = deferred.first_problem([mark > 0 for mark in failed])
+    guard.settle_step([mark > 0 for mark in marks], bad_anywhere > 0, step=step)
+    if failed_anywhere > 0:  # all processes stop together
+        raise problem or other_logits()
     if accelerator.scaler is None:
         guard.expect_finite_gradients(model, size, step=step)
     else:

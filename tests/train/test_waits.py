@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from benchmarks.waits import CARD, counted_waits, steps_on_the_stand_in
-from srpo.errors import BackendError
+from srpo.errors import BackendError, NonFiniteError
 from srpo.model.packed import head
+from srpo.model.packed.deferred import Deferred
 from srpo.model.packed.flex import tree_block_mask
 from srpo.model.packed.forest import Forest
 from srpo.train.dataset import collate
+from srpo.train.end_of_step import read_step
 from tests.model.zoo import forest_of
 from tests.train.plain import sharp_llama, trainer
 
@@ -112,6 +115,31 @@ def test_workers_make_the_same_batches(tmp_path: Path) -> None:
     for one, other in zip(here, theirs, strict=True):
         assert torch.equal(one["forest"].block, other["forest"].block)
         assert one["row"].tolist() == other["row"].tolist()
+
+
+def test_a_nan_is_named_first_and_no_check_is_left_for_the_next_step() -> None:
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise NonFiniteError("a nan", where="row 1")
+
+    deferred = Deferred()
+    deferred.add(torch.tensor(True), BackendError("of the nan, too", where="the head"))
+    guard = SimpleNamespace(flags=lambda device: torch.ones(1), settle_step=stop)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+    measured = SimpleNamespace(read=lambda *others: ({}, [each.tolist() for each in others]))
+    parts: Any = (None, torch.nn.Linear(1, 1), accelerator, guard, deferred, measured, None)
+    with pytest.raises(NonFiniteError):
+        read_step(*parts, step=1)
+    assert not len(deferred.results(accelerator.device))
+
+
+def test_a_check_that_failed_in_another_process_stops_this_one() -> None:
+    guard = SimpleNamespace(flags=lambda device: torch.zeros(1), settle_step=lambda *args, **kwargs: None)
+    both = {"num_processes": 2, "reduce": lambda counts, how: counts + torch.tensor([0.0, 1.0])}
+    accelerator = SimpleNamespace(device=torch.device("cpu"), **both)
+    measured = SimpleNamespace(read=lambda *others: ({}, [each.tolist() for each in others]))
+    parts: Any = (None, torch.nn.Linear(1, 1), accelerator, guard, Deferred(), measured, None)
+    with pytest.raises(BackendError, match="in this process or another one"):
+        read_step(*parts, step=1)
 
 
 def test_logits_that_change_after_the_first_batch_stop_the_step(tiled: None, tmp_path: Path) -> None:

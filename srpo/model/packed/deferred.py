@@ -30,19 +30,14 @@ class Deferred:
         """Returns the results of the checks so far as booleans [number of checks] on `device`; True: failed."""
         return torch.cat([torch.zeros(0, dtype=torch.bool, device=device), *(each.to(device) for each in self._failed)])
 
-    def expect(self, failed: list[bool]) -> None:
-        """Raises the error of the first failed check, and forgets all checks.
+    def first_problem(self, failed: list[bool]) -> BackendError | None:
+        """Returns the error of the first failed check, or None, and forgets all checks.
 
         Args:
             failed: the values of `results`.
-
-        Raises:
-            BackendError: a check failed.
         """
         problems, self._failed, self._problems = self._problems, [], []
-        for bad, problem in zip(failed, problems, strict=True):
-            if bad:
-                raise problem
+        return next((problem for bad, problem in zip(failed, problems, strict=True) if bad), None)
 
 
 _deferred: Deferred | None = None

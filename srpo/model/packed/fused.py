@@ -9,18 +9,47 @@ Axes: R scored positions of a tile, T answer tokens, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 
 import torch
 from torch import Tensor
 
 KINDS = ("cuda",)  # types of devices that the kernels run on
+log = logging.getLogger("srpo")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def serves(kind: str, dtype: torch.dtype, *, planned: bool) -> bool:
-    """Whether the kernels run on a type of device; torch for CUDA comes with Triton, which a plan takes for granted."""
-    return kind in KINDS and dtype in DTYPES and (planned or importlib.util.find_spec("triton") is not None)
+def serves(device: torch.device, dtype: torch.dtype) -> bool:
+    """True if the kernels compute on a device; at the first call for it they run once on small logits.
+
+    Triton compiles at run time, which needs a C compiler and a GPU that it knows. Where the kernels do not run, or
+    their results differ from torch's, a warning says so and torch computes.
+    """
+    if device.type not in KINDS or dtype not in DTYPES or importlib.util.find_spec("triton") is None:
+        return False
+    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    return _runs(torch.device(device.type, index or 0))
+
+
+@functools.cache
+def _runs(device: torch.device) -> bool:
+    logits_RV = torch.linspace(-3, 3, 10, device=device).view(2, 5)
+    norm_R = logits_RV.logsumexp(1)
+    first_R1, token_T = torch.tensor([0, 1, 2], device=device), torch.tensor([4, 0], device=device)
+    grad_R = torch.ones_like(norm_R)
+    wanted_RV = torch.nn.functional.one_hot(token_T, 5) - logits_RV.softmax(1)
+    try:
+        off = (norms(logits_RV, 1.0, 0.0) - norm_R).abs().max()
+        found_RV = slopes(logits_RV, norm_R, grad_R, first_R1, token_T, grad_R, 1.0, 0.0)
+        off = max(off.item(), (found_RV - wanted_RV).abs().max().item())
+        problem = "" if off < 1e-4 else f"their results differ from torch's by {off:.1e}"
+    except Exception as error:  # whatever Triton, a compiler or a driver raises
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
+    if problem:
+        log.warning("srpo: the output head runs without its fused kernels: %s", problem)
+    return not problem
 
 
 @torch.library.custom_op("srpo::head_norms", mutates_args=())

@@ -3,6 +3,8 @@
 # mypy: ignore-errors
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -54,12 +56,18 @@ def _slopes(
     tl.store(out + row * words + at, slope.to(out.dtype.element_ty), mask=at < words)
 
 
+def _on(device: torch.device):
+    """Context in which Triton launches on `device`: it takes torch's current one, wherever its arguments are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def norms(logits_RV: Tensor, scale: float, cap: float) -> Tensor:
     """See `fused.norms`."""
     norm_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
-    _norms[(len(logits_RV),)](
-        logits_RV, logits_RV.stride(0), norm_R, logits_RV.shape[1], SCALE=scale, CAP=cap, BLOCK=BLOCK, num_warps=8
-    )
+    with _on(logits_RV.device):
+        _norms[(len(logits_RV),)](
+            logits_RV, logits_RV.stride(0), norm_R, logits_RV.shape[1], SCALE=scale, CAP=cap, BLOCK=BLOCK, num_warps=8
+        )
     return norm_R
 
 
@@ -77,7 +85,8 @@ def slopes(
     rows, words = logits_RV.shape
     out_RV = torch.empty_like(logits_RV, memory_format=torch.contiguous_format)
     arrays = (norm_R, grad_R, first_R1, token_T, grad_T)
-    _slopes[rows, triton.cdiv(words, BLOCK)](
-        logits_RV, logits_RV.stride(0), out_RV, *arrays, words, SCALE=scale, CAP=cap, BLOCK=BLOCK, num_warps=8
-    )
+    with _on(logits_RV.device):
+        _slopes[rows, triton.cdiv(words, BLOCK)](
+            logits_RV, logits_RV.stride(0), out_RV, *arrays, words, SCALE=scale, CAP=cap, BLOCK=BLOCK, num_warps=8
+        )
     return out_RV

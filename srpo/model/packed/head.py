@@ -25,7 +25,7 @@ from srpo.errors import BackendError
 from srpo.model.packed.deferred import deferred
 from srpo.model.packed.spread import watching
 from srpo.model.packed.sums import wide
-from srpo.model.packed.tiles import After, ByRow, Products, TiledLogps, planned_card, product_dtype
+from srpo.model.packed.tiles import After, ByRow, Products, TiledLogps, planned_card, product_dtype, serves
 from srpo.model.unwrap import core
 
 log = logging.getLogger("srpo")
@@ -230,7 +230,7 @@ def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> Afte
     off = {after: (row_1V - after(own_1V)).abs().max() / after(own_1V).abs().max() for after in candidates}
     allowed = NEAR * torch.finfo(seen.dtype).eps
     if (later := deferred()) is not None and (before := _agreed.get(seen.head)) in off:
-        later.add(~(off[before] <= allowed), _other_logits())
+        later.add(~(off[before] <= allowed), other_logits())
         return before
     nearest = min(off, key=lambda after: off[after].item())
     if not off[nearest] <= allowed:
@@ -239,10 +239,11 @@ def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> Afte
     return nearest
 
 
-def _other_logits() -> BackendError:
+def other_logits() -> BackendError:
+    """Returns the error for logits that are no longer those of the head with the scale and cap found before."""
     what = "the model's logits are no longer what its head and configuration give, as they were in earlier batches"
     fix = "give its configuration the scale or cap: logit_scale, logits_scaling or final_logit_softcapping"
-    return BackendError(what, where="the head", fix=fix)
+    return BackendError(what, where="the head, in this process or another one", fix=fix)
 
 
 # ---------------------------------------------------------------------- logits that are stored
@@ -256,10 +257,12 @@ def _keeps_logits(seen: _HeadInput) -> bool:
         return False
     dtype, device = product_dtype(seen.dtype, seen.hidden_PD.device.type), seen.hidden_PD.device
     size, room = len(seen.hidden_PD) * len(seen.head.weight) * dtype.itemsize, KEPT_SHARE * _memory_of(device)
+    if serves(device, dtype):
+        size *= 2  # the fused backward pass writes the slopes of all stored logits at once
     fits = size <= room
     if _announced.get(seen.head) is not fits:
         _announced[seen.head] = fits
-        message = "srpo: head: %.2f GiB of logits, %.2f GiB allowed (%.3g of the memory): %s"
+        message = "srpo: head: %.2f GiB for logits, %.2f GiB allowed (%.3g of the memory): %s"
         way = "kept for the backward pass" if fits else "computed again in the backward pass"
         log.info(message, size / 2**30, room / 2**30, KEPT_SHARE, way)
     return fits

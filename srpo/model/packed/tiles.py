@@ -201,7 +201,7 @@ class Products:
         self.kept_PV = self.hidden_PD.new_empty(shape) if keep else kept_PV
         self._spare_RV: Tensor | None = None  # memory of one tile, allocated once: fresh pages cost as much as a pass
         kind = hidden_PD.device.type
-        self.fused = fused.serves(_kind(kind), dtype, planned=_card is not None)
+        self.fused = serves(hidden_PD.device, dtype)
         mixed = torch.amp.is_autocast_available(kind)
         self._no_autocast: Any = torch.autocast(kind, enabled=False) if mixed else nullcontext()
 
@@ -267,6 +267,13 @@ def computing_for(card: Card) -> Iterator[None]:
         yield
     finally:
         _card = before
+
+
+def serves(device: torch.device, dtype: torch.dtype) -> bool:
+    """True if the fused passes of `fused.py` compute on a device, or on the device that is planned for."""
+    if _card is not None:
+        return _card.kind in fused.KINDS and dtype in fused.DTYPES
+    return fused.serves(device, dtype)
 
 
 def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:

@@ -55,7 +55,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "plain":
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(norms=plain_norms, slopes=plain_slopes))
         monkeypatch.setattr("srpo.model.packed.fused_kernels", sys.modules[name], raising=False)
-        monkeypatch.setattr(fused, "serves", lambda kind, dtype, planned: dtype in fused.DTYPES)
+        monkeypatch.setattr(fused, "serves", lambda device, dtype: dtype in fused.DTYPES)
     else:
         pytest.importorskip("triton")
         if os.environ.get("TRITON_INTERPRET") != "1":
@@ -64,7 +64,8 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(fused_kernels, "BLOCK", BLOCK)  # a vocabulary of two blocks and a rest
         monkeypatch.setattr(fused, "KINDS", ("cpu",))
-        assert fused.serves("cpu", torch.bfloat16, planned=False)
+        fused._runs.cache_clear()
+        assert fused.serves(torch.device("cpu"), torch.bfloat16)
     monkeypatch.setattr(tiles_module, "product_dtype", lambda dtype, device: dtype)
     monkeypatch.setattr(tiles_module, "TILE", {"cpu": 4 * WORDS})  # eleven positions: two tiles and a rest
     return sys.modules[name]
@@ -128,6 +129,35 @@ def test_operators_have_a_form_without_values() -> None:
 
 
 def test_kernels_are_for_cuda_and_not_for_float64() -> None:
-    assert not fused.serves("cpu", torch.bfloat16, planned=True)
-    assert not fused.serves("cuda", torch.float64, planned=True)
-    assert fused.serves("cuda", torch.bfloat16, planned=True)
+    assert not tiles_module.serves(torch.device("cpu"), torch.bfloat16)
+    with tiles_module.computing_for(tiles_module.Card("cuda", 2**30)):
+        assert not tiles_module.serves(torch.device("cpu"), torch.float64)
+        assert tiles_module.serves(torch.device("cpu"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("fault", ["none", "no compiler", "wrong numbers"])
+def test_kernels_that_fail_on_a_device_are_left_out(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any) -> Tensor:
+        if fault == "no compiler":
+            raise RuntimeError("Failed to find C compiler")
+        return plain_norms(*args) + (fault == "wrong numbers")
+
+    name = "srpo.model.packed.fused_kernels"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(norms=broken, slopes=plain_slopes))
+    monkeypatch.setattr(name, sys.modules[name], raising=False)
+    monkeypatch.setattr(fused, "KINDS", ("cpu",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    fused._runs.cache_clear()
+    try:
+        assert fused.serves(torch.device("cpu"), torch.bfloat16) is (fault == "none")
+    finally:
+        fused._runs.cache_clear()
+    said = {
+        "none": "",
+        "no compiler": "RuntimeError: Failed to find C compiler",
+        "wrong numbers": "differ from torch's",
+    }
+    assert said[fault] in caplog.text
+    assert ("without its fused kernels" in caplog.text) is (fault != "none")
