@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 INSIDE_A_FUNCTION = {"peft", "vllm", "datasets", "trl", "fastapi", "starlette", "uvicorn", "prometheus_client", "httpx"}
 MAY_LOAD = {"model/weights/load.py", "train/durable/checkpoint.py"}
 MAY_IMPORT_BY_NAME = {"__init__.py", "cli/main.py"}
-MAY_CATCH_ALL = {"cli/main.py"}
+MAY_CATCH_ALL = {"cli/main.py", "model/packed/fused.py"}
 LINES = 400
 
 
