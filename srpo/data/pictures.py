@@ -13,17 +13,19 @@ import base64
 import binascii
 import hashlib
 import io
+import os
 import re
 import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from srpo.data.values import Message, Prompt, Row, Unusable, kind
-from srpo.errors import ConfigError, DataError, InputError
+from srpo.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +49,7 @@ class Picture:
 
     Attributes:
         sha256: hash of the encoded picture.
-        path: the file, or the name that came with the bytes; "" without one.
+        path: the file, as an absolute path, or the name that came with the bytes; "" without one.
         data: the encoded picture; None leaves it in the file at `path`.
     """
 
@@ -114,13 +116,10 @@ def with_pictures(prompt: Prompt, pictures: tuple[Picture, ...], answers: Iterab
     left = iter(pictures)
     found = []
     for turn in turns:
-        records = [{"sha256": each.sha256, "path": each.path} for _, each in zip(_places(turn), left, strict=False)]
+        here = islice(left, turn["content"].count(PICTURE))
+        records = [{"sha256": each.sha256, "path": each.path} for each in here]
         found.append({**turn, RECORD: records} if records else turn)
     return PicturedPrompt(found, pictures)
-
-
-def _places(turn: Message) -> list[str]:
-    return re.findall(PICTURE, turn["content"])
 
 
 # ---------------------------------------------------------------------- row → row of text, pictures
@@ -188,13 +187,16 @@ def _parts(value: object) -> list[_Part]:
     found: list[_Part] = []
     for message in _messages(value):
         if records := message.get(RECORD):  # a message of an earlier trail
+            if not isinstance(records, list):
+                raise Unusable(f"{RECORD!r} of a message is {kind(records)}; want a list of pictures")
             found += [_Part(record) for record in records]
         elif isinstance(content := message.get("content"), list):
-            found += [_Part(_value_of(part)) for part in content if _is_image(part)]
+            found += [_Part(_value_of(part)) for part in content if is_image(part)]
     return found
 
 
-def _is_image(part: object) -> bool:
+def is_image(part: object) -> bool:
+    """Whether a part of a message is a picture."""
     return isinstance(part, Mapping) and part.get("type") in ("image", "image_url")
 
 
@@ -216,7 +218,7 @@ def _replaced(value: Any) -> Any:
     found = []
     for message in value:
         if isinstance(message, Mapping) and isinstance(message.get("content"), list):
-            parts = [{"type": "text", "text": PICTURE} if _is_image(part) else part for part in message["content"]]
+            parts = [{"type": "text", "text": PICTURE} if is_image(part) else part for part in message["content"]]
             texts = [part["text"] for part in message["content"] if isinstance(part, Mapping) and part.get("text")]
             if any(isinstance(each, str) and PICTURE in each for each in texts):
                 raise Unusable("the text holds U+FFFC, the place of a picture")
@@ -256,11 +258,13 @@ def _with_places(value: object, key: str, places: str) -> object:
 
 def _texts(row: Row) -> Iterable[str]:
     """The texts of the columns that hold a prompt."""
-    for key in ("prompt", "instruction", "conversations"):
-        value = row.get(key)
-        if isinstance(value, str):
+    for key in ("instruction", *SHOWING):
+        value, answer = row.get(key), key in ("chosen", "rejected")
+        if isinstance(value, str) and not answer:
             yield value
         for message in _messages(value):
+            if answer and message.get("role") == "assistant":
+                continue
             content = message.get("content", message.get("value"))
             parts = content if isinstance(content, list) else [content]
             yield from (each for part in parts if isinstance(each := _text_of(part), str))
@@ -277,8 +281,8 @@ def picture_of(value: object, key: str = "image", folder: Path | None = None) ->
     """A picture from a path, bytes, a data: URL, a PIL image, or the mapping that `datasets` and trails write.
 
     Raises:
-        Unusable: the value is no picture, or one that cannot be shown: torn, animated, too large, of another format.
-        ConfigError: Pillow is not installed.
+        Unusable: the value is no picture, or one that cannot be shown: torn, animated, too large, of another
+            format, or Pillow is not installed.
     """
     if isinstance(value, Mapping):
         known = {name: each for name, each in value.items() if each is not None and each != ""}
@@ -317,7 +321,7 @@ def _at(value: str | Path, key: str, folder: Path | None) -> Picture:
         data = path.read_bytes()
     except OSError as error:
         raise Unusable(f"{key!r} cannot be read: {error.strerror}: {str(path)[:200]}") from None
-    found = _checked(data, key, str(path))
+    found = _checked(data, key, os.path.abspath(path))
     return Picture(found.sha256, found.path)
 
 
@@ -347,9 +351,12 @@ def _encoded(image: Any, key: str) -> Picture:
         raise Unusable(f"{key!r} is animated: {image.n_frames} frames; want one picture")
     if image.mode not in MODES:
         raise Unusable(f"{key!r} has pixels of mode {image.mode}; want 8 bits a channel")
+    from PIL import ImageOps
+
     held = io.BytesIO()
     try:
-        plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+        turned = ImageOps.exif_transpose(image)  # PNG is written without the EXIF entry
+        plain = turned if turned.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else turned.convert("RGB")
         plain.save(held, "PNG")
     except _BROKEN as error:
         raise Unusable(f"{key!r} is torn: {error}") from None
@@ -364,8 +371,7 @@ def _checked(data: bytes, key: str, path: str) -> Picture:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        problem, fix = "pictures need Pillow", "pip install 'srpo[vision]'"
-        raise ConfigError(problem, where=key, fix=fix) from None
+        raise Unusable(f"{key!r} cannot be read: pictures need Pillow; pip install 'srpo[vision]'") from None
     name = f"{key!r}" + (f" ({path})" if path else "")
     if not data:
         raise Unusable(f"{name} is empty; want a picture")
@@ -388,7 +394,6 @@ def _checked(data: bytes, key: str, path: str) -> Picture:
     except Image.DecompressionBombError:
         raise Unusable(f"{name} has too many pixels; want at most {MOST_PIXELS}") from None
     except _BROKEN as error:
-        raise Unusable(
-            f"{name} is torn: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+        words = (str(error) or type(error).__name__).splitlines()[0]
+        raise Unusable(f"{name} is torn: {words}") from None
     return Picture(hashlib.sha256(data).hexdigest(), path, data)

@@ -62,15 +62,20 @@ def _has_lines(source: Source) -> bool:
 
 
 def _raw(raw: object) -> dict[str, Any]:
+    if raw is None:
+        return {"raw": None}
     if not isinstance(raw, bytes):
-        return {"raw": None if raw is None else json.dumps(raw, ensure_ascii=False, default=_described)}
+        return {"raw": _BASE64.sub(r"\1…", json.dumps(raw, ensure_ascii=False, default=_described))}
     try:
-        return {"raw": _DATA_URL.sub(r"\1…", raw.decode("utf-8"))}
+        return {"raw": _BASE64.sub(r"\1…", raw.decode("utf-8"))}
     except UnicodeDecodeError:
         return {"raw_base64": base64.b64encode(raw).decode()}
 
 
-_DATA_URL = re.compile(r"(data:image/[\w.+-]+;base64,)[A-Za-z0-9+/=]{64,}")
+# A data: URL, or the key "base64" of an image part, whose quotes CSV doubles; JSON may write / as \/.
+_BASE64 = re.compile(
+    r"""(data:(?:image/[\w.+-]+)?(?:;[\w=.-]+)*;base64,|["\\]+base64["\\]+\s*:\s*["\\]+)(?:\\?/|[A-Za-z0-9+=]){64,}"""
+)
 
 
 def _described(value: object) -> str:

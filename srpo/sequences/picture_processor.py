@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "batch_num_images")
 # Processors that prepare a picture differently beside others, so that pictures cannot be prepared one by one.
 _ONE_A_PROMPT = ("LlavaOnevisionProcessor",)
+# Processors whose image tokens see later tokens of their picture, and whose ids depend on the text around.
+_REFUSED = ("Gemma3Processor",)
 KEPT = 16  # pictures whose tensors are kept: a prompt's contexts are rendered one after the other
 LONG_KEPT = 4096  # pictures whose token ids are kept
 
@@ -38,9 +41,25 @@ class PictureProcessor:
 
     def __init__(self, source: Any) -> None:
         self._source = source
+        self._compared = False
+        self._keep()
+
+    def _keep(self) -> None:
         self._prepared = lru_cache(KEPT)(self._prepare)
         self._ids = lru_cache(LONG_KEPT)(lambda picture: self._prepared(picture)[0])
-        self._compared = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the kept pictures, which another process makes again."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_prepared", "_ids")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._keep()
+
+    @cached_property
+    def _made(self) -> Any:
+        given = self._source
+        return given() if callable(given) and not hasattr(given, "decode") else given  # processors are callable, too
 
     @cached_property
     def processor(self) -> Any:
@@ -49,22 +68,22 @@ class PictureProcessor:
         Raises:
             DataError: there is none: a text model cannot be shown pictures.
         """
-        given = self._source
-        made = given() if callable(given) and not hasattr(given, "decode") else given  # processors are callable, too
-        if not hasattr(made, "image_processor"):
+        if not hasattr(self._made, "image_processor"):
             problem = "the row has pictures, and the model has no processor for them; a text model cannot be shown them"
             raise DataError(problem, fix="take a vision-language model, or rows without pictures")
-        return made
+        return self._made
 
     @property
     def loaded(self) -> bool:
         """Whether a picture was met, so that the processor was needed."""
         return "processor" in self.__dict__
 
-    def save(self, folder: Path) -> None:
-        """Writes the processor beside a model that was shown pictures; does nothing for a model of text."""
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """Writes the processor with this tokenizer and its chat template; does nothing if no picture was met."""
         if self.loaded:
-            self.processor.save_pretrained(folder)
+            made = copy(self.processor)
+            made.tokenizer, made.chat_template = tokenizer, tokenizer.chat_template
+            made.save_pretrained(folder)
 
     @cached_property
     def placeholder(self) -> int:
@@ -73,7 +92,7 @@ class PictureProcessor:
 
     @property
     def _placeholder_text(self) -> str:
-        return str(getattr(self.processor, "boi_token", None) or self.processor.image_token)
+        return str(self.processor.image_token)
 
     @cached_property
     def _fingerprint(self) -> bytes:
@@ -91,6 +110,8 @@ class PictureProcessor:
             return
         try:
             kind = type(self.processor).__name__
+            if kind in _REFUSED:
+                raise DataError(f"pictures of {kind} are not supported", fix="take another family of docs/pictures.md")
             if not chat:
                 raise DataError("pictures need a chat template, and none is used")
             if len(pictures) > 1 and kind in _ONE_A_PROMPT:
@@ -136,10 +157,10 @@ class PictureProcessor:
 
     def inputs(self, pictures: Sequence[Picture]) -> tuple[PictureInputs, ...]:
         """Pictures as the model takes them; their tensors are made when they are first read."""
-        token = int(self.processor.tokenizer.convert_tokens_to_ids(str(self.processor.image_token)))
         found = []
         for picture, key in zip(pictures, self.keys(pictures), strict=True):
-            found.append(PictureInputs(key, token, self._ids(picture).count(token), partial(self._tensors, picture)))
+            count = self._ids(picture).count(self.placeholder)
+            found.append(PictureInputs(key, self.placeholder, count, partial(self._tensors, picture)))
         return tuple(found)
 
     def _tensors(self, picture: Picture) -> dict[str, Tensor]:

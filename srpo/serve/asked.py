@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from srpo.data.pictures import RECORD, is_image
 from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import ConfigError, SRPOError, did_you_mean
 from srpo.revise.policy import AUTO, Policy
@@ -210,6 +211,8 @@ def _rows(body: Fields, *, chat: bool) -> tuple[PromptRow, ...]:
     kind = list if chat else str
     if not all(isinstance(each, kind) for each in prompts):
         raise invalid(key, "a list of messages is expected" if chat else "texts are expected; token ids are not taken")
+    if chat and any(_shows(message) for message in prompts[0]):
+        raise invalid(key, "text is expected; pictures in requests are not taken")
     options = body.get("chat_template_kwargs")
     given = [{"prompt": _as_in_data(each), "chat_template_kwargs": options} for each in prompts]
     try:
@@ -217,6 +220,13 @@ def _rows(body: Fields, *, chat: bool) -> tuple[PromptRow, ...]:
     except SRPOError as error:
         raise Problem(400, f"{key}: {error.what}", param=key, code="invalid_value") from None
     return tuple(rows)
+
+
+def _shows(message: Any) -> bool:
+    """Whether a message has pictures, whose paths would name files of the server."""
+    content = message.get("content") if isinstance(message, dict) else None
+    shown = isinstance(content, list) and any(is_image(part) for part in content)
+    return shown or (isinstance(message, dict) and RECORD in message)
 
 
 def _as_in_data(prompt: Any) -> Any:

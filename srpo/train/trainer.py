@@ -384,7 +384,7 @@ class SRPOTrainer(DurableTrainer):
             return
         # Deleted, because nothing reads this pickle of the arguments and it contains the hub token.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        self.renderer.pictures.save(folder)
+        self.renderer.pictures.save(folder, self.renderer.tokenizer)
         self.renderer.template.save(folder, self.renderer.fingerprint)
         stop_at(self.model, self.renderer.stop_ids, folder)
         settings = {name: getattr(self.args, name) for name in ("objective", "beta", "alpha", "logps_reduction")}

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -140,7 +141,9 @@ def test_pictures_turn_as_exif_asks() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     wide = picture(size=(16, 8))
-    assert picture_of(png(wide, "JPEG", exif=exif)).image().size == (8, 16)
+    turned = png(wide, "JPEG", exif=exif)
+    assert picture_of(turned).image().size == (8, 16)
+    assert picture_of(Image.open(io.BytesIO(turned))).image().size == (8, 16)
 
 
 def test_places_in_messages_follow_parts_and_columns() -> None:
@@ -169,6 +172,9 @@ def test_implicit_prompts_show_their_pictures_once() -> None:
     plain = [[{"role": "user", "content": "?"}, each[1]] for each in (chosen, rejected)]
     [pair] = read_pairs([{"chosen": plain[0], "rejected": plain[1], "image": GOOD}])
     assert pair.prompt[0]["content"] == f"{PICTURE}?"
+    marked = [[{"role": "user", "content": "<image>?"}, each[1]] for each in (chosen, rejected)]
+    [reject] = Stream([{"chosen": marked[0], "rejected": marked[1], "image": GOOD}])
+    assert "holds '<image>' besides a picture" in reject.reason
 
 
 @pytest.mark.parametrize(
@@ -181,6 +187,7 @@ def test_implicit_prompts_show_their_pictures_once() -> None:
         ),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "images": [GOOD] * 2}, "and 2 pictures in"),
         ({"image": GOOD, "prompt": "<image> What?"}, "holds '<image>' besides a picture"),
+        ({"prompt": [{"role": "user", "content": "?", "pictures": 5}]}, "'pictures' of a message is a number"),
         ({"image": GOOD, "prompt": f"{PICTURE}?"}, "holds U+FFFC"),
         ({"image": GOOD, "chosen": f"a{PICTURE}"}, "holds U+FFFC"),
         ({"image": GOOD, "video": "a.mp4"}, "'video' is not empty, and no model is shown it"),
@@ -234,6 +241,25 @@ def test_prompts_of_trails_open_their_file_again(tmp_path: Path) -> None:
         read_prompts([{"prompt": json.loads(json.dumps(held.prompt))}])
 
 
+def test_prompts_of_trails_elsewhere_open_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data", "out"):
+        Path(name).mkdir()
+    _file(Path("data"), GOOD)
+    Path("data/rows.jsonl").write_text(json.dumps({**TEXT, "image": "a.png"}))
+    [first] = read_prompts("data/rows.jsonl")
+    Path("out/trails.jsonl").write_text(json.dumps({"prompt": first.prompt}))
+    [again] = read_prompts("out/trails.jsonl")
+    assert pictures_of(again.prompt) == pictures_of(first.prompt)
+
+
+def test_without_pillow_rows_with_pictures_are_rejects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    [reject, pair] = Stream([{**TEXT, "image": GOOD}, TEXT])
+    assert isinstance(pair, Pair)
+    assert "pictures need Pillow; pip install 'srpo[vision]'" in reject.reason
+
+
 def test_data_sets_with_a_torn_picture_lose_one_row(tmp_path: Path) -> None:
     import datasets
 
@@ -261,3 +287,11 @@ def test_rejected_rows_hold_no_bytes_of_pictures(tmp_path: Path) -> None:
     [line] = rejected_lines(file, rejects)
     assert "data:image/png;base64,…" in json.loads(line)["raw"]
     assert base64.b64encode(GOOD).decode()[:64] not in line
+    part = {"type": "image", "base64": base64.b64encode(GOOD).decode()}
+    row = {**TEXT, "prompt": [{"role": "user", "content": [part]}], "chosen": 5}
+    file.write_text(json.dumps(row) + "\n" + json.dumps(TEXT) + "\n")
+    for source in (file, [row, TEXT]):
+        rejects = []
+        read_pairs(source, rejects=rejects)
+        [line] = rejected_lines(source, rejects)
+        assert json.loads(json.loads(line)["raw"])["prompt"][0]["content"][0] == {"type": "image", "base64": "…"}

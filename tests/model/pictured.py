@@ -47,11 +47,6 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"model_type": "siglip_vision_model", "vision_use_head": False},
         {"vision_feature_layer": -1, "image_grid_pinpoints": [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]},
     ),
-    "gemma3": (
-        {"layer_types": ["full_attention"] * 2},
-        {},
-        {"mm_tokens_per_image": 4, "boi_token_index": OPEN, "eoi_token_index": CLOSE},
-    ),
 }
 
 
@@ -96,9 +91,8 @@ def picture(kind: str, seed: int, *, high: int = 4, wide: int = 4) -> PictureInp
         sizes = torch.tensor([[SIDE, across * SIDE]])
         patches, inputs = SIDE // PATCH, {"pixel_values": pixels, "image_sizes": sizes}
         return PictureInputs(key, IMAGE, patches**2 + patches * (across * patches + 1), lambda: inputs)
-    count = 4 if kind == "gemma3" else (SIDE // PATCH) ** 2
     inputs = {"pixel_values": torch.randn(1, 3, SIDE, SIDE, generator=source)}
-    return PictureInputs(key, IMAGE, count, lambda: inputs)
+    return PictureInputs(key, IMAGE, (SIDE // PATCH) ** 2, lambda: inputs)
 
 
 def pictured_tree(pictures: Sequence[PictureInputs], seed: int, shape: str = "turn", **sizes: int) -> PrefixTree:
@@ -143,9 +137,8 @@ def plain_logps(model: nn.Module, trees: Sequence[PrefixTree]) -> Tensor:
                 inputs[name] = torch.cat([each.tensors[name] for each in tree.pictures], int(tiled))
             if "pixel_values" in inputs:
                 inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-                kinds = "token_type_ids" if model.config.model_type == "gemma3" else "mm_token_type_ids"
-                if model.config.model_type in ("gemma3",) or "image_grid_thw" in inputs:
-                    inputs[kinds] = (ids == tree.pictures[0].token).int()
+                if "image_grid_thw" in inputs:
+                    inputs["mm_token_type_ids"] = (ids == tree.pictures[0].token).int()
             logits_LV = model(input_ids=ids, use_cache=False, **inputs).logits[0]
             logp_LV = logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32)).log_softmax(-1).double()
             scored = [logp_LV[len(context) + i - 1, token] for i, token in enumerate(answer)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -102,6 +103,30 @@ def test_text_models_refuse_pictures_and_read_text_as_before() -> None:
     assert len(Renderer(tokenizer).six(text)[0].context) > 3
 
 
+def test_a_text_model_is_asked_for_its_processor_once() -> None:
+    tokenizer, asked = make_byte_tokenizer(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}<eos>"), []
+    renderer = Renderer(tokenizer, processor=lambda: asked.append(1))
+    found = list(renderer.rendered(read_pairs([row(), row()])))
+    assert [type(reject) for _, reject in found] == [Reject, Reject]
+    assert len(asked) == 1
+
+
+def test_gemma_3_is_refused_by_name() -> None:
+    processor = qwen_processor()
+    processor.__class__ = type("Gemma3Processor", (type(processor),), {})
+    [(_, reject)] = renderer_for(processor).rendered(read_pairs([row()]))
+    assert reject.reason.startswith("pictures of Gemma3Processor are not supported")
+
+
+def test_a_processor_is_sent_to_other_processes_without_kept_pictures() -> None:
+    processor = idefics_processor()
+    renderer = renderer_for(processor)
+    [pair] = read_pairs([row()])
+    context = renderer.six(pair)[0].context
+    again = pickle.loads(pickle.dumps(renderer.pictures))
+    assert again.inputs(pictures_of(pair.prompt)) == context.pictures
+
+
 def test_pictures_need_a_chat_template() -> None:
     processor = qwen_processor()
     renderer = Renderer(processor.tokenizer, no_chat_template=True, processor=processor)
@@ -148,14 +173,14 @@ def test_prompts_with_pictures_are_not_cut() -> None:
     assert found.reason.endswith("and prompts with pictures are not cut")
 
 
-def test_rendered_pictures_are_not_stored(tmp_path: Any) -> None:
+def test_rendered_pictures_are_not_stored(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srpo.sequences.tree_store.STORED_FROM", 1)
     renderer = renderer_for(qwen_processor())
-    pairs = read_pairs([row()])
-    for _ in range(2):
+    pairs, text = read_pairs([row()]), read_pairs([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    for again in range(2):
         stored = StoredPairs(renderer, max_length=None, truncate="none", cache=tmp_path)
-        stored.store.add(b"a" * 16, next(iter(fitted(renderer, pairs, None))))
-        list(stored.all(pairs, 1))
-        assert stored.tokenised == 1
+        assert len([*stored.all([*pairs, *text], 1)]) == 2
+        assert stored.tokenised == 2 - again  # the control: the text is stored
 
 
 def test_marks_in_text_do_not_stop_the_comparison_of_later_rows() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +131,29 @@ def test_stop_texts_cut_the_draft_before_it_is_revised() -> None:
             model="tiny", prompt="12+34=", stop="6", extra_body={"return_trail": True}
         ).choices[0]
         assert [step["text"] for step in revised.srpo["trail"]] == ["123+4", "4"]
+
+
+@pytest.mark.parametrize("address", ["completions", "chat/completions"])
+@pytest.mark.parametrize("form", ["path", "image_url", "pictures", "data"])
+def test_pictures_of_requests_are_refused_unread(served: Served, tmp_path: Path, address: str, form: str) -> None:
+    from tests.sequences.pictured import png
+
+    file = tmp_path / "a.png"
+    file.write_bytes(png())
+    part: dict[str, Any] = {"type": "image", "path": str(file)}
+    if form == "image_url":
+        part = {"type": "image_url", "image_url": {"url": str(file)}}
+    elif form == "data":
+        part = {"type": "image", "base64": base64.b64encode(png()).decode()}
+    message: dict[str, Any] = {"role": "user", "content": [part, {"type": "text", "text": "?"}]}
+    if form == "pictures":
+        message = {"role": "user", "content": "\ufffc?", "pictures": [{"path": str(file)}]}
+    key = "messages" if "chat" in address else "prompt"
+    found = post(f"{served.url}/v1/{address}", json={"model": "tiny", key: [message]})
+    assert found.status_code == 400
+    assert found.json()["error"]["param"] == key
+    wanted = "pictures in requests are not taken" if "chat" in address else "texts are expected"
+    assert wanted in found.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from peft import LoraConfig
 
 from srpo.errors import ConfigError, DataError
 from srpo.model.packed.forward import sequence_logps
-from srpo.model.weights.load import load_model, load_processor
+from srpo.model.weights.load import load_model, load_processor, load_tokenizer
 from srpo.train.config import SRPOConfig
 from srpo.train.dataset import TreeDataset, collate
 from srpo.train.trainer import SRPOTrainer
@@ -153,6 +154,27 @@ def test_a_text_model_refuses_pictures_before_weights_are_read(tmp_path: Path) -
     )
     assert len(trainer.pairs) == 1
     assert len(trainer.pairs.rejects) == 5
+
+
+def test_a_data_set_can_be_pickled() -> None:
+    data = TreeDataset.build(rows(), renderer_for(idefics_processor()), max_length=None)
+    again = pickle.loads(pickle.dumps(data))
+    assert again.digest() == data.digest()
+    assert again.tree(0).pictures == data.tree(0).pictures != ()
+
+
+def test_the_tokenizer_that_was_trained_with_is_saved(tmp_path: Path) -> None:
+    processor = idefics_processor()
+    model_for(processor).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n", "ASSISTANT: ")
+    trainer = SRPOTrainer(
+        str(tmp_path / "model"), args=config(tmp_path / "out"), train_dataset=rows(), processing_class=tokenizer
+    )
+    trainer.save_model()
+    assert load_tokenizer(str(tmp_path / "out")).chat_template == tokenizer.chat_template
+    assert load_processor(str(tmp_path / "out")).image_seq_len == 4
 
 
 def test_workers_send_pictures_with_their_trees(tmp_path: Path) -> None:

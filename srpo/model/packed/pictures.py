@@ -36,13 +36,11 @@ class Family:
         along: dimension along which an input of several pictures is joined, if it is not the first.
         kinds: name of the input that marks image tokens by 1 and other tokens by 0; "" if the model has none.
         counted: the model is also given the number of pictures of each prompt, as `batch_num_images`.
-        both_ways: image tokens see later tokens of their picture, which no path to a root allows.
     """
 
     along: Mapping[str, int] = field(default_factory=dict)
     kinds: str = ""
     counted: bool = False
-    both_ways: bool = False
 
 
 _ROPE_3D = Family(kinds="mm_token_type_ids")
@@ -55,7 +53,6 @@ FAMILIES = {
     "smolvlm": _TILES,
     "llava": Family(),
     "llava_onevision": Family(counted=True),
-    "gemma3": Family(kinds="token_type_ids", both_ways=True),
 }
 
 
@@ -80,10 +77,8 @@ def why_not_pictures(model: nn.Module, trees: Iterable[PrefixTree], backend: str
     """
     if not any(tree.pictures for tree in trees):
         return ""
-    family = family_of(model)
-    if backend == "cache":
-        return "it does not place pictures"
-    return "its image tokens see later ones of their picture" if family.both_ways and backend != "flat" else ""
+    family_of(model)
+    return "it does not place pictures" if backend == "cache" else ""
 
 
 # ---------------------------------------------------------------------- inputs of a batch
