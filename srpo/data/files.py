@@ -14,6 +14,7 @@ All but `.json` arrays and UTF-16 are read piece by piece, so memory does not gr
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -218,7 +219,11 @@ def undecoded(rows: Any) -> Any:
         inner = getattr(feature, "feature", None)
         return feature if inner is None else type(feature)(plain(inner))
 
-    return rows.cast(plain(features))
+    if not isinstance(rows, datasets.Dataset):
+        return rows.cast(plain(features))
+    made = copy.deepcopy(rows)  # of the description; a cast would copy the pictures to a file beside the data
+    made.info.features = plain(features)
+    return made
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

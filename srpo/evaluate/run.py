@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from srpo import __version__
+from srpo.data.pictures import refuse_pictures
 from srpo.disk import writable_folder
-from srpo.evaluate.answers import draw_all, read_prompt_files, read_systems, without_failed
+from srpo.evaluate.answers import Prompts, draw_all, read_prompt_files, read_systems, without_failed
 from srpo.evaluate.plan import BOUNDS, Plan
 from srpo.judge.load import compares
+from srpo.judge.settings import LLM
+from srpo.judge.single import REWARD
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
+from srpo.revise.trail import Trail
 from srpo.score.matches import Judges, tallies
 from srpo.score.pooling import RESAMPLINGS, grouped
 from srpo.score.results import Results
-from srpo.score.scores import score
+from srpo.score.scores import Key, score
 from srpo.score.summary import summarise, usual_questions
 from srpo.secrets import redacted
 
@@ -46,6 +51,7 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
     prompts = read_prompt_files(plan)
     splits = [split for by_split in prompts.values() for split in by_split]
     plan.check_labels([*judges, *splits, *(key[2] for key in given)])
+    _expect_text(judges, prompts, given)
     drawn = draw_all(plan, prompts, primary)
     trails, failures = without_failed(drawn.trails | given)
     labels = drawn.labels | plan.labels
@@ -81,6 +87,16 @@ def evaluate(plan: Plan, judges: Judges, command: str = "") -> tuple[Results, Pa
         run=redacted({"command": command, "judge": asked, "settings": plan.record, "srpo": __version__}),
     )
     return results, report
+
+
+def _expect_text(judges: Judges, prompts: Prompts, given: Mapping[Key, Sequence[Trail]]) -> None:
+    """Raises DataError if a judge that reads prompts would be asked about one with pictures."""
+    asked = [row.prompt for splits in prompts.values() for rows in splits.values() for row in rows]
+    asked += [trail.prompt for trails in given.values() for trail in trails]
+    for name in judges:
+        if name == LLM or name.startswith(REWARD):
+            for prompt in asked:
+                refuse_pictures(prompt, f"judge {name}")
 
 
 def _title(names: list[str]) -> str:

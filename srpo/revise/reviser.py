@@ -102,7 +102,7 @@ class Reviser:
                 template,
                 chat_template_kwargs=settings.chat_template_kwargs,
                 no_chat_template=settings.no_chat_template,
-                processor=partial(load_processor, path, **where),
+                processor=partial(load_processor, path, **where) if path else None,
             )
         self.renderer = renderer
         record = training_record(path)

@@ -24,8 +24,16 @@ _OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"
 _ONE_A_PROMPT = ("LlavaOnevisionProcessor",)
 # Processors whose image tokens see later tokens of their picture, and whose ids depend on the text around.
 _REFUSED = ("Gemma3Processor",)
+_TEMPLATE = "use the model's; if only chat_template.json holds it, save the template it contains as chat_template.jinja"
 KEPT = 16  # pictures whose tensors are kept: a prompt's contexts are rendered one after the other
 LONG_KEPT = 4096  # pictures whose token ids are kept
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a processor, with the processor's chat template if it has none of its own."""
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
+    return tokenizer
 
 
 class PictureProcessor:
@@ -70,7 +78,7 @@ class PictureProcessor:
         """
         if not hasattr(self._made, "image_processor"):
             problem = "the row has pictures, and the model has no processor for them; a text model cannot be shown them"
-            raise DataError(problem, fix="take a vision-language model, or rows without pictures")
+            raise DataError(problem, fix="take a vision-language model with its processor, or rows without pictures")
         return self._made
 
     @property
@@ -113,7 +121,7 @@ class PictureProcessor:
             if kind in _REFUSED:
                 raise DataError(f"pictures of {kind} are not supported", fix="take another family of docs/pictures.md")
             if not chat:
-                raise DataError("pictures need a chat template, and none is used")
+                raise DataError("pictures need a chat template, and none is used", fix=_TEMPLATE)
             if len(pictures) > 1 and kind in _ONE_A_PROMPT:
                 raise DataError(f"{len(pictures)} pictures in a prompt; {kind} is served one")
             for picture in pictures:

@@ -19,7 +19,7 @@ from srpo.data.values import THINK_START, split_thinking, transcript
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.chat_template import MARK, ChatTemplate, ControlTokens
 from srpo.sequences.encoder import Encoder
-from srpo.sequences.picture_processor import PictureProcessor
+from srpo.sequences.picture_processor import PictureProcessor, tokenizer_of
 from srpo.sequences.protocols import Options, Tokenizer
 from srpo.sequences.templates import RevisionTemplate, template_for
 from srpo.sequences.tree import TokenPair
@@ -62,6 +62,8 @@ class Renderer:
         no_chat_template: bool = False,
         processor: Any = None,
     ) -> None:
+        if hasattr(tokenizer, "image_processor"):
+            processor, tokenizer = tokenizer, tokenizer_of(tokenizer)
         self.tokenizer, self.pictures = tokenizer, PictureProcessor(processor)
         chat = bool(tokenizer.chat_template) and not no_chat_template
         self.template = template or RevisionTemplate.preset("quote" if chat else "plain")

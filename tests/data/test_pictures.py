@@ -270,13 +270,22 @@ def test_data_sets_with_a_torn_picture_lose_one_row(tmp_path: Path) -> None:
     made = datasets.Dataset.from_list(rows, features=datasets.Features(features))
     made.save_to_disk(tmp_path / "set")
     made.to_parquet(tmp_path / "set.parquet")
-    for source in (made, str(tmp_path / "set"), str(tmp_path / "set.parquet")):
+    files = {file for file in tmp_path.rglob("*")}
+    for source in (
+        made,
+        datasets.load_from_disk(tmp_path / "set"),
+        str(tmp_path / "set"),
+        str(tmp_path / "set.parquet"),
+    ):
         rejects: list[Reject] = []
         assert len(read_pairs(source, rejects=rejects)) == 2
         assert "is torn" in rejects[0].reason
         [line] = rejected_lines(source, rejects)
         assert "PNG" not in line
         assert len(line) < 900
+    assert {file for file in tmp_path.rglob("*")} == files  # nothing is copied beside the data
+    with pytest.raises(OSError, match="image file is truncated"):
+        made[1]  # the caller's data set still decodes its pictures
 
 
 def test_rejected_rows_hold_no_bytes_of_pictures(tmp_path: Path) -> None:

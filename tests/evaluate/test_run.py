@@ -10,11 +10,15 @@ import pytest
 
 from srpo.cli.evaluate import main
 from srpo.errors import ConfigError, DataError, InputError, OutputError, SRPOError, UsageError
+from srpo.evaluate.plan import Model, Plan
+from srpo.evaluate.run import evaluate
+from srpo.judge.single import exact_match
 from srpo.revise.trail import Answer, Trail
 from srpo.score.results_file import read_results
 from tests.evaluate import samples
 from tests.judge import judge_server as js
 from tests.scripted_server import serve
+from tests.sequences.pictured import png
 from tests.warm_command import srpo_in_a_fork
 
 
@@ -182,3 +186,16 @@ def test_mistakes_in_files_and_flags_are_named(
 def test_trails_need_only_a_gold_answer(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text(GOOD.replace("gold", "label"), "utf-8")
     assert main(["--trails", f"{tmp_path}/one.jsonl", "--gold_key", "label", "--output_dir", str(tmp_path / "o")]) == 0
+
+
+@pytest.mark.parametrize("name", ["llm", "reward:none"])
+def test_judges_that_read_prompts_refuse_pictures_before_anything_is_drawn(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "What?", "image": "a.png", "gold": "red"}))
+    plan = Plan(models={"SRPO": Model("none")}, prompts={"in": str(file)}, output_dir=str(tmp_path / "out"))
+    monkeypatch.setattr("srpo.evaluate.run.draw_all", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(DataError, match=f"judge {name} is not shown pictures"):
+        evaluate(plan, {name: exact_match})

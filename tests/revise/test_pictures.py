@@ -143,3 +143,14 @@ def test_engines_on_servers_refuse_pictures(tmp_path: Path) -> None:
     reviser.engine = Elsewhere()
     with pytest.raises(ConfigError, match="this engine is not sent pictures"):
         list(reviser.trails([row], RevisionSettings(revisions=0)))
+
+
+def test_a_processor_can_be_given_as_tokenizer_of_a_model_in_memory(tmp_path: Path) -> None:
+    processor = idefics_processor()
+    rows, settings = read_prompts(prompts(tmp_path)[:1]), RevisionSettings(revisions=0, max_new_tokens=2, temperature=0)
+    model = model_for(processor)
+    given = Reviser(model, template="quote", tokenizer=processor)
+    [found], [wanted] = ([*each.trails(rows, settings)] for each in (given, reviser_for(processor)))
+    assert (found.prompt, found.answers[0].text) == (wanted.prompt, wanted.answers[0].text)
+    with pytest.raises(DataError, match="with its processor"):
+        [*Reviser(model, template="quote", tokenizer=processor.tokenizer).trails(rows, settings)]

@@ -131,7 +131,8 @@ def test_pictures_need_a_chat_template() -> None:
     processor = qwen_processor()
     renderer = Renderer(processor.tokenizer, no_chat_template=True, processor=processor)
     [(_, reject)] = renderer.rendered(read_pairs([row()]))
-    assert reject.reason == "pictures need a chat template, and none is used"
+    assert reject.reason.startswith("pictures need a chat template, and none is used")
+    assert "save the template it contains as chat_template.jinja" in reject.reason
 
 
 def test_a_template_that_writes_no_place_is_an_error() -> None:
