@@ -5,9 +5,11 @@
 
 Without `--models` the columns task (benchmarks/tasks/columns.py) makes its own: a base, pairs of its drafts, SRPO at
 the carry task's settings. The model is calibrated on labelled prompts in distribution, at each temperature. Other
-prompts, in and out of distribution, are then answered by `auto`, by a single draft, by one greedy draft, by every
-policy, by every selector on a chain, and by every choice among as many drafts. A line ends in MISS if `auto` is more
-than 1 point below the draft, or in distribution more than 2 points below the best choice.
+prompts, of every split of the task, are then answered by `auto`, by the draft, by every policy (`fixed:K` with each K
+below `--revisions`), by every selector on the chain of `if_preferred`, and by the most frequent of as many drafts or
+the one that a selector chooses. At temperature 0 all drafts are equal, so choices among drafts and `greedy` are the
+draft. A line ends in MISS if `auto` is more than 1 point below the draft, or in distribution more than 2 points below
+the best choice.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ from transformers.utils import logging as hf_logging
 
 from benchmarks.tasks.columns import column_sums, columns
 from benchmarks.tasks.orders import LETTERS, orders, total
-from benchmarks.tasks.repair import LONGEST, sentences
+from benchmarks.tasks.orders import SPLITS as ORDERS
+from benchmarks.tasks.repair import LONGEST, SHAPES, sentences
 from srpo.data.read import read_prompts
 from srpo.evaluate.calibrate import calibrate
 from srpo.evaluate.controls import keep_best, majority, several_drafts
 from srpo.judge.single import Judge, exact_match
+from srpo.revise.policy import AUTO, NAMES
 from srpo.revise.reviser import Reviser
 from srpo.revise.select import select
-from srpo.revise.settings import LOGP, MEAN_LOGP, REWARD, VOTE, RevisionSettings
+from srpo.revise.settings import LAST, SELECTORS, RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.statistics.bootstrap import bootstrap
 from srpo.tasks.carry import SPLITS, TEMPLATE, BaseConfig, carry_tokenizer, label, sums, train_base, write_rows
@@ -43,18 +47,19 @@ CALIBRATION, EVALUATION = 3_000_000, 5_000_000  # first seeds
 
 
 class Task(NamedTuple):
-    """Rows of a split by (count, split, seed), largest number of tokens of an answer, and the judge."""
+    """Rows of a split by (count, split, seed), largest number of tokens of an answer, the judge, and all splits."""
 
     rows: Callable[..., list[dict[str, str]]]
     tokens: int
     judge: Judge = exact_match
+    splits: Sequence[str] = SPLITS
 
 
 TASKS = {
     "columns": Task(column_sums, 7),
     "carry": Task(sums, 7),
-    "repair": Task(sentences, LONGEST + 1),
-    "orders": Task(orders, LETTERS.tokens, total),
+    "repair": Task(sentences, LONGEST + 1, splits=tuple(SHAPES)),
+    "orders": Task(orders, LETTERS.tokens, total, ORDERS),
 }
 TOKENS = TASKS["columns"].tokens
 
@@ -93,20 +98,27 @@ def make(folder: Path, seed: int, base_steps: int, steps: int) -> tuple[Path, Pa
     return base, model
 
 
+def policies(settings: RevisionSettings) -> list[str]:
+    """Names of `auto` and of the policies; without those that give the draft, or a choice among equal drafts."""
+    fixed = [f"fixed:{k}" for k in range(1, settings.revisions)]
+    plain = [name for name in NAMES if name not in ("drafts", "fixed:K")]
+    return [AUTO, *(name for name in plain if settings.temperature or name not in ("greedy", "vote")), *fixed]
+
+
 def ways(reviser: Reviser, rows: Sequence[dict[str, str]], settings: RevisionSettings) -> dict[str, list[str]]:
     """Way of answering → final answers: `auto`, the draft, and every other way that costs about as many tokens."""
     read, how = read_prompts(list(rows)), asdict(settings)
     k = how.pop("revisions")
     found: dict[str, Sequence[Trail]] = {
-        policy: reviser.revise(rows, k, **{**how, "policy": policy})
-        for policy in ("auto", "if_preferred", "always", *(("greedy",) if settings.temperature else ()))
+        policy: reviser.revise(rows, k, **{**how, "policy": policy}) for policy in policies(settings)
     }
+    selectors = [by for by in SELECTORS if by != LAST]
     chain = found["if_preferred"]
-    found |= {f"if_preferred + {by}": select(reviser, read, chain, by) for by in (LOGP, MEAN_LOGP, VOTE, REWARD)}
+    found |= {f"if_preferred + {by}": select(reviser, read, chain, by) for by in selectors}
     if settings.temperature:
         drafts = list(several_drafts(reviser, read, settings))
         found["drafts + majority"] = majority(drafts)
-        found |= {f"drafts + {by}": list(keep_best(reviser, read, drafts, by)) for by in (LOGP, MEAN_LOGP, VOTE)}
+        found |= {f"drafts + {by}": list(keep_best(reviser, read, drafts, by)) for by in selectors}
     return {"draft": [t.after(0).text for t in chain], **{n: [t.after(k).text for t in ts] for n, ts in found.items()}}
 
 
@@ -149,7 +161,7 @@ def main() -> None:
             labelled = read_prompts(task.rows(args.labelled, "in", seed=CALIBRATION + seed))
             reviser.calibration = calibrate(reviser, labelled, task.judge, settings)
             print(f"{args.task}, seed {seed}, T = {heat:g}: {reviser.calibration.choice.sentence()}", flush=True)
-            for split in SPLITS:
+            for split in task.splits:
                 rows = task.rows(args.prompts, split, seed=EVALUATION + seed)
                 scores = {
                     name: torch.tensor(

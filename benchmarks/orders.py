@@ -35,6 +35,7 @@ from transformers.utils import logging as hf_logging
 from benchmarks.tasks import orders as task
 from benchmarks.when_pays import percent_of
 from srpo.data.read import read_prompts
+from srpo.disk import write_file
 from srpo.evaluate.gate import measure_gate
 from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
@@ -48,8 +49,16 @@ from srpo.tasks.stages import run_stage
 ROLE, PAIRS, EVALUATION, GATES = 1_000_000, 2_000_000, 3_000_000, 4_000_000
 # Method → objective. `srpo_no_role` is SRPO from the base, which never saw a revision.
 METHODS = {name: name for name in ("srpo", "dpo", "ipo", "sft", "sft_reviser")} | {"srpo_no_role": "srpo"}
-ROLE_SIZES = ("role_prompts", "role_steps", "batch", "role_learning_rate")  # all that decides the model of step 2
+ROLE_SIZES = (
+    "role_prompts",
+    "role_steps",
+    "batch",
+    "role_learning_rate",
+)  # with the base's: all that decides step 2
+PAIR_SIZES = (*ROLE_SIZES, "pair_prompts", "draws")
+METHOD_SIZES = (*PAIR_SIZES, "steps", "beta", "learning_rate")
 GATE_BETAS = (0.1, 0.2)
+TOOK = "seconds of training"
 # Least and largest values that let a step pass; of step 1 shares of greedy drafts, of step 3 points lost by SRPO.
 LAST_TOTAL, HEAD, MEND_OVER_RIGHT, KEEP, LOST = {"in": 0.9, "out": 0.7}, 0.2, 2.0, 0.8, 0.1
 
@@ -137,15 +146,20 @@ class Stage:
         return [[t.after(0).text for t in reviser.revise(rows, 0, seed=seed, **how)] for seed in seeds]
 
     def done(self, name: str, work: Callable[[Path], None], *names: str) -> float:
-        """Does a stage of this seed once, as `run_stage`; `names` are the sizes that decide it."""
-        sizes = {name: asdict(self.sizes)[name] for name in ("base_steps", *names)}
+        """Does a stage of this seed once, as `run_stage`; `names` are the sizes that decide it beside the base's."""
+        base = ("base_steps", *(("batch", "learning_rate") if self.model else ()))
+        sizes = {name: asdict(self.sizes)[name] for name in (*base, *names)}
         return run_stage(self.run / name, {"seed": self.seed, "model": self.model, **sizes}, work)
+
+    def noted(self) -> dict[str, dict[str, Any]]:
+        """The numbers of the steps so far."""
+        file = self.run / "gates.json"
+        return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
     def note(self, name: str, numbers: Mapping[str, Any]) -> None:
         """Keeps the numbers of a step in `gates.json`, and prints them."""
-        file = self.run / "gates.json"
-        known = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        file.write_text(json.dumps({**known, name: numbers}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        known = {**self.noted(), name: numbers}
+        write_file(self.run / "gates.json", (json.dumps(known, indent=1, ensure_ascii=False) + "\n").encode())
         texts = (
             f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in numbers.items()
         )
@@ -164,8 +178,7 @@ class Stage:
 
 def draft_base(stage: Stage) -> None:
     """Step 1: a model that drafts, with right lines and a total that it cannot know."""
-    make = partial(base_from_model if stage.model else base_from_scratch, stage)
-    stage.done("base", make, *(("batch", "learning_rate") if stage.model else ()))
+    stage.done("base", partial(base_from_model if stage.model else base_from_scratch, stage))
     found: dict[str, float] = {}
     for split in task.SPLITS:
         rows = stage.rows(stage.sizes.labelled, split, GATES)
@@ -300,8 +313,7 @@ def gate(stage: Stage, model: str, split: str, folder: Path) -> None:
 
 def methods(stage: Stage, names: Sequence[str]) -> None:
     """Step 3: every method from the model of step 2 on the same pairs of that model's own drafts."""
-    sizes = (*ROLE_SIZES, "pair_prompts", "draws")
-    stage.done("pairs", partial(own_pairs, stage), *sizes)
+    stage.done("pairs", partial(own_pairs, stage), *PAIR_SIZES)
     file, least = stage.run / "pairs" / "pairs.jsonl", stage.sizes.least_pairs
     count = len(file.read_text("utf-8").splitlines())
     stage.note("3 pairs", {"pairs": count, "of orders": stage.sizes.pair_prompts})
@@ -313,11 +325,12 @@ def methods(stage: Stage, names: Sequence[str]) -> None:
     for name in names:
         start = stage.run / ("base" if name == "srpo_no_role" else "role")
         work = partial(train, stage, start=start, pairs=file, method=name, steps=stage.sizes.steps)
-        took = stage.done(name, work, *sizes, "steps", "beta", "learning_rate")
+        if took := stage.done(name, work, *METHOD_SIZES):
+            stage.note(f"3 {name}", {TOOK: round(took)})
         (greedy,) = stage.drafts(name, rows, 0.0)
         last = worked_out(greedy, rows)
         numbers = {"right total, greedy": right(greedy, rows), "last running total right, greedy": last}
-        stage.note(f"3 {name}", {**numbers, "seconds of training": round(took)})
+        stage.note(f"3 {name}", {**numbers, TOOK: stage.noted().get(f"3 {name}", {}).get(TOOK)})
         lost = f"step 3: greedy drafts of {name} work the total out in {last:.0%}, {before:.0%} before"
         stage.expect(name != "srpo" or last >= before - LOST, f"{lost}: a smaller learning_rate or a larger beta")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.orders import EVALUATION, Stage
+from benchmarks.orders import EVALUATION, METHOD_SIZES, ROLE_SIZES, Stage
 from benchmarks.tasks import orders as task
 from benchmarks.when_pays import Handed
 from srpo.data.read import read_prompts
@@ -97,32 +97,40 @@ def more_chains(stage: Stage, methods: Sequence[str], split: str, heat: float) -
 
 
 def chain(stage: Stage, name: str, split: str, heat: float, *, drafter: str = "", lines_first: bool = False) -> Path:
-    """Draws the answers of one system into a file of trails, once, and returns the file.
+    """Draws the answers of one system into a file of trails, a stage of the seed (`Stage.done`); returns the file.
 
     Args:
         name: the model that revises, or that drafts with the lines first.
         drafter: another model that drafts; empty is the same model.
         lines_first: asks for the lines first, without revisions; the total is moved to the front afterwards.
     """
-    n, kind = stage.sizes.prompts, drafter or ("lines_first" if lines_first else "own")
-    path = stage.run / "chains" / f"{name}.{kind}.{split}.T{heat:g}.{n}.{stage.sizes.revisions}.jsonl"
-    if path.exists():
-        return path
+    kind = drafter or ("lines_first" if lines_first else "own")
+    place = f"chains/{name}.{kind}.{split}.T{heat:g}"
+    drawn_by = {"": (), "base": (), "role": ROLE_SIZES}
+    sizes = (*drawn_by.get(name, METHOD_SIZES), *drawn_by.get(drafter, METHOD_SIZES))
+
+    def draw(folder: Path) -> None:
+        lines = chain_lines(stage, name, split, heat, drafter, lines_first)
+        (folder / "trails.jsonl").write_text("".join(lines), "utf-8")
+
+    stage.done(place, draw, *sizes, "prompts", "revisions")
+    return stage.run / place / "trails.jsonl"
+
+
+def chain_lines(stage: Stage, name: str, split: str, heat: float, drafter: str, lines_first: bool) -> Iterator[str]:
+    """Draws the trails of `chain`, as lines of JSON."""
+    n = stage.sizes.prompts
     rows, reviser = stage.rows(n, split, EVALUATION), stage.reviser(name)
     if drafter:
         reviser.engine = Handed(stage.reviser(drafter).engine, reviser.engine)  # type: ignore[assignment]
     asked = stage.rows(n, split, EVALUATION, lines_first=lines_first)
     settings = RevisionSettings(0 if lines_first else stage.sizes.revisions, heat, stage.seed, stage.wording.tokens)
-    lines = []
     for row, trail in zip(rows, reviser.trails(read_prompts(asked), settings), strict=True):
         answers = trail.answers
         if lines_first:
             answers = tuple(replace(each, text=task.total_moved_first(each.text)) for each in answers)
         meta = {"gold": row["gold"], "split": split}
-        lines.append(replace(trail, prompt=row["prompt"], answers=answers, meta=meta).to_json() + "\n")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(lines), "utf-8")
-    return path
+        yield replace(trail, prompt=row["prompt"], answers=answers, meta=meta).to_json() + "\n"
 
 
 def after_one(plan: Plan) -> Results:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import orders as command
-from benchmarks.orders_tables import is_choice, is_same_model, plain
+from benchmarks.orders_tables import chain, is_choice, is_same_model, plain
 from benchmarks.tasks.orders import (
     BASE_SIZES,
     LETTERS,
@@ -271,6 +271,65 @@ def test_a_pretrained_model_is_linked_and_not_written_to(tmp_path: Path) -> None
     assert (folder / "config.json").is_symlink()
     assert (model / "revision_template.json").read_text("utf-8") == "theirs"
     assert "Corrected:" in (folder / "revision_template.json").read_text("utf-8")
+
+
+class Changing(command.Stage):
+    """A stage whose work leaves empty files; the settings of each stage that is done are noted."""
+
+    def done(self, name: str, work: Any, *names: str) -> float:
+        def instead(folder: Path) -> None:
+            works.append(name)
+            for file in ("pairs.jsonl", "trails.jsonl", "rows.jsonl"):
+                (folder / file).write_text("", "utf-8")
+            (folder / "srpo_gate.json").write_text(
+                '{"verdict": "", "rates": {"right": [0, 0, 0], "mend": [1, 1, 1], "keep": [1, 1, 1]}}'
+            )
+
+        return super().done(name, instead, *names)
+
+    def drafts(self, name: str, rows: Any, heat: float, **how: Any) -> list[list[str]]:
+        return [["000:"] * len(rows)]
+
+
+works: list[str] = []
+
+
+def steps_of(run: Path, model: str, **sizes: float) -> list[str]:
+    """Stages that a run with these sizes does anew."""
+    works.clear()
+    stage = Changing(run, 0, model, command.Sizes(labelled=2, **sizes), strict=False)
+    command.draft_base(stage)
+    command.second_role(stage)
+    command.methods(stage, ["srpo", "sft_reviser"])
+    chain(stage, "base", "in", 0.0, lines_first=True)
+    chain(stage, "role", "in", 0.0)
+    chain(stage, "srpo", "in", 1.0)
+    chain(stage, "role", "in", 1.0, drafter="srpo")
+    return list(works)
+
+
+def test_each_stage_is_done_again_where_its_model_changes(tmp_path: Path) -> None:
+    every = steps_of(tmp_path / "words", "model")
+    assert len(every) == 16
+    assert steps_of(tmp_path / "words", "model") == []
+    assert steps_of(tmp_path / "words", "model", learning_rate=1.0) == every  # it decides a pretrained base
+    steps_of(tmp_path / "letters", "")
+    trained = ["srpo", "sft_reviser", "chains/srpo.own.in.T1", "chains/role.srpo.in.T1"]
+    assert steps_of(tmp_path / "letters", "", learning_rate=1.0) == trained
+    gates = {f"gate.base.{split}" for split in SPLITS}
+    without = {"base", "role_rows", *gates, "chains/base.lines_first.in.T0"}
+    more = steps_of(tmp_path / "letters", "", learning_rate=1.0, role_steps=7)
+    assert more == [each for each in every if each not in without]
+
+
+def test_a_resumed_run_keeps_its_seconds_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**6, 40))
+    monkeypatch.setattr("srpo.tasks.stages.time.perf_counter", lambda: next(clock))
+    for _ in range(2):
+        steps_of(tmp_path, "")
+        noted = json.loads((tmp_path / "gates.json").read_text("utf-8"))["3 srpo"]
+        assert noted["seconds of training"] == 40
+        assert "right total, greedy" in noted
 
 
 def test_seeds_without_a_gap_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
