@@ -5,7 +5,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo docs pins quant zero release test check format bandit search faults sweep families real gpu vllm alpaca
+.PHONY: help demo docs pins quant zero triton jax release test check format bandit search faults sweep families real gpu vllm alpaca
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +43,12 @@ quant: .venv-quant/ready ## QLoRA on a CPU, with bitsandbytes in an environment 
 
 zero: .venv-zero/ready ## ZeRO-2 and ZeRO-3 on a CPU, with DeepSpeed in an environment of its own
 	$(OFFLINE) .venv-zero/bin/python -m pytest -q tests/train/split/test_zero.py
+
+triton: .venv-triton/ready ## the fused head's kernels on a CPU, in the interpreter of Triton, in an environment of its own
+	$(OFFLINE) TRITON_INTERPRET=1 .venv-triton/bin/python -m pytest -q tests/model/packed/test_fused.py
+
+jax: .venv-jax/ready ## the JAX recipe against srpo's loss, in an environment of its own
+	$(OFFLINE) .venv-jax/bin/python -m pytest -q tests/recipes/test_jax.py
 
 pins: .venv-pins/ready ## srpo resolved beside other tools, then tests with the oldest versions, those that axolotl and unsloth pin
 	bash tools/beside.sh
@@ -101,6 +107,17 @@ alpaca: .venv/core .venv/alpaca/done ## alpaca_eval itself takes our outputs and
 	$(PYTHON) -m venv .venv-zero
 	.venv-zero/bin/pip install -q -c constraints.txt -e '.[test]' setuptools wheel
 	DS_BUILD_OPS=0 .venv-zero/bin/pip install -q --no-build-isolation deepspeed==0.19.8
+	@touch $@
+
+# Whichever version torch asks for: its CUDA build brings Triton, its CPU build does not.
+.venv-triton/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/pip install -q -c constraints.txt -e '.[test]' triton
+	@touch $@
+
+.venv-jax/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/pip install -q -c constraints.txt -e '.[test]' jax==0.10.2
 	@touch $@
 
 .venv-pins/ready: pyproject.toml tests/oldest.txt
