@@ -12,7 +12,7 @@ from torch import Tensor
 from srpo.errors import BackendError
 from srpo.generate.plain import HFEngine
 from srpo.generate.speculative import SpeculativeEngine
-from srpo.model.packed import flex
+from srpo.model.packed import flex, fused, head
 from srpo.model.packed.backends import TOLERANCE, self_check
 from srpo.model.packed.flex import SMALLEST_HEAD
 from srpo.model.packed.forest import Forest
@@ -74,6 +74,33 @@ def test_bfloat16(head_dim: int, backend: str) -> None:
         assert apart(gradients(model, logps), gradients(exact, plain)) < 0.1
         off, _ = self_check(model, trees, "path" if backend == "flat" else backend)
         assert off < allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_heads_kernels(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    from srpo.model.packed import fused_kernels
+
+    calls = []
+
+    def noting(name: str) -> None:
+        whole = getattr(fused_kernels, name)
+        monkeypatch.setattr(fused_kernels, name, lambda *args: (calls.append(name), whole(*args))[1])
+
+    assert fused.serves(torch.device("cuda"), dtype)  # a first run of its own, before calls are counted
+    noting("norms")
+    noting("slopes")
+    exact = model_of("llama").to(dtype)
+    model, exact = copy.deepcopy(exact).cuda(), exact.double()
+    coarse = dtype == torch.bfloat16
+    for trees in forests():
+        for above, launched in ((2**60, set()), (0, {"norms", "slopes"})):  # whole logits, then tiles
+            calls.clear()
+            monkeypatch.setattr(head, "TILED_ABOVE", above)
+            logps, plain = sequence_logps(model, trees, "path"), plain_logps(exact, trees)
+            longest = max(len(answer) for tree in trees for _, answer in tree.unpack())
+            assert (logps.cpu() - plain).abs().max() < (TOLERANCE[dtype] * longest**0.5 if coarse else 2e-3)
+            assert apart(gradients(model, logps), gradients(exact, plain)) < (0.1 if coarse else 1e-4)
+            assert {*calls} == launched
 
 
 def test_heads_too_small_for_flex() -> None:
