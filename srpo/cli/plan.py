@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from srpo.cli.flags import parse
@@ -21,6 +22,7 @@ srpo plan --model_name_or_path MODEL --prompt_tokens 350 --answer_tokens 40
 srpo plan --model_name_or_path MODEL --dataset_name pairs.jsonl --launch fsdp2 --cards 8 --use_peft
 """
 BATCHES = (1, 2, 4, 8)
+MOST = 256  # pairs at which the search for the largest batch ends
 SIZES = (24, 40, 80)  # GiB of common cards
 GIB = 2**30
 
@@ -42,7 +44,8 @@ class Arguments:
         choices=("turn", "quote", "apart"),
     )
     launch: str = setting(
-        "one", "Cards: one, several with whole weights, or with split weights.", choices=("one", "ddp", "fsdp2")
+        "one",
+        "Cards: one (or single), several with whole weights (ddp), or with split ones (fsdp2); not DeepSpeed's ZeRO.",
     )
     cards: int = setting(1, "Number of cards.", least=1)
     use_peft: bool = setting(False, "Train a LoRA adapter instead of all weights.")
@@ -63,12 +66,12 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Runs `srpo plan`: simulates training steps of 1 to 8 pairs, prints their memory and speed; returns 0.
+    """Runs `srpo plan`: simulates training steps of up to 256 pairs, prints their memory and speed; returns 0.
 
     Memory is in GiB per GPU, speed in packed tokens per second.
 
     Raises:
-        ConfigError: lengths of the pairs that are missing or given twice, or both 4 and 8 bits.
+        ConfigError: lengths of the pairs that are missing or given twice, both 4 and 8 bits, or DeepSpeed's ZeRO.
     """
     args = parse("plan", DESCRIPTION, Arguments, argv)
     lengths = [args.prompt_tokens, args.answer_tokens]
@@ -130,12 +133,12 @@ def _no_pictures() -> None:
 
 
 def _trees(args: Arguments, vocabulary: int) -> list[PrefixTree]:
-    """Pairs to plan with, the longest first: those of the data, or as many made-up ones as the largest batch."""
+    """Pairs to plan with, the longest first: those of the data, or made-up ones."""
     if args.dataset_name is None:
         from srpo.train.plan import made_pairs
 
         lengths = (args.prompt_tokens or 1, args.answer_tokens or 1, args.instruction_tokens)
-        return made_pairs(*lengths, args.shape, count=max(BATCHES), vocabulary=vocabulary)
+        return made_pairs(*lengths, args.shape, count=max(MOST, *BATCHES), vocabulary=vocabulary)
     from srpo.data.source import Source
     from srpo.model.weights.load import load_tokenizer
     from srpo.sequences.render import Renderer, template_for
@@ -151,16 +154,21 @@ def _trees(args: Arguments, vocabulary: int) -> list[PrefixTree]:
 
 def _found(args: Arguments, plan: Planned, trees: Sequence[PrefixTree]) -> dict[str, Any]:
     """The plan as JSON values; memory in GiB per card."""
-    kept, rows = plan.kept, []
+    kept, rows, most = plan.kept, [], min(MOST, len(trees))
+
+    @cache
+    def step(checkpointing: bool, pairs: int) -> int:
+        return plan.step(trees[:pairs], checkpointing=checkpointing)
+
     batches = [batch for batch in BATCHES if batch <= len(trees)]
     for batch in batches:
-        steps = [plan.step(trees[:batch], checkpointing=on) / GIB for on in (False, True)]
+        steps = [step(on, batch) / GIB for on in (False, True)]
         rows.append({"pairs": batch, "step": steps[0], "step_checkpointing": steps[1]})
     # Speed by pairs of the middle, memory by the longest.
     typical = trees[len(trees) // 2 :][: batches[-1]] or trees[:1]
     costs = {name: plan.cost(typical, checkpointing=on) for name, on in (("", False), ("_checkpointing", True))}
     speed = args.peak_tflops * 1e12 * args.utilisation
-    sizes = {size: [plan.fitting(rows, size * GIB, name) for name in ("step", "step_checkpointing")] for size in SIZES}
+    sizes = {size: [plan.fitting(partial(step, on), size * GIB, most) for on in (False, True)] for size in SIZES}
     return {
         "weights": plan.weights,
         "trained": plan.trained,
@@ -170,6 +178,7 @@ def _found(args: Arguments, plan: Planned, trees: Sequence[PrefixTree]) -> dict[
         "longest_pair_flat_tokens": trees[0].flat_tokens,
         "batches": [row | {"all": kept.all / GIB + row["step"]} for row in rows],
         "largest_batch": sizes,
+        "largest_batch_tried": most,
         "speed": {f"tokens_per_second{name}": cost.tokens / (cost.flops / speed) for name, cost in costs.items()},
         "wire_gib_per_step": costs[""].wire / GIB,
     }
@@ -177,7 +186,7 @@ def _found(args: Arguments, plan: Planned, trees: Sequence[PrefixTree]) -> dict[
 
 def _lines(args: Arguments, found: dict[str, Any]) -> list[str]:
     """The plan as lines of text."""
-    kept, way = found["kept"], {"one": "one card", "ddp": f"DDP on {args.cards} cards"}
+    kept, way = found["kept"], {"one": "one card", "single": "one card", "ddp": f"DDP on {args.cards} cards"}
     where = way.get(args.launch, f"FSDP 2 on {args.cards} cards")
     weights, trained = (f"{found[name] / 1e9:.3g}B" for name in ("weights", "trained"))
     lines = [
@@ -193,7 +202,10 @@ def _lines(args: Arguments, found: dict[str, Any]) -> list[str]:
         checkpointing = sum(kept.values()) + row["step_checkpointing"]
         lines.append(f"{row['pairs']:>14} {row['step']:>15.2f} {row['all']:>8.2f} {checkpointing:>39.2f}")
     lines += ["", "largest batch in 90 % of a card, without and with activation checkpointing:"]
-    lines += [f"{size:>10} GiB: {plain} and {saving}" for size, (plain, saving) in found["largest_batch"].items()]
+    most = found["largest_batch_tried"]
+    for size, counts in found["largest_batch"].items():
+        plain, saving = (f"{count} or more" if count == most else str(count) for count in counts)
+        lines.append(f"{size:>10} GiB: {plain} and {saving}")
     if found["scoring_gib"]:
         lines.append(f"before training the whole policy is on each card: {found['scoring_gib']:.2f} GiB")
     plain, saving = (f"{value:,.0f}" for value in found["speed"].values())

@@ -12,7 +12,7 @@ Not counted: the context of CUDA, its libraries' workspaces and the fragmentatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PretrainedConfig
 
-LAUNCHES = ("one", "ddp", "fsdp2")
+LAUNCHES = ("one", "single", "ddp", "fsdp2")
 SHAPES = ("turn", "quote", "apart")
 MOMENTS = 8  # bytes of AdamW per trained weight
 SCALES = {True: 1 / 64 + 4 / 64 / 256, False: 4 / 64}  # bytes of scales per 4-bit weight, with nested scales or not
@@ -42,7 +42,7 @@ class Setup:
     """Settings of the training for which memory and speed are predicted.
 
     Attributes:
-        launch: "one" card, or several with "ddp" or "fsdp2".
+        launch: "one" card, also called "single", or several with "ddp" or "fsdp2".
         cards: number of cards, N.
         bf16: matrices are multiplied in bfloat16.
         base: dtype of frozen weights under an adapter.
@@ -109,7 +109,7 @@ class Planned:
         peft_config: settings of the adapter; None trains all weights.
 
     Raises:
-        ConfigError: a quantised base without an adapter, or several cards without a launch.
+        ConfigError: a quantised base without an adapter, several cards without a launch, or a launch not in `LAUNCHES`.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -124,7 +124,11 @@ class Planned:
         if setup.bits and peft_config is None:
             where = f"load_in_{setup.bits}bit"
             raise ConfigError("quantised weights cannot be trained", where=where, fix="add `--use_peft`")
-        if (setup.cards > 1) is (setup.launch == "one"):
+        if setup.launch not in LAUNCHES:
+            what = "DeepSpeed's ZeRO cannot be planned" if setup.launch in ("zero2", "zero3") else "unknown launch"
+            fix = "plan with one of " + ", ".join(LAUNCHES)
+            raise ConfigError(f"{setup.launch!r}: {what}", where="launch", fix=fix)
+        if (setup.cards > 1) is (setup.launch in ("one", "single")):
             fix = "launch ddp or fsdp2 for several cards, one for one"
             raise ConfigError(f"{setup.launch!r} with {setup.cards} cards", where="launch", fix=fix)
         self.setup, self.adapter = setup, peft_config is not None
@@ -159,10 +163,11 @@ class Planned:
             autocast=setup.bf16 and not (self._gathers and not self.adapter),
             checkpointing=checkpointing,
             reference=not setup.precomputed,
-            keeps_gradients=not self._gathers,
+            keeps_gradients=not self._gathers and setup.accumulated == 1,
             backend=setup.backend,
         )
-        gradients = 4 * self.trained // setup.cards if self._gathers else 0
+        # Between accumulated batches `kept` holds whole gradients, and the batch under way adds one weight's at a time.
+        gradients = 4 * self.trained // setup.cards if self._gathers and setup.accumulated == 1 else 0
         return peak_of_step(self.model, Forest.plant(trees), step) + gradients
 
     def cost(self, trees: Sequence[PrefixTree], *, checkpointing: bool = False) -> Cost:
@@ -186,27 +191,28 @@ class Planned:
             sent = share * (gathers * bytes_each * self.weights + reduces * reduced * self.trained)
         return Cost(tokens * setup.cards, forward * passes + scored, sent)
 
-    def fitting(self, rows: Sequence[Mapping[str, Any]], memory: float, step: str) -> int:
-        """Returns the largest number of pairs per card that fit into a share `USABLE` of a card's memory.
+    def fitting(self, step: Callable[[int], float], memory: float, most: int) -> int:
+        """Returns the largest number of pairs per card, at most `most`, that fits into `USABLE` of a card's memory.
 
-        Between and beyond the planned sizes each pair takes what it took on average between the two sizes before, which
-        is at least what it takes, because the longest pairs come first.
+        The step of every number it returns was measured: numbers double until one does not fit, then the gap is halved.
 
         Args:
-            rows: batch sizes (`pairs`) in increasing order, each with the GiB of its step under the key `step`.
+            step: the bytes, beyond `kept`, of a step of so many pairs. Where more pairs take fewer, a larger number may
+                be missed.
             memory: bytes of a card.
-            step: key of the GiB in `rows`.
+            most: number of pairs at which the search ends, at least 1.
         """
-        room = (USABLE * memory - self.kept.all) / 2**30
-        count = sum(row[step] <= room for row in rows)
-        if not count or self.scoring > USABLE * memory:
+        room, fits, fails = USABLE * memory - self.kept.all, 0, 1
+        if self.scoring > USABLE * memory:
             return 0
-        last, before = rows[count - 1], rows[max(count - 2, 0)]
-        if last is before:
-            return int(last["pairs"])
-        slope = (last[step] - before[step]) / (last["pairs"] - before["pairs"])
-        found = int(last["pairs"] + (room - last[step]) / max(slope, 1e-9))
-        return found if count == len(rows) else min(found, int(rows[count]["pairs"]) - 1)
+        while step(fails) <= room:
+            if fails == most:
+                return most
+            fits, fails = fails, min(2 * fails, most)
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            fits, fails = (middle, fails) if step(middle) <= room else (fits, middle)
+        return fits
 
     def _stored(self, weight: nn.Parameter) -> int:
         """Bytes of a weight as it is stored; trained ones are in float32."""

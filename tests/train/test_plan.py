@@ -104,25 +104,32 @@ def test_fsdp_scores_the_reference_with_a_whole_policy() -> None:
     split = Planned(config(), Setup(launch="fsdp2", cards=4, bf16=False, precomputed=True))
     assert split.scoring == whole.kept.weights > split.kept.weights
     assert Planned(config(), Setup(launch="fsdp2", cards=4)).scoring == 0
-    rows = [{"pairs": 1, "step": 0.0}, {"pairs": 2, "step": 1e-9}]
-    assert split.fitting(rows, split.scoring, "step") == 0
-    assert split.fitting(rows, 10 * split.scoring, "step") > 0
+    assert split.fitting(lambda pairs: 0, split.scoring, 4) == 0
+    assert split.fitting(lambda pairs: 0, 10 * split.scoring, 4) == 4
 
 
-@pytest.mark.parametrize(
-    ("room", "pairs"), [(0.5, 0), (1.0, 1), (2.9, 2), (3.0, 3), (4.5, 4), (7.0, 7), (8.0, 8), (9.5, 9)]
-)
-def test_sizes_between_the_planned_ones(room: float, pairs: int) -> None:
+CONVEX = [1.162, 1.163, 1.165, 1.166, 1.213, 1.364, 1.515, 1.666]  # GiB of 1 to 8 pairs: head, then activations
+CONCAVE = [10.0, 18.0, 26.0, 30.0, 34.0, 38.0, 41.0, 44.0]  # the longest pairs come first
+
+
+@pytest.mark.parametrize("most", [5, 8])
+@pytest.mark.parametrize("steps", [CONVEX, CONCAVE])
+def test_the_largest_batch_is_one_that_was_measured(steps: list[float], most: int) -> None:
+    """Lines through a few planned sizes promise too much: seven pairs of `CONVEX` in 1.212 GiB, where four fit."""
     plan = Planned(config(), Setup(bf16=False))
-    rows = [{"pairs": each, "step": float(each)} for each in (1, 2, 4, 8)]
-    assert plan.fitting(rows, (room * 2**30 + plan.kept.all + 1) / 0.9, "step") == pairs
+    for room in (0.5, 1.1625, 1.212, 1.3, 1.4, 2.0, 24.0, 26.0, 37.0, 50.0):
+        memory = (room * 2**30 + plan.kept.all + 1) / 0.9
+        found = plan.fitting(lambda pairs: steps[pairs - 1] * 2**30, memory, most)
+        assert found == sum(each <= room for each in steps[:most])
 
 
-def test_longer_pairs_first_give_no_batch_that_does_not_fit() -> None:
-    """Steps of 10, 18, 30, 44 GiB: a line from 18 to 30 would promise three pairs in 24 GiB, which may take 26."""
-    plan = Planned(config(), Setup(bf16=False))
-    rows = [{"pairs": each, "step": gib} for each, gib in ((1, 10.0), (2, 18.0), (4, 30.0), (8, 44.0))]
-    assert [plan.fitting(rows, (room * 2**30 + plan.kept.all + 1) / 0.9, "step") for room in (24, 26, 37)] == [2, 3, 5]
+def test_gradients_of_accumulated_batches_count_once() -> None:
+    """All 4 T bytes are in `kept`; the batch under way holds the gradient of one weight at a time."""
+    for launch, cards in (("one", 1), ("fsdp2", 4)):
+        setup = Setup(launch=launch, cards=cards, bf16=False, accumulated=2, backend="path", device="cpu")
+        plan = Planned(config(), setup)
+        step = Step(Card("cpu", setup.memory), keeps_gradients=False)
+        assert plan.step(trees(1)) == peak_of_step(plan.model, Forest.plant(trees(1)), step)
 
 
 def test_a_quantised_base_by_hand() -> None:
@@ -162,10 +169,21 @@ def test_launch_and_cards_must_agree() -> None:
         Planned(config(), Setup(cards=8))
 
 
+def test_launches_by_their_other_names() -> None:
+    assert Planned(config(), Setup(launch="single")).kept == Planned(config(), Setup()).kept
+    with pytest.raises(ConfigError, match="launch: 'single' with 2 cards"):
+        Planned(config(), Setup(launch="single", cards=2))
+    with pytest.raises(ConfigError, match="launch: 'zero3': DeepSpeed's ZeRO cannot be planned; plan with one of"):
+        Planned(config(), Setup(launch="zero3", cards=2))
+    with pytest.raises(ConfigError, match="launch: 'tpu': unknown launch"):
+        Planned(config(), Setup(launch="tpu"))
+
+
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batch sizes instead of four."""
+    """Two batch sizes instead of four, and at most four pairs."""
     monkeypatch.setattr("srpo.cli.plan.BATCHES", (1, 2))
+    monkeypatch.setattr("srpo.cli.plan.MOST", 4)
 
 
 @pytest.mark.usefixtures("few")
@@ -177,6 +195,7 @@ def test_the_command_plans_a_configuration_without_weights(tmp_path: Path, capsy
     assert "longest pair: 88 packed tokens (" in text  # 20 + 2·6 + 2·16 + 4·6
     assert "FSDP 2 on 8 cards" in text
     assert "largest batch in 90 % of a card" in text
+    assert "80 GiB: 4 or more and 4 or more" in text
 
 
 @pytest.mark.usefixtures("few")
@@ -189,7 +208,8 @@ def test_the_command_plans_for_data(tmp_path: Path, capsys: pytest.CaptureFixtur
     found = json.loads(capsys.readouterr().out)
     assert [row["pairs"] for row in found["batches"]] == [1, 2]
     assert found["batches"][1]["step"] > found["batches"][0]["step"]
-    assert found["largest_batch"]["80"][0] > found["largest_batch"]["24"][0] > 2
+    assert found["largest_batch"]["80"] == [2, 2]  # no more pairs than the data has
+    assert found["largest_batch_tried"] == 2
     assert found["longest_pair_tokens"] < found["longest_pair_flat_tokens"]
 
 
