@@ -46,6 +46,7 @@ class Arguments:
     launch: str = setting(
         "one",
         "Cards: one (or single), several with whole weights (ddp), or with split ones (fsdp2); not DeepSpeed's ZeRO.",
+        choices=("one", "single", "ddp", "fsdp2", "zero2", "zero3"),  # the last two are refused with a reason
     )
     cards: int = setting(1, "Number of cards.", least=1)
     use_peft: bool = setting(False, "Train a LoRA adapter instead of all weights.")
