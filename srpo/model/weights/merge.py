@@ -140,7 +140,7 @@ def merge(
         if trained.get("load_in_4bit"):  # merged weights would be rounded to 4 bits again
             model = load_model(adapter, dtype=dtype, **options, dequantised=True)
         with Progress("merging the adapter and writing the model"):
-            write_merged(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified)
+            write_merged(model.merge_and_unload(safe_merge=True), tokenizer, folder, unverified, found.base)
         del model
         compared = None
         if measured is not None:

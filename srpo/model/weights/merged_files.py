@@ -24,19 +24,27 @@ if TYPE_CHECKING:
 log = logging.getLogger("srpo")
 
 
-def write_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path, out: Path) -> None:
+def write_merged(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: Path,
+    out: Path,
+    base: str,
+) -> None:
     """Saves a merged model with its tokenizer, processor of pictures, revision template and record of training.
 
     Args:
         adapter: folder of the adapter, from which template and record are copied.
         out: folder to write.
+        base: base of the adapter, whose processor serves if the adapter's folder has none.
     """
     if (adapter / TRAINING_FILE).is_file():  # trained by srpo, which taught the model the template's terminator
         stop_at(model, Renderer(tokenizer, template_for(str(adapter), None)).stop_ids)
     model.save_pretrained(out)
     if getattr(model.config, TOWERS[0], None) is not None:
         try:
-            load_processor(str(adapter)).save_pretrained(out)  # before the tokenizer, which was trained with
+            processor = load_processor(str(adapter), base_model=base)
+            processor.save_pretrained(out)  # before the tokenizer that was trained with
         except (InputError, ConfigError) as error:
             log.warning("srpo: the merged model cannot be shown pictures, for its processor is not saved: %s", error)
     tokenizer.save_pretrained(out)
