@@ -20,7 +20,8 @@ from srpo.maths.gate import Rates, reach
 
 KEEP, BETAS = 0.9, (0.1, 0.2)
 # Of names from their points, so that neighbours stay apart.
-OFFSETS = ((12, -14), (8, -14), (-68, 8), (14, 8), (12, 10), (12, -12), (9, 5), (9, -2))
+OFFSETS = ((12, -14), (16, -3), (-62, 16), (14, 8), (12, 10), (12, -12), (75, 9), (9, 1))
+FAR = 40  # points between a name and its place from which a line joins them
 FRESH = torch.linspace(0.01, 0.6, 40, dtype=torch.float64)
 
 
@@ -67,8 +68,10 @@ def main() -> None:
             marker="s" if name in args.paid else "o",
             markersize=5 if name in args.paid else 4,
         )
+        offset = OFFSETS[place % len(OFFSETS)]
+        line = {"arrowstyle": "-", "linewidth": 0.6} if offset[0] > FAR else None
         axis.annotate(
-            name, (fresh, mend), xytext=OFFSETS[place % len(OFFSETS)], textcoords="offset points", fontsize=8.5
+            name, (fresh, mend), xytext=offset, textcoords="offset points", fontsize=8.5, arrowprops=line, va="bottom"
         )
     axis.set_xlabel("f: second draft right where the first is wrong, %")
     axis.set_ylabel("m: revision right where the draft is wrong, %")

@@ -15,6 +15,7 @@ PAGES = [
 ]
 # Fenced and indented blocks, table rows and code spans are no prose.
 NO_PROSE = re.compile(r"^```.*?^```$|^    [^\n]*$|^\|[^\n]*$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
+COMMENT = re.compile(r"^%", re.MULTILINE)
 
 
 def word_rates(pages: list[str]) -> list[str]:
@@ -31,6 +32,12 @@ def word_rates(pages: list[str]) -> list[str]:
 
 def test_the_pages_keep_the_limits() -> None:
     assert word_rates([page.read_text("utf-8") for page in PAGES]) == []
+
+
+def test_no_line_is_a_comment_of_the_website() -> None:
+    """MyST leaves out a line that starts with a percent sign."""
+    assert not [page.name for page in PAGES if COMMENT.search(NO_PROSE.sub("", page.read_text("utf-8")))]
+    assert COMMENT.search("right totals in\n% of 500 orders\n")
 
 
 def test_a_page_beyond_the_limits_is_found() -> None:
