@@ -49,7 +49,8 @@ class SRPOError(Exception):
             parts.append(f"expected {expected}")
         if fix:
             parts.append(fix)
-        super().__init__("; ".join(parts))
+        text = "; ".join(parts)
+        super().__init__(text.replace("\n; ", "\n"))  # after a list of lines the remedy has a line of its own
 
     def __str__(self) -> str:
         return str(redacted(super().__str__()))

@@ -194,6 +194,7 @@ def _prompt_reason(row: Any) -> str:
     with pytest.raises(DataError) as error:
         read_prompts([row])
     assert "cannot be used as prompts" in str(error.value)
+    assert "\n; " not in str(error.value)
     return str(error.value)
 
 
