@@ -94,7 +94,7 @@ def test_only_changed_settings_of_an_adapter_are_listed() -> None:
     new = {"adapter": {"r": 4, "lora_alpha": 16, "peft_type": "LORA"}}
     with pytest.raises(ConfigError) as caught:
         accepted(old, new, [], step=1, where="here")
-    assert "conditions:\n  adapter.r: 8 → 4\n;" in str(caught.value)
+    assert "conditions:\n  adapter.r: 8 → 4\nrestore adapter (" in str(caught.value)
 
 
 @pytest.mark.parametrize("change", [{"logging_steps": 2}, {"save_steps": 3}, {"per_device_eval_batch_size": 1}])
