@@ -34,10 +34,12 @@ BOM = b"\xef\xbb\xbf"
 def rows_of(origin: str | Path, split: str, config: str | None, whole: str = "train") -> Rows:
     """Yields (place, row or `Unusable`) for each row of a file, folder or named data set, in order.
 
+    A place is text for messages, such as `file:line`. An `Unusable` holds the reason why that row cannot be read.
+
     Args:
         origin: path, or name of a data set.
-        split, config: split and configuration of a folder or name that `datasets` loads.
-        whole: split name accepted for a source without splits.
+        split, config: split and configuration of a folder or name that the library `datasets` loads.
+        whole: the only value of `split` that is accepted for a file, since a file has no splits.
 
     Raises:
         InputError: no file, folder or data set of that name can be read, or no such split.
@@ -53,7 +55,7 @@ def rows_of(origin: str | Path, split: str, config: str | None, whole: str = "tr
 
 
 def is_loaded(origin: str | Path) -> bool:
-    """True if `datasets` loads the origin: a folder, or a name that neither is a file nor ends like one."""
+    """True if the library `datasets` has to load the origin: a folder, or a name without a file or a file's ending."""
     if ending_of(Path(origin)) in ENDINGS:
         return False
     # Path.exists raises on a name that is too long for a file.
@@ -61,7 +63,7 @@ def is_loaded(origin: str | Path) -> bool:
 
 
 def _expect_whole(name: str, split: str, config: str | None, whole: str) -> None:
-    """Rejects any split but `whole`, and any configuration, for a source that has neither."""
+    """Raises InputError for any split but `whole`, or any configuration, asked of a source that has neither."""
     if split != whole:
         fix = "name a file with these rows alone"
         raise InputError(f"no split {split!r}: these rows have no splits", where=name, expected=f"{whole!r}", fix=fix)
@@ -75,7 +77,8 @@ def _expect_whole(name: str, split: str, config: str | None, whole: str) -> None
 def jsonl_rows(path: str | Path) -> Rows:
     """Yields (`file:line`, value or `Unusable`) for each line of a JSONL file that is not blank.
 
-    A byte-order mark, CRLF and blank lines are accepted; every other line must be one JSON value in UTF-8.
+    A line that is not one JSON value in UTF-8 becomes an `Unusable` with the reason. A byte-order mark and CRLF are
+    accepted.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -96,7 +99,10 @@ def jsonl_rows(path: str | Path) -> Rows:
 
 
 def json_rows(path: Path) -> Rows:
-    """Yields (`file:line`, element or `Unusable`) for a JSON array; a file without an array is read as JSONL.
+    """Yields (`file:line`, element or `Unusable`) for each element of a JSON array in a file.
+
+    A file without an array is read as JSONL. After an element that is not JSON the array ends: an `Unusable` with the
+    reason is the last.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -120,7 +126,7 @@ def json_rows(path: Path) -> Rows:
 
 
 def _elements(listed: str, path: Path) -> Rows:
-    """Yields the elements of a JSON array one by one, each with the number of its first line; `listed` is its text."""
+    """Yields (`file:line`, element or `Unusable`) for the JSON array in the text `listed`, by elements' first lines."""
     at, line, counted = _past_space(listed, listed.index("[") + 1), 1, 0
     between = None if listed[at : at + 1] != "]" else _BETWEEN.match(listed, at)
     while between is None or between[1] == ",":
@@ -173,7 +179,7 @@ def loaded_rows(name: str, split: str, config: str | None, whole: str) -> Rows:
 
     Args:
         split, config: split and configuration of the data set.
-        whole: split name accepted for a source without splits.
+        whole: split name accepted, besides its own, for a saved data set without a dict of splits.
 
     Raises:
         InputError: the data set cannot be loaded, or has no such split.
@@ -201,9 +207,10 @@ def loaded_rows(name: str, split: str, config: str | None, whole: str) -> Rows:
 
 
 def undecoded(rows: Any) -> Any:
-    """The rows of a `datasets` data set with pictures as bytes and paths, since a torn one would end the iteration.
+    """Returns a data set of the library `datasets` whose pictures arrive as bytes or paths instead of images.
 
-    Other rows are returned unchanged.
+    If the library decoded them, one damaged picture would end the iteration over all rows. Rows of any other kind, and
+    a data set without pictures, are returned unchanged.
     """
     if "Image(" not in repr(features := getattr(rows, "features", None)) or not hasattr(rows, "cast"):
         return rows

@@ -60,7 +60,7 @@ KINDS = {
 
 
 class Answers(NamedTuple):
-    """The preferred answer, the other one, and a text that names both among ranked completions ("" without ranking)."""
+    """The preferred answer and the other one; `tag` names both for messages if they are two of many, else it is ""."""
 
     chosen: str
     rejected: str
@@ -140,7 +140,7 @@ def convert(row: object, layout: Layout | None, rankings: str = "all") -> tuple[
 
 
 def reasoned(row: Row) -> bool:
-    """True if an answer of the row is a message that holds thinking under a key of its own."""
+    """True if an answer of the row is a message with its thinking in a separate key, such as `reasoning_content`."""
     lists = (value if isinstance(value, list) else [value] for value in (row.get("chosen"), row.get("rejected")))
     last = [each[-1] for each in lists if each and isinstance(each[-1], Mapping)]
     return any(message.get(part) for message in last for part in REASONING)
@@ -247,7 +247,7 @@ def _shared_messages(row: Row) -> Prompt:
 
 
 def _asked(row: Row) -> Prompt:
-    """The text prompt as a user message; earlier messages are included if `chosen` repeats them before it."""
+    """The text prompt as a user message; or all messages of `chosen` before its answer, if they end with that one."""
     asked = [{"role": "user", "content": text(row["prompt"], "prompt")}]
     before = messages(row["chosen"], "chosen")[:-1]
     return before if before[-1:] == asked else asked
@@ -295,7 +295,11 @@ def _single_messages(row: Row, _: Prompt, __: str) -> list[Answers]:
 
 
 def _after(prompts: Iterable[Prompt], listed: list[Message], key: str) -> str:
-    """The text of the one assistant message in `listed`, after any one of `prompts`; `key` names the column."""
+    """The text of the answer among messages of the column `key`, which may begin with one of `prompts`.
+
+    Raises:
+        Unusable: the messages after that prompt are not exactly one, of the assistant.
+    """
     for prompt in prompts:
         if prompt and len(listed) > len(prompt) and listed[: len(prompt)] == prompt:
             listed = listed[len(prompt) :]

@@ -10,7 +10,7 @@ from srpo.data.values import Unusable
 
 
 def parse_json(raw: bytes) -> Any:
-    """Returns the JSON value in a line of bytes, or an `Unusable` with the reason why it is not JSON."""
+    """Returns the JSON value in a line of bytes; for other bytes returns, not raises, an `Unusable` with the reason."""
     try:
         row = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         if b"\\ud" in raw.lower():  # checked in all columns, since all are written to files later
@@ -32,7 +32,11 @@ def parse_json(raw: bytes) -> Any:
 
 
 def half_a_pair(error: UnicodeEncodeError) -> Unusable:
-    """Returns the `Unusable` for a text with half of a surrogate pair, from the error of encoding the text."""
+    """Returns an `Unusable` for a text with an unpaired surrogate, which UTF-8 cannot encode.
+
+    Args:
+        error: the error that encoding the text raised.
+    """
     return Unusable(f"holds half of a surrogate pair, {error.object[error.start]!r}")
 
 

@@ -84,7 +84,10 @@ def opened(path: Path) -> BinaryIO:
 
 
 def _foreign(head: bytes) -> str | None:
-    """The kind of a file that begins with these bytes, if it holds no rows of text; else None."""
+    """Name of a file format that srpo cannot read as text rows, such as "a PDF document", by a file's first bytes.
+
+    None if the bytes may begin a file of text.
+    """
     if head[257:262] == b"ustar":
         return "a tar archive"
     if head.startswith(b"ORC") and any(byte < 32 and byte not in b"\t\r\n" for byte in head[3:16]):
@@ -93,9 +96,10 @@ def _foreign(head: bytes) -> str | None:
 
 
 def _utf16(head: bytes) -> str | None:
-    """The encoding of a file that begins with these bytes: `utf-16…`, or None for UTF-8.
+    """The UTF-16 encoding of a file that begins with these bytes, such as "utf-16-le"; None for UTF-8.
 
-    Without a byte-order mark, every second byte of the first characters is zero: UTF-8 text holds no zero byte.
+    A file without a byte-order mark is UTF-16 if every second byte of its first characters is zero, which never occurs
+    in UTF-8 text.
     """
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"

@@ -89,21 +89,21 @@ class PicturedPrompt(list[Message]):
 
 
 def pictures_of(prompt: Prompt) -> tuple[Picture, ...]:
-    """The pictures of a prompt, in order; () for text."""
+    """Returns the pictures that a prompt carries, in the order of its text; () for a prompt without pictures."""
     return prompt.pictures if isinstance(prompt, PicturedPrompt) else ()
 
 
 def refuse_pictures(prompt: Prompt, who: str) -> None:
-    """Raises DataError if a prompt has pictures, which `who` is not shown; prompts of trails count, too."""
+    """Raises DataError for a prompt with pictures, also from a trail; the error names `who`, which is shown none."""
     if not isinstance(prompt, str) and any(message.get(RECORD) for message in prompt):
         raise DataError(f"the prompt has pictures, and {who} is not shown pictures", fix="leave such prompts out")
 
 
 def with_pictures(prompt: Prompt, pictures: tuple[Picture, ...], answers: Iterable[str] = ()) -> Prompt:
-    """The prompt with its pictures; unchanged without any.
+    """Returns the prompt as a `PicturedPrompt` that carries these pictures; unchanged without pictures.
 
     Raises:
-        Unusable: the text shows another number of pictures, or an answer shows one.
+        Unusable: the prompt's text has places (U+FFFC) for another number of pictures, or an answer has a place.
     """
     if not pictures:
         return prompt
@@ -126,13 +126,13 @@ def with_pictures(prompt: Prompt, pictures: tuple[Picture, ...], answers: Iterab
 
 
 class _Part(NamedTuple):
-    """Record: an image part of a message: its own value, or nothing for one of the row's columns."""
+    """An image part of a message: the picture inside it, or None if the picture comes from a column of the row."""
 
     value: object = None
 
 
 def taken(row: object, folder: Path | None = None) -> tuple[Any, tuple[Picture, ...]]:
-    """The row with U+FFFC for its pictures, and the pictures; a row without pictures is returned unchanged.
+    """Takes the pictures out of a row: returns the row with U+FFFC in the place of each, and the checked pictures.
 
     Args:
         folder: folder that relative paths start from; None takes the working directory.
@@ -166,7 +166,7 @@ def taken(row: object, folder: Path | None = None) -> tuple[Any, tuple[Picture, 
 
 
 def _given(row: Row) -> list[object]:
-    """The values of the columns `image` and `images`."""
+    """The pictures in a row's column `image` or `images`, as a list; raises Unusable if both columns hold some."""
     found = [(key, row[key]) for key in COLUMNS if not _is_nothing(row.get(key))]
     if len(found) > 1:
         raise Unusable("both 'image' and 'images'; want one of them")
@@ -183,7 +183,7 @@ def _messages(value: object) -> list[Mapping[str, Any]]:
 
 
 def _parts(value: object) -> list[_Part]:
-    """The image parts of a column of messages, in order."""
+    """The image parts in the messages of a row's column, in order; [] for a column of any other kind."""
     found: list[_Part] = []
     for message in _messages(value):
         if records := message.get(RECORD):  # a message of an earlier trail
@@ -196,12 +196,12 @@ def _parts(value: object) -> list[_Part]:
 
 
 def is_image(part: object) -> bool:
-    """Whether a part of a message is a picture."""
+    """True if one part of a message's content is a picture, by its `type`."""
     return isinstance(part, Mapping) and part.get("type") in ("image", "image_url")
 
 
 def _value_of(part: Mapping[str, Any]) -> object:
-    """The picture inside an image part; None for a part that takes the next picture of the row's columns."""
+    """The picture inside an image part, such as its path; None for a part whose picture is in a column of the row."""
     named = [part[key] for key in ("image", "image_url", "url", "path", "base64") if not _is_nothing(part.get(key))]
     if len(named) > 1:
         raise Unusable("an image part names several pictures; want one")
@@ -212,7 +212,7 @@ def _value_of(part: Mapping[str, Any]) -> object:
 
 
 def _replaced(value: Any) -> Any:
-    """Messages with U+FFFC as text in place of each image part."""
+    """A copy of messages in which each image part is a text part of U+FFFC; raises Unusable if text holds U+FFFC."""
     if isinstance(value, Mapping):
         return _replaced([value])[0]
     found = []
@@ -237,7 +237,7 @@ def _filled(parts: list[_Part], given: list[object]) -> list[object]:
 
 
 def _begun(row: Row, count: int) -> dict[str, Any]:
-    """The columns that hold the prompt, with `count` places for pictures before the user's first text."""
+    """The row's columns that hold its prompt, with `count` U+FFFC put before the user's first text in each."""
     keys = [key for key in ("prompt", "conversations", "instruction") if key in row] or ["chosen", "rejected"]
     return {key: _with_places(row.get(key), key, PICTURE * count) for key in keys}
 
@@ -257,7 +257,7 @@ def _with_places(value: object, key: str, places: str) -> object:
 
 
 def _texts(row: Row) -> Iterable[str]:
-    """The texts of the columns that hold a prompt."""
+    """Yields the texts of a row's prompt, from every column that may hold it; answers are left out."""
     for key in ("instruction", *SHOWING):
         value, answer = row.get(key), key in ("chosen", "rejected")
         if isinstance(value, str) and not answer:
@@ -278,10 +278,10 @@ def _text_of(part: object) -> object:
 
 
 def picture_of(value: object, key: str = "image", folder: Path | None = None) -> Picture:
-    """A picture from a path, bytes, a data: URL, a PIL image, or the mapping that `datasets` and trails write.
+    """Returns a checked picture from a path, bytes, a data: URL, a PIL image, or the mapping of `datasets` and trails.
 
     Raises:
-        Unusable: the value is no picture, or one that cannot be shown: torn, animated, too large, of another
+        Unusable: the value is no picture, or one that cannot be shown: damaged, animated, too large, of another
             format, or Pillow is not installed.
     """
     if isinstance(value, Mapping):
@@ -308,7 +308,7 @@ def picture_of(value: object, key: str = "image", folder: Path | None = None) ->
 
 
 def _at(value: str | Path, key: str, folder: Path | None) -> Picture:
-    """The picture in a file; relative paths start from `folder`."""
+    """The checked picture in a file, which is read again when it is used; relative paths start from `folder`."""
     if "\0" in str(value):
         raise Unusable(f"{key!r} is no path: it holds a null character")
     path = (folder or Path()) / value
@@ -326,7 +326,7 @@ def _at(value: str | Path, key: str, folder: Path | None) -> Picture:
 
 
 def _again(record: Mapping[str, Any], folder: Path | None) -> Picture:
-    """The picture that an earlier trail names, if its file still holds it."""
+    """The picture of a trail's prompt, by the path in its `record`; raises Unusable if the file has changed since."""
     if not record.get("path"):
         raise Unusable("the picture of this prompt had no file, and trails keep a hash alone")
     found = _at(str(record["path"]), RECORD, folder)
@@ -346,7 +346,7 @@ def _decoded(url: str, key: str) -> bytes:
 
 
 def _encoded(image: Any, key: str) -> Picture:
-    """The picture of a PIL image, encoded without loss."""
+    """A checked picture from an image in memory (PIL), encoded as PNG."""
     if getattr(image, "n_frames", 1) > 1:
         raise Unusable(f"{key!r} is animated: {image.n_frames} frames; want one picture")
     if image.mode not in MODES:
@@ -367,7 +367,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, Ov
 
 
 def _checked(data: bytes, key: str, path: str) -> Picture:
-    """The encoded picture, decoded once; `path` is its name."""
+    """Decodes an encoded picture once and returns it; raises Unusable, which names `key` and `path`, on a failure."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:

@@ -18,9 +18,12 @@ NUMBER_KEYS = {"rank": -1.0, "score": 1.0, "overall_score": 1.0}
 
 
 def ranked_pairs(row: Row, which: str) -> list[tuple[str, str, str]]:
-    """Returns (better, worse, text that names both) for every two ranked completions, or for best and worst alone.
+    """Returns pairs of ranked completions as (better, worse, text that names both for messages).
 
-    Completions that tie make no pair. `which` is "all" or "best-worst".
+    Completions that tie make no pair.
+
+    Args:
+        which: "all" pairs every two completions, "best-worst" makes one pair of the best and the worst.
 
     Raises:
         Unusable: a text or number is missing or ambiguous, or no completion is better than another.
@@ -43,7 +46,11 @@ def ranked_pairs(row: Row, which: str) -> list[tuple[str, str, str]]:
 
 
 def _completions(row: Row) -> tuple[list[str], list[float]]:
-    """The texts of the row's completions, and a number for each; greater is better."""
+    """The texts of the row's completions and the worth of each: its score, or minus its rank, so greater is better.
+
+    Raises:
+        Unusable: a text or number is missing or ambiguous.
+    """
     items = row["completions"]
     known = {name: sign for name, sign in COLUMNS.items() if row.get(name) is not None}
     if shape(items) == "texts":

@@ -105,7 +105,7 @@ class Undecided(Reject):
 
 
 class Refused(Reject):
-    """A reject: a row that the chat template refuses."""
+    """A reject: a row whose conversation the tokenizer's chat template raises an error for."""
 
     __slots__ = ()
 
@@ -121,7 +121,7 @@ REJECTS = {each.__name__: each for each in (Reject, Undecided, Refused, TooLong)
 
 
 class Reading(NamedTuple):
-    """All of a source: its layout (None if unknown), its pairs and its unusable rows."""
+    """Result of reading a whole source: the layout of its rows (None if unknown), its pairs and its unusable rows."""
 
     layout: Layout | None
     pairs: list[Pair]
@@ -288,11 +288,13 @@ def plain(value: object) -> Any:
 
 
 def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> DataError:
-    """Returns the error that lists the unusable rows `bad` of `rows` rows.
+    """Returns the error, for the caller to raise, that lists the unusable rows of a source and a remedy.
 
     Args:
+        bad: the unusable rows; the first ten are listed.
+        rows: number of all rows.
         noun: the use that the rows are unfit for, such as "pairs".
-        known: False adds the advice to name the columns by `--map`.
+        known: False, for an unknown layout, adds the advice to name the columns by `--map`.
     """
     fix = "mend them" if len(bad) == rows else "mend these rows, or go on without them with `--bad_rows skip`"
     fix += "" if known else ", or say which columns are meant with `--map prompt=…,chosen=…,rejected=…`"
@@ -300,7 +302,7 @@ def too_bad(bad: list[Reject], rows: int, noun: str, *, known: bool = True) -> D
 
 
 def listed(bad: list[Reject]) -> str:
-    """Returns the first ten unusable rows with their reasons as text, a line each, then the number of the others."""
+    """Returns text that lists the first ten unusable rows with their reasons, a line each, and counts the others."""
     lines = [f"  {where}: {reason}" for where, reason in bad[:SHOWN_REJECTS]]
     more = [f"  … and {len(bad) - SHOWN_REJECTS} more"] if len(bad) > SHOWN_REJECTS else []
     return "\n".join([*lines, *more])

@@ -50,7 +50,12 @@ def rejected_lines(source: AnySource, rejects: Iterable[Reject]) -> Iterator[str
 
 
 def _number(where: str, name: str) -> int:
-    """The line's or row's number in a place such as `file:17:42`, `name, row 3` or `row 3, 1 over 2`; 0 without."""
+    """The number of the line or row in a place such as `file:17:42` or `name, row 3`; 0 for a place without a number.
+
+    Args:
+        where: the place.
+        name: name of the file or data set, whose own digits are skipped.
+    """
     found = re.search(r"\d+", where.removeprefix(name))
     return int(found[0]) if found else 0
 
@@ -79,12 +84,15 @@ _BASE64 = re.compile(
 
 
 def _described(value: object) -> str:
-    """A value without JSON as text; the bytes of a picture are counted and not copied."""
+    """Text for a value that JSON cannot hold: `str` of it, but only the length of bytes, such as a picture's."""
     return f"<{len(value)} bytes>" if isinstance(value, bytes | bytearray) else str(value)
 
 
 def _spans(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, bytes]]:
-    """(first line, bytes) of each row in a text file whose first line is a key of `wanted`; CSV rows may span lines."""
+    """Yields (number of its first line, its bytes) for each row of a text file whose first line is a key of `wanted`.
+
+    A row of CSV may span several lines.
+    """
     place = (str(source.origin), source.split, source.config, source.whole)
     begins = (_number(where, source.name) for where, _ in rows_of(*place))
     ends = {begin: end for begin, end in pairwise([*begins, 0]) if begin in wanted}
@@ -100,7 +108,10 @@ def _spans(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, byt
 
 
 def _rows(source: Source, wanted: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
-    """(number, row) of each row of the source whose number is a key of `wanted`."""
+    """Yields (number, row) for each row of the source whose number is a key of `wanted`.
+
+    Yields nothing for an iterator, whose rows can be read only once.
+    """
     if isinstance(source.origin, str | Path):
         found = rows_of(source.origin, source.split, source.config, source.whole)
         rows = ((_number(where, source.name), row) for where, row in found)

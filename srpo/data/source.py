@@ -114,16 +114,23 @@ class Source:
 
 
 def evaluation_source(name: str, columns: Mapping[str, str], rankings: str, split: str, config: str | None) -> Source:
-    """Returns the source of evaluation rows, read with the columns and rankings of the training set.
+    """Returns the source of evaluation rows, given the settings by which the training rows are read.
 
-    A file is one split named "test", TRL's default; `config`, the training set's configuration, is ignored for a file.
+    Args:
+        name: file, folder or data set of the evaluation rows.
+        columns, rankings: as in `Source`.
+        split: the split to read; for a file only "test", TRL's default, is accepted, and takes the whole file.
+        config: configuration of the training set; has no effect for a file, which has no configurations.
     """
     source = Source(name, columns, rankings, split, config, whole="test")
     return source if source.has_splits else replace(source, config=None)
 
 
 def records(origin: Iterable[object]) -> Iterable[object]:
-    """Returns the rows of a table in memory (pandas, polars, Arrow), missing values as null; other rows unchanged."""
+    """Returns the rows of a table in memory (pandas, polars, Arrow) as dicts, with None for missing values.
+
+    Rows that are not such a table are returned unchanged, but pictures of a `datasets` data set stay encoded.
+    """
     for name in ("to_dicts", "to_pylist"):  # methods of polars and Arrow tables
         if hasattr(origin, name):
             rows: Iterable[object] = getattr(origin, name)()
@@ -144,7 +151,7 @@ def _plain_cell(value: Any) -> Any:
 
 
 def columns_of(text: str | None) -> dict[str, str]:
-    """Parses the flag `--map`, `name=column,name=column`, into srpo's name → the source's column; {} for None.
+    """Parses the value of the flag `--map` into a dict: srpo's name of a column → the source's name; {} for None.
 
     Raises:
         ConfigError: the text is of another form, or names a column twice.

@@ -24,11 +24,10 @@ JSON_CELLS = ("completions", "ranks", "scores", "conversations", "preference", "
 
 
 def csv_rows(path: Path) -> Rows:
-    """Yields (`file:line`, row or `Unusable`) for each record of a CSV or TSV file; cells are text.
+    """Yields (`file:line`, row or `Unusable`) for each record of a CSV or TSV file.
 
-    `from_cells` parses cells that hold JSON.
-
-    The cells of a .csv file may be separated by semicolons, tabs or bars, if its header has no comma.
+    All cells are text, also those with JSON; `from_cells` parses them later. The cells of a .csv file may be separated
+    by semicolons, tabs or bars, if its header has no comma.
 
     Raises:
         InputError: the file is missing or unreadable.
@@ -62,7 +61,10 @@ def csv_rows(path: Path) -> Rows:
 
 
 def _separator(header: str) -> str:
-    """The sign between the cells of a .csv file: a comma, unless its first line has none and another sign separates."""
+    """The character that separates the cells of a .csv file, found in its first line, the header.
+
+    It is a comma, or in a header without commas the semicolon, tab or bar that occurs there.
+    """
     return next((sign for sign in ",;\t|" if sign in header), ",")
 
 

@@ -42,12 +42,14 @@ class NoPreference(Unusable):
 
 
 def as_object(row: object, holds: str) -> Row:
-    """Returns the row after a check that it is an object without video or audio.
+    """Returns the row unchanged, after a check that it is an object with text keys and without video or audio.
 
-    `holds` describes the wanted columns in errors.
+    Args:
+        row: a value from outside, or the `Unusable` of a line that could not be read.
+        holds: the wanted columns in words, for the error.
 
     Raises:
-        Unusable: the row is another value, or is itself the `Unusable` of a line that could not be read.
+        Unusable: the row fails the check, or is itself an `Unusable`.
     """
     if isinstance(row, Unusable):
         raise row
@@ -96,12 +98,14 @@ def joined(parts: Sequence[object], key: str) -> str:
 def messages(value: object, key: str) -> list[Message]:
     """Returns messages in the form {"role", "content"}, converted from {"from", "value"} if need be.
 
-    Names and thinking stay.
+    Of a message's other keys, the speaker's name and the message's thinking are kept.
 
-    `key` names the column of the messages in errors.
+    Args:
+        value: a list of messages from outside.
+        key: the column of the messages, named in errors.
 
     Raises:
-        Unusable: an element is not a message, or holds keys that would be left out.
+        Unusable: an element is not a message, or has tool calls or media, which no model would be shown.
     """
     if not (isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value)):
         raise Unusable(f"{key!r} is {kind(value)}; want a list of messages")
@@ -139,7 +143,11 @@ def _message(message: Row, key: str) -> Message:
 
 
 def _joined_parts(content: object, key: str) -> object:
-    """A message's content, its list of text parts joined as chat templates do; other content is unchanged."""
+    """A message's content as one text if it is a list of text parts, joined as chat templates do; else unchanged.
+
+    Raises:
+        Unusable: a part is not text.
+    """
     if not (isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content)):
         return content
     for part in content:
@@ -274,10 +282,12 @@ def with_system(prompt: Prompt, row: Row) -> Prompt:
 
 
 def template_options(row: Row) -> tuple[list[dict[str, Any]] | None, dict[str, Any] | None]:
-    """Returns (tools, chat_template_kwargs) of the row, from values or JSON text; None for an empty column.
+    """Returns the columns `tools` and `chat_template_kwargs` of a row, parsed if they are JSON text.
+
+    An empty or missing column gives None.
 
     Raises:
-        Unusable: a column holds a value of another kind, or an option is reserved for srpo.
+        Unusable: a column holds a value of another kind, or an option that srpo itself sets.
     """
     tools, options = (_from_json(row.get(key), key) for key in ("tools", "chat_template_kwargs"))
     if not _is_empty(tools) and shape(tools) != "objects":
@@ -291,7 +301,11 @@ def template_options(row: Row) -> tuple[list[dict[str, Any]] | None, dict[str, A
 
 
 def _from_json(value: object, key: str) -> Any:
-    """A JSON value, parsed if it is text, without the null values that tables add; `key` names its column in errors."""
+    """A value of the column `key` as JSON, parsed if it is text, without the null values that tables add to objects.
+
+    Raises:
+        Unusable: the value is not JSON; the reason names `key`.
+    """
     try:
         if isinstance(value, str) and value:
             value = json.loads(value)
@@ -311,7 +325,12 @@ def _without_nulls(value: object) -> Any:
 
 
 def from_text(row: Row, columns: Sequence[str]) -> Row:
-    """Returns the row with message lists that its `columns` hold as JSON or Python text parsed into lists.
+    """Returns the row with lists of messages in place of texts that hold such lists.
+
+    Tables often store a list of messages as its JSON text or as Python prints it. Other texts stay unchanged.
+
+    Args:
+        columns: names of the columns to look at.
 
     Raises:
         Unusable: a text begins like a list of messages, and is neither JSON nor Python.

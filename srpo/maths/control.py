@@ -49,15 +49,14 @@ def scheduled_beta(schedule: str, start: float, end: float, progress: float) -> 
 
 
 def conservative_beta(entropy: float, tokens: float) -> float:
-    """Returns a β for the start of training, at which a pair's target margin 1/(2β) is not too large for the reference.
+    """Returns the β at which a pair's target margin, 1/(2β) nats, is the reference's entropy over a whole answer.
 
-    The margin then has as many nats per answer token as the reference has entropy.
-
-    Smaller values ask for larger changes of the distribution than it has room for. A controller that starts below
-    raises β only after the drift, when the policy may be beyond repair.
+    It is meant for the first steps of a training. The loss asks for log-ratios of the size of the margin, and a margin
+    above the entropy asks for more change than the reference's distribution allows. A controller that starts below this
+    β would raise β only after the policy has drifted, when the policy may be beyond repair.
 
     Args:
-        entropy: of the reference, nats per answer token, > 0.
+        entropy: entropy of the reference's next-token distributions, nats per answer token, > 0.
         tokens: mean number of tokens of an answer, ≥ 1; 1 if log-probs are means over tokens.
 
     Example:
@@ -85,22 +84,26 @@ class ControllerState(TypedDict):
 class DriftController:
     """Controls β in training: raises it while the policy's drift from the reference exceeds a budget, else lowers it.
 
-    A policy answers a change of β many steps later, so integrating the error alone would swing. The error, the log of
-    drift / budget, therefore counts only while the drift extrapolated `ahead` steps errs to the same side, and the
-    smaller of the two errors is used: β rests while the drift is on its way to the budget, in particular at the start
-    of a training. Log β changes by `rate` · error, with the error clipped to [−1, 1], and `patience` times slower
-    downwards, because a policy far from its reference is harder to repair than one too near to it. Hysteresis: β rests
-    while the drift is within a factor of 1 + `band` of the budget; once β moves, it moves until the drift crosses the
-    budget.
+    The error is log(drift / budget), averaged over steps. In each step log β changes by `rate` · error, with the error
+    clipped to [−1, 1]. The change is `patience` times smaller downwards, because a policy far from its reference is
+    harder to repair than one too near to it.
+
+    A policy follows a change of β many steps later, so this rule alone would make β oscillate. Two rules prevent that:
+
+    1. The drift is also extrapolated by `ahead` steps. β changes only if the drift now and the extrapolated drift lie
+       on the same side of the budget, and by the smaller of the two errors. So β rests while the drift already moves
+       towards the budget, as at the start of a training.
+    2. A β that rests does so until the drift differs from the budget by more than a factor of 1 + `band`. Then it moves
+       until the drift crosses the budget.
 
     Args:
         beta: β of the first step, > 0.
         budget: δ, the wanted drift in nats per answer token, > 0.
         rate: largest change of log β in a step.
         patience: factor by which β falls slower than it rises, ≥ 1.
-        band: half width of the resting band, relative to the budget.
+        band: half width of the band of rule 2, relative to the budget.
         ahead: number of steps over which the drift is extrapolated.
-        span: β stays within a factor of `span` of its first value.
+        span: largest factor between β and its first value, in both directions.
         memory: weight of the past in the moving average of the log of the drift, in [0, 1).
 
     Example:
@@ -128,11 +131,15 @@ class DriftController:
 
     @classmethod
     def paced(cls, beta: float, budget: float, steps: int) -> DriftController:
-        """Returns a controller for a training of `steps` steps; in a long one β moves more slowly, as the drift does.
+        """Returns a controller whose speed suits the length of a training.
+
+        In a training of more than `STUDIED` steps the drift changes more slowly, so β does too: `rate` is divided, and
+        `ahead` multiplied, by steps / `STUDIED`.
 
         Args:
             beta: β of the first step.
             budget: wanted drift in nats per answer token.
+            steps: optimiser steps of the whole training.
         """
         slower = max(1.0, steps / STUDIED)
         return cls(beta, budget, rate=cls.rate / slower, ahead=cls.ahead * slower)

@@ -101,9 +101,10 @@ def reach(rates: Rates, beta: float) -> Reach:
 
 
 def _prompts(right_D: Tensor, fresh_D: Tensor) -> tuple[Tensor, Tensor]:
-    """[D, G] logits of p and their weights, which sum to 1: a beta distribution with mean ρ and the given f.
+    """G points of the distribution of p for each of D sets of rates: their logits and weights (sum 1), [D, G] each.
 
-    A beta distribution with a + b = s has f = ρ s / (s + 1), so s = f / (ρ − f).
+    It is the beta distribution with mean ρ (`right_D`) and the measured f (`fresh_D`). With parameters a + b = s it has
+    f = ρ s / (s + 1), so s = f / (ρ − f).
     """
     # With ρ − f below this share of ρ all prompts are practically alike; s stays finite.
     apart_D = (right_D - fresh_D).clamp(min=1e-4 * right_D)
@@ -120,7 +121,7 @@ def _prompts(right_D: Tensor, fresh_D: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shift(logit_DG: Tensor, weight_DG: Tensor, mean_D: Tensor) -> Tensor:
-    """[D, 1] the shift δ with Σ_G w σ(logit + δ) / Σ_G w = mean, by halving an interval."""
+    """The number δ, [D, 1], to add to logits so that the weighted mean of σ(logit + δ) is `mean_D`, by bisection."""
     weight_DG = weight_DG / weight_DG.sum(1, keepdim=True)
     limit_D1 = logit_DG.abs().amax(1, keepdim=True) + 20.0
     low_D1, high_D1 = -limit_D1, limit_D1.clone()

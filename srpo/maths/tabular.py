@@ -187,7 +187,7 @@ def sampled_weights(P_AA: Tensor, mu_A: Tensor, *, pairs: int, seed: int) -> Ten
 def table_loss(
     objective: Objective, tables: Tables, weights_AA: Tensor, reference_A: Tensor, *, beta: float, alpha: float
 ) -> Tensor:
-    """Returns the loss of a draft and a revision policy, averaged over ordered pairs by weight; differentiable.
+    """Returns the mean loss of a draft and a revision policy, weighted over ordered pairs of answers; differentiable.
 
     Args:
         objective: an entry of `OBJECTIVES`.
