@@ -9,22 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from srpo.data.read import PromptRow
+from srpo.revise.protocols import DraftsAndScores
 from srpo.revise.settings import LAST, RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.sequences.render import options_of
-
-if TYPE_CHECKING:
-    from srpo.revise.reviser import Reviser
 
 LOOKED_AT = 32  # prompts that are drafted to compare them
 FAR, SURE = 0.5, 4.0  # smallest difference of means: in standard deviations, and in standard errors
 NAMES = {"length": "length of the prompt, tokens", "logp": "log π of the draft per token"}
 
 
-def statistics(reviser: Reviser, rows: Sequence[PromptRow], trails: Sequence[Trail]) -> dict[str, list[float]]:
+def statistics(reviser: DraftsAndScores, rows: Sequence[PromptRow], trails: Sequence[Trail]) -> dict[str, list[float]]:
     """Returns for each quantity in `NAMES` its mean and standard deviation over prompts.
 
     These are the length of the prompt in tokens and, where the engine gives log-probs, log π per token of the draft.
@@ -47,7 +44,7 @@ def statistics(reviser: Reviser, rows: Sequence[PromptRow], trails: Sequence[Tra
 
 
 def unlike(
-    reviser: Reviser, rows: Sequence[PromptRow], settings: RevisionSettings, seen: Mapping[str, Sequence[float]]
+    reviser: DraftsAndScores, rows: Sequence[PromptRow], settings: RevisionSettings, seen: Mapping[str, Sequence[float]]
 ) -> str:
     """Compares the first prompts with those of a calibration; returns the difference as words, "" if they are alike.
 
@@ -64,7 +61,7 @@ def unlike(
 
 
 def unlike_drafts(
-    reviser: Reviser, drafted: Sequence[tuple[PromptRow, Trail]], seen: Mapping[str, Sequence[float]]
+    reviser: DraftsAndScores, drafted: Sequence[tuple[PromptRow, Trail]], seen: Mapping[str, Sequence[float]]
 ) -> str:
     """Compares drafted prompts with those of a calibration; returns the difference as words, "" if they are alike.
 

@@ -16,23 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from srpo.data.read import PromptRow
 from srpo.errors import ConfigError
 from srpo.revise.policy import Policy
+from srpo.revise.protocols import DraftsAndScores
 from srpo.revise.settings import LAST, LOGP, MEAN_LOGP, REWARD, VOTE
 from srpo.revise.trail import Trail
 from srpo.sequences.render import options_of
 from srpo.sequences.tree import PrefixTree
 
-if TYPE_CHECKING:
-    from srpo.revise.reviser import Reviser
-
 ContextAnswer = tuple[list[int], list[int]]  # context ids, answer ids
 
 
-def expect_selectable(reviser: Reviser, by: str) -> None:
+def expect_selectable(reviser: DraftsAndScores, by: str) -> None:
     """Checks, before any answer is drawn, that the reviser can compute the numbers by which a selector chooses.
 
     Args:
@@ -49,7 +46,7 @@ def expect_selectable(reviser: Reviser, by: str) -> None:
         raise ConfigError(f"{by} needs log-probs, which this engine does not return", where="select", fix=fix)
 
 
-def selector_of(reviser: Reviser, policy: Policy, named: str) -> str:
+def selector_of(reviser: DraftsAndScores, policy: Policy, named: str) -> str:
     """Returns the name of the selector of the final answer: "vote" under the policy vote, otherwise `named`.
 
     Raises:
@@ -60,7 +57,7 @@ def selector_of(reviser: Reviser, policy: Policy, named: str) -> str:
     return by
 
 
-def select(reviser: Reviser, rows: Sequence[PromptRow], trails: Sequence[Trail], by: str) -> list[Trail]:
+def select(reviser: DraftsAndScores, rows: Sequence[PromptRow], trails: Sequence[Trail], by: str) -> list[Trail]:
     """Returns the trails with the final answer of each chosen among its draft and revisions; `Trail.after` returns it.
 
     Args:
@@ -79,7 +76,7 @@ def select(reviser: Reviser, rows: Sequence[PromptRow], trails: Sequence[Trail],
     return [trail if trail.failed else next(found) for trail in trails]
 
 
-def _by_value(reviser: Reviser, pairs: Sequence[tuple[PromptRow, Trail]], by: str) -> list[Trail]:
+def _by_value(reviser: DraftsAndScores, pairs: Sequence[tuple[PromptRow, Trail]], by: str) -> list[Trail]:
     """Chooses by a value of each answer after the prompt alone."""
     options = [options_of(row) for row, _ in pairs]
     contexts = reviser.renderer.drafts([row.prompt for row, _ in pairs], options)
@@ -97,7 +94,7 @@ def _by_value(reviser: Reviser, pairs: Sequence[tuple[PromptRow, Trail]], by: st
     return found
 
 
-def _by_vote(reviser: Reviser, pairs: Sequence[tuple[PromptRow, Trail]]) -> list[Trail]:
+def _by_vote(reviser: DraftsAndScores, pairs: Sequence[tuple[PromptRow, Trail]]) -> list[Trail]:
     """Chooses by the log-prob of each answer as a revision of every answer; an answer drawn twice votes twice."""
     texts = [[answer.whole for answer in trail.answers] for _, trail in pairs]
     distinct = [list(dict.fromkeys(each)) for each in texts]
@@ -127,7 +124,7 @@ def _by_vote(reviser: Reviser, pairs: Sequence[tuple[PromptRow, Trail]]) -> list
     return found
 
 
-def _scored(reviser: Reviser, sequences: list[list[ContextAnswer]], by: str) -> list[list[float]]:
+def _scored(reviser: DraftsAndScores, sequences: list[list[ContextAnswer]], by: str) -> list[list[float]]:
     """Values of (context ids, answer ids) for each trail; lists are padded at the end with their last value."""
     most = max(map(len, sequences), default=0)
     # Trails that stopped early have fewer sequences and a tensor has equal rows; a repeated sequence costs no token.

@@ -122,7 +122,10 @@ def _batches(data: TreeDataset, missing: list[int], size: int) -> list[list[int]
 
 
 def _recheck(reference: CachedReference, sets: list[TreeDataset], backend: str) -> None:
-    """Computes the log-probs of a few cached pairs again; a separate random generator chooses the pairs."""
+    """Compares a few cached pairs with the reference's log-probs computed now; a difference sets the cache aside.
+
+    The pairs are drawn by a random generator of their own, so the run's random numbers stay as they are.
+    """
     for data in sets:
         cached = sorted(set(range(len(data))) - set(_missing(reference, data, backend)))
         some = random.Random().sample(cached, min(CHECKED_ROWS, len(cached)))

@@ -38,7 +38,11 @@ class Temperature(TrainerCallback):
         self._sums: dict[str, list[float]] = {}  # metric → sum and number of its values since the last step
 
     def add(self, columns: Mapping[str, list[float]]) -> None:
-        """Adds the metrics of a micro-batch from all processes: metric → values, nan without a value."""
+        """Adds a micro-batch to the means of the step under way.
+
+        Args:
+            columns: metric → its value in each process, nan where the process measured none.
+        """
         for name, values in columns.items():
             found = [value for value in values if not math.isnan(value)]
             total, count = self._sums.get(name, (0.0, 0.0))

@@ -288,7 +288,7 @@ def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
 
 
 def _kind(device: str) -> str:
-    """Type of the device that computes: `device`, or that of the plan under way."""
+    """Returns the device type whose rules hold, such as "cuda": while `srpo plan` imitates a card, the card's."""
     return device if _card is None else _card.kind
 
 

@@ -269,12 +269,13 @@ class Tally:
         self.difference = self.effect = 0.0
 
     def add(self, was_SV: Tensor, now_SV: Tensor, base_SV: Tensor, given: int) -> None:
-        """Counts one sequence of S tokens, of which the first `given` are the prompt's; V is the vocabulary's size.
+        """Adds one sequence of S tokens: the largest differences of logits, and how often the likeliest tokens differ.
 
         Args:
             was_SV: [S, V] logits of the first model.
             now_SV: [S, V] logits of the second, on the same tokens.
-            base_SV: [S, V] logits of the base of the first, for the adapter's effect.
+            base_SV: [S, V] logits of the base; their distance from `was_SV` is the adapter's effect.
+            given: tokens of the prompt, at the start of the sequence; likeliest tokens are compared after them.
         """
         range_S = (was_SV.amax(-1) - was_SV.amin(-1)).clamp_min(torch.finfo(torch.float32).tiny)
         self.difference = _largest(self.difference, (now_SV - was_SV).abs().amax(-1) / range_S)
