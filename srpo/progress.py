@@ -37,24 +37,30 @@ log.addFilter(_noted)
 
 
 def remark(text: str) -> None:
-    """Shows a note behind the numbers of the innermost `Progress` under way, if there is one; "" removes the note."""
+    """Shows a note after the numbers of the innermost `Progress` now on display; "" removes the note.
+
+    Does nothing while no progress is displayed.
+    """
     if _under_way:
         _under_way[-1].note, _under_way[-1].detail = text, ""
         _under_way[-1].step(0)
 
 
 def remark_detail(text: str) -> None:
-    """Shows a detail behind the note of the innermost `Progress` under way; the next note removes the detail."""
+    """Shows a detail after the note of the innermost `Progress` now on display; the next note removes the detail.
+
+    Does nothing while no progress is displayed.
+    """
     if _under_way:
         _under_way[-1].detail = text
         _under_way[-1].step(0)
 
 
 def counted(items: Iterable[T], unit: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items and shows on a bar, or in log lines, how many have been used; announces the cost of long work.
+    """Yields the items and shows on a bar, or in log lines, how many have been yielded.
 
-    The cost is a `Forecast` from the items before the first pause, since items may come in batches, or from those of
-    the first seconds if there is no pause.
+    Long work is announced by a `Forecast`, timed on the items before the first pause, since items often arrive in
+    batches. If there is no pause, it is timed on the items of the first seconds.
 
     Args:
         unit: name of the items, in the plural.
@@ -107,7 +113,7 @@ class Forecast:
         _forecasts.remove(self)
 
     def timed(self, count: int, seconds: float) -> None:
-        """Logs when the work will end, once: its first `count` items have taken `seconds` seconds."""
+        """Logs, at the first call only, when the work will end if its first `count` items took `seconds` seconds."""
         outermost = _forecasts[0]
         if outermost.items == self.items and count:
             outermost._announce(count, seconds)
@@ -250,8 +256,8 @@ def _ends(event: threading.Event, seconds: float) -> bool:
 class _Lines:
     """Progress as log lines: the first after `FIRST` seconds, then every `EVERY`, and one when all items are done.
 
-    Other lines of the logger postpone the next line. Phases shorter than `FIRST` cannot add up to a silence longer than
-    `EVERY`, because the time since the newest line counts, whoever wrote it.
+    `EVERY` is counted from the newest line of the logger, whichever code wrote it. Several short phases in a row, each
+    with a `Progress` of its own, are therefore never silent for longer than `EVERY`.
     """
 
     def __init__(self, progress: Progress) -> None:

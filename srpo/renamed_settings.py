@@ -1,6 +1,6 @@
-"""Names of settings in TRL, older transformers and other trainers: the name here, or why the setting is not offered.
+"""Maps names of settings in TRL, older transformers and other trainers to their name in srpo, or to why it has none.
 
-A spelling alone misleads: `--lora_rank` is near `--local_rank`.
+Suggestions by spelling alone mislead: `--lora_rank` would suggest `--local_rank` instead of `--lora_r`.
 """
 
 from __future__ import annotations

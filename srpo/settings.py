@@ -65,7 +65,7 @@ class Rule:
         return " and ".join(words)
 
     def check(self, value: object, where: str) -> None:
-        """Checks the value of the setting named `where` against range and choices; None, or text for a number, passes.
+        """Checks range and choices of a value of the setting `where`; None, and text instead of a number, are accepted.
 
         Raises:
             ConfigError: the value is out of range or not among the choices.
@@ -296,7 +296,7 @@ def values_of(settings: Dataclass) -> dict[str, Any]:
 
 
 def expect_valid(settings: Dataclass) -> None:
-    """Checks range and choices of every setting; called in `__post_init__`, by each dataclass for its own fields.
+    """Checks range and choices of every field of one dataclass of settings; its `__post_init__` calls this.
 
     Raises:
         ConfigError: a value is out of range or not among the choices.

@@ -33,7 +33,7 @@ def schema_of(found: Iterable[Option], *, title: str) -> dict[str, Any]:
 
 
 def flat_options(kind: type[Dataclass]) -> list[Option]:
-    """Returns every setting of a dataclass with no dataclass inside, also fields that transformers declares."""
+    """Returns the settings of a dataclass that holds no other dataclass, with the fields that transformers declares."""
     hints = get_type_hints(kind)
     found = []
     for each in fields(kind):

@@ -65,7 +65,7 @@ class Inspection:
 
     Attributes:
         source: name of the data.
-        layout: layout of its rows.
+        layout: layout of its rows, such as columns prompt, chosen and rejected.
         rows: number of rows read. A row of rankings makes several pairs, and the numbers below count pairs.
         usable: pairs that training would use.
         reasons: reasons for all other rows and pairs, most frequent first.
@@ -77,15 +77,15 @@ class Inspection:
         leaks: places of the first few leaked evaluation pairs.
         max_length: the length limit in tokens; None without one.
         truncate: "prompt" if the prompts of longer pairs are cut.
-        over: pairs over the limit.
+        over: pairs longer than the limit.
         cut: pairs whose prompts were cut.
         lengths: tokens by measure: prompt, chosen, rejected, the six sequences, the longest of the six.
         flat_tokens: tokens of all six sequences of usable pairs, unshared.
         packed_tokens: tokens of the same sequences, equal prefixes merged.
         tokenised: pairs rendered now; all others were read from the cache.
         template: name of the revision template.
-        assumes: a sentence of the revision template on the prompts and models that the template fits.
-        notes: unexpected habits of the chat template.
+        assumes: a sentence of the revision template on the prompts and models that it is meant for.
+        notes: sentences on unusual behaviour of the chat template.
         examples: a few pairs spread over the data, each as a draft and as a revision.
     """
 
@@ -277,7 +277,7 @@ class _Spread:
 
 
 def _pairs(stream: Stream, reasons: Reasons, suspicious: Suspicious, spread: _Spread) -> Iterator[Pair]:
-    """Yields the pairs of a stream, adding each to `suspicious` and `spread`, and its rejects to `reasons`."""
+    """Yields the pairs of a stream; counts each pair in `suspicious` and `spread`, each rejected row in `reasons`."""
     for each in stream:
         if isinstance(each, Reject):
             reasons.add(*each)

@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
 
 
 def _print_trails(run: Path, console: Console) -> None:
-    """Prints the first ten trails of selective revision in distribution, sampled at temperature 1, not selected."""
+    """Prints the first ten answers of the demo's SRPO model to sums in distribution, each with its revisions."""
     from srpo.revise.trail_files import read_trails
     from srpo.tasks.carry_run import trail_file
     from srpo.tasks.live import as_lines

@@ -61,7 +61,7 @@ class FlagParser(argparse.ArgumentParser):
         return (known.get(title) or self.add_argument_group(title)) if title else self
 
     def add_options(self, found: Iterable[Option]) -> None:
-        """Adds a flag for each setting, below the heading of its group; a flag not given leaves no entry."""
+        """Adds a flag for each setting, below the heading of its group in the help page."""
         for option in found:
             name, words = f"--{option.name}", _argument(option)
             if option.rule.positional:

@@ -34,15 +34,15 @@ def launched() -> bool:
 
 
 def kinds() -> list[str]:
-    """Returns the names of the launch files that come with srpo, which `--launch` accepts."""
+    """Returns the names that `--launch` accepts: those of the accelerate settings files that come with srpo."""
     return sorted(each.stem for each in FILES.glob("*.yaml"))
 
 
 def variables_of(kind: str) -> dict[str, str]:
-    """Returns the environment variables that `accelerate launch` would set for one of srpo's launch files.
+    """Returns the environment variables that `accelerate launch` would set for one of srpo's accelerate settings files.
 
     Args:
-        kind: name of the launch file, see `kinds`.
+        kind: name of the file, see `kinds`.
 
     Raises:
         ConfigError: no launch file has that name.
@@ -65,8 +65,8 @@ def launch(kind: str, processes: int | None, command: Sequence[str]) -> int:
     """Runs one `srpo` command in several processes on this machine, and returns the exit code of the run.
 
     Args:
-        kind: name of a launch file, see `kinds`.
-        processes: number of processes; None for one per GPU, or one without GPUs.
+        kind: name of one of srpo's accelerate settings files, see `kinds`.
+        processes: number of processes; None for one per GPU, or for one process on a machine without GPUs.
         command: words of the command after `srpo`.
 
     Raises:
@@ -92,7 +92,7 @@ def _expect_startable(kind: str, processes: int | None, variables: Mapping[str, 
 
 
 def _first_gpu() -> str:
-    """The first of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names it; "0" on any machine."""
+    """The first GPU in CUDA_VISIBLE_DEVICES, as text; "0" if that variable is not set."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
@@ -108,7 +108,7 @@ def _run(environments: Sequence[Mapping[str, str]], command: Sequence[str]) -> i
 
 
 def _ended(running: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Waits for all processes; after one has failed, ends the others, which would wait for it."""
+    """Waits for all processes; if one fails, ends the others, which would wait forever. Returns the run's exit code."""
     failed_at: float | None = None
     while any(each.poll() is None for each in running):
         codes = [each.poll() for each in running]
@@ -141,7 +141,7 @@ def exit_code(codes: Sequence[int]) -> int:
 
 @contextmanager
 def _forwarding(running: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Inside the block, signals that ask the run to stop go to every process, and do not stop the launcher."""
+    """Inside this `with` block, sends signals that ask the run to stop to every process; the launcher goes on."""
 
     def forward(number: int, frame: object) -> None:
         _send(running, number)

@@ -12,7 +12,7 @@ QUIET = "--quiet"  # flag of every verb, which srpo.cli.main takes out of the co
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """A log handler that writes to `sys.stderr` as it is at each line: a progress bar replaces that stream."""
+    """A log handler that looks up `sys.stderr` anew for each line, because a progress bar replaces that stream."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)  # StreamHandler's own __init__ would fix the stream

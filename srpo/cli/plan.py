@@ -72,7 +72,8 @@ def main(argv: list[str]) -> int:
     Memory is in GiB per GPU, speed in packed tokens per second.
 
     Raises:
-        ConfigError: lengths of the pairs that are missing or given twice, both 4 and 8 bits, or DeepSpeed's ZeRO.
+        ConfigError: the lengths of the pairs are missing or given twice, both 4 and 8 bits are asked for, or `--launch`
+            names DeepSpeed's ZeRO, which cannot be planned.
     """
     args = parse("plan", DESCRIPTION, Arguments, argv)
     lengths = [args.prompt_tokens, args.answer_tokens]
@@ -134,7 +135,7 @@ def _no_pictures() -> None:
 
 
 def _trees(args: Arguments, vocabulary: int) -> list[PrefixTree]:
-    """Pairs to plan with, the longest first: those of the data, or made-up ones."""
+    """The prefix trees of the pairs to simulate, the longest first: pairs of the data, or made-up ones."""
     if args.dataset_name is None:
         from srpo.train.plan import made_pairs
 

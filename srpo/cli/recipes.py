@@ -50,7 +50,8 @@ class ChatModel:
         """Estimated memory of training in GiB: weights, activations of one pair, and 1.5 GiB for all the rest.
 
         A weight takes 2 bytes, or 0.65 in 4 bits with scales and embeddings. Activations take 2.9 MB a token in a model
-        of hidden size 2,048 with 16 layers (docs/what-a-step-costs.md), and a third with checkpoints.
+        of hidden size 2,048 with 16 layers (docs/what-a-step-costs.md), and a third of that with activation
+        checkpointing.
         """
         activations = 2.9e6 * PAIR_TOKENS * self.hidden * self.layers / (2048 * 16) / (3 if self.checkpointing else 1)
         return ((0.65e9 if self.four_bits else 2e9) * self.billions + activations) / GIB + 1.5
@@ -59,7 +60,7 @@ class ChatModel:
     def minutes(self) -> float:
         """Estimated minutes of training on 10,000 pairs with an RTX 4090.
 
-        A parameter and token takes 6 operations, 8 with activation checkpointing.
+        Each parameter takes 6 operations per token, 8 with activation checkpointing.
         """
         operations = (8 if self.checkpointing else 6) * self.billions * 1e9 * PAIR_TOKENS * 10_000
         return operations / SPEED / 60

@@ -87,7 +87,12 @@ def parse_training(
 
 
 def _expect_names(verb: str, argv: Sequence[str], file: str | None, more: Iterable[type[Dataclass]]) -> None:
-    """Checks the names of flags and of keys in the settings file, before torch is imported."""
+    """Checks, before torch is imported, that all flags and keys of the settings file are known.
+
+    Raises:
+        UsageError: an unknown flag, or neither a settings file nor a flag names the model and the data.
+        ConfigError: an unknown key in the settings file.
+    """
     if names := training_names():
         names += [option.name for kind in more for option in options(kind)]
         known = [*names, *(f"no_{name}" for name in names), "config"]

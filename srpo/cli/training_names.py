@@ -38,7 +38,7 @@ DECLARED_IN = ("train/config.py", "train/arguments.py")
 def training_names() -> list[str]:
     """Returns the names of all settings of a training run, without dashes.
 
-    [] if the installed transformers is newer than the listed release, since it may have further settings.
+    The list is empty if the installed transformers is newer than `TRANSFORMERS`, since it may have further settings.
     """
     try:
         installed = tuple(map(int, re.findall(r"\d+", version("transformers"))[:2]))

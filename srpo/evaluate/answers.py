@@ -243,16 +243,19 @@ class ModelAnswers:
 
     @property
     def _main(self) -> str:
-        """Kind of the answers of the model itself."""
+        """Kind of answers (see `draw`) that count as the model's own: the best of several drafts, or its revisions."""
         return BEST_OF if self.model.policy == BEST_OF else ANSWERS
 
     @staticmethod
     def _opponents(task: Task, controls: Collection[str]) -> list[str]:
-        """Kinds of the answers of the opponents named in `controls`, as far as they are drawn."""
+        """Names of those opponents in `controls` that need a model; all others are made from answers already drawn.
+
+        At temperature 0 only the reference is drawn, since all greedy drafts of one model are equal.
+        """
         return [kind for kind in (REFERENCE, *(KINDS if task.temperature > 0 else ())) if kind in controls]
 
     def missing(self, task: Task, controls: Collection[str]) -> int:
-        """Returns the largest number of answers that `systems` would draw for a task; cached ones are not drawn.
+        """Returns how many answers `systems` would draw for a task at most; answers in the cache are not counted.
 
         `controls` are names of opponents, keys of `CONTROLS`.
         """
@@ -316,7 +319,7 @@ class ModelAnswers:
         return path, settings, made
 
     def _model_of(self, kind: str) -> tuple[Model, RevisionTemplate | None]:
-        """The model to load for a kind of trails, and a template if the model is a reference without its own."""
+        """The model to load for a kind of answers; and, if that is the reference, the trained model's template."""
         if kind in (REFERENCE, REFERENCE_GREEDY, BY_REFERENCE):
             template = template_for(self.model.model, self.model.revision_template)
             template = template or RevisionTemplate.load(self.model.model)

@@ -35,13 +35,13 @@ IGNORED = ("trainer_state.json", "run.json", "results.json", "added_by_user.txt"
 def cache_file(
     folder: Path, name: str, rows: Sequence[PromptRow], made_with: Mapping[str, object]
 ) -> tuple[Path, dict[str, object]]:
-    """Returns the path of a cache file for answers to some prompts, and everything that decides these answers.
+    """Returns the path of the cache file for answers to some prompts, and `made_with` with a hash of the prompts added.
 
-    The path contains a hash of the latter, so that other prompts, models or settings get another file.
+    The path contains a hash of that mapping, so that other prompts, models or settings get another file.
 
     Args:
         name: readable part of the file's name.
-        made_with: models and settings, to which the hash of the prompts is added.
+        made_with: models and settings that decide the answers.
     """
     asked = json.dumps([row._replace(where="") for row in rows], sort_keys=True, default=str)
     made = {**made_with, "prompts": hashlib.sha256(asked.encode()).hexdigest()}
@@ -68,11 +68,11 @@ def cached_trails(
     A trail that failed has its reason in `failed`.
 
     Args:
-        path, made_with: the cache file and all that decides its answers, from `cache_file`.
+        path, made_with: the two results of `cache_file`: the file, and all that decides its answers.
         rows: the prompts.
         reviser: loads the reviser; called only if trails are missing.
-        draw: called as draw(reviser, skip, only); yields the trails of all rows after the first `skip`, in order; if
-            `only` is given, of just the rows with these numbers.
+        draw: called as draw(reviser, skip, only); yields trails in the order of the rows. It leaves out the first
+            `skip` rows; if `only` is not None, it draws just the rows with these numbers.
 
     Raises:
         OutputError: the file cannot be written.
@@ -97,7 +97,7 @@ def cached_trails(
 
 @cache
 def content_hash(path: str) -> str:
-    """Returns a sha256 over the files of a model's folder that decide its answers, with those of an adapter's base.
+    """Returns a sha256 over the files in a model's folder that decide its answers; an adapter's base is included.
 
     For a model named on the hub, returns its name with the commit in the local cache.
     """

@@ -122,13 +122,14 @@ def other_choices(
     folder: Path | None,
     made_with: Mapping[str, object],
 ) -> dict[str, list[Trail]]:
-    """Returns name → one trail (draft and revisions) per prompt, for ways to answer that are no plain policy.
+    """Returns name → one trail (draft and revisions) per prompt, for ways to answer other than keeping revisions.
 
-    These are selectors of the final answer from `chain`, named "policy + selector", and, at a temperature above 0, a
-    vote on several drafts and one greedy draft. Those that need log-probs are left out where the model gives none.
+    Under "policy + selector", a selector such as "logp" chooses the final answer of each trail in `chain`. At a
+    temperature above 0 there are also "greedy", one greedy draft, and "vote", the model's choice among several drafts.
+    Ways that need log-probs are left out if the engine gives none.
 
     Args:
-        chain: trails under the first policy, from which the selectors choose.
+        chain: trails under "if_preferred" or, if the model has no confidence, under "always".
         folder: stores the trails; None keeps them in memory.
         made_with: all that decides the answers besides prompts and settings.
     """
@@ -219,8 +220,8 @@ def choose(
         prompts: text of each prompt, by which the halves are drawn.
         scores: policy, or "policy + selector" → for each prompt the score of the answer after 0, 1, … revisions.
         settings: settings with which the trails were drawn.
-        costs: trails by the same names. A choice that reads more forward tokens than the dearest usual policy at
-            `settings.revisions` is not considered; None considers all.
+        costs: trails by the same names as `scores`. A choice that reads more forward tokens than `if_preferred` and
+            `always` with `settings.revisions` revisions is not considered; None considers all choices.
     """
     choosing, reporting = halves(list(prompts), settings.seed)
     read = {name: _tokens(trails, settings.revisions) for name, trails in (costs or {}).items()}
@@ -248,11 +249,9 @@ def _tokens(trails: Sequence[Trail], revisions: int) -> list[float]:
 
 
 def first_revisions(trails: Sequence[Trail], scores: Sequence[Sequence[float]]) -> tuple[list[float], list[int]]:
-    """Returns two lists over first revisions: the model's confidence, and 1 if it scores above its draft, 0 if below.
+    """Returns two lists about first revisions: the model's confidence, and 1 if the score exceeds the draft's, else 0.
 
-    Revisions that score as their draft does, have its text, or lack a confidence are left out.
-
-    Revisions with the draft's text, or without a confidence, are left out.
+    First revisions with the text or the score of their draft, or without a confidence, are left out.
 
     Args:
         trails: one per prompt, under the policy that keeps every revision.

@@ -62,13 +62,20 @@ class Watch:
 class RevisionEvaluation(TrainerCallback):
     """A callback for transformers' Trainer: logs scores of drafts and revisions with intervals, and a few answers.
 
-    The chosen answer of each pair is the gold answer. The logged metrics of revision k are `eval_revisions/k` with
-    `_low` and `_high`, `eval_revisions/k_gain` over the draft with its ends, and the share of changed answers.
-    `eval_revisions/greedy` is the score of one greedy draft of each prompt, `eval_revisions/greedy_copied` the share of
-    greedy revisions equal to their draft; a warning is logged if the score falls while the evaluation loss improves.
-    The answers are `eval_revisions/sample_1`, … . `eval_revisions/failed` counts prompts that failed. The metrics go to
-    the trainer's reporters and metrics.jsonl. The numbers also join the metrics of the evaluation, so
-    `metric_for_best_model` can name one.
+    The chosen answer of each pair is the gold answer. The logged metrics are, for revision k (0 is the draft):
+
+        eval_revisions/k               mean score after k revisions; with `_low` and `_high`, the ends of its interval
+        eval_revisions/k_gain          that score minus the draft's; with `_low` and `_high`
+        eval_revisions/k_changed       share of answers that revision k changed
+        eval_revisions/greedy          mean score of one greedy draft of each prompt; with `_low` and `_high`
+        eval_revisions/greedy_copied   share of greedy revisions equal to their draft
+        eval_revisions/failed          number of prompts that failed, if any
+        eval_revisions/k_unscored      number of prompts without a readable verdict, if any
+        eval_revisions/sample_1, …     texts of a few drafts and revisions
+
+    They go to the trainer's reporters and metrics.jsonl. The numbers are also metrics of the evaluation, so that
+    `metric_for_best_model` can name one. A warning is logged if the greedy score falls while the evaluation loss
+    improves.
 
     Args:
         trainer: the trainer that evaluates.
@@ -117,9 +124,8 @@ class RevisionEvaluation(TrainerCallback):
     def _greedy(self, metrics: dict[str, float]) -> dict[str, float]:
         """Scores one greedy draft of each prompt, and counts greedy revisions that copy it.
 
-        A warning is logged once if scores fell while the evaluation loss improved.
-
-        A preference loss compares two answers, so it can improve while the likeliest answer becomes a wrong one.
+        A warning is logged once if scores fell while the evaluation loss improved. That can happen because a preference
+        loss compares two answers, and the likeliest answer of all may become a wrong one.
         """
         # A draft counts even if its revision has no room.
         trails = [trail for trail in self.draw(greedy=True) if trail.answers]
@@ -146,7 +152,7 @@ class RevisionEvaluation(TrainerCallback):
     def draw(self, *, greedy: bool = False) -> list[Trail]:
         """Returns one trail (a prompt with draft and revisions) per evaluation prompt, drawn from the current model.
 
-        Failed ones are included. The state of the training stays unchanged.
+        Failed trails are included. The state of the training stays unchanged.
 
         Args:
             greedy: draws one greedy draft of each prompt instead and, if answers are revised, one revision of it.

@@ -30,7 +30,7 @@ def best_of(reviser: Reviser, prompts: Iterable[object], settings: RevisionSetti
     """Returns one trail per prompt; its answer after k revisions is the best of its first k + 1 drafts.
 
     The best draft has the largest implied reward, the log-ratio g(y) = log π(y|x) − log π_ref(y|x), reduced over tokens
-    as in training; no judge is asked. The first draft is the draft of a reviser with the same seed.
+    as in training; no judge is asked. The first draft is the one that `reviser` would revise with the same settings.
 
     Args:
         settings: `revisions` is the largest k; each further draft has a seed of its own; `policy` has no effect.
@@ -92,8 +92,8 @@ def keep_best(
 def majority(drafts: Sequence[Trail]) -> list[Trail]:
     """Returns a trail per prompt, whose answer after k revisions is the most frequent of the first k + 1 drafts.
 
-    Of equally frequent answers the earliest is chosen. White space around a text does not count. The forward tokens
-    are those of drafting.
+    Of equally frequent answers the earliest is chosen. White space around a text is ignored. Counting costs no forward
+    tokens, so each trail has those of its drafts.
     """
     found = []
     for trail in drafts:
@@ -109,7 +109,7 @@ def majority(drafts: Sequence[Trail]) -> list[Trail]:
 
 
 def running_best(trail: Trail, values: Sequence[float], scoring: Sequence[int] | None = None) -> Trail:
-    """Returns a trail of drafts in which each draft is marked kept if its value is larger than all values before it.
+    """Returns a trail of drafts; the first and each draft with a larger value than all before it are marked kept.
 
     Args:
         values: value of each draft.

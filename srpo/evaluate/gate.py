@@ -173,7 +173,12 @@ def measure_gate(
 
 
 def _counts(draws: Sequence[tuple[Sequence[Trail], Sequence[Sequence[float]]]]) -> Tensor:
-    """[N, 6] by prompt: right drafts, wrong ones, pairs (wrong, other draft right), mended, kept, copied wrong ones."""
+    """Counts [N, 6] over the drafts of each prompt, each draft with one revision.
+
+    The columns are: right drafts; wrong drafts; for each wrong draft the share of right ones among the prompt's other
+    drafts, summed; wrong drafts with a right revision; right drafts with a right revision; wrong drafts repeated by
+    their revision.
+    """
     found = []
     for each in zip(*(zip(trails, scores, strict=True) for trails, scores in draws), strict=True):
         right = [score[0] == 1 for _, score in each]
@@ -207,7 +212,10 @@ def _gate(
     *,
     made_with: Mapping[str, object],
 ) -> Gate:
-    """Rates, closed form and verdict from the counts of each prompt, greedy draft and revision in the last columns."""
+    """Makes the `Gate`, rates with intervals, predictions and verdict, from counts of each prompt.
+
+    `counts_NC` has the columns of `_counts`, then 1 for a right greedy draft and 1 for a right greedy revision, else 0.
+    """
     n = len(counts_NC)
     drawn = torch.cat(list(resamples([n], draws=DRAWS, seed=settings.seed)))
     sums_DC = torch.cat([counts_NC.sum(0, keepdim=True), drawn @ counts_NC])  # the data, then the bootstrap draws

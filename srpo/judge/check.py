@@ -182,6 +182,9 @@ def _prompts(pairs: Sequence[Pair]) -> list[str]:
 
 
 def _for_better(first_N: Tensor, verdicts: Sequence[Verdict]) -> Tensor:
-    """[N] 1 where the verdict favours the better answer, else 0, ½ for ties; `first_N` is true if that is `first`."""
+    """[N] 1 where a verdict favours the answer labelled better, ½ for a tie, else 0; nan without a verdict.
+
+    `first_N` is true where the first answer of the pair is the one labelled better.
+    """
     scores_N = scores_tensor([verdict.score for verdict in verdicts])
     return torch.where(first_N, scores_N, 1 - scores_N)

@@ -213,7 +213,10 @@ class LLMJudge:
         return range(self.asking.run, self.asking.run + self.asking.runs)
 
     def _showings(self, pair: AnswerPair, run: int) -> list[_Showing]:
-        """The calls for a pair in one run: two orders, or one by the settings; exchanged answers exchange the keys."""
+        """The calls for one pair in one run: one for each order of its answers, or one alone, as the settings ask.
+
+        A key depends on the texts as shown, so a pair with its answers exchanged finds the same replies in the cache.
+        """
         shown = [(pair.first, pair.second), (pair.second, pair.first)][: 2 if self.asking.orders == "both" else 1]
         # The key leaves out `orders` and prices: a run in one order reuses half the replies of a run in both.
         asking = self.asking
@@ -259,7 +262,10 @@ class LLMJudge:
     # ------------------------------------------------------------------ requests and replies
 
     def _ask(self, missing: Sequence[_Showing], failures: dict[str, str]) -> Iterator[None]:
-        """Sends the calls whose reply is missing; yields after each, its reply cached or its error in `failures`."""
+        """Sends the calls whose reply is missing; adds each reply to the cache, or its error to `failures` by key.
+
+        Yields None after each call, so that the caller can use the reply at once.
+        """
         at, in_a_row = 0, list[str]()
         while at < len(missing):
             sent: list[_Body] = []

@@ -5,7 +5,7 @@ text is fenced by a nonce drawn anew for each call, and a verdict counts only wi
 The last such verdict in a reply counts. A prompt file has this form:
 
     ---
-    name: general                      the header, YAML: a name, and the worth of each verdict to A
+    name: general                      the header, YAML: a name, and A's score for each verdict
     verdicts: {A: 1, B: 0, tie: 0.5}
     ---
     You compare … {{fence}}            the system message

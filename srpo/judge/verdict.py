@@ -57,7 +57,8 @@ class Verdict:
 
     Attributes:
         score: 1 if the first answer is better, ½ for a tie, 0 if the second is better, None if unscored.
-        orders: verdict with the first answer shown first, then with the second shown first; shorter if not asked.
+        orders: verdict with the first answer shown first, then with the second shown first; fewer, or empty, if the
+            judge was not asked in both orders.
         reason: why the pair is unscored, or why it ties without the judge calling it a tie; otherwise empty.
         again: scores from repeated runs of the same comparison; empty if it was asked once.
     """
@@ -103,9 +104,8 @@ TIE = Verdict(0.5, reason="identical texts")
 def combine(orders: Sequence[OrderVerdict]) -> Verdict:
     """Returns one verdict from a judge's verdicts on both orders of showing two answers: a tie if their scores differ.
 
-    One unscored order leaves the whole verdict unscored, and so does an empty list.
-
-    A judge that prefers the answer shown first in both orders has compared positions, not answers.
+    A judge that prefers the answer shown first in both orders has compared positions, not answers. The verdict is
+    unscored if one of `orders` is, or if there are none.
 
     Example:
         >>> combine([OrderVerdict(1.0, "A"), OrderVerdict(1.0, "B")]).score
