@@ -110,7 +110,10 @@ def sample_cases(
 def _with_outcome(
     scored: Mapping[TrailsKey, ScoredTrails], cells: list[TrailsKey], outcome: Outcome
 ) -> list[tuple[TrailsKey, int]]:
-    """Key and row of each trail with that outcome among the lists `cells`; an unscored last answer has no outcome."""
+    """(key, row number) of each trail with the outcome `outcome`, in the lists of trails with the keys `cells`.
+
+    A trail whose last answer is unscored has no outcome.
+    """
     ends = [
         (cell, row, draft, last)
         for cell in cells
@@ -188,7 +191,11 @@ def show_sample(results: Results, sample: CaseSample, at: dict[str, str], system
 
 
 def _show_step(step: Step, compared: bool) -> dict[str, Any]:
-    """A step as the dict that the HTML template reads; `compared`: "wins" and "loses" replace right and wrong."""
+    """A step as the dict that the HTML template reads.
+
+    A score of 1 or 0 is shown as "right" or "wrong", or as "wins" or "loses" if `compared`: if a judge of two answers
+    gave it.
+    """
     begin = "draft" if step.first == 0 else str(step.first)
     score = "unscored" if step.score != step.score else f"{100 * step.score:.0f} %"
     return {

@@ -185,7 +185,10 @@ def _filters(results: Results) -> list[dict[str, Any]]:
 
 
 def _filter_keys(results: Results, split: str, temperature: float | None, seed: int | str = "") -> dict[str, str]:
-    """Filter → value of a split, temperature and seed in the page's script; indices need no quoting of names."""
+    """Name of a filter on the page → its value for a split, temperature and seed.
+
+    Split and temperature are given by their index, since a user's name would need quoting in the script.
+    """
     keys = {
         "split": str(results.values("split").index(split)),
         "heat": str(results.values("temperature").index(temperature)),

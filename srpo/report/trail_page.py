@@ -24,7 +24,7 @@ def steps(trail: Trail) -> Iterator[tuple[str, Answer, list[Piece]]]:
 
 
 def name_of(trail: Trail, place: int) -> str:
-    """Returns the printed name of one answer of a trail: draft, revision 1, …; draft 1, draft 2, … under the vote.
+    """Returns the printed name of one answer of a trail: draft, revision 1, …; draft 1, draft 2, … if all are drafts.
 
     Args:
         place: position of the answer in the trail, from 0.

@@ -24,7 +24,7 @@ class Chain:
 
     Attributes:
         row: The prompt.
-        key: Name of the prompt's random draws; equal (seed, key) draw equally.
+        key: Text that decides the prompt's random draws together with the seed; see `key_of`.
         policy: Keeps or refuses each revision.
         limit: Largest number of revisions.
         select: Name of the selector that chooses the final answer (revise/select.py).
@@ -55,10 +55,10 @@ class Chain:
 
     @property
     def stage(self) -> tuple[str, int]:
-        """Kind of the next answer to this prompt and a number: ("draft", n) or ("revision", 0).
+        """Kind of the next answer to this prompt: ("draft", n) for draft n, counted from 0, or ("revision", 0).
 
-        Prompts with equal stages share a batch. n is 0, or the number of the further draft under the policy vote, which
-        decides its random draws.
+        Prompts with equal stages share a batch. Only the policy "vote" draws further drafts; each n has random draws of
+        its own.
         """
         if not self.answers:
             return "draft", 0
@@ -91,7 +91,9 @@ def expect_sent(rows: Sequence[PromptRow], engine: Engine) -> None:
 
 
 def key_of(prompt: Prompt, occurrence: int) -> str:
-    """Returns a name for a prompt's random draws, which differs between occurrences of equal prompts.
+    """Returns the text that decides a prompt's random draws together with the seed: its hash and `occurrence`.
+
+    Equal prompts have different keys, so that their answers are drawn independently.
 
     Args:
         occurrence: number of equal prompts before this one.
@@ -116,7 +118,7 @@ def forecast_of(prompts: int, revisions: int, policy: Policy, *, confident: bool
 
 
 def shows_answers(chains: Sequence[Chain]) -> Keep:
-    """Returns a function to call at each complete answer of a batch, which shows their number in the progress."""
+    """Returns a function to call whenever an answer of the batch is complete; it shows the count in the progress."""
     answers, revisions = len(chains), {len(chain.answers) for chain in chains if not chain.policy.fresh}
     stage, done = f"revision {max(revisions)}" if any(revisions) else "drafts", count(1)
     remark(f"{stage}: 0 of {answers} answers")

@@ -69,12 +69,12 @@ class ModelScorer:
     def available(
         cls, model: nn.Module, reference: nn.Module | None, trained_from: str | None, *, backend: str
     ) -> ModelScorer | None:
-        """Returns a scorer that runs both models in this process, or None without a reference.
+        """Returns a scorer that runs both models in this process; None if there is no reference.
 
         Args:
             reference: The model before training; None takes the base under the adapter of `model`, if it has one.
-            trained_from: Kind of reference in training, if recorded. For an adapter trained on from an earlier adapter,
-                the base is not the reference.
+            trained_from: Kind of reference in training, from the model's record; None without a record. The base counts
+                as the reference only for "adapter off": an adapter trained from an earlier adapter had that one.
             backend: computation of shared prefixes: auto, path or flat.
         """
         has_base = adapted(model) is not None and trained_from in (None, "adapter off")

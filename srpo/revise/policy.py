@@ -8,7 +8,7 @@
     fixed:K             keeps every revision, K of them
     drafts              makes no revision
     greedy              makes one greedy draft, whatever the temperature
-    vote                draws further drafts instead of revisions; the reviser's vote chooses (revise/select.py)
+    vote                draws further drafts instead of revisions; the model, as reviser, chooses one (revise/select.py)
 
 The model prefers a revision if its confidence, p(revision ≻ answer before it), is above ½.
 """
@@ -58,7 +58,7 @@ class Policy:
         most: Largest number of revisions; None leaves the number to the settings.
         likelier: True if a kept revision must also have a larger log π, as a draft, than the answer before it.
         greedy: True if the draft is decoded greedily, whatever the temperature of the settings.
-        fresh: True if further drafts are drawn instead of revisions, and the reviser's vote chooses among them.
+        fresh: True if further drafts are drawn instead of revisions, and the selector "vote" chooses among them.
 
     Example:
         >>> Policy.named("until_worse").decide(preferred=0.2, unchanged=False)

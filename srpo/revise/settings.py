@@ -56,7 +56,10 @@ class RevisionSettings:
         expect_valid(self)
 
     def made_with(self) -> dict[str, Any]:
-        """Returns setting → value for the settings that decide the answers; the default selector is left out."""
+        """Returns setting → value for the settings that decide the answers.
+
+        The default selector is left out, so that files of answers made before selectors existed stay valid.
+        """
         return {name: value for name, value in asdict(self).items() if (name, value) != ("select", LAST)}
 
 

@@ -55,7 +55,7 @@ def revise_file(
         source: File of prompts to read.
         target: File of trails to write.
         settings: Sampling of the trails, and the policy.
-        bad_rows: "skip" leaves out rows without a usable prompt, and accepts failed trails.
+        bad_rows: "error" stops at a row without a usable prompt; "skip" leaves it out, and accepts failed trails.
         made_with: Other settings that decide the trails, such as the model's path.
         samples: Number of independently drawn trails per prompt, on consecutive lines.
 

@@ -1,7 +1,7 @@
 """Pairs of drafts and revisions that are worth a label, and the choice among them when labels are limited.
 
-    draft-revision       the current answer of a trail, a draft, and its next revision
-    revision-revision    the current answer of a trail, a revision, and the next revision
+    draft-revision       a revision and the answer that it may replace, if that answer is the draft
+    revision-revision    a revision and the answer that it may replace, if that answer is an earlier revision
     draft-draft          two drafts of one prompt, if the file has several
 
 Preference data seldom contain the answers that a model revises in use. The first two kinds add the model's own drafts,

@@ -77,7 +77,10 @@ class RoundsArguments:
             raise ConfigError(what, where="sample_revisions", expected="1 or more")
 
     def training(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Returns the settings of one round's training: those of the offline training, with this plan's changes."""
+        """Returns the settings of one round's training: `settings`, of the offline training, with those of rounds.
+
+        Steps, learning rate and grouping by prompt are replaced.
+        """
         changed: dict[str, Any] = {"max_steps": self.round_steps, "group_by_prompt": self.round_group_by_prompt}
         if self.round_steps == -1:
             changed["num_train_epochs"] = 1

@@ -183,7 +183,7 @@ class _Stages:
         return self.round
 
     def _sample(self) -> None:
-        """Draws trails with the model of the round before."""
+        """Draws drafts and revisions with the model of the round before into trails.jsonl, if not done already."""
         plan, target = self.plan, self.folder / "trails.jsonl"
         model = self.rounds.model_after(self.number - 1)
         reference = None  # doubles the forward passes, so it is loaded only if the choice needs the model's confidence
@@ -206,7 +206,7 @@ class _Stages:
         self.round.tokens += _tokens(read_trails(target, gold_key=None))
 
     def _label(self) -> None:
-        """Judges comparisons from the trails; finished labels are read from disk."""
+        """Has the judge compare answers from trails.jsonl, and writes pairs.jsonl; a finished file is kept."""
         plan, target = self.plan, self.folder / "pairs.jsonl"
         settings = LabelSettings(plan.asked, plan.choose, plan.labels_per_round, self.number, plan.gold_key)
         if not target.exists():
@@ -218,7 +218,10 @@ class _Stages:
         self.round.pairs = sum(counts.pairs.values())
 
     def _mixed_pairs(self) -> Path:
-        """File of pairs to train on: the round's pairs, mixed with newly drawn offline pairs if set."""
+        """Returns the file of pairs to train on: the round's pairs and, if `offline_share` is set, some offline pairs.
+
+        Each round draws its offline pairs anew.
+        """
         pairs, share = self.folder / "pairs.jsonl", self.plan.offline_share
         if not share:
             return pairs
@@ -232,7 +235,7 @@ class _Stages:
         return mixed
 
     def _validate(self) -> None:
-        """Win rates of the round's model against the drafts of round 0, by number of revisions."""
+        """Measures the round's win rates against the drafts of round 0, one per number of revisions, and the best."""
         plan, target, model = self.plan, self.folder / "validation.jsonl", str(self.folder / "model")
         settings = RevisionSettings(
             plan.validation_revisions, plan.sample_temperature, VALIDATION_SEED, plan.sample_max_new_tokens
@@ -263,7 +266,7 @@ class _Stages:
 
 
 def _duels(trails: list[Trail], rivals: list[Trail], k: int, gold_key: str) -> list[AnswerPair]:
-    """Comparisons of each trail's current answer after `k` revisions with the draft of the same prompt in `rivals`."""
+    """Pairs of each trail's newest kept answer after `k` revisions and the draft of the same prompt in `rivals`."""
     return [
         AnswerPair(trail.prompt, trail.after(k).text, rival.answers[0].text, trail.meta.get(gold_key))
         for trail, rival in zip(trails, rivals, strict=True)

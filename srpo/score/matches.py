@@ -193,7 +193,7 @@ class Decided(Protocol):
 
     @property
     def others(self) -> Mapping[str, MatchScores]:
-        """Further judge of two answers → outcome of its comparison with the one opponent that defines its score."""
+        """Name of each further judge of two answers → outcome by that judge; it compares with one opponent only."""
 
 
 def tallies(scored: Mapping[Name, Decided], judges: Judges, against: str = GOLD) -> list[Tally]:

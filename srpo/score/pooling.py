@@ -70,7 +70,7 @@ class Group:
 
     @property
     def scopes(self) -> list[Scope]:
-        """The sets of systems to average together: one per seed, then one pool per set of common seeds."""
+        """Sets of systems to average together: the systems of each seed, then pools of the systems with equal seeds."""
         seeds = {name: tuple(each) for name, each in self.systems.items()}
         every = dict.fromkeys(seed for each in seeds.values() for seed in each)
         single = [Scope(seed, (seed,), tuple(name for name in seeds if seed in seeds[name])) for seed in every]
@@ -140,7 +140,7 @@ class Table(NamedTuple):
         return self.rows_NC[:, self.names.index(name)]
 
     def only(self, rows: list[int]) -> Table:
-        """Returns a table with just the rows of these ascending numbers; blocks without rows leave `strata`."""
+        """Returns a table with just the rows of these ascending numbers; `strata` has the new lengths of the blocks."""
         strata, start = None, 0
         if self.strata is not None:
             strata = []

@@ -80,7 +80,7 @@ class ScoredTrails(OrderedTrails):
         measures: [N, R] measures without a judge; see `srpo.score.text_measures.measured`.
         scores: judge → [N, R] score of the newest kept answer, in [0, 1], nan if unscored; the first judge is primary.
         matches: opponent → outcome of the match by the primary judge.
-        others: secondary pair judge → outcome of its match against the opponent that its score is defined by.
+        others: name of each further pair judge → outcome of the match by which it scores, against gold or the draft.
     """
 
     unit: Unit
@@ -230,7 +230,11 @@ def _opposing(laid: Mapping[TrailsKey, OrderedTrails], key: TrailsKey, opponent:
 
 
 def _gold_texts(golds: Iterable[object], where: str) -> list[str]:
-    """Returns gold answers as texts that a pair judge can compare; `where` is for the error message."""
+    """Returns gold answers as texts that a pair judge can compare; `where` is for the error message.
+
+    Raises:
+        DataError: a gold answer is neither text nor an integer.
+    """
     found = []
     for row, gold in enumerate(golds, 1):
         if not isinstance(gold, str | int) or isinstance(gold, bool):

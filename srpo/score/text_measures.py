@@ -19,7 +19,7 @@ Unit = Literal["words", "characters"]
 
 
 def unit_of(texts: Iterable[str]) -> Unit:
-    """Returns "words" if any text has a space, else "characters": digits and scripts without spaces."""
+    """Returns the unit to measure texts in: "words" if any text has several, else "characters", as for digits."""
     return "words" if any(len(text.split()) > 1 for text in texts) else "characters"
 
 

@@ -274,7 +274,7 @@ class Service:
             raise Problem(400, f"the body is not JSON: {error}", code="invalid_json") from None
 
     def _note(self, note: dict[str, Any], chains: list[Chain]) -> None:
-        """Adds the numbers of an answered request to its line of the access log."""
+        """Adds counts of tokens and revisions, and with `log_prompts` the answers, to a request's access-log line."""
         found = usage(chains)
         note["prompt_tokens"], note["completion_tokens"] = found["prompt_tokens"], found["completion_tokens"]
         note["revisions"] = sum(len(chain.answers) - 1 for chain in chains)
@@ -306,7 +306,10 @@ def _no_constant(name: str) -> float:
 
 
 def _file(name: str, kind: str) -> Any:
-    """The handler that returns one file of the page, which is read once; no path of a request reaches the disk."""
+    """Returns the handler of requests for one file of the page.
+
+    The file is read here, once: no path in a request can reach the disk.
+    """
     from starlette.responses import Response
 
     content = (files("srpo.serve") / "static" / name).read_bytes()

@@ -1,4 +1,7 @@
-"""Checks a request's JSON body field by field: each field is honoured, has no effect by its value, or is refused."""
+"""Checks a request's JSON body field by field.
+
+The server acts on a field, or accepts it because its value changes nothing (`NEUTRAL`, `LABELS`), or refuses it.
+"""
 
 from __future__ import annotations
 
@@ -167,7 +170,13 @@ def _expect_honoured(body: Fields, own: str) -> None:
 
 
 def _options(body: Fields, name: str) -> tuple[str, int | None]:
-    """Policy and number of revisions, from the model's name behind "@" or from fields of their own."""
+    """Returns policy and number of revisions of a request; "" and None take the server's.
+
+    Both may be after "@" in the model's name ("my-model@k=2") or in the fields `policy` and `n_revisions`.
+
+    Raises:
+        Problem: the model's name is missing or another one, a value is unusable, or name and field differ.
+    """
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid("model", "the name of a model is missing")
@@ -230,9 +239,9 @@ def _shows(message: Any) -> bool:
 
 
 def _as_in_data(prompt: Any) -> Any:
-    """A conversation of one user message as text: the form of rows of data, and of models without a chat template.
+    """Returns the text of a conversation that is one user message, and any other prompt unchanged.
 
-    A chat template gives the same context for both forms.
+    Models without a chat template take text alone; a chat template gives the same context for both forms.
     """
     lone = isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], dict)
     if lone and {"role", "content"} <= {*prompt[0]} <= {"role", "content", "type"} and prompt[0]["role"] == "user":

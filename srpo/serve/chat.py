@@ -58,7 +58,10 @@ class Chat:
         self._plan(self.settings)
 
     def _plan(self, settings: RevisionSettings) -> None:
-        """Replaces the settings; an error leaves the old settings in place."""
+        """Replaces the settings, with the policy, selector and number of revisions that follow from them.
+
+        An error leaves the old settings in place.
+        """
         policy, revisions = self.reviser.policy(settings)
         self.select = selector_of(self.reviser, policy, self.reviser.select_by(settings))
         self.policy, self.revisions, self.settings = policy, revisions, settings

@@ -92,9 +92,9 @@ class ServedModel:
         return jobs, queue
 
     def look_at(self, chains: Sequence[Chain], settings: RevisionSettings) -> None:
-        """Compares each 32 drafted prompts with those of the calibration; unlike ones change the default policy.
+        """Compares served prompts, 32 at a time, with those of the calibration.
 
-        Later requests that name no policy then get one greedy draft.
+        If they are unlike, a warning is logged, and later requests that name no policy get one greedy draft.
 
         Args:
             chains: Ended chains, each a prompt with its answers.

@@ -132,7 +132,10 @@ def make_server(config: Any) -> Any:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """A log filter that drops tracebacks, whose lines may hold prompts, and the server's own chatter."""
+    """A log filter that drops records below WARNING, and replaces a traceback by the name of the exception's class.
+
+    Lines of a traceback may hold prompts.
+    """
     if record.exc_info:
         kind = record.exc_info[0]
         record.msg, record.args = f"srpo: internal error: {kind.__name__ if kind else 'unknown'}", ()

@@ -169,9 +169,9 @@ def _both_roles(
 ) -> Outcomes:
     """Draws rows `<bos>a+b=draft?revision` with the next token of each position, without and with a mistake.
 
-    The last digit of the draft predicts the end of the draft although a revision mark follows it, so one row teaches
-    both roles. The digits in the context of a digit are drawn with mistakes; the digit itself has two outcomes, which
-    `fit` weighs. A revision that copies its draft has one outcome.
+    One row teaches both roles: the token to predict after the draft's last digit is the end token, although "?" follows
+    in the row. The draft and half of the revisions are drawn with mistakes, but each of their digits is predicted with
+    both outcomes, right and mistaken, which `fit` weighs. The other revisions copy the draft and have one outcome.
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     plus, equals, revise = (int(tokenizer.vocab[mark]) for mark in "+=?")
