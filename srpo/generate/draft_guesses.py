@@ -18,10 +18,10 @@ _WORTH = 1.3
 
 
 class Follower:
-    """Follows a draft while an answer is generated: the place in the draft, and the rate of correct guesses.
+    """Guesses the next tokens of an answer from its draft, and counts how many guesses are correct.
 
     Args:
-        draft: Ids that the answer probably follows.
+        draft: Token ids that the answer probably repeats in large part.
         hits, misses: Correct and wrong guesses in an earlier answer of the same row.
     """
 
@@ -31,9 +31,10 @@ class Follower:
 
     @classmethod
     def after(cls, before: Follower | None, draft: Sequence[int]) -> Follower:
-        """Returns a follower of `draft` that starts with the correct guesses and half the wrong ones of `before`.
+        """Returns a follower for the next revision of a row; it guesses from `draft`.
 
-        Later revisions change less than earlier ones.
+        Its counts start from those of `before`, the follower of the row's last answer. Wrong guesses count half, since
+        later revisions change less than earlier ones. With None the counts are the defaults.
         """
         return cls(draft) if before is None else cls(draft, hits=before.hits, misses=before.misses / 2)
 
@@ -47,7 +48,7 @@ class Follower:
         return self.draft[self.at : self.at + most]
 
     def see(self, tokens: Sequence[int]) -> None:
-        """Updates place in the draft and counts of correct and wrong guesses by newly generated answer tokens."""
+        """Takes newly generated answer tokens; moves on in the draft and counts correct and wrong guesses."""
         for token in tokens:
             self.written.append(token)
             if self.at < len(self.draft) and self.draft[self.at] == token:
@@ -60,7 +61,10 @@ class Follower:
             self.hits, self.misses = self.hits * _MEMORY / seen, self.misses * _MEMORY / seen
 
     def _place(self) -> int:
-        """Returns the draft position after a match of the latest answer tokens; without a match the next position."""
+        """Returns the draft position to go on from after a wrong guess.
+
+        It follows the nearest place where the draft has the latest answer tokens; without one, it is the next position.
+        """
         expected = self.at + 1
         for length in range(min(_TAIL, len(self.written)), 0, -1):
             tail = self.written[-length:]
@@ -73,11 +77,11 @@ class Follower:
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimated time of a forward pass, in units of the time for one more token of one row.
+    """A formula for the time of a forward pass, in units of the time for one more token of one row.
 
     Measured on CPU with 25M weights, in milliseconds, for q tokens of n rows after 400 cached tokens: (n, q) (1, 1) 7,
-    (1, 8) 12, (1, 32) 22, (1, 64) 35, (8, 1) 14, (8, 8) 46, (8, 32) 134, (32, 1) 49, (32, 16) 284. A formula and
-    not a timer, since the guess length changes the rounding: a resumed run must guess as the uninterrupted one.
+    (1, 8) 12, (1, 32) 22, (1, 64) 35, (8, 1) 14, (8, 8) 46, (8, 32) 134, (32, 1) 49, (32, 16) 284. Times of the run
+    itself are not used: the number of guessed tokens changes the rounding, and a resumed run must repeat it.
 
     Attributes:
         fixed: Cost of reading the weights and starting the kernels.
@@ -89,9 +93,10 @@ class Cost:
 
     @classmethod
     def of(cls, *, on_cpu: bool, weights: int, cached: int) -> Cost:
-        """Returns the estimated time of a forward pass on CPU or GPU, in units of one more token of one row.
+        """Returns the formula for a model on a CPU or a GPU.
 
         Args:
+            on_cpu: True for a CPU, False for a GPU.
             weights: number of model weights.
             cached: numbers in the key/value cache per row.
         """
@@ -104,13 +109,14 @@ class Cost:
 
 
 def guess_length(acceptances: Sequence[float], cost: Cost, most: int = LENGTHS[-1]) -> int:
-    """Returns the number of tokens to guess for each row of a batch: 0, or the one with most expected tokens per time.
+    """Returns how many tokens to guess in the next forward pass, one number for all rows of a batch.
 
-    The cost of context tokens is left out: every forward pass reads them, with or without a guess.
+    It is the number with the most accepted tokens per time, as expected from `acceptances`, or 0 if guessing would not
+    be clearly faster than plain decoding.
 
     Args:
         acceptances: Probability of each row that a guessed token is accepted, from `Follower`.
-        cost: Cost of a forward pass.
+        cost: Time of a forward pass.
         most: Largest number of tokens to guess.
     """
     rows, alike = len(acceptances), Counter(round(p, 2) for p in acceptances)

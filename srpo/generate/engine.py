@@ -92,11 +92,11 @@ class Engine(Protocol):
 
 @contextmanager
 def reporting(engine: Any, watch: Watch | None) -> Iterator[None]:
-    """Inside this `with` block, an engine that can do so calls `watch` with the tokens of unfinished answers.
+    """Inside this `with` block, an engine calls `watch` with the tokens of answers that it is still generating.
 
     Args:
-        engine: reports if it has an attribute `watch`.
-        watch: called with the place of a row and its token ids so far; None reports nothing.
+        engine: an engine; one without an attribute `watch` calls nothing.
+        watch: called after each step with index and token ids so far of each unfinished row; None reports nothing.
     """
     reports = watch is not None and hasattr(engine, "watch")
     if reports:
@@ -119,5 +119,8 @@ def expect_temperature(temperature: float) -> None:
 
 
 def seed_of(seed: int, key: str) -> int:
-    """Returns the seed of one request, for engines with their own random numbers: 0 to 2³¹ − 1, from seed and key."""
+    """Returns a seed in 0 … 2³¹ − 1 for one row, a hash of the run's seed and the row's key.
+
+    It is for engines that draw with their own random numbers, such as a server.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:4], "big") >> 1

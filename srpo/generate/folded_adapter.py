@@ -47,6 +47,8 @@ class FoldedAdapter:
     def active(self, context: Sequence[int]) -> Iterator[None]:
         """Inside this `with` block the adapter is added to the base weights; afterwards they are restored bit for bit.
 
+        If the adapter cannot be added exactly, the block runs with the adapter as it is; the log says so once.
+
         Args:
             context: Token ids on which the first use compares the logits with and without folding.
         """
@@ -89,7 +91,7 @@ class FoldedAdapter:
 
     @torch.no_grad()
     def _check(self, context: list[int]) -> str:
-        """Returns the reason why the adapter cannot be added to the weights; "" if logits on `context` agree."""
+        """Returns the reason why the adapter must not be added to the weights; "" if logits on `context` agree."""
         from peft.tuners.lora.layer import Linear
 
         layers = self._layers()

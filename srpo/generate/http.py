@@ -2,7 +2,7 @@
 
     answered    a 2xx status with JSON that the caller's `read` accepts
     failed      with a reason: the server refuses the request (4xx), or each try failed (429, 5xx, a timeout, a broken
-                connection, torn JSON, an answer that `read` rejects)
+                connection, incomplete JSON, an answer that `read` rejects)
     unchanged   the run stopped before the item: no server, a refused key, Ctrl-C
 
 httpx sends the requests and tenacity repeats them; see docs/decisions/0009. Keys and passwords are removed from all
@@ -97,8 +97,8 @@ class Endpoint:
             authentication, and a query is added to every request.
         options: Other fields of `EndpointSettings`. `timeout` covers one try, from the request to the last byte of the
             answer. The wait before the second try is `backoff` seconds less a random part of up to one half; it doubles
-            with each try, up to a minute. A Retry-After replaces the wait and holds back all requests. Keys are named,
-            not given, because shell histories and process lists would show it.
+            with each try, up to a minute. A Retry-After replaces the wait and holds back all requests. `api_key_env` is
+            the name of an environment variable: shell histories and process lists would show the key itself.
 
     Attributes:
         close: Closes the connections; garbage collection does the same.
@@ -141,12 +141,13 @@ class Endpoint:
             bodies: One JSON object per POST request, consumed as needed.
             read: Converts the parsed JSON answer, on another thread. Raises `UnusableAnswer`, KeyError, IndexError or
                 TypeError for an answer without the needed content.
-            keep: Receives each body and its value as soon as the answer arrives, on the same thread: a kill must not
-                lose an answer that waits for earlier items.
+            keep: Receives each body and its value on the thread of `read`, as soon as the answer arrives. Stored there,
+                an answer that waits for earlier items survives if the process is killed.
 
         Raises:
             ConfigError: The server refuses the key, or has no such path or model.
-            InputError: No server answers, or all tries failed for as many items in a row as run at once.
+            InputError: No server answers, or all tries failed for too many items in a row: more than 8, and more than
+                run at once.
         """
         stop = threading.Event()
         futures: deque[Future[Reply[T]]] = deque()
@@ -391,7 +392,7 @@ def _message(content: bytes) -> str:
 
 
 def _awaited(future: Future[T]) -> T:
-    """Returns the result of a future; a signal that came just before Python waits would not end that wait by itself."""
+    """Returns the result of a future; waits in short pieces, since a signal does not always end a wait of Python's."""
     while not wait([future], PULSE).done:
         signals.expect_none()
     return future.result()

@@ -14,11 +14,11 @@ from srpo.generate.engine import Completion, Engine, Keep
 
 
 class Journal:
-    """A file of JSON lines with finished answers by request.
+    """A file of JSON lines that stores finished answers under a hash of their request.
 
     Args:
         path: The file to read and append to.
-        durable: Return from `add` only when a power cut can no longer undo it: for answers that cost money.
+        durable: `add` returns only once the disk has the answer (fsync), so that a power cut cannot lose it.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
@@ -32,7 +32,7 @@ class Journal:
                 continue  # a line of another format: the request is sent again
 
     def known(self, requests: Sequence[Mapping[str, Any]]) -> dict[int, Completion]:
-        """Returns index in `requests` → completion, for the requests that the journal has answers to."""
+        """Looks up requests; returns a dict with the stored completion by index in `requests`, without the others."""
         digests = [_digest(request) for request in requests]
         return {i: self._known[digest] for i, digest in enumerate(digests) if digest in self._known}
 

@@ -19,7 +19,7 @@ GROWTH = 1.25  # a wider buffer is a copy of the old one
 
 
 class _Where:
-    """Cache slots of the tokens in the current forward pass; all layers share one object."""
+    """The cache slots to which a forward pass writes its tokens; the layers of a cache share one object."""
 
     def __init__(self) -> None:
         self.slots_NQ = torch.zeros(0, 0, dtype=torch.long)
@@ -35,9 +35,9 @@ class _Where:
         self.rows_N1 = torch.arange(len(slots), device=device)[:, None]
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """Returns a mask [N, 1, Q, W] of rows, queries, slots for attention scores; N is 1 if rows share their slots.
+        """Returns the attention mask [N rows, 1, Q queries, W slots]: 0 where a query sees a slot, −∞ elsewhere.
 
-        Eager attention would add a boolean mask as ones and zeros, so the mask is additive.
+        N is 1 if all rows write to the same slots. The mask is not boolean, since eager attention adds it to scores.
         """
         slots_NQ1 = self.slots_NQ[:, :, None]
         at_W = torch.arange(self.width, device=slots_NQ1.device)
@@ -56,9 +56,9 @@ class SlotLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes the new keys and values of one layer into their slots, and returns all that queries may see.
+        """Writes the new keys and values of one layer into their slots; returns keys and values of all slots in use.
 
-        All tensors are [rows, key-value heads, tokens, head size].
+        All tensors are [rows, key-value heads, tokens, head size]. Slots hidden from a query are left to the mask.
         """
         self.keys, self.values = self._written(self.keys, key_states), self._written(self.values, value_states)
         self.is_initialized = True
@@ -79,9 +79,9 @@ class SlotLayer(DynamicLayer):
 
 
 def widened(buffer_NHWD: Tensor, width: int) -> Tensor:
-    """Returns a copy of a buffer of keys or values with `width` slots per row; new slots are 0.
+    """Returns a copy of a buffer of keys or values, [rows, heads, slots, head size], with `width` slots per row.
 
-    Both are [rows, heads, slots, head size]; hidden slots must be finite too.
+    New slots are 0 and not uninitialised: attention multiplies hidden slots by 0, which does not remove a nan.
     """
     n, heads, old, size = buffer_NHWD.shape
     wide_NHWD = buffer_NHWD.new_zeros(n, heads, width, size)
@@ -98,7 +98,7 @@ class SlotCache(Cache):
         super().__init__(layers=list(self.kv))
 
     def place(self, slots: Sequence[Sequence[int]], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Sets the cache slots that the tokens of the next forward pass are written to, one list of slots per row.
+        """Sets the slots to which the next forward pass writes its tokens: a list of slot numbers per row.
 
         Returns:
             The additive attention mask, [rows, 1, new tokens, slots].

@@ -46,9 +46,9 @@ class CompletionsEngine:
         endpoint: The server.
         model: Name of the model or adapter on the server; "" takes the only one.
         batch_size: Prompts passed together; None takes four times the number of concurrent requests.
-        dialect: vllm, or openai for a server with the standard fields only; auto asks the server.
+        dialect: "vllm" sends vLLM's own fields too, "openai" the standard ones; "auto" asks which server it is.
         journal: Stores each answer as it arrives; a stored answer is not requested again.
-        fields: More fields of each request; None leaves a field of the engine out.
+        fields: More fields of each request, name → value; the value None removes a field that the engine sends.
 
     Attributes:
         max_length: Largest number of context and answer tokens; None if the server does not report one.
@@ -124,7 +124,10 @@ class CompletionsEngine:
     def _request(
         self, bodies: dict[int, Body], store: Callable[[int, JSONObject, Completion], None]
     ) -> dict[int, Completion]:
-        """Sends the bodies and stores each answer; stops early if the server rejects a field that can be adapted."""
+        """Sends request bodies by index, stores each answer, and returns the completions by index.
+
+        Returns early if the server rejects a field that `_adapt` can rename or omit; the caller sends the rest again.
+        """
         done: dict[int, Completion] = {}
         places = {id(body): place for place, body in bodies.items()}
         replies = self.endpoint.each(
@@ -137,14 +140,21 @@ class CompletionsEngine:
         return done
 
     def _adapted(self, body: Body) -> Body:
-        """Returns a request body with field names that the server is known to accept."""
+        """Returns a copy of a request body with the fields renamed and omitted as `_adapt` has found necessary."""
         names = {name: self._renamed.get(name, name) for name in body}
         return {new: body[name] for name, new in names.items() if new is not None}
 
     def _adapt(self, refusal: str, body: Body) -> bool:
-        """Finds the field of a refused request to rename or omit from now on; returns whether there is such a field.
+        """Learns from a refused request which of its fields to rename or omit in later requests.
 
         A field is omitted only if its value leaves the distribution of answers unchanged.
+
+        Args:
+            refusal: the server's error.
+            body: the request.
+
+        Returns:
+            False if no field can be changed, so that the request has failed.
         """
         named = [name for name in body if re.search(rf"\b{name}\b", refusal)]
         if LIMITS[0] in named and (LIMITS[1] in refusal or _ABOUT_NAMES.search(refusal)) and self.path != "completions":
@@ -231,7 +241,14 @@ class ChatEngine(CompletionsEngine):
 
 
 def _ending(answer: JSONObject) -> tuple[JSONObject, bool, int | None, int | None]:
-    """Returns a server answer's choice, whether the model ended it, and the numbers of generated and read tokens."""
+    """Reads a server's answer: its first choice, whether the model ended it, tokens generated, tokens of context.
+
+    A number of tokens that the server does not report is None.
+
+    Raises:
+        Refused: a content filter has withheld the answer.
+        UnusableAnswer: the answer ended for another reason than its end or its length.
+    """
     choice, usage = answer["choices"][0], answer.get("usage") or {}
     reason = choice.get("finish_reason")
     if reason == "content_filter":

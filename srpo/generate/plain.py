@@ -56,7 +56,7 @@ class HFEngine:
 
     Args:
         model: A causal language model.
-        pad_id: Padding id on the left; no token attends to padding.
+        pad_id: Token id that fills shorter rows at their beginning; no token attends to it.
         batch_size: Rows generated together.
 
     Raises:

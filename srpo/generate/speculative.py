@@ -44,7 +44,14 @@ _CHECKED = 32  # tokens of the comparison, the first context repeated
 
 @dataclass
 class _Row:
-    """One row of a batch, in progress or kept for the next call: context, tokens written so far, cached length."""
+    """One row of a batch, in progress, or kept with its cache for the next call.
+
+    Attributes:
+        context: token ids given.
+        noise: one uniform random number per new token; None for greedy decoding.
+        follower: guesses the row's next tokens; None without guesses.
+        written: token ids generated so far.
+    """
 
     context: list[int]
     noise: Tensor | None
@@ -69,7 +76,7 @@ class SpeculativeEngine(HFEngine):
 
     Attributes:
         forwards, read: Number of forward passes so far, and of the tokens they read, padding included.
-        watch: Receives the place of each unfinished row and its tokens so far, after every step.
+        watch: Called after every step with index and tokens so far of each unfinished row; None calls nothing.
         serves: True if speculative decoding is exact for the model; None before the first call.
     """
 
@@ -140,7 +147,11 @@ class SpeculativeEngine(HFEngine):
         return [done[i] for i in range(len(contexts))]
 
     def _batches(self, contexts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Yields batches of indices of contexts of similar length; a single batch keeps the cache's order."""
+        """Yields batches of indices of contexts.
+
+        Several batches are sorted by length of context. A single batch is not: its rows then have the order of the
+        cache that the last call left, which need not be copied.
+        """
         order = list(range(len(contexts)))
         if len(order) > self.batch_size:
             order.sort(key=lambda i: len(contexts[i]))
@@ -153,7 +164,10 @@ class SpeculativeEngine(HFEngine):
         return SlotCache(len(DynamicCache(config=self.model.config).layers))
 
     def _recall(self, rows: list[_Row]) -> SlotCache:
-        """Returns the kept cache cropped to each row's longest known prefix; followers inherit hits and misses."""
+        """Returns the cache of the last call, its rows chosen and cropped to the longest prefix of each new row.
+
+        Each row's follower goes on from the counts of correct and wrong guesses of the old row with that prefix.
+        """
         if self._kept is None:
             return self._new_cache()
         old, cache = self._kept
@@ -205,7 +219,10 @@ class SpeculativeEngine(HFEngine):
     def _step(
         self, rows: list[_Row], cache: SlotCache, most: int, stop_ids: frozenset[int], temperature: float
     ) -> None:
-        """Reads each row's pending and guessed tokens in one forward pass; adds accepted guesses and one more token."""
+        """Reads each row's pending and guessed tokens in one forward pass.
+
+        Appends the accepted guesses of each row and the one token that the model chooses after them.
+        """
         guesses = self._guesses(rows, most)
         blocks = [row.pending() + guess for row, guess in zip(rows, guesses, strict=True)]
         verified = 1 + max(map(len, guesses))
@@ -244,7 +261,10 @@ class SpeculativeEngine(HFEngine):
         ]
 
     def _forward(self, rows: list[_Row], blocks: list[list[int]], cache: SlotCache, verified: int) -> Tensor:
-        """[N, K, V] logits after the last K = `verified` tokens of each row's block; blocks are padded at the front."""
+        """Runs the model on N rows; returns logits [N, K, V] after the last K = `verified` tokens of each row's block.
+
+        A block holds the token ids that a row adds to its cache; shorter blocks are padded at the front.
+        """
         width = max(map(len, blocks))
         ids = [[self.pad_id] * (width - len(block)) + block for block in blocks]
         slots = [
@@ -267,7 +287,10 @@ class SpeculativeEngine(HFEngine):
         return logits_NKV
 
     def _choose(self, rows: list[_Row], logits_NKV: Tensor, guesses: list[list[int]], temperature: float) -> Tensor:
-        """[N, K] the token that the model chooses at each verified position, by temperature and uniform numbers."""
+        """Returns the token, [N, K], that the model itself chooses at each of K positions, to compare with guesses.
+
+        At temperature 0 it is the most probable token, otherwise the one that the row's random number selects.
+        """
         n, verified, vocabulary = logits_NKV.shape
         flat_RV = logits_NKV.float().reshape(-1, vocabulary) if logits_NKV.dtype != torch.float64 else logits_NKV
         if temperature == 0:
@@ -284,7 +307,10 @@ class SpeculativeEngine(HFEngine):
     # ------------------------------------------------------------------ the check of the model
 
     def _settle(self, context: Sequence[int]) -> bool:
-        """Returns whether speculative decoding is exact for the model; the first call checks it on a context."""
+        """Returns whether speculative decoding is exact for the model.
+
+        The first call checks it on tokens of `context`, and logs a warning if it is not.
+        """
         if self.serves is None:
             config = self.model.config.get_text_config()
             why = why_not_speculative(self.model)
@@ -301,7 +327,10 @@ class SpeculativeEngine(HFEngine):
 
     @torch.no_grad()
     def _check(self, context: list[int]) -> str:
-        """Compares cached logits of a context, read in two blocks, with plain ones; returns the difference, or ""."""
+        """Compares logits of a context that is read into the cache in two blocks with those without a cache.
+
+        Returns the reason not to decode speculatively, such as too large a difference; "" if they agree.
+        """
         pair = [_Row(context, None, None), _Row(context[: _CHECKED // 2], None, None)]
         cache = self._new_cache()
         for size in (_CHECKED // 4, _CHECKED):  # once without and once with padding
