@@ -72,7 +72,10 @@ class AnswerForm(NamedTuple):
         closing = f"\n{ends[0]}\n\n" if ends else ""
 
         def rest(message: Message) -> str | None:
-            """The text rendered for an answer after the generation prompt; None if the prompt is not its beginning."""
+            """The text that the template writes for an answer after the generation prompt.
+
+            None if the rendered conversation does not begin with that prompt.
+            """
             text = render([_user(ASK), {"role": "assistant", **message}], False)
             begins = prompt if text.startswith(prompt) else prompt.rstrip()
             return text.removeprefix(begins) if text.startswith(begins) else None

@@ -31,7 +31,10 @@ DATE_CALL, DATE = re.compile(r"strftime_now\(\s*(?:\"[^\"]*\"|'[^']*')\s*\)"), "
 
 
 class ControlTokens:
-    """Puts `MARK` inside control tokens, such as `<|im_end|>`, in users' text, so that they are encoded as letters.
+    """Keeps control tokens, such as `<|im_end|>`, that occur in users' text from being encoded as control tokens.
+
+    It puts `MARK`, two characters that no text has, inside each of them. The encoder splits text at `MARK` and removes
+    it, so the control token is encoded as letters.
 
     The tokenizer's own "split specials" switch would also split the control tokens of the chat template.
 
@@ -53,22 +56,23 @@ class ControlTokens:
         self._beginnings = tuple({token[:i] for token in self.control for i in range(1, len(token))})
 
     def found_in(self, text: str) -> list[str]:
-        """Returns the control tokens, such as `<|im_end|>`, that occur in a text; `MARK` counts as one."""
+        """Returns the control tokens, such as `<|im_end|>`, that occur in a text, and `MARK` if the text holds it."""
         if not any(start in text for start in self._starts):
             return []
         return [token for token in (MARK, *self.control) if token in text]
 
     def as_text(self, text: str, *, answer: bool) -> list[str]:
-        """Returns the control tokens in a text that will be encoded as letters, not as the token.
+        """Returns those control tokens in a text that srpo will encode as letters; for warnings.
 
-        In an answer, tokens of thinking and of tool calls are not among them.
+        Args:
+            answer: True for a model's answer, in which tokens of thinking and of tool calls stay tokens.
         """
         return [token for token in self.found_in(text) if token in (self._not_spoken if answer else self.control)]
 
     def sealed(self, text: str) -> str:
-        """Returns the text, with `MARK` appended if it ends with the beginning of a control token.
+        """Returns the text, with `MARK` appended if it ends with the first letters of a control token.
 
-        Otherwise the next text could complete the token. `MARK` is removed when the text is encoded.
+        Without `MARK` the next text could complete the token. `MARK` is removed when the text is encoded.
         """
         return text + MARK if text.endswith(self._beginnings) else text
 
@@ -203,7 +207,8 @@ class ChatTemplate:
 
         Args:
             answer: the answer with `MARK` inside its control tokens.
-            parts: passes thinking under its own key of the message instead of inside the content.
+            parts: True gives thinking to the template in a key of its own, as a server's message has it; False tries
+                first to leave it inside the message's content.
         """
         form = self.form(options)
         thinking, content = self.split(answer)
@@ -216,7 +221,10 @@ class ChatTemplate:
         return form.scored(thinking, content) if raw is None else raw
 
     def _raw(self, answer: str, thinking: str, content: str, options: Options) -> str | None:
-        """The answer rendered with thinking inside its content; None if the template does not treat it as thinking."""
+        """The answer as the template renders a message whose content holds the thinking, too.
+
+        None if the template does not treat that part of the content as thinking.
+        """
         ask = {"role": "user", "content": ASK}
         prompt = self._apply([ask], {"add_generation_prompt": True, **options})
         text = self._apply([ask, {"role": "assistant", "content": answer}], options)
@@ -250,7 +258,11 @@ class ChatTemplate:
     # ------------------------------------------------------------------ probes
 
     def _finished(self) -> str:
-        """The rendered probe conversation of one question and one answer; raises if the template drops either text."""
+        """A short test conversation of one question and one answer, as the chat template renders it.
+
+        Raises:
+            TemplateError: the template leaves out either text.
+        """
         turns = [{"role": "user", "content": ASK}, {"role": "assistant", "content": CONTENT}]
         text = self._apply(turns, {})
         if lost := [turn["role"] for turn in turns if turn["content"] not in text]:

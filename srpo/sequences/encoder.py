@@ -11,15 +11,16 @@ from srpo.sequences.protocols import Tokenizer
 
 
 class Encoder:
-    """Encodes texts with one tokenizer, without the special tokens that the tokenizer would add."""
+    """Encodes texts with one tokenizer, without the special tokens, such as BOS, that the tokenizer adds by default."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the token ids of each text; a control token with `MARK` inside is encoded as letters.
+        """Returns the token ids of each text.
 
-        Texts are encoded in pieces between `MARK`s, so that no piece holds such a token.
+        Texts are split at each `MARK`, which is removed, and the pieces encoded one by one. So a control token with
+        `MARK` inside is encoded as letters.
         """
         if not texts:
             return []
@@ -41,7 +42,10 @@ class Encoder:
 
     @cached_property
     def _plainly_fast(self) -> bool:
-        """Whether `encode_batch_fast` of the tokenizers library gives the same ids: no subclass overrides encoding."""
+        """True if the faster `encode_batch_fast` of the tokenizers library gives the same ids as the tokenizer itself.
+
+        It may give others for a class of tokenizer that overrides encoding.
+        """
         from transformers import PreTrainedTokenizerFast
 
         encode = getattr(type(self.tokenizer), "_encode_plus", None)

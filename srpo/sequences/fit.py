@@ -31,10 +31,10 @@ VERSION = 3  # version of the file of stored pairs; other versions are not read
 
 
 def expect_truncate(renderer: Renderer, truncate: str) -> None:
-    """Checks that `truncate` is "none" or "prompt", and that the tokenizer can cut prompts if asked to.
+    """Checks that `truncate` is "none" or "prompt", and that the renderer's tokenizer can cut prompts for "prompt".
 
     Raises:
-        ConfigError: an unknown way, or a tokenizer that does not map tokens to places in the text.
+        ConfigError: another value, or a tokenizer that does not map tokens to places in the text.
     """
     if truncate not in TRUNCATE:
         raise ConfigError(f"{truncate!r}", where="truncate", expected="one of " + ", ".join(TRUNCATE))
@@ -65,9 +65,12 @@ def too_long(where: str, lengths: tuple[int, ...], limit: int, why: str = "") ->
 
 
 def fitted(renderer: Renderer, pairs: Iterable[Pair], limit: int | None) -> Iterator[RenderedPair]:
-    """Yields every pair in token ids, in order; prompts of pairs over `limit` tokens are cut to fit.
+    """Tokenises pairs and yields them in order; a pair that cannot be used has a reason instead of token ids.
 
-    A pair that cannot be used has a reason instead of ids; `limit` None cuts nothing.
+    Args:
+        renderer: makes the six sequences of a pair.
+        limit: longest sequence in tokens. The prompt of a pair with a longer one is cut until all six fit. None cuts
+            nothing.
     """
     for pair, six in renderer.rendered(pairs):
         lengths: tuple[int, ...] = ()
@@ -88,7 +91,13 @@ def fitted(renderer: Renderer, pairs: Iterable[Pair], limit: int | None) -> Iter
 
 
 def _shortened(renderer: Renderer, pair: Pair, six: list[TokenPair], limit: int) -> list[TokenPair] | Reject:
-    """The six sequences of a pair over the limit, after cutting the oldest part of its prompt; or a reject."""
+    """Cuts the oldest part of a pair's prompt until its six sequences have at most `limit` tokens; returns them.
+
+    Returns a reject if no prompt would be left, or if the prompt has pictures.
+
+    Args:
+        six: the sequences before the cut, at least one of them over the limit.
+    """
     prompt, now = pair.prompt, six
     if pictures_of(prompt):
         lengths = (0, 0, 0, *_lengths(six), longest_of(six))
@@ -107,8 +116,9 @@ def _shortened(renderer: Renderer, pair: Pair, six: list[TokenPair], limit: int)
 
 
 def cut_oldest(tokenizer: Tokenizer, prompt: Prompt, tokens: int) -> Prompt | None:
-    """Returns the prompt without the first `tokens` tokens of its text, or a few more; None if nothing would be left.
+    """Returns the prompt without the first `tokens` tokens of its text; None if nothing would be left.
 
+    More tokens are cut where the cut falls inside a letter of several tokens, or whole messages are dropped.
     System messages stay. A message that is cut whole is dropped together with all messages up to the next user
     message, since a conversation begins with the user.
     """

@@ -37,19 +37,19 @@ class PictureInputs:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """Inputs of the model by name; a data set of trees holds none of them, since each batch makes its own."""
+        """Inputs of the model by name, made by `make` at each access: a data set of many pictures cannot hold them."""
         return self.make()
 
     def made(self) -> PictureInputs:
-        """A copy that holds its tensors, as a batch does on its way between processes."""
+        """Returns a copy that holds its tensors, so that the process it is sent to need not make them."""
         return replace(self, make=partial(dict, self.tensors))
 
 
 class PicturedIds(list[int]):
-    """Token ids of a context that contains pictures, in order.
+    """A list of the token ids of a context, which also carries the pictures that its image tokens belong to.
 
     Attributes:
-        pictures: the pictures.
+        pictures: the pictures, in the order of the context.
     """
 
     def __init__(self, ids: Iterable[int], pictures: Iterable[PictureInputs]) -> None:
@@ -58,7 +58,7 @@ class PicturedIds(list[int]):
 
 
 def pictures_in(ids: Sequence[int]) -> tuple[PictureInputs, ...]:
-    """The pictures in a context's token ids; () for text."""
+    """Returns the pictures that a context's token ids carry (`PicturedIds`); () for ids of text alone."""
     return ids.pictures if isinstance(ids, PicturedIds) else ()
 
 

@@ -30,14 +30,14 @@ LONG_KEPT = 4096  # pictures whose token ids are kept
 
 
 def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer of a processor, with the processor's chat template if it has none of its own."""
+    """Returns the tokenizer inside a processor; sets its chat template to the processor's if it has none."""
     tokenizer = processor.tokenizer
     tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
     return tokenizer
 
 
 class PictureProcessor:
-    """Wraps a transformers processor of pictures and text.
+    """Turns pictures of prompts into token ids and tensors, by a model's own transformers processor.
 
     Args:
         source: the processor, or a function that loads it at the first picture.
@@ -57,7 +57,7 @@ class PictureProcessor:
         self._ids = lru_cache(LONG_KEPT)(lambda picture: self._prepared(picture)[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the kept pictures, which another process makes again."""
+        """State for pickling, without the cache of prepared pictures: another process prepares its own."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_prepared", "_ids")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -71,10 +71,10 @@ class PictureProcessor:
 
     @cached_property
     def processor(self) -> Any:
-        """The processor, loaded now if it was not.
+        """The transformers processor, loaded at the first access.
 
         Raises:
-            DataError: there is none: a text model cannot be shown pictures.
+            DataError: the model has no processor of pictures, so it cannot be shown any.
         """
         if not hasattr(self._made, "image_processor"):
             problem = "the row has pictures, and the model has no processor for them; a text model cannot be shown them"
@@ -83,11 +83,11 @@ class PictureProcessor:
 
     @property
     def loaded(self) -> bool:
-        """Whether a picture was met, so that the processor was needed."""
+        """True if the processor has been loaded, which happens at the first picture."""
         return "processor" in self.__dict__
 
     def save(self, folder: Path, tokenizer: Any) -> None:
-        """Writes the processor with this tokenizer and its chat template; does nothing if no picture was met."""
+        """Writes the processor, with `tokenizer` and its chat template, into a folder; does nothing if not `loaded`."""
         if self.loaded:
             made = copy(self.processor)
             made.tokenizer, made.chat_template = tokenizer, tokenizer.chat_template
@@ -130,9 +130,15 @@ class PictureProcessor:
             raise DataError(error.what, where=where, expected=error.expected, fix=error.fix) from None
 
     def expanded(self, ids: list[int], text: str, prompt: Prompt) -> list[int]:
-        """The token ids of a context, each placeholder replaced by the ids of its picture; a context without is as is.
+        """Returns a context's token ids with the placeholder of each picture replaced by the picture's image tokens.
 
-        The first context with pictures is compared with that which the processor itself makes of the context's text.
+        A context without pictures is returned unchanged. The first one with pictures is compared with the ids that the
+        processor itself makes of the whole text.
+
+        Args:
+            ids: token ids of the context, with one placeholder per picture.
+            text: the context as text.
+            prompt: the prompt that carries the pictures.
 
         Raises:
             TemplateError: the chat template does not write one placeholder a picture, or the processor makes other ids.
@@ -160,11 +166,11 @@ class PictureProcessor:
         self._compared = True
 
     def keys(self, pictures: Sequence[Picture]) -> list[bytes]:
-        """`PictureInputs.key` of each picture, which no picture is opened for."""
+        """Returns the `PictureInputs.key` of each picture, a digest that identifies it; opens no picture."""
         return [hashlib.sha256(each.sha256.encode() + self._fingerprint).digest() for each in pictures]
 
     def inputs(self, pictures: Sequence[Picture]) -> tuple[PictureInputs, ...]:
-        """Pictures as the model takes them; their tensors are made when they are first read."""
+        """Returns the pictures as inputs of the model; each one's tensors are made when they are first read."""
         found = []
         for picture, key in zip(pictures, self.keys(pictures), strict=True):
             count = self._ids(picture).count(self.placeholder)
@@ -175,7 +181,11 @@ class PictureProcessor:
         return self._prepared(picture)[1]
 
     def _prepare(self, picture: Picture) -> tuple[list[int], dict[str, Tensor]]:
-        """Token ids in the place of a picture, and its tensors."""
+        """Runs the processor on one picture; returns the token ids that it fills, and its tensors by name.
+
+        Raises:
+            DataError: the processor refuses the picture.
+        """
         try:
             made = self.processor(
                 text=[self._placeholder_text], images=[[picture.image()]], return_tensors="pt", add_special_tokens=False

@@ -226,7 +226,7 @@ class Renderer:
                     yield pair, [TokenPair(context, answer) for context, answer in pieces]
 
     def _contexts(self, pair: Pair) -> list[str] | Reject:
-        """Context texts for the draft, the revision of `chosen` and the revision of `rejected`; or a reject."""
+        """A pair's three contexts as text: for a draft, a revision of `chosen` and one of `rejected`; or a reject."""
         try:
             self.expect_shown(pair)
             options = options_of(pair)
@@ -271,7 +271,7 @@ class Renderer:
             raise DataError("the chat template shows no tools, and the row has some", where=row.where)
 
     def _shown(self, row: Pair | PromptRow, options: Options | None) -> str:
-        """The text of the context from which the row's prompt is drafted; errors name the row and the tokenizer."""
+        """The context for a draft as text, to check what the model sees; errors name the row and the tokenizer."""
         try:
             return self._context(row.prompt, None, options)
         except (DataError, TemplateError) as error:
@@ -283,7 +283,7 @@ class Renderer:
 
     @staticmethod
     def _is_ours(error: DataError | TemplateError, row: Pair | PromptRow) -> bool:
-        """Whether the revision template caused the error: an error that the row caused names the row as its place."""
+        """True if the revision template, not the row, caused the error: an error of the row has it as its place."""
         return error.where not in ("", row.where)
 
     # ------------------------------------------------------------------ identity
@@ -364,7 +364,7 @@ class Renderer:
 
     @cached_property
     def _own(self) -> dict[int, str]:
-        """The revision template's requests for a draft (key 1) and for a revision (key 2), with one-letter fillings."""
+        """Requests for a draft (key 1) and a revision (2) of single letters: they show the template's own tokens."""
         return {1: self.template.fill("p"), 2: self.template.fill("p", "d")}
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -376,7 +376,7 @@ class Renderer:
         return [row or list(bos) or self._encoder.lone_bos for row in rows]
 
     def _pictured(self, rows: list[list[int]], texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Token ids of contexts, with those of their pictures in place of the placeholders."""
+        """Returns the token ids of contexts (`rows`) with those of the pictures in place of their placeholders."""
         return [self.pictures.expanded(*each) for each in zip(rows, texts, prompts, strict=True)]
 
     def _terminator(self) -> int:

@@ -86,8 +86,9 @@ class RevisionTemplate:
 
         Args:
             turns: the prompt, its last message from the user.
-            fill: makes a request's text from the prompt and the draft, if any; by default the method `fill`.
-            own: makes the assistant turn of the form "turn" from the draft.
+            draft: the draft to revise; None asks for a draft.
+            fill: makes the request's text from the prompt's last text and the draft; None takes the method `fill`.
+            own: makes the text of the assistant's turn from the draft; used by the form "turn" alone.
         """
         given = (turns[-1]["content"],) if draft is None else (turns[-1]["content"], draft)
         if self.form != "turn":
@@ -121,7 +122,7 @@ class RevisionTemplate:
             raise TemplateError(str(error), where=f"revision template {self.name!r}") from None
 
     def identity(self) -> dict[str, Any]:
-        """Returns name → value of all fields that decide the template's texts, with its name."""
+        """Returns the template's name and all fields that decide its texts, as name → value, for a fingerprint."""
         parts = ("name", "form", "draft", "revision", "chat_template_kwargs")
         shown = {"show_thinking": True} if self.show_thinking else {}
         return {**{part: getattr(self, part) for part in parts}, **shown}
@@ -183,10 +184,14 @@ class RevisionTemplate:
 
 
 def template_for(model: str, asked: str | None) -> RevisionTemplate | None:
-    """Returns the template for a model: the preset or file `asked` for, else the one saved with the model, else None.
+    """Returns the revision template for a model: the one asked for, else the one saved with the model, else None.
 
-    With None, `Renderer` chooses. A template asked for by name is used with any tokenizer. A template saved with the
-    model holds the renderer's fingerprint, and `Renderer` rejects any other tokenizer.
+    For None, `Renderer` chooses a preset. A template that is asked for is used with any tokenizer. A template saved
+    with the model holds the renderer's fingerprint, and `Renderer` rejects any other tokenizer.
+
+    Args:
+        model: the model's folder.
+        asked: name of a preset or path of a file; None asks for none.
 
     Raises:
         TemplateError: `asked` is neither a preset nor a file.
@@ -212,7 +217,11 @@ def conversation(prompt: Prompt) -> list[Message]:
 
 
 def _settings(source: str, file: Path) -> Mapping[str, Any]:
-    """The constants that the source of a `.jinja` file sets outside its blocks; errors name the file.
+    """Reads a revision template's settings, such as its form: the constants set outside the blocks of a `.jinja` file.
+
+    Args:
+        source: the file's text.
+        file: its path, for errors.
 
     Raises:
         TemplateError: the file is not Jinja, or lacks a block or the form.
@@ -242,7 +251,13 @@ def _settings(source: str, file: Path) -> Mapping[str, Any]:
 
 
 def _summary(first: str, fields: str, example: str) -> tuple[str, str]:
-    """The paper's (draft, revision) requests for a summary, from its words for the post, its fields and a draft."""
+    """Builds the paper's requests for a summary, as Jinja texts: one for a draft, one for a revision.
+
+    Args:
+        first: the paper's words for the text to summarise.
+        fields: names of the text's fields.
+        example: the paper's words for the draft.
+    """
     source = '{% set given = (prompt | trim).removesuffix("TL;DR:") | trim %}'
     ask = f"Write a both precise and concise summary of the contents of the {first.split()[-1]}."
     head = f"Below is {first} and the corresponding {fields}"

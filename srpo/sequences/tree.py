@@ -189,8 +189,8 @@ def merge_prompts(trees: Sequence[PrefixTree]) -> tuple[list[PrefixTree], list[l
     """Merges the trees that share a prompt and its pictures into one tree, in order of first appearance.
 
     Returns:
-        The merged trees, and for each of them the indices of its trees; its sequences are theirs, in that order. A tree
-        without a companion is returned unchanged.
+        The merged trees, and for each of them the indices of the given trees that it was made of. A merged tree holds
+        the sequences of these trees in that order. A tree that shares its prompt with no other is returned unchanged.
     """
     members: dict[tuple[object, ...], list[int]] = {}
     for index, tree in enumerate(trees):
@@ -212,7 +212,7 @@ def ranges(slices: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
 def content_of(ids: array[int], marks: array[int], pictures: Sequence[bytes] = ()) -> bytes:
     """Returns `PrefixTree.content`, bytes that identify a tree, from its `ids`, `marks` and the keys of its pictures.
 
-    Two lengths among these bytes separate the three.
+    The bytes also hold two lengths, so that different trees cannot give equal bytes.
     """
     text = len(ids).to_bytes(8, "little") + ids.tobytes() + marks.tobytes()
     return text + b"".join([b"pictures", len(text).to_bytes(8, "little"), *pictures]) if pictures else text
@@ -233,7 +233,9 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _merge(flat: list[list[int]]) -> tuple[list[int], list[Chain], list[int]]:
-    """Merges flat sequences: token ids in depth-first order, chains, each sequence's leaf (−1 for an empty one).
+    """Merges flat token sequences at equal prefixes.
+
+    Returns the tree's token ids in depth-first order, its chains, and the last node of each sequence (−1 if empty).
 
     In sorted order every subtree is a contiguous run of sequences, and each sequence shares its longest prefix with
     the one before it, so one walk over the sorted sequences is a depth-first walk of the tree. Sorting puts a prefix

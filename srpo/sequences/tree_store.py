@@ -122,8 +122,8 @@ class RenderedPair(NamedTuple):
     """One tokenised pair: its lengths in tokens and its tree, or the reason why it cannot be used.
 
     Attributes:
-        lengths: tokens before any cut: of the draft's context, of the chosen and of the rejected answer, of the six
-            sequences, of the longest of them; () if the pair could not be rendered.
+        lengths: ten numbers of tokens before any cut: the draft's context, the chosen and the rejected answer, the six
+            sequences, the longest of them; () if the pair could not be rendered.
         flat: tokens of its six sequences after any cut, unshared; 0 without a tree.
         cut: tokens cut from its prompt.
         ids, marks: its tree, as in `TreeStore`; empty without a tree.
@@ -188,7 +188,10 @@ class PairStore:
         return RenderedPair(tuple(array("i", lengths)), flat, cut, array("i", ids), array("i", marks), kind, reason)
 
     def add(self, digest: bytes, pair: RenderedPair) -> None:
-        """Stores a tokenised pair under its digest; fewer than a thousand are not written, as that saves no time."""
+        """Stores a tokenised pair under its digest.
+
+        A new file is written only from a thousand pairs on: reading fewer would save no time.
+        """
         if self.path is None or self.failed:
             return
         numbers = (array("i", pair.lengths).tobytes(), pair.flat, pair.cut, pair.ids.tobytes(), pair.marks.tobytes())
@@ -204,7 +207,7 @@ class PairStore:
                     self._fail(error)
 
     def close(self) -> None:
-        """Commits and closes the file; called after an interrupted command too, so its pairs are stored."""
+        """Writes all added pairs to the disk and closes the file; an interrupted command calls it too."""
         with self._alone:
             if self._file is None:
                 return
