@@ -167,7 +167,7 @@ def circles(package: Path) -> list[str]:
     reached: dict[str, set[str]] = {}
     for source in read:
         named = [(each.module, each.name) for each in imports(source, package.name)]
-        named = [(home[name].rpartition(".")[0], "") if name in home else (module, name) for module, name in named]
+        named = [(home[name], "") if name in home else (module, name) for module, name in named]
         found = {modules.get(f"{module}.{name}", modules.get(module, "")) for module, name in named}
         reached[source.path] = found - {"", source.path} if source.path != "__init__.py" else set()
     while True:  # files that import none of the files left, or are imported by none of them, are in no circle

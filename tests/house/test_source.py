@@ -42,6 +42,9 @@ BREACHES: dict[Law, list[tuple[str, str, list[str]]]] = {
         ("maths/c.py", "import fake.maths.a\nimport fake.maths.d\n", ["maths/c.py:1: in a circle with maths/a.py"]),
         ("maths/d.py", "import torch\n", []),
         ("maths/e.py", "from fake.maths.a import A\n", []),
+        ("revise/reviser.py", "from fake.revise.e import E\n", ["revise/reviser.py:1: in a circle with revise/e.py"]),
+        ("revise/e.py", "from fake import Reviser\n", ["revise/e.py:1: in a circle with revise/reviser.py"]),
+        ("__init__.py", "_HOME = {'Reviser': 'fake.revise.reviser'}\n", []),
     ],
     laws.imports_by_name: [
         (
