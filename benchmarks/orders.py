@@ -4,7 +4,8 @@
 
 For each seed:
 
-1. a base that drafts orders (benchmarks/tasks/orders.py); three of four training answers have a wrong total
+1. a base that drafts orders (benchmarks/tasks/orders.py); three of four training answers have a wrong total. It
+   trains in cycles of `--base_steps` until its drafts of other orders work the total out, five cycles at most
 2. the second role, on the base's own drafts: their revisions have their own last running total at the head;
    `calibrate --before` on the model before and after it
 3. pairs of the model's own drafts, one with the right total and one with a wrong total; SRPO, DPO, IPO, SFT and an SFT
@@ -23,6 +24,7 @@ import argparse
 import json
 import logging
 import random
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,9 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaForCausalLM
 from transformers.utils import logging as hf_logging
 
 from benchmarks.tasks import orders as task
+from benchmarks.tasks.orders import right, worked_out
 from benchmarks.when_pays import percent_of
 from srpo.data.read import read_prompts
 from srpo.disk import write_file
@@ -43,24 +47,22 @@ from srpo.sequences.render import Renderer
 from srpo.tasks.carry import write_rows
 from srpo.tasks.carry_run import CarryConfig, MethodSettings, train_method
 from srpo.tasks.pretraining import fit
-from srpo.tasks.stages import run_stage
+from srpo.tasks.stages import STAGE_FILE, run_stage
 
 # First seeds of orders: no two stages share orders.
-ROLE, PAIRS, EVALUATION, GATES = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+ROLE, PAIRS, EVALUATION, GATES, READY = 1_000_000, 2_000_000, 3_000_000, 4_000_000, 5_000_000
 # Method → objective. `srpo_no_role` is SRPO from the base, which never saw a revision.
 METHODS = {name: name for name in ("srpo", "dpo", "ipo", "sft", "sft_reviser")} | {"srpo_no_role": "srpo"}
-ROLE_SIZES = (
-    "role_prompts",
-    "role_steps",
-    "batch",
-    "role_learning_rate",
-)  # with the base's: all that decides step 2
+# With the base's, all that decides step 2.
+ROLE_SIZES = ("role_prompts", "role_steps", "batch", "role_learning_rate")
 PAIR_SIZES = (*ROLE_SIZES, "pair_prompts", "draws")
 METHOD_SIZES = (*PAIR_SIZES, "steps", "beta", "learning_rate")
 GATE_BETAS = (0.1, 0.2)
 TOOK = "seconds of training"
 # Least and largest values that let a step pass; of step 1 shares of greedy drafts, of step 3 points lost by SRPO.
 LAST_TOTAL, HEAD, MEND_OVER_RIGHT, KEEP, LOST = {"in": 0.9, "out": 0.7}, 0.2, 2.0, 0.8, 0.1
+# A base from scratch trains on in cycles until its shares on READY_ORDERS orders are ABOVE over those of LAST_TOTAL.
+MOST_CYCLES, READY_ORDERS, ABOVE, CYCLE = 5, 1000, 0.02, 100  # CYCLE separates the seeds of the cycles
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Sizes:
 
 
 HELP = {
-    "base_steps": "optimiser steps of step 1",
+    "base_steps": f"optimiser steps of step 1; from scratch, of one of at most {MOST_CYCLES} cycles",
     "labelled": "labelled orders of each gate, a split",
     "role_prompts": "drafts from which the second role is learnt",
     "role_steps": "optimiser steps of the second role, every other one on drafts",
@@ -179,29 +181,42 @@ class Stage:
 def draft_base(stage: Stage) -> None:
     """Step 1: a model that drafts, with right lines and a total that it cannot know."""
     stage.done("base", partial(base_from_model if stage.model else base_from_scratch, stage))
-    found: dict[str, float] = {}
+    cycles = stage.run / "base" / "cycles.json"
+    found: dict[str, Any] = {"cycles": json.loads(cycles.read_text("utf-8"))} if cycles.exists() else {}
     for split in task.SPLITS:
         rows = stage.rows(stage.sizes.labelled, split, GATES)
         (greedy,), (drawn,) = stage.drafts("base", rows, 0.0), stage.drafts("base", rows, 1.0)
-        found |= {
-            f"right total, greedy, {split}": right(greedy, rows),
-            f"right total, T = 1, {split}": right(drawn, rows),
-        }
+        found[f"right total, greedy, {split}"] = right(greedy, rows)
+        found[f"right total, T = 1, {split}"] = right(drawn, rows)
         found[f"last running total right, greedy, {split}"] = worked_out(greedy, rows)
     stage.note("1 drafts", found)
     for split, least in LAST_TOTAL.items():  # longer orders have no gate
         last, head = found[f"last running total right, greedy, {split}"], found[f"right total, greedy, {split}"]
-        stage.expect(
-            last >= least, f"step 1: {last:.0%} of the drafts work the total out ({split}), fewer than {least:.0%}"
-        )
-        stage.expect(
-            head <= HEAD, f"step 1: {head:.0%} of the drafts open with the right total ({split}): one pass suffices"
-        )
+        few = f"step 1: {last:.0%} of the drafts work the total out ({split}), fewer than {least:.0%}"
+        stage.expect(last >= least, few)
+        known = f"step 1: {head:.0%} of the drafts open with the right total ({split}): one pass suffices"
+        stage.expect(head <= HEAD, known)
 
 
 def base_from_scratch(stage: Stage, folder: Path) -> None:
-    """Trains a small Llama and saves it with its tokenizer and template."""
-    for _, _, model in task.train_base(task.OrdersConfig(steps=stage.sizes.base_steps, seed=stage.seed)):  # noqa: B007
+    """Trains a small Llama in cycles, each a stage of its own, and copies the last one; keeps the shares after each."""
+    shares: list[dict[str, float]] = []
+    for at in range(MOST_CYCLES):
+        cycle = stage.run / f"cycle{at}"
+        stage.done(cycle.name, partial(base_cycle, stage, at))
+        rows = {split: stage.rows(READY_ORDERS, split, READY) for split in LAST_TOTAL}  # orders that no gate reads
+        shares.append({split: worked_out(stage.drafts(cycle.name, rows[split], 0.0)[0], rows[split]) for split in rows})
+        if all(shares[at][split] >= least + ABOVE for split, least in LAST_TOTAL.items()):
+            break
+    shutil.copytree(cycle, folder, ignore=shutil.ignore_patterns(STAGE_FILE), dirs_exist_ok=True)
+    write_file(folder / "cycles.json", json.dumps(shares).encode())
+
+
+def base_cycle(stage: Stage, at: int, folder: Path) -> None:
+    """Trains the model of the cycle before, or one with random weights, for `base_steps` steps on further orders."""
+    start = LlamaForCausalLM.from_pretrained(stage.run / f"cycle{at - 1}") if at else None
+    config = task.OrdersConfig(steps=stage.sizes.base_steps, seed=stage.seed + CYCLE * at)
+    for _, _, model in task.train_base(config, start):  # noqa: B007
         pass
     for each in (model, task.orders_tokenizer()):
         each.save_pretrained(folder)
@@ -239,17 +254,6 @@ def train(stage: Stage, folder: Path, start: Path, pairs: Path, method: str, *, 
     train_method(folder, start, pairs, config, method, stage.seed)
 
 
-def right(answers: Sequence[str], rows: Sequence[Mapping[str, str]]) -> float:
-    """Share of answers that open with the right total."""
-    return sum(task.total("", each, row["gold"]) for each, row in zip(answers, rows, strict=True)) / len(rows)
-
-
-def worked_out(answers: Sequence[str], rows: Sequence[Mapping[str, str]]) -> float:
-    """Share of answers whose last running total is the right total."""
-    golds = [task.first_total(row["gold"]) for row in rows]
-    return sum(task.last_total(each) == gold for each, gold in zip(answers, golds, strict=True)) / len(rows)
-
-
 # ---------------------------------------------------------------------- step 2
 
 
@@ -280,9 +284,7 @@ def role_rows(stage: Stage, folder: Path) -> None:
         if value is not None:
             found.append({"prompt": row["prompt"], "draft": draft, "revision": task.with_total(draft, value)})
     if not found:
-        raise GateClosed(
-            f"seed {stage.seed}: step 2: no draft of the base works a total out, so there is nothing to learn"
-        )
+        raise GateClosed(f"seed {stage.seed}: step 2: no draft of the base works a total out: nothing to learn")
     write_rows(folder / "rows.jsonl", found)
 
 
@@ -357,9 +359,7 @@ def own_pairs(stage: Stage, folder: Path) -> None:
         if task.last_total(chosen) == task.last_total(rejected) == task.first_total(rows[at]["gold"]):
             pairs.append({"prompt": rows[at]["prompt"], "chosen": chosen, "rejected": rejected})
     if not pairs:
-        raise GateClosed(
-            f"seed {stage.seed}: step 3: no order has a draft with the right total and one with a wrong one"
-        )
+        raise GateClosed(f"seed {stage.seed}: step 3: no order has a draft with the right total and one with another")
     write_rows(folder / "pairs.jsonl", pairs)
 
 

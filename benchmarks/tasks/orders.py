@@ -229,6 +229,17 @@ def total_moved_first(answer: str) -> str:
     return f" total {found[0]}:{lines}" if lines.startswith(" ") else f"{found[0]}:{lines}"
 
 
+def right(answers: Sequence[str], rows: Sequence[Mapping[str, str]]) -> float:
+    """Share of answers that open with the right total."""
+    return sum(total("", each, row["gold"]) for each, row in zip(answers, rows, strict=True)) / len(rows)
+
+
+def worked_out(answers: Sequence[str], rows: Sequence[Mapping[str, str]]) -> float:
+    """Share of answers whose last running total is the right total."""
+    golds = [first_total(row["gold"]) for row in rows]
+    return sum(last_total(each) == gold for each, gold in zip(answers, golds, strict=True)) / len(rows)
+
+
 # ---------------------------------------------------------------------- the base model
 
 
@@ -256,11 +267,17 @@ def orders_tokenizer() -> PreTrainedTokenizerFast:
     return character_tokenizer(ALPHABET)
 
 
-def train_base(config: OrdersConfig) -> Iterator[tuple[int, float, LlamaForCausalLM]]:
-    """Trains the base from scratch; yields (step, loss, model) after each step, so that the caller can show it."""
+def train_base(
+    config: OrdersConfig, model: LlamaForCausalLM | None = None
+) -> Iterator[tuple[int, float, LlamaForCausalLM]]:
+    """Trains the base; yields (step, loss, model) after each step, so that the caller can show it.
+
+    Args:
+        model: the model to train on; None starts from random weights.
+    """
     tokenizer, source = orders_tokenizer(), random.Random(config.seed)
     shape = {"hidden": config.hidden, "layers": config.layers, "heads": config.heads}
-    model = small_llama(tokenizer, window=WINDOW, seed=config.seed, **shape)
+    model = model or small_llama(tokenizer, window=WINDOW, seed=config.seed, **shape)
     batches = (_drafts(config, tokenizer, source) for _ in range(config.steps))
     yield from fit(model, batches, steps=config.steps, learning_rate=config.learning_rate, mistakes=0.0)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from benchmarks import orders as command
 from benchmarks.orders_tables import chain, is_choice, is_same_model, plain
@@ -144,6 +146,14 @@ def test_training_lowers_the_loss_and_depends_on_its_seed_alone() -> None:
     assert losses[-1] < losses[0]
 
 
+def test_training_goes_on_from_a_model() -> None:
+    tiny = OrdersConfig(hidden=24, layers=1, heads=2, steps=40, batch=8, seed=3)
+    *_, (_, _, model) = train_base(tiny)
+    further = OrdersConfig(**{**asdict(tiny), "seed": 4})
+    begun, anew = (next(iter(train_base(further, start)))[1] for start in (model, None))
+    assert begun < anew - 0.3
+
+
 # ---------------------------------------------------------------------- the command
 
 
@@ -258,6 +268,55 @@ def test_step_one_wants_lines_and_no_total(tmp_path: Path, monkeypatch: pytest.M
         run("spoilt", 1.0, 3)
     noted = json.loads((tmp_path / "known" / "gates.json").read_text("utf-8"))["1 drafts"]
     assert noted["right total, greedy, out"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("lines_right", "wanted"),
+    [
+        ([(93, 73)], 1),
+        ([(91, 90), (93, 71), (93, 73), (99, 99)], 3),  # 90 and 70 %, and 2 points more, each
+        ([(0, 0)] * 9, command.MOST_CYCLES),
+    ],
+)
+def test_a_base_from_scratch_trains_on_until_its_lines_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines_right: list[tuple[int, int]], wanted: int
+) -> None:
+    monkeypatch.setattr(command, "READY_ORDERS", 100)
+    monkeypatch.setattr(command, "base_cycle", lambda stage, at, folder: trained.append(folder.name))
+    gates = [row for split in SPLITS for row in orders(300, split, seed=command.GATES)]
+    trained: list[str] = []
+
+    class Drafting(command.Stage):
+        def drafts(self, name: str, rows: Sequence[Mapping[str, str]], heat: float, **how: object) -> list[list[str]]:
+            assert not any(row in gates for row in rows)
+            out = dict(zip(("in", "out"), lines_right[int(name.removeprefix("cycle"))], strict=True))
+            share = next(out[split] for split in out if rows == self.rows(100, split, command.READY))
+            return [[row["gold"] if at < share else "000:x11000" for at, row in enumerate(rows)]]
+
+    stage = Drafting(tmp_path, 0, "", command.Sizes())
+    for _ in range(2):  # the second time every cycle is reused
+        command.base_from_scratch(stage, tmp_path / "base")
+    assert trained == [f"cycle{at}" for at in range(wanted)]
+    kept = json.loads((tmp_path / "base" / "cycles.json").read_text("utf-8"))
+    assert kept == [{"in": a / 100, "out": b / 100} for a, b in lines_right[:wanted]]
+    assert not (tmp_path / "base" / "stage.json").exists()  # written last, by the stage itself
+
+
+def test_a_cycle_starts_from_the_one_before_on_other_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def tiny(config: OrdersConfig, model: Any = None) -> Iterator[Any]:
+        seeds.append(config.seed)
+        yield from train_base(OrdersConfig(24, 1, 2, steps=2, batch=2, seed=config.seed), model)
+
+    monkeypatch.setattr(command.task, "train_base", tiny)
+    stage = command.Stage(tmp_path, 1, "", command.Sizes(base_steps=2))
+    for at in range(2):
+        command.base_cycle(stage, at, tmp_path / f"cycle{at}")
+    assert seeds == [1, 1 + command.CYCLE]
+    first, second = (LlamaForCausalLM.from_pretrained(tmp_path / f"cycle{at}").state_dict() for at in range(2))
+    moved = max(float((first[name] - second[name]).abs().max()) for name in first)
+    assert 0 < moved < 0.02  # two steps of at most the learning rate, 0.002, and a decay; not other random weights
 
 
 def test_a_pretrained_model_is_linked_and_not_written_to(tmp_path: Path) -> None:
