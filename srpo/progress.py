@@ -27,7 +27,7 @@ _newest = 0.0  # time of the newest line of the logger, or of the start of the o
 
 
 def _noted(record: logging.LogRecord) -> bool:
-    """Filter of the logger that notes the time of each record and lets all records pass."""
+    """Filter of the logger that lets all records pass and stores their time, so that `_Lines` knows of silence."""
     global _newest
     _newest = monotonic()
     return True

@@ -27,7 +27,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Runs `srpo export`: writes a model as a GGUF file, and prints how its answers differ; returns 0."""
+    """Runs `srpo export`: writes a model as a GGUF file, and prints how answers differ from the model's; returns 0."""
     description = "Export a model as GGUF for llama.cpp and Ollama, and compare the file with the model."
     args = parse("export", description, Arguments, argv)
 

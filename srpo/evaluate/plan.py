@@ -150,7 +150,8 @@ class Plan:
     def controls_of(self, name: str) -> list[str]:
         """Returns the names of the opponents made from the model `name`, keys of `CONTROLS` such as "best_of".
 
-        Its own come first; the highlighted model, or the first one, has those of the whole plan, too.
+        Those in the model's own settings come first. The highlighted model, or without one the first model, also has
+        those of the whole plan.
         """
         owner = self.highlight if self.highlight in self.models else next(iter(self.models), "")
         return list(dict.fromkeys([*self.models[name].controls, *(self.controls if name == owner else ())]))

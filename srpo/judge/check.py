@@ -72,7 +72,7 @@ class JudgeCheck:
 
 
 def sample(pairs: Sequence[Pair], limit: int | None, seed: int = 0) -> list[Pair]:
-    """Draws `limit` of the pairs at random and returns them in their order; all pairs if `limit` is None."""
+    """Draws `limit` of the pairs at random and returns them in the given order; all pairs if `limit` is None."""
     if limit is None or limit >= len(pairs):
         return list(pairs)
     return [pairs[row] for row in sorted(random.Random(seed).sample(range(len(pairs)), limit))]

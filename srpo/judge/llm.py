@@ -299,7 +299,7 @@ class LLMJudge:
         return InputError(what, where=self.endpoint.url, fix=fix)
 
     def _affordable(self, waiting: Sequence[_Showing], sent: list[_Body]) -> Iterator[_Body]:
-        """Yields the requests of waiting calls, and adds them to `sent`, while their maximum cost fits `max_cost`."""
+        """Yields the request of each waiting call, added to `sent`; stops before the cost could exceed `max_cost`."""
         limit = float("inf") if self.asking.max_cost is None else self.asking.max_cost
         for showing in waiting:
             body = self._body(showing)

@@ -96,7 +96,7 @@ class LLMSettings:
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Name of a judge of two answers, and settings of the judge "llm"; there is no default, as it may cost money."""
+    """Name of a judge of two answers, and settings of the judge "llm"; no judge is the default: it may cost money."""
 
     judge: str | None = setting(
         None, "Judge of two answers: exact_match, reward:PATH, module:function, votes:FILE, llm; see docs/judges.md."

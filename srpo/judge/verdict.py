@@ -76,7 +76,7 @@ class Verdict:
 
     @property
     def contradicted(self) -> float | None:
-        """Share of the pairs of repeated runs whose verdicts differ; None with fewer than two scored runs."""
+        """Share of the pairs of runs of this comparison whose verdicts differ; None with fewer than two scored runs."""
         read = [score for score in (self.score, *self.again) if score is not None]
         pairs = list(combinations(read, 2))
         return sum(a != b for a, b in pairs) / len(pairs) if pairs else None

@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An answer of one prompt that is the current one from revision `first` to `last`, with its score in [0, 1].
+    """An answer that is the newest kept one of its prompt after revisions `first` to `last`, with its score in [0, 1].
 
     Revision 0 is the draft; `segments` are the pieces of the answer.
     """

@@ -65,7 +65,7 @@ class Chain:
         return ("draft", len(self.answers)) if self.policy.fresh else ("revision", 0)
 
     def close(self, trail: Trail) -> None:
-        """Takes over the answers of the finished trail, and sets `in_hand` to its final answer."""
+        """Replaces the answers by those of `trail`, which has a final answer chosen, and sets `in_hand` to that one."""
         self.answers = list(trail.answers)
         if self.answers:
             self.in_hand = trail.after(len(self.answers))

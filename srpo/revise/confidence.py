@@ -73,8 +73,8 @@ class ModelScorer:
 
         Args:
             reference: The model before training; None takes the base under the adapter of `model`, if it has one.
-            trained_from: Kind of reference in training, from the model's record; None without a record. The base counts
-                as the reference only for "adapter off": an adapter trained from an earlier adapter had that one.
+            trained_from: Kind of reference in training, as the model's record names it; None without a record. For a
+                kind other than "adapter off", such as "frozen adapter", the base is not the reference.
             backend: computation of shared prefixes: auto, path or flat.
         """
         has_base = adapted(model) is not None and trained_from in (None, "adapter off")
@@ -167,7 +167,7 @@ class Confidence:
         return list(zip(preferred_B.tolist(), tokens, strict=True))
 
     def _sequences(self, rows: Sequence[PromptRow], old: Sequence[str], new: Sequence[str]) -> Sequences:
-        """Returns the (context ids, answer ids) pairs to score for each row, in the equation's order: 2 or 4."""
+        """Returns the (context ids, answer ids) pairs to score for each row: 2 for Eq. 9, 4 for Eq. 14."""
         prompts, options = [row.prompt for row in rows], [options_of(row) for row in rows]
         after_old = self.renderer.revisions(prompts, list(old), options)
         answers = (self.renderer.answers(list(new), options), self.renderer.answers(list(old), options))

@@ -30,7 +30,10 @@ class DraftsAndScores(Protocol):
         """Returns [B, K] log π of K (context ids, answer ids) for each of B prompts, nats, summed over tokens."""
 
     def log_ratios(self, sequences: Sequences) -> Tensor:
-        """Returns [B, K] log π − log π_ref of the same sequences, nats, reduced over tokens as in training."""
+        """Returns [B, K] log π − log π_ref of K (context ids, answer ids) for each of B prompts, in nats.
+
+        Log-probs of an answer's tokens are summed or averaged as in training.
+        """
 
     def trails(self, rows: Sequence[PromptRow], settings: RevisionSettings) -> Iterator[Trail]:
         """Yields a trail for each prompt: its draft and revisions."""

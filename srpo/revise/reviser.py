@@ -185,7 +185,7 @@ class Reviser:
         return policy, limit
 
     def select_by(self, settings: RevisionSettings) -> str:
-        """Returns the name of the selector of the final answer: the settings', or the calibrated one under "auto"."""
+        """Returns the selector's name; policy "auto" replaces the default one by that stored by `srpo calibrate`."""
         if settings.policy == AUTO and self.calibration is not None and settings.select == LAST:
             return self.calibration.choice.select
         return settings.select
@@ -274,7 +274,7 @@ class Reviser:
             self._draft(chains, settings, watch)
 
     def finish(self, chains: Sequence[Chain]) -> list[Trail]:
-        """Returns one trail per chain, a prompt whose answers are complete; its selector chooses the final answer."""
+        """Returns one trail per finished chain (prompt with answers); the chain's selector chooses the final answer."""
         trails: dict[int, Trail] = {}
         for by in dict.fromkeys(chain.select for chain in chains):
             some = [place for place, chain in enumerate(chains) if chain.select == by]
@@ -358,7 +358,7 @@ class Reviser:
         settings: RevisionSettings,
         watch: Written | None,
     ) -> list[tuple[Chain, Answer]]:
-        """Draws one answer per context; returns the prompts that got one with their answers, marks others as failed."""
+        """Draws one answer per context; returns (chain, answer) pairs, and marks chains without an answer as failed."""
         fit = [i for i, item in enumerate(items) if self._has_room(item, len(contexts[i]), settings.max_new_tokens)]
         items, contexts = [items[i] for i in fit], [contexts[i] for i in fit]
         guesses = [guesses[i] for i in fit] if guesses is not None else None
@@ -391,7 +391,7 @@ class Reviser:
         return written
 
     def _has_room(self, item: Chain, length: int, new: int) -> bool:
-        """Returns whether `length` context + `new` tokens fit the model; otherwise marks the prompt impossible."""
+        """Returns whether `length` context tokens and `new` more fit the model; if not, marks `item` impossible."""
         limit = self.engine.max_length
         if limit is None or length + new <= limit:
             return True

@@ -77,7 +77,7 @@ def select(reviser: DraftsAndScores, rows: Sequence[PromptRow], trails: Sequence
 
 
 def _by_value(reviser: DraftsAndScores, pairs: Sequence[tuple[PromptRow, Trail]], by: str) -> list[Trail]:
-    """Chooses by a value of each answer after the prompt alone."""
+    """Trails whose final answer has the largest value as a draft; `by` names the value: a log-prob or the reward."""
     options = [options_of(row) for row, _ in pairs]
     contexts = reviser.renderer.drafts([row.prompt for row, _ in pairs], options)
     sequences = []
@@ -125,7 +125,7 @@ def _by_vote(reviser: DraftsAndScores, pairs: Sequence[tuple[PromptRow, Trail]])
 
 
 def _scored(reviser: DraftsAndScores, sequences: list[list[ContextAnswer]], by: str) -> list[list[float]]:
-    """Values of (context ids, answer ids) for each trail; lists are padded at the end with their last value."""
+    """Value, named by `by`, of each (context ids, answer ids): one list per trail, padded with its last value."""
     most = max(map(len, sequences), default=0)
     # Trails that stopped early have fewer sequences and a tensor has equal rows; a repeated sequence costs no token.
     equal = [[*each, *[each[-1]] * (most - len(each))] for each in sequences]
@@ -141,7 +141,7 @@ def _scored(reviser: DraftsAndScores, sequences: list[list[ContextAnswer]], by: 
 
 
 def _chosen(trail: Trail, best: Sequence[int], read: Sequence[int]) -> Trail:
-    """A trail with the place of the result after each answer, and the tokens read to choose it."""
+    """The trail with, for each answer, the place `best` of the result so far; adds `read` to the forward tokens."""
     answers = [
         replace(answer, in_hand=place, forward_tokens=answer.forward_tokens + tokens)
         for answer, place, tokens in zip(trail.answers, best, read, strict=True)

@@ -82,7 +82,7 @@ class Calibration:
     seen: Mapping[str, list[float]] = field(default_factory=dict)
 
     def probability(self, preferred: float) -> float:
-        """Maps the raw confidence in a revision into (0, 1) by the fitted link; without one, clips it to [0, 1]."""
+        """Maps the raw confidence in a revision into (0, 1) by the fitted sigmoid; without one, clips it to [0, 1]."""
         if self.temperature is None:
             return min(1.0, max(0.0, preferred))
         return linked([preferred], self.temperature)[0]

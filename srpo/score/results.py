@@ -315,13 +315,13 @@ class Results:
 
     @property
     def bounds(self) -> list[str]:
-        """Names of systems that use the gold answer or the judge, as no real system can: bounds, not opponents."""
+        """Names of systems that use the gold answer or the judge, as no real one can: upper bounds, not opponents."""
         return list(self.settings.get("bounds", ()))
 
     def strongest(self, split: str, temperature: float | None) -> SystemComparison | None:
         """Returns the highlighted system's comparison with its strongest opponent; None without an opponent.
 
-        The strongest opponent has the highest pooled score. Bounds are not opponents; the system's own drafts are.
+        The strongest opponent has the highest pooled score. The system's own drafts count as one; `bounds` do not.
         """
         place = (split, temperature)
         rivals = [each for each in self.comparisons if (each.split, each.temperature) == place]

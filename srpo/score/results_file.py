@@ -26,7 +26,7 @@ def as_json(results: Results) -> str:
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Returns rows such as `Results.rows` as CSV text; a secondary judge takes three columns, None is empty."""
+    """Returns rows such as `Results.rows` as CSV text; each secondary judge has three columns: mean, low and high."""
     flat = []
     for row in rows:
         cells: dict[str, Any] = {key: value for key, value in row.items() if key != "secondary"}

@@ -138,7 +138,7 @@ class Service:
         return card if name == self.name else {**card, "parent": self.name}
 
     async def _vote(self, request: Request) -> Response:
-        """Appends a vote of the page to the file of votes."""
+        """Appends a vote that a person gave on the page to the file of votes; returns the response."""
         from starlette.responses import JSONResponse
 
         if not self.settings.votes:

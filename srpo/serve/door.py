@@ -46,7 +46,7 @@ class Door:
         self._hosts = {*LOOPBACK, "[::1]"} if settings.host in LOOPBACK else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one ASGI connection."""
+        """Passes an admitted request to the application, and answers any other one with its error."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -41,7 +41,7 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, chains: Sequence[Chain]) -> dict[str, Any]:
-        """Returns the JSON object of a request's answer that is not streamed; `chains` has one finished answer each."""
+        """Returns the JSON object that answers a request without streaming; each of `chains` becomes one choice."""
         return {
             **self._head("chat.completion" if self.chat else "text_completion"),
             "choices": [self._choice(place, chain) for place, chain in enumerate(chains)],

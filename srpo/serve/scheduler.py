@@ -132,7 +132,10 @@ class Scheduler:
         return batch
 
     def _draw(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> None:
-        """Draws one answer of each chain, and the final answers of those that end."""
+        """Draws the next answer of each job's chain; a chain that ends gets its final answer. Runs on a worker thread.
+
+        `loop` is the event loop of the requests, which are sent the beginnings of answers that are streamed.
+        """
         chains, settings = [job.chain for job in jobs], jobs[0].settings
         live = {id(job.chain): job for job in jobs if job.live}
 

@@ -175,7 +175,7 @@ def train_method(folder: Path, base: Path, pairs: Path, config: CarryConfig, met
     trainer.remove_callback(PrinterCallback)  # metrics.jsonl has the same numbers
 
     class Steps(TrainerCallback):
-        """Reports the completed steps."""
+        """A callback of the trainer that reports completed steps to the demo's display."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             report(f"seed {seed}: train {method}", state.global_step, config.steps)
