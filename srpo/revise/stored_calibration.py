@@ -24,12 +24,13 @@ class CalibratedPolicy:
     """The revision policy chosen on one half of the labelled prompts, with its gain on the other half.
 
     Attributes:
-        policy: Chosen policy, "drafts", "if_preferred" or "always".
+        policy: Chosen policy: "drafts", "greedy", "vote", "if_preferred" or "always".
         revisions: Largest number of revisions.
         gain, low, high: Score of `rival` minus score of its drafts, and the ends of the 95 % interval, as shares.
         select: Selector of the final answer.
-        rival: Policy and number of revisions that scored best on the first half, as "policy, k = K". If the interval of
-            its gain does not lie above zero, the chosen policy is "drafts" instead.
+        rival: Policy, selector and number of revisions that scored best on the first half, such as "always, k = 2" or
+            "always + logp, k = 2"; "greedy" has no number. If the interval of its gain does not lie above zero, the
+            chosen policy is "drafts" instead.
     """
 
     policy: str

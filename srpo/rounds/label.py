@@ -177,7 +177,7 @@ def label_file(
 
 
 def read_counts(target: str | Path) -> LabelCounts:
-    """Reads the counts of judged comparisons beside the file of preference pairs `target`.
+    """Reads the counts of judged comparisons, which are stored beside the file of preference pairs `target`.
 
     Raises:
         InputError: the file is missing or damaged.

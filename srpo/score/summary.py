@@ -159,7 +159,7 @@ def _parts(group: Group, scope: Scope) -> dict[str, list[ScoredTrails]]:
 
 
 def _columns(system: str, scored: ScoredTrails) -> Columns:
-    """(system, measure, revision) → [N] scores or gains, the columns whose means get an interval."""
+    """Returns (system, measure, revision) → [N] scores or gains of the N prompts, whose means will get an interval."""
     measures = {**scored.scores, "gain": scored.gain_NR}
     return {(system, name, k): each for name, of_NR in measures.items() for k, each in enumerate(of_NR.unbind(1))}
 

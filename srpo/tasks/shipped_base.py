@@ -29,7 +29,7 @@ def is_shipped(config: BaseConfig) -> bool:
 
 
 def shipped_base() -> LlamaForCausalLM:
-    """Returns the trained base of seed 0 in float32.
+    """Returns the base model of the carry task that comes with srpo, trained with seed 0, in float32.
 
     Example:
         >>> sum(weight.numel() for weight in shipped_base().parameters())
