@@ -37,7 +37,7 @@ def make_reviser(
         keywords: further arguments of `Reviser`.
 
     Raises:
-        ConfigError: `reference` is set for a model on a server.
+        ConfigError: `reference` is set for a model on a server, or `chat_template_kwargs` for the engine "chat".
     """
     if settings.engine not in SERVERS:
         if settings.engine == "vllm":

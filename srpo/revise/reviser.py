@@ -135,7 +135,7 @@ class Reviser:
 
     @property
     def has_confidence(self) -> bool:
-        """True if the reviser can estimate p(revision ≻ draft), which needs the reference and β."""
+        """True if the reviser can estimate p(revision ≻ draft), which needs a reference, β and training by SRPO."""
         return not self.why_no_confidence
 
     @property
@@ -156,7 +156,7 @@ class Reviser:
         """Returns the policy that keeps or refuses revisions, "auto" resolved, and the largest number of revisions.
 
         Raises:
-            ConfigError: The policy needs a confidence, and the reviser has no reference.
+            ConfigError: The policy needs a confidence that the reviser lacks, or is "vote" at temperature 0.
         """
         revisions = settings.revisions
         if settings.policy != AUTO:

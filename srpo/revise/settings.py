@@ -30,8 +30,8 @@ class RevisionSettings:
         seed: The seed and the prompt's text decide every number drawn, whatever batch the prompt is in. Equal prompts
             are numbered in order of occurrence.
         max_new_tokens: Largest number of tokens per answer, terminator included.
-        policy: Name of a policy in revise/policy.py. "auto" takes the policy that `srpo calibrate` stored with the
-            model; otherwise if_preferred with a confidence and always without one.
+        policy: Name of a policy in revise/policy.py, or "auto": the policy that `srpo calibrate` stored with the model;
+            if none is stored, if_preferred for a model with a confidence and always for any other.
         select: Name of a selector in revise/select.py, which chooses the final answer among draft and revisions.
 
     Raises:

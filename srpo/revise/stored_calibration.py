@@ -61,8 +61,8 @@ class Calibration:
         choice: Policy that `auto` uses with this model.
         prompts: Number of labelled prompts.
         pairs: Number of first revisions that differ from their draft, one of the two being strictly better.
-        auc, brier, error, temperature: Quality of the confidence on these pairs, see statistics/calibration.py; None
-            if all revisions are better, or all worse.
+        auc, brier, error, temperature: Quality of the confidence on these pairs, see statistics/calibration.py. All are
+            None without such a pair, `auc` and `temperature` also if all revisions are better, or all worse.
         linked_brier, linked_error: `brier` and `error` after the fitted link σ((p − ½) / T), T the `temperature`.
         table: Reliability table of the raw confidence.
         seen: Mean and standard deviation of statistics of the prompts, see revise/drift.py; empty in older files.

@@ -197,7 +197,7 @@ class Decided(Protocol):
 
 
 def tallies(scored: Mapping[Name, Decided], judges: Judges, against: str = GOLD) -> list[Tally]:
-    """Returns one `Tally` (counts of wins, ties and unreadable verdicts) per judge of two answers and opponent.
+    """Returns one `Tally` (counts of comparisons, ties and unreadable verdicts) per judge of two answers and opponent.
 
     Args:
         scored: compared answers of each system.

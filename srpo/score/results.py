@@ -132,8 +132,8 @@ class Difference(NamedTuple):
     """Score of side a minus score of side b, for one seed or all pooled (`POOL`), with the ends of its interval.
 
     Scores are in [0, 1]. `smallest` is the smallest true difference that this many prompts would show four times in
-    five, None if unknown. `higher` and `lower` count the prompts on which side a scores higher and lower than side b,
-    on average over seeds that share the prompt. `changed` counts the answers whose texts differ. These three are None
+    five, None if unknown. `higher` and `lower` count the prompts on which side a scores higher and lower than side b;
+    if seeds share a prompt, their mean decides. `changed` counts the answers whose texts differ. These three are None
     in older files.
     """
 

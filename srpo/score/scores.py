@@ -131,7 +131,8 @@ def score(
     Raises:
         DataError: no trails, a gold answer is missing or of the wrong kind, systems differ in their prompts, or no
             verdict of a pair judge could be read.
-        ConfigError: a judge returned no score, or `tokens` lacks a count for the draft or a revision.
+        ConfigError: a judge returned no score, `against` or `versus` names an unknown opponent, or `tokens` lacks a
+            count for the draft or a revision.
 
     Example:
         >>> from srpo.judge.single import exact_match
@@ -261,7 +262,12 @@ def _laid_out(
     revisions: int | None,
     tokens: Mapping[Key, Sequence[float]],
 ) -> dict[TrailsKey, OrderedTrails]:
-    """Sorts each list of trails by prompt and gold answer, and averages their cumulative costs."""
+    """Makes `OrderedTrails` of each list of trails: sorted by prompt and gold answer, with mean cumulative costs.
+
+    Raises:
+        DataError: no trails, a missing gold answer, or systems with different prompts.
+        ConfigError: `tokens` lacks a count for the draft or a revision.
+    """
     keyed = {TrailsKey(*key): rows for key, rows in trails.items()}
     for key, rows in keyed.items():
         if not rows:

@@ -250,7 +250,7 @@ class Service:
         """Reads the body of an HTTP request and returns its parsed JSON.
 
         Raises:
-            Problem: The body is too large, too slow, not UTF-8 or not JSON.
+            Problem: The body is not sent as application/json, is too large, too slow, not UTF-8 or not JSON.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a form of another site could be sent without asking this server first

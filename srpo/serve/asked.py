@@ -70,7 +70,8 @@ class Asked:
         stop: Texts that end an answer.
         stream: True for server-sent events.
         usage_chunk: True for a chunk of usage at the end of a stream.
-        trail: "" for none, "texts" for draft and revisions, "diff" for their differences as well.
+        trail: Intermediate answers in the reply: "" for none, "texts" for draft and revisions, "diff" for their
+            differences as well.
     """
 
     model: str

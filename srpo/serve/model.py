@@ -59,7 +59,8 @@ class ServedModel:
         """Returns one job per answer of a request, and the queue that receives their events.
 
         Raises:
-            Problem: The policy needs a confidence that the model lacks, or the chat template refuses the prompt.
+            Problem: The policy needs numbers that the model lacks, or is "vote" at temperature 0, or the chat template
+                refuses the prompt.
         """
         policy, limit = self.policy_for(asked.policy, asked.revisions)
         own = not asked.policy
