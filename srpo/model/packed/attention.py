@@ -83,7 +83,9 @@ def path_attention(
 
 
 def _chains(rows_SHD: Tensor, places: Tensor) -> Tensor:
-    """Vectors of each chain, [C, H, places, D], gathered from those of all tokens at the packed indices `places`.
+    """Gathers the queries, keys or values of C chains, [C, H, places, D], from `rows_SHD`, those of all packed tokens.
+
+    `places`, [C, queries or keys], holds packed indices.
 
     `index_select` copies whole rows; the gradient of plain indexing goes element by element.
     """
@@ -120,10 +122,10 @@ AttentionInterface.register(NAME, path_attention)
 
 
 def leave_attention_uncompiled() -> None:
-    """Keeps the packed attention out of compiled graphs from now on, in every model.
+    """Excludes the packed attention functions from `torch.compile`, for every model from now on.
 
-    A graph that contains it is traced again for every number of groups of chains. FlexAttention's kernel is still
-    compiled, by itself.
+    A compiled graph that contains one is traced again for every new number of groups of chains, batch after batch. The
+    kernel of FlexAttention is still compiled, by itself.
     """
     for name in (NAME, FLEX):
         attend: Any = AttentionInterface()[name]
@@ -156,11 +158,11 @@ def why_not_path(model: nn.Module) -> str:
 
 @contextmanager
 def following_paths(model: nn.Module, name: str = NAME) -> Iterator[None]:
-    """Inside this `with` block, the model uses the attention function registered in transformers as `name`.
+    """Inside this `with` block, the language model uses the attention function registered in transformers as `name`.
 
-    A vision tower keeps its own: it attends within pictures, not along paths.
+    A vision tower keeps its attention: it attends within pictures, not along paths of a tree.
 
-    Activation checkpointing runs the layers again in the backward pass, so the block must contain that pass too.
+    Under activation checkpointing the layers run again in the backward pass, so the block must contain that pass too.
     """
     found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(config): config for config in found if hasattr(config, "to_dict")}
@@ -185,8 +187,8 @@ _held: set[int] = set()  # ids of models inside a `serving` block
 def serving(model: nn.Module, backend: str) -> Iterator[None]:
     """Inside this `with` block, which holds forward *and* backward pass, the model attends along the paths of trees.
 
-    Activation checkpointing needs both in one block. `backend` "path" or "flex" names the computation; others do
-    nothing.
+    Under activation checkpointing the layers run again in the backward pass, so that pass needs the same attention. For
+    a `backend` other than "path" and "flex" the block changes nothing.
     """
     if backend in INTERFACES:
         with following_paths(model, INTERFACES[backend]):
@@ -225,5 +227,5 @@ def attending(model: nn.Module, backend: str) -> Iterator[None]:
 
 
 def checkpoints_activations(model: nn.Module) -> bool:
-    """True if activation checkpointing is on: layers run again in the backward pass and drop their cache."""
+    """True if activation checkpointing is on, by which layers run again in the backward pass, without a cache."""
     return any(getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules())

@@ -38,15 +38,16 @@ _settled: WeakKeyDictionary[nn.Module, dict[bool, dict[str, str]]] = WeakKeyDict
 
 
 def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "auto") -> str:
-    """Returns the attention back-end that serves this model exactly: "path", "flex", "cache" or "flat".
+    """Returns the attention back-end for a model, "path", "flex", "cache" or "flat", after a check that it is exact.
 
-    That is `backend` itself, or the choice made for "auto".
+    The first call for a model compares the back-end's log-probs on `trees` with those of separate sequences.
 
-    The first call for a model compares packed and flat log-probs on `trees`.
+    Args:
+        backend: a back-end by name, which is returned, or "auto", which chooses one and falls back to "flat".
 
     Raises:
         BackendError: the back-end chosen by name cannot serve the model exactly, the name is unknown, or the trees have
-            pictures and the model is of a family that is given none.
+            pictures and the model's type is not one that srpo gives pictures to.
     """
     if backend not in BACKENDS:
         raise BackendError(f"no back-end {backend!r}", where="backend", expected="one of " + ", ".join(BACKENDS))
@@ -79,7 +80,10 @@ _WHY_NOT = {"path": why_not_path, "flex": why_not_flex, "cache": why_not_cache}
 
 
 def _why_not_here(model: nn.Module, backend: str) -> str:
-    """Reason why a back-end cannot run with the current device, gradients and mode; "" if it can."""
+    """Reason why a back-end cannot run now, given the model's device and mode, and whether gradients are on.
+
+    "" if it can run.
+    """
     if backend == "cache" and torch.is_grad_enabled():
         return "it has no backward pass, and serves scoring alone"
     if backend == "cache" and checkpoints_activations(model):
@@ -149,11 +153,13 @@ def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, l
 
 
 def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: str) -> tuple[float, float] | None:
-    """Repeats the self-check in float32, to separate rounding from a wrong mask; None if the model is in float32.
-
-    Returns the largest difference and the tolerance, in nats. Quantised models cannot be converted: None.
+    """Repeats the self-check in float32, after a difference in 16 bits that may come from rounding or a wrong mask.
 
     A family with large activations (Gemma) rounds more in 16 bits than `TOLERANCE` allows.
+
+    Returns:
+        The largest difference and the tolerance, in nats. None for a model that computes in float32 already, or is
+        quantised and cannot be converted.
     """
     half = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     device = device_of(model).type
@@ -166,15 +172,15 @@ def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: st
 
 @torch.no_grad()
 def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "path") -> tuple[float, float]:
-    """Compares packed log-probs with those of plain sequences on the longest trees.
+    """Compares the log-probs of a back-end with those of separate sequences, on the longest of the trees.
 
-    Trees with pictures are chosen before longer trees without.
+    Trees with pictures are chosen before longer trees without. The caller judges the result; nothing is raised.
 
     Args:
-        backend: name of the packed layout.
+        backend: name of the back-end, such as "path".
 
     Returns:
-        The largest difference and the tolerance, both in nats.
+        The largest difference, and the difference that rounding explains, both in nats.
     """
     chosen = sorted(trees, key=lambda tree: (bool(tree.pictures), len(tree)))[-CHECKED_TREES:]
     longest = Forest.plant(chosen, device_of(model))

@@ -59,9 +59,10 @@ def _walk(model: nn.Module, forest: Forest, tree: PrefixTree, offset: int, logp_
 
 
 def segments(tree: PrefixTree) -> list[Segment]:
-    """Cuts a tree into runs of nodes between its branchings, a parent run before its children.
+    """Cuts a tree into segments: runs of nodes without a branching inside.
 
-    Returns (first node, one past the last node, index of the parent run or −1) for each.
+    Returns (first node, one past the last node, index of the segment that it continues or −1) for each segment, parents
+    before children.
     """
     branchings = sorted({chain.attach for chain in tree.chains if chain.attach >= 0})
     found: list[Segment] = []
@@ -76,7 +77,10 @@ def segments(tree: PrefixTree) -> list[Segment]:
 
 
 def _score(model: nn.Module, forest: Forest, nodes: slice, cache: DynamicCache, logp_T: Tensor) -> None:
-    """Runs one segment (`nodes`) on the cache of its prefix; writes log-probs of its answer tokens to `logp_T`."""
+    """Runs the model on one segment of a tree, `nodes`, and writes the log-probs that it scores to `logp_T`.
+
+    `cache` holds the prefix of the segment, and the segment as well afterwards.
+    """
     inside_P = (forest.parents_P >= nodes.start) & (forest.parents_P < nodes.stop)
     answers = inside_P[forest.row_T].nonzero()[:, 0]
     rank_P = inside_P.cumsum(0) - 1

@@ -15,7 +15,7 @@ from srpo.errors import BackendError
 
 
 class Deferred:
-    """Checks of numbers on a GPU whose results have not been read yet."""
+    """Collects checks whose results stay on the GPU until the end of a step, when all are read at once."""
 
     def __init__(self) -> None:
         self._failed: list[Tensor] = []
@@ -27,7 +27,7 @@ class Deferred:
         self._problems.append(problem)
 
     def results(self, device: torch.device) -> Tensor:
-        """Returns the results of the checks so far as booleans [number of checks] on `device`; True: failed."""
+        """Returns the results of all checks as one boolean tensor [number of checks] on `device`; True means failed."""
         return torch.cat([torch.zeros(0, dtype=torch.bool, device=device), *(each.to(device) for each in self._failed)])
 
     def first_problem(self, failed: list[bool]) -> BackendError | None:
@@ -45,7 +45,7 @@ _deferred: Deferred | None = None
 
 @contextmanager
 def deferring(into: Deferred) -> Iterator[None]:
-    """Inside this `with` block, checks that can wait are added to `into` and not read."""
+    """Inside this `with` block, model code adds its checks to `into` instead of reading their results at once."""
     global _deferred
     before, _deferred = _deferred, into
     try:

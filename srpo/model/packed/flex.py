@@ -79,7 +79,10 @@ def tree_block_mask(forest: Forest, window: int | None) -> BlockMask:
 
 
 def _listed(chosen_QK: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts [1, 1, Q] and indices [1, 1, Q, K] of the True key blocks, those first: the form that BlockMask takes."""
+    """Turns a boolean table of key blocks per query block, [Q, K], into the lists that BlockMask takes.
+
+    Returns the number of True blocks, [1, 1, Q], and all block indices with those of the True ones first, [1, 1, Q, K].
+    """
     order_QK = chosen_QK.int().argsort(dim=1, descending=True, stable=True).int()
     return chosen_QK.sum(1, dtype=torch.int32)[None, None], order_QK[None, None]
 
@@ -119,7 +122,10 @@ def flex_path_attention(
 
 
 def _kernel(query: Tensor) -> Any:
-    """FlexAttention for the device of `query`: compiled once for all lengths; uncompiled on a CPU (slow, inexact)."""
+    """Returns FlexAttention's function for the device of `query`: on a GPU compiled, once for all lengths.
+
+    On a CPU it is not compiled, which is slow and inexact.
+    """
     if query.device.type == "cpu":
         return flex_attention
     if not _compiled:

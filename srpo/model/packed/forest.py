@@ -41,8 +41,8 @@ class ChainGroup:
         queries_CQ: packed index of each query; short chains repeat their last query.
         keys_CK: packed index of each key; short paths repeat their last key.
         depth_CQ: depth of each query in its tree.
-        causal: every chain starts at a root, so the plain causal kernel is exact.
-        masks: the results of `mask` so far, by window.
+        causal: True if every chain starts at a root, so that the plain causal kernel is exact.
+        masks: results of the method `mask`, kept by window.
     """
 
     queries_CQ: Tensor
@@ -85,7 +85,7 @@ _NAMES = ("ids_1S", "positions_1S", "ends_S", "place_S", "parents_P", "row_T", "
 
 
 class Forest:
-    """Trees laid end to end in one row of S tokens, with the plan of attention and the places of their T answer tokens.
+    """A batch of prefix trees as tensors: all S tokens in one row, groups for attention, and the T answer tokens.
 
     All numbers are views of one block of memory, so that a batch goes to a device in one copy. Not a dataclass, because
     FSDP takes apart and rebuilds every dataclass among the inputs of a layer.
@@ -103,9 +103,9 @@ class Forest:
         parents_P: packed index of each node at which answer tokens are scored, without repeats.
         row_T: index into `parents_P` of the node at which each answer token is scored.
         token_T: id of each answer token.
-        owner_T: index in `trees` · sequences + sequence of each answer token.
-        order_T: the answer tokens in the order of `row_T`.
-        block_masks: FlexAttention's block masks made so far, by window.
+        owner_T: sequence of each answer token: (index in `trees`) · (sequences of a tree) + index in the tree.
+        order_T: indices of the answer tokens, sorted by `row_T`.
+        block_masks: FlexAttention's block masks, kept by window.
     """
 
     def __init__(
@@ -170,12 +170,15 @@ class Forest:
 
 
 def _starts(trees: Sequence[PrefixTree]) -> list[int]:
-    """Packed index of each tree's first token, the trees laid end to end."""
+    """Returns the index of each tree's first token in the packed row, where the trees lie end to end."""
     return [0, *accumulate(map(len, trees))][:-1]
 
 
 def _places(groups: list[_Group], tokens: int) -> NDArray[np.int64]:
-    """`Forest.place_S` for a row of `tokens`: index of each token's output in the groups' concatenated outputs."""
+    """Makes `Forest.place_S`, which puts attention outputs back in the order of the packed row.
+
+    Returns the index of each of the row's `tokens` in the outputs of all groups, one after the other.
+    """
     place_S, base = np.empty(tokens, np.int64), 0
     for group in groups:
         width = group.arrays[0].shape[1]
@@ -189,10 +192,16 @@ def _places(groups: list[_Group], tokens: int) -> NDArray[np.int64]:
 def _scored(
     trees: Sequence[PrefixTree], starts: Sequence[int], ids_S: NDArray[np.int64], owners: Sequence[int]
 ) -> tuple[NDArray[np.int64], ...]:
-    """Returns the fields parents_P (in order of first use), row_T, token_T and owner_T of a `Forest`.
+    """Finds the answer tokens of packed trees; returns the fields parents_P, row_T, token_T and owner_T of a `Forest`.
 
-    `starts` are the packed indices of the trees' first tokens, `ids_S` all token ids, `owners` the entry of owner_T for
-    each sequence of the trees.
+    Args:
+        trees: the trees of the row.
+        starts: packed index of each tree's first token.
+        ids_S: token ids of the row.
+        owners: the entry of owner_T for each sequence of the trees, in order.
+
+    Raises:
+        DataError: an answer has no token, or no token before it.
     """
     parents: list[NDArray[np.int64]] = []
     tokens: list[NDArray[np.int64]] = []
@@ -212,9 +221,12 @@ def _scored(
 
 @dataclass(frozen=True)
 class _Run:
-    """A record of one chain in the packed row.
+    """One chain (run of tree nodes) at its place in the packed row.
 
-    `start` and `stop` bound its tokens, `depth` is that of the first, `path` lists the slices from the root to the end.
+    Attributes:
+        start, stop: packed indices of its first token and one past its last.
+        depth: depth of its first token in the tree.
+        path: (start, stop) slices of the row from the tree's root to the chain's end.
     """
 
     start: int
@@ -232,7 +244,10 @@ class _Run:
 
 
 def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
-    """Yields lists of chains for one attention call each; shapes are mixed while padding costs less than a call."""
+    """Sorts chains into lists, one for each attention call.
+
+    Chains of different lengths share a call, padded, as long as the padding costs less than another call.
+    """
     members: list[_Run] = []
     real = queries = keys = 0
     for run in sorted(runs, key=lambda run: (run.depth > 0, run.keys, run.queries)):
@@ -250,7 +265,12 @@ def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
 
 
 class _Group(NamedTuple):
-    """A named tuple of the arrays queries_CQ, keys_CK and depth_CQ of a `ChainGroup`, and its chains."""
+    """A `ChainGroup` in the making, in NumPy.
+
+    Attributes:
+        arrays: its queries_CQ, keys_CK and depth_CQ.
+        runs: its chains.
+    """
 
     arrays: tuple[NDArray[np.int64], ...]
     runs: list[_Run]
@@ -261,7 +281,10 @@ class _Group(NamedTuple):
 
 
 def _group(runs: list[_Run]) -> _Group:
-    """The group of some chains. Padding repeats a real index, so that no row is fully masked."""
+    """Makes the padded arrays of one group of chains.
+
+    Padding repeats a real token's index: a query that sees no key at all would give nan.
+    """
     q_width, k_width = max(run.queries for run in runs), max(run.keys for run in runs)
     queries_CQ, depth_CQ = np.empty((2, len(runs), q_width), np.int64)
     keys_CK = np.empty((len(runs), k_width), np.int64)

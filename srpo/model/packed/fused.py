@@ -22,10 +22,10 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if the kernels compute on a device; at the first call for it they run once on small logits.
+    """True if the kernels of this file can be used on a device for logits of a dtype.
 
-    Triton compiles at run time, which needs a C compiler and a GPU that it knows. Where the kernels do not run, or
-    their results differ from torch's, a warning says so and torch computes.
+    The first call for a device runs them once on small logits: Triton compiles at run time, which needs a C compiler
+    and a GPU that it knows. If they fail, or differ from torch's results, a warning says so and the result is False.
     """
     if device.type not in KINDS or dtype not in DTYPES or importlib.util.find_spec("triton") is None:
         return False
@@ -54,7 +54,10 @@ def _runs(device: torch.device) -> bool:
 
 @torch.library.custom_op("srpo::head_norms", mutates_args=())
 def norms(logits_RV: Tensor, scale: float, cap: float) -> Tensor:
-    """Log-sum-exp of each row, [R] float32, after z ↦ scale · z and, unless `cap` is 0, cap · tanh(z / cap)."""
+    """Returns the log-sum-exp of each row of logits, [R] float32.
+
+    Each logit z is first replaced by scale · z and then, unless `cap` is 0, by cap · tanh(z / cap).
+    """
     from srpo.model.packed import fused_kernels
 
     return fused_kernels.norms(logits_RV, scale, cap)
@@ -71,14 +74,14 @@ def slopes(
     scale: float,
     cap: float,
 ) -> Tensor:
-    """Gradient of the logits, [R, V] in their dtype.
+    """Returns the gradient of a loss with respect to logits, [R, V] in their dtype: the backward pass of log-probs.
 
     Args:
         logits_RV: logits before the transform, as in `norms`.
         norm_R: the rows' log-sum-exp.
-        grad_R: sum of the gradients of each row's answer tokens.
-        first_R1: index of each row's first answer token, and one past the last token of the last row.
-        token_T, grad_T: ids and gradients of all answer tokens, in the order of the rows.
+        grad_R: sum of the gradients of the log-probs of the answer tokens that each row scores.
+        first_R1: R + 1 numbers: index of each row's first answer token, and one past the last token of the last row.
+        token_T, grad_T: id of each answer token and gradient of its log-prob, in the order of the rows.
     """
     from srpo.model.packed import fused_kernels
 
@@ -106,7 +109,7 @@ def _slopes_shape(
 
 @torch.library.custom_op("srpo::head_product", mutates_args=())
 def product32(left: Tensor, right: Tensor) -> Tensor:
-    """The product of two matrices in float32, of 16-bit ones without rounding their products."""
+    """Returns the product of two matrices in float32; sums of 16-bit matrices are not rounded to 16 bits."""
     if left.dtype == torch.float32:
         return left @ right
     if left.is_cuda:

@@ -23,7 +23,10 @@ def _transformed(z, SCALE: tl.constexpr, CAP: tl.constexpr):
 
 @triton.jit
 def _norms(logits, stride, norm, words, SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr):
-    """One program a row: the running maximum, and the sum of exponentials relative to it."""
+    """Kernel that writes the log-sum-exp of each row of logits to `norm`, in one pass over blocks of the row.
+
+    One program computes one row; it updates the row's maximum and the sum of exponentials relative to it.
+    """
     row = tl.program_id(0).to(tl.int64)
     most = -float("inf")
     total = 0.0
@@ -42,7 +45,10 @@ def _slopes(
     logits, stride, out, norm, grad, first, token, token_grad, words,
     SCALE: tl.constexpr, CAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program a block of a row: −softmax · gradient of the row, plus each answer token's own gradient."""
+    """Kernel that writes the gradient of the logits to `out`; one program computes one block of a row.
+
+    It is −softmax · (gradient of the row), plus the gradient of each answer token at the token's own logit.
+    """
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     z = tl.load(logits + row * stride + at, mask=at < words, other=0.0).to(tl.float32)
@@ -57,12 +63,12 @@ def _slopes(
 
 
 def _on(device: torch.device):
-    """Context in which Triton launches on `device`: it takes torch's current one, wherever its arguments are."""
+    """Inside this `with` block, Triton launches kernels on `device`; it would take torch's current device otherwise."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def norms(logits_RV: Tensor, scale: float, cap: float) -> Tensor:
-    """See `fused.norms`."""
+    """Runs the kernel of `fused.norms`; arguments and result are the same."""
     norm_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
     with _on(logits_RV.device):
         _norms[(len(logits_RV),)](
@@ -81,7 +87,7 @@ def slopes(
     scale: float,
     cap: float,
 ) -> Tensor:
-    """See `fused.slopes`."""
+    """Runs the kernel of `fused.slopes`; arguments and result are the same."""
     rows, words = logits_RV.shape
     out_RV = torch.empty_like(logits_RV, memory_format=torch.contiguous_format)
     arrays = (norm_R, grad_R, first_R1, token_T, grad_T)

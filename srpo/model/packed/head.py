@@ -47,8 +47,8 @@ class Scored(NamedTuple):
         row_T: index into `place_P` of the position at which each answer token is scored.
         token_T: id of each answer token.
         length: L, tokens of a row of the batch.
-        owner_T: index pair · sequences + sequence of each answer token; needed inside `watched` alone.
-        by_row: the answer tokens in the order of `row_T`; None sorts them, which reads from the device.
+        owner_T: sequence of each answer token, as in `Forest`; needed only inside `spread.watched`, for entropies.
+        by_row: the answer tokens in the order of `row_T`; None sorts them, for which the host waits for the device.
     """
 
     place_P: Tensor
@@ -65,7 +65,7 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
     Args:
         model: a causal language model.
         scored: the positions that need logits, and the answer tokens.
-        run: calls the model on its batch, with any further keywords, and returns the model's output.
+        run: function that calls the model on its batch, with any keywords given to it, and returns the output.
 
     Raises:
         BackendError: the model does not return one row of logits for each scored position.
@@ -94,7 +94,10 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def _scored_rows(run: Callable[..., Any], scored: Scored) -> Tensor:
-    """Logits [P, V] of the scored positions, by `logits_to_keep`: the columns that any row of the batch needs."""
+    """Logits [P, V] of the scored positions of a compiled model, whose head no hook can give these positions alone.
+
+    `logits_to_keep` takes columns of a batch, so the head runs on each column in which any row is scored.
+    """
     column_C, rank_P = (scored.place_P % scored.length).unique(return_inverse=True)
     logits_NCV = run(logits_to_keep=column_C).logits
     if logits_NCV.shape[1] == scored.length != len(column_C):  # the model ignored `logits_to_keep`
@@ -132,7 +135,13 @@ def _tiled_logps(seen: _HeadInput, after: After, scored: Scored) -> Tensor:
 
 
 class _HeadInput:
-    """A record of the head's last call: hidden states [P, D] of the scored positions, and the dtype it computes in."""
+    """Inputs of the output head in a forward pass, recorded by a hook.
+
+    Attributes:
+        head: the output head.
+        hidden_PD: hidden states of the scored positions.
+        dtype: dtype in which the head computes, under autocast too.
+    """
 
     def __init__(self, head: nn.Module) -> None:
         self.head: Any = head
@@ -146,7 +155,13 @@ class _HeadInput:
 
 @contextmanager
 def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> Iterator[_HeadInput]:
-    """Inside the block, passes only the positions `place_P` to the model's head, or only the first of them."""
+    """Inside this `with` block, the output head gets the hidden states of the positions `place_P` alone.
+
+    Yields a record of them.
+
+    Args:
+        only_first: True passes just the first of these positions to the head; the record still holds all.
+    """
     seen = _HeadInput(core(model).get_output_embeddings())
 
     def narrow(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -199,7 +214,10 @@ _agreed: WeakKeyDictionary[nn.Module, After] = WeakKeyDictionary()  # the transf
 
 
 def _possible_transforms(model: nn.Module, scored: Scored) -> list[After] | None:
-    """Transforms of logits that the model's configuration allows; None if the head must not be tiled."""
+    """Scales and caps that the model may apply to its head's logits, by its configuration; one of them is right.
+
+    None if the head must not be computed in tiles, or need not, as its logits are few.
+    """
     head: Any = core(model).get_output_embeddings()
     weight: Any = getattr(head, "weight", None)
     plain = type(weight) is nn.Parameter or planned_card() is not None  # fake tensors have a type of their own
@@ -220,7 +238,16 @@ def _possible_transforms(model: nn.Module, scored: Scored) -> list[After] | None
 
 @torch.no_grad()
 def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> After | None:
-    """The candidate that maps the product of the head and its input `seen` to the model's logits `row_1V`, or None."""
+    """Finds the transform of logits that the model applies after its head, by the logits of one position.
+
+    Args:
+        candidates: the possible transforms.
+        seen: input of the head.
+        row_1V: the model's own logits of the first position.
+
+    Returns:
+        The candidate that gives these logits from the head's product; None if no candidate does.
+    """
     if planned_card() is not None:  # a plan of memory: tensors without values
         return candidates[0]
     if row_1V.shape != (1, len(seen.head.weight)):
@@ -252,7 +279,10 @@ _announced: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _keeps_logits(seen: _HeadInput) -> bool:
-    """Whether the logits are stored for the backward pass: they fit into `KEPT_SHARE` of the device's memory."""
+    """True if the logits are to be stored for the backward pass: they fit into `KEPT_SHARE` of the device's memory.
+
+    Otherwise, or without gradients, they are not stored.
+    """
     if not (torch.is_grad_enabled() and (seen.hidden_PD.requires_grad or seen.head.weight.requires_grad)):
         return False
     dtype, device = product_dtype(seen.dtype, seen.hidden_PD.device.type), seen.hidden_PD.device

@@ -85,9 +85,11 @@ def flat_logps(model: nn.Module, forest: Forest) -> Tensor:
 def _row_logps(
     model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[int]]], owners: Sequence[int], device: torch.device
 ) -> Tensor:
-    """Summed log-prob of the answer of each row, [N].
+    """Scores N sequences in one padded batch; returns the log-prob of each answer, [N], summed over its tokens.
 
-    `rows` are pairs of context ids and answer ids, `owners` is pair · sequences + sequence of each.
+    Args:
+        rows: context ids and answer ids of each sequence.
+        owners: index of each sequence among all of the batch's trees, for entropies (`Scored.owner_T`).
     """
     length = max(len(context) + len(answer) for context, answer in rows)
     ids_NL, mask_NL = torch.zeros(2, len(rows), length, dtype=torch.long)

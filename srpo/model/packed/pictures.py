@@ -30,12 +30,12 @@ from srpo.sequences.tree import PrefixTree
 
 @dataclass(frozen=True)
 class Family:
-    """How models of one type take pictures.
+    """The form in which models of one type take pictures as input.
 
     Attributes:
-        along: dimension along which an input of several pictures is joined, if it is not the first.
+        along: input name → dimension along which the tensors of several pictures are joined; 0 for other names.
         kinds: name of the input that marks image tokens by 1 and other tokens by 0; "" if the model has none.
-        counted: the model is also given the number of pictures of each prompt, as `batch_num_images`.
+        counted: True if the model also takes the number of pictures of each prompt, as `batch_num_images`.
     """
 
     along: Mapping[str, int] = field(default_factory=dict)
@@ -57,10 +57,10 @@ FAMILIES = {
 
 
 def family_of(model: nn.Module) -> Family:
-    """Returns how the family of this model takes pictures.
+    """Returns the form in which this model takes pictures, by its `model_type`.
 
     Raises:
-        BackendError: no such family, or the model has no vision tower.
+        BackendError: the type is not one of `FAMILIES`, as for a model of text.
     """
     kind = core(model).config.model_type
     if kind not in FAMILIES:
@@ -73,7 +73,7 @@ def why_not_pictures(model: nn.Module, trees: Iterable[PrefixTree], backend: str
     """Returns the reason why a back-end cannot score these trees' pictures; "" if it can, or if there are none.
 
     Raises:
-        BackendError: no back-end can: the model's family is given no pictures.
+        BackendError: no back-end can, since the model's type is not one of `FAMILIES`.
     """
     if not any(tree.pictures for tree in trees):
         return ""
@@ -85,7 +85,10 @@ def why_not_pictures(model: nn.Module, trees: Iterable[PrefixTree], backend: str
 
 
 def packed_inputs(model: nn.Module, forest: Forest) -> dict[str, Tensor]:
-    """Returns keywords of the model for a packed row: position ids, and the inputs of its pictures, if it has any."""
+    """Returns the keyword arguments, besides token ids, of a forward pass over a packed row.
+
+    They are its position ids and, if it has pictures, the tensors of the pictures.
+    """
     if not any(tree.pictures for tree in forest.packed):
         return {"position_ids": forest.positions_1S}
     groups = []
@@ -97,9 +100,9 @@ def packed_inputs(model: nn.Module, forest: Forest) -> dict[str, Tensor]:
 
 
 def flat_inputs(model: nn.Module, contexts: Sequence[Sequence[int]], ids_NL: Tensor) -> dict[str, Tensor]:
-    """Returns keywords of the model with the pictures of N padded rows, one per sequence; {} without pictures.
+    """Returns the keyword arguments with pictures of a forward pass over N padded rows; {} without pictures.
 
-    The model then counts the positions itself.
+    Position ids are not among them: the model counts them itself.
 
     Args:
         contexts: token ids of each row's context, which carry its pictures.
@@ -115,7 +118,10 @@ def flat_inputs(model: nn.Module, contexts: Sequence[Sequence[int]], ids_NL: Ten
 
 
 def _joined(model: nn.Module, groups: Sequence[Sequence[PictureInputs]]) -> dict[str, Tensor]:
-    """Inputs of the pictures of several prompts, joined in order, on the model's device and in its dtype."""
+    """Joins the tensors of all pictures by input name, in order, on the model's device and in its dtype.
+
+    `groups` holds the pictures of each prompt.
+    """
     family, inner = family_of(model), core(model)
     pictures = [picture for group in groups for picture in group]
     inputs, tensors = {}, [picture.tensors for picture in pictures]
@@ -129,7 +135,7 @@ def _joined(model: nn.Module, groups: Sequence[Sequence[PictureInputs]]) -> dict
 
 
 def _padded(parts: list[Tensor], dim: int) -> list[Tensor]:
-    """Tensors padded with zeros at their ends to one size in every dimension but `dim`."""
+    """Pads tensors with zeros at their ends, so that all have one size in every dimension but `dim`."""
     sizes = [max(size) for size in zip(*(part.shape for part in parts), strict=True)]
     padded = []
     for part in parts:
@@ -143,7 +149,9 @@ def _padded(parts: list[Tensor], dim: int) -> list[Tensor]:
 
 
 def occurrences(tree: PrefixTree) -> list[int]:
-    """Returns, for each picture in the tree's packed row, in order, its index in `tree.pictures`.
+    """Returns the pictures in the order in which the tree's packed row contains them, as indices in `tree.pictures`.
+
+    A picture that several branches contain occurs several times.
 
     Raises:
         DataError: a sequence does not contain the image tokens of all pictures.
@@ -168,9 +176,9 @@ def occurrences(tree: PrefixTree) -> list[int]:
 
 
 def model_positions(model: nn.Module, forest: Forest) -> Tensor:
-    """Returns the position ids of S packed tokens as the model counts them: [1, S], or [X, 1, S] around pictures.
+    """Returns the position ids of S packed tokens as the model counts them.
 
-    X = 3 axes, time, height and width, for models that count each of them (mrope).
+    The shape is [1, S], or [3, 1, S] for a model that counts time, height and width of pictures (mrope).
     """
     inner: Any = core(model).base_model
     if not hasattr(inner, "get_rope_index"):

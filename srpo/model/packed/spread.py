@@ -24,10 +24,10 @@ GOLDEN = 0.6180339887498949  # multiples of it modulo 1 are spread evenly over [
 
 
 class Spread:
-    """Collects the entropies and a sample of the next-token distributions of one model on one batch.
+    """Collects a sample of the next-token distributions of one model on one batch, for entropy and KL.
 
-    Results are sums over answer tokens by pair and sequence, [B, K], so that a caller can add up drafts and revisions
-    before it divides by their tokens.
+    Results are sums over the sampled answer tokens of each pair and sequence, [B, K], with the numbers of these tokens.
+    A caller can so add up drafts or revisions before it divides.
     """
 
     def __init__(self) -> None:
@@ -37,13 +37,13 @@ class Spread:
 
     @torch.no_grad()
     def add(self, row_T: Tensor, owner_T: Tensor, logits_of: Callable[[Tensor], Tensor], words: int) -> None:
-        """Adds the positions of one call of the output head to the sample.
+        """Samples answer tokens of one call of the output head, and adds their next-token distributions.
 
         Args:
             row_T: index of the position at which each answer token is scored.
-            owner_T: index pair · sequences + sequence of each answer token.
-            logits_of: returns the logits [N, V] of some positions, given their indices [N].
-            words: V.
+            owner_T: sequence of each answer token: (index of the pair) · K + index of the sequence.
+            logits_of: function that returns the logits [N, V] of some positions, given their indices [N].
+            words: V, size of the vocabulary.
         """
         tokens = len(row_T)
         if not tokens:
@@ -55,7 +55,7 @@ class Spread:
 
     @property
     def empty(self) -> bool:
-        """True if no forward pass was added, as with log-probs read from a cache."""
+        """True if nothing was added, since no forward pass ran: log-probs from a cache come without distributions."""
         return not self._owner
 
     def tokens(self, shape: tuple[int, int]) -> Tensor:
@@ -83,10 +83,11 @@ class Spread:
 
 
 def sample(tokens: int, most: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns the indices [N] of at most `most` of `tokens` tokens, spread evenly: one in each of N equal parts.
+    """Returns indices [N] of a sample of `tokens` tokens, spread evenly: one token in each of N equal parts.
 
-    The place within a part changes from part to part: with a fixed one, answers of equal length would all be sampled at
-    their first token. Computed on the device, since a copy from the host would wait for it.
+    N is at most `most`. The place within a part changes from part to part: with a fixed one, answers of equal length
+    would all be sampled at their first token. The indices are computed on `device`: with a copy from the host, the host
+    would wait.
     """
     taken, there = min(tokens, most), device_of_sums(torch.device(device))
     starts = torch.arange(taken + 1, device=there) * tokens // taken
@@ -111,14 +112,14 @@ _watching: Spread | None = None
 
 @contextmanager
 def watched() -> Iterator[Spread]:
-    """Context that yields a `Spread`; inside it, each forward pass adds the entropy and distributions of its tokens."""
+    """Inside this `with` block, each forward pass adds a sample of its distributions to the `Spread` that it yields."""
     spread = Spread()
     with _set(spread):
         yield spread
 
 
 def unwatched() -> AbstractContextManager[None]:
-    """Inside this `with` block, forward passes are added to no `Spread`, such as those of a self-check."""
+    """Inside this `with` block, forward passes add nothing to an outer `watched` block, as those of a self-check."""
     return _set(None)
 
 

@@ -14,5 +14,5 @@ def device_of_sums(device: torch.device) -> torch.device:
 
 
 def wide(values: Tensor) -> Tensor:
-    """Returns the values in float64, on `device_of_sums`; differentiable."""
+    """Returns the values in float64; differentiable. They move to the CPU if their device has no float64."""
     return values.to(device_of_sums(values.device)).double()

@@ -27,7 +27,10 @@ TILE_ELSEWHERE = 2**26  # accelerators are faster on larger products
 
 
 class After(NamedTuple):
-    """A model's transform of logits after its head, z ↦ scale · z, then cap · tanh(z / cap); called with logits."""
+    """A transform that a model applies to its head's logits: z ↦ scale · z, then cap · tanh(z / cap) if `cap` is set.
+
+    An instance is called with logits and returns the transformed ones.
+    """
 
     scale: float = 1.0
     cap: float | None = None
@@ -42,7 +45,7 @@ class ByRow(NamedTuple):
 
     Attributes:
         order_T: indices of the answer tokens in this order.
-        sorted_T: the position of each, rising; on the host, so that tiles are cut without a read from the device.
+        sorted_T: the index of each one's position, rising; on the host, so that cutting tiles need not wait for a GPU.
     """
 
     order_T: Tensor
@@ -63,8 +66,8 @@ class _Context(Protocol):
 class TiledLogps(torch.autograd.Function):
     """Autograd function: log-probs [T] of T answer tokens, from logits that are computed in tiles.
 
-    The log-sum-exp of each position is stored, and with `keep` the logits. Without them the backward pass computes the
-    tiles again, to the same bits.
+    The log-sum-exp of each position is stored for the backward pass, and with `keep` the logits. Without `keep` the
+    backward pass computes the logits again, to the same bits.
     """
 
     @staticmethod
@@ -143,9 +146,13 @@ def _slopes(
     grad_A: Tensor,
     after: After,
 ) -> Tensor:
-    """Gradient [R, V] of a tile's logits before the transform `after`; `logits_RV` are transformed, and overwritten.
+    """Returns the gradient [R, V] of a loss with respect to a tile's logits before the transform `after`.
 
-    `row_A`, `token_A` and `grad_A` are row in the tile, id and gradient of each answer token.
+    Args:
+        logits_RV: the tile's logits after the transform; they are overwritten, unless they are stored in `products`.
+        norm_R: log-sum-exp of each row.
+        grad_R: sum of the gradients of the log-probs that each row scores.
+        row_A, token_A, grad_A: row, id and gradient of the log-prob of each answer token scored in the tile.
     """
     slope_RV = None if after.cap is None else 1 - (logits_RV / after.cap).square()  # of cap · tanh(z / cap)
     # −softmax weighted by each position's gradient, plus each answer token's gradient at its own logit
@@ -157,7 +164,10 @@ def _slopes(
 
 
 class _FusedSlopes:
-    """`_slopes` by one kernel, with the answer tokens in the order of the scored positions."""
+    """The gradient of `_slopes`, computed by one kernel (`fused.slopes`), called once per tile.
+
+    It holds the answer tokens in the order of the scored positions, as the kernel needs them.
+    """
 
     def __init__(self, by_row: ByRow, row_T: Tensor, token_T: Tensor, grad_T: Tensor) -> None:
         order_T = by_row.order_T
@@ -182,7 +192,7 @@ class Products:
     Attributes:
         hidden_PD, weight_VD, bias_V: operands in the dtype of the products.
         kept_PV: the stored logits, before any transform; None if they are not stored.
-        fused: the elementwise passes over logits are those of `fused.py`.
+        fused: True if the kernels of `fused.py` do the elementwise passes over logits, False if torch does.
     """
 
     def __init__(
@@ -222,7 +232,10 @@ class Products:
         return torch.addmm(self.bias_V, self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
 
     def add_product(self, total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-        """`total` plus the product of two matrices, in place; in float32 unless they are in float64."""
+        """Adds the product of two matrices to `total` in place and returns it; for None returns the product.
+
+        Sums of 16-bit matrices are in float32.
+        """
         if total is not None and left.dtype == total.dtype:
             return total.addmm_(left, right)
         product = fused.product32(left, right) if self.fused else left @ right
@@ -270,7 +283,7 @@ def computing_for(card: Card) -> Iterator[None]:
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if the fused passes of `fused.py` compute on a device, or on the device that is planned for."""
+    """True if the kernels of `fused.py` are used on a device; while memory is planned, on the planned device."""
     if _card is not None:
         return _card.kind in fused.KINDS and dtype in fused.DTYPES
     return fused.serves(device, dtype)
@@ -303,7 +316,8 @@ _casts: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 def one_cast() -> Iterator[None]:
     """Inside this `with` block, the output head's weight is cast to the dtype of its products once, not in every pass.
 
-    For one training step: changes of a weight that torch does not count, as by `weight.data.add_`, are not noticed.
+    The block must not be longer than one training step: a change that bypasses torch's version counter, as by
+    `weight.data.add_`, would not be noticed, and the old cast would be used.
     """
     global _casts
     before, _casts = _casts, {} if _casts is None else _casts
@@ -323,18 +337,15 @@ def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sorted_by_row(row_T: Tensor) -> ByRow:
-    """Returns the answer tokens in the order of their positions `row_T` [T], for callers that have no order yet.
-
-    It reads from the device, which makes the host wait.
-    """
+    """Sorts answer tokens by the position that scores each, `row_T` [T]; the host waits for the device's numbers."""
     order_T = row_T.argsort(stable=True)
     return ByRow(order_T, row_T[order_T].numpy(force=True))
 
 
 def _tiles(products: Products, by_row: ByRow) -> Iterator[tuple[slice, Tensor]]:
-    """Yields slices of the scored positions, each with the indices of the answer tokens scored in it.
+    """Cuts the scored positions into tiles; yields the slice of each with the indices of the answer tokens in it.
 
-    Logits that are stored are one tile for fused passes, which need no memory in float32.
+    If the logits are stored and kernels read them, all positions are one tile: no float32 copy has to be small.
     """
     positions, words = len(products.hidden_PD), len(products.weight_VD)
     rows = max(1, TILE.get(_kind(products.hidden_PD.device.type), TILE_ELSEWHERE) // words)
