@@ -30,7 +30,7 @@ def set_generators(states: Mapping[str, Any]) -> None:
 
 @contextmanager
 def left_as_found() -> Iterator[None]:
-    """Restores the random state after a block, so that training draws the same numbers with or without the block."""
+    """Restores all random generators at the end of a `with` block, so that draws in the block change none after it."""
     states = generators()
     try:
         yield

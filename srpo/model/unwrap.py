@@ -21,7 +21,10 @@ def core(model: nn.Module) -> PreTrainedModel:
 
 
 def adapted(model: nn.Module) -> PeftModel | None:
-    """Returns the model if it is a PEFT model, else None; None, too, for an adapter that transformers itself added."""
+    """Returns the model itself if it is a PEFT model, else None.
+
+    An adapter that transformers itself added (`model.add_adapter`) makes no PEFT model, so the result is None, too.
+    """
     return cast("PeftModel", model) if hasattr(model, "disable_adapter") else None
 
 

@@ -47,7 +47,7 @@ class CachedReference:
     """A reference model that looks log-probs up on disk before it computes them; replaces `Reference`.
 
     Args:
-        policy: the model to be trained, as it is now.
+        policy: the model to be trained, before its first step; the reference is computed from its weights as they are.
         folder: folder of the stored log-probs; any number of models and data sets can share it.
         frozen: the caller's own reference model, used instead of the policy.
         device: name of the device that the reference is scored on; part of the key.
@@ -56,8 +56,8 @@ class CachedReference:
     Attributes:
         kind: kind of the reference, such as "frozen copy" or "adapter off".
         fingerprint: sha256 of the reference's weights and configuration.
-        found, scored: numbers of rows looked up and of rows computed.
-        unkept: reason why rows cannot be written to disk; empty while they can.
+        found, scored: numbers of rows read from the disk and of rows computed.
+        unkept: reason why rows cannot be written to disk; "" if they can.
 
     Raises:
         ConfigError: the policy is its own reference or trains weights outside its adapter, or weights are sharded.
@@ -126,10 +126,12 @@ class CachedReference:
         return [i for i, content in enumerate(contents) if self._digest(content) not in store]
 
     def begin(self, *, complete: bool) -> None:
-        """Marks the start of training, after which the model in training is no longer its own reference.
+        """Marks the start of training; the trainer calls it before the first step, which changes the policy.
+
+        If the policy has been its own reference, a frozen copy of it is made here.
 
         Args:
-            complete: all rows have been scored, so no copy of the policy is needed.
+            complete: True if the log-probs of all rows are stored, so that no copy is needed and none is made.
         """
         self._begun = True
         if self._live is None and not complete:
@@ -137,14 +139,20 @@ class CachedReference:
             self._live.prepare(self._wrap)
 
     def prepare(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Applies `wrap`, by which a trainer places a model on devices, to the reference's own model, if it has one."""
+        """Applies `wrap`, by which a trainer places a model on devices, to the reference's model, also to a later copy.
+
+        A reference that shares its weights with the policy is not wrapped.
+        """
         self._wrap = wrap
         if self._live is not None:
             self._live.prepare(wrap)
 
     @property
     def model(self) -> nn.Module | None:
-        """Model that scores missing rows; None while the model in training does, or if all rows are stored."""
+        """The model that computes rows that are not stored.
+
+        None before training begins if the policy itself computes them, and later if all rows were stored by then.
+        """
         return self._live.model if self._live else None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -155,9 +163,10 @@ class CachedReference:
         """Does nothing: the weights of a cached reference never change, so checkpoints do not hold them."""
 
     def recheck(self, trees: Sequence[PrefixTree], backend: str) -> bool:
-        """Scores again the pairs among `trees` whose log-probs are stored, in order to find files of another model.
+        """Computes stored log-probs of some pairs again, to find out whether the stored files are of another model.
 
-        At the first that differs by more than rounding, their folder gets another name, with a warning.
+        At the first pair that differs by more than rounding, the folder of these files is renamed, with a warning, so
+        that they are not used.
 
         Args:
             backend: way of scoring, such as "path"; each has its own stored log-probs.
@@ -205,7 +214,7 @@ class CachedReference:
                 module.training = mode
 
     def _keep(self, store: LogpStore, digests: list[bytes], rows: list[list[float]]) -> None:
-        """Stores rows of log-probs by digest; only warns of a write error, since the run is right without them."""
+        """Writes rows of log-probs to the disk; a write error is only a warning, since a run needs no stored rows."""
         try:
             store.add(digests, rows)
         except OSError as error:
@@ -226,7 +235,7 @@ class CachedReference:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    """Returns the dtype with the largest rounding errors among the model's weights."""
+    """Returns the dtype of a model's weights; of several, the one that rounds most."""
     kinds = {p.dtype for p in model.parameters() if p.dtype in TOLERANCE}
     return max(kinds, key=lambda kind: TOLERANCE[kind], default=torch.float32)
 

@@ -104,7 +104,7 @@ class LogpStore:
         self._out = -1
 
     def _take(self, digest: bytes, row: Iterable[float]) -> bool:
-        """Adds a row in memory unless its digest is known; returns True if the digest is new."""
+        """Adds a row to memory, not to the disk, and returns True; if the digest has a row already, returns False."""
         if digest in self._at:
             return False
         self._at[digest] = len(self._at)

@@ -41,7 +41,7 @@ class Reference:
     Attributes:
         kind: "given", "frozen copy", "adapter off" or "frozen adapter".
         fingerprint: sha256 of weights and configuration; "not known" for weights spread over processes.
-        model: the model that is scored; the policy itself where an adapter is switched.
+        model: the model that computes log-probs; the policy itself if the reference is one of its adapters, or none.
 
     Raises:
         ConfigError: the policy is given as its own reference, or trains weights outside its adapter.
@@ -66,9 +66,10 @@ class Reference:
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
-        """Context that yields the model that computes the reference.
+        """Inside this `with` block, the model that it yields computes as the reference.
 
-        Inside the block, a model that shares its base with the policy has the reference's adapter, or none.
+        If that model is the policy, its adapter is replaced by the reference's adapter, or switched off, until the end
+        of the block.
         """
         if self.kind not in ("adapter off", "frozen adapter"):
             yield self.model
@@ -79,12 +80,18 @@ class Reference:
             yield policy.eval()
 
     def prepare(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Applies `wrap`, by which a trainer places a model on devices, to a reference with a model of its own."""
+        """Applies `wrap`, by which a trainer places a model on devices, to the reference's model.
+
+        Does nothing if that model is the policy, which the trainer wraps itself.
+        """
         if self.kind not in ("adapter off", "frozen adapter"):
             self.model = wrap(self.model)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns the tensors, not copied, that a checkpoint needs to restore the reference; {} if it never changes."""
+        """Returns the tensors, not copied, that a checkpoint must hold to restore the reference.
+
+        {} for a reference that never changes, since a resumed run makes it anew.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -98,8 +105,8 @@ class Reference:
 class MovingReference(Reference):
     """A `Reference` whose weights move towards the policy's at each call of `follow` (TR-DPO, arXiv 2404.09656).
 
-    Its weights depend on the policy's past steps and cannot be recomputed, so checkpoints hold them and the cache of
-    log-probs does not.
+    Its weights depend on the policy's past steps and cannot be recomputed. So checkpoints hold them, and its log-probs
+    are never cached.
 
     Args:
         policy: the model to be trained.
@@ -175,7 +182,10 @@ def reference_fingerprint(kind: str, model: nn.Module) -> str:
 
 
 def _copied(policy: nn.Module) -> nn.Module:
-    """A copy of the policy with weights of its own; DeepSpeed's split weights are empty outside of a gathering."""
+    """Returns a copy of the policy with weights of its own.
+
+    Weights that DeepSpeed splits over processes are gathered first: a copy of the split ones would be empty.
+    """
     split = [p for p in policy.parameters() if hasattr(p, "ds_id")]
     if not split:
         return copy.deepcopy(policy)
@@ -190,7 +200,7 @@ def _freeze(model: nn.Module) -> nn.Module:
 
 
 def _is_fresh(policy: nn.Module) -> bool:
-    """Whether the policy's adapter has no effect yet: LoRA's second factor is zero everywhere."""
+    """True if the policy's adapter has no effect yet, since LoRA's second factor (B) is zero everywhere."""
     seconds = [p for name, p in policy.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
     return bool(seconds) and not any(p.detach().any() for p in seconds)
 
@@ -207,9 +217,9 @@ def _refuse_open_base(policy: PeftModel) -> None:
 
 
 def _copy_adapter(policy: Any) -> Any:
-    """Adds a frozen copy of the policy's active adapter, the reference, and returns the copy's configuration.
+    """Adds a frozen copy of the policy's active adapter to the policy, as the reference, and returns its configuration.
 
-    The policy's own list of adapters does not hold that configuration, so saving and merging ignore the copy.
+    The configuration is removed from PEFT's list of adapters, so that saving and merging ignore the copy.
     """
     active = policy.active_adapter
     config = copy.deepcopy(policy.peft_config[active])
@@ -233,7 +243,7 @@ def _copy_adapter(policy: Any) -> Any:
 
 
 def _without_reference(policy: PeftModel, state: dict[str, Any], prefix: str, metadata: object) -> None:
-    """A state_dict hook that removes the reference's adapter from `state`, for PEFT saves adapters it does not know."""
+    """A state_dict hook that removes the reference's adapter from `state`: PEFT would save its weights, too."""
     if REFERENCE_ADAPTER not in policy.peft_config:
         for name in list(filter(_of_reference, state)):
             del state[name]
@@ -245,7 +255,7 @@ def _of_reference(name: str) -> bool:
 
 @contextmanager
 def _wearing(policy: PeftModel, config: Any) -> Iterator[None]:
-    """Makes the reference's adapter, of configuration `config`, the active one inside the block."""
+    """Inside this `with` block, the policy computes with the reference's adapter, whose configuration is `config`."""
     before = policy.active_adapter
     policy.peft_config[REFERENCE_ADAPTER] = config
     policy.set_adapter(REFERENCE_ADAPTER)
@@ -258,9 +268,10 @@ def _wearing(policy: PeftModel, config: Any) -> Iterator[None]:
 
 @contextmanager
 def _left_as_found(policy: nn.Module) -> Iterator[None]:
-    """Restores `requires_grad` of every weight and the train/eval mode of every module after the block.
+    """Restores `requires_grad` of every weight and the train/eval mode of every module at the end of a `with` block.
 
-    PEFT opens the weights of each adapter that it activates, and the reference is scored in eval mode.
+    Needed where the policy computes as the reference: PEFT makes the weights of an adapter that it activates trainable,
+    and the reference is scored in eval mode.
     """
     trainable = [(p, p.requires_grad) for p in policy.parameters()]
     training = [(module, module.training) for module in policy.modules()]

@@ -53,9 +53,10 @@ class Adapter:
         return next((str(folder) for folder in (self.folder, *up) if has_tokenizer(folder)), self.base)
 
     def without_base(self, error: InputError) -> InputError:
-        """Returns the error to raise after `error` in loading the adapter's base model.
+        """Returns the error to raise after loading the adapter's base model has failed with `error`.
 
-        It names adapter_config.json if the base model's name is no folder here.
+        It is `error` itself, or, if the base model's name is no folder here, one that names adapter_config.json, which
+        holds that name.
         """
         if Path(self.base).is_dir():
             return error
@@ -72,7 +73,7 @@ def stored_shapes(folder: Path) -> dict[str, list[int]]:
     """Returns name → shape of the weights in an adapter's file; reads the file's header only.
 
     Raises:
-        InputError: the file is torn.
+        InputError: the file is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -137,7 +138,10 @@ def _adapter_folder(path: str) -> Path | None:
 
 
 def _downloaded(name: str, revision: str) -> Path | None:
-    """Downloads an adapter by hub name and returns its folder in the hub's cache; None if `name` is no adapter's."""
+    """Downloads an adapter by hub name and returns its folder in the hub's cache.
+
+    None if `name` is not the name of an adapter on the hub, or the hub cannot be reached.
+    """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or Path(name).exists() or looks_local(name):
         return None
     from huggingface_hub import snapshot_download, try_to_load_from_cache
@@ -194,8 +198,8 @@ def looks_local(path: str) -> bool:
 def fit_embeddings(base: PreTrainedModel, adapter: Adapter, vocabulary: int | None) -> None:
     """Resizes the base model's embeddings to the number of rows that the adapter was trained with.
 
-    Rows that the adapter stores replace the new ones when it is loaded. Rows that nobody stores become the mean of the
-    others, and a warning counts them.
+    New rows become the mean of the old ones until the adapter is loaded, which replaces those rows that it stores. A
+    warning counts the rows that it does not store.
 
     Args:
         vocabulary: number of tokens of the tokenizer saved with the adapter; None if no tokenizer was saved.
@@ -232,7 +236,10 @@ def _embedding_names(base: PreTrainedModel) -> set[str]:
 
 
 def _stored_rows(adapter: Adapter, names: set[str]) -> Iterator[int]:
-    """Row count of each embedding in `names` that the adapter's file stores, whole or as low-rank factors."""
+    """Yields the number of rows of each embedding matrix that the adapter's file stores, whole or as low-rank factors.
+
+    `names` are the names of the base's embedding modules.
+    """
     for key, shape in stored_shapes(adapter.folder).items():
         name = key.removeprefix("base_model.model.")
         for ending, axis in _ROWS.items():
@@ -247,9 +254,9 @@ def _trained_indices(config: Mapping[str, Any]) -> list[int]:
 
 
 def expect_used(model: PeftModel, adapter: Adapter) -> None:
-    """Checks that every weight in the adapter's file is used by the model, and the reverse.
+    """Checks that the model uses every weight in the adapter's file, and that the file has every weight of the adapter.
 
-    PEFT silently drops weights without a place and invents missing ones.
+    PEFT silently drops weights for which the model has no module, and fills missing ones with initial values.
 
     Raises:
         InputError: the names of the weights differ, as for the wrong base model.

@@ -19,7 +19,8 @@ def loader_for(config: PreTrainedConfig, *, text_only: bool = False) -> Any:
     class for some of these models, and for others it would drop the tower from every saved model.
 
     Args:
-        text_only: the checkpoint is the base of an adapter trained on the text class, which names weights otherwise.
+        text_only: True for the base of an adapter that was trained on AutoModelForCausalLM's class, which names weights
+            in another way.
     """
     import transformers
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
@@ -37,7 +38,10 @@ def loader_for(config: PreTrainedConfig, *, text_only: bool = False) -> Any:
 
 
 def outside_language(model: PreTrainedModel) -> list[str]:
-    """Names of the largest modules outside the language model and its head, such as a vision tower; [] for text."""
+    """Returns the names of the modules outside the language model and its head, such as a vision tower.
+
+    Of nested modules only the outermost is named. A model of text gives [].
+    """
     if not any(getattr(model.config, name, None) is not None for name in TOWERS):
         return []
     decoder = model.get_decoder()
@@ -52,7 +56,7 @@ def outside_language(model: PreTrainedModel) -> list[str]:
 
 
 def freeze_towers(model: PreTrainedModel) -> None:
-    """Freezes the parameters outside the language model, such as a vision tower, which text gives no gradient."""
+    """Freezes the parameters outside the language model, such as a vision tower's, so that training leaves them."""
     if not any(getattr(model.config, name, None) is not None for name in TOWERS):
         return
     decoder = model.get_decoder()

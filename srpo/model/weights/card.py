@@ -43,7 +43,7 @@ class Card:
         adapter: whether the saved model is an adapter.
         settings: resolved settings; the card shows those in `SHOWN`.
         facts: further lines for the table of settings: reference, template, data.
-        results: metric → value, from the last evaluation.
+        results: name of a metric → its value in the last evaluation.
         command: words of the command line; empty for a run started from Python.
         comments: paragraphs below the title.
     """
@@ -89,7 +89,7 @@ def write_card(folder: Path, card: Card, theirs: bytes | None) -> None:
 
     Args:
         card: contents of the card.
-        theirs: README.md as it was before the model was saved (PEFT changes it), from `read_card`; None if absent.
+        theirs: README.md as `read_card` returned it before the model was saved, since PEFT changes it; None if absent.
     """
     file = folder / CARD_FILE
     if theirs is not None:

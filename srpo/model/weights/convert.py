@@ -64,13 +64,16 @@ def convert(source: str, target: str) -> list[str]:
 
 
 def _new_name(name: str) -> str:
-    """Turns `pytorch_model-00001-of-00002.bin` into `model-00001-of-00002.safetensors`; "" if it is no weights file."""
+    """Returns the name of the safetensors file for a pickled one; "" if `name` is not that of a file of weights.
+
+    For `pytorch_model-00001-of-00002.bin` it is `model-00001-of-00002.safetensors`.
+    """
     stem, dash, part = name.rpartition(".")[0].partition("-")
     return f"{NAMES[stem]}{dash}{part}.safetensors" if stem in NAMES else ""
 
 
 def _tensors(state: object, where: str) -> dict[str, Tensor]:
-    """Returns the tensors by name in an unpickled `state`, without a training framework's wrapper around them.
+    """Returns the tensors by name in an unpickled `state`; a training framework may have put them under one more key.
 
     `where` is the pickled file, for the error.
 

@@ -62,7 +62,7 @@ def _is_here(tensor: Tensor) -> bool:
 
 
 def _tensors(model: nn.Module, without_trained: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yields every parameter and buffer to hash, saved or not, and the scales of quantised weights.
+    """Yields name and tensor of everything to hash: parameters, all buffers, and the scales of quantised weights.
 
     `without_trained` leaves out trainable weights.
     """
@@ -90,7 +90,7 @@ def _bytes_of(name: str, tensor: Tensor) -> str:
 
 
 def _config(model: nn.Module) -> str:
-    """Configuration as text: position bases, epsilons, windows and attention kernel, which no weight holds."""
+    """A model's configuration as text to hash: log-probs also depend on its windows, epsilons and attention kernel."""
     peft = adapted(model)
     inner: Any = peft.get_base_model() if peft else model
     config = inner.config
@@ -102,5 +102,8 @@ def _canonical(settings: Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> str | list[str]:
-    """Text for a value that JSON cannot hold; a set is sorted, since its order changes from process to process."""
+    """JSON value for a value that JSON cannot hold: its text, or for a set the sorted list of its elements' texts.
+
+    The order of a set changes from process to process.
+    """
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

@@ -30,7 +30,7 @@ def gguf_file(path: str) -> Path | None:
 
 
 def _named(path: str) -> Path | None:
-    """The GGUF file at a path as in `gguf_file`, its content unread."""
+    """Finds the GGUF file at a path like `gguf_file`, by names alone; its content is not checked."""
     at = Path(path)
     if at.suffix == ".gguf":
         if not at.is_file():
@@ -50,10 +50,10 @@ def _named(path: str) -> Path | None:
 
 @contextmanager
 def gguf_parsed_once(path: str) -> Iterator[Path | None]:
-    """Context that yields the GGUF file at a path, or None; inside it, all readers share one parsing of the file.
+    """Inside this `with` block, a GGUF file is parsed once, however often libraries ask for it.
 
-    The package gguf parses a vocabulary of 262k words in 19 s, and transformers asks for it three times to load a
-    model. Slices of a plain array instead of a memory map take 5 s.
+    Yields the GGUF file at the path, or None without one. The package gguf parses a vocabulary of 262k words in 19 s,
+    and transformers asks for it three times to load a model. Here a plain array replaces its memory map: 5 s.
 
     Raises:
         InputError: the file is damaged, or the folder holds several GGUF files.
@@ -113,7 +113,7 @@ def _expect_readable(file: Path) -> None:
 
 
 def gguf_options(file: Path, *, weights: bool) -> Mapping[str, object]:
-    """Returns keyword arguments with which `from_pretrained` reads a GGUF file.
+    """Returns keyword arguments with which transformers' `from_pretrained` reads a GGUF file in a folder.
 
     Args:
         weights: True to load a model and dequantise it, False to load a tokenizer.

@@ -28,7 +28,7 @@ _SHARE = {"f32": 1e-4, "f16": 0.02, "bf16": 0.1, "q8_0": 0.1}  # difference of l
 
 
 class Opened(NamedTuple):
-    """Numbers of greedy drafts and revisions of a GGUF file in llama.cpp, and of those that equal the model's own."""
+    """Result of running a GGUF file in llama.cpp: how many greedy drafts and revisions equal those of the model."""
 
     equal_drafts: int
     drafts: int
@@ -49,7 +49,7 @@ class Exported:
         generated: greedy tokens compared.
         other_tokens: greedy tokens that the file decodes differently.
         difference: largest difference of logits, as a share of their range at its position.
-        opened: the file's answers in llama.cpp; None if that is not installed.
+        opened: comparison of the file's greedy answers in llama.cpp with the model's; None if that is not installed.
     """
 
     file: Path
@@ -143,7 +143,13 @@ def _answers(model: Any, contexts: Sequence[list[int]], new: int, name: str) -> 
 
 
 def _revision_contexts(path: str, tokenizer: Any, prompts: str, drafts: Sequence[list[int]]) -> list[list[int]]:
-    """Token ids of the contexts from which the model revises its drafts."""
+    """Returns the token ids of the contexts from which the model revises its drafts.
+
+    Args:
+        path: folder of the model, for its revision template.
+        prompts: file of the prompts that the drafts answer.
+        drafts: token ids of the drafts.
+    """
     rows = read_prompts(prompts)[: len(drafts)]
     texts = [tokenizer.decode(draft, skip_special_tokens=True) for draft in drafts]
     renderer = Renderer(tokenizer, template_for(path, None))
@@ -151,7 +157,7 @@ def _revision_contexts(path: str, tokenizer: Any, prompts: str, drafts: Sequence
 
 
 def _compared(model: Any, file: Path, answers: Sequence[Answer], allowed: float) -> Tally:
-    """Compares the logits of a model and of its file, read through transformers, along contexts and answers.
+    """Compares the logits of a model with those of its GGUF file, loaded by transformers, on contexts and answers.
 
     Raises:
         SRPOError: they differ by more than the share `allowed` of their range.
@@ -171,7 +177,7 @@ def _compared(model: Any, file: Path, answers: Sequence[Answer], allowed: float)
 def _opened(
     file: Path, model: Any, tokenizer: Any, answers: Sequence[Answer], drafts: int, allowed: float
 ) -> Opened | None:
-    """Compares the greedy answers of a model with its file's in llama.cpp, if that is installed.
+    """Compares the greedy answers of a model with those of its file in llama.cpp; None if that is not installed.
 
     Args:
         drafts: number of answers that are drafts; the others are revisions.
@@ -198,7 +204,10 @@ def _opened(
 
 
 def _lead(model: Any, answer: Answer, found: Sequence[int]) -> float:
-    """How far the model prefers its own token at the first difference, as a share of the range of its logits."""
+    """Returns how sure the model is of its own token at the first place where llama.cpp's answer `found` has another.
+
+    It is the difference of the model's logits of the two tokens, as a share of the range of its logits there.
+    """
     place = next(i for i, (own, other) in enumerate(zip(answer.added, found, strict=True)) if own != other)
     logits_V = logits_of(model, [*answer.context, *answer.added[:place]])[-1]
     return float((logits_V[answer.added[place]] - logits_V[found[place]]) / (logits_V.max() - logits_V.min()))
@@ -225,7 +234,7 @@ def modelfile(file: str, tokenizer: Any) -> str:
 
 
 def readme(file: str, template: RevisionTemplate, compared: Exported) -> str:
-    """Returns a README for a GGUF file: how to serve it, and the requests for a draft and for a revision of it.
+    """Returns a README for a GGUF file: how to serve it, and the texts that ask it for a draft and for a revision.
 
     Args:
         file: name of the GGUF file.

@@ -90,7 +90,7 @@ def write_gguf(file: Path, model: Any, tokenizer: Any, *, kind: str, name: str) 
 
 
 def _positions(rope: Mapping[str, Any]) -> float:
-    """Base of the rotary frequencies.
+    """Returns the base of the rotary frequencies (`rope_theta`) from a model's rotary settings.
 
     Raises:
         ConfigError: positions of another type than plain rotation.
@@ -101,10 +101,12 @@ def _positions(rope: Mapping[str, Any]) -> float:
 
 
 def _gemma_positions(config: Any) -> float:
-    """Base of the rotary frequencies of a Gemma 3's layers with full attention.
+    """Returns the base of the rotary frequencies of a Gemma 3 model, for its layers with full attention.
+
+    A GGUF file has no field for some settings of Gemma 3; llama.cpp takes the usual values.
 
     Raises:
-        ConfigError: a Gemma 3 that differs from what llama.cpp computes for every model of that name.
+        ConfigError: the model's settings are not these values.
     """
     kinds = [
         "full_attention" if (i + 1) % GEMMA_PERIOD == 0 else "sliding_attention" for i in range(len(config.layer_types))
@@ -155,17 +157,17 @@ def _tensors(model: Any, arch: str, kind: str) -> Iterator[tuple[str, Any, Any]]
 
 
 def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a Llama's query or key weights in llama.cpp's order, in which rotated pairs are neighbours."""
+    """Returns a Llama's query or key weights in llama.cpp's order: rows that are rotated as a pair are neighbours."""
     half = weight.shape[0] // heads // 2
     return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _byte_level(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str, Any]:
-    """Fields of a byte-level BPE.
+    """Returns the fields of a GGUF file that describe a tokenizer of byte-level BPE.
 
     Args:
         state: the tokenizer as the `tokenizers` library serialises it.
-        size: number of words of the model.
+        size: rows of the model's embeddings.
 
     Raises:
         ConfigError: the tokenizer is not byte-level, splits by a pattern that llama.cpp has no name for, or has no
@@ -193,9 +195,9 @@ def _byte_level(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str
 
 
 def _pieces(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str, Any]:
-    """Fields of a BPE over SentencePiece's pieces, in which a character without a piece becomes its bytes.
+    """Returns the fields of a GGUF file that describe a tokenizer of SentencePiece's pieces (BPE with a byte fallback).
 
-    llama.cpp joins the pair whose piece has the highest score; here the score is minus the rank of the piece's merge.
+    llama.cpp joins the pair whose piece has the highest score, so a piece's score is minus the rank of its merge.
 
     Raises:
         ConfigError: the tokenizer changes the text in another way than marking spaces.
@@ -233,10 +235,14 @@ def _pieces(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str, An
 def _vocabulary(
     state: Mapping[str, Any], tokenizer: Any, size: int, kind: Callable[[str], int]
 ) -> tuple[list[str], list[int]]:
-    """Texts of all tokens and their types, in the order of ids; places of the model without a token are filled.
+    """Returns the texts of all tokens and their GGUF types, in the order of ids.
+
+    Ids of the model for which the tokenizer has no token get the text `[PADn]`.
 
     Args:
-        kind: type of a token that is not an added one.
+        state: the tokenizer as the `tokenizers` library serialises it.
+        size: rows of the model's embeddings.
+        kind: function that returns the type of a token that is not an added one.
     """
     added = {each["id"]: each for each in state.get("added_tokens", [])}
     by_id = {place: token for token, place in tokenizer.get_vocab().items()}

@@ -221,7 +221,10 @@ def _dtype(name: str | torch.dtype) -> str | torch.dtype:
 
 
 def _whole(auto: type, path: str, **options: object) -> Any:
-    """Loads a model by the class `auto`; raises InputError for missing weights, which transformers fills with noise."""
+    """Loads a model by transformers' class `auto`; raises InputError if weights are missing from its files.
+
+    transformers would fill missing weights with random numbers.
+    """
     loader: Any = auto
     model, found = loader.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
     if found["missing_keys"]:
@@ -351,7 +354,7 @@ def _refusal(kind: str, path: str, error: Exception, weights: str = "") -> Input
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
-    """Classes of the errors that libraries raise for files that are missing, torn, or made for another model."""
+    """Classes of the errors that libraries raise for files that are missing, damaged, or made for another model."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -359,13 +362,16 @@ def _unreadable() -> tuple[type[Exception], ...]:
 
 
 def _expect_folder(path: str) -> None:
-    """Raises InputError for a local path that is no folder, which a library would look up on the hub."""
+    """Raises InputError for a local path that is no folder: a library would look its name up on the hub."""
     if looks_local(path) and not Path(path).is_dir():
         raise InputError("no such folder", where=path, expected="a saved model, or a hub name")
 
 
 def _either(path: str) -> str:
-    """Remedy in an error for a missing `runs/final`, which may mean a folder or a hub name; "" if it is a folder."""
+    """Advice for an error about a path like `runs/final` that is no folder here, so that it was taken as a hub name.
+
+    "" if the folder exists, since the error has another cause.
+    """
     if os.path.isdir(path):
         return ""
     return "no folder of that name is here, so it was looked for on the hub: write ./ before it if a folder is meant"

@@ -168,7 +168,12 @@ def merge(
 
 
 def _that_fit(contexts: list[list[int]], new: int, words: int) -> list[list[int]]:
-    """Returns the first contexts, one at least, whose logits over `words` words fit in `LOGITS` bytes."""
+    """Returns as many of the first contexts as have logits that fit in `LOGITS` bytes together; at least one.
+
+    Args:
+        new: tokens that will be added to each context.
+        words: size of the vocabulary.
+    """
     sizes = accumulate(8 * words * (len(context) + new) for context in contexts)
     count = max(1, sum(size <= LOGITS for size in sizes))
     if count < len(contexts):
@@ -177,7 +182,7 @@ def _that_fit(contexts: list[list[int]], new: int, words: int) -> list[list[int]
 
 
 def _expect_mergeable(model: Any, adapter: str) -> None:
-    """Raises ConfigError for an adapter without weights that could be added to the base's."""
+    """Raises ConfigError for an adapter that changes no weights of its base, such as prompt tuning."""
     [kind] = model.peft_config.values()
     if kind.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
         fix = "use the adapter as it is"
@@ -214,11 +219,14 @@ def measure(model: Any, contexts: Sequence[list[int]], new: int) -> Measured:
 def _compare_in_float32(
     adapter: str, merged: Path, contexts: Sequence[list[int]], new: int, stored: torch.dtype, options: Mapping[str, Any]
 ) -> MergeCheck:
-    """Compares both models with 16-bit weights and float32 activations, where only the weights are rounded.
+    """Compares an adapter with its merged model, both with 16-bit weights and float32 activations.
 
-    The rounding of activations in 16 bits differs between models of one size, by more than `rounding` in some.
+    So only the weights are rounded. With activations in 16 bits some models differ by more than `rounding` explains.
 
     Args:
+        adapter, merged: folders of the two models.
+        contexts: token ids of each prompt.
+        new: tokens that the adapter adds to each prompt greedily.
         stored: dtype in which the merged weights are stored; decides the tolerance.
         options: keywords of `load_model` for the adapter.
     """
@@ -296,11 +304,15 @@ class Tally:
 
 
 def rounding(dtype: torch.dtype, layers: int) -> float:
-    """Returns the difference of logits, as a share of their range, that rounding to a dtype explains.
+    """Returns the largest difference of two models' logits, as a share of their range, that rounding explains.
 
-    The errors of the layers add up; the result is twice the difference measured on correct merges of random models
-    (docs/lab-book/06-rounding-of-merged-models.md). In float32 the order of sums matters more than the rounding of
-    numbers, hence the floor.
+    It is twice the difference measured on correct merges of random models, and grows with the number of layers
+    (docs/lab-book/06-rounding-of-merged-models.md). It is at least 1e-4, since in float32 the order of sums matters
+    more than the rounding of numbers.
+
+    Args:
+        dtype: dtype of the weights.
+        layers: number of layers.
 
     Example:
         >>> rounding(torch.float32, 24), round(rounding(torch.bfloat16, 24), 3)
@@ -310,14 +322,14 @@ def rounding(dtype: torch.dtype, layers: int) -> float:
 
 
 def _largest(so_far: float, values_S: Tensor) -> float:
-    """The largest of `so_far` and `values_S`; nan if any of them is nan, which Python's `max` would skip."""
+    """Returns the largest of `so_far` and `values_S`; nan if any of them is nan, unlike Python's `max`."""
     return float(torch.cat([values_S.new_tensor([so_far]), values_S]).max())
 
 
 def greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
-    """Continues each context greedily by `new` tokens, past any terminator; returns its ids and all logits of them.
+    """Continues each context greedily by `new` tokens, past any terminator, and computes the logits of the result.
 
-    The logits of a prompt are [S positions, V vocabulary].
+    Returns for each context the ids with the new ones, and their logits [S positions, V vocabulary].
     """
     counted_contexts = counted(contexts, "prompts answered with the adapter", len(contexts))
     answered = (continued(model, context, new) for context in counted_contexts)

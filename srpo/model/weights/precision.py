@@ -23,7 +23,7 @@ def has_fast_bfloat16(device: str) -> bool:
 
 
 def base_dtype(asked: str, *, adapter: bool, device: str) -> tuple[str, str]:
-    """Returns the dtype to load a model in for training, and a sentence with the choice and the cost of the other one.
+    """Returns the dtype in which to load a model for training, and a sentence for the log that gives the reason.
 
     Weights in training stay in float32: a step of a typical learning rate is lost in 16 bits. An adapter's base is
     frozen, so bfloat16 halves its memory and loses nothing that is trained.

@@ -20,11 +20,10 @@ QUANTISATION = "quantization"  # key of that record
 
 
 def quantisation_of(model: nn.Module) -> dict[str, Any]:
-    """Returns the quantisation of a model's weights as an entry for its training record; {} if they are not quantised.
+    """Returns the settings by which a model's weights were quantised on loading, as an entry for its training record.
 
-    Only weights that were quantised while they were loaded count.
-
-    A base whose own files are quantised is loaded like that again, without a record.
+    {} for a model that is not quantised, and for one whose own files hold quantised weights: it is loaded in the same
+    way again without a record.
     """
     config = core(model).config
     found = getattr(config, "quantization_config", None)
@@ -34,7 +33,9 @@ def quantisation_of(model: nn.Module) -> dict[str, Any]:
 
 
 def recorded_quantisation(folder: Path) -> dict[str, Any]:
-    """Returns how the base of the adapter in a folder was quantised in training; {} if it was not, or has no record.
+    """Returns the settings by which the base of an adapter was quantised in training, from the adapter's folder.
+
+    {} if it was not quantised, or if the folder has no record of training.
 
     Raises:
         InputError: the record is damaged.
