@@ -36,7 +36,7 @@ STAND_IN = {
 
 
 def base(folder: str, dtype: str) -> Any:
-    """The base: from a folder, or random."""
+    """Loads the base model from `folder`; for "" makes a random one."""
     if folder:
         return load_model(folder, dtype=dtype)
     torch.manual_seed(0)
@@ -44,7 +44,7 @@ def base(folder: str, dtype: str) -> Any:
 
 
 def with_adapter(model: Any) -> Any:
-    """The model under a random adapter of rank 8 on every linear layer."""
+    """Puts a random adapter of rank 8 on every linear layer of a model."""
     adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
     torch.manual_seed(1)
     for name, weight in adapted.named_parameters():
@@ -55,7 +55,7 @@ def with_adapter(model: Any) -> Any:
 
 @contextmanager
 def strided() -> Iterator[None]:
-    """Leaves hidden states as transformers slices them."""
+    """Inside this `with` block, srpo hands strided hidden states to the head, as transformers does."""
     kept = plain.contiguous_head
     plain.contiguous_head = speculative.contiguous_head = lambda model: nullcontext()  # type: ignore[assignment]
     try:
@@ -65,7 +65,12 @@ def strided() -> Iterator[None]:
 
 
 def seconds(model: Any, tokens: int, *, fold: bool) -> float:
-    """User seconds of drafts and revisions, self-checks included, as the first command of a user meets them."""
+    """Processor seconds of a draft and a revision of each prompt, and of the self-checks that a new process makes.
+
+    Args:
+        tokens: tokens of each answer.
+        fold: true folds an adapter into its base while answers are drawn.
+    """
     engine = SpeculativeEngine(model, pad_id=0, batch_size=ROWS)
     if not fold:
         engine.folded.reason = "not folded in this benchmark"

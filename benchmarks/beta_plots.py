@@ -20,7 +20,7 @@ COLOURS = {0.01: "#c0392b", 0.03: "#e08e0b", 0.1: "#1e6091"}
 
 
 def main() -> None:
-    """Draws both figures."""
+    """Draws the figures of both pages from the journal on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("journal", type=Path, help="folder of the study")
     parser.add_argument("images", type=Path)

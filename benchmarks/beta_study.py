@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
-    """Finished cells; a line that a kill cut short is left out, and its cell runs again."""
+    """Yields the finished cells of the journal; a line that was cut short is left out, so that its cell runs again."""
     file = folder / JOURNAL
     for line in file.read_text("utf-8").splitlines() if file.exists() else []:
         try:
@@ -171,7 +171,11 @@ def answers_of(model: Path, cell: Cell, config: CarryConfig) -> dict[str, Any]:
 
 
 def drawn(model: Path, rows: Any, revisions: int) -> dict[str, Any]:
-    """Shares of exact answers by split: greedy draft, and draft and revisions at T = 1; and of revisions that copy."""
+    """Draws a model's answers greedily and at temperature 1, for each split.
+
+    Returns, for keys such as "in T1", `curve`, the shares of exact answers after 0, 1, … revisions, and `copies`, the
+    share of first revisions equal to their draft.
+    """
     reviser, found = Reviser(str(model), batch_size=DRAW_BATCH, device="cpu"), {}
     for split, heat in product(SPLITS, (0.0, 1.0)):
         settings = RevisionSettings(revisions, heat, 0, NEW_TOKENS, "always")
@@ -186,7 +190,7 @@ def drawn(model: Path, rows: Any, revisions: int) -> dict[str, Any]:
 
 
 def score(row: dict[str, Any], split: str, heat: str) -> float:
-    """Share of exact answers at the number of revisions that is best on the validation sums of both splits."""
+    """Share of a cell's answers that are exact, at the number of revisions that is best on the validation sums."""
     curves = [row["validation"][f"{each} {heat}"]["curve"] for each in SPLITS]
     means = [sum(values) for values in zip(*curves, strict=True)]
     return float(row["exact"][f"{split} {heat}"]["curve"][means.index(max(means))])

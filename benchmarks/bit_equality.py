@@ -29,7 +29,7 @@ WIDTH = 160  # characters of a value that a line shows
 
 
 def main() -> None:
-    """Runs, compares or tests itself."""
+    """Writes the numbers of all small runs, compares two such files, or runs the self-test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", nargs="?", help="JSON file to write the numbers to")
     parser.add_argument("--compare", nargs=2, metavar=("A.json", "B.json"), help="two such files to compare")

@@ -53,7 +53,7 @@ LAST = 5  # revisions, or further drafts, at the end
 
 
 class RightDigits:
-    """Prefers the answer with more right digits; the task's exact judge."""
+    """The exact judge of the carry task: prefers the answer with more right digits."""
 
     identity = "carry: right digits"
 
@@ -65,7 +65,7 @@ class RightDigits:
 
 @dataclass(frozen=True)
 class Job:
-    """One method on one seed."""
+    """One method to train and evaluate on one seed, with its sizes."""
 
     run: str
     out: str
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def work(job: Job) -> list[dict[str, Any]]:
-    """Trains and evaluates; finished stages are not repeated."""
+    """Trains a job's method, draws its answers, returns a row of results per round. Finished stages are kept."""
     from transformers.utils import logging as hf_logging
 
     torch.set_num_threads(1)
@@ -143,7 +143,7 @@ def work(job: Job) -> list[dict[str, Any]]:
 
 
 def settings_of(job: Job, method: str) -> dict[str, Any]:
-    """A training from the seed's base on its offline pairs."""
+    """Settings of a method's training from the seed's base on its offline pairs."""
     tuned = OFFLINE[method]
     return {
         "model_name_or_path": f"{job.run}/base",
@@ -182,7 +182,7 @@ def plan_of(job: Job, file: Path, prompts: int, **changed: Any) -> RoundsArgumen
 
 
 def rounds(job: Job, out: Path) -> list[tuple[Path, int, int]]:
-    """(model, labels so far, steps so far) after the offline training and each round."""
+    """Runs the rounds; returns (model, labels so far, steps so far) after the offline training and after each round."""
     plan = plan_of(job, out.with_suffix(".prompts.jsonl"), job.sampled)
     done = run_rounds(str(out), settings_of(job, job.method), plan, RightDigits(), train_with)
     labels = [sum(each.labels for each in done[: n + 1]) for n in range(len(done))]
@@ -191,7 +191,10 @@ def rounds(job: Job, out: Path) -> list[tuple[Path, int, int]]:
 
 
 def offline(job: Job, out: Path) -> list[tuple[Path, int, int]]:
-    """As many more steps and labels without a round: offline pairs of fresh sums, trained on from the base at once."""
+    """Trains SRPO once, from the base, with the steps and labels of all rounds: on that many more offline pairs.
+
+    Returns (model, further labels, steps) as the only item of a list.
+    """
     config = CarryConfig()
     extra = ROUNDS * job.labels
     more = replace(config, sampled=config.sampled + extra)
@@ -208,7 +211,7 @@ def offline(job: Job, out: Path) -> list[tuple[Path, int, int]]:
 
 
 def draw(folder: Path, model: Path, job: Job) -> None:
-    """Every revision kept, and the best of as many drafts."""
+    """Draws two systems' answers to the evaluation sums into `folder`: every revision kept, and best of drafts."""
     config = replace(CarryConfig(), prompts=job.prompts)
     rows = evaluation_rows(config, job.seed)
     reviser = Reviser(str(model), reference=f"{job.run}/base", batch_size=1000)
@@ -223,14 +226,14 @@ def draw(folder: Path, model: Path, job: Job) -> None:
 
 
 def rights(file: Path) -> Tensor:
-    """[N, K] whether the current answer after k revisions is exactly right."""
+    """[N, K] true where a trail's newest kept answer after k revisions is exactly right; `file` has N trails."""
     trails = [Trail.from_json(line) for line in file.open(encoding="utf-8")]
     ks = range(len(trails[0].answers))
     return torch.tensor([[exact_match(t.prompt, t.after(k).text, t.meta["gold"]) for k in ks] for t in trails])
 
 
 def compare(folder: Path, seeds: Sequence[int]) -> None:
-    """Gain of the last round, paired over prompts: over round 0, and over opponents with as many steps or answers."""
+    """Prints the gain of SRPO's last round, paired over prompts, over round 0 and over opponents at equal cost."""
     ours = ("srpo", ROUNDS, "revised", LAST)
     rivals = {
         "round 0, its best k": ("srpo", 0, "revised", None),
@@ -267,7 +270,7 @@ def compare(folder: Path, seeds: Sequence[int]) -> None:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """Exact answers by method and round, seed by seed and pooled."""
+    """Prints tables of exact answers by method and round, for each seed and pooled."""
     for split in reversed(SPLITS):
         for system, said in (("revised", "revisions"), ("best_of", "further drafts")):
             print(f"\n{TITLES[split]}, exact answers in % after 0, 1, … {said}:\n")

@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def jobs_of(run: Path, config: CarryConfig, seed: int) -> list[Job]:
-    """Every setting of every method on one base."""
+    """Returns a job for every setting of every method, on the base of one seed."""
     return [
         Job(
             str(run),
@@ -97,7 +97,7 @@ def jobs_of(run: Path, config: CarryConfig, seed: int) -> list[Job]:
 
 
 def measured(job: Job, system: str) -> Row:
-    """Exact answers of one system on one base, by split and revision."""
+    """Returns the settings of a job's method and, for each split, a system's shares of exact answers by revision."""
     settings = job.config.methods[job.method]
     row: Row = {"system": system, "beta": settings.beta, "learning_rate": settings.learning_rate}
     for split in SPLITS:
@@ -111,7 +111,10 @@ def measured(job: Job, system: str) -> Row:
 
 
 def scored(rows: list[Row]) -> Row:
-    """One setting on all bases: average curves, best k, the score there, and each base's at the same k."""
+    """Averages the rows of one setting over all bases.
+
+    Returns the mean curves, the best number of revisions (`revisions`), the `score` there, and each base's score there.
+    """
     curves = {split: _mean([row[split] for row in rows]) for split in SPLITS}
     means = _mean(list(curves.values()))
     best = means.index(max(means))
@@ -124,7 +127,7 @@ def _mean(curves: list[list[float]]) -> list[float]:
 
 
 def show(found: list[Row]) -> None:
-    """The table and, per system, the winner."""
+    """Prints the table of all settings and the best setting of each system."""
     print("\n| system | β | learning rate | in, revisions 0 1 … | out, revisions 0 1 … | best k | score | by base |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in found:

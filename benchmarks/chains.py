@@ -42,18 +42,18 @@ CASES: dict[str, Sequence[Sequence[float]]] = {
 
 @dataclass(frozen=True)
 class Chain:
-    """A row: the contexts of its draft and of each revision, and the answers to them, terminators included."""
+    """Token ids of one prompt's draft and revisions: the context of each, and its answer with the terminator."""
 
     contexts: Sequence[Sequence[int]]
     answers: Sequence[Sequence[int]]
 
 
 class Subject(Protocol):
-    """A model and chains of its own.
+    """Protocol of a model whose decoding is measured, with the chains of answers that it writes.
 
     Attributes:
-        pad_id, stop_ids, max_new_tokens: as engines take them.
-        folder: of the saved model; empty for a model that is not saved.
+        pad_id, stop_ids, max_new_tokens: arguments for the engines that decode with the model.
+        folder: folder of the saved model; empty for a model that is not saved.
     """
 
     model: Any
@@ -63,11 +63,11 @@ class Subject(Protocol):
     folder: str
 
     def chains(self, case: str, rows: int, seed: int, temperature: float) -> list[Chain]:
-        """Chains of plain decoding."""
+        """Returns the chains of `rows` prompts as plain decoding writes them."""
         ...
 
     def turn_to(self, rows: Sequence[Chain], revision: int) -> None:
-        """Prepares that revision of those rows."""
+        """Prepares the model to write revision number `revision` of these chains."""
         ...
 
 
@@ -75,7 +75,7 @@ class Subject(Protocol):
 
 
 class ScriptedLlama(LlamaForCausalLM):
-    """After token t at position p comes `script[p, t]`."""
+    """A Llama that always writes token `script[p, t]` after token t at position p."""
 
     script: Tensor
 
@@ -92,10 +92,10 @@ class ScriptedLlama(LlamaForCausalLM):
 
 
 class Scripted:
-    """The subject; see the top of the file.
+    """The subject with the scripted model that the top of this file describes.
 
     Args:
-        settings: fields of LlamaConfig that differ.
+        settings: fields of LlamaConfig that replace those of the 25.5M model.
     """
 
     pad_id, stop_ids, max_new_tokens, folder = 0, (EOS,), 2 * ANSWER, ""
@@ -117,7 +117,7 @@ class Scripted:
         self.model = ScriptedLlama(LlamaConfig(**(shape | settings))).eval()
 
     def chains(self, case: str, rows: int, seed: int, temperature: float) -> list[Chain]:
-        """Rows whose tokens come from vocabularies of their own, so that one script serves a whole batch."""
+        """Makes the chains; each has a part of the vocabulary to itself, so that one script serves a whole batch."""
         assert temperature == 0  # a script leaves nothing to chance
         rng, share, schedules = random.Random(seed), (VOCABULARY - 3) // rows, CASES[case]
         made = []
@@ -132,7 +132,7 @@ class Scripted:
         return made
 
     def turn_to(self, rows: Sequence[Chain], revision: int) -> None:
-        """Sets the script to each row's next token after each of its tokens in that revision."""
+        """Sets the script so that the model writes revision number `revision` of each chain."""
         table = torch.full((ROOM, VOCABULARY), EOS)
         for row in rows:
             context, answer = row.contexts[revision], row.answers[revision]
@@ -142,7 +142,11 @@ class Scripted:
 
 
 def edited(draft: Sequence[int], rate: float, vocabulary: Sequence[int], rng: random.Random) -> list[int]:
-    """Each token left out, replaced or preceded by another, with a third of the rate each; at rate 1 all are others."""
+    """Returns an edited copy of a draft.
+
+    Each token is left out, replaced, or preceded by another one, each with probability `rate` / 3; at rate 1 every
+    token is drawn anew.
+    """
     if rate == 1:
         return [rng.choice(vocabulary) for _ in draft]
     out: list[int] = []

@@ -34,7 +34,10 @@ EVERY = 0.1  # seconds between two looks at the memory
 
 
 class Cost(NamedTuple):
-    """Of one command; memory in MB, as resident pages and with shared pages divided among those who share them."""
+    """Cost of one command: seconds by the clock and of processors; peak memory of all its processes in MB.
+
+    `resident` counts the resident pages of each process, `proportional` divides shared pages among their processes.
+    """
 
     wall: float
     cpu: float
@@ -77,7 +80,7 @@ def main() -> None:
 
 
 class Drawn:
-    """Texts of made-up words, the n-th most frequent drawn about 1/n of the time."""
+    """Draws texts of made-up words; the n-th most frequent word has a probability of about 1/n of the first."""
 
     def __init__(self, rng: random.Random) -> None:
         syllables = [a + b for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
@@ -90,12 +93,12 @@ class Drawn:
         self.rng = rng
 
     def text(self, words: int) -> str:
-        """So many words."""
+        """Returns a text of `words` random words."""
         return "".join(self.rng.choices(self.words, cum_weights=self.weights, k=words)).strip()
 
 
 def save_tokenizer(folder: Path, draw: Drawn) -> Any:
-    """Byte-level BPE trained on such texts, with the template, in a folder as models have it."""
+    """Trains a byte-level BPE tokenizer on drawn texts, gives it a chat template, saves it in `folder`, returns it."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -110,10 +113,15 @@ def save_tokenizer(folder: Path, draw: Drawn) -> Any:
 
 
 def measured(folder: Path, home: Path, more: list[str]) -> Cost:
-    """The cost of one `srpo check`.
+    """Runs one `srpo check` and returns its cost.
+
+    Args:
+        folder: holds the model and the pairs.
+        home: folder of the caches.
+        more: further flags.
 
     Raises:
-        SystemExit: it did not end with 0.
+        SystemExit: the command failed.
     """
     command = [sys.executable, "-m", "srpo", "check", "--dataset_name", str(folder / "pairs.jsonl"), "--json"]
     command += ["--model_name_or_path", str(folder / "model"), "--max_length", "4096", *more]
@@ -133,7 +141,7 @@ def measured(folder: Path, home: Path, more: list[str]) -> Cost:
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """MB of a process and all its descendants: resident, and with shared pages divided."""
+    """Memory in MB of a process and its descendants: their resident pages summed, and with shared pages divided."""
     resident = proportional = 0.0
     waiting = [pid]
     while waiting:
@@ -150,7 +158,7 @@ def memory(pid: int) -> tuple[float, float]:
 
 
 def in_words(cost: Cost) -> str:
-    """A cost in words."""
+    """Returns a cost as one line of text."""
     return (
         f"{cost.wall:.1f} s wall, {cost.cpu:.1f} s CPU, "
         f"{cost.resident:.0f} MB resident summed, {cost.proportional:.0f} MB with shared pages counted once"

@@ -59,8 +59,12 @@ def measure(folder: Path, saves: int, steps: int) -> None:
 
 
 def save_both(trainer: Any, inner: Timed, step: int, *, ours_first: bool) -> tuple[float, ...]:
-    """Seconds of a stock save, of the wait for ours, of what that adds to transformers' own part of it, until ours is
-    on the disk, and of a step with the rest of ours behind it and of one without."""
+    """Saves a checkpoint with transformers' trainer and with srpo's, and returns six times in seconds.
+
+    They are: the stock save; the time that training waits for srpo's save; the part of it that srpo adds to
+    transformers' own; the time until srpo's save is on the disk; a step while srpo writes in the background; a step
+    without that.
+    """
     from transformers import Trainer
 
     run = Path(str(trainer.args.output_dir))
@@ -88,7 +92,7 @@ def save_both(trainer: Any, inner: Timed, step: int, *, ours_first: bool) -> tup
 
 
 def one_step(trainer: Any) -> None:
-    """Forward and backward of one pair."""
+    """Runs the forward and backward pass of one pair."""
     trainer.training_step(trainer.model, next(iter(trainer.get_train_dataloader())))
     trainer.model.zero_grad()
 
@@ -98,7 +102,7 @@ def shares(values: list[float], of: list[float]) -> list[float]:
 
 
 class Timed:
-    """Functions of an object that note how long they take."""
+    """Replaces functions of an object by ones that add the duration of each call to `seconds`."""
 
     def __init__(self, owner: Any, *names: str, clock: Callable[[], float] = time.process_time) -> None:
         self.seconds: list[float] = []

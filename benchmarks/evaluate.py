@@ -30,7 +30,7 @@ PROMPTS, REVISIONS, WORDS = 1024, 6, 40
 
 
 class Instant:
-    """The answer that shares more words with gold, place by place; ties where as many."""
+    """A judge without cost: prefers the answer that has the gold answer's word at more places; equal counts tie."""
 
     identity = "instant"
 
@@ -46,7 +46,12 @@ class Instant:
 
 
 def trails(system: str, mends: float) -> list[Trail]:
-    """Answers of 40 words, 30 of them right at first, that each revision edits."""
+    """Makes a system's trails: drafts of 40 words, 30 of them right, and revisions.
+
+    Args:
+        system: seed of the trails.
+        mends: probability that a revision corrects a word.
+    """
     chance, rows = random.Random(system), []
     for number in range(PROMPTS):
         gold = [f"w{random.Random(f'{number} {place}').randrange(500)}" for place in range(WORDS)]

@@ -37,7 +37,7 @@ STEP_VOCABULARY = 32_000
 
 
 def main() -> None:
-    """Runs every case in its own process; a line of JSON each."""
+    """Runs every case in a process of its own, and prints a line of JSON for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("head", "step"))
     parser.add_argument("--vocabularies", default="32000,128256,256000")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def peak_of(run: Callable[[], Any]) -> tuple[float, float]:
-    """Peak of resident memory above the memory before, MiB, and processor seconds."""
+    """Calls `run`; returns the peak of resident memory above the memory before, in MiB, and processor seconds."""
     page, peak, stop = 4096, 0, threading.Event()
 
     def resident() -> int:
@@ -91,7 +91,7 @@ def peak_of(run: Callable[[], Any]) -> tuple[float, float]:
 
 
 class HeadAlone(nn.Module):
-    """A causal model that has only its head."""
+    """A causal language model that has only a head: its forward pass takes hidden states."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ def _head(vocabulary: str, way: str, head: str, dtype: str) -> dict[str, Any]:
 
 
 def _warm_up(way: str) -> None:
-    """Loads everything that libraries load at their first forward and backward, so that it is not in the peak."""
+    """Runs a small forward and backward pass, so that libraries loaded by the first one are not in the peak."""
     if way == "trl":
         import trl.kernels  # noqa: F401
     small, weight = torch.randn(8, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)

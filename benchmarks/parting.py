@@ -34,9 +34,9 @@ class Parting:
 
 @torch.no_grad()
 def parting(model: Any, context: Sequence[int], plain: Sequence[int], other: Sequence[int]) -> Parting | None:
-    """Difference between an answer and the plain one; None if they are equal.
+    """Returns the difference between an answer and that of plain decoding; None if they are equal.
 
-    The gap comes from one plain forward over context and common tokens, without a cache, whatever wrote the answers.
+    The gap is computed by one forward pass over context and common tokens, without a cache.
 
     Args:
         context: token ids that both answers go on from.
@@ -61,12 +61,12 @@ def parting(model: Any, context: Sequence[int], plain: Sequence[int], other: Seq
 
 @dataclass
 class Count:
-    """Partings over many answers.
+    """Counts, over many contexts, how answers differ from those of plain decoding.
 
     Attributes:
-        answers, tokens: of the plain way.
-        differing: tokens that differ.
-        gaps: of the answers that differ, nats.
+        answers, tokens: number of plain decoding's answers, and of their tokens.
+        differing: number of tokens that differ.
+        gaps: gap of each answer that differs, in nats; see `Parting`.
     """
 
     answers: int = 0
@@ -77,7 +77,7 @@ class Count:
     def see(
         self, model: Any, contexts: Iterable[Sequence[int]], plain: Iterable[Sequence[int]], others: Iterable[Any]
     ) -> None:
-        """Adds the answers of both to the same contexts."""
+        """Adds the answers of plain decoding (`plain`) and of another engine (`others`) to the same contexts."""
         for context, one, other in zip(contexts, plain, others, strict=True):
             self.answers, self.tokens = self.answers + 1, self.tokens + len(one)
             if (found := parting(model, context, one, other)) is not None:
@@ -91,11 +91,11 @@ class Count:
 
     @property
     def mistakes(self) -> int:
-        """Answers that parted where there was no tie."""
+        """Number of answers that differ although the gap is too large for rounding, above `TIE`."""
         return sum(not gap <= TIE for gap in self.gaps)
 
     def sentence(self) -> str:
-        """The count in words."""
+        """Returns the counts as one line of text."""
         said = f"{self.differing} of {self.tokens} tokens differ from plain decoding"
         if self.gaps:
             said += f", in {len(self.gaps)} of {self.answers} answers; top-two gap there at most {self.largest:.1e}"

@@ -40,7 +40,7 @@ TOWER = {"hidden_size": 256, "intermediate_size": 512, "depth": 4, "num_heads": 
 
 
 def model() -> Any:
-    """The model, its tower frozen."""
+    """Returns the random Qwen2.5-VL model with its vision tower frozen."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def pair(seed: int, template: str, answer: int) -> PrefixTree:
 
 
 def step(made: Any, forest: Forest, backend: str) -> None:
-    """One step's passes: the reference's without gradients, the policy's with them."""
+    """Runs the passes of one step: the reference's forward pass, then the policy's forward and backward pass."""
     made.zero_grad()
     with serving(made, backend):
         with torch.no_grad():

@@ -30,7 +30,7 @@ REVISIONS, CHOOSING, TELLING = 5, 4_000_000, 5_000_000
 
 
 def in_hand(trail: Trail, policy: str, k: int) -> str:
-    """The answer after k revisions under a policy that stops earlier than the trail."""
+    """Returns the answer after k revisions under `policy`, which may stop before the policy that drew the trail."""
     texts = trail.answers
     for at in range(1, min(k, len(texts) - 1) + 1):
         stops = {"until_worse": not texts[at].kept, "until_unchanged": texts[at].text == trail.after(at - 1).text}
@@ -46,7 +46,11 @@ def right(trails: list[Trail], policy: str, k: int) -> torch.Tensor:
 
 
 def measure(run: Path, seed: int, prompts: int, temperature: float) -> dict[str, object]:
-    """One seed: [N] scores of each policy after each k on the reported sums, and the k chosen on the others."""
+    """Measures one seed's model; returns for each split the numbers that `tell` prints.
+
+    These are each policy's scores of the reported sums after each number of revisions, and the best numbers of
+    revisions on the other sums.
+    """
     reviser = Reviser(str(run / "srpo"), reference=str(run / "base"), batch_size=1000)
     found: dict[str, object] = {}
     for at, split in enumerate(SPLITS):
@@ -79,7 +83,7 @@ def measure(run: Path, seed: int, prompts: int, temperature: float) -> dict[str,
 
 
 def tell(found: dict[str, dict[str, object]]) -> None:
-    """Prints each seed and the pool."""
+    """Prints scores, gains and quality of the confidence for each seed and pooled."""
     for split in SPLITS:
         print(f"== {split} of distribution")
         pooled, preferred, better = [], [], []
@@ -100,13 +104,13 @@ def tell(found: dict[str, dict[str, object]]) -> None:
 
 
 def interval(gain_N: torch.Tensor) -> str:
-    """Mean and 95 % interval in points."""
+    """Returns the mean gain and its 95 % interval in points, as text."""
     each = bootstrap(gain_N.double()[:, None])
     return f"{100 * float(each.mean[0]):+.1f} ({100 * float(each.low[0]):+.1f} to {100 * float(each.high[0]):+.1f})"
 
 
 def trust(preferred: list[float], better: list[int]) -> str:
-    """Quality of the confidence: AUC, Brier score and calibration."""
+    """Returns the quality of the confidence as text: AUC, Brier score and calibration error."""
     raw, temperature = reliability(preferred, better), fit_temperature(preferred, better)
     through = linked(preferred, temperature)
     return (

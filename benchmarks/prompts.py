@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def trees_in(file: str, template: str) -> list[PrefixTree]:
-    """A tree per pair of two different answers; the ids are those of the text's pieces."""
+    """Returns the prefix tree of each pair in a file whose answers differ; a token is a piece of text."""
     known: dict[str, int] = {}
 
     def ids(text: Any) -> list[int]:
@@ -81,7 +81,11 @@ def trees_in(file: str, template: str) -> list[PrefixTree]:
 
 
 def both_orders(groups: Sequence[Sequence[int]], batch: int, seed: int) -> dict[str, list[list[int]]]:
-    """Batches of the same pairs, drawn at random and by prompt."""
+    """Makes batches of the same pairs in both orders, drawn at random and by prompt; pairs are given as indices.
+
+    Args:
+        groups: the pairs of each prompt.
+    """
     source = random.Random(seed)
     pairs = [index for group in groups for index in group]
     single = [[index] for index in source.sample(pairs, len(pairs))]

@@ -39,7 +39,7 @@ ROWS = 100_000
 
 
 def main() -> None:
-    """Measures every requested case."""
+    """Measures every case that the flags ask for."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="350,40 1024,128", help="prompt,answer in tokens; several by spaces")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measured(trees: Sequence[PrefixTree], lora: bool, repeat: int) -> dict[str, Any]:
-    """Medians, spreads and the ratio of a step with kept log-probs to one without."""
+    """Returns medians and spreads of a step with cached reference log-probs and of one without, and their ratio."""
     live, kept = trainer(trees, lora, None), trainer(trees, lora, tempfile.mkdtemp(prefix="srpo-kept-"))
     before = kept.reference.scored
     _, seconds = interleaved(
@@ -78,7 +78,7 @@ def measured(trees: Sequence[PrefixTree], lora: bool, repeat: int) -> dict[str, 
 
 
 def trainer(trees: Sequence[PrefixTree], lora: bool, folder: str | None) -> SRPOTrainer:
-    """A trainer on these trees that looks its reference up in the folder, or scores it live."""
+    """Returns a trainer on pairs; reference log-probs are cached in `folder`, or computed live if that is None."""
     args = SRPOConfig(
         **quiet_settings(),
         backend="path",
@@ -94,7 +94,7 @@ def trainer(trees: Sequence[PrefixTree], lora: bool, folder: str | None) -> SRPO
 
 
 def around() -> dict[str, Any]:
-    """Other costs of a cache: hashing of weights, and reading of rows."""
+    """Measures the other costs of a cache: to hash the weights, and to read its rows."""
     plain = llama(vocabulary=VOCABULARY, lora=False)
     start = time.process_time()
     fingerprint(plain)

@@ -66,13 +66,13 @@ class Way:
     """A way to decode a chain.
 
     Attributes:
-        engine: makes one for so many rows.
-        stops: whether a row that repeats its draft is left alone from then on, as `Reviser` does under greedy decoding.
-        drafts: whether the engine has written the draft as well, as in use; otherwise the first revision finds nothing
-            read, which is how `generate` finds every one.
-        rows: rows at most.
-        samples: draws what plain decoding draws at a temperature.
-        served: needs the model in a folder.
+        engine: function from a subject and a number of rows to the engine.
+        stops: true if a row whose revision repeats its draft is revised no more, as `Reviser` does in greedy decoding.
+        drafts: true if the engine writes the draft as well, as in use, so that the first revision finds the prompt in
+            its cache; `generate` finds nothing there for any revision.
+        rows: largest number of rows that the engine decodes together.
+        samples: true if it draws the same tokens as plain decoding at a temperature above 0.
+        served: true if it needs the model saved in a folder.
     """
 
     engine: Callable[[Subject, int], Engine]
@@ -111,13 +111,13 @@ WAYS = {
 
 @dataclass
 class Run:
-    """All chains of one case by all ways.
+    """Measurements of one case: all its chains decoded by all ways.
 
     Attributes:
-        seconds: of each way, a number per chain.
-        counts: of each way, tokens that differ from plain decoding.
-        edits: of each revision of each row, as a share of its draft's tokens.
-        temperature: 0 is greedy.
+        seconds: way → seconds of each chain.
+        counts: way → counts of tokens that differ from plain decoding.
+        edits: for each row, the edit distance of each revision to its draft, as a share of the draft's tokens.
+        temperature: sampling temperature; 0 decodes greedily.
     """
 
     seconds: dict[str, list[float]]
@@ -127,7 +127,12 @@ class Run:
 
 
 def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, seed: int, count: Count) -> Any:
-    """(processor, wall) seconds for all revisions of all rows."""
+    """Decodes all revisions of all rows by one way; returns their (processor, wall) seconds.
+
+    Args:
+        rows: chains as plain decoding writes them; each revision starts from the answer before it in its chain.
+        count: counts tokens that differ from those chains.
+    """
     subject.turn_to(rows, 0)
     engine, processor, wall = way.engine(subject, len(rows)), 0.0, 0.0
     under_way = list(enumerate(rows))
@@ -156,7 +161,7 @@ def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, se
 
 
 def measure(subject: Subject, case: str, size: int, ways: Sequence[str], args: Any, temperature: float) -> Run:
-    """Every chain by every way in turns."""
+    """Decodes every chain of a case by every way; for each chain the ways run in another random order."""
     run = Run({way: [] for way in ways}, {way: Count() for way in ways}, [], temperature)
     walled = any(WAYS[way].served for way in ways) or subject.model.device.type != "cpu"
     for seed in range(args.first_seed, args.first_seed + args.seeds):
@@ -174,7 +179,7 @@ def measure(subject: Subject, case: str, size: int, ways: Sequence[str], args: A
 
 
 def in_words(run: Run) -> list[str]:
-    """A line per way."""
+    """Returns a line of text on the edits and one for each way: times, ratios, differing tokens."""
     edits = ", ".join(f"{100 * statistics.mean(each):.1f}" for each in zip(*run.edits, strict=True))
     lines = [f"    edits per revision, mean, %: {edits}"]
     for way, seconds in run.seconds.items():
@@ -190,17 +195,17 @@ def in_words(run: Run) -> list[str]:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Chain by chain."""
+    """Returns the ratio of two ways' times for each chain."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Median, least and largest."""
+    """Returns the median of values, with the smallest and largest in brackets, as text; `form` formats each number."""
     return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def subject_of(name: str, args: Any) -> Subject:
-    """The subject of that name; a trained one is made if it is not there."""
+    """Returns the subject named scripted, carry or text; trains the model of the last two if no earlier run did."""
     if name == "scripted":
         return Scripted()
     from benchmarks import trained
@@ -210,7 +215,7 @@ def subject_of(name: str, args: Any) -> Subject:
 
 
 def ways_of(name: str, size: int, temperature: float, wanted: Sequence[str]) -> list[str]:
-    """Those of the wanted ways that can serve it."""
+    """Returns those of the ways `wanted` that can decode `size` rows of the subject `name` at this temperature."""
     can = {way for way in wanted if size <= WAYS[way].rows and (temperature == 0 or WAYS[way].samples)}
     if name == "scripted" or importlib.util.find_spec("vllm") is None:
         can -= {way for way in can if WAYS[way].served}
@@ -218,7 +223,7 @@ def ways_of(name: str, size: int, temperature: float, wanted: Sequence[str]) -> 
 
 
 def asked(args: Any) -> Iterator[tuple[str, int, float, str]]:
-    """(subject, rows, temperature, case) of everything to be measured."""
+    """Yields (subject, rows, temperature, case) of each measurement that the flags ask for."""
     for name in args.subject:
         heats, cases = (args.temperature, [""]) if name != "scripted" else ([0.0], args.case)
         yield from ((name, *rest) for rest in product(args.batch, heats, cases))

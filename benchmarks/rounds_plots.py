@@ -29,13 +29,13 @@ def main() -> None:
 
 
 def plot(results: Rows, folder: Path) -> None:
-    """Both pictures."""
+    """Draws both figures into `folder`."""
     over_revisions(results, folder / "rounds.png")
     over_costs(results, folder / "rounds-cost.png")
 
 
 def over_revisions(results: Rows, file: Path) -> None:
-    """Exact answers over revisions: each round of SRPO, and its opponents at the end."""
+    """Draws exact answers by number of revisions: a line for each round of SRPO, and for each opponent's last round."""
     import matplotlib.pyplot as plt
 
     last, seeds = max(row["round"] for row in results), {row["seed"] for row in results}
@@ -69,7 +69,7 @@ def over_revisions(results: Rows, file: Path) -> None:
 
 
 def over_costs(results: Rows, file: Path) -> None:
-    """The last answer of each way of answering, over labels and over steps."""
+    """Draws exact last answers of each way of answering, by number of labels and by number of steps."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained", sharey="row")
@@ -99,7 +99,12 @@ def over_costs(results: Rows, file: Path) -> None:
 
 
 def costs(results: Rows, method: str, system: str, split: str, cost: str, k: int) -> list[tuple[float, float]]:
-    """(labels or steps used by the end of a round, exact answers in %), means of the seeds, round by round."""
+    """Returns, for each round, (labels or steps used by its end, exact answers in %), both means over the seeds.
+
+    Args:
+        cost: "labels" or "steps".
+        k: index of the answer to count, such as −1 for the last revision.
+    """
     found: dict[int, list[tuple[float, float]]] = {}
     seeds = {row["seed"] for row in results}
     for row in results:

@@ -35,7 +35,7 @@ class Way:
     """Differences from a round of the first measurement (docs/lab-book/13-rounds-on-the-carry-task.md).
 
     Attributes:
-        prompts: sampled in each round.
+        prompts: number of sums that are sampled in each round.
         plan: fields of `RoundsArguments`.
         train: how a round trains: "afresh", with "kept" moments of the optimiser, or on "all" pairs so far.
     """
@@ -104,7 +104,7 @@ def quiet() -> None:
 
 
 def measured(job: Job, name: str, rounds: int) -> list[dict[str, Any]]:
-    """Trains one way on one base and draws its answers to the validation sums: a row for each round."""
+    """Trains one way on one base, draws its answers to the validation sums, and returns a row for each round."""
     way, out = WAYS[name], Path(job.out)
     begun = out.parent / "round0"  # the same in all ways
     if begun.exists() and way.train != "kept" and not (out / "round0").exists():
@@ -139,7 +139,7 @@ def draw(folder: Path, model: Path, job: Job) -> None:
 
 
 def train_on_all(settings: dict[str, Any]) -> None:
-    """Trains like `train_with`, on the pairs of the rounds before as well."""
+    """Trains like `train_with`, but on the pairs of this round and of all rounds before it."""
     here = Path(settings["output_dir"]).parent
     files = sorted(here.parent.glob("round[1-9]/pairs.jsonl"))
     if here.name != "round0":
@@ -150,9 +150,9 @@ def train_on_all(settings: dict[str, Any]) -> None:
 
 
 class Keeping:
-    """Trains like `train_with`, but every training begins with the moments that the one before it ended with.
+    """Trains like `train_with`, but starts from the optimiser's moments at the end of the training before.
 
-    They are kept in memory alone: a way that was interrupted has to be begun again.
+    The moments are in memory alone, so an interrupted way has to start again.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class Keeping:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """A line per way, base and round."""
+    """Prints a table with a line for each way, base and round."""
     print("| way | base | round | labels | pairs | in, revisions 0 1 … | out, revisions 0 1 … | score |")
     print("| --- | ---: | ---: | ---: | ---: | --- | --- | ---: |")
     for row in rows:

@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def run_seed(run: Path, seed: int, prompts: int, heats: list[float]) -> list[dict[str, Any]]:
-    """Trains missing models, and measures each model."""
+    """Trains the missing models of one seed, and returns the measurements of each model and temperature."""
     base, pairs = run / "base", run / "pairs"
     config = RepairConfig(seed=seed)
     run_stage(base, asdict(config), lambda folder: make_base(folder, config))
@@ -133,7 +133,7 @@ def run_seed(run: Path, seed: int, prompts: int, heats: list[float]) -> list[dic
 
 
 def make_base(folder: Path, config: RepairConfig) -> None:
-    """The base, its tokenizer and its template."""
+    """Trains the base model, and saves it with tokenizer and template in `folder`."""
     *_, (_, _, model) = train_base(config)
     for part in (model, repair_tokenizer()):
         part.save_pretrained(folder)
@@ -141,7 +141,7 @@ def make_base(folder: Path, config: RepairConfig) -> None:
 
 
 def make_pairs(folder: Path, base: Path, seed: int) -> None:
-    """Two drafts of the base for each sentence, the one with more right words preferred."""
+    """Draws two drafts of the base for each sentence and writes them as pairs: more right words are preferred."""
     rows, reviser = sentences(SAMPLED, "in", seed=PAIRS + seed), Reviser(str(base), batch_size=1000)
     first, second = (
         [t.after(0).text for t in reviser.revise(rows, 0, seed=draw, max_new_tokens=NEW_TOKENS)] for draw in (1, 2)
@@ -150,7 +150,7 @@ def make_pairs(folder: Path, base: Path, seed: int) -> None:
 
 
 def draw(folder: Path, model: Path, base: Path, seed: int, prompts: int, heat: float) -> None:
-    """A calibration of the model, and trails of each system on both splits."""
+    """Calibrates a model, and draws the trails of each system on both splits into `folder`."""
     reviser = Reviser(str(model), reference=str(base), batch_size=DRAWN_TOGETHER)
     settings = RevisionSettings(REVISIONS, heat, seed, NEW_TOKENS)
     labelled = read_prompts(sentences(LABELLED, "in", seed=CALIBRATION + seed))
@@ -168,7 +168,11 @@ def draw(folder: Path, model: Path, base: Path, seed: int, prompts: int, heat: f
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Exact answers after 0, 1, … revisions or further drafts, the decision and its gain, and the confidence."""
+    """Returns the measurements of a model from the files that `draw` wrote.
+
+    They are shares of exact answers after 0, 1, … revisions or further drafts, the calibration's decision and its gain,
+    and the quality of the confidence.
+    """
     calibration = Calibration.load(folder)
     assert calibration is not None
     choice = calibration.choice
@@ -203,12 +207,16 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def graded(trail: Trail, judge: Judge) -> list[float]:
-    """Score of the current answer after 0, 1, … revisions."""
+    """Returns the scores of a trail's newest kept answer after 0, 1, … revisions."""
     return [judge(trail.prompt, trail.after(k).text, trail.meta["gold"]) for k in range(REVISIONS + 1)]
 
 
 def gain(right: dict[str, torch.Tensor], policy: str, revisions: int) -> list[float]:
-    """Final answers less drafts of the same prompts: mean, and its 95 % interval."""
+    """Returns the mean difference of final answers and drafts of the same prompts, and the ends of its 95 % interval.
+
+    Args:
+        right: policy → [N, K] 1 where the answer to prompt n after k revisions is right.
+    """
     if policy == "drafts":
         return [0.0, 0.0, 0.0]
     found = bootstrap((right[policy][:, revisions] - right[policy][:, 0]).double()[:, None])
@@ -219,7 +227,7 @@ def gain(right: dict[str, torch.Tensor], policy: str, revisions: int) -> list[fl
 
 
 def tell(results: list[dict[str, Any]], heat: float) -> None:
-    """Markdown tables of a temperature, a line per model."""
+    """Prints the Markdown tables of one temperature, a line for each model."""
     for split in reversed(SHAPES):
         print(f"\nT = {heat:g}, {split} of distribution, exact answers in % after 0, 1, … revisions or drafts:\n")
         print("| seed | round | labels | " + " | ".join(SYSTEMS.values()) + " |")
@@ -246,7 +254,7 @@ def tell(results: list[dict[str, Any]], heat: float) -> None:
 
 
 def points(interval: list[float]) -> str:
-    """Mean and 95 % interval in points."""
+    """Returns a mean and its 95 % interval in points, as text."""
     mean, low, high = (f"{100 * each:+.1f}".replace("-", "−") for each in interval)
     return f"{mean} ({low} to {high})"
 

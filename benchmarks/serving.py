@@ -71,7 +71,11 @@ def resident(pid: int) -> float:
 
 
 async def load(url: str, clients: int, seconds: float, pid: int) -> dict[str, Any]:
-    """Sends requests from that many clients; returns rates, latencies, errors and memory."""
+    """Sends requests from `clients` clients for some seconds; returns rates, latencies, errors and memory.
+
+    Args:
+        pid: process of the server, whose memory and processor time are measured.
+    """
     import httpx
 
     seen: list[float] = []
@@ -114,7 +118,7 @@ async def load(url: str, clients: int, seconds: float, pid: int) -> dict[str, An
 
 
 def direct(folder: Path, seconds: float, batch: int) -> float:
-    """Processor milliseconds a prompt of the Reviser without a server, in batches of that size."""
+    """Returns the processor milliseconds per prompt of a `Reviser` without a server, in batches of `batch` prompts."""
     reviser = Reviser(str(folder), batch_size=batch)
     options: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": TOKENS}
     reviser.revise(["1+1="] * batch, 1, **options)

@@ -31,7 +31,14 @@ Six = list[tuple[list[int], list[int]]]
 
 
 def six_of(lengths: Lengths, template: str, *, instruction: int, vocabulary: int, seed: int = 0) -> Six:
-    """The six (context, answer) of one made-up pair, in the order of `SixLogps`."""
+    """Returns the six (context ids, answer ids) of one made-up pair, in the order of `SixLogps`.
+
+    Args:
+        lengths: tokens of prompt, chosen and rejected answer.
+        template: "turn", "quote" or "paper-tldr", which decides how much the six share; see the top of this file.
+        instruction: tokens of the instruction to revise.
+        vocabulary: size of the vocabulary.
+    """
     source = random.Random(seed)
 
     def tokens(n: int) -> list[int]:
@@ -47,7 +54,7 @@ def six_of(lengths: Lengths, template: str, *, instruction: int, vocabulary: int
 
 
 def trees_of(lengths: Sequence[Lengths], template: str, *, instruction: int, vocabulary: int) -> list[PrefixTree]:
-    """A tree per pair."""
+    """Returns a prefix tree for each made-up pair; the arguments are those of `six_of`."""
     return [
         PrefixTree.pack(six_of(each, template, instruction=instruction, vocabulary=vocabulary, seed=seed))
         for seed, each in enumerate(lengths)
@@ -55,7 +62,7 @@ def trees_of(lengths: Sequence[Lengths], template: str, *, instruction: int, voc
 
 
 def lengths_in(file: str, rows: int, seed: int = 0) -> list[Lengths]:
-    """Lengths of `rows` random pairs of a JSONL file, in pieces of at most six letters, which is about a token."""
+    """Returns the lengths of `rows` random pairs of a JSONL file; a piece of at most six letters counts as a token."""
 
     def pieces(text: Any) -> int:
         words = text if isinstance(text, str) else " ".join(message["content"] for message in text)
@@ -68,7 +75,12 @@ def lengths_in(file: str, rows: int, seed: int = 0) -> list[Lengths]:
 
 
 def llama(*, vocabulary: int = 8192, hidden: int = 512, layers: int = 6, lora: bool = False, **settings: Any) -> Any:
-    """A seeded random Llama, float32; 25.5M weights by default. With `lora`, rank 16 on every linear layer."""
+    """Returns a seeded random Llama in float32, by default with 25.5M weights.
+
+    Args:
+        lora: adds LoRA of rank 16 to every linear layer.
+        settings: further fields of `LlamaConfig`.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -89,7 +101,7 @@ def llama(*, vocabulary: int = 8192, hidden: int = 512, layers: int = 6, lora: b
 
 
 def real_trees(model: str, file: str, rows: int, *, seed: int = 0) -> list[PrefixTree]:
-    """Trees of random pairs of a file, with the tokenizer and the default revision template of a model."""
+    """Returns the prefix trees of `rows` random pairs of a file, with a model's tokenizer and revision template."""
     from srpo.data.read import read_pairs
     from srpo.model.weights.load import load_tokenizer
     from srpo.sequences.render import Renderer
@@ -99,7 +111,7 @@ def real_trees(model: str, file: str, rows: int, *, seed: int = 0) -> list[Prefi
 
 
 def loaded(model: str, dtype: str, *, lora: bool) -> Any:
-    """A model from a folder; with `lora`, rank 16 on every linear layer, the adapter in float32."""
+    """Loads a model from a folder; with `lora`, adds LoRA of rank 16 in float32 to every linear layer."""
     from srpo.model.weights.load import load_model
 
     found = load_model(model, dtype=dtype).train()
@@ -111,7 +123,10 @@ def loaded(model: str, dtype: str, *, lora: bool) -> Any:
 
 
 def padded_logps(model: nn.Module, trees: Sequence[PrefixTree]) -> torch.Tensor:
-    """[B, 6] the plain way: six rows a pair, padded to the longest, the head on scored positions alone."""
+    """Returns [B, 6] log-probs of B pairs, computed without sharing: six padded rows a pair.
+
+    The head is applied to scored positions alone.
+    """
     rows = [sequence for tree in trees for sequence in tree.unpack()]
     length = max(len(context) + len(answer) for context, answer in rows)
     ids_NL, mask_NL = torch.zeros(2, len(rows), length, dtype=torch.long)

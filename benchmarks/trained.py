@@ -33,12 +33,12 @@ PROMPT_SEED = 7_000_000  # apart from the sums of training and of every evaluati
 
 
 class Trained:
-    """A saved model and its prompts.
+    """The subject with a trained model, loaded from a folder, and prompts for it.
 
     Args:
-        folder: of model, tokenizer and template.
-        prompts: (rows, seed) → texts.
-        max_new_tokens: of an answer.
+        folder: folder of model, tokenizer and template.
+        prompts: function from a number of prompts and a seed to the prompts.
+        max_new_tokens: largest number of tokens of an answer.
     """
 
     def __init__(self, folder: Path, prompts: Callable[[int, int], list[str]], max_new_tokens: int) -> None:
@@ -49,7 +49,7 @@ class Trained:
         self.stop_ids = self.renderer.stop_ids
 
     def chains(self, case: str, rows: int, seed: int, temperature: float) -> list[Chain]:
-        """Answers of plain decoding to as many prompts."""
+        """Returns the chains of `rows` prompts as plain decoding writes them; `case` has no effect."""
         engine, prompts = HFEngine(self.model, pad_id=self.pad_id, batch_size=rows), self.prompts(rows, seed)
         contexts = self.renderer.drafts(prompts)
         asked: list[list[list[int]]] = []
@@ -64,14 +64,14 @@ class Trained:
         return [Chain(*row) for row in zip(zip(*asked, strict=True), zip(*answers, strict=True), strict=True)]
 
     def turn_to(self, rows: Sequence[Chain], revision: int) -> None:
-        """Nothing to do."""
+        """Does nothing: a trained model needs no preparation for a revision."""
 
 
 # ---------------------------------------------------------------------- the carry task
 
 
 def carry(folder: str, output_dir: Path) -> Trained:
-    """The SRPO model of a run folder, or of a small run made here."""
+    """Returns the subject with the SRPO model of `srpo demo` in `folder`; for "" trains a smaller one first."""
     run = Path(folder) if folder else output_dir / "carry"
     if not folder:
         config = CarryConfig(base=BaseConfig(steps=800, threads=1), sampled=4000, steps=100, prompts=8)
@@ -90,12 +90,12 @@ TEMPLATE = RevisionTemplate("text", "text", "{{ prompt }}", "{{ prompt }}{{ draf
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The character-level model and its training.
+    """Settings of the character-level model and of its training.
 
     Attributes:
         hidden, layers, heads: shape of the Llama.
         steps, batch, learning_rate: its training, in optimiser steps and rows per step.
-        mistakes: share of words in a draft that have the wrong number, of those that have one.
+        mistakes: share of words in a draft with the wrong number, among words that have a number.
     """
 
     hidden: int = 128
@@ -108,14 +108,14 @@ class TextConfig:
 
 
 def text(output_dir: Path) -> Trained:
-    """The character-level model, trained unless it is there."""
+    """Returns the subject with the character-level model; trains it unless an earlier run did."""
     config = TextConfig()
     run_stage(output_dir / "text", asdict(config), lambda into: train_text(into, config))
     return Trained(output_dir / "text", lambda rows, seed: asked(rows, PROMPT_SEED + seed), 100)
 
 
 def train_text(folder: Path, config: TextConfig) -> None:
-    """Trains and saves it."""
+    """Trains the character-level model, and saves it with tokenizer and template in `folder`."""
     tokenizer = character_tokenizer(ALPHABET)
     shape = {"hidden": config.hidden, "layers": config.layers, "heads": config.heads}
     model = small_llama(tokenizer, window=512, seed=0, **shape)
@@ -130,7 +130,7 @@ def train_text(folder: Path, config: TextConfig) -> None:
 
 
 def asked(rows: int, seed: int) -> list[str]:
-    """Prompts: a sentence each, numbers as often wrong as right."""
+    """Draws prompts, each a sentence whose words have the wrong number as often as the right one."""
     source = random.Random(seed)
     return [_text(repair.with_mistakes(repair.sentence("in", source), 0.5, source)) + "=" for _ in range(rows)]
 

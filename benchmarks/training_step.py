@@ -50,7 +50,7 @@ Ways = dict[str, Callable[[], Any]]
 
 
 def main() -> None:
-    """Measures every requested case."""
+    """Measures every case that the flags ask for."""
     torch.set_num_threads(1)
     args = _arguments()
     if args.model:
@@ -143,7 +143,7 @@ def _measured_ways(ways: Ways, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def interleaved(ways: Ways, repeat: int) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Processor seconds of each way: of its first call, which warms up, and of the others, taken in turns."""
+    """Calls the ways in turns; returns processor seconds of each way's first call and of its `repeat` others."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeat + 1):
         for name, way in ways.items():
@@ -202,7 +202,7 @@ def _steps(trees: Sequence[PrefixTree], lora: bool, wanted: Sequence[str], new: 
 
 
 def optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
-    """Forward, backward, clipping and AdamW, as transformers' loop has them."""
+    """Returns a function that takes one optimiser step: forward, backward, clipping and AdamW, as in transformers."""
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
     trainer.accelerator.prepare_model(trainer.model)  # in place: where precision is mixed, its forward is from now on
@@ -222,14 +222,14 @@ def optimiser_step(trainer: Any, inputs: dict[str, Any]) -> Callable[[], None]:
 
 
 def quiet_settings(**changes: Any) -> dict[str, Any]:
-    """Of a trainer on the CPU, in float32, that reports and saves nothing."""
+    """Returns settings of a trainer on the CPU, in float32, that reports and saves nothing; `changes` replace some."""
     folder = tempfile.mkdtemp(prefix="srpo-step-")
     quiet = {"output_dir": folder, "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
     return quiet | changes
 
 
 def srpo(trees: Sequence[PrefixTree], model: Any, backend: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
-    """SRPO's trainer, with a copy of the model for its reference, and the trees as it is handed them."""
+    """Returns SRPO's trainer, with a copy of the model as its reference, and a batch of the pairs `trees`."""
     from srpo.tasks.carry import carry_tokenizer
     from srpo.train.config import SRPOConfig
     from srpo.train.trainer import SRPOTrainer
@@ -239,12 +239,15 @@ def srpo(trees: Sequence[PrefixTree], model: Any, backend: str, **changes: Any) 
 
 
 def batch_of(trees: Sequence[PrefixTree]) -> dict[str, Any]:
-    """The trees as the trainer's collation hands them on."""
+    """Returns the pairs `trees` as a batch in the form of the trainer's collator."""
     return {"row": torch.arange(len(trees)), "trees": list(trees), "where": [f"pair {n}" for n in range(len(trees))]}
 
 
 def trl(trees: Sequence[PrefixTree], new: Callable[..., Any], lora: bool, **changes: Any) -> tuple[Any, dict[str, Any]]:
-    """TRL's DPO trainer and the drafts of the same pairs, collated by TRL; `new` makes policy and reference."""
+    """Returns TRL's DPO trainer and a batch of the same pairs as drafts, collated by TRL.
+
+    `new` makes the policy and the reference.
+    """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference

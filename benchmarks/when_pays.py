@@ -98,14 +98,14 @@ def make_pairs(folder: Path, base: Path, task: Task, seed: int, sampled: int) ->
 
 
 def make_gate(folder: Path, base: Path, task: Task, seed: int, split: str, prompts: int) -> None:
-    """The gate of a base on one split."""
+    """Measures the gate (`srpo.evaluate.gate`) of a base on one split, and saves it in `folder`."""
     rows = read_prompts(task.rows(prompts, split, seed=GATE + seed))
     settings = RevisionSettings(GATE_DRAFTS, 1.0, seed, NEW_TOKENS)
     measure_gate(Reviser(str(base), batch_size=BATCH), rows, exact_match, settings, betas=BETAS).save(folder)
 
 
 def handed_trails(run: Path, split: str, heat: float, seed: int, revisions: int) -> str:
-    """A file of IPO's drafts, revised by the SFT reviser, as a setting of a plan."""
+    """Draws IPO's drafts, revised by the SFT reviser, into a file; returns `NAME=PATH` for a plan's `trails`."""
     path = run / "handed" / f"{split}.T{heat:g}.jsonl"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
@@ -179,9 +179,10 @@ def make_seed(run: Path, name: str, seed: int, args: argparse.Namespace) -> None
 
 
 def outcome(results: Results, split: str, heat: float, at: int) -> tuple[float, float, str]:
-    """After `at` revisions: SRPO's best chain minus its strongest opponent in points, half of its interval, a name.
+    """Compares SRPO's best system after `at` revisions with its strongest opponent.
 
-    The half width adds those of the two systems in squares, which is wider than a paired interval.
+    Returns the difference in points, half the width of its interval, and the opponent's name. The half width is the
+    root of the sum of both systems' squared half widths, which is wider than a paired interval.
     """
     rows = {row["system"]: row for row in results.rows if row["revision"] == at and row["seed"] == "pool"}
     ours = max((name for name in rows if name in ("srpo", "srpo_always")), key=lambda name: rows[name]["mean"])

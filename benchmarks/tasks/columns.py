@@ -20,7 +20,7 @@ from srpo.tasks.carry import operands
 
 
 def columns(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """[N, A] the last digit of each column's sum, after a 0.
+    """Returns the right answers [N, A]: a 0, then the last digit of the sum of each column.
 
     Example:
         >>> columns(torch.tensor([[2, 7]]), torch.tensor([[5, 8]])).tolist()
@@ -30,7 +30,7 @@ def columns(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def column_sums(n: int, split: str, *, digits: int = 5, seed: int = 0) -> list[dict[str, str]]:
-    """Rows of `prompt` and `gold`, the same for the same seed; the prompts are those of `carry.sums`."""
+    """Draws `n` rows of `prompt` and `gold` (right answer); equal seeds give equal rows and `carry.sums`' prompts."""
     a_ND, b_ND = operands(n, digits, split, torch.Generator().manual_seed(seed))
     digits_of = [["".join(map(str, row)) for row in t.tolist()] for t in (a_ND, b_ND, columns(a_ND, b_ND))]
     return [{"prompt": f"{a}+{b}=", "gold": gold} for a, b, gold in zip(*digits_of, strict=True)]

@@ -193,7 +193,7 @@ def _counts(draws: Sequence[tuple[Sequence[Trail], Sequence[Sequence[float]]]]) 
 
 
 def _rates(sums_DC: Tensor) -> Rates:
-    """The rates from sums of `_counts` over prompts; a rate of no drafts at all is unknown and set to ½."""
+    """The rates that follow from sums of `_counts` over prompts; a rate without a single draft is set to ½."""
     right, wrong, pairs, mended, kept, copied = sums_DC[:, :6].unbind(1)
 
     def share(part_D: Tensor, whole_D: Tensor) -> Tensor:

@@ -70,7 +70,11 @@ class Group:
 
     @property
     def scopes(self) -> list[Scope]:
-        """Sets of systems to average together: the systems of each seed, then pools of the systems with equal seeds."""
+        """Sets of systems to average together.
+
+        For each seed there is a set of the systems that have it. Then come the sets to pool over seeds: systems are in
+        one set if all their seeds are the same.
+        """
         seeds = {name: tuple(each) for name, each in self.systems.items()}
         every = dict.fromkeys(seed for each in seeds.values() for seed in each)
         single = [Scope(seed, (seed,), tuple(name for name in seeds if seed in seeds[name])) for seed in every]

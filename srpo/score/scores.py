@@ -205,7 +205,7 @@ def _both_scores(scores: Mapping[TrailsKey, Tensor], key: TrailsKey, opponent: s
 def _opponents(
     keys: Iterable[TrailsKey], against: str, versus: Sequence[str], highlight: str
 ) -> dict[TrailsKey, list[str]]:
-    """Returns the names of the opponents of each list of trails.
+    """Returns, for the key of each list of trails, the names of the opponents of its system.
 
     Args:
         against: opponent that defines a pair judge's score, listed first; "" for a judge of single answers.
