@@ -25,8 +25,8 @@ def expect_adapter_settings(model: ModelArguments, *, disable_dropout: bool, dev
     """Checks the settings of adapter and quantisation that depend on each other, before any weight is read.
 
     Args:
-        disable_dropout: the adapter trains without dropout.
-        device: type of the device that trains.
+        disable_dropout: True if all training is without dropout, as by the setting of that name.
+        device: type of the device that trains, such as "cuda".
 
     Raises:
         ConfigError: settings that contradict each other, or a quantised base without bitsandbytes.
@@ -54,9 +54,9 @@ def expect_adapter_settings(model: ModelArguments, *, disable_dropout: bool, dev
 
 
 def lora_config(model: ModelArguments, *, disable_dropout: bool) -> LoraConfig | None:
-    """Returns peft's settings of the LoRA adapter that the run asks for; None without `use_peft`.
+    """Returns peft's configuration of a LoRA adapter from the settings of a run; None without `use_peft`.
 
-    `disable_dropout` trains without dropout.
+    `disable_dropout` is the setting of that name: True trains without dropout.
     """
     if not model.use_peft:
         return None
@@ -124,10 +124,10 @@ def expect_trainable(model: str | nn.Module, options: Mapping[str, Any], peft_co
 
 
 def keep_gradients(policy: nn.Module) -> None:
-    """Stops bitsandbytes from packing 4-bit weights for inference on a processor with AVX512-BF16.
+    """Stops bitsandbytes from repacking 4-bit weights on a CPU with AVX512-BF16, which would prevent training.
 
-    It packs at the first forward in eval mode, which the reference and the self-check run, and has no backward pass for
-    packed weights: the adapter would get gradients of zero.
+    It repacks weights for faster inference in the first forward pass in eval mode, such as the reference's, and has no
+    backward pass for repacked weights: the adapter would get gradients of zero.
     """
     for module in policy.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

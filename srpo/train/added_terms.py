@@ -19,14 +19,14 @@ from srpo.model.unwrap import core
 def with_added_terms(
     output: LossOutput, summed: SixLogps, tokens_B: Tensor, nll_weight: float, balance: list[Tensor], *, drafts: bool
 ) -> LossOutput:
-    """Returns the objective's loss `output` with its added terms; a term with weight 0 changes nothing.
+    """Adds two terms to the objective's loss of each pair, `output`, and returns the result.
 
     Args:
         summed: log-probs of the policy, nats, summed over tokens.
         tokens_B: number of tokens of each chosen answer.
-        nll_weight: weight of −log π of the chosen answer per token; 0 adds nothing.
-        balance: weighted balance losses of the policy's forward passes, from `balance_losses`.
-        drafts: the objective reads drafts alone.
+        nll_weight: weight of the first term, −log π of the chosen answer per token; 0 adds nothing.
+        balance: the second term, weighted losses that balance routed experts, from `balance_losses`; [] adds nothing.
+        drafts: True if the objective reads drafts alone, so that the first term does, too.
     """
     per_pair = output.per_pair
     if nll_weight:
@@ -37,11 +37,11 @@ def with_added_terms(
 
 
 class Balance(NamedTuple):
-    """The loss that balances routed experts, as a training asks for it.
+    """Settings of the loss that spreads tokens evenly over a model's routed experts.
 
     Attributes:
         weight: weight of the loss; 0 adds nothing.
-        required: the user gave the weight, so that a model without the loss is an error.
+        required: True if the user gave the weight, so that a model without the loss is an error.
     """
 
     weight: float
@@ -49,9 +49,11 @@ class Balance(NamedTuple):
 
 
 def balance_of(model: nn.Module, asked: float | None) -> Balance:
-    """Returns the balance loss of routed experts with the weight asked for, or for None with the model's own weight.
+    """Returns the settings of the loss that spreads tokens evenly over a model's routed experts.
 
-    The weight is 0 for a model without routed experts.
+    Args:
+        asked: the user's weight of the loss; None takes the weight in the model's configuration, or 0 for a model
+            without routed experts.
 
     Raises:
         ConfigError: a weight for a model that routes no tokens.
@@ -67,7 +69,7 @@ def balance_of(model: nn.Module, asked: float | None) -> Balance:
 
 @contextmanager
 def balance_losses(model: nn.Module, balance: Balance) -> Iterator[list[Tensor]]:
-    """Context that yields a list; each forward pass inside the block adds its weighted loss of balancing experts.
+    """Inside this `with` block, each forward pass adds its weighted balance loss of routed experts to the yielded list.
 
     The loss is transformers' own (Switch Transformers, arXiv 2101.03961, Eq. 4 to 6) over the tokens of the pass: in a
     packed batch a shared token counts once. The list stays empty without gradients, with weight 0, and for a model

@@ -16,13 +16,13 @@ LEAST_ENTROPY = 0.05  # nats per token; a policy with less at the start is measu
 
 
 class CollapseLight:
-    """Watches the log-probs of chosen answers in every step, and returns one message when the policy loses them.
+    """Makes one warning in a training, when the log-probs of chosen answers fall far below those of the reference.
 
     The warning is due when the moving average of a log-ratio of chosen answers, as drafts or as revisions, falls below
     minus `FALL` times the entropy per token with which the policy started.
 
     Attributes:
-        on: the warning has been returned.
+        on: True once the warning has been made.
     """
 
     def __init__(self) -> None:

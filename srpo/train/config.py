@@ -214,7 +214,7 @@ class SRPOConfig(TrainingArguments):
 
     @property
     def device(self) -> torch.device:
-        """Device that trains; `cpu` has no index, because torch restores nothing to `cpu:0`."""
+        """Device that trains; a CPU is `cpu` and never `cpu:0`, a device to which torch restores no checkpoint."""
         device: torch.device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
@@ -267,7 +267,7 @@ class SRPOConfig(TrainingArguments):
     __repr__ = __str__
 
     def _check(self) -> None:
-        """Checks settings that depend on each other."""
+        """Checks settings that depend on each other; raises ConfigError."""
         self.loading_options()
         self.expect_still_reference()
         self._check_schedule()
@@ -290,7 +290,7 @@ class SRPOConfig(TrainingArguments):
             raise ConfigError(f"{self.alpha:g}; {why}", where="alpha", expected="strictly between 0 and 1", fix=fix)
 
     def _check_schedule(self) -> None:
-        """Checks the settings of β over the steps."""
+        """Checks the settings that change β over the steps of a training; raises ConfigError."""
         moves = self.beta_schedule in SCHEDULES and self.beta_schedule != "constant"
         if moves and self.beta_end is None:
             fix = "add `--beta_end …`, or choose beta_schedule constant"

@@ -32,10 +32,9 @@ T = TypeVar("T")
 
 
 def first_rows(rows: T, most: int) -> T | list[Any]:
-    """Returns the first rows of a stream, which may never end; any other kind of `rows` is returned unchanged.
+    """Returns the first `most` rows if `rows` is a stream of unknown length, which may never end.
 
-    Args:
-        most: number of rows; 0 or less takes all.
+    Anything else, such as a list or a path, is returned unchanged; for `most` below 1 a stream is, too.
     """
     if most < 1 or not isinstance(rows, Iterable) or isinstance(rows, str) or hasattr(rows, "__len__"):
         return rows
@@ -53,9 +52,9 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         cut: `file:line` or `row n` of each pair whose prompt was cut → tokens cut.
         tokenised: pairs rendered for this data set; 0 if all came from the store of an earlier run or `srpo check`.
         content: sha256 of the pairs as read, in order.
-        prompts: hashes of the prompts.
-        pictures: index of a tree → its pictures; trees of text are not in it.
-        processor: prepares the pictures of a tree when it is drawn.
+        prompts: hashes of the prompts, to find prompts that training and evaluation share.
+        pictures: index of a tree → its pictures, for trees that have some.
+        processor: makes the tensors of a tree's pictures when the tree is read.
     """
 
     trees: TreeStore
@@ -88,7 +87,7 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
             max_length: longest sequence allowed, tokens; None allows any.
             bad_rows: "error" stops at unusable or overlong rows, "skip" leaves them out and counts them. Rows without
                 a preference are left out either way.
-            drafts_only: packs the two draft sequences alone.
+            drafts_only: True packs the two draft sequences alone, for an objective that reads no revisions.
             truncate: "none", or "prompt", which cuts the oldest part of a prompt that is too long.
             num_proc: processes to render in; None takes one per core and at most eight, if there are enough rows.
             cache: folder that stores the trees of a thousand pairs or more for the next run; None stores nothing.
@@ -150,13 +149,13 @@ class TreeDataset(Dataset[tuple[int, str, PrefixTree]]):
         return index, self.where[index], self.tree(index)
 
     def tree(self, index: int) -> PrefixTree:
-        """The tree at `index` with its pictures, which are opened and prepared for the model."""
+        """Returns the tree of the pair at `index`; opens its pictures, if any, and makes their tensors."""
         pictures = self.pictures.get(range(len(self))[index], ())
         made = tuple(each.made() for each in self.processor.inputs(pictures)) if pictures else ()
         return replace(self.trees[index], pictures=made) if made else self.trees[index]
 
     def picture_keys(self, index: int) -> list[bytes]:
-        """Digests of the pictures of the tree at `index`; [] for text."""
+        """Returns a digest of each picture of the pair at `index`, which identifies it; [] for a pair of text."""
         pictures = self.pictures.get(index, ())
         return self.processor.keys(pictures) if pictures else []
 
@@ -210,7 +209,8 @@ FOREST = "forest"  # key in a batch: its trees as tensors
 def collate(rows: Sequence[tuple[int, str, PrefixTree]], *, planned: bool = True) -> dict[str, Any]:
     """Makes a batch from B items of a `TreeDataset`: `row` [B] indices, `where` their places, and `trees`.
 
-    `planned` adds the `forest` of the trees, so that a worker of the loader makes it and not the process that trains.
+    `planned` True also adds `forest`, the trees as tensors, so that a worker of the loader makes them and not the
+    process that trains.
     """
     index, where, trees = zip(*rows, strict=True)
     forest = {FOREST: Forest.plant(trees)} if planned else {}

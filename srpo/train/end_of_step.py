@@ -29,12 +29,14 @@ def read_step(
     *,
     step: int,
 ) -> float | None:
-    """Reads the results of a step, and checks them before the optimiser uses its gradients.
+    """Reads everything that a step has computed from the device, and checks it before the optimiser uses its gradients.
 
     Args:
         norm: norm of all gradients; None if unknown.
+        guard: checks of this step for nan and infinity.
+        deferred: checks of the output head that this step has put off.
         measured: metrics of the step's micro-batches, gathered from all processes.
-        temperature: gets these metrics.
+        temperature: is given these metrics, to set the next β.
         step: the optimiser step, from 1.
 
     Returns:

@@ -37,10 +37,10 @@ ON_PAPER = "plan"  # back-end with the memory of flex, whose kernel has no fake 
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all living tensors that were made inside its `with` block.
+    """Counts the memory of the tensors made inside its `with` block, for as long as each of them exists.
 
     Attributes:
-        now: bytes alive.
+        now: bytes of all tensors that exist now.
         peak: largest value of `now` so far.
     """
 
@@ -76,10 +76,11 @@ class Step:
 
     Attributes:
         card: the device that trains.
-        autocast: matrices are multiplied in bfloat16, as by `--bf16`.
-        checkpointing: layers keep their inputs alone and run again in the backward pass.
-        reference: the reference is scored in the step; False where its log-probs are cached.
-        keeps_gradients: gradients stay until the optimiser's step; False where each one leaves the card, split.
+        autocast: True if matrices are multiplied in bfloat16, as by `--bf16`.
+        checkpointing: True for activation checkpointing: layers keep their inputs alone and run again when needed.
+        reference: True if the reference runs in the step; False if its log-probs are cached.
+        keeps_gradients: True if the gradients of all weights stay until the optimiser's step; False if each is split
+            over the cards as soon as it is complete.
         backend: "path", "flex" or "flat".
     """
 
@@ -92,9 +93,11 @@ class Step:
 
 
 def fake_model(config: PretrainedConfig, dtype: torch.dtype, peft_config: PeftConfig | None = None) -> Any:
-    """Returns a model of this configuration without weights, in training mode, with the adapter of `peft_config`.
+    """Returns a model of this configuration in training mode, whose weights have shapes and no values.
 
-    `dtype` is that of the weights it would have.
+    Args:
+        dtype: dtype of the weights.
+        peft_config: settings of an adapter to add; None adds none.
 
     Raises:
         ConfigError: no module fits the target modules of the adapter.
@@ -116,7 +119,10 @@ def fake_model(config: PretrainedConfig, dtype: torch.dtype, peft_config: PeftCo
 
 
 def _place(model: nn.Module) -> None:
-    """Turns weights on the meta device into fake ones on the CPU, where the kernels of a CPU serve them."""
+    """Turns a model's weights on the meta device, in place, into fake ones that name the CPU as their device.
+
+    So operations on them take the ways that they take on a CPU.
+    """
     mode, made = FakeTensorMode(allow_non_fake_inputs=True), dict[int, Any]()
     for module in model.modules():
         for kept in (module._parameters, module._buffers):
@@ -130,11 +136,14 @@ def _place(model: nn.Module) -> None:
 
 
 def peak_of_step(model: nn.Module, forest: Forest, step: Step) -> int:
-    """Returns the largest number of bytes that a step holds at once, above weights, reference and optimiser state.
+    """Runs forward and backward pass of a step and returns the largest number of bytes that it holds at once.
+
+    Weights, reference and optimiser state are not counted.
 
     Args:
-        model: a model of `fake_model`, or a real one, which takes the step.
-        forest: the pairs of the step.
+        model: a model from `fake_model`; a real one serves as well, and its weights are not changed.
+        forest: the pairs of the step, as packed trees.
+        step: settings of the step.
 
     Raises:
         ConfigError: the model has an operation that fake tensors do not have.
@@ -166,14 +175,14 @@ def peak_of_step(model: nn.Module, forest: Forest, step: Step) -> int:
 
 
 def _take(model: nn.Module, forest: Forest, backend: str, reference: bool) -> None:
-    """Forward and backward pass of one step; `reference` scores the reference, too."""
+    """Runs forward and backward pass of one step; `reference` True adds the reference's forward pass."""
     used = ON_PAPER if backend == "flex" else backend
     with one_cast(), serving(model, used):
         _loss(model, forest, used, reference).backward()
 
 
 def _loss(model: nn.Module, forest: Forest, backend: str, reference: bool) -> Tensor:
-    """The loss as `SRPOTrainer.compute_loss` makes it; entropies and sampled distributions live as long as here."""
+    """Computes the loss in the order of `SRPOTrainer.compute_loss`, so that tensors exist as long as they do there."""
     with watched() as ours:
         policy_BK = _logps(model, forest, backend)
     reference_BK = policy_BK.detach()
@@ -193,7 +202,7 @@ def _logps(model: nn.Module, forest: Forest, backend: str) -> Tensor:
 
 @contextmanager
 def _as_reference(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model computes as its reference: frozen weights, no adapter, evaluation mode."""
+    """Inside this `with` block, the model computes as its reference does: frozen, without adapter, in eval mode."""
     trained = [p for p in model.parameters() if p.requires_grad]
     modes = [(module, module.training) for module in model.modules()]
     peft = adapted(model)
@@ -209,7 +218,7 @@ def _as_reference(model: nn.Module) -> Iterator[None]:
 
 
 def _free_gradients(model: nn.Module) -> Iterator[Any]:
-    """Hooks that free each gradient once it is complete."""
+    """Adds hooks that delete each weight's gradient as soon as it is complete; yields their handles, for removal."""
     for p in model.parameters():
         if p.requires_grad:
             yield p.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
@@ -217,7 +226,7 @@ def _free_gradients(model: nn.Module) -> Iterator[Any]:
 
 @contextmanager
 def _checkpointing(model: Any, wanted: bool) -> Iterator[None]:
-    """Switches activation checkpointing on inside the block."""
+    """Inside this `with` block, activation checkpointing is on if `wanted` is True."""
     if not wanted:
         yield
         return
@@ -237,7 +246,10 @@ def _row_attention(
     scaling: float | None = None,
     **ignored: object,
 ) -> tuple[Tensor, None]:
-    """Attention of the whole packed row, which keeps the tensors that FlexAttention keeps; its values are wrong."""
+    """A stand-in for FlexAttention, which fake tensors cannot run: keeps the same tensors for the backward pass.
+
+    It attends over the whole packed row, so its values would be wrong.
+    """
     shares = query.shape[1] != key.shape[1]
     out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shares)
     return out.transpose(1, 2), None

@@ -30,7 +30,7 @@ _NOISE = ("drop", "jitter")  # parts of the names of model attributes that switc
 
 
 def train_in_float32(policy: nn.Module) -> None:
-    """Converts trained weights from 16 bits to float32; without an adapter all weights, since they are used together.
+    """Converts weights that will be trained from 16 bits to float32, in place; without an adapter, all weights.
 
     In 16 bits an optimiser does not train: updates are smaller than the rounding of a weight in bfloat16, and AdamW's
     ε is zero in float16.
@@ -69,10 +69,10 @@ def _adapter_weights(policy: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def disable_noise(policy: nn.Module) -> Callable[[], Any]:
-    """Sets every dropout and jitter of a model to zero, in its modules, their attributes and its configuration.
+    """Sets every dropout and jitter of a model to zero, in its modules and in its configuration.
 
     Returns:
-        A context manager that puts the configuration's own values back, for saving.
+        A context manager: inside its `with` block the configuration has its own values again, so that it can be saved.
     """
     config: Any = getattr(policy, "config", None)
     configs = [config, config.get_text_config()] if config is not None else []
@@ -95,13 +95,13 @@ def disable_noise(policy: nn.Module) -> Callable[[], Any]:
 
 
 def _noisy(thing: object) -> list[str]:
-    """Names of the attributes of a module or configuration that hold a positive strength of dropout or jitter."""
+    """Returns the names of those attributes of a module or configuration that set a dropout or jitter above 0."""
     named = ((name, value) for name, value in vars(thing).items() if any(part in name for part in _NOISE))
     return [name for name, value in named if isinstance(value, float) and value > 0]
 
 
 def expect_batch(pairs: int, batch: int, processes: int) -> None:
-    """Checks that the pairs fill at least one batch, as `dataloader_drop_last` drops a partial batch.
+    """Checks that the pairs fill at least one batch under `dataloader_drop_last`, which drops a smaller batch.
 
     Args:
         pairs: number of training pairs.
@@ -123,11 +123,11 @@ class FirstStep:
     """Checks the log-ratios and the gradients of the first optimiser step of a run that starts from scratch.
 
     Args:
-        own_reference: the reference is the policy before training, so the log-ratios must be zero.
-        cached: the reference comes from a cache, possibly from another layout.
-        mean: log-probs are means over tokens.
-        half: models compute in 16 bits, which allows larger differences.
-        anywhere: returns whether its argument is true in any process.
+        own_reference: True if the reference is the policy before training, so that the log-ratios must be zero.
+        cached: True if the reference's log-probs may come from a cache, and so from another layout.
+        mean: True if log-probs are means over tokens.
+        half: True if models compute in 16 bits, where rounding explains larger differences.
+        anywhere: function that returns whether its argument is true in any process.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class FirstStep:
         self._worst, self._allowed = 0.0, math.inf
 
     def add(self, trees: Sequence[PrefixTree], policy: SixLogps, reference: SixLogps) -> None:
-        """Adds the log-probs of policy and reference on a micro-batch to the comparison of the first step."""
+        """Compares the log-probs of policy and reference on a micro-batch, and keeps the worst difference of all."""
         if not self._checks_ratios:
             return
         read = 2 if len(trees[0].answers) == 2 else 6
@@ -149,7 +149,7 @@ class FirstStep:
             self._worst, self._allowed = off, allowed
 
     def expect(self, model: nn.Module, norm: float | None) -> None:
-        """Checks the log-ratios added so far and the norm of the gradients, before the first optimiser step.
+        """Checks the worst log-ratio of all added micro-batches, and the norm of the gradients.
 
         Raises:
             SRPOError: a log-ratio is not zero, or every gradient is.

@@ -16,14 +16,17 @@ GROWTH = 1.25  # memory of the process, relative to that after the last return, 
 
 
 class FreeMemory(TrainerCallback):
-    """Callback that returns freed memory to the system after a step, where the process has grown; needs glibc."""
+    """Callback that gives memory that the C library has freed back to the system, after steps of a training on a CPU.
+
+    It does so when the process has grown; it does nothing without glibc.
+    """
 
     def __init__(self) -> None:
         self._trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._least = 0
 
     def free(self) -> None:
-        """Returns freed memory to the system, if the process has grown by a factor `GROWTH` since the last time."""
+        """Gives freed memory back to the system, if the process has grown by a factor `GROWTH` since the last time."""
         if self._trim is not None and resident() > GROWTH * self._least:
             self._trim(0)
             self._least = resident()

@@ -30,7 +30,7 @@ def name_of(model: str | nn.Module) -> str:
 
 
 def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Module | None:
-    """Returns the reference model: loaded, with the options of the policy, if given by name; else unchanged."""
+    """Returns the user's reference model, loaded with the policy's options if it is given by name; None for None."""
     if not isinstance(ref_model, str):
         return ref_model
     own = ("revision", "base_model")  # options that belong to the policy only
@@ -42,11 +42,12 @@ def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Mo
 def renderer_for(given: Any, model: str, where: Mapping[str, Any], args: SRPOConfig) -> tuple[Any, Renderer]:
     """Returns the tokenizer or processor of a run, and the renderer of its prompts.
 
-    Args:
-        given: a tokenizer, a processor of pictures and text, or None to load the tokenizer of `model`, a path or name.
-        where: options that choose the files of `model`.
+    A processor of pictures that is not given is loaded at the first picture.
 
-    A tokenizer's processor is loaded at the first picture.
+    Args:
+        given: a tokenizer, or a processor of pictures and text; None loads the tokenizer of `model`.
+        model: path or hub name of the model; "" for a model in memory.
+        where: keywords of `load_tokenizer`, such as the revision.
     """
     given = given or load_tokenizer(model, **where)
     sees = hasattr(given, "image_processor")
@@ -64,7 +65,10 @@ def renderer_for(given: Any, model: str, where: Mapping[str, Any], args: SRPOCon
 
 
 def _leave_out_towers(policy: Any, config: Any) -> None:
-    """Keeps a new adapter inside the language model, unless the user chose modules to exclude."""
+    """Sets an adapter's configuration to leave out modules outside the language model, such as a vision tower.
+
+    Does nothing if the user has chosen modules to leave out.
+    """
     towers = outside_language(policy)
     if towers and getattr(config, "exclude_modules", "") is None:
         config.exclude_modules = rf"({'|'.join(map(re.escape, towers))})(\..*)?"
@@ -77,7 +81,7 @@ def load_policy(
     """Returns the model to train: loaded if given by name, with a new adapter if `peft_config` asks for one.
 
     Args:
-        quantization_config: quantises a model that is given by name; None does not.
+        quantization_config: settings to quantise a model that is given by name; None does not quantise.
 
     Raises:
         ConfigError: a second adapter, quantised weights without an adapter, or no trainable weight.

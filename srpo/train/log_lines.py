@@ -74,7 +74,7 @@ class LogLines(TrainerCallback):
             log.info("srpo: step %d of %d%s", state.global_step, state.max_steps, text)
 
     def close(self) -> None:
-        """Ends the progress bar of the training."""
+        """Ends the training's progress bar; does nothing if there is none."""
         if self._progress is not None and self._forecast is not None:
             self._progress.__exit__(None, None, None)
             self._forecast.__exit__(None, None, None)
@@ -99,7 +99,7 @@ def _shown(logs: Mapping[str, float], prefix: str) -> list[str]:
 
 
 def _cost(trainer: TrainerView, state: TrainerState) -> list[str]:
-    """Lines about the size of a trainer's run: steps, pairs and tokens, then weights."""
+    """Returns lines for the log about the size of a run: its steps, pairs and tokens, and the weights it trains."""
     args, pairs = trainer.args, trainer.train_dataset
     lines = []
     if pairs is not None:

@@ -29,12 +29,17 @@ SAMPLED = ("kl/", "entropy/")  # prefixes of metrics that are nan for pairs with
 def metrics(
     policy: SixLogps, reference: SixLogps, output: LossOutput, *, beta: float, drafts_only: bool
 ) -> dict[str, Tensor]:
-    """Returns metric → [B] values for a batch of B pairs.
+    """Computes the metrics of a batch of B pairs; returns each metric's values, [B], by name.
 
     `rewards/*` (β times log-ratio) and `logps/*` (nats) are TRL's. `revision/margins/*` is β times each of the six
-    log-ratios. `revision/improvement_accuracy` is the share of the two drafts whose better revision the model prefers.
-    `*/reached` is the share of margins of at least 1/(2β) nats, the target of a pair without doubt;
-    `revision/residual` is the signed residual of Eq. 16. With `drafts_only` there is no `revision/*`.
+    log-ratios. `revision/improvement_accuracy` is the share of a pair's two drafts for which the model prefers the
+    chosen answer as revision. `*/reached` is the share of margins of at least 1/(2β) nats, the target of a pair without
+    doubt. `revision/residual` is the signed residual of Eq. 16.
+
+    Args:
+        policy, reference: log-probs, summed over answer tokens or averaged, as the loss reads them.
+        output: the losses of the batch.
+        drafts_only: True leaves `revision/*` out.
     """
     ratios = policy.minus(reference)
     columns = {
@@ -66,16 +71,17 @@ def metrics(
 def spread_metrics(
     policy: SixLogps, reference: SixLogps, ours: Spread, theirs: Spread, shape: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Returns metric → [B] values about the next-token distributions of B pairs, in nats per answer token.
+    """Computes metrics of the next-token distributions of B pairs; returns each metric's values, [B], by name.
 
-    `answer_tokens` is the mean length of the two answers.
     `drift/chosen` and `drift/rejected` are log-ratios of drafts, `drift/chosen_revised` of both revisions to the chosen
-    answer. `entropy/*` and `kl/*`, KL(policy ‖ reference), are means over the sampled tokens; nan for a pair without
-    one. A cached reference has no distributions: `theirs` is empty, `entropy/reference` and `kl/*` are absent.
+    answer. `entropy/*` and `kl/*`, KL(policy ‖ reference), are means over the sampled tokens of a pair, or nan if none
+    of its tokens was sampled. All these are in nats per answer token. `answer_tokens` is the mean length of the two
+    answers.
 
     Args:
         policy, reference: log-probs summed over answer tokens.
-        ours, theirs: spreads of the two models on the same batch.
+        ours, theirs: next-token distributions of policy and reference on the same batch. `theirs` is empty for a cached
+            reference; then `entropy/reference` and `kl/*` are left out.
         shape: number of pairs, and of sequences of a pair: 6, or 2 without revisions.
     """
     roles = {"drafts": slice(0, 2), "revisions": slice(2, 6)} if shape[1] == 6 else {"drafts": slice(0, 2)}
@@ -99,10 +105,11 @@ def spread_metrics(
 
 
 def names_of(objective: Objective, *, cached: bool = False) -> set[str]:
-    """Returns the names of an evaluation's metrics under an objective; each can choose the best checkpoint.
+    """Returns the names, without "eval_", of all metrics of an evaluation; any of them can choose the best checkpoint.
 
     Args:
-        cached: True if the reference's log-probs are read from a cache, which holds no distributions.
+        objective: the objective of the training.
+        cached: True if the reference's log-probs are read from a cache; then `entropy/reference` and `kl/*` are absent.
     """
     zero_B, none_B = torch.zeros(1), torch.full((1,), torch.nan)
     given_B = none_B if objective.drafts_only else zero_B
@@ -117,7 +124,7 @@ def names_of(objective: Objective, *, cached: bool = False) -> set[str]:
 
 
 class Measured:
-    """Collects the metrics of training and of evaluation since the last log."""
+    """Collects the metrics of the pairs of training and of evaluation, from all processes, until they are logged."""
 
     def __init__(self) -> None:
         self._waiting: list[dict[str, Tensor]] = []
@@ -125,17 +132,21 @@ class Measured:
         self._values: dict[str, dict[str, list[float]]] = {}
 
     def add(self, columns: dict[str, Tensor]) -> None:
-        """Adds the metrics of a piece of a batch: metric → [B] values of its B pairs.
+        """Adds the metrics of a piece of a batch, of B pairs.
 
-        Values stay on this process until the batch is complete: processes may cut their batches into different numbers
-        of pieces, and gathering waits for all processes.
+        The values stay in this process until `gather` is called for the whole batch: processes may cut their batches
+        into different numbers of pieces, and gathering waits for all processes.
+
+        Args:
+            columns: name of a metric → its values, [B].
         """
         self._waiting.append(columns)
 
     def gather(self, accelerator: Accelerator, mode: str) -> None:
-        """Completes a batch: collects its metrics from all processes; `mode` is "train" or "eval".
+        """Gathers the metrics of a whole batch from all processes; they stay on the device until `read` is called.
 
-        The values stay on the device until `read`.
+        Args:
+            mode: "train" or "eval", which are collected apart.
         """
         waiting, self._waiting = self._waiting, []
         # gather_for_metrics cuts a padded last batch; in training it would also cut every micro-batch fetched with the
@@ -166,7 +177,10 @@ class Measured:
         return dict(found), [numbers[start:stop] for start, stop in pairwise(ends)]
 
     def means(self, mode: str, prefix: str = "") -> dict[str, float]:
-        """Returns prefixed metric → mean over all pairs since the last call; `mode` is "train" or "eval"."""
+        """Returns the mean of each metric over all pairs since the last call, by name with `prefix` before it.
+
+        `mode` is "train" or "eval". Values of nan, of pairs without a sampled token, do not count.
+        """
         self.read()
         found = {name: self._counted(name, values) for name, values in self._values.pop(mode, {}).items()}
         return {prefix + name: math.fsum(values) / len(values) for name, values in found.items() if values}
@@ -175,7 +189,7 @@ class Measured:
         return [value for value in values if not math.isnan(value)] if name.startswith(SAMPLED) else values
 
     def state(self, mode: str) -> dict[str, list[float]]:
-        """Returns metric → values read since the last log, as JSON values; `mode` is "train" or "eval"."""
+        """Returns the values read since the last log by metric name, for a checkpoint; `mode` is "train" or "eval"."""
         return {name: list(values) for name, values in self._values.get(mode, {}).items()}
 
     def restore(self, mode: str, state: dict[str, list[float]]) -> None:
@@ -218,10 +232,10 @@ def add_line(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _before(file: Path, state: TrainerState) -> list[str]:
-    """Lines of a metrics file up to the step at which the run starts or resumes.
+    """Returns the lines that a metrics file must hold when a run starts or resumes: those up to that step.
 
-    The checkpoint remembers all logs before its save, even if the file is gone. Later logs of the same step, such as
-    the evaluation at the end of its epoch, come from the file.
+    They are the logs in the checkpoint's state, even if the file is gone. Logs of the same step after the checkpoint's
+    save, such as the evaluation at the end of an epoch, come from the file.
     """
     remembered = [{"step": each["step"], **each} for each in state.log_history]
     lines = file.read_text("utf-8", errors="replace").splitlines() if file.exists() and remembered else []
@@ -230,7 +244,7 @@ def _before(file: Path, state: TrainerState) -> list[str]:
 
 
 def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl with evaluation metrics; −1 for any other line and for an incomplete one."""
+    """Returns the step in a line of metrics.jsonl with evaluation metrics; −1 for any other or incomplete line."""
     try:
         record = json.loads(line)
         return int(record["step"]) if any(key.startswith("eval_") for key in record) else -1

@@ -21,7 +21,10 @@ SHARE = "share"  # key in a batch: its weight in the optimiser step; 1.0 if all 
 
 
 def tokens_of(trees: Sequence[PrefixTree], backend: str) -> int:
-    """Returns the number of tokens that a back-end computes for some pairs; packed pairs of a prompt share a tree."""
+    """Returns the number of tokens that a back-end computes for some pairs.
+
+    "flat" computes every sequence; the others compute each shared prefix, also the prompt of several pairs, once.
+    """
     if backend == "flat":
         return sum(tree.flat_tokens for tree in trees)
     return sum(map(len, merge_prompts(trees)[0]))
@@ -32,7 +35,7 @@ def pieces(
 ) -> list[dict[str, Any]]:
     """Cuts a batch into pieces of at most `most` tokens; a pair over that number is a piece of its own.
 
-    Order is kept: evaluation recognises rows that only pad the last batch by their position.
+    The order of pairs is kept, because transformers drops rows that only fill up the last batch by their position.
 
     Args:
         inputs: the batch, from `collate`.
@@ -42,7 +45,7 @@ def pieces(
             their batches, which have one size, into the same number of pieces.
 
     Returns:
-        Pieces of the batch, each with its weight in the optimiser step; the weights add up to that of the batch.
+        Pieces of the batch, each with its weight in the optimiser step; the weights add up to the batch's weight.
     """
     trees = inputs["trees"]
     cuts = [0]
@@ -57,7 +60,10 @@ def pieces(
 
 
 def _cut_again(ends: list[int], count: int) -> list[int]:
-    """Halves the longest piece of a batch until there are `count` pieces; `ends` are the pieces' boundaries."""
+    """Halves the piece with most pairs again and again until there are `count` pieces; returns their boundaries.
+
+    `ends` holds the boundaries before, from 0 to the number of pairs.
+    """
     while len(ends) - 1 < count:
         start, stop = max(pairwise(ends), key=lambda piece: piece[1] - piece[0])
         assert stop - start > 1, "batches of several processes have one size"
@@ -66,7 +72,7 @@ def _cut_again(ends: list[int], count: int) -> list[int]:
 
 
 def share_out(batches: list[dict[str, Any]], accelerator: Accelerator) -> None:
-    """Sets the weight of each batch of an optimiser step, so that every pair counts equally.
+    """Sets the weight (`SHARE`) of each batch of an optimiser step, so that every pair counts equally.
 
     transformers divides the loss by the number of batches and averages gradients over processes. Both assume batches
     of one size, which fails in the last step of an epoch.
@@ -79,7 +85,10 @@ def share_out(batches: list[dict[str, Any]], accelerator: Accelerator) -> None:
 
 
 def _part(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """Piece of a batch: rows `start` to `stop` of every column, with their share; other entries unchanged."""
+    """Returns a piece of a batch: rows `start` to `stop` of every column, and their part of the batch's weight.
+
+    Entries that are no columns are copied unchanged.
+    """
     count = len(inputs["trees"])
     columns = (list, tuple, torch.Tensor, np.ndarray)
     part = {

@@ -42,16 +42,16 @@ class Setup:
     """Settings of the training for which memory and speed are predicted.
 
     Attributes:
-        launch: "one" card, also called "single", or several with "ddp" or "fsdp2".
-        cards: number of cards, N.
-        bf16: matrices are multiplied in bfloat16.
+        launch: "one" or "single" for one card; "ddp" or "fsdp2" for several.
+        cards: number of cards (GPUs).
+        bf16: True if matrices are multiplied in bfloat16.
         base: dtype of frozen weights under an adapter.
         bits: 4 for a base in 4 bits, 8 for one in 8 bits, 0 for neither.
-        nested: the scales of the 4-bit base are quantised, too.
+        nested: True if the scales of the 4-bit base are quantised, too.
         backend: "path", "flex" or "flat".
         device: "cuda" or "cpu".
         memory: bytes of a card.
-        precomputed: the reference's log-probs are cached, and its weights are not loaded.
+        precomputed: True if the reference's log-probs are cached, so that its weights need no memory.
         accumulated: batches of an optimiser step on each card.
     """
 
@@ -69,9 +69,14 @@ class Setup:
 
 
 class Kept(NamedTuple):
-    """Bytes that each card keeps during a training: weights, reference, moments of AdamW, gathered weights, gradients.
+    """Bytes that each card holds through a whole training, by kind; `Planned.step` gives those of a step.
 
-    Gradients of the batch under way belong to the step; `gradients` are DDP's buckets and those of earlier batches.
+    Attributes:
+        weights: the policy's weights.
+        reference: the weights of a reference with weights of its own.
+        moments: moments of AdamW.
+        gathered: the weights of other cards that FSDP 2 gathers for the layers that compute.
+        gradients: DDP's buckets, and gradients of earlier batches of an accumulated step.
     """
 
     weights: int
@@ -87,10 +92,10 @@ class Kept(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Work of one optimiser step with one batch on each card.
+    """Work of one optimiser step with one batch on each card, from which speed is predicted.
 
     Attributes:
-        tokens: packed tokens of all cards.
+        tokens: packed tokens of the batches of all cards together.
         flops: floating-point operations of each card.
         wire: bytes that each card sends.
     """
@@ -141,7 +146,7 @@ class Planned:
 
     @property
     def kept(self) -> Kept:
-        """Bytes that each card keeps during the whole training, by kind."""
+        """Bytes that each card holds through the whole training, by kind."""
         setup, split = self.setup, self.setup.cards if self._gathers else 1
         weights = sum(map(self._stored, self.model.parameters())) - self._saved_by_quantising()
         reference = 0 if self.adapter or setup.precomputed else weights
@@ -151,7 +156,10 @@ class Planned:
 
     @property
     def scoring(self) -> int:
-        """Bytes of the whole policy that FSDP 2 has on each card before training, while it scores the reference."""
+        """Bytes of the policy on each card while reference log-probs are cached before training, under FSDP 2; else 0.
+
+        FSDP 2 splits the policy only afterwards, so each card holds all of it until then.
+        """
         whole = sum(map(self._stored, self.model.parameters())) - self._saved_by_quantising()
         return whole if self._gathers and self.setup.precomputed else 0
 
@@ -194,13 +202,16 @@ class Planned:
     def fitting(self, step: Callable[[int], float], memory: float, most: int) -> int:
         """Returns the largest number of pairs per card, at most `most`, that fits into `USABLE` of a card's memory.
 
-        The step of every number it returns was measured: numbers double until one does not fit, then the gap is halved.
+        It doubles the number until one does not fit, then halves the gap; so `step` was called for the number returned.
+        If more pairs can take fewer bytes, a larger number that fits may be missed.
 
         Args:
-            step: the bytes, beyond `kept`, of a step of so many pairs. Where more pairs take fewer, a larger number may
-                be missed.
+            step: function from a number of pairs to the bytes, beyond `kept`, of a step of so many pairs.
             memory: bytes of a card.
             most: number of pairs at which the search ends, at least 1.
+
+        Returns:
+            The number of pairs; 0 if not even one fits.
         """
         room, fits, fails = USABLE * memory - self.kept.all, 0, 1
         if self.scoring > USABLE * memory:
@@ -215,11 +226,11 @@ class Planned:
         return fits
 
     def _stored(self, weight: nn.Parameter) -> int:
-        """Bytes of a weight as it is stored; trained ones are in float32."""
+        """Returns the bytes of one weight in memory; a weight in training is in float32, whatever its dtype."""
         return weight.numel() * (4 if weight.requires_grad or not self.adapter else weight.element_size())
 
     def _saved_by_quantising(self) -> int:
-        """Bytes that quantising the base's linear layers saves; the head is not quantised."""
+        """Returns the bytes that quantising the base's linear layers, all but the head, saves; 0 without quantising."""
         bits, width = self.setup.bits, self.setup.base.itemsize
         if not bits:
             return 0
@@ -233,12 +244,12 @@ class Planned:
 def made_pairs(
     prompt: int, answer: int, instruction: int, shape: str, *, count: int, vocabulary: int
 ) -> list[PrefixTree]:
-    """Makes trees of `count` made-up pairs, with given numbers of tokens.
+    """Makes trees of `count` pairs with arbitrary token ids and given lengths, to plan without data.
 
     Args:
-        prompt, answer, instruction: tokens of the prompt, of both answers, and of the request to revise.
-        shape: "turn": the draft is a turn after the prompt, and shared; "quote": the prompt alone is shared; "apart":
-            drafts and revisions share nothing.
+        prompt, answer, instruction: numbers of tokens of the prompt, of each answer, and of the request to revise.
+        shape: the text that drafts and revisions share. "turn": prompt and draft, as in a conversation; "quote": the
+            prompt alone; "apart": nothing.
         vocabulary: number of different token ids.
     """
     trees = []
@@ -262,7 +273,10 @@ def made_pairs(
 
 
 def _largest_gathered(model: nn.Module, width: int) -> int:
-    """Bytes that FSDP 2 gathers at once: two of the largest layers, and the weights outside of layers."""
+    """Returns the bytes of weights that FSDP 2 gathers at once: two of the largest layers, and those outside layers.
+
+    `width` is the number of bytes of a weight.
+    """
     names = set(getattr(core(model), "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     inside = {id(p) for layer in layers for p in layer.parameters()}
@@ -272,7 +286,10 @@ def _largest_gathered(model: nn.Module, width: int) -> int:
 
 
 def _multiplied(model: Any, config: Any) -> int:
-    """Number of weights that a token is multiplied with: of experts, those that a token is routed to."""
+    """Returns the number of weights that multiply each token in a forward pass.
+
+    Input embeddings are only looked up and do not count. Of experts, those count that a token is routed to.
+    """
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
     routed = (getattr(config, "num_experts_per_tok", None) or 1) / experts
     embeddings = {id(model.get_input_embeddings().weight)} - {id(model.get_output_embeddings().weight)}

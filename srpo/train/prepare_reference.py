@@ -43,13 +43,13 @@ def make_reference(policy: nn.Module, ref_model: nn.Module | None, args: SRPOCon
 
 
 def make_ready(trainer: TrainerView, settle: Settle) -> None:
-    """Places the trainer's reference on its devices and checks or fills its cache, before the first step.
+    """Prepares the trainer's reference before the first step.
 
-    Moves a reference model to its device. With a cache: checks a few cached log-probs, and under
-    `precompute_ref_log_probs` computes the missing ones.
+    Places a reference with weights of its own on its devices. With a cache it also checks a few cached log-probs, and
+    under `precompute_ref_log_probs` computes and stores the missing ones.
 
     Args:
-        settle: returns the run's back-end, after its self-check on a model and a few trees.
+        settle: function of a model and a few trees; checks and returns the attention back-end of the run.
 
     Raises:
         ConfigError: a setting that does not work with weights split over processes.
@@ -68,7 +68,10 @@ def make_ready(trainer: TrainerView, settle: Settle) -> None:
 
 
 def _fill(trainer: TrainerView, reference: CachedReference, settle: Settle) -> None:
-    """Checks cached log-probs, computes missing ones if set, and drops the reference model if all are cached."""
+    """Checks a few cached log-probs, and computes missing ones under `precompute_ref_log_probs`.
+
+    If all are cached then, no reference model is kept in memory.
+    """
     args = trainer.args
     sets = [data for data in sets_of(trainer) if len(data)]
     if not sets:
@@ -101,7 +104,12 @@ def _score(
     backend: str,
     batch: int,
 ) -> None:
-    """Computes missing reference log-probs in batches; `rows` lists them by data set; every process takes a part."""
+    """Computes and caches missing reference log-probs; every process computes a part, then waits for the others.
+
+    Args:
+        rows: each data set with the indices of its missing pairs.
+        batch: pairs in a batch.
+    """
     args, accelerator = trainer.args, trainer.accelerator
     every = [(data, part) for data, missing in rows for part in _batches(data, missing, batch)]
     mine = every[accelerator.process_index :: accelerator.num_processes]
@@ -116,7 +124,7 @@ def _score(
 
 
 def _batches(data: TreeDataset, missing: list[int], size: int) -> list[list[int]]:
-    """Batches of `size` missing pairs, the pairs of a prompt together, since they share a tree."""
+    """Makes batches of `size` indices of missing pairs; pairs of a prompt share a tree, so they go together."""
     groups = groups_of(data, sorted(missing, key=data.size))
     return batches_of(groups, size)
 

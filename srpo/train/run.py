@@ -115,7 +115,9 @@ def precompute(config: SRPOConfig, model: ModelArguments, data: DataArguments) -
 
 
 def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
-    """Trains with setting → value, as in a settings file, and resumes the run in its `output_dir`; returns metrics.
+    """Trains with the settings in a dict, named as in a settings file; resumes the run in their `output_dir`, if any.
+
+    Returns the final metrics, as `train` does.
 
     Raises:
         ConfigError: an unknown setting.
@@ -130,7 +132,7 @@ def train_with(settings: Mapping[str, Any]) -> Mapping[str, float]:
 def _trainer(
     config: SRPOConfig, model: ModelArguments, data: DataArguments
 ) -> tuple[SRPOTrainer, Source, Source | None]:
-    """Creates the trainer; returns it with its training and evaluation sources."""
+    """Creates the trainer of a run; returns it with the sources of its training and evaluation rows (None without)."""
     from srpo.model.weights.precision import base_dtype
     from srpo.train.trainer import SRPOTrainer
 
@@ -177,7 +179,10 @@ def _log_resolved(trainer: SRPOTrainer) -> None:
 
 
 def _write_rejected(folder: Path, sources: Iterable[tuple[Source | None, TreeDataset | None]]) -> None:
-    """Writes the rows left out and their reasons to a file in `folder`; removes the file of an earlier run."""
+    """Writes rejected.jsonl in the run folder: the rows left out, with reasons. Removes an old file if there are none.
+
+    `sources` holds each source of rows with the data set made of it.
+    """
     file = folder / REJECTED_FILE
     lines = [line for source, made in sources if source and made for line in rejected_lines(source, made.rejects)]
     if lines:

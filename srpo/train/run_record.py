@@ -29,8 +29,8 @@ def write_record(
 
     Args:
         command: words of the command line; empty for a run from Python.
-        settings: resolved settings.
-        data: source, number and hash of the rows.
+        settings: all settings of the run by name, defaults included.
+        data: facts about the training data, from `data_of`.
 
     Raises:
         OutputError: the file cannot be written.
@@ -75,7 +75,7 @@ def card_of(trainer: TrainerView) -> Card:
 
 
 def _results(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last metrics of training and evaluation in a log history, without timings."""
+    """Returns the last metrics of training and of evaluation in a trainer's log history; timings are left out."""
     found: dict[str, float] = {}
     for name in ("train_loss", "loss", "eval_loss"):
         last: Mapping[str, Any] = next((logs for logs in reversed(history) if name in logs), {})

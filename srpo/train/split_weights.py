@@ -65,12 +65,13 @@ def expect_splittable(trainer: TrainerView) -> None:
 
 
 def _expect_complete_cache(trainer: TrainerView) -> None:
-    """Checks that a cached reference is scored before the weights are split.
+    """Checks that all log-probs of a cached reference are computed before the weights are split over processes.
 
-    In training, a process with a cache hit would skip a forward pass, and split weights need all processes in it.
+    In training, a process that finds its rows in the cache would skip a forward pass, and split weights need all
+    processes in every pass.
 
     Raises:
-        ConfigError: rows would be scored in training, or the reference has weights that are split.
+        ConfigError: rows would be computed in training, or the weights are split from the beginning.
     """
     args, reference = trainer.args, trainer.reference
     if args.reference_cache and not args.precompute_ref_log_probs:
@@ -84,7 +85,10 @@ def _expect_complete_cache(trainer: TrainerView) -> None:
 
 @contextmanager
 def on_training_device(trainer: TrainerView) -> Iterator[None]:
-    """Inside this `with` block, a model that will be split is whole on this process' device, to be scored."""
+    """Inside this `with` block, a policy that will be split later is on this process's device, whole.
+
+    There it computes reference log-probs before training.
+    """
     before = device_of(trainer.model)
     moved = splitting(trainer) != "no" and before != trainer.args.device
     if moved:
@@ -113,7 +117,10 @@ def split_reference(trainer: TrainerView, frozen: nn.Module) -> nn.Module:
 
 
 def _zero(accelerator: Accelerator, frozen: nn.Module) -> nn.Module:
-    """Splits a frozen model with DeepSpeed if the policy's weights are split (ZeRO-3); without an optimiser."""
+    """Returns a frozen model as an engine of DeepSpeed, without an optimiser.
+
+    Its weights are split over processes if the policy's are (ZeRO-3), otherwise each process has all of them.
+    """
     import deepspeed
 
     plugin: Any = accelerator.state.deepspeed_plugin
@@ -129,7 +136,10 @@ def _zero(accelerator: Accelerator, frozen: nn.Module) -> nn.Module:
 
 
 def load_whole(model: nn.Module, folder: Path) -> None:
-    """Loads the model saved in `folder` into a model that is still whole in each process, before it is split."""
+    """Loads the finished model in `folder` into the trainer's model, for a run whose weights were split over processes.
+
+    If each process has only a part of `model`, it stays as it is, and a warning says so.
+    """
     if is_whole(model):  # transformers would look for the parts of a checkpoint
         model.load_state_dict(load_model(str(folder), dtype=next(model.parameters()).dtype).state_dict())
     else:

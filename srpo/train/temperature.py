@@ -23,8 +23,8 @@ BUDGET_SHARE = 0.5  # default drift budget as a share of the reference's entropy
 class Temperature(TrainerCallback):
     """Callback that sets β before each step, and measures the drift and the signs of collapse after it.
 
-    Metrics of all micro-batches of a step count, from all processes, so every process computes the same β. The state
-    is part of every checkpoint.
+    It takes the metrics of all processes in a step, so every process computes the same β. Its state is part of every
+    checkpoint.
 
     Attributes:
         beta: β of the coming step.
@@ -38,10 +38,10 @@ class Temperature(TrainerCallback):
         self._sums: dict[str, list[float]] = {}  # metric → sum and number of its values since the last step
 
     def add(self, columns: Mapping[str, list[float]]) -> None:
-        """Adds a micro-batch to the means of the step under way.
+        """Adds metrics to the means over the pairs of the current step.
 
         Args:
-            columns: metric → its value in each process, nan where the process measured none.
+            columns: name of a metric → its values, one for each pair of all processes; nan where a pair has none.
         """
         for name, values in columns.items():
             found = [value for value in values if not math.isnan(value)]
@@ -74,7 +74,12 @@ class Temperature(TrainerCallback):
             self.beta = self.control.beta if first or warming else self.control.update(drift)
 
     def _controller(self, means: Mapping[str, float], steps: int) -> DriftController:
-        """The controller of a run, by the metrics of its first step, when policy and reference are still alike."""
+        """Makes the controller of a run from the metrics of its first step, when policy and reference are still alike.
+
+        Args:
+            means: mean of each metric in that step.
+            steps: optimiser steps of the whole training.
+        """
         entropy = max(means["entropy/reference"], LEAST_ENTROPY)
         budget = self.args.drift_budget or BUDGET_SHARE * entropy
         tokens = 1.0 if self.args.logps_reduction == "mean" else means["answer_tokens"]

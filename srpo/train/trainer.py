@@ -75,7 +75,7 @@ class SRPOTrainer(DurableTrainer):
         model: a model, or the path or hub name of one.
         ref_model: the reference, or the path or hub name of one; None takes the policy before training.
         args: settings.
-        data_collator: replaces the default collation of trees.
+        data_collator: function that makes a batch of rows, instead of `srpo.train.dataset.collate`.
         train_dataset: rows with `prompt`, `chosen` and `rejected`, or the path of a JSONL file of them.
         eval_dataset: rows for evaluation, or a dict of such by name.
         processing_class: the tokenizer; None loads the tokenizer saved with the model.
@@ -248,7 +248,7 @@ class SRPOTrainer(DurableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Returns the batches of one optimiser step, each with its weight in it, and transformers' count of items."""
+        """Returns the batches of one optimiser step, each with its weight in the step, and transformers' item count."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         share_out(batches, self.accelerator)
         return batches, items
@@ -256,7 +256,7 @@ class SRPOTrainer(DurableTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
-        """Returns the loss of an evaluation batch, and None twice; collects the metrics of the batch."""
+        """Collects the metrics of an evaluation batch; returns its loss and two None, as transformers expects."""
         inputs = self._prepare_inputs(inputs)
         backend = self.settled_backend(model, inputs["trees"])
         with torch.no_grad(), one_cast(), staying_compiled(self.args):
@@ -267,7 +267,7 @@ class SRPOTrainer(DurableTrainer):
         return loss, None, None
 
     def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
-        """Returns the attention back-end for policy and reference; two different ones would round differently."""
+        """Returns the run's attention back-end, checked for `model`; the reference uses the same, to round alike."""
         # Every time, because a wrapped model needs its own self-check, which must not run inside `serving`.
         self._backend = settle_backend(model, trees, self._backend or self.args.backend)
         return self._backend
@@ -276,7 +276,7 @@ class SRPOTrainer(DurableTrainer):
         return six if self.args.logps_reduction == "sum" else length_averaged(six, tokens_BK[:, 0], tokens_BK[:, 1])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
-        """The gradients' norm; reads all results of the step and checks them before the optimiser steps."""
+        """Returns the norm of the gradients, once all results of the step are read and checked (`read_step`)."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         parts = (self.guard, self._deferred, self._measured, self.temperature)
         return read_step(norm, model, self.accelerator, *parts, step=self.state.global_step + 1)
@@ -320,7 +320,7 @@ class SRPOTrainer(DurableTrainer):
         return self._trees(rows, args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        """The order of the training pairs: transformers' own, or the pairs of a prompt together."""
+        """Returns the sampler that orders the training pairs: by prompt under `group_by_prompt`, else transformers'."""
         if not self.args.group_by_prompt:
             return super()._get_train_sampler(train_dataset)
         assert self.args.data_seed is not None, "set before transformers' own constructor runs"
@@ -348,7 +348,7 @@ class SRPOTrainer(DurableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluates on a data set and adds the means of SRPO's metrics over it, with the prefix of the set."""
+        """Evaluates on a data set as transformers does, and adds the means of SRPO's metrics to the result."""
         self._measured.means("eval")  # discards metrics of an earlier `predict`
         loop = super().evaluation_loop
         output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -359,14 +359,14 @@ class SRPOTrainer(DurableTrainer):
         return output
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Adds the tokens that the batch's forward pass reads to the count of the run."""
+        """Adds the tokens of a batch, of all processes, to the run's count of tokens, if that setting is on."""
         if self.args.include_num_input_tokens_seen != "no":
             tokens = tokens_of(inputs["trees"], self._backend or "auto")
             counts = self.accelerator.gather(torch.tensor([tokens], device=self.args.device))
             self.state.num_input_tokens_seen += int(counts.sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean metrics of training since the last log; the final loss is the mean over all steps."""
+        """Logs as transformers does, and adds mean metrics since the last log; the final loss is that of all steps."""
         if "train_loss" in logs:  # transformers counts the steps since a resume
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if not any(key.startswith("eval_") for key in logs):

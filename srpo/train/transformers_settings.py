@@ -54,12 +54,12 @@ RANGES = {
 
 
 def settings_in(config: object) -> list[str]:
-    """Returns the names of all fields of a settings dataclass that its constructor accepts."""
+    """Returns the names of the settings of a settings dataclass: the fields that its constructor accepts."""
     return [each.name for each in fields(type(config)) if each.init]  # type: ignore[arg-type]
 
 
 def expect_valid_transformers(config: TrainingArguments) -> None:
-    """Checks ranges of transformers' settings, which it does not check itself.
+    """Checks that transformers' settings are in their ranges, which transformers does not check.
 
     Raises:
         ConfigError: a value that would train nothing, train backwards or fail at the first step.
@@ -96,8 +96,9 @@ def named(settings: Iterable[str], *more: type[Exception]) -> Iterator[None]:
     """Inside this `with` block, a library's error about a setting becomes a `ConfigError` that names the setting.
 
     Args:
-        settings: names of settings; the error names the only one, or the first one in the library's message.
-        more: further error types to turn into a `ConfigError`.
+        settings: names of settings that the error may be about. It names the only one, or the first one that occurs in
+            the library's message.
+        more: types of errors to convert, besides `REFUSALS`.
     """
     try:
         yield

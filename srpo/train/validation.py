@@ -19,7 +19,7 @@ def expect_one_device(args: SRPOConfig, model: str | torch.nn.Module) -> None:
     """Checks that each process has one GPU, or a model that is spread over several.
 
     Raises:
-        ConfigError: transformers would copy the model to each GPU and split the packed rows.
+        ConfigError: one process has several GPUs; transformers would copy the model to each and split packed rows.
     """
     spread = "device_map" in args.loading_options() if isinstance(model, str) else hasattr(model, "hf_device_map")
     if args.n_gpu > 1 and not spread:
@@ -30,10 +30,11 @@ def expect_one_device(args: SRPOConfig, model: str | torch.nn.Module) -> None:
 
 
 def expect_even_processes(args: SRPOConfig) -> None:
-    """Checks settings under which processes would wait for each other for ever, or would not find each other's files.
+    """Checks the settings of a training in several processes.
 
     Raises:
-        ConfigError: such a setting, with several processes or several nodes.
+        ConfigError: a setting under which processes would wait for each other for ever, or, on several nodes, would not
+            find each other's files.
     """
     if args.world_size == 1:
         return
@@ -88,7 +89,10 @@ def _expect_judged(config: SRPOConfig, run: RunArguments) -> None:
 
 
 def _expect_metric(metric: str, objective: str, cached: bool) -> None:
-    """Checks the metric that chooses the best checkpoint; a wrong name would end the run at its first evaluation."""
+    """Checks the name of the metric that chooses the best checkpoint; raises ConfigError for an unknown one.
+
+    transformers would find it out only at the first evaluation, and end the run there.
+    """
     from srpo.train.metrics import names_of
 
     known = names_of(OBJECTIVES[objective], cached=cached)

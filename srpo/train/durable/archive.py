@@ -22,9 +22,10 @@ log = logging.getLogger("srpo")
 
 
 def archive_earlier_run(folder: Path) -> Path | None:
-    """Moves an earlier run's files from `folder` to `earlier-N`; returns that folder, or None without an earlier run.
+    """Moves the files of an earlier run in `folder` to its subfolder `earlier-N`, and returns that subfolder.
 
-    A run record alone, of a run that stopped before its first log, counts as no run.
+    None, with nothing moved, if there is no earlier run. A folder with a run record alone holds no run: it stopped
+    before its first log.
     """
     saved, records = checkpoints(folder), _records(folder)
     model = [path for name in manifest_names(folder) if (path := folder / name).is_file()]

@@ -44,8 +44,8 @@ class Manifest:
         step: optimiser steps taken.
         of: optimiser steps that the whole run will take.
         identity: key → value of everything that the run's numbers depend on.
-        accepted: accepted changes of the identity: step, key, old and new value.
-        resumable: the folder holds the full training state, not only the weights.
+        accepted: changes of the identity that the user accepted on resuming: step, key, old and new value of each.
+        resumable: True if the folder holds the full training state, not only the weights.
         files: path below the folder → its bytes and sha256.
     """
 
@@ -235,10 +235,16 @@ def read_named(folder: Path) -> Manifest:
 
 
 def position(folder: Path, process: int, processes: int) -> dict[str, Any] | None:
-    """Returns a process's running sums in a checkpoint, see `DurableTrainer.running_sums`; None without sums.
+    """Reads from a checkpoint the sums that a process had not logged yet (`DurableTrainer.running_sums`).
 
-    If another number of processes wrote them, every process gets the mean of their unlogged losses. The other sums are
-    equal in all processes.
+    If the run had another number of processes, every process gets the mean of their losses; the other sums are equal
+    in all of them.
+
+    Args:
+        process, processes: index of this process, and number of processes.
+
+    Returns:
+        The sums by name; None if the checkpoint holds none.
     """
     found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("position-*.json"))]
     if len(found) in (0, processes):
@@ -264,8 +270,8 @@ def rotate(folder: Path, keep: int | None, *, spare: str | None = None) -> None:
     """Deletes all checkpoints of a run but the newest `keep`.
 
     Args:
-        keep: at least 1; None deletes nothing.
-        spare: path of the best checkpoint, which always stays; None without one.
+        keep: number of checkpoints that stay, at least 1; None deletes nothing.
+        spare: path of the best checkpoint, which is never deleted; it counts as one of `keep`, if that is above 1.
     """
     if keep is None:
         return
@@ -299,9 +305,10 @@ def _discard(path: Path) -> None:
 
 
 class DiskErrors:
-    """Context that turns a library's error about a failed write into an `OutputError`.
+    """Inside this `with` block, a library's error about a failed write becomes an `OutputError`.
 
-    An `except` clause is too narrow: the libraries share no error type, and tokenizers raises a bare Exception.
+    It is raised after the leftovers of the save in `folder` are deleted. An `except` clause could not do this: the
+    libraries share no error type, and tokenizers raises a bare Exception.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -322,7 +329,10 @@ class DiskErrors:
 
 
 def _is_failed_write(error: BaseException | None, trace: TracebackType | None) -> bool:
-    """Whether an error shows that the system, safetensors, tokenizers or torch.save could not write a file."""
+    """True if an error means that the system, safetensors, tokenizers or torch.save could not write a file.
+
+    `trace` is the error's traceback: torch.save raises errors of general types.
+    """
     from safetensors import SafetensorError
 
     while trace and trace.tb_next:
@@ -367,7 +377,7 @@ def _manifest(path: Path) -> Manifest:
 
 
 def _seal(body: Mapping[str, Any]) -> str:
-    """sha256 of a manifest's own contents (`body`, without the hash)."""
+    """Returns the sha256 of a manifest's contents, `body`, which the manifest stores beside them."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

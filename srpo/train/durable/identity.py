@@ -124,14 +124,17 @@ def accepted(
 
 
 def _same_place(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether the steps taken have used the same pairs under both identities, so that the epoch continues exactly."""
+    """True if a step takes the same pairs under the old and the new identity, so that an epoch continues exactly."""
     before, now = (math.prod(each.get(key, 1) for key in STEP_OF_PAIRS) for each in (old, new))
     batch = "per_device_train_batch_size"  # decides which prompts are drawn together
     return before == now and not (new.get("group_by_prompt") and old.get(batch) != new.get(batch))
 
 
 def _adapter(model: nn.Module) -> dict[str, Any] | None:
-    """Settings of the model's trained adapter, or None without one; its base model is covered by the weights' hash."""
+    """Settings of the model's trained adapter, for the identity; None without an adapter.
+
+    The name of the base model is left out, since the hash of the frozen weights identifies it.
+    """
     adapters: Any = getattr(model, "peft_config", None)
     if adapters is None:
         return None
@@ -142,7 +145,10 @@ def _adapter(model: nn.Module) -> dict[str, Any] | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns the model of a GPU, or the instruction set of a CPU: the parts of a device that change numbers."""
+    """Returns a device's name for the identity of a run: the model of a GPU, or the instruction set of a CPU.
+
+    Another model or instruction set gives other numbers.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
@@ -160,7 +166,10 @@ def _hash(value: object) -> str | None:
 
 
 def _lines(key: str, was: object, now: object) -> list[str]:
-    """Lines of an error message, one for each changed part of `key`, with the values `was` and `now`."""
+    """Lines for the error about a changed key of the identity: its old value `was` and its new value `now`.
+
+    Of two dicts, each changed entry has a line.
+    """
     if isinstance(was, dict) and isinstance(now, dict):
         return [f"{key}.{part}: {_shown(old)} → {_shown(new)}" for part, old, new in changes(was, now)]
     was, now = (value.get("peft_type", value) if isinstance(value, dict) else value for value in (was, now))

@@ -34,9 +34,13 @@ _FIX = "the optimiser did not step; lower the learning rate, or inspect these ro
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """Record of one micro-batch: data set rows, their places in the file, their trees, log-probs and losses.
+    """One micro-batch of the current step, kept for the report in case a number is not finite.
 
-    `bad_B` is True for pairs with a nan or an infinity.
+    Attributes:
+        rows, where: row numbers of the pairs in the data set, and their places in its file.
+        trees: their token sequences.
+        policy, reference, output: their log-probs and losses.
+        bad_B: True for pairs with a nan or an infinity.
     """
 
     rows: list[int]
@@ -55,10 +59,11 @@ class Guard:
         folder: run folder; the report of a stop is written here.
         process: index of this process; None if there is only one.
         anywhere: returns whether its argument is true in any process; all processes call it at the same points.
-        defers: the checks of training are read at the end of a step. False for DeepSpeed, whose backward pass steps.
+        defers: True reads the checks of training once, at the end of a step. False is for DeepSpeed, whose backward
+            pass includes the optimiser's step.
 
     Attributes:
-        first: checks of the first step; None once it is over.
+        first: further checks of the run's first step; None once that is over.
 
     Example:
         >>> guard = Guard(Path("/tmp"), None, lambda mine: mine)
@@ -76,7 +81,10 @@ class Guard:
     def expect_finite(
         self, inputs: dict[str, Any], policy: SixLogps, reference: SixLogps, output: LossOutput, *, step: int
     ) -> None:
-        """Checks a micro-batch for nan and infinity; in training `settle_step` reads the result.
+        """Checks a micro-batch for nan and infinity.
+
+        The result is read later, by `settle_step`, in training if `defers` is True. In all other cases it is read here;
+        with several processes `settle` then raises the error, so that they stop together.
 
         Args:
             inputs: the collated batch.
@@ -85,7 +93,7 @@ class Guard:
             step: the coming optimiser step, from 1.
 
         Raises:
-            NonFiniteError: a number is not finite, and the check is not deferred; with one process only.
+            NonFiniteError: a number is not finite; only for a result that is read here, with one process.
         """
         rows = [int(row) for row in inputs["row"]]
         logps = (policy.detach(), reference)
@@ -101,25 +109,29 @@ class Guard:
             self.settle(step=step)
 
     def _note(self, batch: _MicroBatch, bad: list[bool]) -> None:
-        """Remembers the first micro-batch with a non-finite number; `bad` are the values of its `bad_B`."""
+        """Remembers a micro-batch for the report if it is the first with a non-finite number (`bad`, by pair)."""
         if any(bad) and self._found is None:
             what = f"the loss is {batch.output.loss.item()} for {_some(list(compress(batch.where, bad)))}"
             self._found = (what, batch, bad)
 
     def flags(self, device: torch.device) -> Tensor:
-        """Returns the results of this step's checks, not read yet, on `device`; above 0 for a non-finite number."""
+        """Returns the results of this step's checks, not read yet, as one tensor on `device`; True means not finite.
+
+        It has an element per pair, if `defers` is True, and a last one for the checks that were read before.
+        """
         unread = [batch.bad_B.to(device) for batch in self._since_step] if self._defers else []
         return torch.cat([*unread, torch.full((1,), self._found is not None, device=device)])
 
     def settle_step(self, flags: list[bool], anywhere: bool, *, step: int) -> None:
-        """Stops the training if any process has found a nan or an infinity since the last step.
+        """Stops the training, by an error and a report, if any process has found a nan or an infinity in this step.
 
         Args:
-            flags: the values of `flags`.
-            anywhere: one of them is true in any process.
+            flags: the results that the method `flags` returned, read.
+            anywhere: True if a result of any process is.
+            step: the optimiser step, from 1.
 
         Raises:
-            NonFiniteError: a process has found one.
+            NonFiniteError: `anywhere` is True.
         """
         marks = iter(flags[:-1])
         for batch in self._since_step if self._defers else []:
@@ -128,7 +140,9 @@ class Guard:
             self._stop_at_found(step)
 
     def settle(self, *, step: int) -> None:
-        """Stops the training if any process has found a nan or an infinity; all processes call this equally often.
+        """Stops training or evaluation if a micro-batch of any process had a nan or an infinity.
+
+        Asks all processes, so all must call it equally often.
 
         Raises:
             NonFiniteError: a process has found one.
@@ -164,7 +178,10 @@ class Guard:
         self._stop(what, batches, [[True] * len(batch.rows) for batch in batches], step, found)
 
     def forget(self) -> None:
-        """Replaces `expect_finite_gradients` under a loss scaler, which itself skips steps with infinite gradients."""
+        """Ends the checks of a step without a check of its gradients.
+
+        It is for training with a loss scaler, which itself skips steps with infinite gradients.
+        """
         self._since_step = []
 
     def _stop(
@@ -220,14 +237,14 @@ def _vocabulary(model: nn.Module) -> int | None:
 
 
 def _bad(inputs: dict[str, Any], policy: SixLogps, reference: SixLogps, output: LossOutput) -> Tensor:
-    """Booleans [B]: whether a log-prob or loss of a pair that the objective reads is not finite."""
+    """Returns booleans [B]: True for a pair with a log-prob or loss that is not finite, among those that are used."""
     read = 2 if len(inputs["trees"][0].answers) == 2 else 6
     columns = [*policy[:read], *reference[:read], output.generation, output.improvement]
     return ~torch.isfinite(torch.stack([column.detach() for column in columns])).all(0)
 
 
 def _rows(batch: _MicroBatch, marks: list[bool]) -> list[dict[str, Any]]:
-    """Reports the rows of a micro-batch whose entry in `marks` is true: place, log-probs and lengths in tokens."""
+    """Returns the report on those rows of a micro-batch that `marks` selects: place, log-probs, lengths in tokens."""
     found = []
     for i in compress(range(len(marks)), marks):
         chosen, rejected, *_ = sequences = batch.trees[i].unpack()
@@ -251,5 +268,5 @@ def _plain(value: float) -> float | str:
 
 
 def _some(where: list[str]) -> str:
-    """Text with the first five places of rows, and the number of further places."""
+    """Returns text for messages that names the first five places of rows and counts the others."""
     return ", ".join(where[:5]) + (f" and {len(where) - 5} more" if len(where) > 5 else "")

@@ -13,9 +13,10 @@ from srpo.train.durable.trainer import DurableTrainer
 
 
 class StopsAndResumes(TrainerCallback):
-    """Callback that stops at a signal between micro-batches, and resumes with state that transformers does not save.
+    """Callback that stops a run at a signal such as Ctrl-C, and restores on resuming what transformers does not save.
 
-    A signal inside an optimiser step drops the step, as if it had not begun. Processes stop together.
+    It stops between micro-batches, after a checkpoint. The micro-batches of an unfinished optimiser step are dropped,
+    as if the step had not begun, and a resumed run computes it again. All processes stop together.
     """
 
     def __init__(self, trainer: DurableTrainer) -> None:

@@ -51,10 +51,10 @@ class Start:
     """The point from which a call of `train` starts.
 
     Attributes:
-        folder: the checkpoint to resume from; None to start from scratch.
-        manifest: manifest of that checkpoint, or of the finished model.
-        complete: the run has taken all its steps and its model is saved.
-        changes: accepted changes of the run's identity, earlier ones first.
+        folder: the checkpoint to resume from; None to start from scratch, or if the run is complete.
+        manifest: manifest of that checkpoint, or of the finished model; None to start from scratch.
+        complete: True if the run has taken all its steps and its model is saved.
+        changes: changes of the run's identity that the user has accepted, in all resumes, earlier ones first.
     """
 
     folder: Path | None = None
@@ -69,7 +69,7 @@ class DurableTrainer(Trainer):
     Attributes:
         start: starting point of the last call of `train`.
         kept_files: names of files in the model folder that saving keeps, because people edit them.
-        at_start: called in the first process when the starting point is known and steps are left.
+        at_start: function that the first process calls before training, unless the run is complete; None for none.
         saved: step of the newest checkpoint, which may still be written in the background; −1 without one.
     """
 
@@ -169,7 +169,7 @@ class DurableTrainer(Trainer):
         return start
 
     def _find_start(self, resume: str | bool | None) -> Start:
-        """Finds where the run starts; `resume` is as in `train`. Prepares the run folder for a start from scratch."""
+        """Returns the point to start from, by `resume` as in `train`; clears the folder for a start from scratch."""
         with writing(self._folder):
             checkpoint.clear(self._folder)
             if isinstance(resume, str | Path):
@@ -188,7 +188,7 @@ class DurableTrainer(Trainer):
         return Start()
 
     def _extend_finished(self) -> Start:
-        """The starting point of a finished run that is to take more steps."""
+        """Returns the newest checkpoint, for a finished run that takes more steps; raises CheckpointError if none."""
         if newest := checkpoint.newest(self._folder):
             return Start(*newest)
         fix = "start from its model in another folder"
@@ -261,7 +261,7 @@ class DurableTrainer(Trainer):
             super()._push_from_checkpoint(str(run / name))
 
     def _has_readers(self) -> bool:
-        """Whether a callback or the hub reads the checkpoint right after the save."""
+        """True if a callback or the hub reads the checkpoint right after the save, so that it must be complete then."""
         hooks = (getattr(each.on_save, "__func__", None) for each in self.callback_handler.callbacks)
         return self.args.push_to_hub or any(each is not TrainerCallback.on_save for each in hooks)
 
@@ -269,14 +269,14 @@ class DurableTrainer(Trainer):
         """Does nothing: `_save_checkpoint` pushes once the checkpoint is committed."""
 
     def _name_best(self, run: Path, staged: Path) -> None:
-        """Replaces the best checkpoint's staging path by its path in `run`; saves the state to the folder `staged`."""
+        """Corrects the path of the best checkpoint in the trainer's state, and saves the state in folder `staged`."""
         best = self.state.best_model_checkpoint
         if best and Path(best).parent.name == STAGING:
             self.state.best_model_checkpoint = str(run / Path(best).name)
             self.state.save_to_json(str(staged / "trainer_state.json"))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the whole model or nothing; after the last step, the saved model counts as finished."""
+        """Saves the whole model or, if that fails, nothing; a model saved after the last step counts as finished."""
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
@@ -315,7 +315,7 @@ class DurableTrainer(Trainer):
         )
 
     def _expect_room(self, *, final: bool = False) -> None:
-        """Checks free disk space for the next checkpoint; with `final`, also for the model saved at the end."""
+        """Raises OutputError if the disk lacks space for the next checkpoint and, with `final`, for the final model."""
         saved = checkpoint.checkpoints(self._folder)
         weights = [p for p in self.model.parameters() if p.requires_grad or not hasattr(self.model, "peft_config")]
         model = sum(p.numel() * p.element_size() for p in weights)
@@ -328,7 +328,7 @@ class DurableTrainer(Trainer):
     # ------------------------------------------------------------------ state that transformers does not save
 
     def running_sums(self) -> dict[str, Any]:
-        """Returns this process's sums of losses and metrics since the last log; the loss stays on the device."""
+        """Returns this process's losses and metrics that are not logged yet, for a checkpoint or to undo a step."""
         return {
             "loss": self._tr_loss.clone(),
             "total_loss": self._total_loss_scalar,
@@ -370,7 +370,7 @@ class DurableTrainer(Trainer):
 
     @contextmanager
     def _held(self, folder: Path) -> Iterator[None]:
-        """Context manager in which the first process holds the folder's lock for all processes."""
+        """Inside this `with` block, the first process holds the folder's lock, for all processes of the run."""
         with held(writable_folder(folder)) if self.is_world_process_zero() else nullcontext():
             yield
 
@@ -382,7 +382,7 @@ class DurableTrainer(Trainer):
         return bool(self.accelerator.reduce(count, "sum").item())
 
     def _on_first_process(self, work: Callable[[], T]) -> T:
-        """Runs `work` in the first process; every process gets its result or its error."""
+        """Runs `work` in the first process alone; returns its result, or raises its SRPOError, in every process."""
         if self.args.world_size == 1:
             return work()
         from accelerate.utils import broadcast_object_list
