@@ -47,7 +47,14 @@ CALIBRATION, EVALUATION = 3_000_000, 5_000_000  # first seeds
 
 
 class Task(NamedTuple):
-    """Rows of a split by (count, split, seed), largest number of tokens of an answer, the judge, and all splits."""
+    """A generated task.
+
+    Attributes:
+        rows: function from a count, a split and a seed to rows of prompt and gold answer.
+        tokens: largest number of tokens of an answer.
+        judge: judge of single answers.
+        splits: names of the splits.
+    """
 
     rows: Callable[..., list[dict[str, str]]]
     tokens: int
@@ -65,7 +72,7 @@ TOKENS = TASKS["columns"].tokens
 
 
 def make(folder: Path, seed: int, base_steps: int, steps: int) -> tuple[Path, Path]:
-    """Base and trained model of the columns task, reused when they are there."""
+    """Trains base and SRPO model of the columns task, unless they are in `folder` already; returns their folders."""
     base, model = folder / "base", folder / "srpo"
     if not (model / "config.json").exists():
         for _, _, trained in train_base(BaseConfig(steps=base_steps, seed=seed), columns):  # noqa: B007
@@ -99,14 +106,14 @@ def make(folder: Path, seed: int, base_steps: int, steps: int) -> tuple[Path, Pa
 
 
 def policies(settings: RevisionSettings) -> list[str]:
-    """Names of `auto` and of the policies; without those that give the draft, or a choice among equal drafts."""
+    """Returns "auto" and the policies to compare with it; those whose answer is always the draft are left out."""
     fixed = [f"fixed:{k}" for k in range(1, settings.revisions)]
     plain = [name for name in NAMES if name not in ("drafts", "fixed:K")]
     return [AUTO, *(name for name in plain if settings.temperature or name not in ("greedy", "vote")), *fixed]
 
 
 def ways(reviser: Reviser, rows: Sequence[dict[str, str]], settings: RevisionSettings) -> dict[str, list[str]]:
-    """Way of answering → final answers: `auto`, the draft, and every other way that costs about as many tokens."""
+    """Returns way of answering → final answers: `auto`, the draft, and every other way at about the same cost."""
     read, how = read_prompts(list(rows)), asdict(settings)
     k = how.pop("revisions")
     found: dict[str, Sequence[Trail]] = {
@@ -123,7 +130,10 @@ def ways(reviser: Reviser, rows: Sequence[dict[str, str]], settings: RevisionSet
 
 
 def line(scores: dict[str, torch.Tensor], split: str) -> str:
-    """`auto`, the draft and the best other way, the differences with 95 % intervals, and MISS where one is too low."""
+    """Returns a line on `auto`: its score, its differences from the draft and from the best other way, maybe MISS.
+
+    Differences have 95 % intervals. The line ends in MISS if one of them is too low; see the top of this file.
+    """
     best = max((name for name in scores if name != "auto"), key=lambda name: float(scores[name].mean()))
     text, missed = f"auto {100 * scores['auto'].mean():.1f}", False
     for name, bound in (("draft", BELOW_DRAFT), (best, BELOW_BEST if split == "in" else 1.0)):

@@ -34,23 +34,23 @@ JUDGE = (
 
 
 def question(a: int, b: int) -> str:
-    """The prompt of one sum."""
+    """Returns the prompt that asks for the sum of `a` and `b`."""
     return f"What is {a}+{b}?"
 
 
 def answer(total: int) -> str:
-    """The answer that says `total`; the length depends on the total, so that length matters to a judge."""
+    """Returns an answer with the number `total`; answers differ in length, so that a judge's length bias shows."""
     return f"It is {total}." if total % 3 else f"It is {total}, of course."
 
 
 def sums(count: int, seed: int) -> list[tuple[int, int]]:
-    """Distinct pairs of summands below ten."""
+    """Draws `count` different pairs of summands below ten."""
     every = [(a, b) for a in range(10) for b in range(10)]
     return random.Random(seed).sample(every, count)
 
 
 def wrong(total: int, rng: random.Random) -> str:
-    """An answer that is one or two off."""
+    """Returns a wrong answer, whose number differs from `total` by one or two."""
     return answer(abs(total + rng.choice((-2, -1, 1, 2))))
 
 
@@ -60,7 +60,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def pairs(count: int, seed: int) -> list[dict[str, str]]:
-    """Preference pairs: the right sum over a wrong one."""
+    """Makes preference pairs: the right sum is chosen, a wrong one rejected."""
     rng = random.Random(seed)
     return [
         {"prompt": question(a, b), "chosen": answer(a + b), "rejected": wrong(a + b, rng)} for a, b in sums(count, seed)
@@ -68,7 +68,7 @@ def pairs(count: int, seed: int) -> list[dict[str, str]]:
 
 
 def prompts(count: int, seed: int, split: str) -> list[dict[str, Any]]:
-    """Prompts with their gold answer, an id and the name of their split."""
+    """Makes prompts with their gold answer, an id and the name of their split."""
     return [
         {"prompt": question(a, b), "gold": answer(a + b), "split": split, "uid": f"{split}-{number}"}
         for number, (a, b) in enumerate(sums(count, seed))

@@ -124,7 +124,7 @@ class Shop:
             os._exit(code if isinstance(code, int) else 1)
 
     def scrubbed(self, value: Any) -> Any:
-        """A JSON value without clocks, places and versions; what remains is compared."""
+        """Returns a JSON value without times, paths and versions, which differ between equal runs."""
         if isinstance(value, dict):
             return {key: self.scrubbed(each) for key, each in value.items() if not left_out(key, each)}
         if isinstance(value, list):
@@ -134,21 +134,21 @@ class Shop:
         return value
 
     def json(self, path: str) -> Any:
-        """A JSON file, scrubbed."""
+        """Returns the content of a JSON file, after `scrubbed`."""
         return self.scrubbed(json.loads((self.folder / path).read_text("utf-8")))
 
     def lines(self, path: str) -> list[Any]:
-        """A file of one JSON object a line, scrubbed."""
+        """Returns the objects of a file with one JSON object a line, after `scrubbed`."""
         text = (self.folder / path).read_text("utf-8")
         return [self.scrubbed(json.loads(line)) for line in text.splitlines() if line]
 
     def table(self, path: str) -> list[dict[str, str]]:
-        """A CSV file as dictionaries, scrubbed."""
+        """Returns the rows of a CSV file as dictionaries, after `scrubbed`."""
         with (self.folder / path).open(encoding="utf-8", newline="") as file:
             return [self.scrubbed(dict(row)) for row in csv.DictReader(file)]
 
     def weights(self, path: str) -> dict[str, Any]:
-        """Of every safetensors file in a folder: sha256 of names, types, shapes and bytes; sum and norm of all."""
+        """Returns, for each safetensors file in a folder, a sha256 of its tensors, and sum and norm of all values."""
         return {
             str(file.relative_to(self.folder / path)): self.apart(partial(hashed, file), file.name)
             for file in sorted((self.folder / path).glob("*.safetensors"))
@@ -156,13 +156,13 @@ class Shop:
 
 
 def left_out(key: str, value: Any) -> bool:
-    """True if an entry of a JSON object is a clock's reading, a place or a version."""
+    """True if an entry of a JSON object is a time, a path or a version."""
     library = key == "srpo" and isinstance(value, str)  # its version
     return library or bool(CLOCKS.search(key) or PLACES.search(key))
 
 
 def flags(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as words of a command line."""
+    """Returns settings as words of a command line."""
     words: list[str] = []
     for key, value in settings.items():
         several = value if isinstance(value, list) else [value]

@@ -40,7 +40,7 @@ SHAPES = {"in": ((0, 0), (1, 0), (0, 1), (2, 0), (0, 2)), "out": ((1, 1),)}
 
 @dataclass(frozen=True)
 class RepairConfig:
-    """The base model and its training.
+    """Settings of the base model and of its training.
 
     Attributes:
         hidden, layers, heads: shape of the Llama.
@@ -66,8 +66,8 @@ class Word(NamedTuple):
     """A word of a sentence.
 
     Attributes:
-        right: as it should be.
-        wrong: in the other number; the same where a word has none to lose.
+        right: the word in the right number.
+        wrong: the word in the other number; equal to `right` for a word without a number.
     """
 
     right: str
@@ -109,12 +109,14 @@ def _of_number(forms: tuple[str, str], number: int) -> Word:
 
 
 def with_mistakes(words: list[Word], rate: float, source: random.Random) -> list[str]:
-    """The sentence with each word in the wrong number with that probability."""
+    """Returns the words of a sentence, each in the wrong number with probability `rate`."""
     return [word.wrong if source.random() < rate else word.right for word in words]
 
 
 def sentences(n: int, split: str, *, seed: int = 0) -> list[dict[str, str]]:
-    """Rows of `prompt` and `gold`, the same for the same seed. In a prompt every number is as often wrong as right.
+    """Draws `n` rows of `prompt` and `gold` (the right answer); equal seeds give equal rows.
+
+    Words of a prompt that have a number have the wrong one as often as the right one.
 
     Example:
         >>> sentences(1, "in", seed=1)[0]["gold"]
@@ -130,7 +132,9 @@ def sentences(n: int, split: str, *, seed: int = 0) -> list[dict[str, str]]:
 
 
 def per_word(prompt: Any, answer: str, gold: str) -> float:
-    """Share of places with the right word; a word missing or left over is wrong. A judge (srpo/judge/single.py).
+    """A judge of single answers (srpo/judge/single.py): the share of places with the right word.
+
+    Missing and surplus words count as wrong.
 
     Example:
         >>> per_word("a dogs sees a cat =", "a dog see a cat", "a dog sees a cat")
@@ -177,10 +181,10 @@ def train_base(config: RepairConfig) -> Iterator[tuple[int, float, Any]]:
 
 
 def _both_roles(config: RepairConfig, tokenizer: Any, source: random.Random) -> Outcomes:
-    """Rows `<bos> sentence = draft ? revision`, as in carry.py: the text before a word is drawn with mistakes.
+    """Draws rows `<bos> sentence = draft ? revision` with the next token of each position, right and mistaken.
 
-    The last word of the draft predicts the end of the draft although a revision mark follows it, so that one row
-    teaches both roles. A revision that copies its draft has one outcome.
+    One row teaches both roles: the token to predict after the draft's last word is the end token, although "?" follows
+    in the row. Half of the revisions copy their draft and have one outcome.
     """
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
     rows: list[list[Any]] = []

@@ -267,7 +267,7 @@ LISTS = [option.name for option in options(Plan) if option.rule.metavar]
 def read_plan(path: str) -> dict[str, Any]:
     """Reads the settings of an evaluation from a YAML file into setting → value.
 
-    In a recipe, they are below the key `evaluate`.
+    In a recipe, which has settings of training as well, they are below the key `evaluate`.
 
     Raises:
         InputError: the file does not exist.

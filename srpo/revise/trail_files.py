@@ -97,7 +97,7 @@ def write_trails(
         path: The file of trails.
         rows: The prompts.
         draw: Called as draw(skip, only) if trails are missing; yields trails in the order of the rows. It leaves out
-            the first `skip` rows; with `only`, it draws just the rows with these numbers.
+            the first `skip` rows; if `only` is not None, it draws just the rows with these numbers.
         made_with: All settings that decide the trails; a file made with other settings is refused.
         strict: True raises an error for failed trails, after the others are written.
 

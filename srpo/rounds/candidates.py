@@ -80,7 +80,7 @@ def kinds_of(names: str) -> tuple[str, ...]:
 
 
 def find(trails: Iterable[Trail], kinds: Sequence[str], *, gold_key: str = "gold") -> Candidates:
-    """Returns every two answers to one prompt, among its drafts and revisions, that are worth a judge's comparison.
+    """Returns the pairs of answers to one prompt, among its drafts and revisions, that a judge may usefully compare.
 
     Args:
         trails: prompts with their draft and revisions; equal prompts are samples of one prompt.

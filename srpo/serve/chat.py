@@ -42,7 +42,7 @@ class Chat:
     Attributes:
         reviser: The model.
         settings: Sampling, policy and number of revisions.
-        votes: File of the preferences.
+        votes: File that collects the person's votes.
         console: The terminal.
     """
 
