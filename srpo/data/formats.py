@@ -60,7 +60,7 @@ KINDS = {
 
 
 class Answers(NamedTuple):
-    """The preferred answer and the other one; `tag` names both for messages if they are two of many, else it is ""."""
+    """A preferred and a rejected answer; for messages, `tag` numbers them among ranked completions, or is ""."""
 
     chosen: str
     rejected: str
@@ -72,8 +72,8 @@ class Layout:
     """A known set of columns of preference rows, and the functions that make a prompt and pairs of such a row.
 
     Attributes:
-        name: the layout's name in the table above.
-        holds: a description of a row.
+        name: the layout's name, as in the table at the top of the file.
+        holds: a description of a row in words.
         columns: required column → kinds that its value may have.
         prompt: row → its prompt.
         answers: (row, its prompt, one of `rankings.CHOICES`) → the pairs.

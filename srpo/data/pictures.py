@@ -45,12 +45,12 @@ _DATA = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w=.-]+)*;base64,", re.ASCII)
 
 @dataclass(frozen=True)
 class Picture:
-    """Record: a picture that was decoded once without an error.
+    """A picture of a prompt, encoded; it was decoded once without an error.
 
     Attributes:
         sha256: hash of the encoded picture.
-        path: the file, as an absolute path, or the name that came with the bytes; "" without one.
-        data: the encoded picture; None leaves it in the file at `path`.
+        path: absolute path of its file, or the name that came with its bytes; "" for bytes without a name.
+        data: the encoded picture; None if it is read from the file when needed.
     """
 
     sha256: str
@@ -58,7 +58,7 @@ class Picture:
     data: bytes | None = field(default=None, repr=False, compare=False)
 
     def image(self) -> Image:
-        """The decoded picture in RGB, turned as its EXIF entry asks.
+        """Decodes the picture and returns it in RGB, rotated as its EXIF entry asks.
 
         Raises:
             InputError: the file has changed since its row was read.
@@ -77,10 +77,10 @@ class Picture:
 
 
 class PicturedPrompt(list[Message]):
-    """A prompt of messages with pictures, in the order of the U+FFFC in its text.
+    """A prompt as a list of messages that also carries its pictures.
 
     Attributes:
-        pictures: the pictures.
+        pictures: the pictures, in the order of their places (U+FFFC) in the text.
     """
 
     def __init__(self, messages: Iterable[Message], pictures: Iterable[Picture] = ()) -> None:
@@ -94,7 +94,7 @@ def pictures_of(prompt: Prompt) -> tuple[Picture, ...]:
 
 
 def refuse_pictures(prompt: Prompt, who: str) -> None:
-    """Raises DataError for a prompt with pictures, also from a trail; the error names `who`, which is shown none."""
+    """Raises DataError if a prompt, also one from a trail, has pictures; the error says that `who` cannot see them."""
     if not isinstance(prompt, str) and any(message.get(RECORD) for message in prompt):
         raise DataError(f"the prompt has pictures, and {who} is not shown pictures", fix="leave such prompts out")
 

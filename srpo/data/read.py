@@ -54,14 +54,14 @@ class Pair:
     """One preference: a prompt and two answers to it.
 
     Attributes:
-        prompt: text, or the messages before the answer; a `PicturedPrompt` with pictures.
+        prompt: text, or the messages before the answer; a `PicturedPrompt` if it has pictures.
         chosen: text of the preferred answer.
         rejected: text of the other answer.
         where: `file:line` or `row n`, for messages.
         meta: the row's other columns, unchanged.
         tools: tool descriptions for the chat template.
         chat_template_kwargs: further options of the chat template.
-        reasoned: whether an answer's message held thinking under a key of its own, such as `reasoning_content`.
+        reasoned: True if an answer's message held its thinking in a separate key, such as `reasoning_content`.
 
     Example:
         >>> Pair("2+2=", chosen="4", rejected="5").chosen
@@ -105,7 +105,7 @@ class Undecided(Reject):
 
 
 class Refused(Reject):
-    """A reject: a row whose conversation the tokenizer's chat template raises an error for."""
+    """A reject: a row that the tokenizer's chat template refuses to render, such as one with an unknown role."""
 
     __slots__ = ()
 

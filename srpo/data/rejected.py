@@ -84,7 +84,7 @@ _BASE64 = re.compile(
 
 
 def _described(value: object) -> str:
-    """Text for a value that JSON cannot hold: `str` of it, but only the length of bytes, such as a picture's."""
+    """Text for a value that JSON cannot hold: the number of bytes for bytes, such as a picture's, else `str`."""
     return f"<{len(value)} bytes>" if isinstance(value, bytes | bytearray) else str(value)
 
 

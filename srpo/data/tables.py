@@ -78,10 +78,12 @@ def _record(header: list[str], record: list[str]) -> Any:
 
 
 def from_cells(row: object) -> dict[str, Any]:
-    """Returns a CSV row with the cells of the columns `JSON_CELLS` parsed as JSON; empty ones become None.
+    """Returns a CSV row with the cells of the columns `JSON_CELLS`, such as scores, parsed as JSON or Python text.
+
+    Empty cells of these columns become None.
 
     Raises:
-        Unusable: a cell of such a column is not JSON.
+        Unusable: a cell of such a column is neither JSON nor a Python literal.
     """
     if isinstance(row, Unusable):
         raise row

@@ -46,9 +46,9 @@ class Engine(Protocol):
 
     Attributes:
         batch_size: Number of contexts completed together; callers pass that many at a time.
-        same_batch_same_bits: True if the last bits of a row depend on the other rows of its batch and on nothing else.
-            A resumed run then repeats whole batches to give equal bits. False for a server, which forms its own
-            batches; an answered request is not sent again.
+        same_batch_same_bits: True if equal batches give equal answers, whatever ran before; the other rows of a batch
+            may change how a row's numbers are rounded. A resumed run then repeats whole batches. False for a server,
+            which forms its own batches; a resumed run sends only the requests that have no answer yet.
     """
 
     batch_size: int
@@ -75,7 +75,7 @@ class Engine(Protocol):
 
         Args:
             contexts: Token ids to continue, one list per row.
-            keys: A name for each row; equal (seed, key) draws equally, as far as the engine can promise it.
+            keys: A name for each row; rows of equal seed and key draw equal random numbers, if the engine can do that.
             max_new_tokens: Largest number of new tokens, the terminator included.
             stop_ids: Ids that end an answer.
             temperature: 0 decodes greedily; otherwise the logits are divided by it, with no other change.

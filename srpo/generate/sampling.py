@@ -43,7 +43,10 @@ def choose(logits_NV: Tensor, uniform_N: Tensor | None, temperature: float) -> T
 
 
 def _scaled(logits_NV: Tensor, temperature: float) -> Tensor:
-    """Logits minus the row's largest logit if the temperature is near 0, divided by the temperature, in float64."""
+    """Logits divided by the temperature, in float64.
+
+    Near temperature 0 the row's largest logit is subtracted first, since the quotients would overflow.
+    """
     if temperature >= COLD:
         return (logits_NV / temperature).double()
     below_NV = logits_NV.double() - logits_NV.double().amax(-1, keepdim=True)

@@ -93,8 +93,8 @@ class DriftController:
     1. The drift is also extrapolated by `ahead` steps. β changes only if the drift now and the extrapolated drift lie
        on the same side of the budget, and by the smaller of the two errors. So β rests while the drift already moves
        towards the budget, as at the start of a training.
-    2. A β that rests does so until the drift differs from the budget by more than a factor of 1 + `band`. Then it moves
-       until the drift crosses the budget.
+    2. If β rests, it moves again only when the drift differs from the budget by more than a factor of 1 + `band`. Then
+       it moves until the drift crosses the budget.
 
     Args:
         beta: β of the first step, > 0.

@@ -121,7 +121,7 @@ def _prompts(right_D: Tensor, fresh_D: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shift(logit_DG: Tensor, weight_DG: Tensor, mean_D: Tensor) -> Tensor:
-    """The number δ, [D, 1], to add to logits so that the weighted mean of σ(logit + δ) is `mean_D`, by bisection."""
+    """Returns δ [D, 1] such that the mean of σ(logit + δ), weighted over G points, is `mean_D`; found by bisection."""
     weight_DG = weight_DG / weight_DG.sum(1, keepdim=True)
     limit_D1 = logit_DG.abs().amax(1, keepdim=True) + 20.0
     low_D1, high_D1 = -limit_D1, limit_D1.clone()

@@ -171,7 +171,7 @@ class Renderer:
         return text if self.chat is None else self.chat.form(self._options(options)).read(text)
 
     def undecided(self, text: str, options: Options | None = None) -> bool:
-        """True if the beginning of an answer may still turn out to be thinking or a text around the content."""
+        """True if a server's answer of which only `text` has arrived may still turn out to be thinking or a mark."""
         if self.chat is None:
             return False
         form = self.chat.form(self._options(options))
@@ -283,7 +283,7 @@ class Renderer:
 
     @staticmethod
     def _is_ours(error: DataError | TemplateError, row: Pair | PromptRow) -> bool:
-        """True if the revision template, not the row, caused the error: an error of the row has it as its place."""
+        """True if the revision template caused the error; an error that the row caused names the row as its place."""
         return error.where not in ("", row.where)
 
     # ------------------------------------------------------------------ identity
@@ -351,8 +351,8 @@ class Renderer:
             prompt: the prompt with `MARK` inside its control tokens.
             draft: the draft without any `MARK`, or nothing.
 
-        Where prompt, draft and template meet, their letters may form a control token. Only then `MARK` separates them,
-        since tokens that span these borders must stay as they are otherwise.
+        Where prompt, draft and template meet, their letters may form a control token. Then `MARK` separates them. It
+        does so only then, because it would also split ordinary tokens at these places.
         """
         given = (prompt, *map(self._control.marked, draft))
         text = self.template.fill(*given)

@@ -30,7 +30,7 @@ _JINJA = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_tr
 
 @lru_cache(maxsize=64)
 def _compiled(source: str) -> jinja2.Template:
-    """The compiled template, cached: `from_string` compiles anew on every call, which takes as long as a row."""
+    """The compiled Jinja template, cached: compiling it again would take as long as rendering a row."""
     return _JINJA.from_string(source)
 
 

@@ -93,8 +93,8 @@ class PrefixTree:
     def pack(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PrefixTree:
         """Merges (context ids, answer ids) sequences at equal prefixes into a tree; six come in `SixLogps` order.
 
-        All contexts contain the same pictures. An empty context packs, but its first answer token has no parent to be
-        scored at: scoring refuses it.
+        All contexts contain the same pictures. A sequence with an empty context can be merged but not scored, since no
+        token is before its first answer token.
         """
         flat = [[*context, *answer] for context, answer in sequences]
         ids, chains, path_ends = _merge(flat)

@@ -78,7 +78,7 @@ def _leave_out_towers(policy: Any, config: Any) -> None:
 def load_policy(
     model: str | nn.Module, args: SRPOConfig, quantization_config: object, peft_config: PeftConfig | None
 ) -> Any:
-    """Returns the model to train: loaded if given by name, with a new adapter if `peft_config` asks for one.
+    """Returns the model to train, loaded if it is given by name, and with a new adapter if `peft_config` is not None.
 
     Args:
         quantization_config: settings to quantise a model that is given by name; None does not quantise.

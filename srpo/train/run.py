@@ -83,7 +83,7 @@ def train(
 
 
 class Precomputed(NamedTuple):
-    """Result of `precompute`: number of pairs, number of pairs scored in this call, and the cache folder."""
+    """Result of `precompute`: number of all pairs, number of those that this call computed, and the cache folder."""
 
     pairs: int
     scored: int

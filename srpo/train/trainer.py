@@ -332,7 +332,7 @@ class SRPOTrainer(DurableTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluates on the given rows or data sets, or on those of the constructor; returns metric → mean."""
+        """Evaluates on the given rows or data sets, or on those of the constructor; returns mean metrics by name."""
         known = isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict)
         if eval_dataset is not None and not (known and eval_dataset in self.eval_dataset):
             eval_dataset = self._evaluation_trees(eval_dataset, self.args)

@@ -111,7 +111,7 @@ def named(settings: Iterable[str], *more: type[Exception]) -> Iterator[None]:
 
 
 def expect_served(args: TrainingArguments) -> None:
-    """Checks that the optimiser, the loggers and Liger's kernels, if asked for, are installed and take their arguments.
+    """Checks that the optimiser, loggers and Liger kernels of the settings are installed and accept their options.
 
     Raises:
         ConfigError: one of them is not installed, or it or the learning-rate schedule rejects its arguments.

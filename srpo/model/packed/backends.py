@@ -129,7 +129,9 @@ def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -
 
 
 def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, level: int) -> None:
-    """Compares a back-end's log-probs with flat ones, and logs the result at `level`.
+    """Checks that a back-end's log-probs on these trees equal those of separate sequences, up to rounding.
+
+    The log gets the largest difference, at `level`.
 
     Raises:
         BackendError: the back-end does not serve the model, or its kernels do not compile.

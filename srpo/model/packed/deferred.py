@@ -34,7 +34,7 @@ class Deferred:
         """Returns the error of the first failed check, or None, and forgets all checks.
 
         Args:
-            failed: the values of `results`.
+            failed: the numbers of the tensor that `results` returned, read from the device.
         """
         problems, self._failed, self._problems = self._problems, [], []
         return next((problem for bad, problem in zip(failed, problems, strict=True) if bad), None)

@@ -67,11 +67,11 @@ class ChainGroup:
 
 
 class Layout(NamedTuple):
-    """How the numbers of a forest lie in one block of memory.
+    """Describes how all tensors of a `Forest` lie in its one block of memory, so that they can be found there.
 
     Attributes:
-        shapes: shapes of the tensors in the block, in its order: those of `_NAMES`, then three for each group.
-        causal: for each group, whether all of its chains start at a root.
+        shapes: shapes of the tensors in their order: those of `_NAMES`, then queries, keys and depths of each group.
+        causal: for each group, True if all of its chains start at a root.
         sorted_T: the values of `Forest.row_T` in rising order, on the host.
     """
 

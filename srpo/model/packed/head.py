@@ -193,7 +193,7 @@ def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> 
 
 @contextmanager
 def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
-    """Context that yields a list; each call of the model's output head inside the block adds the dtype of its output.
+    """Inside this `with` block, each call of the model's output head adds the dtype of its output to the yielded list.
 
     Under autocast this dtype is neither that of the head's weights nor that of the model's logits.
     """
@@ -267,7 +267,10 @@ def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> Afte
 
 
 def other_logits() -> BackendError:
-    """Returns the error for logits that are no longer those of the head with the scale and cap found before."""
+    """Returns the error for a model whose logits no longer follow from its head by the scale and cap found before.
+
+    It is raised instead of a fallback if the check was read only after the step.
+    """
     what = "the model's logits are no longer what its head and configuration give, as they were in earlier batches"
     fix = "give its configuration the scale or cap: logit_scale, logits_scaling or final_logit_softcapping"
     return BackendError(what, where="the head, in this process or another one", fix=fix)

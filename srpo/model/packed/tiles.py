@@ -181,7 +181,7 @@ class _FusedSlopes:
 
 
 class Products:
-    """Context that computes the head's logits tile by tile, some rows at a time, outside of autocast.
+    """Computes the head's logits tile by tile, some rows at a time; its `with` block switches autocast off.
 
     Axes: P scored positions, V vocabulary, D hidden size.
 
@@ -243,7 +243,7 @@ class Products:
         return product if total is None else total.add_(product)
 
     def minus(self, logits_RV: Tensor, value_R1: Tensor) -> Tensor:
-        """Returns the logits of a tile minus `value_R1`, in place unless the logits are those of `kept_PV`."""
+        """Subtracts `value_R1` from a tile's logits and returns them; in place, unless they lie in `kept_PV`."""
         if self.kept_PV is None or logits_RV.untyped_storage()._cdata != self.kept_PV.untyped_storage()._cdata:
             return logits_RV.sub_(value_R1)
         return torch.sub(logits_RV, value_R1, out=self._spare(slice(0, len(logits_RV))))
@@ -273,7 +273,7 @@ def planned_card() -> Card | None:
 
 @contextmanager
 def computing_for(card: Card) -> Iterator[None]:
-    """Inside this `with` block, tensors have shapes and no values, and tiles and dtypes are those for `card`."""
+    """Inside this `with` block, memory is planned on tensors without values: tiles and dtypes are those of `card`."""
     global _card
     before, _card = _card, card
     try:

@@ -92,7 +92,7 @@ class CachedReference:
         If one tree's row is not stored, all rows of the call are computed, and then stored.
 
         Args:
-            backend: name of a back-end; "auto" must be settled before.
+            backend: name of a back-end, such as "path"; not "auto", since each has stored log-probs of its own.
 
         Raises:
             ConfigError: a row is not stored, and the reference's weights are gone.

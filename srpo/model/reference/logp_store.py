@@ -29,8 +29,8 @@ class LogpStore:
     """Stores rows of `width` log-probs, on disk and in memory, under 16-byte digests.
 
     Args:
-        folder: folder of the segments; made when the first row is added.
-        identity: bytes that all rows share; segments with another identity are skipped.
+        folder: folder of the files, one or more per process; made when the first row is added.
+        identity: hash of all that the rows have in common, such as the model; files with another identity are skipped.
         width: number of log-probs in a row.
         about: the identity in words, written to about.json.
 
@@ -89,7 +89,7 @@ class LogpStore:
                 raise OSError(28, os.strerror(28))
 
     def refresh(self) -> None:
-        """Reads the records that other processes have written since the last read."""
+        """Reads the rows that other processes have written to the folder since the last read."""
         try:
             names = sorted(entry.name for entry in os.scandir(self.folder) if entry.name.endswith(SUFFIX))
         except OSError:
@@ -98,7 +98,7 @@ class LogpStore:
             self._read_segment(name)
 
     def close(self) -> None:
-        """Closes the segment that this process writes; rows added later stay in memory only."""
+        """Closes the file that this process writes; rows added later stay in memory only."""
         if self._out is not None and self._out >= 0:
             os.close(self._out)
         self._out = -1

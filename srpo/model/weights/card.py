@@ -41,7 +41,7 @@ class Card:
     Attributes:
         base: folder or hub name of the model that was trained; the card shows only the last part of a folder's path.
         adapter: whether the saved model is an adapter.
-        settings: resolved settings; the card shows those in `SHOWN`.
+        settings: all settings of the training by name; the card shows those in `SHOWN`.
         facts: further lines for the table of settings: reference, template, data.
         results: name of a metric → its value in the last evaluation.
         command: words of the command line; empty for a run started from Python.
@@ -117,7 +117,7 @@ def licence_of(base: str) -> str:
 
 
 def portable(path: str) -> str:
-    """Returns a path without this machine's folders: the last part of an absolute path, any other unchanged."""
+    """Returns a path for publication: of an absolute path the last part alone, any other path unchanged."""
     if os.path.isabs(path) or path.startswith(("~", "..")) or re.match(r"[A-Za-z]:\\", path):
         return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     return path

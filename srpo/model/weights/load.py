@@ -69,7 +69,7 @@ def load_tokenizer(
 def load_processor(
     path: str, *, trust_remote_code: bool = False, revision: str = "main", base_model: str | None = None
 ) -> Any:
-    """Loads the processor of pictures and text at a local path or hub name, for an adapter without one its base's.
+    """Loads a model's processor of pictures and text; for an adapter without one, its base model's.
 
     Returns:
         The processor; for a text model None or its tokenizer.
@@ -119,11 +119,11 @@ def load_model(
         path: a folder, hub name or GGUF file; a folder with an `adapter_config.json`, or with one adapter in a
             subfolder, is loaded as a PEFT model on its base.
         dtype: a torch dtype or its name, or "auto" for the dtype in which the weights are stored.
-        trainable: leave an adapter's weights trainable.
+        trainable: True leaves an adapter's weights trainable.
         trust_remote_code: run the code in the model's repository, with all rights of the user.
         base_model: base model of an adapter, instead of the one in its `adapter_config.json`.
-        dequantised: the base of an adapter, quantised by `options`, is converted back to `dtype`: its weights are then
-            the rounded ones.
+        dequantised: True converts an adapter's base, after `options` have quantised it, back to `dtype`; its weights
+            keep their rounded values.
         options: further keywords of `from_pretrained`.
 
     Raises:

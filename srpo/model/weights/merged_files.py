@@ -36,7 +36,7 @@ def write_merged(
     Args:
         adapter: folder of the adapter, from which template and record are copied.
         out: folder to write.
-        base: base of the adapter, whose processor serves if the adapter's folder has none.
+        base: base model of the adapter; its processor is saved if the adapter's folder has none.
     """
     if (adapter / TRAINING_FILE).is_file():  # trained by srpo, which taught the model the template's terminator
         stop_at(model, Renderer(tokenizer, template_for(str(adapter), None)).stop_ids)

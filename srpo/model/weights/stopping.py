@@ -28,14 +28,14 @@ def end_ids(model: nn.Module) -> list[int]:
 
 
 def stop_at(model: nn.Module, ids: Sequence[int], folder: str | Path | None = None) -> None:
-    """Adds end tokens to the model's generation configuration, and to generation_config.json in `folder` if given.
+    """Adds end tokens to the model's generation configuration and to the generation_config.json in a folder.
 
     A chat template may end an answer with a token that is not the base's own end of text. Training teaches the model
     that token, and without this entry other tools generate past it.
 
     Args:
         ids: ids that training taught the model to end with, such as `Renderer.stop_ids`.
-        folder: folder of the saved model or adapter.
+        folder: folder of the saved model or adapter; None changes no file.
     """
     from transformers import GenerationConfig
 

@@ -36,7 +36,7 @@ def own_code(folder: Path) -> list[str]:
 
 
 def expect_safe(folder: Path, *, trust_remote_code: bool) -> None:
-    """Checks that a model's JSON files name no file outside the folder and, without trust, no code of the hub.
+    """Checks that a model's JSON files name no file outside the folder and, unless allowed, no code on the hub.
 
     Raises:
         InputError: an index of weights names a file elsewhere, or an attention setting names code.

@@ -50,7 +50,7 @@ log = logging.getLogger("srpo")
 
 
 def identity_of(trainer: TrainerView) -> dict[str, Any]:
-    """Returns key → JSON value of everything that the numbers of a trainer's run depend on."""
+    """Returns, as JSON values by key, all that the numbers of a run depend on: data, settings, device and more."""
     renderer = trainer.renderer
     args = trainer.args
     found: dict[str, Any] = {
