@@ -155,7 +155,7 @@ def _trees(args: Arguments, vocabulary: int) -> list[PrefixTree]:
 
 
 def _found(args: Arguments, plan: Planned, trees: Sequence[PrefixTree]) -> dict[str, Any]:
-    """The plan as JSON values; memory in GiB per card."""
+    """Predicted memory in GiB per GPU and speed of each case, as JSON values."""
     kept, rows, most = plan.kept, [], min(MOST, len(trees))
 
     @cache
@@ -187,7 +187,7 @@ def _found(args: Arguments, plan: Planned, trees: Sequence[PrefixTree]) -> dict[
 
 
 def _lines(args: Arguments, found: dict[str, Any]) -> list[str]:
-    """The plan as lines of text."""
+    """The values of `_found` as lines of text for the terminal."""
     kept, way = found["kept"], {"one": "one card", "single": "one card", "ddp": f"DDP on {args.cards} cards"}
     where = way.get(args.launch, f"FSDP 2 on {args.cards} cards")
     weights, trained = (f"{found[name] / 1e9:.3g}B" for name in ("weights", "trained"))

@@ -48,8 +48,9 @@ def unlike(
 ) -> str:
     """Compares the first prompts with those of a calibration; returns the difference as words, "" if they are alike.
 
-    The first `LOOKED_AT` prompts are drafted. Two means differ if they are `FAR` standard deviations and `SURE`
-    standard errors apart, so a single prompt must be 4 standard deviations away.
+    The first `LOOKED_AT` prompts are drafted. A mean differs from the calibration's if both distances are exceeded:
+    `FAR` of its standard deviations, and `SURE` standard errors of a mean of this many prompts. With one prompt that is
+    `SURE` standard deviations.
 
     Args:
         settings: sampling of the drafts.
