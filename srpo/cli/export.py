@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     description = "Export a model as GGUF for llama.cpp and Ollama, and compare the file with the model."
     args = parse("export", description, Arguments, argv)
 
-    from srpo.model.weights.gguf_export import export
+    from srpo.export.gguf_export import export
 
     quiet_transformers()
     found = export(

@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "maths", "statistics"),
     ("sequences",),
     ("check", "model"),
-    ("generate",),
+    ("export", "generate"),
     ("train", "revise"),
     ("judge",),
     ("score",),

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from srpo.data.read import read_prompts
 from srpo.disk import writable_folder, write_file
 from srpo.errors import ConfigError, SRPOError
+from srpo.export.gguf_write import CONVERTER, TYPES, write_gguf
+from srpo.export.llama_cpp import INSTALL, QUANTISED, LlamaCpp, installed, quantise
 from srpo.model.unwrap import adapted
-from srpo.model.weights.gguf_write import CONVERTER, TYPES, write_gguf
-from srpo.model.weights.llama_cpp import INSTALL, QUANTISED, LlamaCpp, installed, quantise
 from srpo.model.weights.load import load_model, load_tokenizer
 from srpo.model.weights.merge import Tally, contexts_of, continued, logits_of
 from srpo.progress import counted

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from srpo.errors import ConfigError, SRPOError
-from srpo.model.weights import gguf_export, gguf_write, llama_cpp
-from srpo.model.weights.gguf_export import export
+from srpo.export import gguf_export, gguf_write, llama_cpp
+from srpo.export.gguf_export import export
 from srpo.model.weights.load import load_tokenizer
 from srpo.model.weights.merge import continued, logits_of
 from srpo.sequences.templates import RevisionTemplate
