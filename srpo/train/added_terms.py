@@ -86,6 +86,8 @@ def balance_losses(model: nn.Module, balance: Balance) -> Iterator[list[Tensor]]
     config, before = inner.config.get_text_config(), inner.config.get_text_config().output_router_logits
 
     def add(module: nn.Module, inputs: object, output: Any) -> None:
+        if not torch.is_grad_enabled():  # a pass that only looks at the model's logits
+            return
         loss = getattr(output, "aux_loss", None)
         if loss is not None:
             found.append(balance.weight * loss)

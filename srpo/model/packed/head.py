@@ -3,6 +3,7 @@
 The whole model runs, as its wrappers need; a hook passes only the scored positions to its head, so logits of all
 positions never exist. Where the logits of the scored positions would still be large, the hook passes one position only
 and the head is computed in tiles (tiles.py); logits that fit are stored, others computed again in the backward pass.
+Where FSDP 2 splits the head's weight, the tiles are computed inside the head (../gathered.py).
 That one position also shows whether the model scales or caps its logits after the head: the tiles must reproduce the
 model's own logits there, else the model's own head is used. Within a training step that comparison is read at the end.
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from srpo.errors import BackendError
+from srpo.model.gathered import Cargo, board, is_linear, leave, split_by_fsdp
 from srpo.model.packed.deferred import deferred
 from srpo.model.packed.spread import watching
 from srpo.model.packed.sums import wide
@@ -72,14 +74,16 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
     """
     if is_compiled(model):  # no hook reaches a head that is traced into a compiled graph
         return _untiled_logps(_scored_rows(run, scored), scored)
-    after = _possible_transforms(model, scored)
-    if after is not None:
+    if split_by_fsdp(model):
+        logp_T = _tiled_inside(model, run, scored)
+        if logp_T is not None:
+            return logp_T
+    elif (after := _possible_transforms(model)) and _is_large(model, scored):
         with _through(model, scored.place_P, only_first=True) as seen:
             row_1V = run().logits.flatten(0, -2)
         if (found := _agreeing(after, seen, row_1V)) is not None:
             return _tiled_logps(seen, found, scored)
-        _untiled[seen.head] = True
-        log.info("srpo: the head is not tiled: the model's logits are not what its head and configuration give")
+        _leave_untiled(seen.head)
     with _through(model, scored.place_P):
         logits_PV = run().logits.flatten(0, -2)
     return _untiled_logps(logits_PV, scored)
@@ -131,6 +135,36 @@ def _tiled_logps(seen: _HeadInput, after: After, scored: Scored) -> Tensor:
     return logp_T
 
 
+def _tiled_inside(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor | None:
+    """Log-prob of each answer token, [T], from tiles computed inside the head, where FSDP gathers its weight.
+
+    None if the head must not be tiled, or its logits are few. The processes wait for each other in every forward pass,
+    and their batches differ in size, so the first call runs one more pass in all of them to find the transform.
+    """
+    after = _possible_transforms(model, gathered=True)
+    if after is None:
+        return None
+    head: Any = core(model).get_output_embeddings()
+    if head not in _agreed:
+        with torch.no_grad(), _through(model, scored.place_P, only_first=True) as seen:
+            row_1V = run().logits.flatten(0, -2)
+        if _agreeing(after, seen, row_1V) is None:
+            _leave_untiled(head)
+            return None
+    if not _is_large(model, scored):
+        return None
+    cargo, known = Cargo(), _agreed[head]
+
+    def tile(seen: _HeadInput, out_1V: Tensor) -> Tensor:
+        return board(out_1V, _tiled_logps(seen, known, scored), cargo)
+
+    with _through(model, scored.place_P, only_first=True, inside=tile) as seen:
+        logits = run().logits
+    if _agreeing([known], seen, logits.detach().flatten(0, -2)) is None:
+        raise other_logits()
+    return leave(logits, cargo)
+
+
 # ---------------------------------------------------------------------- inputs of the head
 
 
@@ -141,12 +175,14 @@ class _HeadInput:
         head: the output head.
         hidden_PD: hidden states of the scored positions.
         dtype: dtype in which the head computes, under autocast too.
+        own_1V: product of the first position with the weight, float64; None for a weight that is no plain parameter.
     """
 
     def __init__(self, head: nn.Module) -> None:
         self.head: Any = head
         self.hidden_PD = torch.empty(0)
         self.dtype = torch.float32
+        self.own_1V: Tensor | None = None
 
     def weights(self) -> tuple[Tensor, Tensor | None]:
         """Returns the weight and bias of the output head as they are stored."""
@@ -154,13 +190,20 @@ class _HeadInput:
 
 
 @contextmanager
-def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> Iterator[_HeadInput]:
+def _through(
+    model: nn.Module,
+    place_P: Tensor,
+    *,
+    only_first: bool = False,
+    inside: Callable[[_HeadInput, Tensor], Tensor] | None = None,
+) -> Iterator[_HeadInput]:
     """Inside this `with` block, the output head gets the hidden states of the positions `place_P` alone.
 
     Yields a record of them.
 
     Args:
         only_first: True passes just the first of these positions to the head; the record still holds all.
+        inside: returns the head's output, from the record and the head's own output, while its weight is whole.
     """
     seen = _HeadInput(core(model).get_output_embeddings())
 
@@ -181,14 +224,23 @@ def _through(model: nn.Module, place_P: Tensor, *, only_first: bool = False) -> 
         while open_blocks:
             open_blocks.pop().__exit__(None, None, None)
 
+    def computed(head: Any, args: object, out: Tensor) -> Tensor | None:
+        if type(head.weight) is nn.Parameter:
+            with Products(seen.hidden_PD[:1].to(seen.dtype), *seen.weights()) as products:
+                seen.own_1V = wide(products.logits(slice(0, 1)))
+        return None if inside is None else inside(seen, out)
+
     open_blocks: list[Any] = []
     hook = seen.head.register_forward_pre_hook(narrow)
     closing = seen.head.register_forward_hook(close, always_call=True)
+    # Before FSDP's own hook, which frees the weight.
+    measuring = seen.head.register_forward_hook(computed, prepend=True) if only_first else None
     try:
         yield seen
     finally:
-        hook.remove()
-        closing.remove()
+        for each in (hook, closing, measuring):
+            if each is not None:
+                each.remove()
 
 
 @contextmanager
@@ -213,19 +265,33 @@ _untiled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _agreed: WeakKeyDictionary[nn.Module, After] = WeakKeyDictionary()  # the transform that gave a model's logits before
 
 
-def _possible_transforms(model: nn.Module, scored: Scored) -> list[After] | None:
+def _leave_untiled(head: nn.Module) -> None:
+    """Records that the model's own head computes all logits from now on."""
+    _untiled[head] = True
+    log.info("srpo: the head is not tiled: the model's logits are not what its head and configuration give")
+
+
+def _is_large(model: nn.Module, scored: Scored) -> bool:
+    """True if the logits of all scored positions are worth tiling."""
+    head: Any = core(model).get_output_embeddings()
+    return len(scored.place_P) * len(head.weight) > TILED_ABOVE
+
+
+def _possible_transforms(model: nn.Module, *, gathered: bool = False) -> list[After] | None:
     """Scales and caps that the model may apply to its head's logits, by its configuration; one of them is right.
 
-    None if the head must not be computed in tiles, or need not, as its logits are few.
+    None if the head must not be computed in tiles.
+
+    Args:
+        gathered: the head's weight is whole during its own forward pass alone.
     """
     head: Any = core(model).get_output_embeddings()
     weight: Any = getattr(head, "weight", None)
+    if not is_linear(head) or head in _untiled or weight.ndim != 2:  # an adapter, …
+        return None
     plain = type(weight) is nn.Parameter or planned_card() is not None  # fake tensors have a type of their own
-    if type(head) is not nn.Linear or head in _untiled or not plain:  # quantised, an adapter, …
-        return None
-    if weight.ndim != 2 or weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():  # sharded
-        return None
-    if len(scored.place_P) * len(weight) <= TILED_ABOVE:
+    whole = plain and weight.untyped_storage().nbytes() >= weight.numel() * weight.element_size()
+    if not (gathered or whole):  # quantised, or split
         return None
     config = core(model).config.get_text_config()
     scales = {1.0}
@@ -242,7 +308,7 @@ def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> Afte
 
     Args:
         candidates: the possible transforms.
-        seen: input of the head.
+        seen: record of the head's call.
         row_1V: the model's own logits of the first position.
 
     Returns:
@@ -250,10 +316,9 @@ def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> Afte
     """
     if planned_card() is not None:  # a plan of memory: tensors without values
         return candidates[0]
-    if row_1V.shape != (1, len(seen.head.weight)):
+    if seen.own_1V is None or seen.own_1V.shape != row_1V.shape:
         return None
-    with Products(seen.hidden_PD[:1].to(seen.dtype), *seen.weights()) as products:
-        own_1V, row_1V = wide(products.logits(slice(0, 1))), wide(row_1V)
+    own_1V, row_1V = seen.own_1V, wide(row_1V)
     off = {after: (row_1V - after(own_1V)).abs().max() / after(own_1V).abs().max() for after in candidates}
     allowed = NEAR * torch.finfo(seen.dtype).eps
     if (later := deferred()) is not None and (before := _agreed.get(seen.head)) in off:

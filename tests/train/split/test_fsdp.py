@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from srpo.model.packed import head
+from srpo.model.unwrap import core
 from tests.faults.dying import forked, make_base, make_trainer, together
 from tests.train.plain import ROWS
 from tests.train.split.processes import FSDP2, split_on_cpu, unsplit
@@ -28,6 +30,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "cached": {},
     "lora cached": {},
 }
+TILED = ("in parts", "lora", "bfloat16")  # runs whose logits are all computed in tiles
 
 
 def trained(base: Path, folder: Path, **settings: Any) -> dict[str, Any]:
@@ -38,22 +41,29 @@ def trained(base: Path, folder: Path, **settings: Any) -> dict[str, Any]:
         for module in run.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+    rows: list[int] = []
+    core(run.model).get_output_embeddings().register_forward_hook(
+        lambda _module, _args, out: rows.append(out.shape[:-1].numel())
+    )
     run.train()
     run.save_model()
     eval_loss = run.evaluate()["eval_loss"]
-    return {"losses": [each["loss"] for each in run.state.log_history if "loss" in each], "eval_loss": eval_loss}
+    losses = [each["loss"] for each in run.state.log_history if "loss" in each]
+    return {"losses": losses, "eval_loss": eval_loss, "rows": rows}
 
 
 def split(base: Path, folder: Path) -> Any:
     """The runs of `RUNS` one after the other in this process, which is one of two."""
-    found = {}
+    found, few = {}, head.TILED_ABOVE
     for name, variables in RUNS.items():
         split_on_cpu(**variables)
+        head.TILED_ABOVE = 0 if name in TILED else few
         more: dict[str, Any] = {"bf16": True} if name == "bfloat16" else {}
         if name.endswith("cached"):
             more = {"precompute_ref_log_probs": True, "reference_cache": str(folder / f"kept {name}")}
         found[name] = trained(base, folder / name, **SPLIT, **more)
         unsplit()
+    head.TILED_ABOVE = few
     found["copied"] = trained(base, folder / "copied", **SPLIT)  # DDP
     return found
 
@@ -88,6 +98,13 @@ def test_the_first_loss_in_bfloat16_is_exact(found: dict[str, Any]) -> None:
     """Policy and reference compute in the same precision, so the log-ratios are zero: the loss is 1 − α/2."""
     assert found["bfloat16"]["losses"][0] == pytest.approx(0.85, abs=1e-7)
     assert found["bfloat16"]["losses"][1:] == pytest.approx(found["in parts"]["losses"][1:], abs=0.05)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_split_head_computes_tiles_where_logits_are_many(name: str, found: dict[str, Any]) -> None:
+    """Otherwise the head computes the logits of all scored positions, which are several in every batch."""
+    tiled = [rows == 1 for rows in found[name]["rows"]]
+    assert all(tiled) if name in TILED else not any(tiled[-3:])
 
 
 @pytest.mark.parametrize("name", RUNS)
