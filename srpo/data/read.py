@@ -183,7 +183,8 @@ def read(source: AnySource, *, rejects: list[Reject] | None = None) -> Reading:
 
     Args:
         source: a path, a name, rows, or any of them in a `Source`.
-        rejects: a list to extend with the unusable rows; without it, a reject that is not `Undecided` is an error.
+        rejects: a list to extend with the unusable rows; without it, an unusable row raises an error, unless it only
+            prefers no answer (`Undecided`).
 
     Raises:
         InputError: the source cannot be read.
@@ -219,7 +220,8 @@ def read_pairs(source: AnySource, *, rejects: list[Reject] | None = None) -> lis
     Args:
         source: path of a JSONL, JSON, CSV or Parquet file, a folder or name that `datasets` can load, rows in any of
             the layouts of `srpo.data.formats`, or any of them in a `Source`.
-        rejects: a list to extend with the unusable rows; without it, a reject that is not `Undecided` is an error.
+        rejects: a list to extend with the unusable rows; without it, an unusable row raises an error, unless it only
+            prefers no answer (`Undecided`).
 
     Raises:
         InputError: the source cannot be read.
@@ -237,7 +239,7 @@ def read_prompts(source: AnySource, *, rejects: list[Reject] | None = None) -> l
 
     Args:
         source: path of a file or folder, name of a data set, rows, or a `Source`; see `read_pairs`.
-        rejects: a list to extend with the unusable rows; without it, an unusable row is an error.
+        rejects: a list to extend with the unusable rows; without it, an unusable row raises an error.
 
     Raises:
         InputError: the source cannot be read.

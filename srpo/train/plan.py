@@ -226,7 +226,7 @@ class Planned:
         return fits
 
     def _stored(self, weight: nn.Parameter) -> int:
-        """Returns the bytes of one weight in memory; a weight in training is in float32, whatever its dtype."""
+        """Returns the bytes of one weight in memory; a weight that is trained counts as float32, whatever its dtype."""
         return weight.numel() * (4 if weight.requires_grad or not self.adapter else weight.element_size())
 
     def _saved_by_quantising(self) -> int:

@@ -130,7 +130,7 @@ def _batches(data: TreeDataset, missing: list[int], size: int) -> list[list[int]
 
 
 def _recheck(reference: CachedReference, sets: list[TreeDataset], backend: str) -> None:
-    """Compares a few cached pairs with the reference's log-probs computed now; a difference sets the cache aside.
+    """Compares a few cached log-probs with those computed now; if they differ, the cached files are not used.
 
     The pairs are drawn by a random generator of their own, so the run's random numbers stay as they are.
     """

@@ -332,9 +332,9 @@ def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> Afte
 
 
 def other_logits() -> BackendError:
-    """Returns the error for a model whose logits no longer follow from its head by the scale and cap found before.
+    """Returns the error for a model whose logits are no longer its head's product with the scale and cap found before.
 
-    It is raised instead of a fallback if the check was read only after the step.
+    It ends a training: the check is read at the end of a step, when the step has used the wrong logits already.
     """
     what = "the model's logits are no longer what its head and configuration give, as they were in earlier batches"
     fix = "give its configuration the scale or cap: logit_scale, logits_scaling or final_logit_softcapping"

@@ -26,8 +26,8 @@ GOLDEN = 0.6180339887498949  # multiples of it modulo 1 are spread evenly over [
 class Spread:
     """Collects a sample of the next-token distributions of one model on one batch, for entropy and KL.
 
-    Results are sums over the sampled answer tokens of each pair and sequence, [B, K], with the numbers of these tokens.
-    A caller can so add up drafts or revisions before it divides.
+    Results are sums over the sampled answer tokens of each pair and sequence, [B, K], with the numbers of these tokens,
+    so that a caller can add up drafts or revisions before it divides.
     """
 
     def __init__(self) -> None:

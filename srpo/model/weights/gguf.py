@@ -53,7 +53,7 @@ def gguf_parsed_once(path: str) -> Iterator[Path | None]:
     """Inside this `with` block, a GGUF file is parsed once, however often libraries ask for it.
 
     Yields the GGUF file at the path, or None without one. The package gguf parses a vocabulary of 262k words in 19 s,
-    and transformers asks for it three times to load a model. Here a plain array replaces its memory map: 5 s.
+    and transformers asks for it three times to load a model. A plain array in place of its memory map takes 5 s.
 
     Raises:
         InputError: the file is damaged, or the folder holds several GGUF files.

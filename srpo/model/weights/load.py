@@ -378,6 +378,6 @@ def _either(path: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """First line of a library's error message, with the second line if the first ends with a colon."""
+    """First line of a library's error message; the second is added if the first ends with a colon, as a heading."""
     first, *rest = str(error).strip().split("\n")
     return " ".join([first.strip(), rest[0].strip()]) if rest and first.rstrip().endswith(":") else first

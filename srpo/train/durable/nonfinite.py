@@ -161,7 +161,7 @@ class Guard:
         """Checks the gradients for nan and infinity before the optimiser steps.
 
         Args:
-            norm: norm of all gradients; not finite if a gradient is not, or if the norm overflows.
+            norm: norm of all gradients; not finite if a gradient is not, or if the norm overflows. None checks nothing.
 
         Raises:
             NonFiniteError: the norm is not finite.
