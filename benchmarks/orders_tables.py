@@ -28,6 +28,7 @@ DRAFTS = [*AT_ALL, "best_of_logp", "best_of_mean_logp", "best_of_vote", "majorit
 REFERENCE = ["reference", "reference_greedy"]
 ALL = [*DRAFTS, "best_of", "best_of_reference_logp", "oracle", *REFERENCE]
 BEFORE = "before"  # the model of step 2, which no preference has trained
+OURS = ("srpo", "srpo_greedy", BEFORE, f"{BEFORE}_greedy")  # compared with every other system after one revision
 
 
 def tables(
@@ -134,15 +135,16 @@ def chain_lines(stage: Stage, name: str, split: str, heat: float, drafter: str, 
 
 
 def after_one(plan: Plan) -> Results:
-    """SRPO and the model before it after one revision, against every other system after one revision or more draft."""
+    """Comparisons after one revision or one more draft: `OURS` with every system, and each chain with `BEFORE`."""
     trails = draw_all(plan, read_prompt_files(plan), task.total).trails
     trails |= read_systems(plan.trails, temperature=plan.temperature[0])
     groups = grouped(score(trails, JUDGES, revisions=plan.revisions))
     (group,) = groups
     systems = list(group.systems)
-    ours = [name for name in ("srpo", "srpo_greedy", BEFORE, f"{BEFORE}_greedy") if name in systems]
-    place = (group.split, group.temperature)
-    asked = [Question(Side(a, 1), Side(b, 1), *place) for a in ours for b in systems if a != b]
+    ours = [name for name in OURS if name in systems]
+    pairs = [(a, b) for a in ours for b in systems if a != b]
+    pairs += [(a, b) for a in systems for b in (BEFORE, f"{BEFORE}_greedy") if a not in OURS and b in systems]
+    asked = [Question(Side(a, 1), Side(b, 1), group.split, group.temperature) for a, b in pairs]
     bounds = [name for name in systems if name.rpartition("/")[2] in BOUNDS]
     return summarise(groups, asked, highlight=ours[0], bounds=bounds)
 
@@ -161,7 +163,7 @@ def page(plan: Plan, results: Results, split: str, heat: float) -> str:
         seeds = " ".join(f"{100 * mean:.1f}" for mean in each)
         lines.append(f"| {system} | {' | '.join(cells)} | {seeds} | {whole:.1f} |")
     lines.append("")
-    for system in dict.fromkeys(each.a.system for each in results.comparisons):
+    for system in (name for name in OURS if any(each.a.system == name for each in results.comparisons)):
         rivals = [each for each in results.comparisons if each.a.system == system]
         kinds = {
             "choice among two drafts": [
@@ -174,7 +176,19 @@ def page(plan: Plan, results: Results, split: str, heat: float) -> str:
             best = max(found, key=lambda each: each.pool.b, default=None)
             if best is not None:
                 lines.append(f"- {system} after one revision minus the strongest {kind}: {gap(best)}")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *against_before(results), ""])
+
+
+def against_before(results: Results) -> list[str]:
+    """Lines of each chain minus the model before preferences, both decoded in the same way; pooled, then each seed."""
+    lines = []
+    for each in results.comparisons:
+        a, b = each.a.system, each.b.system
+        same_decoding = b == (f"{BEFORE}_greedy" if a.endswith("_greedy") else BEFORE)
+        if same_decoding and "/" not in a and plain(a) not in (BEFORE, "lines_first"):
+            seeds = " ".join(f"{100 * seed.difference:+.1f}" for seed in each.seeds).replace("-", "−")
+            lines.append(f"- {a} after one revision minus the model before preferences: {gap(each)}; each seed {seeds}")
+    return lines
 
 
 def gap(each: SystemComparison) -> str:

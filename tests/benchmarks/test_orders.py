@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks import orders as command
-from benchmarks.orders_tables import chain, is_choice, is_same_model, plain
+from benchmarks.orders_tables import against_before, chain, is_choice, is_same_model, plain
 from benchmarks.tasks.orders import (
     BASE_SIZES,
     LETTERS,
@@ -415,3 +416,17 @@ def test_opponents_are_told_apart(system: str, choice: bool, same: bool) -> None
     each = SystemComparison(Side("srpo_greedy", 1), Side(system, 1), "in", 1.0, nothing, ())
     assert (is_choice(each), is_same_model(each)) == (choice, same)
     assert plain("srpo_select_vote") == "srpo"
+
+
+def test_each_chain_is_compared_with_the_model_before_it_in_the_same_decoding() -> None:
+    def compared(a: str, b: str) -> SystemComparison:
+        seeds = tuple(Difference(seed, 50, 0.5, 0.5, gain, 0.0, 0.0) for seed, gain in enumerate((0.02, -0.06)))
+        pool = Difference("pool", 100, 0.78, 0.8, -0.02, -0.05, 0.01, higher=3, lower=5)
+        return SystemComparison(Side(a, 1), Side(b, 1), "in", 1.0, pool, seeds)
+
+    systems = ["srpo", "srpo/greedy", "srpo_greedy", "before", "before_greedy", "ipo", "lines_first", "sft_reviser"]
+    every = [compared(a, b) for a in systems for b in systems if a != b]
+    lines = against_before(SimpleNamespace(comparisons=every))  # type: ignore[arg-type]
+    assert [text.partition(" after ")[0] for text in lines] == ["- srpo", "- srpo_greedy", "- ipo", "- sft_reviser"]
+    numbers = "78.0 against 80.0 for before_greedy, −2.0 (−5.0 to +1.0) points; n = 100, 3 better, 5 worse"
+    assert lines[1].endswith(f"{numbers}; each seed +2.0 −6.0")
