@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 
 class Cargo:
-    """The log-probs [T] of one forward pass on their way out of the model, and their gradients on the way back.
+    """Holds the log-probs [T] of one forward pass between the head and the model's logits, and later their gradients.
+
+    The autograd graph passes only tensors in the shape of the logits; this object passes the rest beside it.
 
     Attributes:
         logp_T: the log-probs; None until the head has computed them.
@@ -40,7 +42,7 @@ def is_linear(head: nn.Module) -> bool:
 
 
 def _is_unit(module: nn.Module) -> bool:
-    """True if FSDP 2 gathers the weights of this module."""
+    """True if FSDP 2 gathers the weights of this module as one unit, for its forward and its backward pass."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -49,14 +51,21 @@ def _is_unit(module: nn.Module) -> bool:
 
 
 def board(out_1V: Tensor, logp_T: Tensor, cargo: Cargo) -> Tensor:
-    """Returns the head's output `out_1V` with the log-probs attached; no gradient reaches `out_1V` itself."""
+    """Attaches log-probs [T] to the head's output [1, V] in the autograd graph; returns that output with equal values.
+
+    Gradients of the result go to the log-probs alone, not to `out_1V`.
+
+    Args:
+        cargo: keeps the log-probs until `leave` is called with the same object.
+    """
     return cast("Tensor", _Board.apply(out_1V.detach(), logp_T, cargo))
 
 
 def leave(logits_1V: Tensor, cargo: Cargo) -> Tensor:
-    """Returns the log-probs [T] that `board` attached to the head's output, from the logits that the model made of it.
+    """Returns the log-probs [T] that `board` attached to the head's output, given the model's logits [1, V].
 
-    Differentiable with respect to the log-probs alone.
+    Their gradient passes through the model's logits back to the head, where FSDP 2 gathers the weight for it; the
+    logits themselves get a gradient of zero.
     """
     return cast("Tensor", _Leave.apply(logits_1V, cargo))
 
@@ -69,7 +78,7 @@ class _Context(Protocol):
 
 
 class _Board(torch.autograd.Function):
-    """Autograd function of `board`."""
+    """The autograd function that `board` applies."""
 
     @staticmethod
     def forward(ctx: _Context, out_1V: Tensor, logp_T: Tensor, cargo: Cargo) -> Tensor:
@@ -83,7 +92,7 @@ class _Board(torch.autograd.Function):
 
 
 class _Leave(torch.autograd.Function):
-    """Autograd function of `leave`."""
+    """The autograd function that `leave` applies."""
 
     @staticmethod
     def forward(ctx: _Context, logits_1V: Tensor, cargo: Cargo) -> Tensor:

@@ -138,8 +138,9 @@ def _tiled_logps(seen: _HeadInput, after: After, scored: Scored) -> Tensor:
 def _tiled_inside(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor | None:
     """Log-prob of each answer token, [T], from tiles computed inside the head, where FSDP gathers its weight.
 
-    None if the head must not be tiled, or its logits are few. The processes wait for each other in every forward pass,
-    and their batches differ in size, so the first call runs one more pass in all of them to find the transform.
+    None if the head must not be tiled, or its logits are few. The first call runs one more forward pass, to find the
+    model's transform of logits. It does so in all processes, also in those with few logits, since FSDP makes processes
+    wait for each other in every pass.
     """
     after = _possible_transforms(model, gathered=True)
     if after is None:
@@ -203,7 +204,8 @@ def _through(
 
     Args:
         only_first: True passes just the first of these positions to the head; the record still holds all.
-        inside: returns the head's output, from the record and the head's own output, while its weight is whole.
+        inside: function from the record and the head's own output to the output that replaces it; called while FSDP has
+            gathered the head's weight. None replaces nothing.
     """
     seen = _HeadInput(core(model).get_output_embeddings())
 
@@ -283,7 +285,7 @@ def _possible_transforms(model: nn.Module, *, gathered: bool = False) -> list[Af
     None if the head must not be computed in tiles.
 
     Args:
-        gathered: the head's weight is whole during its own forward pass alone.
+        gathered: True if the head's weight is split by FSDP, and whole only during its own forward pass.
     """
     head: Any = core(model).get_output_embeddings()
     weight: Any = getattr(head, "weight", None)
