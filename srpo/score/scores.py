@@ -262,7 +262,10 @@ def _laid_out(
     revisions: int | None,
     tokens: Mapping[Key, Sequence[float]],
 ) -> dict[TrailsKey, OrderedTrails]:
-    """Makes `OrderedTrails` of each list of trails: sorted by prompt and gold answer, with mean cumulative costs.
+    """Makes `OrderedTrails` of each list of trails: sorted by prompt and gold answer, with mean tokens and seconds.
+
+    Both are sums over draft and revisions so far, after 0 to `revisions` revisions; tokens given in `tokens` are taken
+    instead of counted.
 
     Raises:
         DataError: no trails, a missing gold answer, or systems with different prompts.

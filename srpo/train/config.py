@@ -257,7 +257,7 @@ class SRPOConfig(TrainingArguments):
             raise ConfigError("log-probs of a moving reference cannot be cached", where="sync_ref_model", fix=fix)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as a dict for loggers, without secrets, also those inside `model_init_kwargs`."""
+        """Returns the settings as a dict for loggers; secrets are left out, including those in `model_init_kwargs`."""
         shown: dict[str, Any] = redacted({**super().to_dict(), "model_init_kwargs": self.loading_options() or None})
         return shown
 

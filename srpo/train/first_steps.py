@@ -120,13 +120,13 @@ def expect_batch(pairs: int, batch: int, processes: int) -> None:
 
 
 class FirstStep:
-    """Checks the log-ratios and the gradients of the first optimiser step of a run that starts from scratch.
+    """Checks the first step of a new run: log-ratios to an equal reference must be zero, and some gradient must not be.
 
     Args:
         own_reference: True if the reference is the policy before training, so that the log-ratios must be zero.
-        cached: True if the reference's log-probs may come from a cache, and so from another layout.
+        cached: True if the reference's log-probs may come from a cache, whose batches differ and so round differently.
         mean: True if log-probs are means over tokens.
-        half: True if models compute in 16 bits, where rounding explains larger differences.
+        half: True if models compute in 16 bits, where rounding explains larger log-ratios.
         anywhere: function that returns whether its argument is true in any process.
     """
 

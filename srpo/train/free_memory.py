@@ -1,4 +1,4 @@
-"""Returns memory that the C library has freed to the system, during a training on a CPU.
+"""During a training on a CPU, gives memory back to the system that the program has freed and the C library keeps.
 
 glibc keeps freed blocks of up to 32 MB, and the blocks of a step leave gaps that the next step does not fill. Five
 steps of two pairs, with an adapter on 0.6B weights in float32, took 20 GB.
@@ -16,7 +16,7 @@ GROWTH = 1.25  # memory of the process, relative to that after the last return, 
 
 
 class FreeMemory(TrainerCallback):
-    """Callback that gives memory that the C library has freed back to the system, after steps of a training on a CPU.
+    """Callback that gives the memory that the C library keeps back to the system, after steps of a training on a CPU.
 
     It does so when the process has grown; it does nothing without glibc.
     """

@@ -276,7 +276,7 @@ class SRPOTrainer(DurableTrainer):
         return six if self.args.logps_reduction == "sum" else length_averaged(six, tokens_BK[:, 0], tokens_BK[:, 1])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Any:
-        """Returns the norm of the gradients, once all results of the step are read and checked (`read_step`)."""
+        """Returns the norm of the gradients; reads it with losses and metrics from the device, and stops at a nan."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         parts = (self.guard, self._deferred, self._measured, self.temperature)
         return read_step(norm, model, self.accelerator, *parts, step=self.state.global_step + 1)

@@ -31,7 +31,10 @@ Segment = tuple[int, int, int]  # first node, one past the last node, index of t
 
 
 def cache_logps(model: nn.Module, forest: Forest) -> Tensor:
-    """Returns the log-prob of each of the T answer tokens of a forest, [T], float64, nats; without gradients."""
+    """Returns the log-probs of a batch's T answer tokens, [T], float64, nats, without gradients.
+
+    Each shared prefix is computed once, and its key-value cache is copied for every branch; see the module.
+    """
     logp_T = torch.zeros(len(forest.row_T), dtype=torch.float64, device=device_of_sums(forest.ids_1S.device))
     offset = 0
     with torch.no_grad():

@@ -64,9 +64,9 @@ class Spread:
         return _sums(torch.ones_like(owner_T), owner_T, shape)[0]
 
     def entropy(self, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Returns sums of the entropies of sampled tokens in nats, and the numbers of these tokens, [B, K] each.
+        """Returns sums of entropies of the model's next-token distributions, nats, and how many: [B, K] each.
 
-        `shape` is (B, K): pairs and sequences of each.
+        They are taken at a random part of the answer tokens. `shape` is (B, K): pairs and sequences of each.
         """
         entropy = [torch.special.entr(logps_NV.exp()).sum(-1) for logps_NV in self._logps]
         return _sums(torch.cat(entropy), torch.cat(self._sampled_owner), shape)

@@ -124,7 +124,7 @@ def portable(path: str) -> str:
 
 
 def portable_command(words: Sequence[str]) -> str:
-    """Returns a command line as text, without absolute paths and secrets."""
+    """Returns a command line as text; absolute paths are cut to their last part, and secrets shown as `***`."""
     shown = []
     for word in redacted_command(words):
         flag, equals, value = word.partition("=")
