@@ -1,29 +1,34 @@
 """Writes a model as a GGUF file for llama.cpp and Ollama, and compares the file with the model before it is kept.
 
 The file is read back through transformers and, where the package `cyllama` is installed, answers in llama.cpp itself.
+
+Axes: B contexts, S positions.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from srpo.data.read import read_prompts
 from srpo.disk import writable_folder, write_file
 from srpo.errors import ConfigError, SRPOError
 from srpo.export.gguf_write import CONVERTER, TYPES, write_gguf
 from srpo.export.llama_cpp import INSTALL, QUANTISED, LlamaCpp, installed, quantise
-from srpo.model.unwrap import adapted
+from srpo.model.unwrap import adapted, device_of
 from srpo.model.weights.load import load_model, load_tokenizer
-from srpo.model.weights.merge import Tally, contexts_of, continued, logits_of
+from srpo.model.weights.merge import Tally, contexts_of, logits_of
 from srpo.progress import counted
 from srpo.sequences.render import Renderer, options_of, template_for
 from srpo.sequences.templates import RevisionTemplate
 
+BATCH = 8  # contexts that are answered together
 _SHARE = {"f32": 1e-4, "f16": 0.02, "bf16": 0.1, "q8_0": 0.1}  # difference of logits allowed, as a share of their range
 
 
@@ -138,8 +143,39 @@ class Answer(NamedTuple):
 
 
 def _answers(model: Any, contexts: Sequence[list[int]], new: int, name: str) -> list[Answer]:
-    seen = counted(contexts, f"{name} of the model", len(contexts))
-    return [Answer(context, continued(model, context, new)[len(context) :]) for context in seen]
+    return list(counted(_answered(model, contexts, new), f"{name} of the model", len(contexts)))
+
+
+def _answered(model: Any, contexts: Sequence[list[int]], new: int) -> Iterator[Answer]:
+    for start in range(0, len(contexts), BATCH):
+        batch = contexts[start : start + BATCH]
+        yield from map(Answer, batch, continued_together(model, batch, new))
+
+
+@torch.no_grad()
+def continued_together(model: Any, contexts: Sequence[list[int]], new: int) -> list[list[int]]:
+    """Returns the `new` greedy tokens after each context, past any terminator, decoded in one batch.
+
+    Args:
+        model: a decoder with attention in all layers, as all models that can be exported; contexts are padded in front.
+        contexts: token ids of B contexts, of any lengths.
+    """
+    width = max(map(len, contexts))
+    device = device_of(model)
+    ids_BS = torch.tensor([[0] * (width - len(context)) + context for context in contexts], device=device)
+    read = [[0] * (width - len(context)) + [1] * len(context) for context in contexts]
+    mask_BS = torch.tensor(read, device=device)
+    places_BS = (mask_BS.cumsum(-1) - 1).clamp_min(0)
+    found, cache = [], None
+    for _ in range(new):
+        given = {"attention_mask": mask_BS, "position_ids": places_BS, "past_key_values": cache}
+        out = model(input_ids=ids_BS, **given, use_cache=True, logits_to_keep=1)
+        ids_BS, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
+        found.append(ids_BS)
+        mask_BS = torch.cat([mask_BS, torch.ones_like(ids_BS)], -1)
+        places_BS = places_BS[:, -1:] + 1
+    rows: list[list[int]] = torch.cat(found, -1).tolist()
+    return rows
 
 
 def _revision_contexts(path: str, tokenizer: Any, prompts: str, drafts: Sequence[list[int]]) -> list[list[int]]:
@@ -193,7 +229,7 @@ def _opened(
     try:
         for answer in counted(answers, "answers in llama.cpp", len(answers)):
             _expect_equal_split(llama, tokenizer, answer.context, file)
-            found = llama.answer(answer.context, len(answer.added))
+            found = llama.choices(answer.context, answer.added)
             equal.append(found == answer.added)
             if not equal[-1] and (lead := _lead(model, answer, found)) > 2 * allowed:
                 said = f"llama.cpp answers differently where the model is sure, by {lead:.1e} of its logits' range"

@@ -76,20 +76,19 @@ class LlamaCpp:
         """Returns the token ids of a text in which control tokens are written out; no token is added at its ends."""
         return list(self._model.get_vocab().tokenize(text, False, True))
 
-    def answer(self, ids: Sequence[int], new: int) -> list[int]:
-        """Returns the `new` tokens with which the model greedily continues token ids, past any terminator."""
+    def choices(self, ids: Sequence[int], answer: Sequence[int]) -> list[int]:
+        """Returns the likeliest token at each place of an answer to token ids, given all tokens before that place.
+
+        They equal the answer exactly if greedy decoding gives it; otherwise both first differ from it at one place. All
+        are read from one batch, as decoding would read the weights again for each token.
+        """
         self._context.kv_cache_clear()
-        found: list[int] = []
-        feed, place = list(ids), 0
-        for _ in range(new):
-            self._batch.reset()
-            for offset, token in enumerate(feed):
-                self._batch.add(token, place + offset, [0], offset == len(feed) - 1)
-            self._context.decode(self._batch)
-            place += len(feed)
-            feed = [self._sampler.sample(self._context, -1)]
-            found += feed
-        return found
+        self._batch.reset()
+        fed = [*ids, *answer[:-1]]
+        for place, token in enumerate(fed):
+            self._batch.add(token, place, [0], place >= len(ids) - 1)
+        self._context.decode(self._batch)
+        return [self._sampler.sample(self._context, place) for place in range(len(ids) - 1, len(fed))]
 
     def close(self) -> None:
         """Frees the model's memory."""

@@ -1,14 +1,17 @@
 """Batches of concurrent requests: prompts at the same stage and with equal sampling settings share a forward pass.
 
-A worker takes the oldest waiting answer and everything that can share its batch: all drafts, or all revisions, with the
-same temperature, seed and limit of tokens. Number of revisions, policy and stop texts are each request's own.
+A batch has only drafts, or only revisions, with the same temperature, seed and limit of tokens. Number of revisions,
+policy and stop texts are each request's own. A worker takes the largest batch of waiting answers, so that a draft
+written alone waits for the next drafts and is revised with them; an answer passed over `PATIENCE` times goes first. An
+idle worker waits a few milliseconds for more requests, since those sent together arrive one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,6 +26,8 @@ from srpo.serve.problems import Problem
 # Place of the chain in its request; a new answer, the answer's text so far, the exception that ended the chain, or None
 # at its end.
 Event = tuple[int, Answer | str | BaseException | None]
+PATIENCE = 2  # batches that an answer lets go first
+GATHER, GATHERINGS = 0.005, 10  # seconds in which an idle worker expects another request; most such waits in a row
 
 
 @dataclass(eq=False)
@@ -37,6 +42,7 @@ class Job:
         events: Queue of the request that receives each answer and the end.
         since: Time at which the job began to wait for its next step, on the clock of `time.monotonic`.
         left: True if the client has gone, so that no further step is taken.
+        passed: Number of batches that were taken without this job since it began to wait.
     """
 
     chain: Chain
@@ -46,6 +52,7 @@ class Job:
     live: bool = False
     since: float = field(default_factory=time.monotonic)
     left: bool = False
+    passed: int = 0
 
     @property
     def group(self) -> tuple[tuple[str, int], RevisionSettings]:
@@ -61,6 +68,7 @@ class Scheduler:
         ended: Called with the chains that end and their settings, on the thread that drew them.
         workers: Number of batches under way together: 1 for a model in this process.
         most: Largest number of jobs that wait or are being written.
+        pause: Waits for that many seconds.
     """
 
     def __init__(
@@ -71,8 +79,9 @@ class Scheduler:
         ended: Callable[[list[Chain], RevisionSettings], None],
         workers: int,
         most: int,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.reviser, self.metrics, self.most, self._ended = reviser, metrics, most, ended
+        self.reviser, self.metrics, self.most, self._ended, self._pause = reviser, metrics, most, ended, pause
         self._waiting: list[Job] = []  # in order of arrival
         self._under_way = 0
         self._arrived = asyncio.Event()
@@ -111,23 +120,36 @@ class Scheduler:
 
     async def _work(self) -> None:
         while True:
-            await self._arrived.wait()
-            await asyncio.sleep(0)  # requests that arrived in the same moment join the batch
-            batch = self._take()
-            if batch:
+            if batch := self._take():
                 await self._step(batch)
             else:
                 self._arrived.clear()
+                await self._arrived.wait()
+                await self._gather()
+
+    async def _gather(self) -> None:
+        """Waits while further jobs arrive and a batch has room for them."""
+        seen = 0
+        for _ in range(GATHERINGS):
+            if not seen < len(self._waiting) < self.reviser.engine.batch_size:
+                return
+            seen = len(self._waiting)
+            await self._pause(GATHER)
 
     def _take(self) -> list[Job]:
-        """Removes from the queue the oldest job and the jobs that share its batch; empty without a waiting job."""
+        """Removes the largest batch from the queue, or that of a job out of patience; empty without a waiting job."""
         self._waiting = [job for job in self._waiting if not job.left]
         if not self._waiting:
             return []
-        group = self._waiting[0].group
-        batch = [job for job in self._waiting if job.group == group][: self.reviser.engine.batch_size]
+        most, sizes = self.reviser.engine.batch_size, Counter(job.group for job in self._waiting)
+        impatient = (job for job in self._waiting if job.passed >= PATIENCE)
+        first = next(impatient, None) or max(self._waiting, key=lambda job: min(sizes[job.group], most))
+        others = [job for job in self._waiting if job.group == first.group and job is not first]
+        batch = [first, *others][:most]
         taken = {id(job) for job in batch}
         self._waiting = [job for job in self._waiting if id(job) not in taken]
+        for job in self._waiting:
+            job.passed += 1
         self._under_way += len(batch)
         return batch
 
@@ -177,7 +199,7 @@ class Scheduler:
                     self.metrics.count(job.chain)
                 job.events.put_nowait((job.place, error))
             else:
-                job.since = time.monotonic()
+                job.since, job.passed = time.monotonic(), 0
                 again.append(job)
         self._waiting = again + self._waiting
         self._changed()

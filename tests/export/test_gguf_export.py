@@ -156,8 +156,8 @@ def test_a_wrong_order_of_merges_is_found(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_other_answers_of_llama_cpp_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = llama_cpp.LlamaCpp.answer
-    monkeypatch.setattr(llama_cpp.LlamaCpp, "answer", lambda self, ids, new: right(self, ids[:-1], new))
+    right = llama_cpp.LlamaCpp.choices
+    monkeypatch.setattr(llama_cpp.LlamaCpp, "choices", lambda self, ids, answer: right(self, ids[:-1], answer))
     with pytest.raises(SRPOError, match="answers differently where the model is sure"):
         export(folder(tmp_path / "model", "llama"), str(tmp_path / "out"), max_new_tokens=6)
     assert not list((tmp_path / "out").iterdir())
@@ -169,6 +169,26 @@ def test_greedy_tokens_with_a_cache_are_those_without() -> None:
     for _ in range(6):
         ids.append(int(logits_of(model, ids)[-1].argmax()))
     assert continued(model, list(range(20)), 6) == ids
+
+
+@pytest.mark.parametrize("kind", ["llama", "Qwen3", "Gemma3"])
+def test_answers_of_a_batch_are_those_of_each_context_alone(kind: str) -> None:
+    model = tiny(kind)
+    contexts = [list(range(20)), [9, 8, 7], [5], list(range(30, 60))]  # Gemma's window of 8 is shorter, and longer
+    together = gguf_export.continued_together(model, contexts, 5)
+    assert together == [continued(model, context, 5)[-5:] for context in contexts]
+    assert together != gguf_export.continued_together(model, [[0, *context] for context in contexts], 5)  # control
+
+
+def test_choices_of_llama_cpp_are_its_greedy_answer(tmp_path: Path) -> None:
+    file = export(folder(tmp_path / "model", "llama"), str(tmp_path / "out"), max_new_tokens=2).file
+    llama, ids, answer = llama_cpp.LlamaCpp(file, 30), list(range(20, 40)), list[int]()
+    for _ in range(6):
+        answer += llama.choices([*ids, *answer], [0])  # one token at a time
+    assert llama.choices(ids, answer) == answer
+    other = [*answer[:3], answer[3] + 1, *answer[4:]]
+    assert llama.choices(ids, other)[:4] == answer[:4]
+    llama.close()
 
 
 @pytest.mark.parametrize("place", ["q_proj", "down_proj", "norm"])
