@@ -81,15 +81,15 @@ def compared(name: str, *, head: bool, backend: str = "path", tiles: bool = True
 def detached(model: str) -> dict[str, Any]:
     """Control: log-probs leave the head beside the model's logits, so FSDP does not see their backward pass begin."""
     out: list[Tensor] = []
-    board, leave = head_module.board, head_module.leave
-    head_module.board = lambda row, logp_T, cargo: (out.append(logp_T), row)[1]
-    head_module.leave = lambda logits, cargo: out.pop()
+    attach, take = head_module.attach, head_module.take
+    head_module.attach = lambda row, logp_T, attached: (out.append(logp_T), row)[1]
+    head_module.take = lambda logits, attached: out.pop()
     try:
         return compared(model, head=False)
     except RuntimeError as error:
         return {"error": str(error)}
     finally:
-        head_module.board, head_module.leave = board, leave
+        head_module.attach, head_module.take = attach, take
 
 
 def everything(rank: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from srpo.errors import BackendError
-from srpo.model.gathered import Cargo, board, is_linear, leave, split_by_fsdp
+from srpo.model.gathered import Attached, attach, is_linear, split_by_fsdp, take
 from srpo.model.packed.deferred import deferred
 from srpo.model.packed.spread import watching
 from srpo.model.packed.sums import wide
@@ -154,16 +154,16 @@ def _tiled_inside(model: nn.Module, run: Callable[..., Any], scored: Scored) -> 
             return None
     if not _is_large(model, scored):
         return None
-    cargo, known = Cargo(), _agreed[head]
+    attached, known = Attached(), _agreed[head]
 
     def tile(seen: _HeadInput, out_1V: Tensor) -> Tensor:
-        return board(out_1V, _tiled_logps(seen, known, scored), cargo)
+        return attach(out_1V, _tiled_logps(seen, known, scored), attached)
 
     with _through(model, scored.place_P, only_first=True, inside=tile) as seen:
         logits = run().logits
     if _agreeing([known], seen, logits.detach().flatten(0, -2)) is None:
         raise other_logits()
-    return leave(logits, cargo)
+    return take(logits, attached)
 
 
 # ---------------------------------------------------------------------- inputs of the head
