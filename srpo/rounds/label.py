@@ -200,4 +200,6 @@ def _row(candidate: Candidate, verdict: Verdict, judge: str) -> dict[str, Any]:
     pair = candidate.comparison
     better, worse = (pair.first, pair.second) if verdict.score == 1 else (pair.second, pair.first)
     made_by = {"kind": candidate.kind, "judge": judge, "later_better": better == pair.second}
-    return {"prompt": pair.prompt, "chosen": better, "rejected": worse, **candidate.meta, "made_by": made_by}
+    made = {"prompt": pair.prompt, "chosen": better, "rejected": worse}
+    # Prompts from a file of pairs have columns of these names, which hold other people's answers.
+    return made | {key: value for key, value in candidate.meta.items() if key not in made} | {"made_by": made_by}

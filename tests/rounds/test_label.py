@@ -66,6 +66,14 @@ def test_preferences_become_rows_and_the_rest_is_counted() -> None:
     assert (account.labels, account.informative) == (5, 3 / 5)
 
 
+def test_answers_of_the_prompts_own_row_are_not_taken_for_the_judged_ones() -> None:
+    """Prompts may come from a file of pairs, as those of `srpo rounds` do without `--sample_prompts`."""
+    [row], _ = label([trail("1", "2", prompt="p", chosen="a", rejected="b", gold="a")], Digits(), LabelSettings())
+    assert (row["chosen"], row["rejected"], row["gold"]) == ("2", "1", "a")
+    [pair] = read_pairs([row])
+    assert (pair.chosen, pair.rejected) == ("2", "1")
+
+
 def test_the_number_of_labels_is_limited() -> None:
     judge = Digits()
     _, account = label(TRAILS, judge, LabelSettings(labels=2))
