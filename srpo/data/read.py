@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from srpo.data.files import jsonl_rows
 from srpo.data.formats import Layout, convert, detect, prompt_of, reasoned
-from srpo.data.pictures import Picture, taken, with_pictures
+from srpo.data.picture import Picture
+from srpo.data.pictures import taken, with_pictures
 from srpo.data.reasons import reasons
 from srpo.data.source import EXTRA_COLUMNS, AnySource, Source, columns_of
 from srpo.data.values import Message, NoPreference, Prompt, Row, Unusable, template_options

@@ -10,7 +10,8 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srpo.data.pictures import Picture, pictures_of
+from srpo.data.picture import Picture
+from srpo.data.pictures import pictures_of
 from srpo.data.values import Prompt
 from srpo.errors import DataError, TemplateError
 from srpo.sequences.chat_template import MARK
@@ -76,10 +77,15 @@ class PictureProcessor:
         Raises:
             DataError: the model has no processor of pictures, so it cannot be shown any.
         """
-        if not hasattr(self._made, "image_processor"):
+        if not self.able:
             problem = "the row has pictures, and the model has no processor for them; a text model cannot be shown them"
             raise DataError(problem, fix="take a vision-language model with its processor, or rows without pictures")
         return self._made
+
+    @property
+    def able(self) -> bool:
+        """Whether there is a processor of pictures, which is loaded now if it was not."""
+        return hasattr(self._made, "image_processor")
 
     @property
     def loaded(self) -> bool:

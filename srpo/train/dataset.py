@@ -15,7 +15,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from srpo.check.suspicious import Suspicious
-from srpo.data.pictures import Picture, pictures_of
+from srpo.data.picture import Picture
+from srpo.data.pictures import pictures_of
 from srpo.data.read import Pair, Refused, Reject, TooLong, Undecided, listed, read, reasons
 from srpo.data.source import AnySource, Source
 from srpo.errors import DataError, LengthError, SRPOError, TemplateError

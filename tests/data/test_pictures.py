@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import struct
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from srpo.data.pictures import PICTURE, PicturedPrompt, picture_of, pictures_of
+from srpo.data.picture import picture_of
+from srpo.data.pictures import PICTURE, PicturedPrompt, pictures_of
 from srpo.data.read import Pair, Reject, Stream, read_pairs, read_prompts
 from srpo.data.rejected import rejected_lines
 from srpo.errors import DataError, InputError
@@ -27,10 +31,31 @@ TEXT = {"prompt": "What colour?", "chosen": "red", "rejected": "blue"}
 HEADER = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def bomb() -> bytes:
     """A PNG of a few bytes that claims 3.6 thousand million pixels."""
-    chunk = b"IHDR" + HEADER
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + GOOD[33:]
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", HEADER) + GOOD[33:]
+
+
+def deep_png() -> bytes:
+    """A PNG with 16 bits of each colour, which Pillow decodes to 8 without a word."""
+    header, rows = struct.pack(">II5B", 4, 4, 16, 2, 0, 0, 0), (b"\0" + b"\x12\x34" * 12) * 4
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def text_bomb() -> bytes:
+    """A PNG whose comment has 16 MB."""
+    return GOOD[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 2**24)) + GOOD[33:]
+
+
+def zipped() -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as file:
+        file.writestr("a.png", GOOD)
+    return held.getvalue()
 
 
 def animated(kind: str) -> bytes:
@@ -66,10 +91,25 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "TIFF of pages": (lambda folder: animated("TIFF"), "is animated: 3 frames"),
     "16 bits": (lambda folder: Image.fromarray(np.zeros((4, 4), np.uint16)), "mode I;16; want 8 bits a channel"),
     "16 bits in a file": (lambda folder: png(Image.fromarray(np.zeros((4, 4), np.uint16))), "mode I;16; want 8 bits"),
+    "16 bits of colour": (lambda folder: deep_png(), "has pixels of mode RGB;16B; want 8 bits a channel"),
+    "floats": (lambda folder: png(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "pixels of mode F"),
+    "HEIC": (lambda folder: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is not a picture in PNG, JPEG"),
+    "icon": (lambda folder: png(picture(), "ICO"), "is not a picture in PNG, JPEG"),
+    "picture in a zip": (lambda folder: zipped(), "is not a picture in PNG, JPEG"),
+    "null bytes": (lambda folder: b"\0" * 99, "is not a picture in PNG, JPEG"),
+    "header alone": (lambda folder: GOOD[:33], "is not a picture in PNG, JPEG"),
+    "no rows of pixels": (lambda folder: Image.new("RGB", (0, 0)), "is torn: "),
+    "bomb of text": (lambda folder: text_bomb(), "is torn: Decompressed data too large"),
+    "EXIF of noise": (lambda folder: png(exif=b"Exif\0\0" + b"\xff" * 50), "is torn: not a TIFF file"),
+    "named pipe": (lambda folder: _pipe(folder), "not a file: "),
     "URL": (lambda folder: "https://example.org/a.png", "is a URL, and pictures are not downloaded"),
     "file URL": (lambda folder: "file:///etc/passwd", "is a URL, and pictures are not downloaded"),
     "data URL of text": (lambda folder: "data:text/plain;base64,aGk=", "is a data: URL of another kind"),
     "damaged data URL": (lambda folder: url(GOOD)[:-3] + "!!!", "whose base64 is damaged"),
+    "data URL in other letters": (lambda folder: "data:image/png;base64,\u00e9", "whose base64 is damaged"),
+    "not a number": (lambda folder: float("nan"), "'image' is a number; want a picture"),
+    "list of lists": (lambda folder: [[[1, 2], [3, 4]]], "'image' is a list of lists; want a picture"),
+    "PIL without pixels": (lambda folder: PngInfo(), "'image' is PngInfo; want a picture"),
     "number": (lambda folder: 7, "'image' is a number; want a picture"),
     "null in a list": (lambda folder: [GOOD, None], "'image' is null; want a picture"),
     "array": (lambda folder: np.zeros((4, 4, 3), np.uint8), "'image' is ndarray; want a picture"),
@@ -79,6 +119,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def _file(folder: Path, data: bytes) -> str:
     (folder / "a.png").write_bytes(data)
+    return str(folder / "a.png")
+
+
+def _pipe(folder: Path) -> str:
+    os.mkfifo(folder / "a.png")
     return str(folder / "a.png")
 
 
@@ -115,6 +160,9 @@ GOOD_FORMS: dict[str, Callable[[Path], object]] = {
     "grey": lambda folder: png(Image.new("L", (4, 4), 200)),
     "palette": lambda folder: png(picture().convert("P")),
     "transparent": lambda folder: png(picture().convert("RGBA")),
+    "transparent colour": lambda folder: png(picture().convert("P"), transparency=0),
+    "one pixel": lambda folder: png(Image.new("RGB", (1, 1))),
+    "one row": lambda folder: png(Image.new("RGB", (60_000, 1))),
     "CMYK": lambda folder: png(picture().convert("CMYK"), "JPEG"),
     "WebP": lambda folder: png(picture(), "WEBP", lossless=True),
     "one frame of GIF": lambda folder: png(picture(), "GIF"),
