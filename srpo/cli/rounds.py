@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     """
     from srpo.judge.load import judge_from
     from srpo.judge.settings import JudgeSettings
-    from srpo.rounds.plan import RoundsArguments
+    from srpo.rounds.plan import RoundsArguments, expect_usable_pictures
 
     settings, (plan, judge) = parse_training("rounds", DESCRIPTION, argv, RoundsArguments, JudgeSettings)
     quiet_transformers()
@@ -33,8 +33,9 @@ def main(argv: list[str]) -> int:
     from srpo.signals import signals
     from srpo.train.run import train_with
 
-    for file in filter(None, (plan.sample_prompts, plan.validation_prompts)):
-        read_prompts(file)  # the offline training comes first, and would be hours lost on a mistake in these files
+    # The offline training comes first, and would be hours lost on a mistake in these files.
+    for file in filter(None, (plan.sample_prompts or settings.get("dataset_name"), plan.validation_prompts)):
+        expect_usable_pictures(read_prompts(str(file)), judge.judge or "")
     try:
         with signals.heard():
             done = run_rounds(str(settings["output_dir"]), settings, plan, judge_from(judge), train_with)

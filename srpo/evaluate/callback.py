@@ -166,8 +166,7 @@ class RevisionEvaluation(TrainerCallback):
         trainer = self.trainer
         model = trainer.accelerator.unwrap_model(trainer.model)
         batch_size, beta = trainer.args.per_device_eval_batch_size, trainer.temperature.last
-        renderer = trainer.renderer
-        reviser = Reviser(model, renderer.tokenizer, renderer.template, beta=beta, batch_size=batch_size)
+        reviser = Reviser(model, renderer=trainer.renderer, beta=beta, batch_size=batch_size)
         reviser.confidence = None  # without this, an adapter's base would become the reference and score every revision
         return reviser
 

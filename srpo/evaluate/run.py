@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from srpo import __version__
-from srpo.data.pictures import refuse_pictures
 from srpo.disk import writable_folder
 from srpo.evaluate.answers import Prompts, draw_all, read_prompt_files, read_systems, without_failed
 from srpo.evaluate.plan import BOUNDS, Plan
-from srpo.judge.load import compares
-from srpo.judge.settings import LLM
-from srpo.judge.single import REWARD
+from srpo.judge.load import compares, expect_judge_sees
 from srpo.report.cases import sample_cases
 from srpo.report.page import write_evaluation
 from srpo.revise.trail import Trail
@@ -94,9 +91,7 @@ def _expect_text(judges: Judges, prompts: Prompts, given: Mapping[Key, Sequence[
     asked = [row.prompt for splits in prompts.values() for rows in splits.values() for row in rows]
     asked += [trail.prompt for trails in given.values() for trail in trails]
     for name in judges:
-        if name == LLM or name.startswith(REWARD):
-            for prompt in asked:
-                refuse_pictures(prompt, f"judge {name}")
+        expect_judge_sees(name, asked)
 
 
 def _title(names: list[str]) -> str:

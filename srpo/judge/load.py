@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
+from srpo.data.pictures import refuse_pictures
+from srpo.data.values import Prompt
 from srpo.errors import ConfigError, UsageError
 from srpo.judge.settings import LLM, JudgeSettings, LLMSettings
 from srpo.judge.single import JUDGES, REWARD, Judge, import_judge, load_judge, score_answer
@@ -94,6 +96,17 @@ class ScoreJudge:
                 for text in (pair.first, pair.second)
             )
             yield prefer_higher(pair, first, second)
+
+
+def expect_judge_sees(name: str, prompts: Iterable[Prompt]) -> None:
+    """Checks that the judge `name` sees all of the prompts, or reads answers alone.
+
+    Raises:
+        DataError: a language model or a reward model would judge a prompt without its pictures.
+    """
+    if name == LLM or name.startswith(REWARD):
+        for prompt in prompts:
+            refuse_pictures(prompt, f"judge {name}")
 
 
 def load_pair_judge(name: str, llm: LLMSettings | None = None) -> PairJudge:

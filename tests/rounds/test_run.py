@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from srpo import read_pairs
+from srpo.data.read import read_prompts
 from srpo.errors import ConfigError, DataError
 from srpo.judge.single import per_character
 from srpo.judge.verdict import AnswerPair, Verdict
 from srpo.revise.trail_files import read_trails
 from srpo.rounds.candidates import Candidate, find
-from srpo.rounds.plan import RoundsArguments
+from srpo.rounds.plan import RoundsArguments, expect_usable_pictures
 from srpo.rounds.run import SETTINGS_FILE, Round, _expect_same, run_rounds
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
 from srpo.train.run import train_with
@@ -284,3 +285,18 @@ def test_damaged_settings_of_rounds_are_named(content: str, tmp_path: Path) -> N
     with pytest.raises(DataError, match=rf"{SETTINGS_FILE}: damaged; .*another --output_dir"):
         _expect_same(file, {"beta": 0.1})
     assert file.read_text("utf-8") == content
+
+
+def test_pictures_of_rounds_are_files_and_judged_by_their_answers(tmp_path: Path) -> None:
+    from tests.sequences.pictured import png
+
+    (tmp_path / "a.png").write_bytes(png())
+    row = {"prompt": "What?", "gold": "red"}
+    files, held = (read_prompts([{**row, "image": image}]) for image in (str(tmp_path / "a.png"), png()))
+    expect_usable_pictures(files, "exact_match")
+    with pytest.raises(ConfigError, match="row 1: a picture without a file"):
+        expect_usable_pictures(held, "exact_match")
+    for name in ("llm", "reward:none"):
+        with pytest.raises(DataError, match=f"judge {name} is not shown pictures"):
+            expect_usable_pictures(files, name)
+        expect_usable_pictures(read_prompts([row]), name)
