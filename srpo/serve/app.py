@@ -11,13 +11,14 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from srpo import __version__
-from srpo.errors import DataError, OutputError
+from srpo.errors import DataError, OutputError, SRPOError
 from srpo.judge.votes import append_vote
 from srpo.revise.chain import Chain
 from srpo.serve.asked import Asked, asked, vote_of
 from srpo.serve.door import Door
 from srpo.serve.metrics import Metrics
 from srpo.serve.model import ServedModel
+from srpo.serve.pictures import NO_PICTURES, PictureLimits, shows
 from srpo.serve.problems import Problem, problem_of
 from srpo.serve.replies import DONE, Reply, error_chunk, usage
 from srpo.serve.scheduler import Event, Job, Scheduler
@@ -54,6 +55,7 @@ class Service:
         self.model, self.name, self.settings = model, name, settings
         self.metrics, self.created = Metrics(), int(time.time())
         self.scheduler: Scheduler
+        self._decoding = asyncio.Lock()
         self.app = Door(self._routes(), settings.keys(), settings, self.metrics)
 
     def _routes(self) -> Any:
@@ -164,10 +166,7 @@ class Service:
     async def _complete(self, request: Request, *, chat: bool) -> Response:
         from starlette.responses import JSONResponse, Response, StreamingResponse
 
-        most, choices = self.settings.max_revisions, self.settings.max_choices
-        body = await self.body(request)
-        found = asked(body, chat=chat, name=self.name, most=most, choices=choices)
-        jobs, queue = self.model.jobs(found)
+        found, jobs, queue = await self._accepted(await self.body(request), chat=chat)
         self.scheduler.submit(jobs)
         reply = Reply(found.model, chat, found.trail)
         note = request.scope["srpo"]
@@ -184,6 +183,30 @@ class Service:
         _expect_answered(chains)
         self._note(note, chains)
         return JSONResponse(reply.whole(chains))
+
+    async def _accepted(self, body: object, *, chat: bool) -> tuple[Asked, list[Job], asyncio.Queue[Event]]:
+        """Checks a request's body and makes its jobs; pictures are decoded in a thread, of one request at a time.
+
+        Raises:
+            Problem: The request is refused.
+        """
+        most, choices = self.settings.max_revisions, self.settings.max_choices
+
+        def accept(pictures: PictureLimits = NO_PICTURES) -> tuple[Asked, list[Job], asyncio.Queue[Event]]:
+            found = asked(body, chat=chat, name=self.name, most=most, choices=choices, pictures=pictures)
+            return found, *self.model.jobs(found)
+
+        def accept_pictures() -> tuple[Asked, list[Job], asyncio.Queue[Event]]:
+            try:
+                allowed = self.settings.max_pictures if self.model.sees else 0
+            except SRPOError as error:  # the processor cannot be loaded
+                raise problem_of(error, upstream=False) from None
+            return accept(PictureLimits(allowed, self.settings.max_pixels))
+
+        if not (chat and isinstance(body, dict) and shows(body.get("messages"))):
+            return accept()
+        async with self._decoding:
+            return await asyncio.to_thread(accept_pictures)
 
     async def _stream(
         self, events: AsyncIterator[Event], jobs: list[Job], reply: Reply, found: Asked, note: dict[str, Any]

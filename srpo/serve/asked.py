@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from srpo.data.pictures import RECORD, is_image
 from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import ConfigError, SRPOError, did_you_mean
 from srpo.revise.policy import AUTO, Policy
+from srpo.serve.pictures import NO_PICTURES, PictureLimits, with_decoded
 from srpo.serve.problems import Problem, invalid, unsupported
 
 Fields = Mapping[str, Any]
@@ -88,7 +88,9 @@ class Asked:
     trail: str
 
 
-def asked(body: object, *, chat: bool, name: str, most: int, choices: int) -> Asked:
+def asked(
+    body: object, *, chat: bool, name: str, most: int, choices: int, pictures: PictureLimits = NO_PICTURES
+) -> Asked:
     """Checks the parsed JSON body of a request for answers, and returns its fields.
 
     Args:
@@ -96,6 +98,7 @@ def asked(body: object, *, chat: bool, name: str, most: int, choices: int) -> As
         name: Name of the served model.
         most: Largest number of revisions allowed.
         choices: Largest number of answers allowed.
+        pictures: Limits of pictures in messages.
 
     Raises:
         Problem: A field is missing, unknown, unusable or not honoured.
@@ -108,7 +111,7 @@ def asked(body: object, *, chat: bool, name: str, most: int, choices: int) -> As
     if revisions is not None and revisions > most:
         raise invalid("n_revisions", f"{revisions}; this server allows {most}")
     n = _integer(body, "n", least=1) or 1
-    rows = _rows(body, chat=chat)
+    rows = _rows(body, pictures, chat=chat)
     if n * len(rows) > choices:
         raise invalid("n", f"{n * len(rows)} answers in one request; this server allows {choices}")
     limits = {key: _integer(body, key, least=1) for key in ("max_tokens", "max_completion_tokens")}
@@ -146,7 +149,7 @@ def vote_of(body: object) -> dict[str, Any]:
     if wrong := ({*body} - needed - more) or (needed - {*body}):
         raise Problem(400, f"fields of a vote: {', '.join(sorted(needed | more))}", param=min(wrong))
     chat = not isinstance(body["prompt"], str)
-    _rows({"messages" if chat else "prompt": body["prompt"]}, chat=chat)
+    _rows({"messages" if chat else "prompt": body["prompt"]}, NO_PICTURES, chat=chat)
     for key in ("first", "second", "vote"):
         if not isinstance(body[key], str):
             raise invalid(key, "a text is expected")
@@ -212,7 +215,7 @@ def _options(body: Fields, name: str) -> tuple[str, int | None]:
     return "" if policy == AUTO else policy, _integer(found, "n_revisions", least=0)
 
 
-def _rows(body: Fields, *, chat: bool) -> tuple[PromptRow, ...]:
+def _rows(body: Fields, pictures: PictureLimits, *, chat: bool) -> tuple[PromptRow, ...]:
     key = "messages" if chat else "prompt"
     value = body.get(key)
     prompts = [value] if chat or isinstance(value, str) else value
@@ -221,8 +224,8 @@ def _rows(body: Fields, *, chat: bool) -> tuple[PromptRow, ...]:
     kind = list if chat else str
     if not all(isinstance(each, kind) for each in prompts):
         raise invalid(key, "a list of messages is expected" if chat else "texts are expected; token ids are not taken")
-    if chat and any(_shows(message) for message in prompts[0]):
-        raise invalid(key, "text is expected; pictures in requests are not taken")
+    if chat:
+        prompts = [with_decoded(prompts[0], pictures)]
     options = body.get("chat_template_kwargs")
     given = [{"prompt": _as_in_data(each), "chat_template_kwargs": options} for each in prompts]
     try:
@@ -230,13 +233,6 @@ def _rows(body: Fields, *, chat: bool) -> tuple[PromptRow, ...]:
     except SRPOError as error:
         raise Problem(400, f"{key}: {error.what}", param=key, code="invalid_value") from None
     return tuple(rows)
-
-
-def _shows(message: Any) -> bool:
-    """Whether a message has pictures, whose paths would name files of the server."""
-    content = message.get("content") if isinstance(message, dict) else None
-    shown = isinstance(content, list) and any(is_image(part) for part in content)
-    return shown or (isinstance(message, dict) and RECORD in message)
 
 
 def _as_in_data(prompt: Any) -> Any:

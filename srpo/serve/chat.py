@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from srpo.data.read import Prompt, PromptRow
+from srpo.data.picture import Picture, picture_of
+from srpo.data.read import Prompt, PromptRow, read_prompts
+from srpo.data.values import Unusable
 from srpo.disk import JSONLines
-from srpo.errors import ConfigError, SRPOError
+from srpo.errors import ConfigError, DataError, SRPOError
 from srpo.judge.votes import append_vote
 from srpo.report.trail_page import ending, step_text, steps
-from srpo.revise.chain import Chain, key_of
+from srpo.revise.chain import Chain, expect_sent, key_of
 from srpo.revise.reviser import Reviser, Written
 from srpo.revise.select import selector_of
 from srpo.revise.settings import RevisionSettings
@@ -28,6 +30,7 @@ HELP = """  any text        drafts an answer and revises it
   /revise [N]     N more revisions of the answer, 1 without a number
   /policy [NAME]  policy of the next prompts: always, if_preferred, until_worse, until_unchanged, fixed:K, drafts
   /system [TEXT]  system message of the next prompts; without a text there is none
+  /picture [FILE] shows a picture with the next prompt, and further ones; without a file there is none
   /undo           takes the last revision back, or the prompt if there is only a draft
   /keep, /reject  appends a preference: the last answer before the draft, or the draft before the last answer
   /save FILE      appends the trail to a file that `srpo evaluate` reads
@@ -51,6 +54,7 @@ class Chat:
     votes: str
     console: Console
     system: str = ""
+    pictures: list[Picture] = field(default_factory=list)  # of the next prompt
     chain: Chain | None = None
     _seen: Counter[str] = field(default_factory=Counter)
 
@@ -100,6 +104,7 @@ class Chat:
             "revise": self._more,
             "policy": self._policy,
             "system": self._system,
+            "picture": self._picture,
             "undo": self._undo,
             "keep": lambda _: self._vote("second"),
             "reject": lambda _: self._vote("first"),
@@ -116,7 +121,12 @@ class Chat:
         if self.system:
             prompt = [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
         row = PromptRow(prompt, "", {})
+        if self.pictures:
+            [row] = read_prompts([{"prompt": prompt, "images": self.pictures}])
+            prompt = row.prompt
         self.reviser.renderer.expect_shown(row)
+        expect_sent([row], self.reviser.engine)
+        self.pictures = []
         first = key_of(prompt, 0)
         self.chain = Chain(row, key_of(prompt, self._seen[first]), self.policy, self.revisions, self.select)
         self._seen[first] += 1
@@ -177,6 +187,13 @@ class Chat:
         self.console.print(
             "  " + (f"system message: {rest}" if rest else "no system message"), style="dim", markup=False
         )
+
+    def _picture(self, rest: str) -> None:
+        try:
+            self.pictures = [*self.pictures, picture_of(Path(rest).expanduser(), "picture")] if rest else []
+        except Unusable as problem:
+            raise DataError(str(problem), where="/picture") from None
+        self.console.print(f"  pictures of the next prompt: {len(self.pictures)}", style="dim")
 
     def _undo(self, _: str) -> None:
         chain = self._current()

@@ -55,6 +55,12 @@ class ServedModel:
         """True if another server generates the answers."""
         return not self.reviser.engine.same_batch_same_bits
 
+    @property
+    def sees(self) -> bool:
+        """True if the model and its engine are shown pictures; the first call may load the model's processor."""
+        pictures = getattr(self.reviser.renderer, "pictures", None)
+        return getattr(self.reviser.engine, "pictured", False) and pictures is not None and pictures.able
+
     def jobs(self, asked: Asked) -> tuple[list[Job], asyncio.Queue[Event]]:
         """Returns one job per answer of a request, and the queue that receives their events.
 

@@ -32,6 +32,8 @@ class ServeSettings:
     votes: str = setting("", "File that votes of the page are appended to; unset: the page takes no votes.")
     max_revisions: int = setting(16, "Largest number of revisions that a request may ask for.", least=0)
     max_choices: int = setting(16, "Largest number of answers that one request may ask for.", least=1)
+    max_pictures: int = setting(8, "Largest number of pictures in one request; 0 takes no pictures.", least=0)
+    max_pixels: int = setting(2**24, "Largest number of pixels of a picture.", least=1)
     max_body: int = setting(1_000_000, "Largest number of bytes of one request.", least=1)
     max_waiting: int = setting(256, "Largest number of answers that wait or are written at a time.", least=1)
     request_timeout: float = setting(300.0, "Seconds that one request may take.", above=0)

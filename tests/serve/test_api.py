@@ -152,7 +152,8 @@ def test_pictures_of_requests_are_refused_unread(served: Served, tmp_path: Path,
     found = post(f"{served.url}/v1/{address}", json={"model": "tiny", key: [message]})
     assert found.status_code == 400
     assert found.json()["error"]["param"] == key
-    wanted = "pictures in requests are not taken" if "chat" in address else "texts are expected"
+    refusal = "'pictures' of a message is not taken" if form == "pictures" else "this model or server takes no pictures"
+    wanted = refusal if "chat" in address else "texts are expected"
     assert wanted in found.json()["error"]["message"]
 
 

@@ -10,20 +10,23 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from srpo.data.read import read_pairs
+from srpo import Reviser
+from srpo.data.read import read_pairs, read_prompts
 from srpo.errors import DataError
 from srpo.judge.votes import Votes
 from srpo.revise.settings import RevisionSettings
 from srpo.serve.chat import Chat
+from tests.revise.test_pictures import reviser_for
 from tests.revise.tiny import Scripted, reviser
+from tests.sequences.pictured import idefics_processor, picture, png
 
 SETTINGS = RevisionSettings(1, temperature=0.0, max_new_tokens=8, policy="always")
 
 
-def talk(folder: Path, *lines: str, terminal: bool = False, **answers: str) -> tuple[str, Chat]:
-    """What a conversation prints; a draft is "46", a revision adds 1 to what it is shown."""
-    subject = reviser()
-    if not terminal:
+def talk(folder: Path, *lines: str, terminal: bool = False, sighted: Reviser | None = None) -> tuple[str, Chat]:
+    """What a conversation prints; a draft is "46", a revision adds 1 to what it is shown, but for a `sighted` model."""
+    subject = sighted or reviser()
+    if not (terminal or sighted):
         Scripted(subject, lambda context: str(int(context.rstrip("?").split("=")[1]) + 1) if "?" in context else "46")
     environment = {"TERM": "xterm-256color"}
     out = Console(file=io.StringIO(), width=100, force_terminal=terminal, highlight=False, _environ=environment)
@@ -46,6 +49,28 @@ def test_a_prompt_is_drafted_and_revised(tmp_path: Path) -> None:
     assert "draft       46" in shown
     assert "revision 1  4[-6-]{+7+}" in shown
     assert "stopped: revisions" in shown
+
+
+def test_pictures_of_the_next_prompt(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png(picture("red")))
+    show, eyes = f"/picture {tmp_path / 'red.png'}", reviser_for(idefics_processor())
+    shown, chat = talk(tmp_path, show, show, "What?", "/keep", sighted=eyes)
+    assert "pictures of the next prompt: 2" in shown
+    assert chat.chain is not None
+    [row] = read_prompts([{"prompt": "What?", "images": [str(tmp_path / "red.png")] * 2}])
+    [trail] = eyes.trails([row], SETTINGS)
+    assert [each.text for each in chat.chain.answers] == [each.text for each in trail.answers]
+    [vote] = read_pairs(str(tmp_path / "votes.jsonl"))
+    assert vote.prompt == row.prompt
+    shown, chat = talk(tmp_path, show, "What?", "And?", sighted=eyes)
+    assert chat.chain is not None
+    assert chat.chain.row.prompt == "And?"  # a picture belongs to one prompt
+    shown, chat = talk(tmp_path, "/picture none.png", "/picture https://example.org/a.png", show, "/picture", "1+1=")
+    assert shown.count("/picture: 'picture': no file") == 2
+    assert "pictures of the next prompt: 0" in shown
+    assert "draft       46" in shown
+    shown, _ = talk(tmp_path, show, "1+1=")
+    assert "a text model cannot be shown them" in shown
 
 
 def test_more_revisions_and_undo(tmp_path: Path) -> None:
