@@ -212,7 +212,7 @@ def label(
         score, rival = (judge(row["prompt"], answer, row["gold"]) for answer in (one, other))
         if score != rival and one and other:
             chosen, rejected = (one, other) if score > rival else (other, one)
-            pairs.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "gold": row["gold"]})
+            pairs.append({**row, "chosen": chosen, "rejected": rejected})
     return pairs
 
 

@@ -5,7 +5,7 @@ Axes: N rows, L tokens of a row, R = N · L, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -23,11 +23,13 @@ class Outcomes(NamedTuple):
         ids_NL: token ids of the rows, padded on the right.
         right_NL: next token without a mistake; −100 is not scored.
         mistaken_NL: next token with a mistake; equal to `right_NL` where no mistake is possible.
+        inputs: further inputs of the model by name, such as pixels.
     """
 
     ids_NL: Tensor
     right_NL: Tensor
     mistaken_NL: Tensor
+    inputs: Mapping[str, Tensor] = {}
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
@@ -88,7 +90,7 @@ def fit(
     optimiser = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     for step, batch in zip(range(1, steps + 1), batches, strict=False):
-        logits_RV = model(input_ids=batch.ids_NL, use_cache=False).logits.flatten(0, 1)
+        logits_RV = model(input_ids=batch.ids_NL, use_cache=False, **batch.inputs).logits.flatten(0, 1)
         loss = (1 - mistakes) * _nll(logits_RV, batch.right_NL) + mistakes * _nll(logits_RV, batch.mistaken_NL)
         optimiser.zero_grad()
         loss.backward()
