@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, TextIO
 
 HIDDEN = "***"
@@ -97,6 +98,7 @@ def _under(name: str, value: object) -> Any:
     return HIDDEN if value else value
 
 
+@lru_cache(4096)  # each line of progress asks about every variable of the environment
 def _names_secret(name: str) -> bool:
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
     before, last = (["", *words] if len(words) < 2 else words)[-2:] if words else ("", "")

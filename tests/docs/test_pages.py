@@ -37,7 +37,7 @@ import pytest
 from srpo import errors
 from srpo.cli.main import run
 from srpo.train.durable import checkpoint
-from tests.conftest import make_byte_tokenizer, make_tiny_llama
+from tests.conftest import leave_figures_empty, make_byte_tokenizer, make_tiny_llama
 from tests.house.test_trl_contract import ABSENT, OTHER_DEFAULT
 
 ROOT = Path(__file__).parents[2]
@@ -233,6 +233,7 @@ def as_a_reader(folder: Path) -> Iterator[None]:
             patch.setenv("COLUMNS", "100")
             patch.setattr(sys, "path", [*sys.path])
             patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets-cache")
+            leave_figures_empty(patch)
             yield
     finally:
         hf_logging.set_verbosity(verbosity)

@@ -80,6 +80,7 @@ def test_another_system_can_be_highlighted(files: Path) -> None:
     assert {each.a.system for each in results.comparisons} == {"dpo"}
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_curves_select_systems_and_labels_rename_them(files: Path) -> None:
     words = ["--trails", f"SRPO={files}/srpo.jsonl", f"{files}/dpo.jsonl", "--output_dir", str(files / "out")]
     main([*words, "--curves", "dpo", "--labels", "SRPO=ours & mine", "in=known sums", "exact_match=right"])
