@@ -75,6 +75,13 @@ def _leave_out_towers(policy: Any, config: Any) -> None:
         log.info("srpo: the adapter is inside the language model; frozen without one: %s", ", ".join(towers))
 
 
+def _fused_experts(model: nn.Module) -> list[str]:
+    """Names, from the layer on, of experts' weights that are one parameter for all experts and have no adapter."""
+    fused = (name.split(".") for name, p in model.named_parameters() if p.ndim == 3)
+    without = (parts for parts in fused if "experts" in parts[1:] and "base_layer" not in parts)
+    return list(dict.fromkeys(".".join(parts[parts.index("experts") - 1 :]) for parts in without))
+
+
 def load_policy(
     model: str | nn.Module, args: SRPOConfig, quantization_config: object, peft_config: PeftConfig | None
 ) -> Any:
@@ -102,10 +109,18 @@ def load_policy(
         from peft import get_peft_model
 
         _leave_out_towers(policy, peft_config)
+        every_linear = getattr(peft_config, "target_modules", None) == "all-linear"
+        if args.disable_dropout and _fused_experts(policy) and vars(peft_config).get("lora_dropout"):
+            vars(peft_config)["lora_dropout"] = 0.0  # peft refuses any other number for an adapter of such experts
         try:
             policy = get_peft_model(policy, peft_config)
         except ValueError as error:  # unknown target modules, for example
             raise ConfigError(str(error).split("\n")[0], where="peft_config") from None
+        if every_linear and (experts := _fused_experts(policy)):
+            message = (
+                "srpo: all-linear gives these experts no adapter: %s; to train them, add --lora_target_parameters %s"
+            )
+            log.warning(message, ", ".join(experts), " ".join(experts))
     if not any(p.requires_grad for p in policy.parameters()):
         raise ConfigError("no weight is trainable", where="model", fix="unfreeze weights, or pass a peft_config")
     train_in_float32(policy)

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from accelerate.utils import get_int_from_env
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import integration_utils
 from transformers.utils import import_utils
@@ -77,6 +78,12 @@ def expect_valid_transformers(config: TrainingArguments) -> None:
         if isinstance(value, str) and not _is_object(value) and not (or_file and Path(value).is_file()):
             expected = "a JSON object" + (" or a file of one" if or_file else "")
             raise ConfigError(f"{value!r}", where=name, expected=expected)
+    sizes = ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE"]
+    alone = "LOCAL_RANK" not in os.environ and get_int_from_env(sizes, 1) < 2
+    if config.ddp_backend and alone and not torch.distributed.is_initialized():
+        fix = "leave it out, or start several processes: `--launch ddp --processes 2`"
+        what = f"{config.ddp_backend!r} connects processes, and this run has one"
+        raise ConfigError(what, where="ddp_backend", fix=fix)
     if config.push_to_hub and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ConfigError("the hub cannot be reached", where="push_to_hub", fix="unset HF_HUB_OFFLINE, or leave it out")
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from torch import nn
 
 from srpo.errors import ConfigError
 from srpo.train import adapters
@@ -91,6 +92,34 @@ def test_each_kind_of_adapter_learns_from_its_base(kind: str, tmp_path: Path) ->
     assert losses[-1] < losses[0]
     run.save_model()
     assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def adapted(model: Any, folder: Path, **settings: Any) -> set[str]:
+    """Names of the weights that a training of an adapter on all linear layers would train."""
+    args = lora_config(asked(lora_target_modules=["all-linear"], **settings), disable_dropout=True)
+    made = trainer(folder, model=model, peft_config=args)
+    return {name for name, p in made.model.named_parameters() if p.requires_grad}
+
+
+def test_all_linear_reaches_experts_that_peft_knows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Peft refuses dropout there; the default of `lora_dropout` is not zero, and without dropout has no effect."""
+    trained = adapted(experts(), tmp_path)
+    assert {kind for kind in ("q_proj", "experts") if any(kind in name for name in trained)} == {"q_proj", "experts"}
+    assert "no adapter" not in caplog.text
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_all_linear_names_experts_that_it_leaves_out(
+    told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The flag that the warning names gives these experts an adapter."""
+    model = sharp_llama(num_hidden_layers=1)
+    model.model.layers[0].mlp.experts = nn.Module()
+    model.model.layers[0].mlp.experts.w13 = nn.Parameter(torch.zeros(2, 4, 4))
+    flag = "--lora_target_parameters mlp.experts.w13"
+    trained = adapted(model, tmp_path, lora_target_parameters=flag.split()[1:] if told else None)
+    assert any("experts" in name for name in trained) is told
+    assert (f"to train them, add {flag}" in caplog.text) is not told
 
 
 def experts() -> Any:

@@ -134,6 +134,17 @@ def test_one_process_with_two_gpus_is_refused(tmp_path: Path) -> None:
             SRPOTrainer("/no/such/model", args=args, train_dataset=[])
 
 
+def test_a_way_between_processes_needs_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(SRPOConfig, "device", torch.device("cpu"))  # accelerate would wait for the other process
+    line = "ddp_backend: 'gloo' connects processes, and this run has one; leave it out, or start several processes: "
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path, ddp_backend="gloo")
+    assert str(caught.value).startswith(line)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as a launcher does
+    assert config(tmp_path, ddp_backend="gloo").ddp_backend == "gloo"
+
+
 @pytest.mark.parametrize("emulated", [True, False])
 def test_bfloat16_needs_hardware_support(emulated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from srpo.errors import ConfigError
 from srpo.model.unwrap import adapted
@@ -72,13 +73,28 @@ def _tensors(model: nn.Module, without_trained: bool) -> Iterator[tuple[str, Ten
     for name, tensor in found.items():
         if not isinstance(tensor, Tensor) or (without_trained and name in trained):
             continue
-        place = (tensor.data_ptr(), tuple(tensor.shape))  # a tied weight counts once; the configuration records the tie
-        if tensor.numel() and place in seen:
-            continue
-        seen.add(place)
         for wrap in WRAPPED:
             name = name.replace(wrap, "")
-        yield name, tensor if hasattr(tensor, "ds_id") else tensor.detach()
+        for part, inner in _parts(name, tensor):
+            place = (inner.data_ptr(), tuple(inner.shape))  # a tied weight counts once; the configuration has the tie
+            if inner.numel() and place in seen:
+                continue
+            seen.add(place)
+            yield part, inner if hasattr(inner, "ds_id") else inner.detach()
+
+
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yields name and tensor of all plain tensors in a weight; for most weights, that is the weight alone.
+
+    A weight of torchao is a tensor of another class, which has no memory of its own: its numbers, scales and zero
+    points are tensors inside it, and its settings become part of their names.
+    """
+    if not (is_traceable_wrapper_subclass(tensor) and _is_here(tensor)):
+        yield name, tensor
+        return
+    parts, settings = tensor.__tensor_flatten__()
+    for part in parts:
+        yield from _parts(f"{name}.{part} {type(tensor).__qualname__} {settings}", getattr(tensor, part))
 
 
 def _bytes_of(name: str, tensor: Tensor) -> str:
