@@ -91,7 +91,8 @@ def load_policy(
         quantization_config: settings to quantise a model that is given by name; None does not quantise.
 
     Raises:
-        ConfigError: a second adapter, quantised weights without an adapter, or no trainable weight.
+        ConfigError: a second adapter, quantised weights without an adapter, no trainable weight, or weights that
+            transformers has split over processes (tensor and expert parallelism).
     """
     policy: Any = model
     if isinstance(model, str):
@@ -101,6 +102,9 @@ def load_policy(
         expect_trainable(model, options, peft_config)
         policy = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
     expect_trainable(policy, {}, peft_config)
+    if any(hasattr(p, "_local_tensor") for p in policy.parameters()):  # before the reference would copy them
+        fix = "leave tp_plan and distributed_config out, and use `--launch fsdp2`"
+        raise ConfigError("transformers has split its weights over processes", where="model", fix=fix)
     keep_gradients(policy)
     if peft_config is not None:
         if hasattr(policy, "peft_config"):

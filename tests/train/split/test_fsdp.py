@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from srpo.model.packed import head
 from srpo.model.unwrap import core
+from tests.conftest import make_tiny_llama
 from tests.faults.dying import forked, make_base, make_trainer, together
-from tests.train.plain import ROWS
+from tests.train.plain import ROWS, trainer
 from tests.train.split.processes import FSDP2, split_on_cpu, unsplit
 
 QUICK: dict[str, Any] = {
@@ -164,6 +165,25 @@ def test_the_first_version_of_fsdp_is_refused(place: Path) -> None:
     ends = together(first)
     assert [end.code for end in ends] == [78, 78]
     assert "FSDP: FSDP 1 is not supported" in ends[0].error
+
+
+def test_a_model_that_transformers_has_split_is_refused(place: Path) -> None:
+    """Tensor and expert parallelism make such weights while the model is loaded."""
+
+    def parallel(rank: int) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+
+        model = make_tiny_llama(num_hidden_layers=1)
+        torch.distributed.init_process_group("gloo")
+        layer: Any = model.model.layers[0].self_attn.q_proj
+        mesh = init_device_mesh("cpu", (1,))
+        layer.weight = torch.nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)]))
+        trainer(place / "parallel", model=model)
+
+    (end,) = together(parallel, processes=1)
+    assert end.code == 78
+    assert "model: transformers has split its weights over processes" in end.error
 
 
 def test_processes_that_would_wait_for_ever_are_refused(place: Path) -> None:
