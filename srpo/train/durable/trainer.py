@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from srpo.disk import expect_room, held, writable_folder, writing
@@ -36,6 +36,7 @@ from srpo.train.durable import archive, checkpoint
 from srpo.train.durable.background import Background
 from srpo.train.durable.checkpoint import STAGING, Invalid, Manifest
 from srpo.train.durable.identity import accepted, identity_of
+from srpo.train.durable.loading import ConvertingTrainer
 from srpo.train.durable.nonfinite import expect_finite_weights
 from srpo.train.metrics import Measured
 from srpo.train.split_weights import load_whole, splitting, whole_weights
@@ -63,7 +64,7 @@ class Start:
     changes: tuple[dict[str, Any], ...] = ()
 
 
-class DurableTrainer(Trainer):
+class DurableTrainer(ConvertingTrainer):
     """transformers' Trainer, changed so that a checkpoint on disk is always complete.
 
     Attributes:
