@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,23 @@ def test_a_gradient_of_zero_ends_the_run(place: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SRPOError, match=r"exactly zero: .*likely causes: quantised layers") as caught:
         run([*words(place, "nothing"), *targets])
     assert caught.value.exit_code == 70
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_resumed_run_on_a_quantised_base_is_the_uninterrupted_one(
+    name: str, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The base is rounded again from the same weights; evaluations take its numbers, before and after."""
+    evaluated = ["--eval_dataset_name", str(place / "pairs.jsonl"), "--eval_strategy", "steps", "--eval_steps", "1"]
+    more = [*KINDS[name], *evaluated, "--save_strategy", "steps", "--save_steps", "1"]
+    whole, cut = place / f"{name}-whole", place / f"{name}-cut"
+    assert run([*words(place, whole.name), *more]) == 0
+    shutil.copytree(whole / "checkpoint-1", cut / "checkpoint-1")
+    with caplog.at_level(logging.INFO, "srpo"):
+        assert run([*words(place, cut.name), *more, "--resume"]) == 0
+    assert f"resuming from {cut / 'checkpoint-1'}" in caplog.text
+    assert (cut / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text("utf-8").splitlines()]
+    evaluations = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    # Training takes all four pairs in each step, so an evaluation has the loss of the step after it.
+    assert evaluations[:2] == pytest.approx(losses(whole)[1:], abs=1e-5)
