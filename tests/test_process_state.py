@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import Frozen, pytest_runtest_logstart
 from tests.process_state import process_as_it_was
 
 STATE: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
@@ -45,3 +47,13 @@ def test_state_is_restored(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         change()
         assert read() != before
     assert read() == before
+
+
+@pytest.mark.parametrize(("file", "freezes"), [("tests/test_b.py", True), ("tests/test_a.py", False)])
+def test_objects_of_earlier_files_leave_garbage_collection(
+    file: str, freezes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Frozen, "file", "tests/test_a.py")
+    before = gc.get_freeze_count()
+    pytest_runtest_logstart(f"{file}::test", (file, 1, "test"))
+    assert (gc.get_freeze_count() > before) == freezes
