@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from srpo.train.adapters import lora_config
 from srpo.train.durable import loading
 from tests.train.plain import ROWS, logged, sharp_llama, trainer, weights_of
-from tests.train.test_adapter_settings import experts
+from tests.train.test_adapter_settings import asked, experts
 from tests.train.test_compiled import _attention_as_it_was  # noqa: F401
 
-KINDS: dict[str, dict[str, Any]] = {"experts": {}, "compile_layers": {"compile_layers": True}}
+KINDS: dict[str, dict[str, Any]] = {"experts": {}, "adapter": {}, "compile_layers": {"compile_layers": True}}
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +33,24 @@ def _traced_and_not_built(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run(kind: str, folder: Path, *, plain: bool = False, **changes: Any) -> Any:
     torch._dynamo.reset()  # its limit of traces counts those of all models of a process
-    model = experts() if kind == "experts" else sharp_llama(num_hidden_layers=1)
+    model = sharp_llama(num_hidden_layers=1) if kind == "compile_layers" else experts()
     args = {**({} if plain else KINDS[kind]), "max_steps": 2, "save_strategy": "steps", "save_steps": 1, **changes}
-    return trainer(
-        folder, ROWS[:4], model=model, args={"per_device_train_batch_size": 2, **args}, eval_dataset=ROWS[4:]
+    adapter = (
+        lora_config(asked(lora_target_modules=["all-linear"]), disable_dropout=True) if kind == "adapter" else None
     )
+    args["per_device_train_batch_size"] = 2
+    return trainer(folder, ROWS[:4], model=model, args=args, eval_dataset=ROWS[4:], peft_config=adapter)
+
+
+def test_an_adapter_of_experts_is_resumed(tmp_path: Path) -> None:
+    whole = run("adapter", tmp_path / "whole")
+    whole.train()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "cut" / "checkpoint-1")
+    again = run("adapter", tmp_path / "cut")
+    again.train(resume_from_checkpoint=True)
+    ours, theirs = weights_of(again.model), weights_of(whole.model)
+    assert any("experts" in name and theirs[name].count_nonzero() for name in theirs if "lora_B" in name)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
 @pytest.mark.parametrize("kind", ["experts", pytest.param("compile_layers", marks=pytest.mark.sweep)])
