@@ -2,11 +2,14 @@
 
     python -m benchmarks.prompts --pairs pandalm_train.jsonl
     python -m benchmarks.prompts --pairs oasst_en100.jsonl --timed 48
+    python -m benchmarks.prompts --pairs pandalm_train.jsonl --model FOLDER --batch 8
 
 Token ids are pieces of at most six letters, as in benchmarks/shapes.py; the instruction is 16 tokens. Tokens are those
 of a whole epoch in batches of `--batch` pairs. `--timed N` also takes optimiser steps, reference live, clipping and
 AdamW included, over the pairs of random whole prompts, N pairs or a few more, the two orders in turns; times are
-processor time on one thread. The output is a line of JSON.
+processor time on one thread. `--model` counts in the tokens and the default template of a saved model, and adds
+`products to trl`: products of a LoRA step, attention left out, over those of a step of TRL's DPO on the same batches,
+whose rows are padded to the longest and pass the head at every position. The output is a line of JSON.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import training_step
-from benchmarks.shapes import _PIECE, llama
+from benchmarks.shapes import _PIECE, llama, real_trees
+from srpo.model.packed.forest import Forest
 from srpo.sequences.tree import PrefixTree, merge_prompts
 from srpo.train.microbatches import tokens_of
 from srpo.train.prompts import batches_of
@@ -37,25 +43,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="a JSONL file of pairs")
     parser.add_argument("--template", default="turn", choices=("turn", "quote"))
+    parser.add_argument("--model", default="", help="folder of a saved model, in whose tokens pairs are counted")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--timed", type=int, default=0, help="pairs whose steps are timed")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
     args = parser.parse_args()
-    trees = trees_in(args.pairs, args.template)
+    trees = real_trees(args.model, args.pairs) if args.model else trees_in(args.pairs, args.template)
     groups = _groups(trees)
     row: dict[str, Any] = {"file": Path(args.pairs).stem, "pairs": len(trees), "prompts": len(groups)}
-    row["template"], row["batch"] = args.template, args.batch
+    row["template"], row["batch"] = "of the model" if args.model else args.template, args.batch
     orders = both_orders(groups, args.batch, seed=0)
     row["tokens"] = {
         "tree per pair": sum(map(len, trees)),
         **{name: sum(tokens_of([trees[i] for i in b], "path") for b in order) for name, order in orders.items()},
         "tree per prompt, any batch": sum(map(len, merge_prompts(trees)[0])),
     }
+    if args.model:
+        weights = linear_weights(args.model)
+        row["products to trl"] = {name: round(products_to_trl(trees, o, *weights), 2) for name, o in orders.items()}
     if args.timed:
         row |= _timed(trees, groups, args)
     print(json.dumps(row))
+
+
+def linear_weights(model: str) -> tuple[int, int]:
+    """Returns the numbers of weights in the linear layers of a saved model: without its head, and of its head."""
+    with torch.device("meta"):
+        found: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    head = found.get_output_embeddings()
+    linear = [module for module in found.modules() if isinstance(module, nn.Linear) and module is not head]
+    return sum(module.weight.numel() for module in linear), head.weight.numel()
+
+
+def products_to_trl(trees: Sequence[PrefixTree], order: Sequence[Sequence[int]], body: int, head: int) -> float:
+    """Products of weights and tokens in packed steps over those in padded rows of two drafts a pair.
+
+    Args:
+        order: the batches, each a list of indices of trees.
+        body: number of weights in the linear layers without the head.
+        head: number of weights in the head.
+    """
+    ours = theirs = 0
+    for batch in order:
+        forest = Forest.plant([trees[i] for i in batch])
+        ours += body * forest.ids_1S.shape[1] + head * len(forest.parents_P)
+        rows = [len(context) + len(answer) for i in batch for context, answer in trees[i].unpack()[:2]]
+        theirs += (body + head) * len(rows) * max(rows)
+    return ours / theirs
 
 
 def trees_in(file: str, template: str) -> list[PrefixTree]:

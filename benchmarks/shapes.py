@@ -100,13 +100,18 @@ def llama(*, vocabulary: int = 8192, hidden: int = 512, layers: int = 6, lora: b
     return model
 
 
-def real_trees(model: str, file: str, rows: int, *, seed: int = 0) -> list[PrefixTree]:
-    """Returns the prefix trees of `rows` random pairs of a file, with a model's tokenizer and revision template."""
+def real_trees(model: str, file: str, rows: int | None = None, *, seed: int = 0) -> list[PrefixTree]:
+    """Returns the prefix trees of a file's pairs, with a model's tokenizer and revision template.
+
+    `rows` is a number of pairs drawn at random; None takes all, in their order.
+    """
     from srpo.data.read import read_pairs
     from srpo.model.weights.load import load_tokenizer
     from srpo.sequences.render import Renderer
 
-    pairs = random.Random(seed).sample(list(read_pairs(file)), rows)
+    pairs = list(read_pairs(file))
+    if rows is not None:
+        pairs = random.Random(seed).sample(pairs, rows)
     return [PrefixTree.pack(six) for six in Renderer(load_tokenizer(model)).sixes(pairs)]
 
 

@@ -25,6 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from srpo.data.read import Source
 from srpo.errors import ConfigError
 from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_averaged
+from srpo.model.packed.adapter_sum import adding_by_product
 from srpo.model.packed.attention import serving
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.deferred import Deferred, deferring
@@ -237,7 +238,8 @@ class SRPOTrainer(DurableTrainer):
         backend = self.settled_backend(model, inputs["trees"])
         *others, last = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
         loss = torch.zeros((), device=self.args.device)
-        with deferring(self._deferred), one_cast(), serving(model, backend), staying_compiled(self.args):
+        passes = adding_by_product(model), serving(model, backend)  # activation checkpointing runs layers again
+        with deferring(self._deferred), one_cast(), passes[0], passes[1], staying_compiled(self.args):
             with self.accelerator.no_sync(model) if others else nullcontext():
                 for piece in others:
                     loss += super().training_step(model, piece, num_items_in_batch)

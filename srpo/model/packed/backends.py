@@ -190,7 +190,9 @@ def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "pa
     model.eval()  # dropout would draw differently in the two layouts
     try:
         with unwatched(), head_dtypes(model) as dtypes:
-            packed_BK, flat_BK = LAYOUTS[backend](model, longest), flat_logps(model, longest)
+            packed_BK = LAYOUTS[backend](model, longest)
+            # A tree at a time: its rows are padded to each other, not to those of longer trees.
+            flat_BK = torch.cat([flat_logps(model, Forest.plant([tree], device_of(model))) for tree in chosen])
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from srpo.maths.objective import SixLogps
+from srpo.model.packed.adapter_sum import adding_by_product
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.layouts import LAYOUTS
@@ -59,4 +60,6 @@ def sequence_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backe
     `backend` is the way to compute them, such as "path", or "auto"; see `six_logps`.
     """
     forest = trees if isinstance(trees, Forest) else Forest.plant(trees, device_of(model))
-    return LAYOUTS[settle_backend(model, forest.trees, backend)](model, forest)
+    layout = LAYOUTS[settle_backend(model, forest.trees, backend)]
+    with adding_by_product(model):
+        return layout(model, forest)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # Raise when a layout may round differently than before: log-probs cached on disk by older versions are then ignored.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 AttentionInterface.register(FLEX, flex_path_attention)
 

@@ -1,9 +1,12 @@
 """Computes log-probs of answer tokens from hidden states and the head's weight, tile by tile.
 
-A tile is some rows of the logits [P, V]. Its elementwise passes work in the memory that its product was written to, and
-the weight is cast to the dtype of the products once a step (`one_cast`).
+A tile is a block of the logits [P, V]: some words of many positions on a CPU, all words of some positions elsewhere. A
+tile of few positions and all words would read the whole weight from memory for little work. The elementwise passes of a
+tile work in the memory that its product was written to, and the weight is cast to the dtype of the products once a step
+(`one_cast`).
 
-Axes: P scored positions, R of them in a tile, T answer tokens, A of them in a tile, V vocabulary, D hidden size.
+Axes: P scored positions, R of them in a tile, T answer tokens, A of those scored at the rows of a tile, V vocabulary,
+W words in a tile, D hidden size.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from srpo.model.packed import fused
-from srpo.model.packed.sums import device_of_sums, wide
+from srpo.model.packed.sums import wide
 from srpo.model.weights.precision import has_fast_bfloat16
 
 TILE = {"cpu": 2**23}  # logits of a tile
 TILE_ELSEWHERE = 2**26  # accelerators are faster on larger products
+MOST_ROWS = 2048  # positions of a tile on a CPU; with more, a tile would have too few words
 
 
 class After(NamedTuple):
@@ -84,22 +88,27 @@ class TiledLogps(torch.autograd.Function):
     ) -> Tensor:
         by_row = by_row or sorted_by_row(row_T)
         full = torch.promote_types(hidden_PD.dtype, torch.float32)
-        norm_P = hidden_PD.new_empty(len(hidden_PD), dtype=full)
-        logp_T = torch.empty_like(row_T, dtype=torch.float64, device=device_of_sums(row_T.device))
+        scored_T = torch.zeros_like(row_T, dtype=full)
         with Products(hidden_PD, weight_VD, bias_V, keep=keep) as products:
-            for rows, answers in _tiles(products, by_row):
-                places = (row_T[answers] - rows.start, token_T[answers])
+            # In float32 each further tile of words would add a rounding error.
+            norms = torch.float64 if products.splits_words else full
+            norm_P = hidden_PD.new_full((len(hidden_PD),), -torch.inf, dtype=norms)
+            for rows, words, answers in _tiles(products, by_row):
+                row_A, word_A, inside_A = _places(row_T[answers], token_T[answers], rows, words)
                 if products.fused:
-                    logits_RV = products.logits(rows)
-                    scored_A = after(logits_RV[places].to(full))
-                    norm_P[rows] = fused.norms(logits_RV, after.scale, after.cap or 0.0)
+                    logits_RW = products.logits(rows, words)
+                    scored_A = after(logits_RW[row_A, word_A].to(full))
+                    norm_R = fused.norms(logits_RW, after.scale, after.cap or 0.0)
                 else:
-                    logits_RV = after(products.logits(rows).to(full))
-                    scored_A = logits_RV[places]
-                    most_R1 = logits_RV.amax(1, keepdim=True)  # torch's logsumexp would need two more tiles of memory
-                    norm_P[rows] = most_R1[:, 0] + products.minus(logits_RV, most_R1).exp_().sum(1).log()
-                logp_T[answers.to(logp_T.device)] = wide(scored_A) - wide(norm_P[row_T[answers]])
-                del logits_RV  # before the next tile is allocated
+                    logits_RW = after(products.logits(rows, words).to(full))
+                    scored_A = logits_RW[row_A, word_A]
+                    # torch's logsumexp would need two more tiles of memory; minus infinity − minus infinity is nan
+                    most_R1 = logits_RW.amax(1, keepdim=True).clamp_(min=torch.finfo(full).min)
+                    norm_R = most_R1[:, 0] + products.minus(logits_RW, most_R1).exp_().sum(1).to(norms).log()
+                scored_T[answers] = torch.where(inside_A, scored_A, scored_T[answers])
+                norm_P[rows] = torch.logaddexp(norm_P[rows], norm_R.to(norms))
+                del logits_RW  # before the next tile is allocated
+        logp_T = wide(scored_T) - wide(norm_P[row_T])
         ctx.save_for_backward(hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, products.kept_PV)
         ctx.after, ctx.by_row = after, by_row
         return logp_T
@@ -108,29 +117,36 @@ class TiledLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: _Context, grad_T: Tensor) -> tuple[Tensor | None, ...]:
         hidden_PD, weight_VD, bias_V, row_T, token_T, norm_P, kept_PV = ctx.saved_tensors
-        after, by_row, full = ctx.after, ctx.by_row, norm_P.dtype
+        after, by_row, full = ctx.after, ctx.by_row, torch.promote_types(hidden_PD.dtype, torch.float32)
+        norm_P = norm_P.to(full)
         grad_T = grad_T.to(full).to(norm_P.device)
         grad_P = torch.zeros_like(norm_P).index_add_(0, row_T, grad_T)
-        dweight_VD: Tensor | None = None
+        dweight_VD = None
         dbias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
         with Products(hidden_PD, weight_VD, bias_V, kept_PV=kept_PV) as products:
-            dhidden_PD = torch.empty_like(products.hidden_PD) if ctx.needs_input_grad[0] else None
+            summed = torch.promote_types(products.hidden_PD.dtype, torch.float32)
+            dhidden_PD = torch.zeros_like(products.hidden_PD, dtype=summed) if ctx.needs_input_grad[0] else None
+            if ctx.needs_input_grad[1] and products.splits_words:
+                dweight_VD = torch.zeros_like(products.weight_VD, dtype=summed)
             slopes = _FusedSlopes(by_row, row_T, token_T, grad_T) if products.fused else None
-            for rows, answers in _tiles(products, by_row):
-                logits_RV, norms = products.logits(rows), (norm_P[rows], grad_P[rows])
+            for rows, words, answers in _tiles(products, by_row):
+                logits_RW, norms = products.logits(rows, words), (norm_P[rows], grad_P[rows])
                 if slopes is not None:
-                    dlogits_RV = slopes(logits_RV, *norms, rows, after)
+                    dlogits_RW = slopes(logits_RW, *norms, rows, after)
                 else:
-                    places = (row_T[answers] - rows.start, token_T[answers], grad_T[answers])
-                    dlogits_RV = _slopes(products, after(logits_RV.to(full)), *norms, *places, after)
+                    row_A, word_A, inside_A = _places(row_T[answers], token_T[answers], rows, words)
+                    places = (row_A, word_A, grad_T[answers] * inside_A)
+                    dlogits_RW = _slopes(products, after(logits_RW.to(full)), *norms, *places, after)
                 if dbias_V is not None:
-                    dbias_V += dlogits_RV.sum(0, dtype=full)
-                dlogits_RV = dlogits_RV.to(products.hidden_PD.dtype)
+                    dbias_V[words] += dlogits_RW.sum(0, dtype=full)
+                dlogits_RW = dlogits_RW.to(products.hidden_PD.dtype)
                 if dhidden_PD is not None:
-                    torch.mm(dlogits_RV, products.weight_VD, out=dhidden_PD[rows])
+                    products.add_product(dhidden_PD[rows], dlogits_RW, products.weight_VD[words])
                 if ctx.needs_input_grad[1]:
-                    dweight_VD = products.add_product(dweight_VD, dlogits_RV.T, products.hidden_PD[rows])
-                del logits_RV, dlogits_RV
+                    total_WD = None if dweight_VD is None else dweight_VD[words]
+                    total_WD = products.add_product(total_WD, dlogits_RW.T, products.hidden_PD[rows])
+                    dweight_VD = total_WD if dweight_VD is None else dweight_VD
+                del logits_RW, dlogits_RW
         dhidden_PD = None if dhidden_PD is None else dhidden_PD.to(hidden_PD.dtype)
         dweights = (None if d is None else d.to(weight_VD.dtype) for d in (dweight_VD, dbias_V))
         return dhidden_PD, *dweights, None, None, None, None, None
@@ -138,29 +154,29 @@ class TiledLogps(torch.autograd.Function):
 
 def _slopes(
     products: Products,
-    logits_RV: Tensor,
+    logits_RW: Tensor,
     norm_R: Tensor,
     grad_R: Tensor,
     row_A: Tensor,
-    token_A: Tensor,
+    word_A: Tensor,
     grad_A: Tensor,
     after: After,
 ) -> Tensor:
-    """Returns the gradient [R, V] of a loss with respect to a tile's logits before the transform `after`.
+    """Returns the gradient [R, W] of a loss with respect to a tile's logits before the transform `after`.
 
     Args:
-        logits_RV: the tile's logits after the transform; they are overwritten, unless they are stored in `products`.
+        logits_RW: the tile's logits after the transform; they are overwritten, unless they are stored in `products`.
         norm_R: log-sum-exp of each row.
         grad_R: sum of the gradients of the log-probs that each row scores.
-        row_A, token_A, grad_A: row, id and gradient of the log-prob of each answer token scored in the tile.
+        row_A, word_A, grad_A: row, id and gradient of the log-prob of each answer token scored in the tile.
     """
-    slope_RV = None if after.cap is None else 1 - (logits_RV / after.cap).square()  # of cap · tanh(z / cap)
+    slope_RW = None if after.cap is None else 1 - (logits_RW / after.cap).square()  # of cap · tanh(z / cap)
     # −softmax weighted by each position's gradient, plus each answer token's gradient at its own logit
-    dlogits_RV = products.minus(logits_RV, norm_R[:, None]).exp_().mul_(-grad_R[:, None])
-    dlogits_RV.index_put_((row_A, token_A), grad_A, accumulate=True)
-    if slope_RV is not None:
-        dlogits_RV.mul_(slope_RV)
-    return dlogits_RV if after.scale == 1.0 else dlogits_RV.mul_(after.scale)
+    dlogits_RW = products.minus(logits_RW, norm_R[:, None]).exp_().mul_(-grad_R[:, None])
+    dlogits_RW.index_put_((row_A, word_A), grad_A, accumulate=True)
+    if slope_RW is not None:
+        dlogits_RW.mul_(slope_RW)
+    return dlogits_RW if after.scale == 1.0 else dlogits_RW.mul_(after.scale)
 
 
 class _FusedSlopes:
@@ -181,9 +197,9 @@ class _FusedSlopes:
 
 
 class Products:
-    """Computes the head's logits tile by tile, some rows at a time; its `with` block switches autocast off.
+    """Computes the head's logits tile by tile; its `with` block switches autocast off.
 
-    Axes: P scored positions, V vocabulary, D hidden size.
+    Axes: P scored positions, R of them in a tile, V vocabulary, W words in a tile, D hidden size.
 
     Args:
         keep: store the logits of all tiles in `kept_PV`.
@@ -192,6 +208,7 @@ class Products:
     Attributes:
         hidden_PD, weight_VD, bias_V: operands in the dtype of the products.
         kept_PV: the stored logits, before any transform; None if they are not stored.
+        splits_words: True if a tile is some words of many positions, False if it is all words of some positions.
         fused: True if the kernels of `fused.py` do the elementwise passes over logits, False if torch does.
     """
 
@@ -209,9 +226,10 @@ class Products:
         self.bias_V = None if bias_V is None else _cast(bias_V, dtype)
         self._given, shape = kept_PV is not None, (len(hidden_PD), len(weight_VD))
         self.kept_PV = self.hidden_PD.new_empty(shape) if keep else kept_PV
-        self._spare_RV: Tensor | None = None  # memory of one tile, allocated once: fresh pages cost as much as a pass
+        self._spare_N: Tensor | None = None  # memory of one tile, allocated once: fresh pages cost as much as a pass
         kind = hidden_PD.device.type
         self.fused = serves(hidden_PD.device, dtype)
+        self.splits_words = _kind(kind) == "cpu" and not self.fused
         mixed = torch.amp.is_autocast_available(kind)
         self._no_autocast: Any = torch.autocast(kind, enabled=False) if mixed else nullcontext()
 
@@ -222,14 +240,15 @@ class Products:
     def __exit__(self, *error: object) -> None:
         self._no_autocast.__exit__(*error)
 
-    def logits(self, rows: slice) -> Tensor:
-        """Returns the logits [R, V] of a tile of R rows, before any transform; the next call may overwrite them."""
+    def logits(self, rows: slice, words: slice = slice(None)) -> Tensor:
+        """Returns the logits [R, W] of a tile, before any transform; the next call may overwrite them."""
         if self._given and self.kept_PV is not None:
-            return self.kept_PV[rows]
-        out_RV = self._spare(rows) if self.kept_PV is None else self.kept_PV[rows]
+            return self.kept_PV[rows, words]
+        hidden_RD, weight_WD = self.hidden_PD[rows], self.weight_VD[words]
+        out_RW = self._spare(len(hidden_RD), len(weight_WD)) if self.kept_PV is None else self.kept_PV[rows, words]
         if self.bias_V is None:
-            return torch.mm(self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
-        return torch.addmm(self.bias_V, self.hidden_PD[rows], self.weight_VD.T, out=out_RV)
+            return torch.mm(hidden_RD, weight_WD.T, out=out_RW)
+        return torch.addmm(self.bias_V[words], hidden_RD, weight_WD.T, out=out_RW)
 
     def add_product(self, total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
         """Adds the product of two matrices to `total` in place and returns it; for None returns the product.
@@ -242,17 +261,16 @@ class Products:
         product = product.to(torch.promote_types(left.dtype, torch.float32))
         return product if total is None else total.add_(product)
 
-    def minus(self, logits_RV: Tensor, value_R1: Tensor) -> Tensor:
+    def minus(self, logits_RW: Tensor, value_R1: Tensor) -> Tensor:
         """Subtracts `value_R1` from a tile's logits and returns them; in place, unless they lie in `kept_PV`."""
-        if self.kept_PV is None or logits_RV.untyped_storage()._cdata != self.kept_PV.untyped_storage()._cdata:
-            return logits_RV.sub_(value_R1)
-        return torch.sub(logits_RV, value_R1, out=self._spare(slice(0, len(logits_RV))))
+        if self.kept_PV is None or logits_RW.untyped_storage()._cdata != self.kept_PV.untyped_storage()._cdata:
+            return logits_RW.sub_(value_R1)
+        return torch.sub(logits_RW, value_R1, out=self._spare(*logits_RW.shape))
 
-    def _spare(self, rows: slice) -> Tensor:
-        count = rows.stop - rows.start
-        if self._spare_RV is None:
-            self._spare_RV = self.hidden_PD.new_empty(count, len(self.weight_VD))  # the first tile is the largest
-        return self._spare_RV[:count]
+    def _spare(self, rows: int, words: int) -> Tensor:
+        if self._spare_N is None:
+            self._spare_N = self.hidden_PD.new_empty(rows * words)  # the first tile is the largest
+        return self._spare_N[: rows * words].view(rows, words)
 
 
 class Card(NamedTuple):
@@ -342,17 +360,33 @@ def sorted_by_row(row_T: Tensor) -> ByRow:
     return ByRow(order_T, row_T[order_T].numpy(force=True))
 
 
-def _tiles(products: Products, by_row: ByRow) -> Iterator[tuple[slice, Tensor]]:
-    """Cuts the scored positions into tiles; yields the slice of each with the indices of the answer tokens in it.
+def _tiles(products: Products, by_row: ByRow) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Cuts the logits into tiles; yields the rows and the words of each, and the answer tokens scored at its rows.
 
     If the logits are stored and kernels read them, all positions are one tile: no float32 copy has to be small.
     """
-    positions, words = len(products.hidden_PD), len(products.weight_VD)
-    rows = max(1, TILE.get(_kind(products.hidden_PD.device.type), TILE_ELSEWHERE) // words)
-    if products.fused and products.kept_PV is not None:
+    positions, vocabulary = len(products.hidden_PD), len(products.weight_VD)
+    size = TILE.get(_kind(products.hidden_PD.device.type), TILE_ELSEWHERE)
+    rows, words = max(1, size // vocabulary), vocabulary
+    if products.splits_words:
+        rows = min(positions, MOST_ROWS)
+        words = max(1, size // max(1, rows))
+    elif products.fused and products.kept_PV is not None:
         rows = positions
     first = 0
     for start in range(0, positions, rows):
         last = int(np.searchsorted(by_row.sorted_T, start + rows))
-        yield slice(start, min(start + rows, positions)), by_row.order_T[first:last]
+        here = slice(start, min(start + rows, positions))
+        for word in range(0, vocabulary, words):
+            yield here, slice(word, min(word + words, vocabulary)), by_row.order_T[first:last]
         first = last
+
+
+def _places(row_A: Tensor, token_A: Tensor, rows: slice, words: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column in a tile of each answer token scored at its rows, and whether its word is one of the tile's.
+
+    Columns of other words are those of a word in the tile: to select the tokens would wait for the device.
+    """
+    column_A = token_A - words.start
+    word_A = column_A.clamp(0, words.stop - words.start - 1)
+    return row_A - rows.start, word_A, column_A == word_A

@@ -62,7 +62,9 @@ def problem(dtype: torch.dtype, *, bias: bool) -> tuple[list[Tensor | None], Ten
 def test_tiles_are_a_softmax_over_everything(
     after: After, bias: bool, keep: bool, dtype: torch.dtype, near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles_module, "TILE", {"cpu": 4 * WORDS})  # 23 positions: five tiles and a rest
+    # 23 positions in two blocks of rows and a rest; several tiles of words and a rest in each
+    monkeypatch.setattr(tiles_module, "TILE", {"cpu": 4 * WORDS})
+    monkeypatch.setattr(tiles_module, "MOST_ROWS", 9)
     leaves, row_T, token_T, weights_T = problem(dtype, bias=bias)
     product = product_dtype(dtype, "cpu")
     operands = [None if leaf is None else leaf.to(product) for leaf in leaves]
