@@ -124,11 +124,12 @@ def test_the_base_of_an_adapter_that_moved_is_named(
 
 def test_rounds_read_their_prompts_before_the_offline_training(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"question": "1+1="}\n')
+    (tmp_path / "d.jsonl").write_text('{"prompt": "1+1=", "chosen": "2", "rejected": "3"}\n')
     words = [
         "--model_name_or_path",
         str(tmp_path / "no-model"),
         "--dataset_name",
-        "d",
+        str(tmp_path / "d.jsonl"),
         "--output_dir",
         str(tmp_path / "o"),
     ]
