@@ -17,8 +17,9 @@ demo: .venv/core ## the method on a generated task, offline, on a CPU, in minute
 docs: .venv/docs ## the documentation as a website in build/site, without access to a network; a warning is an error
 	$(OFFLINE) $(BIN)/python docs/site/build.py build/site
 
+# Compiled files are kept, whatever the environment says: tests start some hundred processes, which save a second each.
 test: .venv/core ## every test but the long sweeps
-	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations 10 -m 'not sweep and not faults and not families'
+	$(OFFLINE) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations 10 -m 'not sweep and not faults and not families'
 
 faults: .venv/core ## a run killed at every write of its saves, and other ways to die
 	$(OFFLINE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not sweep' tests/faults
