@@ -23,19 +23,18 @@ def main(argv: list[str]) -> int:
     """
     from srpo.judge.load import judge_from
     from srpo.judge.settings import JudgeSettings
-    from srpo.rounds.plan import RoundsArguments, expect_usable_pictures
+    from srpo.rounds.plan import RoundsArguments
 
     settings, (plan, judge) = parse_training("rounds", DESCRIPTION, argv, RoundsArguments, JudgeSettings)
     quiet_transformers()
 
-    from srpo.data.read import read_prompts
     from srpo.rounds.run import run_rounds
+    from srpo.rounds.sources import RoundsSources
     from srpo.signals import signals
     from srpo.train.run import train_with
 
     # The offline training comes first, and would be hours lost on a mistake in these files.
-    for file in filter(None, (plan.sample_prompts or settings.get("dataset_name"), plan.validation_prompts)):
-        expect_usable_pictures(read_prompts(str(file)), judge.judge or "")
+    RoundsSources.of(settings, plan).expect_usable(judge.judge or "", offline=plan.offline_share > 0)
     try:
         with signals.heard():
             done = run_rounds(str(settings["output_dir"]), settings, plan, judge_from(judge), train_with)

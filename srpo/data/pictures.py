@@ -39,10 +39,12 @@ def pictures_of(prompt: Prompt) -> tuple[Picture, ...]:
     return prompt.pictures if isinstance(prompt, PicturedPrompt) else ()
 
 
-def refuse_pictures(prompt: Prompt, who: str) -> None:
-    """Raises DataError if a prompt, also one from a trail, has pictures; the error says that `who` cannot see them."""
+def refuse_pictures(prompt: Prompt, who: str, where: str = "") -> None:
+    """Raises DataError if a prompt, also one from a trail, has pictures that `who` cannot see; `where` is its place."""
     if not isinstance(prompt, str) and any(message.get(RECORD) for message in prompt):
-        raise DataError(f"the prompt has pictures, and {who} is not shown pictures", fix="leave such prompts out")
+        raise DataError(
+            f"the prompt has pictures, and {who} is not shown pictures", where=where, fix="leave such prompts out"
+        )
 
 
 def with_pictures(prompt: Prompt, pictures: tuple[Picture, ...], answers: Iterable[str] = ()) -> Prompt:

@@ -98,15 +98,15 @@ class ScoreJudge:
             yield prefer_higher(pair, first, second)
 
 
-def expect_judge_sees(name: str, prompts: Iterable[Prompt]) -> None:
-    """Checks that the judge `name` sees all of the prompts, or reads answers alone.
+def expect_judge_sees(name: str, prompts: Iterable[Prompt], where: str = "") -> None:
+    """Checks that the judge `name` sees all of the prompts, or reads answers alone; `where` is their place in errors.
 
     Raises:
         DataError: a language model or a reward model would judge a prompt without its pictures.
     """
     if name == LLM or name.startswith(REWARD):
         for prompt in prompts:
-            refuse_pictures(prompt, f"judge {name}")
+            refuse_pictures(prompt, f"judge {name}", where)
 
 
 def load_pair_judge(name: str, llm: LLMSettings | None = None) -> PairJudge:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from srpo.data.pictures import pictures_of
-from srpo.data.read import PromptRow
 from srpo.errors import ConfigError
-from srpo.judge.load import expect_judge_sees
 from srpo.rounds.candidates import CHOICES, KINDS, kinds_of
 from srpo.settings import expect_valid, setting, shared
 
@@ -91,21 +87,3 @@ class RoundsArguments:
         if self.round_learning_rate is not None:
             changed["learning_rate"] = self.round_learning_rate
         return {**settings, **changed}
-
-
-def expect_usable_pictures(rows: Sequence[PromptRow], judge: str) -> None:
-    """Checks that rounds can label prompts with pictures and train on them, before anything is trained.
-
-    Args:
-        rows: prompts of sampling or validation.
-        judge: name of the judge.
-
-    Raises:
-        ConfigError: a picture is not a file; trails keep its hash alone, so no pair could show it.
-        DataError: the judge reads prompts, and is not shown pictures.
-    """
-    expect_judge_sees(judge, [row.prompt for row in rows])
-    for row in rows:
-        if any(picture.data is not None for picture in pictures_of(row.prompt)):
-            fix = "save the pictures and give their paths"
-            raise ConfigError("a picture without a file, which pairs of rounds cannot show", where=row.where, fix=fix)

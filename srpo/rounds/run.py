@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from srpo.data.read import Pair, read_pairs
+from srpo.data.read import Pair
 from srpo.disk import writable_folder, write_file
 from srpo.errors import ConfigError, DataError
 from srpo.judge.verdict import AnswerPair, PairJudge
@@ -37,8 +37,11 @@ from srpo.revise.trail_files import read_trails, revise_file
 from srpo.rounds.label import LabelSettings, label_file, read_counts, rows_as_lines
 from srpo.rounds.plan import RoundsArguments
 from srpo.rounds.sample import sample_file
+from srpo.rounds.sources import RoundsSources
 
 ROUNDS_FILE, SETTINGS_FILE, VERDICTS_FILE = "rounds.json", "rounds.settings.json", "verdicts.jsonl"
+# Settings of the files that rounds write, whose columns have srpo's names.
+OWN_ROWS = {"map": None, "dataset_config": None, "dataset_train_split": "train"}
 MAY_CHANGE = ("rounds", "patience")  # settings that may differ when a run continues
 VALIDATION_SEED = 1_000_003
 log = logging.getLogger("srpo")
@@ -130,6 +133,7 @@ class _Rounds:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], plan: RoundsArguments, judge: PairJudge) -> None:
         self.folder, self.settings, self.plan = folder, settings, plan
+        self.sources = RoundsSources.of(settings, plan)
         self.judge = CachingJudge(judge, folder / VERDICTS_FILE)
         _expect_same(folder / SETTINGS_FILE, {**settings, **asdict(plan), "judge": self.judge.identity})
 
@@ -171,6 +175,7 @@ class _Stages:
                 **self.plan.training(dict(settings)),
                 **changed,
                 "model_name_or_path": self.rounds.model_after(self.number - 1),
+                **OWN_ROWS,
                 "dataset_name": str(self._mixed_pairs()),
                 "seed": int(settings.get("seed", 42)) + self.number,
                 "use_peft": False,  # an existing adapter is trained further
@@ -196,10 +201,11 @@ class _Stages:
             "sample",
             lambda: sample_file(
                 lambda: self.rounds.reviser(model, reference),
-                plan.sample_prompts or str(self.rounds.settings["dataset_name"]),
+                self.rounds.sources.sampling,
                 str(target),
                 settings,
                 samples=plan.samples_per_prompt,
+                bad_rows=self.rounds.sources.bad_rows,
                 made_with={"model": model, **({"reference": reference} if reference else {})},
             ),
         )
@@ -225,7 +231,7 @@ class _Stages:
         pairs, share = self.folder / "pairs.jsonl", self.plan.offline_share
         if not share:
             return pairs
-        offline = read_pairs(str(self.rounds.settings["dataset_name"]))
+        offline = self.rounds.sources.offline_pairs()
         drawn = sorted(offline, key=lambda pair: _lot(pair, self.number))[
             : round(self.round.pairs * share / (1 - share))
         ]
@@ -240,11 +246,12 @@ class _Stages:
         settings = RevisionSettings(
             plan.validation_revisions, plan.sample_temperature, VALIDATION_SEED, plan.sample_max_new_tokens
         )
-        made_with = {"model": model}
-        prompts = str(plan.validation_prompts)
-        revise_file(lambda: self.rounds.reviser(model), prompts, str(target), settings, made_with=made_with)
-        trails = read_trails(target, gold_key=None)
-        rivals = read_trails(self.rounds.folder / "round0" / "validation.jsonl", gold_key=None)
+        prompts, bad_rows = self.rounds.sources.validation, self.rounds.sources.bad_rows
+        assert prompts is not None, "validates without prompts"
+        make, made_with = partial(self.rounds.reviser, model), {"model": model}
+        revise_file(make, prompts, str(target), settings, bad_rows=bad_rows, made_with=made_with)
+        first = self.rounds.folder / "round0" / "validation.jsonl"
+        trails, rivals = (read_trails(file, gold_key=None, failed=True) for file in (target, first))
         self.round.tokens += _tokens(trails)
         duels = [_duels(trails, rivals, k, plan.gold_key) for k in range(plan.validation_revisions + 1)]
         self._announce("validation", itertools.chain(*duels))
@@ -266,10 +273,14 @@ class _Stages:
 
 
 def _duels(trails: list[Trail], rivals: list[Trail], k: int, gold_key: str) -> list[AnswerPair]:
-    """Pairs of each trail's newest kept answer after `k` revisions and the draft of the same prompt in `rivals`."""
+    """Pairs of each trail's newest kept answer after `k` revisions and the draft of the same prompt in `rivals`.
+
+    Prompts with a failed trail on either side are left out.
+    """
     return [
         AnswerPair(trail.prompt, trail.after(k).text, rival.answers[0].text, trail.meta.get(gold_key))
         for trail, rival in zip(trails, rivals, strict=True)
+        if not (trail.failed or rival.failed)
     ]
 
 

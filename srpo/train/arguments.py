@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from srpo.data.source import Source, columns_of
 from srpo.settings import expect_known, expect_valid, options, setting, shared
 from srpo.settings_file import read_settings as read_file
 from srpo.train.config import DATA, EVALUATION, MODEL, PRESETS, REFERENCE, RUN, SRPOConfig
@@ -80,6 +81,11 @@ class DataArguments:
     eval_dataset_name: str | None = shared("eval_dataset_name", group=DATA)
     map: str | None = shared("map", group=DATA)
     rankings: str = shared("rankings", group=DATA)
+
+    def source(self) -> Source:
+        """Returns the source of the training pairs."""
+        name, columns = str(self.dataset_name), columns_of(self.map)
+        return Source(name, columns, self.rankings, self.dataset_train_split, self.dataset_config)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,7 +142,7 @@ def _trainer(
         options["base_model"] = model.base_model
     options |= quantisation(model, dtype, config.device.type)
     config.model_init_kwargs = {**options, **config.loading_options()}
-    rows = _source(data, str(data.dataset_name), data.dataset_train_split)
+    rows = data.source()
     test_rows = _test_source(config, data)
     if config.eval_strategy != "no" and test_rows is None:
         fix = "add `--eval_dataset_name …`, or leave eval_strategy out"
@@ -192,14 +192,10 @@ def _write_rejected(folder: Path, sources: Iterable[tuple[Source | None, TreeDat
         file.unlink(missing_ok=True)
 
 
-def _source(data: DataArguments, name: str, split: str) -> Source:
-    return Source(name, columns_of(data.map), data.rankings, split, data.dataset_config)
-
-
 def _test_source(config: SRPOConfig, data: DataArguments) -> Source | None:
     """Source of evaluation pairs: `eval_dataset_name`, otherwise the test split of a training set with splits."""
     if data.eval_dataset_name:
         how = (columns_of(data.map), data.rankings, data.dataset_test_split, data.dataset_config)
         return evaluation_source(data.eval_dataset_name, *how)
-    source = _source(data, str(data.dataset_name), data.dataset_test_split)
+    source = replace(data.source(), split=data.dataset_test_split)
     return source if config.eval_strategy != "no" and source.has_splits else None

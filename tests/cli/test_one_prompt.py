@@ -136,5 +136,9 @@ def test_rounds_read_their_prompts_before_the_offline_training(tmp_path: Path) -
     for flag in ("--sample_prompts", "--validation_prompts"):
         with pytest.raises(DataError, match=r"p\.jsonl"):
             run(["rounds", *words, "--judge", "numeric", flag, str(tmp_path / "p.jsonl")])
-    with pytest.raises(InputError, match="no-model"):  # control: without these files the training begins
-        run(["rounds", *words, "--judge", "numeric"])
+    (tmp_path / "d.jsonl").write_text('{"question": "1+1=", "chosen": "2", "rejected": "3"}\n{"question": 5}\n')
+    mapped = [*words, "--judge", "numeric", "--map", "prompt=question", "--sample_prompts", str(tmp_path / "p.jsonl")]
+    with pytest.raises(InputError, match="no-model"):  # control: once the files can be read, the training begins
+        run(["rounds", *mapped, "--bad_rows", "skip", "--validation_prompts", str(tmp_path / "d.jsonl")])
+    with pytest.raises(DataError, match=r"d\.jsonl:2: .*number"):
+        run(["rounds", *mapped, "--validation_prompts", str(tmp_path / "d.jsonl")])

@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 
 from srpo import read_pairs
-from srpo.data.read import read_prompts
-from srpo.errors import ConfigError, DataError
+from srpo.errors import ConfigError, DataError, UsageError
 from srpo.judge.single import per_character
 from srpo.judge.verdict import AnswerPair, Verdict
+from srpo.revise.trail import IMPOSSIBLE, Answer, Trail
 from srpo.revise.trail_files import read_trails
 from srpo.rounds.candidates import Candidate, find
-from srpo.rounds.plan import RoundsArguments, expect_usable_pictures
-from srpo.rounds.run import SETTINGS_FILE, Round, _expect_same, run_rounds
+from srpo.rounds.plan import RoundsArguments
+from srpo.rounds.run import SETTINGS_FILE, Round, _duels, _expect_same, run_rounds
+from srpo.rounds.sources import RoundsSources
 from srpo.tasks.carry import TEMPLATE, BaseConfig, carry_tokenizer, sums, untrained_base, write_rows
 from srpo.train.run import train_with
+from tests.data.test_pictures import url
+from tests.sequences.pictured import png
 
 
 class RightDigits:
@@ -166,17 +169,40 @@ def test_no_comparison_is_judged_twice(ran: tuple[Path, list[Round], RightDigits
     assert len(judge.asked) == len(set(judge.asked)) > 60
 
 
-def test_offline_pairs_are_mixed_in_at_their_share(files: Path) -> None:
-    out = files / "mixed"
-    done = run_rounds(
-        str(out),
-        settings(files),
-        plan(files, rounds=1, offline_share=0.5, validation_prompts=None),
-        RightDigits(),
-        train_with,
-    )
+def test_offline_pairs_are_mixed_in_and_all_files_follow_map_and_bad_rows(files: Path) -> None:
+    """The rows of each file have other columns and one is unusable; the rounds' own pairs have srpo's columns."""
+    out, paths = files / "mixed", {}
+    for name in ("pairs", "prompts"):
+        rows = [json.loads(line) for line in (files / f"{name}.jsonl").read_text().splitlines()]
+        renamed = [{"question": row.pop("prompt"), "good": row.pop("chosen", ""), **row} for row in rows]
+        paths[name] = files / f"mapped-{name}.jsonl"
+        write_rows(paths[name], [{"question": 5, "good": "x", "rejected": "y"}, *renamed])
+    mapped = {"dataset_name": str(paths["pairs"]), "map": "prompt=question,chosen=good", "bad_rows": "skip"}
+    wanted = plan(files, rounds=1, offline_share=0.5, sample_prompts=str(paths["prompts"]), validation_prompts=None)
+    done = run_rounds(str(out), settings(files) | mapped, wanted, RightDigits(), train_with)
     assert done[1].offline == done[1].pairs
     assert len(read_pairs(out / "round1" / "mixed.jsonl")) == 2 * done[1].pairs
+    assert len(read_trails(out / "round1" / "trails.jsonl")) == 2 * 20
+
+
+def test_settings_that_rounds_could_not_follow_are_refused(files: Path) -> None:
+    for changed, words in (
+        ({"eval_strategy": "steps"}, "eval_strategy: the pairs of rounds have no test split"),
+        ({"eval_dataset_name": "e.jsonl", "map": "prompt=q"}, "map: rounds would read eval_dataset_name without it"),
+        ({"eval_dataset_name": "some/set", "dataset_config": "c"}, "dataset_config: rounds would read"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            RoundsSources.of(settings(files) | changed, plan(files))
+    for usable in ({"eval_dataset_name": "e.jsonl", "dataset_config": "c"}, {"eval_dataset_name": "some/set"}):
+        RoundsSources.of(settings(files) | usable, plan(files))
+    with pytest.raises(UsageError, match="no dataset_name"):
+        RoundsSources.of({}, plan(files))
+
+
+def test_failed_trails_of_validation_are_not_compared() -> None:
+    answers = [Answer("1", 1), Answer("2", 1)]
+    whole, failed = Trail("a", answers, "revisions"), Trail("b", answers, f"{IMPOSSIBLE}no room")
+    assert [each.prompt for each in _duels([whole, failed, whole], [whole, whole, failed], 1, "gold")] == ["a"]
 
 
 def test_uncertain_comparisons_are_labelled_first(files: Path) -> None:
@@ -288,15 +314,26 @@ def test_damaged_settings_of_rounds_are_named(content: str, tmp_path: Path) -> N
 
 
 def test_pictures_of_rounds_are_files_and_judged_by_their_answers(tmp_path: Path) -> None:
-    from tests.sequences.pictured import png
-
     (tmp_path / "a.png").write_bytes(png())
-    row = {"prompt": "What?", "gold": "red"}
-    files, held = (read_prompts([{**row, "image": image}]) for image in (str(tmp_path / "a.png"), png()))
-    expect_usable_pictures(files, "exact_match")
-    with pytest.raises(ConfigError, match="row 1: a picture without a file"):
-        expect_usable_pictures(held, "exact_match")
-    for name in ("llm", "reward:none"):
-        with pytest.raises(DataError, match=f"judge {name} is not shown pictures"):
-            expect_usable_pictures(files, name)
-        expect_usable_pictures(read_prompts([row]), name)
+    paths = {}
+    for name, image in (("file", "a.png"), ("held", url(png())), ("text", None)):
+        row = {"prompt": "What?", "image": image, "gold": "red", "chosen": "red", "rejected": "blue"}
+        paths[name] = str(tmp_path / f"{name}.jsonl")
+        write_rows(Path(paths[name]), [{**row, "image": None}, row])
+
+    def check(judge: str, dataset: str, sampling: str | None, validation: str | None, offline_share: float = 0) -> None:
+        prompts = {"sample_prompts": sampling, "validation_prompts": validation}
+        files = {name: paths[each] for name, each in prompts.items() if each}
+        made = RoundsSources.of({"dataset_name": paths[dataset]}, RoundsArguments(**files))
+        made.expect_usable(judge, offline=offline_share > 0)
+
+    check("exact_match", "file", None, "held")  # nothing is trained on validation prompts
+    check("exact_match", "held", "file", None)
+    check("llm", "file", "text", "text", 0.5)  # no judge is asked about offline pairs
+    for used in (("held", None, None), ("file", "held", None), ("held", "text", None, 0.5)):
+        with pytest.raises(ConfigError, match=r"held\.jsonl:2: a picture without a file"):
+            check("exact_match", *used)
+    for judge in ("llm", "reward:none"):
+        for used in (("file", None, None), ("text", None, "file")):
+            with pytest.raises(DataError, match=rf"file\.jsonl:2: .* judge {judge} is not shown pictures"):
+                check(judge, *used)
