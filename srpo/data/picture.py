@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 MOST_BYTES = 2**26  # of an encoded picture
 MOST_PIXELS = 2**26  # 8,192 × 8,192; decoded, some 200 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow runs other programs for some of its other formats
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
-_DATA = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w=.-]+)*;base64,", re.ASCII)
+_DATA = re.compile(r"\s*data:(?:image/[\w.+-]+)?(?:;[\w=.-]+)*;base64,", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def picture_of(
         value = path or None
         if value is None:
             raise Unusable(f"{key!r} is an object without bytes or a path; want a picture")
-    if isinstance(value, str) and value.startswith("data:"):
+    if isinstance(value, str) and value.lstrip()[:5].lower() == "data:":
         return _checked(_decoded(value, key), key, "", most_pixels)
     if isinstance(value, str) and _URL.match(value):
         raise Unusable(f"{key!r} is a URL, and pictures are not downloaded; save the picture and give its path")
@@ -113,7 +113,7 @@ def _at(value: str | Path, key: str, folder: Path | None) -> Picture:
     try:
         if not path.is_file():
             problem = "no file" if not path.exists() else "not a file"
-            raise Unusable(f"{key!r}: {problem}: {path}")
+            raise Unusable(f"{key!r}: {problem}: {str(path)[:200]}")
         if path.stat().st_size > MOST_BYTES:
             raise Unusable(f"{key!r} is a file of {path.stat().st_size} bytes; want at most {MOST_BYTES}")
         data = path.read_bytes()
@@ -149,6 +149,8 @@ def _encoded(image: Any, key: str) -> Picture:
         raise Unusable(f"{key!r} is animated: {image.n_frames} frames; want one picture")
     if image.mode not in MODES:
         raise Unusable(f"{key!r} has pixels of mode {image.mode}; want 8 bits a channel")
+    if deep := _deep(image):
+        raise Unusable(f"{key!r} has pixels of mode {deep}; want 8 bits a channel")
     from PIL import ImageOps
 
     held = io.BytesIO()
@@ -159,6 +161,16 @@ def _encoded(image: Any, key: str) -> Picture:
     except _BROKEN as error:
         raise Unusable(f"{key!r} is torn: {error}") from None
     return _checked(held.getvalue(), key, "")
+
+
+def _deep(image: Any) -> str:
+    """The mode of encoded pixels with 16 bits of a colour, which Pillow cuts to 8; "" for other pictures.
+
+    Only a picture that is not decoded yet has it. A BMP packs the three colours of `BGR;16` into 16 bits.
+    """
+    found = [tile[3] for tile in getattr(image, "tile", None) or ()]
+    modes = [str(each[0] if isinstance(each, tuple) and each else each) for each in found]
+    return next((mode for mode in modes if ";16" in mode and mode != "BGR;16"), "")
 
 
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
@@ -175,22 +187,21 @@ def _checked(data: bytes, key: str, path: str, most_pixels: int = MOST_PIXELS) -
         raise Unusable(f"{name} is empty; want a picture")
     if len(data) > MOST_BYTES:
         raise Unusable(f"{name} is {len(data)} bytes; want at most {MOST_BYTES}")
+    # Pillow warns of its own bound on pixels and of damaged EXIF entries. `catch_warnings` would swap the filters of
+    # the whole process, also for other threads; the server decodes on a second one.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own, lower bound on pixels, and damaged EXIF entries
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                wide, high = image.size
-                if wide * high > most_pixels:
-                    raise Unusable(f"{name} is {wide} × {high} pixels; want at most {most_pixels} in all")
-                if (frames := getattr(image, "n_frames", 1)) > 1:
-                    raise Unusable(f"{name} is animated: {frames} frames; want one picture")
-                # Pillow drops the lower half of 16 bits of colour; only the mode of the encoded pixels shows it.
-                deep = [str(tile[3]) for tile in image.tile if ";16" in str(tile[3])]
-                if image.mode not in MODES or deep:
-                    mode = image.mode if image.mode not in MODES else deep[0]
-                    raise Unusable(f"{name} has pixels of mode {mode}; want 8 bits a channel")
-                image.load()
-                ImageOps.exif_transpose(image)  # reads the EXIF entry, which may be damaged
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            wide, high = image.size
+            if wide * high > most_pixels:
+                raise Unusable(f"{name} is {wide} × {high} pixels; want at most {most_pixels} in all")
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise Unusable(f"{name} is animated: {frames} frames; want one picture")
+            deep = _deep(image) if image.mode in MODES else image.mode
+            if deep:
+                raise Unusable(f"{name} has pixels of mode {deep}; want 8 bits a channel")
+            image.load()
+            ImageOps.exif_transpose(image)  # reads the EXIF entry, which may be damaged
     except UnidentifiedImageError:
         raise Unusable(f"{name} is not a picture in {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:

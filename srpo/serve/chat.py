@@ -120,17 +120,26 @@ class Chat:
         prompt: Prompt = text
         if self.system:
             prompt = [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
-        row = PromptRow(prompt, "", {})
-        if self.pictures:
-            [row] = read_prompts([{"prompt": prompt, "images": self.pictures}])
-            prompt = row.prompt
-        self.reviser.renderer.expect_shown(row)
-        expect_sent([row], self.reviser.engine)
-        self.pictures = []
-        first = key_of(prompt, 0)
-        self.chain = Chain(row, key_of(prompt, self._seen[first]), self.policy, self.revisions, self.select)
+        pictures, self.pictures = self.pictures, []  # also if the prompt is refused, or it would refuse the next one
+        try:
+            row = self._row(prompt, pictures)
+        except SRPOError:
+            if pictures:
+                self.console.print("  pictures of the next prompt: 0", style="dim")
+            raise
+        first = key_of(row.prompt, 0)
+        self.chain = Chain(row, key_of(row.prompt, self._seen[first]), self.policy, self.revisions, self.select)
         self._seen[first] += 1
         self._draw(self.chain)
+
+    def _row(self, prompt: Prompt, pictures: list[Picture]) -> PromptRow:
+        """A prompt with its pictures; raises SRPOError if the model cannot be shown it."""
+        row = PromptRow(prompt, "", {})
+        if pictures:
+            [row] = read_prompts([{"prompt": prompt, "images": pictures}])
+        self.reviser.renderer.expect_shown(row)
+        expect_sent([row], self.reviser.engine)
+        return row
 
     # ------------------------------------------------------------------ drawing
 
@@ -190,9 +199,12 @@ class Chat:
 
     def _picture(self, rest: str) -> None:
         try:
-            self.pictures = [*self.pictures, picture_of(Path(rest).expanduser(), "picture")] if rest else []
-        except Unusable as problem:
+            pictures = [*self.pictures, picture_of(Path(rest).expanduser(), "picture")] if rest else []
+        except (Unusable, RuntimeError) as problem:  # RuntimeError: the home folder of ~name is unknown
             raise DataError(str(problem), where="/picture") from None
+        if pictures:
+            self._row("?", pictures)  # refused here if the model sees no pictures
+        self.pictures = pictures
         self.console.print(f"  pictures of the next prompt: {len(self.pictures)}", style="dim")
 
     def _undo(self, _: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from srpo.data.picture import picture_of
 from srpo.data.pictures import PICTURE, PicturedPrompt, pictures_of
 from srpo.data.read import Pair, Reject, Stream, read_pairs, read_prompts
 from srpo.data.rejected import rejected_lines
+from srpo.data.values import Unusable
 from srpo.errors import DataError, InputError
 from tests.sequences.pictured import picture, png
 
@@ -44,6 +46,12 @@ def deep_png() -> bytes:
     """A PNG with 16 bits of each colour, which Pillow decodes to 8 without a word."""
     header, rows = struct.pack(">II5B", 4, 4, 16, 2, 0, 0, 0), (b"\0" + b"\x12\x34" * 12) * 4
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def bmp_565() -> bytes:
+    """A red BMP of 4 × 4 pixels with 5, 6 and 5 bits of the three colours."""
+    fields = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0) + struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    return b"BM" + struct.pack("<IHHI", 14 + len(fields) + 32, 0, 0, 14 + len(fields)) + fields + b"\x00\xf8" * 16
 
 
 def text_bomb() -> bytes:
@@ -91,6 +99,13 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "TIFF of pages": (lambda folder: animated("TIFF"), "is animated: 3 frames"),
     "16 bits": (lambda folder: Image.fromarray(np.zeros((4, 4), np.uint16)), "mode I;16; want 8 bits a channel"),
     "16 bits in a file": (lambda folder: png(Image.fromarray(np.zeros((4, 4), np.uint16))), "mode I;16; want 8 bits"),
+    "16 bits, PIL": (
+        lambda folder: Image.open(io.BytesIO(deep_png())),
+        "'image' has pixels of mode RGB;16B; want 8 bits",
+    ),
+    "La": (lambda folder: Image.new("LA", (4, 4)).convert("La"), "'image' has pixels of mode La; want 8 bits"),
+    "long path": (lambda folder: "a/" * 500, "no file: "),
+    "data URL of another case": (lambda folder: " DATA:text/plain;base64,aGk=", "is a data: URL of another kind"),
     "16 bits of colour": (lambda folder: deep_png(), "has pixels of mode RGB;16B; want 8 bits a channel"),
     "floats": (lambda folder: png(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "pixels of mode F"),
     "HEIC": (lambda folder: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is not a picture in PNG, JPEG"),
@@ -167,6 +182,8 @@ GOOD_FORMS: dict[str, Callable[[Path], object]] = {
     "WebP": lambda folder: png(picture(), "WEBP", lossless=True),
     "one frame of GIF": lambda folder: png(picture(), "GIF"),
     "BMP": lambda folder: png(picture(), "BMP"),
+    "BMP of 5-6-5 bits": lambda folder: bmp_565(),
+    "data URL of another case": lambda folder: "\n DATA:Image/PNG;BASE64," + url(GOOD).partition(",")[2],
 }
 
 
@@ -183,6 +200,26 @@ def test_forms_of_good_pictures(form: str, tmp_path: Path) -> None:
     assert (shown.data is None) == ("path" in form.lower())
     assert "image" not in pair.meta
     assert b"PNG" not in repr(pair).encode()
+
+
+def test_pictures_in_memory_that_pillow_has_cut_to_8_bits_are_taken() -> None:
+    """As docs/pictures.md describes: once decoded, a PIL image does not show how many bits its file had."""
+    image = Image.open(io.BytesIO(deep_png()))
+    image.load()
+    assert picture_of(image).image().size == (4, 4)
+
+
+def test_checks_of_pictures_are_silent_without_swapping_the_filters_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    def swapped(*_: object, **__: object) -> None:
+        raise AssertionError("other threads would lose their filters")
+
+    monkeypatch.setattr(warnings, "catch_warnings", swapped)
+    for data in (bomb(), png(Image.new("1", (10_000, 9_000)))):  # Pillow warns above 89 million pixels
+        with pytest.raises(Unusable, match="pixels; want at most"):
+            picture_of(data)
+    assert not recwarn.list
 
 
 def test_pictures_turn_as_exif_asks() -> None:

@@ -69,8 +69,20 @@ def test_pictures_of_the_next_prompt(tmp_path: Path) -> None:
     assert shown.count("/picture: 'picture': no file") == 2
     assert "pictures of the next prompt: 0" in shown
     assert "draft       46" in shown
-    shown, _ = talk(tmp_path, show, "1+1=")
-    assert "a text model cannot be shown them" in shown
+    shown, _ = talk(tmp_path, show, "/picture ~no-such-user/a.png", "1+1=")
+    assert shown.count("a text model cannot be shown them") == 1  # and the prompt after it is answered
+    assert "/picture: Could not determine home directory" in shown
+    assert "draft       46" in shown
+
+
+def test_a_refused_prompt_takes_its_pictures_along(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png())
+    eyes = reviser_for(idefics_processor())
+    shown, chat = talk(tmp_path, f"/picture {tmp_path / 'red.png'}", "<image> What?", "And?", sighted=eyes)
+    assert "holds '<image>' besides a picture" in shown
+    assert "pictures of the next prompt: 0" in shown
+    assert chat.chain is not None
+    assert chat.chain.row.prompt == "And?"
 
 
 def test_more_revisions_and_undo(tmp_path: Path) -> None:
