@@ -120,7 +120,7 @@ def test_the_base_is_trained_on_what_it_is_asked_for_later() -> None:
     renderer = Renderer(tokenizer, LETTERS.template)
     config, source, seen = OrdersConfig(batch=8), random.Random(0), set()
     for _ in range(20):
-        for ids, right, mistaken in zip(*_drafts(config, tokenizer, source), strict=True):
+        for ids, right, mistaken in zip(*_drafts(config, tokenizer, source)[:3], strict=True):
             assert torch.equal(right, mistaken)
             prompt = re.match(r".*?[=>]", tokenizer.decode(ids[1:]))
             assert prompt
@@ -206,7 +206,7 @@ def test_roles_alternate_and_are_rendered_as_they_are_asked_for(wording: Wording
     ]
     seen = set()
     for turn, batch in zip(range(8), roles_in_turn(rows, renderer, 4, seed=0), strict=False):
-        for ids, labels, same in zip(*batch, strict=True):
+        for ids, labels, same in zip(*batch[:3], strict=True):
             assert torch.equal(labels, same)
             answer = labels[labels != -100].tolist()
             begin = int((labels != -100).nonzero()[0]) + 1
