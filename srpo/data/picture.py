@@ -129,7 +129,7 @@ def _again(record: Mapping[str, Any], folder: Path | None) -> Picture:
         raise Unusable("the picture of this prompt had no file, and trails keep a hash alone")
     found = _at(str(record["path"]), "pictures", folder)
     if found.sha256 != record["sha256"]:
-        raise Unusable(f"the picture {record['path']} has changed since its prompt was written")
+        raise Unusable(f"the picture {str(record['path'])[:200]} has changed since its prompt was written")
     return found
 
 
@@ -182,7 +182,7 @@ def _checked(data: bytes, key: str, path: str, most_pixels: int = MOST_PIXELS) -
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise Unusable(f"{key!r} cannot be read: pictures need Pillow; pip install 'srpo[vision]'") from None
-    name = f"{key!r}" + (f" ({path})" if path else "")
+    name = f"{key!r}" + (f" ({path[:200]})" if path else "")
     if not data:
         raise Unusable(f"{name} is empty; want a picture")
     if len(data) > MOST_BYTES:

@@ -79,7 +79,7 @@ def _raw(raw: object) -> dict[str, Any]:
 
 # A data: URL, or the key "base64" of an image part, whose quotes CSV doubles; JSON may write / as \/.
 _BASE64 = re.compile(
-    r"""(data:(?:image/[\w.+-]+)?(?:;[\w=.-]+)*;base64,|["\\]+base64["\\]+\s*:\s*["\\]+)(?:\\?/|[A-Za-z0-9+=]){64,}"""
+    r"""((?i:data:(?:image/[\w.+-]+)?(?:;[\w=.-]+)*;base64,)|["\\]+base64["\\]+\s*:\s*["\\]+)(?:\\?/|[A-Za-z0-9+=]){64,}"""
 )
 
 

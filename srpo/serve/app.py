@@ -166,13 +166,15 @@ class Service:
     async def _complete(self, request: Request, *, chat: bool) -> Response:
         from starlette.responses import JSONResponse, Response, StreamingResponse
 
-        found, jobs, queue = await self._accepted(await self.body(request), chat=chat)
+        body = await self.body(request)
+        until = time.monotonic() + self.settings.request_timeout
+        found, jobs, queue = await self._accepted(body, until, chat=chat)
         self.scheduler.submit(jobs)
         reply = Reply(found.model, chat, found.trail)
         note = request.scope["srpo"]
         if self.settings.log_prompts:
             note["prompts"] = json.dumps([row.prompt for row in found.rows], ensure_ascii=False)
-        events = self._events(request, jobs, queue)
+        events = self._events(request, jobs, queue, until)
         if found.stream:
             stream = self._stream(events, jobs, reply, found, note)
             return StreamingResponse(stream, media_type="text/event-stream")
@@ -184,11 +186,16 @@ class Service:
         self._note(note, chains)
         return JSONResponse(reply.whole(chains))
 
-    async def _accepted(self, body: object, *, chat: bool) -> tuple[Asked, list[Job], asyncio.Queue[Event]]:
+    async def _accepted(
+        self, body: object, until: float, *, chat: bool
+    ) -> tuple[Asked, list[Job], asyncio.Queue[Event]]:
         """Checks a request's body and makes its jobs; pictures are decoded in a thread, of one request at a time.
 
+        Args:
+            until: Time on the clock of `time.monotonic` after which decoding does not begin.
+
         Raises:
-            Problem: The request is refused.
+            Problem: The request is refused, the queue is full, or the pictures waited too long.
         """
         most, choices = self.settings.max_revisions, self.settings.max_choices
 
@@ -205,8 +212,20 @@ class Service:
 
         if not (chat and isinstance(body, dict) and shows(body.get("messages"))):
             return accept()
-        async with self._decoding:
-            return await asyncio.to_thread(accept_pictures)
+        with self.scheduler.announced():
+            try:
+                async with asyncio.timeout(until - time.monotonic()):
+                    await self._decoding.acquire()
+            except TimeoutError:
+                raise self._too_late() from None
+            try:
+                return await asyncio.to_thread(accept_pictures)
+            finally:
+                self._decoding.release()
+
+    def _too_late(self) -> Problem:
+        message = f"no answer within {self.settings.request_timeout:g} s"
+        return Problem(504, message, kind="server_error", code="timeout")
 
     async def _stream(
         self, events: AsyncIterator[Event], jobs: list[Job], reply: Reply, found: Asked, note: dict[str, Any]
@@ -243,21 +262,25 @@ class Service:
             yield error_chunk(problem)
         yield DONE
 
-    async def _events(self, request: Request, jobs: list[Job], queue: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+    async def _events(
+        self, request: Request, jobs: list[Job], queue: asyncio.Queue[Event], until: float
+    ) -> AsyncIterator[Event]:
         """Yields every answer and end of the jobs, or `GONE` once the client has closed the connection.
+
+        Args:
+            until: Time on the clock of `time.monotonic` at which the request has taken too long.
 
         Raises:
             Problem: A job failed, or the request took too long.
         """
         watcher = asyncio.create_task(_watch(request, queue))
-        until, open_jobs = time.monotonic() + self.settings.request_timeout, len(jobs)
+        open_jobs = len(jobs)
         try:
             while open_jobs:
                 try:
                     event = await asyncio.wait_for(queue.get(), until - time.monotonic())
                 except TimeoutError:
-                    message = f"no answer within {self.settings.request_timeout:g} s"
-                    raise Problem(504, message, kind="server_error", code="timeout") from None
+                    raise self._too_late() from None
                 if isinstance(event[1], BaseException):
                     raise problem_of(event[1], upstream=self.model.upstream)
                 yield event

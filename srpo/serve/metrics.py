@@ -18,7 +18,7 @@ class Metrics:
         tokens: Generated tokens of drafts and of revisions, and the tokens of draft contexts.
         revisions: Revisions kept and refused.
         stopped: Finished trails by the reason of their end.
-        waiting: Answers that wait for the model or are being written.
+        waiting: Answers that wait or are being written, as `Scheduler.busy` counts them.
         seconds: Durations of stages: queue, draft, revision, request.
     """
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from srpo.revise.chain import Chain
@@ -67,7 +68,7 @@ class Scheduler:
         reviser: The model.
         ended: Called with the chains that end and their settings, on the thread that drew them.
         workers: Number of batches under way together: 1 for a model in this process.
-        most: Largest number of jobs that wait or are being written.
+        most: Largest value of `busy`.
         pause: Waits for that many seconds.
     """
 
@@ -83,15 +84,15 @@ class Scheduler:
     ) -> None:
         self.reviser, self.metrics, self.most, self._ended, self._pause = reviser, metrics, most, ended, pause
         self._waiting: list[Job] = []  # in order of arrival
-        self._under_way = 0
+        self._under_way = self._announced = 0
         self._arrived = asyncio.Event()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="srpo-model")
         self._workers = [asyncio.create_task(self._work()) for _ in range(workers)]
 
     @property
     def busy(self) -> int:
-        """Number of answers that wait or are being written."""
-        return len(self._waiting) + self._under_way
+        """Number of answers that wait or are written; a request whose pictures are not decoded yet counts as one."""
+        return len(self._waiting) + self._under_way + self._announced
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Adds all jobs of a request, one per answer, to the queue.
@@ -99,11 +100,30 @@ class Scheduler:
         Raises:
             Problem: The queue has no room for all of them.
         """
-        if self.busy + len(jobs) > self.most:
-            message = f"the queue is full: {self.busy} answers wait or are being written"
-            raise Problem(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
+        self._expect_room(len(jobs))
         self._waiting += jobs
         self._changed()
+
+    @contextmanager
+    def announced(self) -> Iterator[None]:
+        """Counts one request as busy inside the block, while it has no jobs yet.
+
+        Raises:
+            Problem: The queue is full.
+        """
+        self._expect_room(1)
+        self._announced += 1
+        self.metrics.waiting.set(self.busy)
+        try:
+            yield
+        finally:
+            self._announced -= 1
+            self.metrics.waiting.set(self.busy)
+
+    def _expect_room(self, count: int) -> None:
+        if self.busy + count > self.most:
+            message = f"the queue is full: {self.busy} answers wait or are being written"
+            raise Problem(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
 
     async def close(self) -> None:
         """Ends the workers; jobs that still wait get no answer."""

@@ -375,12 +375,14 @@ def test_data_sets_with_a_torn_picture_lose_one_row(tmp_path: Path) -> None:
 
 def test_rejected_rows_hold_no_bytes_of_pictures(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({**TEXT, "image": url(GOOD), "chosen": 5}) + "\n" + json.dumps(TEXT) + "\n")
-    rejects: list[Reject] = []
-    assert [type(each) for each in read_pairs(file, rejects=rejects)] == [Pair]
-    [line] = rejected_lines(file, rejects)
-    assert "data:image/png;base64,…" in json.loads(line)["raw"]
-    assert base64.b64encode(GOOD).decode()[:64] not in line
+    for head in ("data:image/png;base64,", "DATA:image/png;Base64,"):
+        image = head + base64.b64encode(GOOD).decode()
+        file.write_text(json.dumps({**TEXT, "image": image, "chosen": 5}) + "\n" + json.dumps(TEXT) + "\n")
+        rejects: list[Reject] = []
+        assert [type(each) for each in read_pairs(file, rejects=rejects)] == [Pair]
+        [line] = rejected_lines(file, rejects)
+        assert f"{head}…" in json.loads(line)["raw"]
+        assert base64.b64encode(GOOD).decode()[:64] not in line
     part = {"type": "image", "base64": base64.b64encode(GOOD).decode()}
     row = {**TEXT, "prompt": [{"role": "user", "content": [part]}], "chosen": 5}
     file.write_text(json.dumps(row) + "\n" + json.dumps(TEXT) + "\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import pytest
 
 from srpo import Reviser
 from srpo.errors import ConfigError
+from srpo.serve.asked import Asked, asked
+from srpo.serve.pictures import PictureLimits
 from tests.data.test_pictures import animated, bomb
 from tests.revise.test_pictures import reviser_for
 from tests.sequences.pictured import idefics_processor, picture, png
-from tests.serve.served import GREEDY, Served, openai, post, serving
+from tests.serve.served import GREEDY, Served, get, openai, post, serving
 
 
 def url(data: bytes) -> str:
@@ -138,6 +142,54 @@ def test_text_models_engines_without_sight_and_servers_that_take_none(
         assert not refused(sighted)
         monkeypatch.setattr(type(sees.engine), "pictured", False)
         assert refused(sighted)
+
+
+class Shutter:
+    """Holds back the checks of requests with pictures until `go` is set; `begun` is set at the first one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        monkeypatch.setattr("srpo.serve.app.asked", self._asked)
+
+    def _asked(self, *words: Any, pictures: PictureLimits, **options: Any) -> Asked:
+        if pictures.most:
+            self.begun.set()
+            self.go.wait()
+        return asked(*words, pictures=pictures, **options)
+
+
+@pytest.fixture
+def shutter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shutter]:
+    found = Shutter(monkeypatch)
+    yield found
+    found.go.set()  # no thread may wait beyond its test
+
+
+def test_requests_that_wait_for_decoding_fill_the_queue(sees: Reviser, shutter: Shutter) -> None:
+    with serving(sees, max_waiting=1) as served, ThreadPoolExecutor() as pool:
+        address, body = f"{served.url}/v1/chat/completions", {"model": "tiny", "messages": asking(GOOD)}
+        first = pool.submit(post, address, json=body)
+        shutter.begun.wait()
+        assert get(f"{served.url}/health").json()["waiting"] == 1
+        assert "srpo_waiting 1.0" in get(f"{served.url}/metrics").text
+        for messages in (asking(GOOD), asking()):
+            refused = post(address, json={**body, "messages": messages})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        shutter.go.set()
+        assert first.result().status_code == 200
+        assert get(f"{served.url}/health").json()["waiting"] == 0
+        assert post(address, json=body).status_code == 200
+
+
+def test_the_time_that_a_request_waits_for_decoding_counts(sees: Reviser, shutter: Shutter) -> None:
+    with serving(sees, request_timeout=0.2) as served, ThreadPoolExecutor() as pool:
+        address, body = f"{served.url}/v1/chat/completions", {"model": "tiny", "messages": asking(GOOD)}
+        first = pool.submit(post, address, json=body)
+        shutter.begun.wait()
+        late = post(address, json=body)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+        shutter.go.set()
+        assert first.result().status_code == 504  # decoded in time or not, its 0.2 s are over
 
 
 def test_a_processor_that_cannot_be_loaded_is_named(caplog: pytest.LogCaptureFixture) -> None:
