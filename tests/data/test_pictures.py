@@ -48,6 +48,14 @@ def deep_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def deep_tiff() -> bytes:
+    """A TIFF of one pixel with 16 bits of each colour; Pillow keeps the mode of its pixels in a tuple."""
+    tags = {256: 1, 257: 1, 258: 122, 259: 1, 262: 2, 273: 128, 277: 3, 278: 1, 279: 6}  # 258: bits, 273: pixels
+    entries = [struct.pack("<HHII", tag, 3, 3 if tag == 258 else 1, value) for tag, value in tags.items()]
+    directory = struct.pack("<H", len(tags)) + b"".join(entries)
+    return (b"II*\0\x08\0\0\0" + directory).ljust(122, b"\0") + struct.pack("<6H", 16, 16, 16, 1, 2, 3)
+
+
 def bmp_565() -> bytes:
     """A red BMP of 4 × 4 pixels with 5, 6 and 5 bits of the three colours."""
     fields = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0) + struct.pack("<III", 0xF800, 0x7E0, 0x1F)
@@ -107,6 +115,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "long path": (lambda folder: "a/" * 500, "no file: "),
     "data URL of another case": (lambda folder: " DATA:text/plain;base64,aGk=", "is a data: URL of another kind"),
     "16 bits of colour": (lambda folder: deep_png(), "has pixels of mode RGB;16B; want 8 bits a channel"),
+    "16 bits of colour, TIFF": (lambda folder: deep_tiff(), "'image' has pixels of mode RGB;16L; want 8 bits"),
     "floats": (lambda folder: png(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "pixels of mode F"),
     "HEIC": (lambda folder: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is not a picture in PNG, JPEG"),
     "icon": (lambda folder: png(picture(), "ICO"), "is not a picture in PNG, JPEG"),
@@ -215,10 +224,11 @@ def test_checks_of_pictures_are_silent_without_swapping_the_filters_of_the_proce
     def swapped(*_: object, **__: object) -> None:
         raise AssertionError("other threads would lose their filters")
 
-    monkeypatch.setattr(warnings, "catch_warnings", swapped)
-    for data in (bomb(), png(Image.new("1", (10_000, 9_000)))):  # Pillow warns above 89 million pixels
-        with pytest.raises(Unusable, match="pixels; want at most"):
-            picture_of(data)
+    with monkeypatch.context() as patched:  # undone before pytest itself uses it
+        patched.setattr(warnings, "catch_warnings", swapped)
+        for data in (bomb(), png(Image.new("1", (10_000, 9_000)))):  # Pillow warns above 89 million pixels
+            with pytest.raises(Unusable, match="pixels; want at most"):
+                picture_of(data)
     assert not recwarn.list
 
 
