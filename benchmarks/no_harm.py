@@ -44,6 +44,7 @@ from srpo.train.trainer import SRPOTrainer
 
 BELOW_DRAFT, BELOW_BEST = 0.01, 0.02
 CALIBRATION, EVALUATION = 3_000_000, 5_000_000  # first seeds
+BASE_STEPS, STEPS = 1600, 300
 
 
 class Task(NamedTuple):
@@ -149,22 +150,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", help="folder of the columns task's models")
     parser.add_argument("--task", choices=TASKS, default="columns")
-    parser.add_argument("--models", nargs=2, metavar=("BASE", "MODEL"), help="models that are there, for seed 0")
+    parser.add_argument("--models", nargs=2, metavar=("BASE", "MODEL"), help="models that are there, for one seed")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--base_steps", type=int, default=1600)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--base_steps", type=int, help=f"optimiser steps of the base; {BASE_STEPS}")
+    parser.add_argument("--steps", type=int, help=f"optimiser steps of SRPO; {STEPS}")
     parser.add_argument("--labelled", type=int, default=500)
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--revisions", type=int, default=3)
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.0])
     args = parser.parse_args()
+    making = [name for name in ("output_dir", "base_steps", "steps") if getattr(args, name) is not None]
+    if args.models and making:
+        parser.error(f"--{making[0]}: --models makes no models; leave one of the two out")
+    if args.models and len(args.seeds) > 1:
+        parser.error("--seeds: --models are the models of one seed; expected one number")
+    base_steps = BASE_STEPS if args.base_steps is None else args.base_steps
+    steps = STEPS if args.steps is None else args.steps
     if not args.models and (args.task != "columns" or not args.output_dir):
         parser.error("expected --output_dir for the columns task, or --models BASE MODEL")
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
     task = TASKS[args.task]
     for seed in args.seeds:
-        base, model = args.models or make(Path(args.output_dir) / f"seed{seed}", seed, args.base_steps, args.steps)
+        base, model = args.models or make(Path(args.output_dir) / f"seed{seed}", seed, base_steps, steps)
         for heat in args.temperature:
             reviser = Reviser(str(model), reference=str(base), batch_size=500)
             settings = RevisionSettings(args.revisions, heat, seed, task.tokens)

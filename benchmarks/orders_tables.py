@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.orders import EVALUATION, METHOD_SIZES, ROLE_SIZES, Stage
+from benchmarks.orders_stages import EVALUATION, METHOD_SIZES, ROLE_SIZES, Stage
 from benchmarks.tasks import orders as task
 from benchmarks.when_pays import Handed
 from srpo.data.read import read_prompts

@@ -61,12 +61,19 @@ class FlagParser(argparse.ArgumentParser):
         return (known.get(title) or self.add_argument_group(title)) if title else self
 
     def add_options(self, found: Iterable[Option]) -> None:
-        """Adds a flag for each setting, below the heading of its group in the help page."""
+        """Adds a flag for each setting, below the heading of its group in the help page.
+
+        A setting that is True by default gets a second flag, `--no_NAME`, which switches it off.
+        """
         for option in found:
             name, words = f"--{option.name}", _argument(option)
             if option.rule.positional:
                 name, words = option.name, {key: words[key] for key in ("help", "default")} | {"nargs": "?"}
-            self.heading(option.rule.group).add_argument(name, **words)
+            group = self.heading(option.rule.group)
+            group.add_argument(name, **words)
+            if option.default is True:
+                words |= {"action": "store_false", "dest": option.name, "help": f"Switches {name} off."}
+                group.add_argument(f"--no_{option.name}", **words)
 
 
 def expect_flags(command: str, words: Iterable[str], known: Iterable[str]) -> None:

@@ -30,12 +30,20 @@ def name_of(model: str | nn.Module) -> str:
 
 
 def load_reference(ref_model: str | nn.Module | None, args: SRPOConfig) -> nn.Module | None:
-    """Returns the user's reference model, loaded with the policy's options if it is given by name; None for None."""
-    if not isinstance(ref_model, str):
+    """Returns the user's reference model, loaded with the policy's options if it is given by name; None for None.
+
+    Raises:
+        ConfigError: its weights are split over processes, by tensor parallelism for example.
+    """
+    if ref_model is None:
+        return None
+    if isinstance(ref_model, nn.Module):
+        _expect_whole(ref_model, "ref_model")
         return ref_model
     own = ("revision", "base_model")  # options that belong to the policy only
     options = {key: value for key, value in args.loading_options().items() if key not in own}
     reference: nn.Module = load_model(ref_model, trust_remote_code=args.trust_remote_code, **options)
+    _expect_whole(reference, "ref_model")
     return reference
 
 
@@ -76,10 +84,35 @@ def _leave_out_towers(policy: Any, config: Any) -> None:
 
 
 def _fused_experts(model: nn.Module) -> list[str]:
-    """Names, from the layer on, of experts' weights that are one parameter for all experts and have no adapter."""
-    fused = (name.split(".") for name, p in model.named_parameters() if p.ndim == 3)
-    without = (parts for parts in fused if "experts" in parts[1:] and "base_layer" not in parts)
+    """Names, from the layer on, of experts' weights that are one parameter for all experts and have no adapter.
+
+    Experts among `modules_to_save`, which are trained without an adapter, are left out. An adapter of one parameter
+    wraps the module that holds it, so the wrapper's other parameters have no adapter.
+    """
+    from peft.tuners.lora.layer import ParamWrapper
+
+    wrappers = ((name, module) for name, module in model.named_modules() if isinstance(module, ParamWrapper))
+    adapted = {_unwrapped(f"{name}.{wrapper.parameter_name}") for name, wrapper in wrappers}
+    fused = [_unwrapped(name) for name, p in model.named_parameters() if p.ndim == 3]
+    saved = {"original_module", "modules_to_save"}  # peft's names of the two copies of such a module
+    without = [each for each in fused if "experts" in each[1:] and each not in adapted and not saved & set(each)]
     return list(dict.fromkeys(".".join(parts[parts.index("experts") - 1 :]) for parts in without))
+
+
+def _unwrapped(name: str) -> tuple[str, ...]:
+    """The parts of a weight's name without the levels that peft's wrappers put in."""
+    return tuple(part for part in name.split(".") if part != "base_layer")
+
+
+def _expect_whole(model: nn.Module, where: str) -> None:
+    """Checks that a model given as the argument `where` holds its weights whole, as the trainer splits them itself.
+
+    Raises:
+        ConfigError: weights are split over processes.
+    """
+    if any(hasattr(p, "_local_tensor") for p in model.parameters()):
+        fix = "pass it whole, without tp_plan, distributed_config or fully_shard; `--launch fsdp2` splits it"
+        raise ConfigError("its weights are split over processes already", where=where, fix=fix)
 
 
 def load_policy(
@@ -92,7 +125,7 @@ def load_policy(
 
     Raises:
         ConfigError: a second adapter, quantised weights without an adapter, no trainable weight, or weights that
-            transformers has split over processes (tensor and expert parallelism).
+            are split over processes, by tensor parallelism for example.
     """
     policy: Any = model
     if isinstance(model, str):
@@ -102,9 +135,7 @@ def load_policy(
         expect_trainable(model, options, peft_config)
         policy = load_model(model, trust_remote_code=args.trust_remote_code, trainable=peft_config is None, **options)
     expect_trainable(policy, {}, peft_config)
-    if any(hasattr(p, "_local_tensor") for p in policy.parameters()):  # before the reference would copy them
-        fix = "leave tp_plan and distributed_config out, and use `--launch fsdp2`"
-        raise ConfigError("transformers has split its weights over processes", where="model", fix=fix)
+    _expect_whole(policy, "model")  # before the reference would copy them
     keep_gradients(policy)
     if peft_config is not None:
         if hasattr(policy, "peft_config"):
@@ -113,6 +144,7 @@ def load_policy(
         from peft import get_peft_model
 
         _leave_out_towers(policy, peft_config)
+        named = vars(peft_config).get("target_parameters") or []  # peft adds the experts that it knows to this list
         every_linear = getattr(peft_config, "target_modules", None) == "all-linear"
         if args.disable_dropout and _fused_experts(policy) and vars(peft_config).get("lora_dropout"):
             vars(peft_config)["lora_dropout"] = 0.0  # peft refuses any other number for an adapter of such experts
@@ -122,9 +154,9 @@ def load_policy(
             raise ConfigError(str(error).split("\n")[0], where="peft_config") from None
         if every_linear and (experts := _fused_experts(policy)):
             message = (
-                "srpo: all-linear gives these experts no adapter: %s; to train them, add --lora_target_parameters %s"
+                "srpo: all-linear gives these experts no adapter: %s; to train them, use --lora_target_parameters %s"
             )
-            log.warning(message, ", ".join(experts), " ".join(experts))
+            log.warning(message, ", ".join(experts), " ".join([*named, *experts]))
     if not any(p.requires_grad for p in policy.parameters()):
         raise ConfigError("no weight is trainable", where="model", fix="unfreeze weights, or pass a peft_config")
     train_in_float32(policy)

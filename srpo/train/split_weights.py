@@ -135,13 +135,19 @@ def _zero(accelerator: Accelerator, frozen: nn.Module) -> nn.Module:
     return engine
 
 
-def load_whole(model: nn.Module, folder: Path) -> None:
-    """Loads the finished model in `folder` into the trainer's model, for a run whose weights were split over processes.
+def load_whole(model: nn.Module, folder: Path, *, trust_remote_code: bool) -> None:
+    """Loads the model saved in `folder`, a finished one or a checkpoint, into the trainer's model.
 
+    It serves weights that were split over processes, and weights that have other names on disk than in memory.
     If each process has only a part of `model`, it stays as it is, and a warning says so.
+
+    Args:
+        trust_remote_code: run the code that comes with the saved model.
     """
     if is_whole(model):  # transformers would look for the parts of a checkpoint
-        model.load_state_dict(load_model(str(folder), dtype=next(model.parameters()).dtype).state_dict())
+        dtype = next(model.parameters()).dtype
+        saved = load_model(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+        model.load_state_dict(saved.state_dict())
     else:
         log.warning("srpo: the model in memory keeps its first weights; the finished ones are in %s", folder)
 

@@ -104,3 +104,23 @@ def test_the_command_runs_every_split(
     no_harm.main()
     told = [text.partition(":")[0].strip() for text in capsys.readouterr().out.splitlines()]
     assert told == ["orders, seed 0, T = 0", *orders.SPLITS]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--models", "b", "m", "--output_dir", "o"], "--output_dir: --models makes no models"),
+        (["--models", "b", "m", "--base_steps", "1600"], "--base_steps: --models makes no models"),
+        (["--models", "b", "m", "--steps", "0"], "--steps: --models makes no models"),
+        (["--models", "b", "m", "--seeds", "0", "1"], "--seeds: --models are the models of one seed"),
+        (["--task", "orders", "--output_dir", "o"], "expected --output_dir for the columns task, or --models"),
+    ],
+)
+def test_settings_without_effect_are_refused(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["no_harm", *words])
+    with pytest.raises(SystemExit) as stopped:
+        no_harm.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -16,6 +16,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks import orders as command
+from benchmarks.orders_stages import GATES, PAIRS, READY, Sizes, Stage
 from benchmarks.orders_tables import against_before, chain, is_choice, is_same_model, plain
 from benchmarks.tasks.orders import (
     BASE_SIZES,
@@ -158,7 +159,7 @@ def test_training_goes_on_from_a_model() -> None:
 # ---------------------------------------------------------------------- the command
 
 
-class Scripted(command.Stage):
+class Scripted(Stage):
     """A stage whose drafts are given: by number of the seed, then by row."""
 
     given: list[list[str]]
@@ -169,15 +170,15 @@ class Scripted(command.Stage):
     ) -> list[list[str]]:
         """The given drafts, cut to `tokens`; the rest of a begun answer is one line with the right total, or `off`."""
         if rows and ":" in rows[0]["prompt"]:
-            right = [first_total(each["gold"]) or 0 for each in orders(4, "in", seed=command.PAIRS)]
-            place = {each["prompt"]: at for at, each in enumerate(orders(4, "in", seed=command.PAIRS))}
+            right = [first_total(each["gold"]) or 0 for each in orders(4, "in", seed=PAIRS)]
+            place = {each["prompt"]: at for at, each in enumerate(orders(4, "in", seed=PAIRS))}
             at = [place[row["prompt"].partition("=")[0] + "="] for row in rows]
             return [[f"x11{right[each] + self.off * (each == 3):03}" for each in at]]
         return [[text[: tokens or None] for text in self.given[seed]] for seed in seeds]
 
 
 def scripted(run: Path, given: list[list[str]], **sizes: int) -> Scripted:
-    stage = Scripted(run, 0, "", command.Sizes(**sizes))
+    stage = Scripted(run, 0, "", Sizes(**sizes))
     object.__setattr__(stage, "given", given)
     return stage
 
@@ -218,7 +219,7 @@ def test_roles_alternate_and_are_rendered_as_they_are_asked_for(wording: Wording
 
 
 def test_own_pairs_join_a_right_and_a_wrong_total_of_the_same_order(tmp_path: Path) -> None:
-    golds = [first_total(row["gold"]) or 0 for row in orders(4, "in", seed=command.PAIRS)]
+    golds = [first_total(row["gold"]) or 0 for row in orders(4, "in", seed=PAIRS)]
     slips = ((0, 1, 5, 0), (9, 0, 6, 1))
     drawn = [[f"{gold + slip:03}:x" for gold, slip in zip(golds, each, strict=True)] for each in slips]
     stage = scripted(tmp_path, [[], *drawn], pair_prompts=4, draws=2)
@@ -238,11 +239,11 @@ def test_steps_without_usable_drafts_stop(tmp_path: Path) -> None:
 
 
 def test_a_gate_stops_the_command_or_is_ignored_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stage = command.Stage(tmp_path, 0, "", command.Sizes())
+    stage = Stage(tmp_path, 0, "", Sizes())
     stage.expect(True, "never shown")
     with pytest.raises(SystemExit, match=r"seed 0: too few; the numbers are in .*gates\.json"):
         stage.expect(False, "too few")
-    command.Stage(tmp_path, 0, "", command.Sizes(), strict=False).expect(False, "too few")
+    Stage(tmp_path, 0, "", Sizes(), strict=False).expect(False, "too few")
     assert capsys.readouterr().out == "seed 0: gate ignored: too few\n"
 
 
@@ -251,16 +252,16 @@ def test_step_one_wants_lines_and_no_total(tmp_path: Path, monkeypatch: pytest.M
     n = 20
 
     def run(name: str, wrong: float, spoilt: int) -> None:
-        class Drafting(command.Stage):
+        class Drafting(Stage):
             def drafts(self, name: str, rows: object, heat: float, **how: object) -> list[list[str]]:
-                split = next(each for each in SPLITS if rows == self.rows(n, each, command.GATES))
-                answers = [row["gold"] for row in orders(n, split, seed=command.GATES, wrong=wrong)]
+                split = next(each for each in SPLITS if rows == self.rows(n, each, GATES))
+                answers = [row["gold"] for row in orders(n, split, seed=GATES, wrong=wrong)]
                 return [[*answers[spoilt:], *["000:"] * spoilt]]
 
             def rows(self, n: int, split: str, first: int, **how: object) -> list[dict[str, str]]:
                 return orders(n, split, seed=first)[spoilt:] + orders(spoilt, split, seed=first)
 
-        command.draft_base(Drafting(tmp_path / name, 0, "", command.Sizes(labelled=n)))
+        command.draft_base(Drafting(tmp_path / name, 0, "", Sizes(labelled=n)))
 
     run("good", 1.0, 0)
     with pytest.raises(SystemExit, match=r"100% of the drafts open with the right total \(in\): one pass suffices"):
@@ -284,17 +285,17 @@ def test_a_base_from_scratch_trains_on_until_its_lines_are_right(
 ) -> None:
     monkeypatch.setattr(command, "READY_ORDERS", 100)
     monkeypatch.setattr(command, "base_cycle", lambda stage, at, folder: trained.append(folder.name))
-    gates = [row for split in SPLITS for row in orders(300, split, seed=command.GATES)]
+    gates = [row for split in SPLITS for row in orders(300, split, seed=GATES)]
     trained: list[str] = []
 
-    class Drafting(command.Stage):
+    class Drafting(Stage):
         def drafts(self, name: str, rows: Sequence[Mapping[str, str]], heat: float, **how: object) -> list[list[str]]:
             assert not any(row in gates for row in rows)
             out = dict(zip(("in", "out"), lines_right[int(name.removeprefix("cycle"))], strict=True))
-            share = next(out[split] for split in out if rows == self.rows(100, split, command.READY))
+            share = next(out[split] for split in out if rows == self.rows(100, split, READY))
             return [[row["gold"] if at < share else "000:x11000" for at, row in enumerate(rows)]]
 
-    stage = Drafting(tmp_path, 0, "", command.Sizes())
+    stage = Drafting(tmp_path, 0, "", Sizes())
     for _ in range(2):  # the second time every cycle is reused
         command.base_from_scratch(stage, tmp_path / "base")
     assert trained == [f"cycle{at}" for at in range(wanted)]
@@ -311,7 +312,7 @@ def test_a_cycle_starts_from_the_one_before_on_other_orders(tmp_path: Path, monk
         yield from train_base(OrdersConfig(24, 1, 2, steps=2, batch=2, seed=config.seed), model)
 
     monkeypatch.setattr(command.task, "train_base", tiny)
-    stage = command.Stage(tmp_path, 1, "", command.Sizes(base_steps=2))
+    stage = Stage(tmp_path, 1, "", Sizes(base_steps=2))
     for at in range(2):
         command.base_cycle(stage, at, tmp_path / f"cycle{at}")
     assert seeds == [1, 1 + command.CYCLE]
@@ -325,7 +326,7 @@ def test_a_pretrained_model_is_linked_and_not_written_to(tmp_path: Path) -> None
     model.mkdir()
     (model / "config.json").write_text("{}", "utf-8")
     (model / "revision_template.json").write_text("theirs", "utf-8")
-    stage = command.Stage(tmp_path / "run", 0, str(model), command.Sizes())
+    stage = Stage(tmp_path / "run", 0, str(model), Sizes())
     for _ in range(2):
         folder = command.linked(stage)
     assert (folder / "config.json").is_symlink()
@@ -333,7 +334,7 @@ def test_a_pretrained_model_is_linked_and_not_written_to(tmp_path: Path) -> None
     assert "Corrected:" in (folder / "revision_template.json").read_text("utf-8")
 
 
-class Changing(command.Stage):
+class Changing(Stage):
     """A stage whose work leaves empty files; the settings of each stage that is done are noted."""
 
     def done(self, name: str, work: Any, *names: str) -> float:
@@ -357,7 +358,7 @@ works: list[str] = []
 def steps_of(run: Path, model: str, **sizes: float) -> list[str]:
     """Stages that a run with these sizes does anew."""
     works.clear()
-    stage = Changing(run, 0, model, command.Sizes(labelled=2, **sizes), strict=False)
+    stage = Changing(run, 0, model, Sizes(labelled=2, **sizes), strict=False)
     command.draft_base(stage)
     command.second_role(stage)
     command.methods(stage, ["srpo", "sft_reviser"])

@@ -6,13 +6,14 @@ import argparse
 import importlib
 import re
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import MISSING, is_dataclass
 from typing import Any
 
 import pytest
 
 from srpo.cli.flags import FlagParser, parser_of
 from srpo.cli.main import VERBS, run
+from srpo.cli.plan import Arguments
 from srpo.cli.training_flags import (
     COMMON,
     FROM_TRANSFORMERS,
@@ -21,6 +22,7 @@ from srpo.cli.training_flags import (
     parse_training,
     training_groups,
 )
+from srpo.errors import UsageError
 from srpo.evaluate.plan import Plan
 from srpo.judge.settings import JudgeSettings
 from srpo.rounds.plan import RoundsArguments
@@ -103,6 +105,23 @@ def test_defaults_are_shown_where_there_are_any() -> None:
     text = " ".join(parser_of("label", "Labels.", JudgeSettings).format_help().split())
     assert "Seconds that one request to the server may take. [120.0]" in text
     assert "Name of the model at the server; not needed if the server serves one model. --" in text
+
+
+def test_every_setting_that_is_on_by_default_can_be_switched_off() -> None:
+    parsers = {kind: parser_of("verb", "Text.", kind) for kind in kinds()}
+    on = [(kind, each) for kind in parsers for each in options(kind) if each.hint is bool and each.default is True]
+    assert "bf16" in {each.name for _, each in on}
+    for kind, each in on:
+        found = [vars(parsers[kind].parse_args([*required(kind), *words])) for words in ([], [f"--no_{each.name}"])]
+        assert [given.get(each.name, each.default) for given in found] == [True, False]
+    assert "Switches --bf16 off." in parsers[Arguments].format_help()
+    with pytest.raises(UsageError, match="--no_use_peft"):  # control: it is off
+        parsers[Arguments].parse_args([*required(Arguments), "--no_use_peft"])
+
+
+def required(kind: Any) -> list[str]:
+    """Flags, with values, of the settings without a default."""
+    return [word for each in options(kind) if each.default is MISSING for word in (f"--{each.name}", "x")]
 
 
 def test_lists_and_names_take_several_words() -> None:

@@ -113,13 +113,41 @@ def test_all_linear_names_experts_that_it_leaves_out(
     told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The flag that the warning names gives these experts an adapter."""
-    model = sharp_llama(num_hidden_layers=1)
-    model.model.layers[0].mlp.experts = nn.Module()
-    model.model.layers[0].mlp.experts.w13 = nn.Parameter(torch.zeros(2, 4, 4))
+    model = fused("w13")
     flag = "--lora_target_parameters mlp.experts.w13"
     trained = adapted(model, tmp_path, lora_target_parameters=flag.split()[1:] if told else None)
     assert any("experts" in name for name in trained) is told
-    assert (f"to train them, add {flag}" in caplog.text) is not told
+    assert (f"to train them, use {flag}" in caplog.text) is not told
+
+
+def test_an_adapter_of_one_of_two_weights_of_experts_does_not_hide_the_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Peft wraps the module that holds both; the flag that the warning names adapts both."""
+    adapted(fused("w13", "w2"), tmp_path, lora_target_parameters=["mlp.experts.w13"])
+    flag = "--lora_target_parameters mlp.experts.w13 mlp.experts.w2"
+    assert f"these experts no adapter: mlp.experts.w2; to train them, use {flag}" in caplog.text
+    caplog.clear()
+    trained = adapted(fused("w13", "w2"), tmp_path, lora_target_parameters=flag.split()[1:])
+    assert len([name for name in trained if "experts" in name]) == 4
+    assert "no adapter" not in caplog.text
+
+
+def test_experts_that_are_trained_without_an_adapter_are_not_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = adapted(fused("w13"), tmp_path, lora_modules_to_save=["experts"])
+    assert any(name.endswith("experts.modules_to_save.default.w13") for name in trained)
+    assert "no adapter" not in caplog.text
+
+
+def fused(*names: str) -> Any:
+    """A tiny Llama with weights of experts that peft does not know, of these names; no forward pass reads them."""
+    model = sharp_llama(num_hidden_layers=1)
+    model.model.layers[0].mlp.experts = nn.Module()
+    for name in names:
+        setattr(model.model.layers[0].mlp.experts, name, nn.Parameter(torch.zeros(2, 4, 4)))
+    return model
 
 
 def experts() -> Any:

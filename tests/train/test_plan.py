@@ -11,7 +11,9 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
+from srpo.cli.flags import parse
 from srpo.cli.main import run
+from srpo.cli.plan import DESCRIPTION, Arguments, _setup
 from srpo.errors import ConfigError
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.tiles import Card
@@ -221,6 +223,13 @@ def test_lengths_are_needed(tmp_path: Path) -> None:
 def test_lengths_are_given_once() -> None:
     with pytest.raises(ConfigError, match="lengths of the pairs are given twice; leave out"):
         run(["plan", "--model_name_or_path", "tiny", "--dataset_name", "pairs.jsonl", "--answer_tokens", "4"])
+
+
+def test_no_bf16_plans_a_training_in_float32() -> None:
+    words = ["--model_name_or_path", "m"]
+    for more, kind in (([], torch.bfloat16), (["--bf16"], torch.bfloat16), (["--no_bf16"], torch.float32)):
+        made = _setup(parse("plan", DESCRIPTION, Arguments, [*words, *more]))
+        assert (made.bf16, made.base) == (kind == torch.bfloat16, kind)
 
 
 def test_eight_bits_without_an_adapter_are_refused_by_their_name() -> None:

@@ -14,17 +14,20 @@ from torch import nn
 from transformers import Trainer
 
 from srpo.model.weights.fingerprint import is_whole
+from srpo.train.config import SRPOConfig
 from srpo.train.split_weights import load_whole
 
 
 class ConvertingTrainer(Trainer):
     """transformers' Trainer, which also loads checkpoints whose weights have other names than in memory."""
 
+    args: SRPOConfig
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Loads the weights of a checkpoint into the model."""
         target: Any = model or self.model
         if names_differ(target, Path(resume_from_checkpoint)):
-            load_whole(target, Path(resume_from_checkpoint))
+            load_whole(target, Path(resume_from_checkpoint), trust_remote_code=self.args.trust_remote_code)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -33,7 +36,7 @@ class ConvertingTrainer(Trainer):
         target: Any = self.model
         folder = Path(str(self.state.best_model_checkpoint))
         if names_differ(target, folder):
-            load_whole(target, folder)
+            load_whole(target, folder, trust_remote_code=self.args.trust_remote_code)
         else:
             super()._load_best_model()
 

@@ -210,7 +210,7 @@ class DurableTrainer(ConvertingTrainer):
         if hasattr(self.model, "disable_adapter"):  # a PEFT model
             self.model.load_adapter(str(self._folder), self.model.active_adapter, is_trainable=True)
         elif splitting(self) != "no":
-            load_whole(self.model, self._folder)
+            load_whole(self.model, self._folder, trust_remote_code=self.args.trust_remote_code)
         else:
             self._load_from_checkpoint(str(self._folder))
         self.state.global_step, self.state.max_steps = final.step, final.of

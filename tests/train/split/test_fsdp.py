@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from srpo.errors import ConfigError
 from srpo.model.packed import head
 from srpo.model.unwrap import core
 from tests.conftest import make_tiny_llama
@@ -167,10 +168,10 @@ def test_the_first_version_of_fsdp_is_refused(place: Path) -> None:
     assert "FSDP: FSDP 1 is not supported" in ends[0].error
 
 
-def test_a_model_that_transformers_has_split_is_refused(place: Path) -> None:
-    """Tensor and expert parallelism make such weights while the model is loaded."""
+def test_a_model_whose_weights_are_split_already_is_refused(place: Path) -> None:
+    """Tensor and expert parallelism make such weights while the model is loaded; users do so by `fully_shard`."""
 
-    def parallel(rank: int) -> None:
+    def parallel(rank: int) -> list[str]:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -179,11 +180,17 @@ def test_a_model_that_transformers_has_split_is_refused(place: Path) -> None:
         layer: Any = model.model.layers[0].self_attn.q_proj
         mesh = init_device_mesh("cpu", (1,))
         layer.weight = torch.nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)]))
-        trainer(place / "parallel", model=model)
+        found = []
+        for models in ({"model": model}, {"ref_model": model}):
+            with pytest.raises(ConfigError) as error:
+                trainer(place / "parallel", **models)
+            found.append(str(error.value))
+        return found
 
     (end,) = together(parallel, processes=1)
-    assert end.code == 78
-    assert "model: transformers has split its weights over processes" in end.error
+    assert not end.error
+    for where, message in zip(("model", "ref_model"), end.value, strict=True):
+        assert message.startswith(f"{where}: its weights are split over processes already; pass it whole")
 
 
 def test_processes_that_would_wait_for_ever_are_refused(place: Path) -> None:
