@@ -70,3 +70,18 @@ def read_step(
     guard.first = None  # a second call of `train` starts from trained weights
     temperature.add(found)
     return size
+
+
+def read_evaluation(deferred: Deferred, accelerator: Accelerator) -> None:
+    """Reads the checks of the output head that an evaluation has put off; every process must call this.
+
+    Raises:
+        BackendError: a check failed, in this process or another one.
+    """
+    checks = deferred.results(accelerator.device)
+    failed = wide(checks).sum()
+    if accelerator.num_processes > 1:
+        failed = accelerator.reduce(failed, "sum")
+    problem = deferred.first_problem(checks.tolist())
+    if failed.item() > 0:  # all processes stop together
+        raise problem or other_logits()

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, PretrainedConfig
 
 from srpo.errors import ConfigError
 from srpo.maths.objective import SixLogps, srpo_loss
+from srpo.model.packed.adapter_sum import adding_by_product
 from srpo.model.packed.attention import INTERFACES, serving, why_not_path
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.layouts import flat_logps, packed_logps
@@ -177,7 +178,7 @@ def peak_of_step(model: nn.Module, forest: Forest, step: Step) -> int:
 def _take(model: nn.Module, forest: Forest, backend: str, reference: bool) -> None:
     """Runs forward and backward pass of one step; `reference` True adds the reference's forward pass."""
     used = ON_PAPER if backend == "flex" else backend
-    with one_cast(), serving(model, used):
+    with adding_by_product(model), one_cast(), serving(model, used):
         _loss(model, forest, used, reference).backward()
 
 

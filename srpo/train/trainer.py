@@ -25,6 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from srpo.data.read import Source
 from srpo.errors import ConfigError
 from srpo.maths.objective import OBJECTIVES, Objective, SixLogps, length_averaged
+from srpo.model.gathered import split_by_fsdp
 from srpo.model.packed.adapter_sum import adding_by_product
 from srpo.model.packed.attention import serving
 from srpo.model.packed.backends import settle_backend
@@ -48,7 +49,7 @@ from srpo.train.dataset import FOREST, TreeDataset, collate, first_rows, warn_of
 from srpo.train.durable.nonfinite import Guard, expect_vocabulary
 from srpo.train.durable.stop_and_resume import StopsAndResumes
 from srpo.train.durable.trainer import DurableTrainer
-from srpo.train.end_of_step import read_step
+from srpo.train.end_of_step import read_evaluation, read_step
 from srpo.train.first_steps import HALF, FirstStep, disable_noise, expect_batch
 from srpo.train.free_memory import FreeMemory
 from srpo.train.load_models import load_policy, load_reference, name_of, renderer_for
@@ -261,7 +262,8 @@ class SRPOTrainer(DurableTrainer):
         """Collects the metrics of an evaluation batch; returns its loss and two None, as transformers expects."""
         inputs = self._prepare_inputs(inputs)
         backend = self.settled_backend(model, inputs["trees"])
-        with torch.no_grad(), one_cast(), staying_compiled(self.args):
+        later = deferring(self._deferred) if split_by_fsdp(model) else nullcontext()  # processes must stop together
+        with later, torch.no_grad(), one_cast(), staying_compiled(self.args):
             parts = pieces(inputs, self.args.max_tokens_per_batch, backend, self.accelerator)
             loss = torch.stack([self.compute_loss(model, piece).detach() for piece in parts]).sum()
         self._measured.gather(self.accelerator, "eval")
@@ -355,6 +357,7 @@ class SRPOTrainer(DurableTrainer):
         loop = super().evaluation_loop
         output = loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         self.guard.settle(step=self.state.global_step)
+        read_evaluation(self._deferred, self.accelerator)
         assert output.metrics is not None
         # Also the loss: transformers' mean counts the rows that pad the last batch of several processes.
         output.metrics.update(self._measured.means("eval", f"{metric_key_prefix}_"))

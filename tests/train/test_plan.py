@@ -15,6 +15,7 @@ from srpo.cli.flags import parse
 from srpo.cli.main import run
 from srpo.cli.plan import DESCRIPTION, Arguments, _setup
 from srpo.errors import ConfigError
+from srpo.model.packed.adapter_sum import _AddedProduct
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.tiles import Card
 from srpo.train.fake_step import Step, fake_model, peak_of_step
@@ -47,7 +48,7 @@ def trees(count: int = 2) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "adapter"),
-    [("path", False), ("flat", False), ("checkpointing", False), ("gradients leave", False), ("autocast", True)],
+    [(name, name == "autocast") for name in STEPS] + [("path", True)],
 )
 def test_a_fake_step_holds_the_bytes_of_a_real_one(name: str, adapter: bool) -> None:
     from peft import get_peft_model
@@ -58,6 +59,16 @@ def test_a_fake_step_holds_the_bytes_of_a_real_one(name: str, adapter: bool) -> 
     # A forest keeps its attention masks, so each model gets its own.
     fakes, reals = (peak_of_step(model, Forest.plant(trees()), STEPS[name]) for model in (fake, real))
     assert fakes == reals > 0
+
+
+@pytest.mark.parametrize(("name", "added"), [("path", 1), ("autocast", 0)])
+def test_a_fake_step_adds_lora_s_product_as_a_real_one(name: str, added: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one call for the one adapted layer of the policy, and not under autocast."""
+    calls: list[object] = []
+    apply = _AddedProduct.apply
+    monkeypatch.setattr(_AddedProduct, "apply", lambda *args: (calls.append(args), apply(*args))[1])
+    peak_of_step(fake_model(config(), torch.float32, lora()), Forest.plant(trees()), STEPS[name])
+    assert len(calls) == added
 
 
 def test_larger_batches_and_kept_activations_take_more() -> None:

@@ -2,7 +2,7 @@
 
 peft adds the product in three passes over the output of a layer: the product, its scaling and the sum. Here one call
 multiplies, scales and adds, and its backward pass scales the small factor instead of the gradient. Policy and reference
-are both computed in this way, so that equal weights give equal log-probs.
+are both computed in this way, so that equal weights give equal log-probs. Under autocast peft's own way stays.
 
 Axes: N rows (all tokens of a batch), I inputs and O outputs of a layer, R rank.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from srpo.model.packed.tiles import planned_card
 from srpo.model.unwrap import adapted
 
 
@@ -72,8 +73,10 @@ def _serves(a: nn.Linear, b: nn.Linear, dropout: nn.Module, x: Tensor) -> bool:
     """True if an adapter's product is that of two whole weights of one dtype, without dropout and autocast."""
     draws = not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0 and dropout.training
     mixed = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
-    # DeepSpeed gathers a split weight when its own module is called, and a DTensor has a type of its own.
-    whole = all(type(each.weight) is nn.Parameter and not hasattr(each.weight, "ds_id") for each in (a, b))
+    # DeepSpeed gathers a split weight when its own module is called; a DTensor has a type of its own, as have the
+    # tensors without values of a plan.
+    plain = all(type(each.weight) is nn.Parameter or planned_card() is not None for each in (a, b))
+    whole = plain and not any(hasattr(each.weight, "ds_id") for each in (a, b))
     typed = a.weight.dtype == b.weight.dtype == x.dtype
     return whole and typed and not draws and not mixed
 

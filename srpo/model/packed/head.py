@@ -141,11 +141,19 @@ def _tiled_inside(model: nn.Module, run: Callable[..., Any], scored: Scored) -> 
     None if the head must not be tiled, or its logits are few. The first call runs one more forward pass, to find the
     model's transform of logits. It does so in all processes, also in those with few logits, since FSDP makes processes
     wait for each other in every pass.
+
+    Raises:
+        BackendError: the model's logits are no longer what its head and configuration give. Outside `deferring` one
+            process may raise it alone, and the others wait for it in their next pass.
     """
+    head: Any = core(model).get_output_embeddings()
+    if head not in _split:  # processes may have scored different batches on the whole model
+        _split[head] = True
+        _agreed.pop(head, None)
+        _untiled.pop(head, None)
     after = _possible_transforms(model, gathered=True)
     if after is None:
         return None
-    head: Any = core(model).get_output_embeddings()
     if head not in _agreed:
         with torch.no_grad(), _through(model, scored.place_P, only_first=True) as seen:
             row_1V = run().logits.flatten(0, -2)
@@ -265,6 +273,7 @@ def head_dtypes(model: nn.Module) -> Iterator[list[torch.dtype]]:
 
 _untiled: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _agreed: WeakKeyDictionary[nn.Module, After] = WeakKeyDictionary()  # the transform that gave a model's logits before
+_split: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # heads whose weight FSDP 2 has split
 
 
 def _leave_untiled(head: nn.Module) -> None:
@@ -336,7 +345,8 @@ def _agreeing(candidates: list[After], seen: _HeadInput, row_1V: Tensor) -> Afte
 def other_logits() -> BackendError:
     """Returns the error for a model whose logits are no longer its head's product with the scale and cap found before.
 
-    It ends a training: the check is read at the end of a step, when the step has used the wrong logits already.
+    It ends a run: the check is read at the end of a training step, or of an evaluation under FSDP 2, which has used the
+    wrong logits already.
     """
     what = "the model's logits are no longer what its head and configuration give, as they were in earlier batches"
     fix = "give its configuration the scale or cap: logit_scale, logits_scaling or final_logit_softcapping"

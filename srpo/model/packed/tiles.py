@@ -125,7 +125,9 @@ class TiledLogps(torch.autograd.Function):
         dbias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
         with Products(hidden_PD, weight_VD, bias_V, kept_PV=kept_PV) as products:
             summed = torch.promote_types(products.hidden_PD.dtype, torch.float32)
-            dhidden_PD = torch.zeros_like(products.hidden_PD, dtype=summed) if ctx.needs_input_grad[0] else None
+            dhidden_PD = torch.empty_like(products.hidden_PD) if ctx.needs_input_grad[0] else None
+            if dhidden_PD is not None and products.splits_words:  # each tile adds to all positions
+                dhidden_PD = torch.zeros_like(dhidden_PD, dtype=summed)
             if ctx.needs_input_grad[1] and products.splits_words:
                 dweight_VD = torch.zeros_like(products.weight_VD, dtype=summed)
             slopes = _FusedSlopes(by_row, row_T, token_T, grad_T) if products.fused else None
@@ -140,8 +142,10 @@ class TiledLogps(torch.autograd.Function):
                 if dbias_V is not None:
                     dbias_V[words] += dlogits_RW.sum(0, dtype=full)
                 dlogits_RW = dlogits_RW.to(products.hidden_PD.dtype)
-                if dhidden_PD is not None:
+                if dhidden_PD is not None and products.splits_words:
                     products.add_product(dhidden_PD[rows], dlogits_RW, products.weight_VD[words])
+                elif dhidden_PD is not None:
+                    torch.mm(dlogits_RW, products.weight_VD, out=dhidden_PD[rows])
                 if ctx.needs_input_grad[1]:
                     total_WD = None if dweight_VD is None else dweight_VD[words]
                     total_WD = products.add_product(total_WD, dlogits_RW.T, products.hidden_PD[rows])

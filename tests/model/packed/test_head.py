@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from srpo.model.packed import head as head_module
 from srpo.model.packed import tiles as tiles_module
@@ -92,6 +93,35 @@ def test_a_frozen_head_gets_no_gradient_and_its_hidden_states_the_same(tiled: li
     logp_T = TiledLogps.apply(hidden, weight.detach(), None, row_T, token_T, After())
     (alone,) = torch.autograd.grad((logp_T * weights_T).sum(), [hidden])
     assert torch.equal(alone, both[0])
+
+
+class Made(TorchDispatchMode):
+    """Collects dtypes of all tensors of one shape that operators return."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.dtypes = shape, set[torch.dtype]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.shape == self.shape:
+            self.dtypes.add(out.dtype)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["xpu", "cpu"])
+def test_gradients_of_hidden_states_are_written_in_their_own_dtype(kind: str, tiled: list[int]) -> None:
+    """On an accelerator each tile writes its rows once; tiles of words on a CPU add to all rows, in float32."""
+    (hidden, weight, _), *scored, weights_T = problem(torch.bfloat16, bias=False)
+    assert hidden is not None
+    with tiles_module.computing_for(tiles_module.Card(kind, 2**30)), Made((PARENTS, HIDDEN)) as made:
+        (TiledLogps.apply(hidden, weight, None, *scored, After()) * weights_T).sum().backward()
+    assert (torch.float32 in made.dtypes) == (kind == "cpu")
+    full, grad = hidden.detach().double().requires_grad_(), hidden.grad
+    logp_PV = (full @ weight.detach().double().T).log_softmax(-1)  # type: ignore[union-attr]
+    (expected,) = torch.autograd.grad((logp_PV[scored[0], scored[1]] * weights_T).sum(), full)
+    assert grad is not None
+    assert (grad - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 @pytest.mark.parametrize("keep", [False, True])

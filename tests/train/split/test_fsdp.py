@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srpo.errors import ConfigError
+from srpo.errors import BackendError, ConfigError
 from srpo.model.packed import head
+from srpo.model.packed.tiles import After
 from srpo.model.unwrap import core
 from tests.conftest import make_tiny_llama
 from tests.faults.dying import forked, make_base, make_trainer, together
@@ -32,41 +33,55 @@ RUNS: dict[str, dict[str, Any]] = {
     "cached": {},
     "lora cached": {},
 }
-TILED = ("in parts", "lora", "bfloat16")  # runs whose logits are all computed in tiles
+TILED = ("in parts", "lora", "bfloat16", "lora cached")  # runs whose logits are all computed in tiles
+TILED_IN_ONE = "lora cached"  # as if all batches of process 0 were above the threshold, and those of process 1 below
 
 
-def trained(base: Path, folder: Path, **settings: Any) -> dict[str, Any]:
-    """Trains, saves and evaluates on seven rows in batches of two; what was logged."""
+def trained(base: Path, folder: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """Trains, saves and evaluates on seven rows in batches of two; the trainer, and what was logged."""
     kind = "lora" if folder.name.startswith("lora") else "full"
     run = make_trainer(base, folder, kind, rows=[*ROWS, ROWS[0]], eval_rows=ROWS, **settings)
     if kind == "lora":
         for module in run.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+    output_head: Any = core(run.model).get_output_embeddings()
+    compared = output_head in head._agreed  # a reference was scored in tiles, on whole weights
     rows: list[int] = []
-    core(run.model).get_output_embeddings().register_forward_hook(
-        lambda _module, _args, out: rows.append(out.shape[:-1].numel())
-    )
+    output_head.register_forward_hook(lambda _module, _args, out: rows.append(out.shape[:-1].numel()))
     run.train()
     run.save_model()
     eval_loss = run.evaluate()["eval_loss"]
     losses = [each["loss"] for each in run.state.log_history if "loss" in each]
-    return {"losses": losses, "eval_loss": eval_loss, "rows": rows}
+    return run, {"losses": losses, "eval_loss": eval_loss, "rows": [*rows], "compared": compared}
 
 
-def split(base: Path, folder: Path) -> Any:
+def error_of_evaluation(run: Any, *, wrong: bool) -> str:
+    """Evaluates in tiles; `wrong` claims that the model has scaled its logits before. The error, or ""."""
+    head.TILED_ABOVE = 0
+    if wrong:
+        head._agreed[core(run.model).get_output_embeddings()] = After(2.0)
+    try:
+        run.evaluate()
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+def split(base: Path, folder: Path, rank: int) -> Any:
     """The runs of `RUNS` one after the other in this process, which is one of two."""
-    found, few = {}, head.TILED_ABOVE
+    found, few = {"copied": trained(base, folder / "copied", **SPLIT)[1]}, head.TILED_ABOVE  # DDP
+    unsplit()
     for name, variables in RUNS.items():
         split_on_cpu(**variables)
-        head.TILED_ABOVE = 0 if name in TILED else few
+        head.TILED_ABOVE = 0 if name in TILED and (name != TILED_IN_ONE or rank == 0) else few
         more: dict[str, Any] = {"bf16": True} if name == "bfloat16" else {}
         if name.endswith("cached"):
             more = {"precompute_ref_log_probs": True, "reference_cache": str(folder / f"kept {name}")}
-        found[name] = trained(base, folder / name, **SPLIT, **more)
+        run, found[name] = trained(base, folder / name, **SPLIT, **more)
+        if name == TILED_IN_ONE:
+            found["stopped"] = error_of_evaluation(run, wrong=rank == 1)
         unsplit()
-    head.TILED_ABOVE = few
-    found["copied"] = trained(base, folder / "copied", **SPLIT)  # DDP
     return found
 
 
@@ -75,10 +90,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("split")
     make_base(folder / "base")
     names = ("full alone", "lora alone")
-    one = forked(lambda: {name: trained(folder / "base", folder / name, **ALONE) for name in names})
-    ends = together(lambda rank: split(folder / "base", folder))
+    one = forked(lambda: {name: trained(folder / "base", folder / name, **ALONE)[1] for name in names})
+    ends = together(lambda rank: split(folder / "base", folder, rank))
     assert [end.error for end in (one, *ends)] == ["", "", ""]
-    (folder / "found.json").write_text(json.dumps({**one.value, **ends[0].value}))
+    (folder / "found.json").write_text(json.dumps({**one.value, **ends[0].value, "other process": ends[1].value}))
     return folder
 
 
@@ -107,6 +122,21 @@ def test_a_split_head_computes_tiles_where_logits_are_many(name: str, found: dic
     """Otherwise the head computes the logits of all scored positions, which are several in every batch."""
     tiled = [rows == 1 for rows in found[name]["rows"]]
     assert all(tiled) if name in TILED else not any(tiled[-3:])
+
+
+def test_processes_that_scored_different_batches_run_as_many_passes(found: dict[str, Any]) -> None:
+    """Only one of them tiled logits on the whole model, but both compare one position of the split model."""
+    here, other = (each[TILED_IN_ONE] for each in (found, found["other process"]))
+    assert [each["compared"] for each in (here, other)] == [True, False]
+    assert here["rows"][0] == other["rows"][0] == 1
+    assert min(other["rows"][1:]) > 1
+    assert len(here["rows"]) == len(other["rows"])
+
+
+def test_an_evaluation_stops_in_all_processes(found: dict[str, Any]) -> None:
+    """The logits of one process are no longer those of its head; the other one must not wait for it."""
+    assert "the model's logits are no longer what its head and configuration give" in found["stopped"]
+    assert found["other process"]["stopped"] == found["stopped"]
 
 
 @pytest.mark.parametrize("name", RUNS)
