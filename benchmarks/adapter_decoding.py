@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from srpo.generate import plain, speculative
+from srpo.generate.engine import Decoding
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.model.weights.load import load_model
 
@@ -77,11 +78,11 @@ def seconds(model: Any, tokens: int, *, fold: bool) -> float:
     generator = torch.Generator().manual_seed(2)
     contexts = torch.randint(1000, (ROWS, PROMPT), generator=generator).tolist()
     keys = [str(row) for row in range(ROWS)]
-    how: dict[str, Any] = {"max_new_tokens": tokens, "stop_ids": [], "temperature": 0.0}
+    how = Decoding(tokens, (), 0.0)
     began = time.process_time()
-    drafts = [list(done.ids) for done in engine.complete(contexts, keys, **how)]
+    drafts = [list(done.ids) for done in engine.complete(contexts, keys, how)]
     asked = [[*context, *draft, 7, 8, 9] for context, draft in zip(contexts, drafts, strict=True)]
-    engine.complete(asked, keys, guesses=drafts, **how)
+    engine.complete(asked, keys, how, guesses=drafts)
     return time.process_time() - began
 
 

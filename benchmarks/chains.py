@@ -58,7 +58,7 @@ class Subject(Protocol):
 
     model: Any
     pad_id: int
-    stop_ids: Sequence[int]
+    stop_ids: tuple[int, ...]
     max_new_tokens: int
     folder: str
 

@@ -38,7 +38,7 @@ from transformers.utils import logging as hf_logging
 
 from benchmarks.chains import CASES, REVISIONS, Chain, Scripted, Subject
 from benchmarks.parting import Count
-from srpo.generate.engine import Completion, Engine
+from srpo.generate.engine import Completion, Decoding, Engine
 from srpo.generate.plain import HFEngine
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.statistics.edit_distance import edit_distance
@@ -47,15 +47,15 @@ from srpo.statistics.edit_distance import edit_distance
 class LookupEngine(HFEngine):
     """transformers' prompt lookup: the answer's last tokens are looked up in the context; one row at a time."""
 
-    def complete(self, contexts: Any, keys: Any, *, max_new_tokens: int, stop_ids: Any, **rest: Any) -> Any:
+    def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> Any:
         ids = torch.tensor([list(contexts[0])], device=self.model.device)
         out = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=decoding.max_new_tokens,
             do_sample=False,
             prompt_lookup_num_tokens=10,
-            eos_token_id=list(stop_ids),
+            eos_token_id=list(decoding.stop_ids),
             pad_token_id=0,
         )
         return [Completion(tuple(out[0, ids.shape[1] :].tolist()), True, 0.0)]
@@ -144,10 +144,7 @@ def decode(way: Way, subject: Subject, rows: list[Chain], temperature: float, se
         done = engine.complete(
             contexts,
             [f"{place}/{revision}" for place, _ in under_way],
-            max_new_tokens=subject.max_new_tokens,
-            stop_ids=subject.stop_ids,
-            temperature=temperature,
-            seed=seed,
+            Decoding(subject.max_new_tokens, subject.stop_ids, temperature, seed),
             guesses=[row.answers[revision - 1] for row in some] if revision else None,
         )
         if revision:

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.chains import REVISIONS, Chain
 from benchmarks.tasks import repair
+from srpo.generate.engine import Decoding
 from srpo.generate.plain import HFEngine
 from srpo.model.weights.load import load_model, load_tokenizer
 from srpo.sequences.render import Renderer, RevisionTemplate
@@ -56,8 +57,7 @@ class Trained:
         answers: list[list[Sequence[int]]] = []
         for revision in range(REVISIONS + 1):
             keys = [f"{row}/{revision}" for row in range(rows)]
-            limits: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "stop_ids": self.stop_ids}
-            done = engine.complete(contexts, keys, temperature=temperature, seed=seed, **limits)
+            done = engine.complete(contexts, keys, Decoding(self.max_new_tokens, self.stop_ids, temperature, seed))
             asked.append(contexts)
             answers.append([each.ids for each in done])
             contexts = self.renderer.revisions(prompts, [self.renderer.decode(each.ids) for each in done])

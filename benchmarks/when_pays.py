@@ -27,7 +27,7 @@ from srpo.data.read import read_prompts
 from srpo.evaluate.gate import measure_gate, percent
 from srpo.evaluate.plan import Plan
 from srpo.evaluate.run import evaluate
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Decoding
 from srpo.judge.single import exact_match
 from srpo.revise.reviser import Reviser
 from srpo.revise.settings import RevisionSettings
@@ -69,10 +69,12 @@ class Handed:
         """Largest number of tokens of context and answer."""
         return self.revisions.max_length  # type: ignore[no-any-return]
 
-    def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **how: Any) -> list[Completion]:
+    def complete(
+        self, contexts: Sequence[Sequence[int]], keys: Sequence[str], decoding: Decoding, **more: Any
+    ) -> list[Completion]:
         """Completes with the drafting model if the keys are those of drafts, which end with /0."""
         engine = self.drafts if keys and keys[0].endswith("/0") else self.revisions
-        return engine.complete(contexts, keys, **how)  # type: ignore[no-any-return]
+        return engine.complete(contexts, keys, decoding, **more)  # type: ignore[no-any-return]
 
 
 def make_base(folder: Path, task: Task, seed: int, args: argparse.Namespace, given: str | None) -> None:

@@ -37,6 +37,30 @@ class Completion:
     failed: str = ""
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded.
+
+    Attributes:
+        max_new_tokens: Largest number of new tokens, the terminator included.
+        stop_ids: Ids that end an answer.
+        temperature: 0 decodes greedily; otherwise the logits are divided by it, with no other change.
+        seed: Seed of all random draws.
+
+    Raises:
+        ConfigError: A negative temperature or nan.
+    """
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ConfigError(f"{self.temperature}", where="temperature", expected="0 (greedy) or more")
+
+
 Keep = Callable[[int, Completion], None]  # place of a row among the contexts, its completion
 Watch = Callable[[int, list[int]], None]  # place of an unfinished row, its token ids so far
 
@@ -63,11 +87,8 @@ class Engine(Protocol):
         self,
         contexts: Sequence[Sequence[int]],
         keys: Sequence[str],
+        decoding: Decoding,
         *,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
-        temperature: float = 1.0,
-        seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
@@ -76,16 +97,10 @@ class Engine(Protocol):
         Args:
             contexts: Token ids to continue, one list per row.
             keys: A name for each row; rows of equal seed and key draw equal random numbers, if the engine can do that.
-            max_new_tokens: Largest number of new tokens, the terminator included.
-            stop_ids: Ids that end an answer.
-            temperature: 0 decodes greedily; otherwise the logits are divided by it, with no other change.
-            seed: Seed of all random draws.
+            decoding: Lengths, ends and randomness of the answers.
             guesses: Ids that each answer probably follows, such as the draft of a revision. Guesses change the speed of
                 decoding, never the answer.
             keep: Receives place and completion of each row as soon as the row is complete, possibly on another thread.
-
-        Raises:
-            ConfigError: A negative temperature.
         """
         ...
 
@@ -106,16 +121,6 @@ def reporting(engine: Any, watch: Watch | None) -> Iterator[None]:
     finally:
         if reports:
             engine.watch = None
-
-
-def expect_temperature(temperature: float) -> None:
-    """Checks that a sampling temperature is 0 or more.
-
-    Raises:
-        ConfigError: A negative temperature or nan.
-    """
-    if not temperature >= 0:
-        raise ConfigError(f"{temperature}", where="temperature", expected="0 (greedy) or more")
 
 
 def seed_of(seed: int, key: str) -> int:

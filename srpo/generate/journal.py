@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.disk import JSONLines
-from srpo.generate.engine import Completion, Engine, Keep
+from srpo.generate.engine import Completion, Decoding, Engine, Keep
 
 
 class Journal:
@@ -72,11 +72,8 @@ class JournaledEngine:
         self,
         contexts: Sequence[Sequence[int]],
         keys: Sequence[str],
+        decoding: Decoding,
         *,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
-        temperature: float = 1.0,
-        seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
@@ -84,8 +81,7 @@ class JournaledEngine:
 
         The arguments are those of `Engine.complete`.
         """
-        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_ids": [*stop_ids]}
-        how |= {"temperature": temperature, "seed": seed}
+        how = asdict(decoding)
         requests = [{"context": [*context], "key": key, **how} for context, key in zip(contexts, keys, strict=True)]
         done = self.journal.known(requests)
         missing = [i for i in range(len(requests)) if i not in done]
@@ -100,9 +96,9 @@ class JournaledEngine:
             drawn = self.engine.complete(
                 [contexts[i] for i in missing],
                 [keys[i] for i in missing],
+                decoding,
                 guesses=[guesses[i] for i in missing] if guesses is not None else None,
                 keep=write,
-                **how,
             )
             done.update(zip(missing, drawn, strict=True))
         return [done[i] for i in range(len(requests))]

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from srpo.errors import BackendError, ConfigError, InputError, did_you_mean
-from srpo.generate.engine import Completion, ContextAnswer, Keep, expect_temperature, seed_of
+from srpo.generate.engine import Completion, ContextAnswer, Decoding, Keep, seed_of
 from srpo.generate.http import Endpoint, JSONObject, Refused, Reply, UnusableAnswer
 from srpo.generate.journal import Journal
 
@@ -83,11 +83,8 @@ class CompletionsEngine:
         self,
         contexts: Sequence[Sequence[object]],
         keys: Sequence[str],
+        decoding: Decoding,
         *,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
-        temperature: float = 1.0,
-        seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
@@ -98,12 +95,11 @@ class CompletionsEngine:
         Raises:
             BackendError: The server read other tokens than it was sent.
         """
-        expect_temperature(temperature)
         bodies = []
         for context, key in zip(contexts, keys, strict=True):
-            body = {"model": self.model, "max_tokens": max_new_tokens, "temperature": temperature}
-            body |= {"seed": seed_of(seed, key)} if temperature > 0 else {}
-            body |= {**self._fields(context, stop_ids), **self.fields}
+            body = {"model": self.model, "max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature}
+            body |= {"seed": seed_of(decoding.seed, key)} if decoding.temperature > 0 else {}
+            body |= {**self._fields(context, decoding.stop_ids), **self.fields}
             bodies.append({name: value for name, value in body.items() if value is not None})
         done = {} if self.journal is None else self.journal.known(bodies)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from srpo.errors import ConfigError
-from srpo.generate.engine import Completion, Keep, expect_temperature
+from srpo.generate.engine import Completion, Decoding, Keep
 from srpo.generate.folded_adapter import FoldedAdapter
 from srpo.generate.sampling import choose, uniforms
 from srpo.model.packed.pictures import flat_inputs
@@ -82,11 +82,8 @@ class HFEngine:
         self,
         contexts: Sequence[Sequence[int]],
         keys: Sequence[str],
+        decoding: Decoding,
         *,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
-        temperature: float = 1.0,
-        seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
@@ -94,16 +91,15 @@ class HFEngine:
 
         The arguments are those of `Engine.complete`; guesses have no effect.
         """
-        expect_temperature(temperature)
         done: dict[int, Completion] = {}
         by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))  # less padding
         for at in range(0, len(by_length), self.batch_size):
             chosen = by_length[at : at + self.batch_size]
             noise = None
-            if temperature > 0:
-                noise = torch.stack([uniforms(seed, keys[i], max_new_tokens) for i in chosen])
+            if decoding.temperature > 0:
+                noise = torch.stack([uniforms(decoding.seed, keys[i], decoding.max_new_tokens) for i in chosen])
             with self.folded.active(contexts[0]):
-                rows = self._batch([contexts[i] for i in chosen], noise, temperature, max_new_tokens, tuple(stop_ids))
+                rows = self._batch([contexts[i] for i in chosen], noise, decoding)
             done.update(zip(chosen, rows, strict=True))
             if keep is not None:
                 for i in chosen:
@@ -115,18 +111,16 @@ class HFEngine:
         self,
         contexts: list[Sequence[int]],
         noise_NT: Tensor | None,
-        temperature: float,
-        max_new_tokens: int,
-        stop_ids: tuple[int, ...],
+        decoding: Decoding,
     ) -> list[Completion]:
         began = time.perf_counter()
         width = max(map(len, contexts))
         device = next(self.model.parameters()).device
         ids_NL = torch.tensor([[self.pad_id] * (width - len(row)) + list(row) for row in contexts], device=device)
         mask_NL = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in contexts], device=device)
-        sampler: list[LogitsProcessor] = [_Counting(width, max_new_tokens)]
+        sampler: list[LogitsProcessor] = [_Counting(width, decoding.max_new_tokens)]
         if noise_NT is not None:
-            sampler.append(_InverseSampling(noise_NT.to(device), temperature, width))
+            sampler.append(_InverseSampling(noise_NT.to(device), decoding.temperature, width))
         with contiguous_head(self.model):
             out_NL = self.model.generate(
                 input_ids=ids_NL,
@@ -136,12 +130,12 @@ class HFEngine:
                 **dict.fromkeys(_SHAPING),
                 do_sample=False,
                 num_beams=1,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=list(stop_ids),
+                max_new_tokens=decoding.max_new_tokens,
+                eos_token_id=list(decoding.stop_ids),
                 pad_token_id=self.pad_id,
             )
         seconds = (time.perf_counter() - began) / len(contexts)
-        return [_cut(row, stop_ids, seconds) for row in out_NL[:, width:].tolist()]
+        return [_cut(row, decoding.stop_ids, seconds) for row in out_NL[:, width:].tolist()]
 
 
 class _Counting(LogitsProcessor):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from srpo.generate.draft_guesses import Cost, Follower, guess_length
-from srpo.generate.engine import Completion, Keep, Watch, expect_temperature
+from srpo.generate.engine import Completion, Decoding, Keep, Watch
 from srpo.generate.kv_cache import SlotCache
 from srpo.generate.plain import HFEngine, contiguous_head
 from srpo.generate.sampling import choose, uniforms
@@ -96,11 +96,8 @@ class SpeculativeEngine(HFEngine):
         self,
         contexts: Sequence[Sequence[int]],
         keys: Sequence[str],
+        decoding: Decoding,
         *,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
-        temperature: float = 1.0,
-        seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
@@ -110,25 +107,16 @@ class SpeculativeEngine(HFEngine):
 
         Without guesses the cache starts empty, so a batch does not depend on the batch before it, to the last bit.
         """
-        expect_temperature(temperature)
         pictured = any(map(pictures_in, contexts))  # the cache holds text alone
         if not contexts or pictured or not self._settle(contexts[0]):
-            return super().complete(
-                contexts,
-                keys,
-                max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids,
-                temperature=temperature,
-                seed=seed,
-                keep=keep,
-            )
+            return super().complete(contexts, keys, decoding, keep=keep)
         done: dict[int, Completion] = {}
         for some in self._batches(contexts):
             began = time.perf_counter()
             rows = [
                 _Row(
                     list(contexts[i]),
-                    uniforms(seed, keys[i], max_new_tokens) if temperature > 0 else None,
+                    uniforms(decoding.seed, keys[i], decoding.max_new_tokens) if decoding.temperature > 0 else None,
                     Follower(guesses[i]) if guesses is not None else None,
                 )
                 for i in some
@@ -136,7 +124,7 @@ class SpeculativeEngine(HFEngine):
             cache = self._recall(rows) if guesses is not None else self._new_cache()
             self._kept = None  # after `_recall` copied its rows: generation then holds one cache only
             with self.folded.active(contexts[0]):
-                for finished in self._write(rows, cache, max_new_tokens, frozenset(stop_ids), temperature):
+                for finished in self._write(rows, cache, decoding):
                     seconds = (time.perf_counter() - began) / len(rows)
                     for place in finished:
                         row = rows[place]
@@ -189,14 +177,13 @@ class SpeculativeEngine(HFEngine):
     # ------------------------------------------------------------------ one batch
 
     @torch.no_grad()
-    def _write(
-        self, rows: list[_Row], cache: SlotCache, most: int, stop_ids: frozenset[int], temperature: float
-    ) -> Iterator[list[int]]:
-        """Generates until all rows are finished or have `most` tokens; yields the rows that each step completes."""
+    def _write(self, rows: list[_Row], cache: SlotCache, decoding: Decoding) -> Iterator[list[int]]:
+        """Generates until all rows are finished or full; yields the rows that each step completes."""
+        most = decoding.max_new_tokens
         open_rows, part, places = rows, cache, list(range(len(rows)))
         waiting = set(places)
         while open_rows:
-            self._step(open_rows, part, most, stop_ids, temperature)
+            self._step(open_rows, part, decoding)
             remark_detail(f"{max(len(row.written) for row in open_rows)} of at most {most} tokens")
             if self.watch is not None:
                 for place, row in zip(places, open_rows, strict=True):
@@ -216,18 +203,17 @@ class SpeculativeEngine(HFEngine):
         if part is not cache and open_rows:
             cache.put_back(places, part)
 
-    def _step(
-        self, rows: list[_Row], cache: SlotCache, most: int, stop_ids: frozenset[int], temperature: float
-    ) -> None:
+    def _step(self, rows: list[_Row], cache: SlotCache, decoding: Decoding) -> None:
         """Reads each row's pending and guessed tokens in one forward pass.
 
         Appends the accepted guesses of each row and the one token that the model chooses after them.
         """
+        most = decoding.max_new_tokens
         guesses = self._guesses(rows, most)
         blocks = [row.pending() + guess for row, guess in zip(rows, guesses, strict=True)]
         verified = 1 + max(map(len, guesses))
         logits_NKV = self._forward(rows, blocks, cache, verified)
-        chosen_NK = self._choose(rows, logits_NKV, guesses, temperature)
+        chosen_NK = self._choose(rows, logits_NKV, guesses, decoding.temperature)
         for row, guess, block, chosen in zip(rows, guesses, blocks, chosen_NK.tolist(), strict=True):
             if row.finished or len(row.written) >= most:
                 continue  # finished; waits for the others
@@ -236,7 +222,7 @@ class SpeculativeEngine(HFEngine):
             while agreed < len(guess) and guess[agreed] == mine[agreed]:
                 agreed += 1
             new = mine[: agreed + 1]
-            if (end := next((i for i, token in enumerate(new) if token in stop_ids), None)) is not None:
+            if (end := next((i for i, token in enumerate(new) if token in decoding.stop_ids), None)) is not None:
                 new, row.finished = new[: end + 1], True
             row.known += len(block) - len(guess) + min(agreed, len(new))
             row.written += new

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import BackendError, ConfigError, did_you_mean
-from srpo.generate.engine import Completion, ContextAnswer, Keep, expect_temperature, seed_of
+from srpo.generate.engine import Completion, ContextAnswer, Decoding, Keep, seed_of
 from srpo.model.weights.adapter import ADAPTER_FILE
 from srpo.model.weights.load import adapter_base
 
@@ -114,11 +114,8 @@ class VLLMEngine:
         self,
         contexts: Sequence[Sequence[int]],
         keys: Sequence[str],
+        decoding: Decoding,
         *,
-        max_new_tokens: int,
-        stop_ids: Sequence[int],
-        temperature: float = 1.0,
-        seed: int = 0,
         guesses: Sequence[Sequence[int]] | None = None,
         keep: Keep | None = None,
     ) -> list[Completion]:
@@ -126,14 +123,13 @@ class VLLMEngine:
 
         The arguments are those of `Engine.complete`; guesses have no effect.
         """
-        expect_temperature(temperature)
         settings = [
             self._sampling(
-                temperature=temperature,
-                max_tokens=max_new_tokens,
-                seed=seed_of(seed, key) if temperature > 0 else None,
+                temperature=decoding.temperature,
+                max_tokens=decoding.max_new_tokens,
+                seed=seed_of(decoding.seed, key) if decoding.temperature > 0 else None,
                 ignore_eos=True,  # the model's files may name other end tokens than training
-                stop_token_ids=list(stop_ids),
+                stop_token_ids=list(decoding.stop_ids),
                 detokenize=False,
             )
             for key in keys

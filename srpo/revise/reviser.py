@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import ConfigError
-from srpo.generate.engine import Engine, Logps, reporting
+from srpo.generate.engine import Decoding, Engine, Logps, reporting
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.forest import Forest
@@ -366,10 +366,7 @@ class Reviser:
             completions = self.engine.complete(
                 contexts,
                 [f"{item.key}/{0 if item.policy.fresh else len(item.answers)}" for item in items],
-                max_new_tokens=settings.max_new_tokens,
-                stop_ids=self.renderer.stop_ids,
-                temperature=settings.temperature,
-                seed=settings.seed,
+                Decoding(settings.max_new_tokens, self.renderer.stop_ids, settings.temperature, settings.seed),
                 guesses=guesses,
                 keep=shows_answers(items),
             )

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.parting import TIE, Count, parting
 from srpo.generate import speculative
+from srpo.generate.engine import Decoding
 from srpo.generate.plain import HFEngine
 from srpo.generate.speculative import SpeculativeEngine
 from tests.conftest import EOS, PAD, make_tiny_llama
@@ -57,9 +58,9 @@ def counted(model: Any, *, rows: int = 6, seed: int = 0) -> Count:
     contexts: list[list[int]] = prompts
     guesses: list[list[int]] | None = None
     for _ in range(6):
-        settings: dict[str, Any] = {"max_new_tokens": 24, "stop_ids": [EOS], "temperature": 0.0}
-        ours = engine.complete(contexts, [""] * rows, guesses=guesses, **settings)
-        answers = [list(one.ids) for one in plain.complete(contexts, [""] * rows, **settings)]
+        how = Decoding(24, (EOS,), 0.0)
+        ours = engine.complete(contexts, [""] * rows, how, guesses=guesses)
+        answers = [list(one.ids) for one in plain.complete(contexts, [""] * rows, how)]
         count.see(model, contexts, answers, [one.ids for one in ours])
         contexts = [[*prompt, *answer, MARK] for prompt, answer in zip(prompts, answers, strict=True)]
         guesses = [[token if source.random() < 0.9 else source.randrange(256) for token in row] for row in answers]

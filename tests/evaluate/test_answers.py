@@ -27,6 +27,7 @@ from srpo.evaluate.answers import (
 from srpo.evaluate.cache import content_hash
 from srpo.evaluate.controls import oracle
 from srpo.evaluate.plan import CONTROLS, Plan
+from srpo.generate.engine import Decoding
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.judge.load import AnyJudge
 from srpo.judge.single import exact_match, per_character
@@ -301,14 +302,14 @@ def test_interruption_inside_a_batch_keeps_finished_answers(models: Path, tmp_pa
     class Stopping(SpeculativeEngine):
         """Is interrupted once some answers are complete."""
 
-        def complete(self, contexts: Any, keys: Any, *, keep: Any = None, **settings: Any) -> Any:
+        def complete(self, contexts: Any, keys: Any, decoding: Decoding, *, keep: Any = None, **more: Any) -> Any:
             def count(place: int, completion: Any) -> None:
                 keep(place, completion)
                 seen.append(keys[place])
                 if len(seen) == after:
                     raise KeyboardInterrupt
 
-            return super().complete(contexts, keys, keep=count, **settings)
+            return super().complete(contexts, keys, decoding, keep=count, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reviser, "SpeculativeEngine", Stopping)

@@ -16,6 +16,7 @@ from srpo.cli.main import run
 from srpo.data.read import PromptRow, read_prompts
 from srpo.errors import ConfigError, DataError, Interrupted
 from srpo.evaluate.calibrate import calibrate, choose, first_revisions
+from srpo.generate.engine import Decoding
 from srpo.judge.single import exact_match
 from srpo.revise.confidence import Sequences
 from srpo.revise.settings import RevisionSettings
@@ -96,9 +97,9 @@ def test_a_greedy_draft_is_recommended_where_it_wins() -> None:
     class Sampled(Scripted):
         """Drafts 5 greedily and 4 otherwise."""
 
-        def complete(self, contexts: Any, keys: Any, **settings: Any) -> Any:
-            self.answer = lambda context: "5" if settings["temperature"] == 0 else "4"
-            return super().complete(contexts, keys, **settings)
+        def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> Any:
+            self.answer = lambda context: "5" if decoding.temperature == 0 else "4"
+            return super().complete(contexts, keys, decoding, **more)
 
     made = Reviser(carry_llama(), carry_tokenizer(), TEMPLATE)
     Sampled(made, lambda context: "4")

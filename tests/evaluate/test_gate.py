@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from srpo.cli.main import run
 from srpo.data.read import read_prompts
 from srpo.errors import ConfigError, DataError
 from srpo.evaluate.gate import NOT, WARM, WORTH, Gate, Outlook, decide, measure_gate
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Decoding
 from srpo.judge.single import exact_match
 from srpo.revise.settings import RevisionSettings
 from srpo.statistics.bootstrap import Interval
@@ -35,11 +35,11 @@ class Dice:
     def __init__(self, rule: Callable[[str, str | None, random.Random], str]) -> None:
         self.tokenizer, self.rule = carry_tokenizer(), rule
 
-    def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **how: Any) -> list[Completion]:
+    def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> list[Completion]:
         done = []
         for context, key in zip(contexts, keys, strict=True):
             prompt, _, draft = self.tokenizer.decode(context, skip_special_tokens=True).partition("=")
-            chance = random.Random(f"{how['seed']} {how['temperature']} {key} {draft}")
+            chance = random.Random(f"{decoding.seed} {decoding.temperature} {key} {draft}")
             text = self.rule(prompt, draft[0] if draft else None, chance)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             done.append(Completion((*ids, self.tokenizer.eos_token_id), True, 0.001))

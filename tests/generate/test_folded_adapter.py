@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from srpo.generate import folded_adapter
+from srpo.generate.engine import Decoding
 from srpo.generate.folded_adapter import FoldedAdapter
 from srpo.generate.plain import HFEngine
 from srpo.generate.speculative import SpeculativeEngine
@@ -16,7 +17,7 @@ from tests.conftest import EOS, PAD, make_tiny_llama
 peft = pytest.importorskip("peft")
 
 CONTEXTS = [[65, 66, 67, 68], [70, 71], [90]]
-HOW: dict[str, Any] = {"max_new_tokens": 12, "stop_ids": [EOS], "temperature": 0.0}
+HOW = Decoding(12, (EOS,), 0.0)
 
 
 def adapter(*, dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
@@ -32,7 +33,7 @@ def adapter(*, dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
 
 
 def answers(engine: HFEngine) -> list[tuple[int, ...]]:
-    return [done.ids for done in engine.complete(CONTEXTS, ["a", "b", "c"], **HOW)]
+    return [done.ids for done in engine.complete(CONTEXTS, ["a", "b", "c"], HOW)]
 
 
 def base_weights(model: Any) -> dict[str, tuple[int, torch.Tensor]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from srpo.errors import BackendError, ConfigError, InputError
-from srpo.generate.engine import Completion, seed_of
+from srpo.generate.engine import Completion, Decoding, seed_of
 from srpo.generate.http import Endpoint
 from srpo.generate.journal import Journal
 from srpo.generate.openai import ChatEngine, CompletionsEngine
@@ -29,9 +29,8 @@ def engine(server: Asked, kind: type[CompletionsEngine] = CompletionsEngine, **s
 
 def ask(subject: CompletionsEngine, contexts: list[Any], **settings: Any) -> list[Completion]:
     keys = [f"key {i}" for i in range(len(contexts))]
-    return subject.complete(
-        contexts, keys, **{"max_new_tokens": 4, "stop_ids": [14, 15], "temperature": 0.0, **settings}
-    )
+    how = Decoding(**{"max_new_tokens": 4, "stop_ids": (14, 15), "temperature": 0.0, **settings})
+    return subject.complete(contexts, keys, how)
 
 
 def test_trails_from_a_server_equal_trails_in_process() -> None:

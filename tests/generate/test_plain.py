@@ -11,7 +11,7 @@ import torch
 
 from srpo.errors import ConfigError
 from srpo.generate import plain, speculative
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Decoding
 from srpo.generate.plain import HFEngine
 from srpo.generate.sampling import choose, inverse_sample, uniforms
 from srpo.generate.speculative import SpeculativeEngine
@@ -38,7 +38,7 @@ def model() -> Any:
 
 def complete(model: Any, contexts: Any = CONTEXTS, keys: Any = KEYS, **options: Any) -> list[Completion]:
     engine = HFEngine(model, pad_id=PAD, batch_size=options.pop("batch_size", 32))
-    return engine.complete(contexts, keys, **{"max_new_tokens": 12, "stop_ids": [EOS], **options})
+    return engine.complete(contexts, keys, Decoding(**{"max_new_tokens": 12, "stop_ids": (EOS,), **options}))
 
 
 def ids(completions: list[Completion]) -> list[tuple[int, ...]]:
@@ -275,10 +275,10 @@ def test_no_linear_layer_reads_strided_states(
         for module in names:
             module.register_forward_hook(look)
         engine = kind(model, pad_id=0)
-        how: dict[str, Any] = {"max_new_tokens": 5, "stop_ids": [2], "temperature": 0.0}
-        drafts = engine.complete([[5, 6, 7, 8, 9], [7, 8]], ["a", "b"], **how)
+        how = Decoding(5, (2,), 0.0)
+        drafts = engine.complete([[5, 6, 7, 8, 9], [7, 8]], ["a", "b"], how)
         contexts = [[5, 6, 7, 8, 9, *drafts[0].ids, 3], [7, 8, *drafts[1].ids, 3]]
-        engine.complete(contexts, ["a", "b"], guesses=[list(draft.ids) for draft in drafts], **how)
+        engine.complete(contexts, ["a", "b"], how, guesses=[list(draft.ids) for draft in drafts])
         return found
 
     assert strided_layers() == set()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from srpo.generate import speculative
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Decoding
 from srpo.generate.plain import HFEngine
 from srpo.generate.speculative import SpeculativeEngine, why_not_speculative
 from tests.conftest import EOS, PAD, make_tiny_llama
@@ -36,10 +36,10 @@ def chain(model: Any, rows: int, temperature: float, *, seed: int = 0, batch_siz
     prompts = [[rng.randrange(256) for _ in range(rng.randint(1, 30))] for _ in range(rows)]
     contexts, guesses = prompts, None
     for revision in range(6):
-        settings: dict[str, Any] = {"max_new_tokens": 20, "stop_ids": [EOS, 7, 9], "temperature": temperature}
+        how = Decoding(20, (EOS, 7, 9), temperature, seed=3)
         keys = [f"{row}/{revision}" for row in range(len(contexts))]
-        mine = ours.complete(contexts, keys, guesses=guesses, seed=3, **settings)
-        expected = plain.complete(contexts, keys, seed=3, **settings)
+        mine = ours.complete(contexts, keys, how, guesses=guesses)
+        expected = plain.complete(contexts, keys, how)
         assert ids(mine) == ids(expected)
         assert [one.finished for one in mine] == [one.finished for one in expected]
         answers = [list(one.ids) for one in mine]
@@ -71,26 +71,26 @@ def test_control_a_wrong_mask_is_detected(model: Any, monkeypatch: pytest.Monkey
     right = speculative.SlotCache.place
     monkeypatch.setattr(speculative.SlotCache, "place", lambda *args: torch.zeros_like(right(*args)))
     engine = SpeculativeEngine(model, pad_id=PAD)
-    engine.complete([[65, 66, 67]], ["a"], max_new_tokens=4, stop_ids=[EOS])
+    engine.complete([[65, 66, 67]], ["a"], Decoding(4, (EOS,)))
     assert engine.serves is False
     engine = SpeculativeEngine(model, pad_id=PAD)
     monkeypatch.setattr(engine, "_check", lambda context: "")
     contexts = [[65, 66, 67], [70], [1, 2, 3, 4, 5, 6]]
-    settings: dict[str, Any] = {"max_new_tokens": 20, "stop_ids": [EOS], "temperature": 0.0}
-    mine = engine.complete(contexts, ["a", "b", "c"], guesses=[[5] * 20] * 3, **settings)
-    assert ids(mine) != ids(HFEngine(model, pad_id=PAD).complete(contexts, ["a", "b", "c"], **settings))
+    how = Decoding(20, (EOS,), 0.0)
+    mine = engine.complete(contexts, ["a", "b", "c"], how, guesses=[[5] * 20] * 3)
+    assert ids(mine) != ids(HFEngine(model, pad_id=PAD).complete(contexts, ["a", "b", "c"], how))
 
 
 def test_right_guesses_save_forward_passes_and_wrong_ones_add_none(model: Any) -> None:
-    settings: dict[str, Any] = {"max_new_tokens": 60, "stop_ids": [], "temperature": 1.0}
-    (first,) = HFEngine(model, pad_id=PAD).complete([[65, 66, 67, 68]], ["a"], **settings)
+    how = Decoding(60, ())
+    (first,) = HFEngine(model, pad_id=PAD).complete([[65, 66, 67, 68]], ["a"], how)
 
     def forwards(guess: list[int] | None) -> int:
         engine = SpeculativeEngine(model, pad_id=PAD)
-        engine.complete([[1]], ["warm"], **{**settings, "max_new_tokens": 1})  # what the first call checks is not it
+        engine.complete([[1]], ["warm"], Decoding(1, ()))  # what the first call checks is not it
         before = engine.forwards
         guesses = None if guess is None else [guess]
-        assert ids(engine.complete([[65, 66, 67, 68]], ["a"], guesses=guesses, **settings)) == [first.ids]
+        assert ids(engine.complete([[65, 66, 67, 68]], ["a"], how, guesses=guesses)) == [first.ids]
         return engine.forwards - before
 
     right = list(first.ids)
@@ -104,25 +104,24 @@ def test_right_guesses_save_forward_passes_and_wrong_ones_add_none(model: Any) -
 def test_the_cache_is_kept_between_revisions_and_dropped_between_batches(model: Any) -> None:
     engine = SpeculativeEngine(model, pad_id=PAD)
     context = list(range(40, 100))
-    settings: dict[str, Any] = {"max_new_tokens": 5, "stop_ids": [], "temperature": 0.0}
-    (draft,) = engine.complete([context], ["a"], **settings)
+    how = Decoding(5, (), 0.0)
+    (draft,) = engine.complete([context], ["a"], how)
     before = engine.read
-    engine.complete([[*context, *draft.ids, MARK]], ["a"], guesses=[draft.ids], **settings)
+    engine.complete([[*context, *draft.ids, MARK]], ["a"], how, guesses=[draft.ids])
     assert engine.read - before < 25  # of 66: the draft's last token, the mark, guesses and the answer
     before = engine.read
-    engine.complete([context], ["a"], **settings)
+    engine.complete([context], ["a"], how)
     assert engine.read - before == len(context) + 4
 
 
 def test_finished_rows_leave_the_batch(model: Any) -> None:
     engine = SpeculativeEngine(model, pad_id=PAD)
     contexts, keys = [[65 + i] * 4 for i in range(8)], [str(i) for i in range(8)]
-    settings: dict[str, Any] = {"max_new_tokens": 40, "temperature": 1.0}
-    long = engine.complete(contexts, keys, stop_ids=[], **settings)
-    stops = sorted({one.ids[2] for one in long[:6]})  # ends six rows by their third token
+    long = engine.complete(contexts, keys, Decoding(40, ()))
+    stops = tuple({one.ids[2] for one in long[:6]})  # ends six rows by their third token
     before = engine.read
-    short = engine.complete(contexts, keys, stop_ids=stops, **settings)
-    expected = HFEngine(model, pad_id=PAD).complete(contexts, keys, stop_ids=stops, **settings)
+    short = engine.complete(contexts, keys, Decoding(40, stops))
+    expected = HFEngine(model, pad_id=PAD).complete(contexts, keys, Decoding(40, stops))
     assert ids(short) == ids(expected)
     assert engine.read - before < 8 * 3 + 8 * max(len(one.ids) for one in short)
 
@@ -137,9 +136,9 @@ def test_models_without_rollback_decode_plainly_after_one_warning(caplog: pytest
     engine, plain = SpeculativeEngine(windowed, pad_id=0), HFEngine(windowed, pad_id=0)
     with caplog.at_level(logging.WARNING, "srpo"):
         for context in ([5] * 9, [6, 7, 8]):
-            settings: dict[str, Any] = {"max_new_tokens": 6, "stop_ids": [2], "seed": 1}
-            mine = engine.complete([context], ["a"], guesses=[[1, 2, 3]], **settings)
-            assert ids(mine) == ids(plain.complete([context], ["a"], **settings))
+            how = Decoding(6, (2,), seed=1)
+            mine = engine.complete([context], ["a"], how, guesses=[[1, 2, 3]])
+            assert ids(mine) == ids(plain.complete([context], ["a"], how))
     said = [record.message for record in caplog.records]
     assert len(said) == 1
     assert "plain decoding" in said[0]

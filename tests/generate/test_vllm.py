@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.parting import Count
 from srpo import Reviser
+from srpo.generate.engine import Decoding
 from srpo.generate.http import Endpoint
 from srpo.generate.openai import CompletionsEngine
 from srpo.generate.vllm import VLLMEngine
@@ -154,11 +155,11 @@ def test_sampling_repeats_and_has_the_right_distribution(served: tuple[Path, VLL
     """χ² of 3,000 first tokens; at temperature 2 the same draws would fail by far."""
     folder, engine = served
     context = ids_of("12+34=")
-    ask: dict[str, Any] = {"max_new_tokens": 1, "stop_ids": [carry_tokenizer().eos_token_id]}
+    ask = {"max_new_tokens": 1, "stop_ids": (carry_tokenizer().eos_token_id,)}
     keys = [str(i) for i in range(3000)]
-    drawn = [done.ids[0] for done in engine.complete([context] * 3000, keys, seed=1, **ask)]
-    assert drawn == [done.ids[0] for done in engine.complete([context] * 3000, keys, seed=1, **ask)]
-    assert drawn != [done.ids[0] for done in engine.complete([context] * 3000, keys, seed=2, **ask)]
+    drawn = [done.ids[0] for done in engine.complete([context] * 3000, keys, Decoding(seed=1, **ask))]
+    assert drawn == [done.ids[0] for done in engine.complete([context] * 3000, keys, Decoding(seed=1, **ask))]
+    assert drawn != [done.ids[0] for done in engine.complete([context] * 3000, keys, Decoding(seed=2, **ask))]
     with torch.no_grad():
         logits = load_model(str(folder)).eval()(torch.tensor([context])).logits[0, -1].double()
     counts = torch.bincount(torch.tensor(drawn), minlength=len(logits)).double()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from srpo.errors import BackendError
+from srpo.generate.engine import Decoding
 from srpo.generate.plain import HFEngine
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.model.packed import flex, fused, head
@@ -156,12 +157,12 @@ def test_revisions_are_what_plain_decoding_writes(temperature: float) -> None:
     source = torch.Generator().manual_seed(0)
     contexts = [torch.randint(3, VOCAB, (n,), generator=source).tolist() for n in (9, 30, 17)]
     plain, live = HFEngine(model, pad_id=0), SpeculativeEngine(model, pad_id=0)
-    settings = {"max_new_tokens": 40, "stop_ids": [2], "temperature": temperature}
+    how = Decoding(40, (2,), temperature)
     for _ in range(3):
-        wanted = [each.ids for each in plain.complete(contexts, ["a", "b", "c"], **settings)]
+        wanted = [each.ids for each in plain.complete(contexts, ["a", "b", "c"], how)]
         guesses = [[*ids[:-3], 5, 6, 7] for ids in wanted]
         for hint in (None, guesses):
-            found = live.complete(contexts, ["a", "b", "c"], guesses=hint, **settings)
+            found = live.complete(contexts, ["a", "b", "c"], how, guesses=hint)
             assert [each.ids for each in found] == wanted
         contexts = [[*context, *ids, 4] for context, ids in zip(contexts, wanted, strict=True)]
     assert live.serves

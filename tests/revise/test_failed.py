@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from srpo import Reviser
 from srpo.errors import DataError, InputError
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Decoding
 from srpo.revise.confidence import Sequences
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
@@ -33,8 +32,8 @@ class Failing(Scripted):
         super().__init__(subject, lambda text: "7", **settings)
         self.fails, self.keys = fails, list[tuple[str, int]]()
 
-    def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **settings: Any) -> list[Completion]:
-        done = super().complete(contexts, keys, **settings)
+    def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> list[Completion]:
+        done = super().complete(contexts, keys, decoding, **more)
         for i, (context, key) in enumerate(zip(contexts, keys, strict=True)):
             prompt = self.tokenizer.decode(context, skip_special_tokens=True).partition("=")[0] + "="
             asked = (prompt, int(key.rpartition("/")[2]))
@@ -114,10 +113,10 @@ def test_an_interruption_while_trying_failed_prompts_again(source: str, tmp_path
         revise_file(lambda: failing(failed), source, str(out), ALL)
 
     class Dying(Failing):
-        def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **more: Any) -> list[Completion]:
+        def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> list[Completion]:
             if len(self.keys) > 8:
                 raise InputError("no server answers")
-            return super().complete(contexts, keys, **more)
+            return super().complete(contexts, keys, decoding, **more)
 
     def dying() -> Reviser:
         subject = reviser()

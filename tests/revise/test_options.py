@@ -13,7 +13,7 @@ from srpo import Reviser
 from srpo.data.read import read_prompts
 from srpo.errors import DataError
 from srpo.evaluate.controls import best_of
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Decoding
 from srpo.generate.plain import HFEngine
 from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail_files import revise_file
@@ -38,7 +38,7 @@ TWO = RevisionSettings(revisions=1, temperature=0, max_new_tokens=2)
 class Answering(HFEngine):
     """Answers each prompt with what its row has chosen, and keeps the contexts."""
 
-    def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **settings: Any) -> list[Completion]:
+    def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> list[Completion]:
         self.contexts = [*getattr(self, "contexts", []), *map(list, contexts)]
         return [Completion((*self.answers[at % len(self.answers)],), True, 0.0) for at in range(len(contexts))]
 

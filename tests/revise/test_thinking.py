@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from srpo import Reviser
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Decoding
 from srpo.generate.plain import HFEngine
 from srpo.revise.trail import Answer, Trail
 from srpo.sequences.render import Renderer
@@ -19,7 +18,7 @@ GENERATED = ("hm\n</think>\n\nFour.", "hm again\n</think>\n\nFour.", "never")
 class Scripted(HFEngine):
     """Returns the ids of prepared texts, one per call, and keeps the contexts."""
 
-    def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **settings: Any) -> list[Completion]:
+    def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> list[Completion]:
         self.contexts = [*getattr(self, "contexts", []), *map(list, contexts)]
         return [Completion(self.replies.pop(0), True, 0.0) for _ in contexts]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from srpo import Reviser
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Decoding
 from srpo.generate.speculative import SpeculativeEngine
 from srpo.tasks.carry import TEMPLATE, carry_tokenizer
 from tests.conftest import make_tiny_llama
@@ -63,9 +63,9 @@ class Recording(SpeculativeEngine):
         subject.engine = engine
         return engine
 
-    def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **settings: Any) -> list[Completion]:
+    def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> list[Completion]:
         self.contexts += [list(context) for context in contexts]
-        return super().complete(contexts, keys, **settings)
+        return super().complete(contexts, keys, decoding, **more)
 
 
 class Scripted:
@@ -79,7 +79,7 @@ class Scripted:
         self.tokenizer, self.answer, self.batch_size, self.asked = subject.renderer.tokenizer, answer, batch_size, 0
         subject.engine = self
 
-    def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **settings: Any) -> list[Completion]:
+    def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> list[Completion]:
         done = []
         for context in contexts:
             self.asked += 1

@@ -13,6 +13,7 @@ import pytest
 
 from srpo import Reviser
 from srpo.data.read import PromptRow
+from srpo.generate.engine import Decoding
 from srpo.revise.chain import Chain
 from srpo.revise.policy import Policy
 from srpo.revise.settings import RevisionSettings
@@ -325,9 +326,9 @@ def test_concurrent_requests_share_batches() -> None:
     complete = subject.engine.complete
 
     class Counting(type(subject.engine)):  # type: ignore[misc]
-        def complete(self, contexts: Any, keys: Any, **settings: Any) -> Any:
+        def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> Any:
             sizes.append(len(contexts))
-            return complete(contexts, keys, **settings)
+            return complete(contexts, keys, decoding, **more)
 
     subject.engine.__class__ = Counting
     with serving(subject) as served:

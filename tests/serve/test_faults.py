@@ -16,7 +16,7 @@ import pytest
 from srpo import Reviser
 from srpo.disk import os_write
 from srpo.errors import DataError, OutputError
-from srpo.generate.engine import Completion
+from srpo.generate.engine import Completion, Decoding
 from srpo.generate.http import Endpoint
 from srpo.generate.openai import ChatEngine
 from srpo.judge.votes import Votes, append_vote
@@ -174,10 +174,10 @@ class Breaking:
         self.batch_size, self.same_batch_same_bits, self.max_length = 32, True, 64
         subject.engine = self
 
-    def complete(self, contexts: Any, keys: Any, **settings: Any) -> list[Completion]:
+    def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> list[Completion]:
         if any(self.text in self.tokenizer.decode(context) for context in contexts):
             raise RuntimeError(f"cannot answer {self.text}")
-        return self.inner.complete(contexts, keys, **settings)
+        return self.inner.complete(contexts, keys, decoding, **more)
 
 
 def test_a_fault_of_the_model_has_no_prompt_in_it_and_spares_the_rest_of_its_batch(

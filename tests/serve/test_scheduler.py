@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from srpo.data.read import read_prompts
+from srpo.generate.engine import Decoding
 from srpo.revise.chain import Chain
 from srpo.revise.policy import Policy
 from srpo.revise.settings import RevisionSettings
@@ -41,10 +42,10 @@ class Recorded(Scripted):
     batches: list[list[str]]
     arrive: Callable[[int], None]
 
-    def complete(self, contexts: Sequence[Sequence[int]], keys: Sequence[str], **settings: Any) -> Any:
+    def complete(self, contexts: Any, keys: Any, decoding: Decoding, **more: Any) -> Any:
         self.arrive(len(self.batches))
         self.batches.append([key.partition("/")[0] for key in keys])
-        return super().complete(contexts, keys, **settings)
+        return super().complete(contexts, keys, decoding, **more)
 
 
 def batches(first: Asked, arrivals: dict[int, Asked], batch_size: int = 32) -> list[list[str]]:
