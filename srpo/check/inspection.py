@@ -16,6 +16,8 @@ from typing import NamedTuple
 import jinja2
 
 from srpo.check.suspicious import Suspicious
+from srpo.data.picture import Picture
+from srpo.data.pictures import pictures_of
 from srpo.data.read import Pair, Reject, Stream
 from srpo.data.reasons import Reason, Reasons
 from srpo.data.source import AnySource
@@ -50,13 +52,15 @@ class Lengths(NamedTuple):
 class Example(NamedTuple):
     """One pair as the model sees it: `context` is given, `answer` is scored, both as text.
 
-    `where` is the pair's place in the data, `role` is "draft" or "revision of the rejected answer".
+    `where` is the pair's place in the data, `role` is "draft" or "revision of the rejected answer". A draft has the
+    pictures of its prompt in `pictures`; they are not in `to_json` and `to_html`.
     """
 
     where: str
     role: str
     context: str
     answer: str
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,9 @@ class Inspection:
     def to_json(self) -> str:
         """Returns all findings as the text of one JSON object."""
         lengths = {name: each._asdict() for name, each in self.lengths.items()}
-        examples = [each._asdict() for each in self.examples]
+        examples = [
+            {key: each._asdict()[key] for key in Example._fields if key != "pictures"} for each in self.examples
+        ]
         row = {"format": 1, **asdict(self), "unusable": self.unusable, "lengths": lengths, "examples": examples}
         return json.dumps(row, ensure_ascii=False, indent=2)
 
@@ -246,7 +252,8 @@ def _examples(renderer: Renderer, pairs: list[Pair]) -> Iterator[Example]:
     for pair, six in renderer.rendered(pairs):
         for role, at in (("draft", 0), ("revision of the rejected answer", 4)):
             if not isinstance(six, Reject):
-                yield Example(pair.where, role, decode(six[at].context), decode(six[at].answer))
+                pictures = pictures_of(pair.prompt) if role == "draft" else ()
+                yield Example(pair.where, role, decode(six[at].context), decode(six[at].answer), pictures)
 
 
 def _lengths(tokens: array[int], limit: int | None) -> Lengths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from srpo.check.inspection import NAMES, Inspection
+from srpo.check.thumbnail import shows_thumbnails, thumbnail
 
 SHOWN = 3_000  # number of letters shown from each end of a context
 
@@ -16,6 +17,8 @@ def print_inspection(found: Inspection) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for each in found.examples:
         console.print(f"[bold]{each.role}[/bold] ({each.where}); the scored text is between >> and <<")
+        for picture in each.pictures if shows_thumbnails(console) else ():
+            console.print(thumbnail(picture))
         text = Text(_ends(each.context), style="dim").append(">>", style="not dim bold")
         console.print(text.append(each.answer, style="not dim bold green").append("<<", style="not dim bold"))
         console.print()

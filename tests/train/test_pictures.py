@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from srpo.check.inspection import inspect
 from srpo.errors import ConfigError, DataError
 from srpo.model.packed.forward import sequence_logps
 from srpo.model.weights.load import load_model, load_processor, load_tokenizer
@@ -226,3 +227,10 @@ def test_a_text_model_given_by_path_refuses_pictures_as_bad_rows(tmp_path: Path)
     make_tiny_llama().save_pretrained(tmp_path / "model")
     with pytest.raises(DataError, match="text model cannot be shown them"):
         SRPOTrainer(str(tmp_path / "model"), args=config(tmp_path / "out"), train_dataset=rows())
+
+
+def test_examples_of_check_carry_the_pictures_of_their_rows() -> None:
+    given = [row(images=[picture(colour)]) for colour in ("red", "green")]
+    found = inspect(given, renderer_for(idefics_processor()), examples=2, num_proc=1)
+    shown = [[each.image().getpixel((7, 7)) for each in example.pictures] for example in found.examples]
+    assert shown == [[(255, 0, 0)], [], [(0, 128, 0)], []]  # a pair's draft shows them, its revision does not again
