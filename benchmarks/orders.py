@@ -25,14 +25,13 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
 from transformers.utils import logging as hf_logging
 
 from benchmarks.orders_stages import (
@@ -49,11 +48,13 @@ from benchmarks.orders_stages import (
 )
 from benchmarks.orders_tables import tables
 from benchmarks.tasks import orders as task
+from benchmarks.tasks import pictured_orders
 from benchmarks.tasks.orders import right, worked_out
 from benchmarks.when_pays import percent_of
 from srpo.data.read import read_prompts
 from srpo.disk import write_file
 from srpo.evaluate.gate import measure_gate
+from srpo.model.weights.load import load_model, load_processor, load_tokenizer
 from srpo.revise.settings import RevisionSettings
 from srpo.sequences.render import Renderer
 from srpo.tasks.carry import write_rows
@@ -113,7 +114,7 @@ def draft_base(stage: Stage) -> None:
 
 
 def base_from_scratch(stage: Stage, folder: Path) -> None:
-    """Trains a small Llama in cycles, each a stage of its own, and copies the last one; keeps the shares after each."""
+    """Trains a small model in cycles, each a stage of its own, and copies the last one; keeps the shares after each."""
     shares: list[dict[str, float]] = []
     for at in range(MOST_CYCLES):
         cycle = stage.run / f"cycle{at}"
@@ -128,11 +129,11 @@ def base_from_scratch(stage: Stage, folder: Path) -> None:
 
 def base_cycle(stage: Stage, at: int, folder: Path) -> None:
     """Trains the model of the cycle before, or one with random weights, for `base_steps` steps on further orders."""
-    start = LlamaForCausalLM.from_pretrained(stage.run / f"cycle{at - 1}") if at else None
+    start = load_model(str(stage.run / f"cycle{at - 1}")).requires_grad_() if at else None
     config = task.OrdersConfig(steps=stage.sizes.base_steps, seed=stage.seed + CYCLE * at)
-    for _, _, model in task.train_base(config, start):  # noqa: B007
+    for _, _, model in (pictured_orders if stage.pictured else task).train_base(config, start):  # noqa: B007
         pass
-    for each in (model, task.orders_tokenizer()):
+    for each in (model, pictured_orders.pictured_processor() if stage.pictured else task.orders_tokenizer()):
         each.save_pretrained(folder)
     stage.wording.template.save(folder)
 
@@ -190,13 +191,18 @@ def second_role(stage: Stage) -> None:
     stage.expect(keep >= KEEP, f"step 2: revisions keep {keep:.0%} of right drafts, fewer than {KEEP:.0%}")
 
 
+def asked(row: Mapping[str, str]) -> dict[str, str]:
+    """The prompt of a row, with its picture if it has one."""
+    return {name: row[name] for name in ("prompt", "image") if name in row}
+
+
 def role_rows(stage: Stage, folder: Path) -> None:
     """The base's own drafts, each with the same draft as its revision but for the total: its own last running total."""
     rows, found = stage.rows(stage.sizes.role_prompts, "in", ROLE), []
     for row, draft in zip(rows, *stage.drafts("base", rows, 1.0, seeds=(1,)), strict=True):
         value = task.last_total(draft)
         if value is not None:
-            found.append({"prompt": row["prompt"], "draft": draft, "revision": task.with_total(draft, value)})
+            found.append({**asked(row), "draft": draft, "revision": task.with_total(draft, value)})
     if not found:
         raise GateClosed(f"seed {stage.seed}: step 2: no draft of the base works a total out: nothing to learn")
     write_rows(folder / "rows.jsonl", found)
@@ -204,12 +210,10 @@ def role_rows(stage: Stage, folder: Path) -> None:
 
 def learn_role(stage: Stage, folder: Path) -> None:
     """Trains the base on batches of drafts and of revisions in turn, so that drafting stays as it was."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base, sizes = stage.run / "base", stage.sizes
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    base, sizes = str(stage.run / "base"), stage.sizes
+    model, tokenizer = load_model(base), (load_processor if stage.pictured else load_tokenizer)(base)
     rows = [json.loads(line) for line in (stage.run / "role_rows" / "rows.jsonl").open(encoding="utf-8")]
-    batches = task.roles_in_turn(rows, Renderer(tokenizer, stage.wording.template), sizes.batch, stage.seed)
+    batches = task.roles_in_turn(rows, Renderer(tokenizer, stage.wording.template), sizes.batch, stage.seed, model)
     for _ in fit(model, batches, steps=sizes.role_steps, learning_rate=sizes.role_learning_rate, mistakes=0.0):
         pass
     for each in (model, tokenizer):
@@ -265,13 +269,17 @@ def own_pairs(stage: Stage, folder: Path) -> None:
             if task.first_total(head) is not None:
                 heads.setdefault((at, task.total("", head, rows[at]["gold"]) == 1), head)
     both = [at for at in range(len(rows)) if (at, True) in heads and (at, False) in heads]
-    begun = [{"prompt": rows[at]["prompt"] + heads[at, is_right]} for at in both for is_right in (True, False)]
+    begun = [
+        {**asked(rows[at]), "prompt": rows[at]["prompt"] + heads[at, is_right]}
+        for at in both
+        for is_right in (True, False)
+    ]
     (rest,) = stage.drafts("role", begun, 1.0, seeds=(sizes.draws + 1,)) if begun else ([],)
     pairs = []
     for at, ends in zip(both, zip(rest[::2], rest[1::2], strict=True), strict=True):
         chosen, rejected = (heads[at, is_right] + end for is_right, end in zip((True, False), ends, strict=True))
         if task.last_total(chosen) == task.last_total(rejected) == task.first_total(rows[at]["gold"]):
-            pairs.append({"prompt": rows[at]["prompt"], "chosen": chosen, "rejected": rejected})
+            pairs.append({**asked(rows[at]), "chosen": chosen, "rejected": rejected})
     if not pairs:
         raise GateClosed(f"seed {stage.seed}: step 3: no order has a draft with the right total and one with another")
     write_rows(folder / "pairs.jsonl", pairs)
@@ -286,6 +294,7 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="0, or 0 1, or 0 1 2, …")
     parser.add_argument("--model", default="", metavar="FOLDER", help="pretrained model; unset trains one from scratch")
+    parser.add_argument("--pictures", action="store_true", help="amounts in pictures, for a small LLaVA from scratch")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--splits", nargs="+", choices=task.SPLITS, default=["in", "out"], help="of the evaluation")
     parser.add_argument("--temperature", type=float, nargs="+", default=[1.0, 0.0], help="0 decodes greedily")
@@ -295,12 +304,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds != list(range(len(args.seeds))):
         parser.error("--seeds: expected 0 1 2 … without a gap: files of answers are numbered in this order")
+    if args.pictures and args.model:
+        parser.error("--pictures trains its own model: leave --model out")
     torch.set_num_threads(1)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     logging.getLogger("srpo").setLevel(logging.ERROR)
     root, sizes = Path(args.output_dir), Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
-    stages = [Stage(root / f"seed{seed}", seed, args.model, sizes, not args.ignore_gates) for seed in args.seeds]
+    strict = not args.ignore_gates
+    stages = [Stage(root / f"seed{seed}", seed, args.model, sizes, strict, args.pictures) for seed in args.seeds]
     for stage in stages:
         draft_base(stage)
         second_role(stage)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import orders as task
+from benchmarks.tasks import pictured_orders
 from srpo.disk import write_file
 from srpo.revise.reviser import Reviser
 from srpo.tasks.stages import run_stage
@@ -56,6 +57,7 @@ class Stage:
         model: folder of a pretrained model; empty for one from scratch.
         sizes: sizes and settings.
         strict: whether a gate that fails stops the command.
+        pictured: whether the amounts are in pictures.
     """
 
     run: Path
@@ -63,15 +65,22 @@ class Stage:
     model: str
     sizes: Sizes
     strict: bool = True
+    pictured: bool = False
 
     @property
     def wording(self) -> task.Wording:
-        """Words for a pretrained model, letters for one from scratch."""
+        """Words for a pretrained model; letters, or amounts without names for pictures, for one from scratch."""
+        if self.pictured:
+            return pictured_orders.WORDING
         return task.WORDS if self.model else task.LETTERS
 
     def rows(self, n: int, split: str, first: int, *, lines_first: bool = False) -> list[dict[str, str]]:
         """Rows of `n` orders of this seed; `first` is the first seed of their stage."""
-        return task.orders(n, split, seed=first + self.seed, wording=self.wording, lines_first=lines_first)
+        seed = first + self.seed
+        rows = task.orders(n, split, seed=seed, wording=self.wording, lines_first=lines_first)
+        if self.pictured:
+            return pictured_orders.shown(rows, split, self.run / "pictures" / f"{first}.{split}", seed=seed)
+        return rows
 
     def reviser(self, name: str) -> Reviser:
         """Loads one of the seed's models."""

@@ -124,14 +124,15 @@ def chain_lines(stage: Stage, name: str, split: str, heat: float, drafter: str, 
     rows, reviser = stage.rows(n, split, EVALUATION), stage.reviser(name)
     if drafter:
         reviser.engine = Handed(stage.reviser(drafter).engine, reviser.engine)  # type: ignore[assignment]
+    prompts = [row.prompt for row in read_prompts(rows)]
     asked = stage.rows(n, split, EVALUATION, lines_first=lines_first)
     settings = RevisionSettings(0 if lines_first else stage.sizes.revisions, heat, stage.seed, stage.wording.tokens)
-    for row, trail in zip(rows, reviser.trails(read_prompts(asked), settings), strict=True):
+    for row, prompt, trail in zip(rows, prompts, reviser.trails(read_prompts(asked), settings), strict=True):
         answers = trail.answers
         if lines_first:
             answers = tuple(replace(each, text=task.total_moved_first(each.text)) for each in answers)
         meta = {"gold": row["gold"], "split": split}
-        yield replace(trail, prompt=row["prompt"], answers=answers, meta=meta).to_json() + "\n"
+        yield replace(trail, prompt=prompt, answers=answers, meta=meta).to_json() + "\n"
 
 
 def after_one(plan: Plan) -> Results:

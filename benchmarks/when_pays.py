@@ -63,6 +63,7 @@ class Handed:
     def __init__(self, drafts: Any, revisions: Any) -> None:
         self.drafts, self.revisions = drafts, revisions
         self.batch_size, self.same_batch_same_bits = revisions.batch_size, True
+        self.pictured = getattr(revisions, "pictured", False)
 
     @property
     def max_length(self) -> int | None:

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.tasks.small_llava import small_llava, small_processor
 from srpo.sequences.templates import RevisionTemplate
-from srpo.tasks.pretraining import Outcomes, character_tokenizer, fit
+from srpo.tasks.pretraining import Outcomes, fit
 
 SPLITS = {"in": (3, 6), "more": (7, 9), "look": (3, 6)}  # fewest and most shapes
 SIDE_CELLS, CELL = 3, 10  # cells along a side, and pixels of a cell
@@ -34,12 +35,6 @@ COLOURS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))  # red, green, blue, yell
 DIGITS = len(COLOURS)
 TEMPLATE = RevisionTemplate("count shapes", "turn", "{{ prompt }}", "?")
 PROMPT = "="
-# The user's turns as they are, the assistant's with <eos> behind them.
-CHAT = (
-    "{{ bos_token }}{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
-    "{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
-    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-)
 
 
 @dataclass(frozen=True)
@@ -143,56 +138,14 @@ def rows(n: int, split: str, folder: Path, *, seed: int = 0) -> list[dict[str, s
 
 def count_processor() -> Any:
     """Returns the processor: an image token for each cell, a token for each character of an answer."""
-    from transformers import LlavaProcessor
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
-    tokenizer = character_tokenizer("0123456789=?")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.chat_template = CHAT
-    size = {"height": SIDE, "width": SIDE}
-    how = {"patch_size": CELL, "vision_feature_select_strategy": "full", "chat_template": CHAT}
-    return LlavaProcessor(SiglipImageProcessorPil(size=size), tokenizer, **how)
+    return small_processor("0123456789=?", side=SIDE, patch=CELL)
 
 
 def untrained_base(config: CountConfig, tokenizer: Any) -> Any:
     """Returns the untrained base model: a LLaVA of the configured shape with random weights."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    text = {
-        "model_type": "llama",
-        "vocab_size": len(tokenizer),
-        "hidden_size": config.hidden,
-        "intermediate_size": 3 * config.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.heads,
-        "max_position_embeddings": 64,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    vision = {
-        "model_type": "siglip_vision_model",
-        "hidden_size": config.tower,
-        "intermediate_size": 3 * config.tower,
-        "num_hidden_layers": config.tower_layers,
-        "num_attention_heads": 2,
-        "image_size": SIDE,
-        "patch_size": CELL,
-        "vision_use_head": False,
-    }
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    whole = {
-        "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "full",
-        "image_seq_length": CELLS,
-        "image_token_id": image,
-        "image_token_index": image,
-    }
-    torch.manual_seed(config.seed)
-    return AutoModelForImageTextToText.from_config(
-        AutoConfig.for_model("llava", text_config=text, vision_config=vision, **whole)
-    )
+    text = {"hidden": config.hidden, "layers": config.layers, "heads": config.heads, "window": 64}
+    tower = {"tower": config.tower, "tower_layers": config.tower_layers}
+    return small_llava(tokenizer, side=SIDE, patch=CELL, seed=config.seed, **text, **tower)
 
 
 def train_base(config: CountConfig) -> Iterator[tuple[int, float, Any]]:

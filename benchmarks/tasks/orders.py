@@ -27,7 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from srpo.data.read import read_prompts
 from srpo.errors import ConfigError, DataError
+from srpo.model.packed.pictures import flat_inputs
 from srpo.sequences.render import Renderer, RevisionTemplate
 from srpo.tasks.pretraining import Outcomes, character_tokenizer, fit, small_llama
 
@@ -278,37 +280,44 @@ def train_base(
     tokenizer, source = orders_tokenizer(), random.Random(config.seed)
     shape = {"hidden": config.hidden, "layers": config.layers, "heads": config.heads}
     model = model or small_llama(tokenizer, window=WINDOW, seed=config.seed, **shape)
-    batches = (_drafts(config, tokenizer, source) for _ in range(config.steps))
+    batches = (base_batch(config, tokenizer, source) for _ in range(config.steps))
     yield from fit(model, batches, steps=config.steps, learning_rate=config.learning_rate, mistakes=0.0)
 
 
-def _drafts(config: OrdersConfig, tokenizer: PreTrainedTokenizerFast, source: random.Random) -> Outcomes:
+def base_batch(
+    config: OrdersConfig, tokenizer: PreTrainedTokenizerFast, source: random.Random, wording: Wording = LETTERS
+) -> Outcomes:
     """Rows `<bos> order answer <eos>` of one size: half total first, with wrong totals among them, half lines first."""
     ids_of = tokenizer.get_vocab()
     bos, eos = ids_of["<bos>"], ids_of["<eos>"]
     rows, labels = [], []
     size = source.choice(BASE_SIZES)  # of all rows, so that all are equally long
     for _ in range(config.batch):
-        items, lines_first = order(size, source), source.random() < 0.5
+        items, lines_first = order(size, source, wording), source.random() < 0.5
         slip = source.choice(SLIPS) if not lines_first and source.random() < WRONG else 0
-        context = [bos, *(ids_of[each] for each in prompt_of(items, lines_first=lines_first))]
-        scored = [*(ids_of[each] for each in answer_of(items, slip=slip, lines_first=lines_first)), eos]
+        context = [bos, *(ids_of[each] for each in prompt_of(items, wording, lines_first=lines_first))]
+        answer = answer_of(items, wording, slip=slip, lines_first=lines_first)
+        scored = [*(ids_of[each] for each in answer), eos]
         rows.append([*context, *scored[:-1]])
         labels.append([*[-100] * (len(context) - 1), *scored])
     labels_NL = torch.tensor(labels)
     return Outcomes(torch.tensor(rows), labels_NL, labels_NL)
 
 
-def roles_in_turn(rows: Sequence[Mapping[str, str]], renderer: Renderer, batch: int, seed: int) -> Iterator[Outcomes]:
+def roles_in_turn(
+    rows: Sequence[Mapping[str, str]], renderer: Renderer, batch: int, seed: int, model: Any = None
+) -> Iterator[Outcomes]:
     """Endless batches for `fit`: drafts, revisions of these drafts, drafts, …, drawn with replacement from `rows`.
 
     Args:
-        rows: each with a `prompt`, a `draft` and its `revision`.
+        rows: each with a `prompt`, a `draft` and its `revision`, and an `image` if its amounts are in a picture.
+        model: the model that will be shown the pictures, if there are any.
     """
     source, pad = random.Random(seed), int(renderer.tokenizer.pad_token_id or 0)
     while True:
         drawn = source.choices(rows, k=batch)
-        prompts, drafts, revisions = ([row[key] for row in drawn] for key in ("prompt", "draft", "revision"))
+        prompts = [row.prompt for row in read_prompts(drawn)]
+        drafts, revisions = ([row[key] for row in drawn] for key in ("draft", "revision"))
         for contexts, texts in ((renderer.drafts(prompts), drafts), (renderer.revisions(prompts, drafts), revisions)):
             answers = renderer.answers(texts)
             both = [[*context, *answer[:-1]] for context, answer in zip(contexts, answers, strict=True)]
@@ -316,4 +325,4 @@ def roles_in_turn(rows: Sequence[Mapping[str, str]], renderer: Renderer, batch: 
             longest = max(map(len, both))
             labels_NL = torch.tensor([row + [-100] * (longest - len(row)) for row in scored])
             ids_NL = torch.tensor([row + [pad] * (longest - len(row)) for row in both])
-            yield Outcomes(ids_NL, labels_NL, labels_NL)
+            yield Outcomes(ids_NL, labels_NL, labels_NL, flat_inputs(model, contexts, ids_NL))

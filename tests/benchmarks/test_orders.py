@@ -27,8 +27,8 @@ from benchmarks.tasks.orders import (
     WORDS,
     OrdersConfig,
     Wording,
-    _drafts,
     answer_of,
+    base_batch,
     first_total,
     last_total,
     orders,
@@ -121,7 +121,7 @@ def test_the_base_is_trained_on_what_it_is_asked_for_later() -> None:
     renderer = Renderer(tokenizer, LETTERS.template)
     config, source, seen = OrdersConfig(batch=8), random.Random(0), set()
     for _ in range(20):
-        for ids, right, mistaken in zip(*_drafts(config, tokenizer, source)[:3], strict=True):
+        for ids, right, mistaken in zip(*base_batch(config, tokenizer, source)[:3], strict=True):
             assert torch.equal(right, mistaken)
             prompt = re.match(r".*?[=>]", tokenizer.decode(ids[1:]))
             assert prompt
@@ -187,7 +187,7 @@ def written(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (folder / "pairs.jsonl").open(encoding="utf-8")]
 
 
-def test_the_second_role_writes_the_drafts_own_last_total(tmp_path: Path) -> None:
+def test_the_second_role_writes_thebase_batch_own_last_total(tmp_path: Path) -> None:
     drafts = ["100:m31031b44075", "075:m31031b44075", "no total", "090:m31031b44080"]
     command.role_rows(scripted(tmp_path, [[], drafts], role_prompts=4), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open(encoding="utf-8")]
@@ -230,7 +230,7 @@ def test_own_pairs_join_a_right_and_a_wrong_total_of_the_same_order(tmp_path: Pa
     assert all(last_total(Pair(**pair).rejected) == gold for pair, gold in zip(pairs, golds, strict=False))
 
 
-def test_steps_without_usable_drafts_stop(tmp_path: Path) -> None:
+def test_steps_without_usablebase_batch_stop(tmp_path: Path) -> None:
     stage = scripted(tmp_path, [[], ["no total"], ["no total"]], role_prompts=1, pair_prompts=1, draws=2)
     with pytest.raises(SystemExit, match="step 2: no draft of the base works a total out"):
         command.role_rows(stage, tmp_path)
