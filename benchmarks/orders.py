@@ -14,8 +14,8 @@ For each seed:
 5. drafts and revisions against every opponent (benchmarks/orders_tables.py)
 
 Each step keeps its numbers in `gates.json`, and the command stops at a gate that fails. Finished stages stay in the
-folder; the same command goes on where it stopped. `--model FOLDER` starts from a pretrained model: the orders are in
-words, and step 1 is `objective sft`.
+folder; the same command goes on where it stopped. `--model FOLDER` starts from a pretrained model, with the part of
+its vocabulary that orders use (benchmarks/tasks/pruned.py): the orders are in words, all of 3 items.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -50,6 +49,7 @@ from benchmarks.orders_tables import tables
 from benchmarks.tasks import orders as task
 from benchmarks.tasks import pictured_orders
 from benchmarks.tasks.orders import right, worked_out
+from benchmarks.tasks.pruned import prune_vocabulary
 from benchmarks.when_pays import percent_of
 from srpo.data.read import read_prompts
 from srpo.disk import write_file
@@ -68,11 +68,14 @@ GATE_BETAS = (0.1, 0.2)
 TOOK = "seconds of training"
 # Least and largest values that let a step pass; of step 1 shares of greedy drafts, of step 3 points lost by SRPO.
 LAST_TOTAL, HEAD, MEND_OVER_RIGHT, KEEP, LOST = {"in": 0.9, "out": 0.7}, 0.2, 2.0, 0.8, 0.1
-# A base from scratch trains on in cycles until its shares on READY_ORDERS orders are ABOVE over those of LAST_TOTAL.
-MOST_CYCLES, READY_ORDERS, ABOVE, CYCLE = 5, 1000, 0.02, 100  # CYCLE separates the seeds of the cycles
+# The base trains on in cycles until its shares on other orders are ABOVE over those of LAST_TOTAL.
+MOST_CYCLES, ABOVE, CYCLE = 5, 0.02, 100  # CYCLE separates the seeds of the cycles
+LOGGED = 10  # steps between two lines of a pretrained model's training
 
 HELP = {
-    "base_steps": f"optimiser steps of step 1; from scratch, of one of at most {MOST_CYCLES} cycles",
+    "base_steps": f"optimiser steps of one of at most {MOST_CYCLES} cycles of step 1",
+    "base_learning_rate": "learning rate of step 1 with --model",
+    "ready": "orders that end the cycles, a split",
     "labelled": "labelled orders of each gate, a split",
     "role_prompts": "drafts from which the second role is learnt",
     "role_steps": "optimiser steps of the second role, every other one on drafts",
@@ -83,7 +86,7 @@ HELP = {
     "steps": "optimiser steps of each method",
     "batch": "pairs per step",
     "beta": "weight of the divergence, for every method",
-    "learning_rate": "learning rate of every training but that of a base from scratch",
+    "learning_rate": "learning rate of each method",
     "prompts": "orders of the evaluation, a split and seed",
     "revisions": "largest number of revisions",
     "batch_size": "prompts answered at once",
@@ -95,10 +98,10 @@ HELP = {
 
 def draft_base(stage: Stage) -> None:
     """Step 1: a model that drafts, with right lines and a total that it cannot know."""
-    stage.done("base", partial(base_from_model if stage.model else base_from_scratch, stage))
+    stage.done("base", partial(base_in_cycles, stage))
     cycles = stage.run / "base" / "cycles.json"
     found: dict[str, Any] = {"cycles": json.loads(cycles.read_text("utf-8"))} if cycles.exists() else {}
-    for split in task.SPLITS:
+    for split in stage.splits:
         rows = stage.rows(stage.sizes.labelled, split, GATES)
         (greedy,), (drawn,) = stage.drafts("base", rows, 0.0), stage.drafts("base", rows, 1.0)
         found[f"right total, greedy, {split}"] = right(greedy, rows)
@@ -113,13 +116,13 @@ def draft_base(stage: Stage) -> None:
         stage.expect(head <= HEAD, known)
 
 
-def base_from_scratch(stage: Stage, folder: Path) -> None:
-    """Trains a small model in cycles, each a stage of its own, and copies the last one; keeps the shares after each."""
+def base_in_cycles(stage: Stage, folder: Path) -> None:
+    """Trains the base in cycles, each a stage of its own, and copies the last one; keeps the shares after each."""
     shares: list[dict[str, float]] = []
     for at in range(MOST_CYCLES):
         cycle = stage.run / f"cycle{at}"
-        stage.done(cycle.name, partial(base_cycle, stage, at))
-        rows = {split: stage.rows(READY_ORDERS, split, READY) for split in LAST_TOTAL}  # orders that no gate reads
+        stage.done(cycle.name, partial(pretrained_cycle if stage.model else base_cycle, stage, at))
+        rows = {split: stage.rows(stage.sizes.ready, split, READY) for split in LAST_TOTAL}  # orders that no gate reads
         shares.append({split: worked_out(stage.drafts(cycle.name, rows[split], 0.0)[0], rows[split]) for split in rows})
         if all(shares[at][split] >= least + ABOVE for split, least in LAST_TOTAL.items()):
             break
@@ -129,8 +132,8 @@ def base_from_scratch(stage: Stage, folder: Path) -> None:
 
 def base_cycle(stage: Stage, at: int, folder: Path) -> None:
     """Trains the model of the cycle before, or one with random weights, for `base_steps` steps on further orders."""
-    start = load_model(str(stage.run / f"cycle{at - 1}")).requires_grad_() if at else None
     config = task.OrdersConfig(steps=stage.sizes.base_steps, seed=stage.seed + CYCLE * at)
+    start = load_model(str(stage.run / f"cycle{at - 1}")).requires_grad_() if at else None
     for _, _, model in (pictured_orders if stage.pictured else task).train_base(config, start):  # noqa: B007
         pass
     for each in (model, pictured_orders.pictured_processor() if stage.pictured else task.orders_tokenizer()):
@@ -138,28 +141,32 @@ def base_cycle(stage: Stage, at: int, folder: Path) -> None:
     stage.wording.template.save(folder)
 
 
-def base_from_model(stage: Stage, folder: Path) -> None:
-    """Trains a pretrained model on orders in words, half of the rows with the lines first, by `objective sft`."""
-    pairs, n = [], stage.sizes.base_steps * stage.sizes.batch // 2
-    for lines_first in (False, True):
-        how: dict[str, Any] = {"seed": stage.seed, "wording": stage.wording, "lines_first": lines_first}
-        for row in task.orders(n, "in", sizes=task.BASE_SIZES, wrong=0 if lines_first else task.WRONG, **how):
-            # SFT does not read the rejected answer, but a pair needs one that differs.
-            pairs.append({"prompt": row["prompt"], "chosen": row["gold"], "rejected": row["gold"] + "."})
-    random.Random(stage.seed).shuffle(pairs)
-    write_rows(folder / "rows.jsonl", pairs)
-    train(stage, folder, linked(stage), folder / "rows.jsonl", "sft", steps=stage.sizes.base_steps)
-
-
-def linked(stage: Stage) -> Path:
-    """A folder with links to the files of the pretrained model, and the template of orders."""
-    folder = stage.run / "start"
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in Path(stage.model).resolve().iterdir():
-        if file.is_file() and file.name != "revision_template.json" and not (folder / file.name).exists():
-            (folder / file.name).symlink_to(file)
+def pretrained_cycle(stage: Stage, at: int, folder: Path) -> None:
+    """Trains the model of the cycle before, or the pretrained one, for `base_steps` steps on further orders."""
+    stage.done("pretrained", partial(pretrained, stage))
+    before, sizes = str(stage.run / (f"cycle{at - 1}" if at else "pretrained")), stage.sizes
+    model, tokenizer = load_model(before), load_tokenizer(before)
+    config = task.OrdersConfig(batch=sizes.batch, seed=stage.seed + CYCLE * at)
+    batches = task.pretrained_batches(config, Renderer(tokenizer, stage.wording.template), stage.wording)
+    how = {"steps": sizes.base_steps, "learning_rate": sizes.base_learning_rate}
+    for step, loss, _ in fit(model, batches, mistakes=0.0, **how):
+        if step % LOGGED == 0:
+            print(f"seed {stage.seed}, {folder.name}: step {step} of {sizes.base_steps}, loss {loss:.3f}", flush=True)
+    for each in (model, tokenizer):
+        each.save_pretrained(folder)
     stage.wording.template.save(folder)
-    return folder
+
+
+def pretrained(stage: Stage, folder: Path) -> None:
+    """Saves the pretrained model with the vocabulary that orders need, and the template of orders."""
+    wording, texts = stage.wording, list[str]()
+    for split in stage.splits:
+        for lines_first in (False, True):
+            rows = task.orders(1000, split, seed=stage.seed, wording=wording, lines_first=lines_first)
+            texts += [row["prompt"] + row["gold"] for row in rows]
+    texts += [wording.template.fill_revision(text, "") for text in texts]
+    prune_vocabulary(stage.model, folder, texts)
+    stage.wording.template.save(folder)
 
 
 def train(stage: Stage, folder: Path, start: Path, pairs: Path, method: str, *, steps: int) -> None:
@@ -178,7 +185,7 @@ def second_role(stage: Stage) -> None:
     stage.done("role", partial(learn_role, stage), *ROLE_SIZES)
     found = {}
     for model, sizes in (("base", ()), ("role", ROLE_SIZES)):
-        for split in task.SPLITS:
+        for split in stage.splits:
             folder = stage.run / f"gate.{model}.{split}"
             stage.done(folder.name, partial(gate, stage, model, split), "labelled", *sizes)
             read = json.loads((folder / "srpo_gate.json").read_text("utf-8"))

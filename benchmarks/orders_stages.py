@@ -27,6 +27,8 @@ class Sizes:
     """Sizes and settings of a run, each one a flag of the command."""
 
     base_steps: int = 2000
+    base_learning_rate: float = 1e-4
+    ready: int = 1000
     labelled: int = 300
     role_prompts: int = 3000
     role_steps: int = 1000
@@ -82,6 +84,11 @@ class Stage:
             return pictured_orders.shown(rows, split, self.run / "pictures" / f"{first}.{split}", seed=seed)
         return rows
 
+    @property
+    def splits(self) -> Sequence[str]:
+        """Splits of the gates; a pretrained model has learnt no longer orders."""
+        return ("in", "out") if self.model else task.SPLITS
+
     def reviser(self, name: str) -> Reviser:
         """Loads one of the seed's models."""
         return Reviser(str(self.run / name), batch_size=self.sizes.batch_size)
@@ -95,7 +102,7 @@ class Stage:
 
     def done(self, name: str, work: Callable[[Path], None], *names: str) -> float:
         """Does a stage of this seed once, as `run_stage`; `names` are the sizes that decide it beside the base's."""
-        base = ("base_steps", *(("batch", "learning_rate") if self.model else ()))
+        base = ("base_steps", *(("batch", "base_learning_rate") if self.model else ()))
         sizes = {name: asdict(self.sizes)[name] for name in (*base, *names)}
         return run_stage(self.run / name, {"seed": self.seed, "model": self.model, **sizes}, work)
 

@@ -284,6 +284,23 @@ def train_base(
     yield from fit(model, batches, steps=config.steps, learning_rate=config.learning_rate, mistakes=0.0)
 
 
+def base_row(size: int, source: random.Random, wording: Wording) -> tuple[str, str]:
+    """Prompt and answer of one order of the base's training; three of four totals that come first are wrong."""
+    items, lines_first = order(size, source, wording), source.random() < 0.5
+    slip = source.choice(SLIPS) if not lines_first and source.random() < WRONG else 0
+    return prompt_of(items, wording, lines_first=lines_first), answer_of(
+        items, wording, slip=slip, lines_first=lines_first
+    )
+
+
+def pretrained_batches(config: OrdersConfig, renderer: Renderer, wording: Wording) -> Iterator[Outcomes]:
+    """Endless batches of `base_row` in the tokens of a pretrained model, orders of 3 items alone."""
+    source = random.Random(config.seed)
+    while True:
+        prompts, answers = zip(*(base_row(3, source, wording) for _ in range(config.batch)), strict=True)
+        yield outcomes(renderer.drafts(prompts), renderer.answers(answers), renderer)
+
+
 def base_batch(
     config: OrdersConfig, tokenizer: PreTrainedTokenizerFast, source: random.Random, wording: Wording = LETTERS
 ) -> Outcomes:
@@ -293,11 +310,8 @@ def base_batch(
     rows, labels = [], []
     size = source.choice(BASE_SIZES)  # of all rows, so that all are equally long
     for _ in range(config.batch):
-        items, lines_first = order(size, source, wording), source.random() < 0.5
-        slip = source.choice(SLIPS) if not lines_first and source.random() < WRONG else 0
-        context = [bos, *(ids_of[each] for each in prompt_of(items, wording, lines_first=lines_first))]
-        answer = answer_of(items, wording, slip=slip, lines_first=lines_first)
-        scored = [*(ids_of[each] for each in answer), eos]
+        prompt, answer = base_row(size, source, wording)
+        context, scored = [bos, *(ids_of[each] for each in prompt)], [*(ids_of[each] for each in answer), eos]
         rows.append([*context, *scored[:-1]])
         labels.append([*[-100] * (len(context) - 1), *scored])
     labels_NL = torch.tensor(labels)
@@ -313,16 +327,23 @@ def roles_in_turn(
         rows: each with a `prompt`, a `draft` and its `revision`, and an `image` if its amounts are in a picture.
         model: the model that will be shown the pictures, if there are any.
     """
-    source, pad = random.Random(seed), int(renderer.tokenizer.pad_token_id or 0)
+    source = random.Random(seed)
     while True:
         drawn = source.choices(rows, k=batch)
         prompts = [row.prompt for row in read_prompts(drawn)]
         drafts, revisions = ([row[key] for row in drawn] for key in ("draft", "revision"))
         for contexts, texts in ((renderer.drafts(prompts), drafts), (renderer.revisions(prompts, drafts), revisions)):
-            answers = renderer.answers(texts)
-            both = [[*context, *answer[:-1]] for context, answer in zip(contexts, answers, strict=True)]
-            scored = [[*[-100] * (len(c) - 1), *answer] for c, answer in zip(contexts, answers, strict=True)]
-            longest = max(map(len, both))
-            labels_NL = torch.tensor([row + [-100] * (longest - len(row)) for row in scored])
-            ids_NL = torch.tensor([row + [pad] * (longest - len(row)) for row in both])
-            yield Outcomes(ids_NL, labels_NL, labels_NL, flat_inputs(model, contexts, ids_NL))
+            yield outcomes(contexts, renderer.answers(texts), renderer, model)
+
+
+def outcomes(
+    contexts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], renderer: Renderer, model: Any = None
+) -> Outcomes:
+    """A batch for `fit` of answers to contexts, padded at the end; the model is needed for contexts with pictures."""
+    pad = int(renderer.tokenizer.pad_token_id or 0)
+    both = [[*context, *answer[:-1]] for context, answer in zip(contexts, answers, strict=True)]
+    scored = [[*[-100] * (len(c) - 1), *answer] for c, answer in zip(contexts, answers, strict=True)]
+    longest = max(map(len, both))
+    labels_NL = torch.tensor([row + [-100] * (longest - len(row)) for row in scored])
+    ids_NL = torch.tensor([row + [pad] * (longest - len(row)) for row in both])
+    return Outcomes(ids_NL, labels_NL, labels_NL, flat_inputs(model, contexts, ids_NL))

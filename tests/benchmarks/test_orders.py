@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import LlamaForCausalLM
 from benchmarks import orders as command
 from benchmarks.orders_stages import GATES, PAIRS, READY, Sizes, Stage
 from benchmarks.orders_tables import against_before, chain, is_choice, is_same_model, plain
+from benchmarks.tasks import pruned
 from benchmarks.tasks.orders import (
     BASE_SIZES,
     LETTERS,
@@ -33,15 +35,19 @@ from benchmarks.tasks.orders import (
     last_total,
     orders,
     orders_tokenizer,
+    pretrained_batches,
     roles_in_turn,
     total,
     total_moved_first,
     train_base,
     with_total,
 )
+from benchmarks.tasks.pruned import cut, prune_vocabulary
 from srpo import Pair, Renderer
 from srpo.errors import ConfigError, DataError
+from srpo.model.weights.load import load_model, load_tokenizer
 from srpo.score.results import Difference, Side, SystemComparison
+from tests.export.test_gguf_export import folder
 
 
 def worked_out(prompt: str) -> tuple[int, list[int]]:
@@ -248,7 +254,7 @@ def test_a_gate_stops_the_command_or_is_ignored_aloud(tmp_path: Path, capsys: py
 
 
 def test_step_one_wants_lines_and_no_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "base_from_scratch", lambda stage, folder: None)
+    monkeypatch.setattr(command, "base_in_cycles", lambda stage, folder: None)
     n = 20
 
     def run(name: str, wrong: float, spoilt: int) -> None:
@@ -280,10 +286,9 @@ def test_step_one_wants_lines_and_no_total(tmp_path: Path, monkeypatch: pytest.M
         ([(0, 0)] * 9, command.MOST_CYCLES),
     ],
 )
-def test_a_base_from_scratch_trains_on_until_its_lines_are_right(
+def test_a_base_trains_on_until_its_lines_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines_right: list[tuple[int, int]], wanted: int
 ) -> None:
-    monkeypatch.setattr(command, "READY_ORDERS", 100)
     monkeypatch.setattr(command, "base_cycle", lambda stage, at, folder: trained.append(folder.name))
     gates = [row for split in SPLITS for row in orders(300, split, seed=GATES)]
     trained: list[str] = []
@@ -295,9 +300,9 @@ def test_a_base_from_scratch_trains_on_until_its_lines_are_right(
             share = next(out[split] for split in out if rows == self.rows(100, split, READY))
             return [[row["gold"] if at < share else "000:x11000" for at, row in enumerate(rows)]]
 
-    stage = Drafting(tmp_path, 0, "", Sizes())
+    stage = Drafting(tmp_path, 0, "", Sizes(ready=100))
     for _ in range(2):  # the second time every cycle is reused
-        command.base_from_scratch(stage, tmp_path / "base")
+        command.base_in_cycles(stage, tmp_path / "base")
     assert trained == [f"cycle{at}" for at in range(wanted)]
     kept = json.loads((tmp_path / "base" / "cycles.json").read_text("utf-8"))
     assert kept == [{"in": a / 100, "out": b / 100} for a, b in lines_right[:wanted]]
@@ -321,17 +326,67 @@ def test_a_cycle_starts_from_the_one_before_on_other_orders(tmp_path: Path, monk
     assert 0 < moved < 0.02  # two steps of at most the learning rate, 0.002, and a decay; not other random weights
 
 
-def test_a_pretrained_model_is_linked_and_not_written_to(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}", "utf-8")
-    (model / "revision_template.json").write_text("theirs", "utf-8")
-    stage = Stage(tmp_path / "run", 0, str(model), Sizes())
-    for _ in range(2):
-        folder = command.linked(stage)
-    assert (folder / "config.json").is_symlink()
-    assert (model / "revision_template.json").read_text("utf-8") == "theirs"
-    assert "Corrected:" in (folder / "revision_template.json").read_text("utf-8")
+def test_a_pretrained_model_learns_orders_in_its_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(folder(tmp_path / "model", "Gemma3"))
+    stage = Stage(tmp_path / "run", 0, model, Sizes(base_steps=10, batch=2))
+    for at in range(2):
+        stage.done(f"cycle{at}", partial(command.pretrained_cycle, stage, at))
+    before, first, second = (load_model(str(stage.run / name)) for name in ("pretrained", "cycle0", "cycle1"))
+    moved = [
+        max(float((a - b).abs().max().detach()) for a, b in zip(old.parameters(), new.parameters(), strict=True))
+        for old, new in ((before, first), (first, second))
+    ]
+    assert all(0 < each < 0.01 for each in moved)
+    assert capsys.readouterr().out.count("step 10 of 10, loss ") == 2
+    assert "Corrected:" in (stage.run / "cycle1" / "revision_template.json").read_text("utf-8")
+
+
+def test_batches_of_a_pretrained_model_hold_orders_in_words(byte_tokenizer: Any) -> None:
+    renderer, seen = Renderer(byte_tokenizer(), WORDS.template), set()
+    batches = pretrained_batches(OrdersConfig(batch=8), renderer, WORDS)
+    for _, batch in zip(range(6), batches, strict=False):
+        for ids, labels, _ in zip(*batch[:3], strict=True):
+            begin = int((labels != -100).nonzero()[0]) + 1
+            prompt = renderer.tokenizer.decode(ids[:begin], skip_special_tokens=True)
+            answer = renderer.tokenizer.decode(labels[labels != -100], skip_special_tokens=True)
+            value, running = worked_out(prompt)
+            assert len(running) == 3
+            assert last_total(total_moved_first(answer) if "Lines" in prompt else answer) == value
+            seen.add(("Lines" in prompt, first_total(answer) == value))
+    assert seen == {(True, False), (False, True), (False, False)}
+
+
+# ---------------------------------------------------------------------- a smaller vocabulary
+
+
+TEXTS = ["Wh the is ac", "is the +é"]
+
+
+def test_a_pruned_model_writes_what_the_whole_one_writes(tmp_path: Path) -> None:
+    model = folder(tmp_path / "model", "Gemma3")
+    prune_vocabulary(model, tmp_path / "small", TEXTS)
+    answers, sizes = [], []
+    for each in (model, str(tmp_path / "small")):
+        loaded, tokenizer = load_model(each), load_tokenizer(each)
+        kept = load_tokenizer(str(tmp_path / "small")).get_vocab()
+        ids = tokenizer("the is", return_tensors="pt").input_ids
+        logits = loaded(ids).logits[0, -1].tolist()
+        best = max(kept, key=lambda word: logits[tokenizer.get_vocab()[word]])
+        answers.append((best, tokenizer.convert_ids_to_tokens(ids[0])))
+        sizes.append(len(tokenizer))
+        assert loaded.get_input_embeddings().weight.shape[0] == loaded.config.vocab_size == len(tokenizer)
+        assert loaded.config.eos_token_id == tokenizer.eos_token_id
+        assert tokenizer.decode(tokenizer(TEXTS[1]).input_ids) == TEXTS[1]
+    assert answers[0] == answers[1]
+    assert "▁is" in answers[0][1]
+    assert sizes[1] < sizes[0] - 15
+
+
+def test_a_wrong_cut_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = folder(tmp_path / "model", "Gemma3")
+    monkeypatch.setattr(pruned, "cut", lambda whole, ids, special: cut(whole, [*ids[:4], *reversed(ids[4:])], special))
+    with pytest.raises(ValueError, match="logits of the pruned model differ by"):
+        prune_vocabulary(model, tmp_path / "small", TEXTS)
 
 
 class Changing(Stage):
@@ -371,10 +426,10 @@ def steps_of(run: Path, model: str, **sizes: float) -> list[str]:
 
 def test_each_stage_is_done_again_where_its_model_changes(tmp_path: Path) -> None:
     every = steps_of(tmp_path / "words", "model")
-    assert len(every) == 16
+    assert len(every) == 14
     assert steps_of(tmp_path / "words", "model") == []
-    assert steps_of(tmp_path / "words", "model", learning_rate=1.0) == every  # it decides a pretrained base
-    steps_of(tmp_path / "letters", "")
+    assert steps_of(tmp_path / "words", "model", base_learning_rate=1.0) == every
+    every = steps_of(tmp_path / "letters", "")
     trained = ["srpo", "sft_reviser", "chains/srpo.own.in.T1", "chains/role.srpo.in.T1"]
     assert steps_of(tmp_path / "letters", "", learning_rate=1.0) == trained
     gates = {f"gate.base.{split}" for split in SPLITS}
