@@ -45,7 +45,7 @@ def every_glyph() -> tuple[Tensor, list[tuple[int, str]]]:
 def read(file: str) -> tuple[str, set[str]]:
     """Digits of a picture and the fonts that they are in: those of the glyphs with the least difference."""
     grey = torch.from_numpy(np.array(Image.open(file).convert("L"), dtype=np.float32))
-    inked = (grey.max() - grey) / (grey.max() - grey.min())
+    inked = (grey - grey.min()) / (grey.max() - grey.min())
     glyphs_GCC, names = every_glyph()
     found, fonts = "", set()
     for rows in inked.split(pictured.CELL):
@@ -111,9 +111,22 @@ def test_the_base_is_trained_on_the_ids_and_pixels_of_the_processor() -> None:
     assert max(length for _, length in seen) < pictured.WORDING.tokens
 
 
-def test_the_second_role_is_shown_the_pictures_of_its_rows(tmp_path: Path) -> None:
+def test_the_tower_learns_its_digits_and_nothing_else_changes() -> None:
+    model = pictured.untrained_base(
+        task.OrdersConfig(hidden=24, layers=1, heads=2), pictured.pictured_processor().tokenizer
+    )
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    losses = [*pictured.learn_digits(model, 60, 8, torch.Generator().manual_seed(0))]
+    assert sum(losses[:5]) > sum(losses[-5:]) + 2
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert moved
+    assert all("vision_tower" in name for name in moved)
+
+
+def test_the_second_role_is_shown_the_pictures_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = Renderer(pictured.pictured_processor(), pictured.WORDING.template)
     config = task.OrdersConfig(hidden=24, layers=1, heads=2, steps=1, batch=2)
+    monkeypatch.setattr(pictured, "READING_STEPS", 1)
     [(_, _, model)] = pictured.train_base(config)
     rows = [{**row, "draft": f"999{row['gold'][3:]}", "revision": row["gold"]} for row in rows_of(3, "in", tmp_path)]
     pixels = {row["gold"]: torch.from_numpy(np.array(Image.open(row["image"]))) for row in rows}
