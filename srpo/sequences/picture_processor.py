@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -20,11 +20,11 @@ from srpo.sequences.picture_inputs import PicturedIds, PictureInputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "batch_num_images")
+_OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "batch_num_images", "num_crops")
 # Processors that prepare a picture differently beside others, so that pictures cannot be prepared one by one.
 _ONE_A_PROMPT = ("LlavaOnevisionProcessor",)
-# Processors whose image tokens see later tokens of their picture, and whose ids depend on the text around.
-_REFUSED = ("Gemma3Processor",)
+# Processors whose image tokens have letters around them, which form one token with letters of the text.
+_WITH_LETTERS = ("Gemma3Processor",)
 _TEMPLATE = "use the model's; if only chat_template.json holds it, save the template it contains as chat_template.jinja"
 KEPT = 16  # pictures whose tensors are kept: a prompt's contexts are rendered one after the other
 LONG_KEPT = 4096  # pictures whose token ids are kept
@@ -44,7 +44,7 @@ class PictureProcessor:
         source: the processor, or a function that loads it at the first picture.
 
     Example:
-        >>> PictureProcessor(None).expanded([1, 2], "<bos>Hi", "Hi")
+        >>> PictureProcessor(None).expanded([1, 2], "<bos>Hi", "Hi", encode=list)
         [1, 2]
     """
 
@@ -104,6 +104,15 @@ class PictureProcessor:
         """Id of the token that a chat template writes for a picture."""
         return int(self.processor.tokenizer.convert_tokens_to_ids(self._placeholder_text))
 
+    @cached_property
+    def filler(self) -> int:
+        """Id of the token that a picture's features replace, mostly the placeholder itself."""
+        return int(self.processor.tokenizer.image_token_id) if self._with_letters else self.placeholder
+
+    @property
+    def _with_letters(self) -> bool:
+        return type(self.processor).__name__ in _WITH_LETTERS
+
     @property
     def _placeholder_text(self) -> str:
         return str(self.processor.image_token)
@@ -124,8 +133,6 @@ class PictureProcessor:
             return
         try:
             kind = type(self.processor).__name__
-            if kind in _REFUSED:
-                raise DataError(f"pictures of {kind} are not supported", fix="take another family of docs/pictures.md")
             if not chat:
                 raise DataError("pictures need a chat template, and none is used", fix=_TEMPLATE)
             if len(pictures) > 1 and kind in _ONE_A_PROMPT:
@@ -135,7 +142,9 @@ class PictureProcessor:
         except DataError as error:
             raise DataError(error.what, where=where, expected=error.expected, fix=error.fix) from None
 
-    def expanded(self, ids: list[int], text: str, prompt: Prompt) -> list[int]:
+    def expanded(
+        self, ids: list[int], text: str, prompt: Prompt, encode: Callable[[list[str]], list[list[int]]]
+    ) -> list[int]:
         """Returns a context's token ids with the placeholder of each picture replaced by the picture's image tokens.
 
         A context without pictures is returned unchanged. The first one with pictures is compared with the ids that the
@@ -145,6 +154,7 @@ class PictureProcessor:
             ids: token ids of the context, with one placeholder per picture.
             text: the context as text.
             prompt: the prompt that carries the pictures.
+            encode: returns the token ids of contexts; used if those around a picture depend on the text.
 
         Raises:
             TemplateError: the chat template does not write one placeholder a picture, or the processor makes other ids.
@@ -156,8 +166,11 @@ class PictureProcessor:
             problem = f"the chat template writes {ids.count(self.placeholder)} places for {len(pictures)} pictures"
             raise TemplateError(problem, expected=f"one {self._placeholder_text} a picture")
         left, found = iter(pictures), list[int]()
-        for token in ids:
-            found += self._ids(next(left)) if token == self.placeholder else [token]
+        if self._with_letters:
+            (found,) = encode([text.replace(self._placeholder_text, self.processor.full_image_sequence)])
+        else:
+            for token in ids:
+                found += self._ids(next(left)) if token == self.placeholder else [token]
         self._expect_same(found, text, pictures)
         return PicturedIds(found, self.inputs(pictures))
 
@@ -179,8 +192,8 @@ class PictureProcessor:
         """Returns the pictures as inputs of the model; each one's tensors are made when they are first read."""
         found = []
         for picture, key in zip(pictures, self.keys(pictures), strict=True):
-            count = self._ids(picture).count(self.placeholder)
-            found.append(PictureInputs(key, self.placeholder, count, partial(self._tensors, picture)))
+            count = self._ids(picture).count(self.filler)
+            found.append(PictureInputs(key, self.filler, count, partial(self._tensors, picture)))
         return tuple(found)
 
     def _tensors(self, picture: Picture) -> dict[str, Tensor]:

@@ -377,7 +377,7 @@ class Renderer:
 
     def _pictured(self, rows: list[list[int]], texts: Sequence[str], prompts: Sequence[Prompt]) -> list[list[int]]:
         """Returns the token ids of contexts (`rows`) with those of the pictures in place of their placeholders."""
-        return [self.pictures.expanded(*each) for each in zip(rows, texts, prompts, strict=True)]
+        return [self.pictures.expanded(*each, self._encode) for each in zip(rows, texts, prompts, strict=True)]
 
     def _terminator(self) -> int:
         """The token id that ends an answer: the chat template's token after an answer, else the EOS token."""

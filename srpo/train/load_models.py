@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,7 @@ def load_policy(
             raise ConfigError("the model already has an adapter", where="peft_config", fix=fix)
         from peft import get_peft_model
 
+        peft_config = deepcopy(peft_config)  # what follows, and peft, would write into the caller's
         _leave_out_towers(policy, peft_config)
         named = vars(peft_config).get("target_parameters") or []  # peft adds the experts that it knows to this list
         every_linear = getattr(peft_config, "target_modules", None) == "all-linear"

@@ -47,7 +47,16 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"model_type": "siglip_vision_model", "vision_use_head": False},
         {"vision_feature_layer": -1, "image_grid_pinpoints": [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE]]},
     ),
+    "gemma3": (
+        {"model_type": "gemma3_text", "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
+        {"model_type": "siglip_vision_model", "vision_use_head": False},
+        {"mm_tokens_per_image": 4, "boi_token_index": 62, "eoi_token_index": 61},
+    ),
 }
+
+
+# kind → the model's input that marks image tokens
+MARKS = {"qwen2_5_vl": "mm_token_type_ids", "qwen3_vl": "mm_token_type_ids", "gemma3": "token_type_ids"}
 
 
 def build(kind: str, seed: int = 0, *, vocabulary: int = VOCAB, image: int = IMAGE) -> Any:
@@ -76,6 +85,9 @@ def picture(kind: str, seed: int, *, high: int = 4, wide: int = 4) -> PictureInp
     """A picture of noise of `high` by `wide` patches, as the model of that kind takes it."""
     source = torch.Generator().manual_seed(1000 + seed)
     key = f"{kind} {seed} {high} {wide}".encode()
+    if kind == "gemma3":  # every picture is scaled to one size
+        inputs = {"pixel_values": torch.randn(1, 3, SIDE, SIDE, generator=source)}
+        return PictureInputs(key, IMAGE, 4, lambda: inputs)
     if kind.startswith("qwen"):
         pixels = torch.randn(high * wide, 3 * 2 * PATCH**2, generator=source)
         inputs = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, high, wide]])}
@@ -137,8 +149,8 @@ def plain_logps(model: nn.Module, trees: Sequence[PrefixTree]) -> Tensor:
                 inputs[name] = torch.cat([each.tensors[name] for each in tree.pictures], int(tiled))
             if "pixel_values" in inputs:
                 inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-                if "image_grid_thw" in inputs:
-                    inputs["mm_token_type_ids"] = (ids == tree.pictures[0].token).int()
+                if marks := MARKS.get(model.config.model_type):
+                    inputs[marks] = (ids == tree.pictures[0].token).int()
             logits_LV = model(input_ids=ids, use_cache=False, **inputs).logits[0]
             logp_LV = logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32)).log_softmax(-1).double()
             scored = [logp_LV[len(context) + i - 1, token] for i, token in enumerate(answer)]

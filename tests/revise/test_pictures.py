@@ -17,8 +17,8 @@ from srpo.revise.settings import RevisionSettings
 from srpo.revise.trail import Trail
 from srpo.sequences.picture_inputs import pictures_in
 from srpo.sequences.tree import PrefixTree
-from tests.model.pictured import plain_logps
-from tests.sequences.pictured import idefics_processor, model_for, picture, png, qwen_processor
+from tests.model.pictured import MARKS, plain_logps
+from tests.sequences.pictured import gemma_processor, idefics_processor, model_for, picture, png, qwen_processor
 from tests.sequences.test_pictures import renderer_for
 
 ASK = "What?"
@@ -49,13 +49,13 @@ def greedy(model: Any, context: list[int], stops: tuple[int, ...], most: int) ->
             for name in each.tensors:
                 inputs[name] = torch.cat([one.tensors[name] for one in pictures_in(context)], int(tiled))
             if not tiled:
-                inputs["mm_token_type_ids"] = (ids == each.token).int()
+                inputs[MARKS[model.config.model_type]] = (ids == each.token).int()
         with torch.no_grad():
             written.append(int(model(input_ids=ids, use_cache=False, **inputs).logits[0, -1].argmax()))
     return written
 
 
-@pytest.mark.parametrize("make", [idefics_processor, qwen_processor])
+@pytest.mark.parametrize("make", [idefics_processor, qwen_processor, gemma_processor])
 def test_greedy_drafts_and_revisions_equal_a_plain_loop(make: Any, tmp_path: Path) -> None:
     reviser = reviser_for(make())
     rows = read_prompts(prompts(tmp_path))

@@ -69,12 +69,29 @@ def qwen_processor() -> Any:
     return OfPictures(Qwen2VLImageProcessorPil(**sizes), tokenizer, None, chat_template=tokenizer.chat_template)
 
 
-PROCESSORS = {"idefics3": idefics_processor, "qwen2_5_vl": qwen_processor}
+def gemma_processor() -> Any:
+    """Gemma 3's processor, with pictures of 8 × 8 pixels that fill 4 image tokens; three line ends are one token."""
+    from transformers import Gemma3Processor
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    special = {"boi": "<start_of_image>", "image": "<image_soft_token>", "eoi": "<end_of_image>"}
+    tokenizer = _tokenizer(CHAT, special["boi"], [*special.values()])
+    tokenizer.add_tokens(["\n\n\n"])
+    for name, token in special.items():
+        setattr(tokenizer, f"{name}_token", token)
+        setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
+    made = Gemma3ImageProcessorPil(size={"height": TILE, "width": TILE}, do_pan_and_scan=False)
+    return Gemma3Processor(made, tokenizer, chat_template=tokenizer.chat_template, image_seq_length=4)
+
+
+PROCESSORS = {"idefics3": idefics_processor, "qwen2_5_vl": qwen_processor, "gemma3": gemma_processor}
 
 
 def model_for(processor: Any) -> Any:
     """A tiny model of the processor's family, with the vocabulary of its tokenizer."""
     from tests.model.pictured import build
 
-    kind = "qwen2_5_vl" if "OfPictures" in type(processor).__name__ else "idefics3"
-    return build(kind, vocabulary=len(processor.tokenizer), image=processor.image_token_id)
+    name = type(processor).__name__
+    kind = "qwen2_5_vl" if "OfPictures" in name else "gemma3" if "Gemma3" in name else "idefics3"
+    image = processor.tokenizer.image_token_id if kind == "gemma3" else processor.image_token_id
+    return build(kind, vocabulary=len(processor.tokenizer), image=image)

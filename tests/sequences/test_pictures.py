@@ -18,7 +18,7 @@ from srpo.sequences.picture_inputs import PicturedIds
 from srpo.sequences.render import Renderer, RevisionTemplate
 from srpo.sequences.tree import PrefixTree
 from tests.conftest import make_byte_tokenizer
-from tests.sequences.pictured import PROCESSORS, idefics_processor, picture, png, qwen_processor
+from tests.sequences.pictured import PROCESSORS, gemma_processor, idefics_processor, picture, png, qwen_processor
 
 WIDE = (24, 8)
 KINDS = [*PROCESSORS, "parts"]
@@ -63,7 +63,7 @@ def test_ids_are_those_of_the_processor_for_draft_and_revisions(kind: str, templ
         assert [*context] == wanted["input_ids"][0].tolist()
         assert isinstance(context, PicturedIds)
         made = [each.tensors["pixel_values"] for each in context.pictures]
-        joined = torch.cat(made, 0 if kind == "qwen2_5_vl" else 1)
+        joined = torch.cat(made, 1 if kind in ("idefics3", "parts") else 0)
         torch.testing.assert_close(joined, wanted["pixel_values"].view_as(joined))
         assert context.count(context.pictures[0].token) == sum(each.count for each in context.pictures)
     tree = PrefixTree.pack(six)
@@ -111,11 +111,17 @@ def test_a_text_model_is_asked_for_its_processor_once() -> None:
     assert len(asked) == 1
 
 
-def test_gemma_3_is_refused_by_name() -> None:
-    processor = qwen_processor()
-    processor.__class__ = type("Gemma3Processor", (type(processor),), {})
-    [(_, reject)] = renderer_for(processor).rendered(read_pairs([row()]))
-    assert reject.reason.startswith("pictures of Gemma3Processor are not supported")
+def test_letters_around_a_picture_join_letters_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = gemma_processor()
+    three = processor.tokenizer.convert_tokens_to_ids("\n\n\n")
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Look"}]}]
+    [pair] = read_pairs([row(prompt=turns)])
+    renderer = renderer_for(processor)
+    assert renderer.drafts([pair.prompt])[0].count(three) == 1  # the line end of the template, two of the picture
+    # The control: as for the other processors, with the ids of each picture made alone.
+    monkeypatch.setattr("srpo.sequences.picture_processor._WITH_LETTERS", ())
+    with pytest.raises(TemplateError, match="makes other token ids of a prompt with pictures"):
+        renderer_for(processor).drafts([pair.prompt])
 
 
 def test_a_processor_is_sent_to_other_processes_without_kept_pictures() -> None:

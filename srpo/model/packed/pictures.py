@@ -36,11 +36,13 @@ class Family:
         along: input name → dimension along which the tensors of several pictures are joined; 0 for other names.
         kinds: name of the input that marks image tokens by 1 and other tokens by 0; "" if the model has none.
         counted: True if the model also takes the number of pictures of each prompt, as `batch_num_images`.
+        mutual: True if the tokens of a picture see each other, later ones too; then only flat rows are exact.
     """
 
     along: Mapping[str, int] = field(default_factory=dict)
     kinds: str = ""
     counted: bool = False
+    mutual: bool = False
 
 
 _ROPE_3D = Family(kinds="mm_token_type_ids")
@@ -53,6 +55,7 @@ FAMILIES = {
     "smolvlm": _TILES,
     "llava": Family(),
     "llava_onevision": Family(counted=True),
+    "gemma3": Family(kinds="token_type_ids", mutual=True),
 }
 
 
@@ -77,7 +80,9 @@ def why_not_pictures(model: nn.Module, trees: Iterable[PrefixTree], backend: str
     """
     if not any(tree.pictures for tree in trees):
         return ""
-    family_of(model)
+    mutual = family_of(model).mutual and backend != "flat"
+    if mutual:
+        return "tokens of a picture see later ones of the same picture"
     return "it does not place pictures" if backend == "cache" else ""
 
 

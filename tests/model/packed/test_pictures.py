@@ -25,7 +25,12 @@ def gradient(model: nn.Module, logps: Tensor) -> Tensor:
     """The gradient of an uneven sum of log-probs with respect to the language model's weights."""
     model.zero_grad()
     (logps * torch.arange(1, logps.numel() + 1).view_as(logps)).sum().backward()
-    return torch.cat([p.grad.flatten() for p in model.model.language_model.parameters() if p.grad is not None])
+    reached = (p for name, p in model.named_parameters() if "vis" not in name and p.grad is not None)
+    return torch.cat([p.grad.flatten() for p in reached])
+
+
+# kind → layouts that serve it; tokens of Gemma's pictures see later ones
+SERVING = {kind: ["path", "flat"] for kind in KINDS} | {"gemma3": ["flat"]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,18 +40,18 @@ def test_packed_and_flat_equal_one_forward_per_sequence(kind: str) -> None:
     with torch.no_grad():
         plain = plain_logps(model, trees)
         assert plain.std(1).min() > 0.1
-        for backend in {"qwen3_vl": ["path", "flex", "flat"]}.get(kind, ["path", "flat"]):
+        for backend in [*SERVING[kind], *["flex"] * (kind == "qwen3_vl")]:
             torch.testing.assert_close(LAYOUTS[backend](model, forest), plain, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_in_float64(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, trees = build(kind).double(), pictured_forest(kind)
+    model, trees = build(kind).double(), pictured_forest(kind)[:2]
     exact_casts(model, monkeypatch)
     forest = Forest.plant(trees)
     plain = plain_logps(model, trees)
     wanted = gradient(model, plain)
-    for backend in ("path", "flat"):
+    for backend in SERVING[kind]:
         logps = LAYOUTS[backend](model, forest)
         torch.testing.assert_close(logps, plain, rtol=0, atol=2e-5)
         assert (gradient(model, logps) - wanted).abs().max() < 1e-5 * wanted.abs().max()
@@ -123,7 +128,31 @@ def test_models_without_a_known_tower_and_the_cache_tree_refuse_pictures() -> No
     with pytest.raises(BackendError, match="does not place pictures"), torch.no_grad():
         settle_backend(build("qwen2_5_vl"), trees, "cache")
     assert set(KINDS) <= set(FAMILIES)
-    assert "gemma3" not in FAMILIES  # its image tokens see later ones
+
+
+def test_pictures_whose_tokens_see_later_ones_fall_to_flat_rows_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    model, trees = build("gemma3"), pictured_forest("gemma3")
+    assert settle_backend(model, trees, "auto") == "flat"
+    why = "cannot serve this model: tokens of a picture see later ones of the same picture"
+    assert any(f"backend flat: path attention {why}" in record.getMessage() for record in caplog.records)
+    with pytest.raises(BackendError, match=why):
+        settle_backend(model, trees, "path")
+    text = [tree for tree in trees if not tree.pictures]
+    assert settle_backend(model, text, "auto") == "path"  # without pictures its prefixes are shared
+    off, allowed = self_check(model, trees, "path")
+    assert off > 10 * allowed  # the control: packed all the same
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_control_exchanged_pictures_show(kind: str) -> None:
+    model = build(kind)
+    trees = [pictured_tree([picture(kind, seed)], 0) for seed in (1, 2)]
+    other = [pictured_tree([picture(kind, seed)], 0) for seed in (2, 1)]
+    with torch.no_grad():
+        plain = plain_logps(model, trees)
+        for backend in SERVING[kind]:
+            torch.testing.assert_close(LAYOUTS[backend](model, Forest.plant(trees)), plain, rtol=0, atol=1e-4)
+            assert (LAYOUTS[backend](model, Forest.plant(other)) - plain).abs().max() > 0.01
 
 
 def test_a_sequence_without_its_picture_is_an_error() -> None:
