@@ -86,7 +86,7 @@ class CarryConfig:
 
 
 # First seeds, to which a run's seed is added: pairs, evaluation and validation never share sums.
-_PAIRS, EVALUATION, VALIDATION = 1_000_000, 2_000_000, 3_000_000
+PAIRS, EVALUATION, VALIDATION = 1_000_000, 2_000_000, 3_000_000
 _DRAW_BATCH = 1000
 _NEW_TOKENS = 1  # tokens of an answer besides its digits: the terminator
 
@@ -129,7 +129,7 @@ def make_pairs(folder: Path, base: Path, config: CarryConfig, seed: int, stage: 
     from srpo.revise.reviser import Reviser
     from srpo.revise.settings import RevisionSettings
 
-    rows = sums(config.sampled, "in", digits=config.base.digits, seed=_PAIRS + seed)
+    rows = sums(config.sampled, "in", digits=config.base.digits, seed=PAIRS + seed)
     reviser = Reviser(str(base), batch_size=_DRAW_BATCH, device="cpu")
     answers: list[str] = []
     for draw in (1, 2):

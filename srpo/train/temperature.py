@@ -12,11 +12,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from srpo.maths.control import BUDGET, DriftController, conservative_beta, scheduled_beta
-from srpo.train.collapse import LEAST_ENTROPY, CollapseLight
+from srpo.maths.objective import OBJECTIVES
+from srpo.train.collapse import LEAST_ENTROPY, ROLES, CollapseLight, StillLight
 from srpo.train.config import SRPOConfig
 
 log = logging.getLogger("srpo")
-ROLES = ("kl/drafts", "kl/revisions")
 BUDGET_SHARE = 0.5  # default drift budget as a share of the reference's entropy (docs/lab-book/21-beta.md)
 
 
@@ -34,7 +34,7 @@ class Temperature(TrainerCallback):
     def __init__(self, args: SRPOConfig) -> None:
         self.args, self.beta, self.last = args, args.beta, args.beta
         self.control: DriftController | None = None  # made when the first step has measured the entropy
-        self.light = CollapseLight()
+        self.light, self.still = CollapseLight(), StillLight()
         self._sums: dict[str, list[float]] = {}  # metric → sum and number of its values since the last step
 
     def add(self, columns: Mapping[str, list[float]]) -> None:
@@ -66,12 +66,17 @@ class Temperature(TrainerCallback):
             log.warning("srpo: step %d: %s", state.global_step, message)
         if message and self.args.on_collapse == "stop":
             control.should_training_stop = True
+        warmup = args.get_warmup_steps(state.max_steps)  # its steps are too small to show anything of β
         if self.args.beta_schedule == BUDGET:
             first = self.control is None  # policy and reference were alike
             self.control = self.control or self._controller(means, state.max_steps)
             drift = max(means[role] for role in ROLES if role in means)
-            warming = state.global_step <= args.get_warmup_steps(state.max_steps)  # too slow to say anything of β
+            warming = state.global_step <= warmup
             self.beta = self.control.beta if first or warming else self.control.update(drift)
+        elif OBJECTIVES[self.args.objective].compares:  # otherwise β has no meaning; a budget lowers β itself
+            remark = self.still.see(means, self.beta, state.global_step - warmup, state.max_steps - warmup)
+            if remark and state.is_world_process_zero:
+                log.info("srpo: step %d: %s", state.global_step, remark)
 
     def _controller(self, means: Mapping[str, float], steps: int) -> DriftController:
         """Makes the controller of a run from the metrics of its first step, when policy and reference are still alike.
@@ -99,6 +104,7 @@ class Temperature(TrainerCallback):
             "last": self.last,
             "sums": dict(self._sums),
             "light": self.light.state(),
+            "still": self.still.state(),
             "control": control,
         }
 
@@ -112,6 +118,8 @@ class Temperature(TrainerCallback):
         self.beta, self.last = state["beta"], state["last"]
         self._sums = {name: [*pair] for name, pair in state["sums"].items()}
         self.light.restore(state["light"])
+        if "still" in state:  # older checkpoints lack it
+            self.still.restore(state["still"])
         self.control = None
         if control := state["control"]:
             begin = control["begin"]

@@ -1,4 +1,4 @@
-"""The warning of a collapse: due once, by a definition that is computed here again, and a run that it stops."""
+"""The two messages on a policy that moves too far or hardly at all: due once, by definitions computed here again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from srpo.train.collapse import FALL, MEMORY, CollapseLight
-from tests.train.plain import ROWS, logged, trainer
+from srpo.train import collapse
+from srpo.train.collapse import FALL, MEMORY, STILL, CollapseLight, StillLight
+from tests.train.plain import ROWS, logged, sharp_llama, trainer
 
 START = {"entropy/drafts": 0.4, "entropy/revisions": 0.2, "drift/chosen": 0.0, "drift/chosen_revised": 0.0}
 
@@ -83,3 +84,89 @@ def test_metrics_that_the_light_reads_are_logged(tmp_path: Path) -> None:
     run: Any = trainer(tmp_path, ROWS[:4])
     run.train()
     assert all(logged(run, name) for name in START)
+
+
+# ---------------------------------------------------------------------- a policy that hardly moves
+
+
+def shares(light: StillLight, found: list[float], first: int = 1, steps: int = 100) -> list[str]:
+    """The remarks on steps in which the larger KL is such a share of an entropy of 2 nats."""
+    return [
+        light.see({"kl/drafts": share, "kl/revisions": 2 * share, "entropy/reference": 2.0}, 0.3, step, steps)
+        for step, share in enumerate(found, first)
+    ]
+
+
+def test_the_remark_is_due_once_at_two_fifths_of_the_steps() -> None:
+    found = [0.3] * 30 + [0.05] * 70
+    average = found[0]
+    for share in found[1:40]:
+        average = MEMORY * average + (1 - MEMORY) * share
+    assert average < STILL < found[0]
+    remarks = shares(StillLight(), found)
+    assert [step for step, remark in enumerate(remarks, 1) if remark] == [40]
+    assert f"is {100 * average:.2g} % of the entropy" in remarks[39]
+    assert "lower beta (now 0.3)" in remarks[39]
+    assert (
+        shares(StillLight(), [0.3] * 38 + [0.05] * 62) == [""] * 100
+    )  # control: the average counts, not the last step
+    assert shares(StillLight(), [0.05] * 8, steps=8) == [""] * 8  # too short a training
+    assert [bool(each) for each in shares(StillLight(), [0.05] * 30, steps=30)] == [step == 19 for step in range(30)]
+
+
+@pytest.mark.parametrize("missing", ["kl/drafts", "entropy/reference"])
+def test_no_remark_without_the_distributions_of_the_reference(missing: str) -> None:
+    means = {"kl/drafts": 0.0, "entropy/reference": 1.0}
+    assert "hardly moved" in StillLight().see(means, 0.3, 40, 100)
+    del means[missing]
+    assert StillLight().see(means, 0.3, 40, 100) == ""
+
+
+def test_the_state_of_the_remark_in_a_resumed_run() -> None:
+    found = [0.3] * 30 + [0.05] * 70
+    whole = shares(StillLight(), found)
+    for cut in (35, 60):
+        first, second = StillLight(), StillLight()
+        shares(first, found[:cut])
+        second.restore(json.loads(json.dumps(first.state())))
+        assert shares(second, found[cut:], first=cut + 1) == whole[cut:]
+    assert shares(StillLight(), found[60:], first=61) != whole[60:]  # control: a light that forgets looks again
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ["srpo: step 2: the policy has hardly moved"]),
+        (
+            {"warmup_steps": 2, "lr_scheduler_type": "constant_with_warmup"},
+            ["srpo: step 4: the policy has hardly moved"],
+        ),
+        ({"beta_schedule": "budget"}, []),
+        ({"objective": "sft"}, []),
+        ({"far": True}, []),
+    ],
+)
+def test_a_run_that_hardly_moves_says_so(
+    changes: dict[str, Any],
+    expected: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(collapse, "LEAST_STEPS", 2)
+    args = {"learning_rate": 1e-9, "max_steps": 5, **changes}
+    far = {"ref_model": sharp_llama(seed=1)} if args.pop("far", False) else {}
+    run = trainer(tmp_path, ROWS[:4], args=args, **far)
+    with caplog.at_level("INFO", "srpo"):
+        run.train()
+    assert [r.getMessage().split(":", 3)[:3] for r in caplog.records if "hardly moved" in r.getMessage()] == [
+        each.split(":", 3) for each in expected
+    ]
+
+
+def test_a_checkpoint_without_the_state_of_the_remark(tmp_path: Path) -> None:
+    run = trainer(tmp_path, ROWS[:4])
+    state = run.temperature.state()
+    del state["still"]
+    run.temperature.restore(state)
+    assert run.temperature.still.state() == StillLight().state()
