@@ -16,7 +16,7 @@ FALL = 0.5  # largest fall of a run that is well, as a share of the entropy at t
 MEMORY = 0.8  # weight of the past in the moving averages
 STILL = 0.125  # largest KL of a policy that has hardly moved, as a share of the reference's entropy
 MIDDLE = 0.4  # share of the steps after which that is looked at
-LEAST_STEPS = 20  # steps of a training before which it is not looked at
+LEAST_STEPS = 50  # a training of fewer steps after the warm-up is not looked at
 ROLES = ("kl/drafts", "kl/revisions")
 LEAST_ENTROPY = 0.05  # nats per token; a policy with less at the start is measured against this value
 
@@ -72,7 +72,7 @@ class StillLight:
 
     The remark is due if the moving average of KL / entropy is then below `STILL`: the larger KL(policy ‖ reference) of
     drafts and revisions, relative to the entropy of the reference at the same tokens. It cannot be due in a training
-    without the reference's distributions, such as one with a cached reference.
+    of fewer than `LEAST_STEPS` steps, or without the reference's distributions, such as one with a cached reference.
 
     Attributes:
         looked: True once the average has been looked at.
@@ -92,11 +92,11 @@ class StillLight:
             steps: the same number at the end of the training.
         """
         drifts = [means[role] for role in ROLES if role in means]
-        if self.looked or not drifts or "entropy/reference" not in means:
+        if self.looked or steps < LEAST_STEPS or not drifts or "entropy/reference" not in means:
             return ""
         now = max(drifts) / max(means["entropy/reference"], LEAST_ENTROPY)
         self._average = now if self._average is None else MEMORY * self._average + (1.0 - MEMORY) * now
-        if step < max(LEAST_STEPS, MIDDLE * steps):
+        if step < MIDDLE * steps:
             return ""
         self.looked = True
         if self._average >= STILL:

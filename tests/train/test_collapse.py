@@ -110,8 +110,8 @@ def test_the_remark_is_due_once_at_two_fifths_of_the_steps() -> None:
     assert (
         shares(StillLight(), [0.3] * 38 + [0.05] * 62) == [""] * 100
     )  # control: the average counts, not the last step
-    assert shares(StillLight(), [0.05] * 8, steps=8) == [""] * 8  # too short a training
-    assert [bool(each) for each in shares(StillLight(), [0.05] * 30, steps=30)] == [step == 19 for step in range(30)]
+    assert shares(StillLight(), [0.05] * 49, steps=49) == [""] * 49  # too short a training
+    assert [bool(each) for each in shares(StillLight(), [0.05] * 50, steps=50)] == [step == 19 for step in range(50)]
 
 
 @pytest.mark.parametrize("missing", ["kl/drafts", "entropy/reference"])
