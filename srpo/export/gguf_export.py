@@ -33,16 +33,25 @@ _SHARE = {"f32": 1e-4, "f16": 0.02, "bf16": 0.1, "q8_0": 0.1}  # difference of l
 
 
 class Opened(NamedTuple):
-    """Result of running a GGUF file in llama.cpp: how many greedy drafts and revisions equal those of the model."""
+    """Result of running a GGUF file in llama.cpp: how many greedy drafts and revisions equal those of the model.
+
+    Attributes:
+        lead: among answers that differ, the largest lead of the model's token over llama.cpp's at the first difference,
+            in nats of the model's log-probabilities; 0 if all answers are equal.
+    """
 
     equal_drafts: int
     drafts: int
     equal_revisions: int
     revisions: int
+    lead: float
 
     def __str__(self) -> str:
         revised = f" and {self.equal_revisions} of {self.revisions} revisions" if self.revisions else ""
-        return f"{self.equal_drafts} of {self.drafts} drafts{revised} equal"
+        equal = f"{self.equal_drafts} of {self.drafts} drafts{revised} equal"
+        if self.equal_drafts + self.equal_revisions == self.drafts + self.revisions:
+            return equal
+        return f"{equal}; where the others part, the model prefers its own token by {self.lead:.2g} nats at most"
 
 
 @dataclass(frozen=True)
@@ -225,28 +234,33 @@ def _opened(
     if not installed():
         return None
     llama = LlamaCpp(file, max(len(answer.context) + len(answer.added) for answer in answers))
-    equal = []
+    equal, widest = [], 0.0
     try:
         for answer in counted(answers, "answers in llama.cpp", len(answers)):
             _expect_equal_split(llama, tokenizer, answer.context, file)
             found = llama.choices(answer.context, answer.added)
             equal.append(found == answer.added)
-            if not equal[-1] and (lead := _lead(model, answer, found)) > 2 * allowed:
-                said = f"llama.cpp answers differently where the model is sure, by {lead:.1e} of its logits' range"
-                raise SRPOError(said, where=str(file), fix=CONVERTER)
+            if not equal[-1]:
+                lead, share = _lead(model, answer, found)
+                widest = max(widest, lead)
+                if share > 2 * allowed:
+                    said = f"llama.cpp answers differently where the model is sure, by {share:.1e} of its logits' range"
+                    raise SRPOError(said, where=str(file), fix=CONVERTER)
     finally:
         llama.close()
-    return Opened(sum(equal[:drafts]), drafts, sum(equal[drafts:]), len(equal) - drafts)
+    return Opened(sum(equal[:drafts]), drafts, sum(equal[drafts:]), len(equal) - drafts, widest)
 
 
-def _lead(model: Any, answer: Answer, found: Sequence[int]) -> float:
+def _lead(model: Any, answer: Answer, found: Sequence[int]) -> tuple[float, float]:
     """Returns how sure the model is of its own token at the first place where llama.cpp's answer `found` has another.
 
-    It is the difference of the model's logits of the two tokens, as a share of the range of its logits there.
+    It is the difference of the model's logits of the two tokens, which is that of their log-probabilities in nats; and
+    the same as a share of the range of its logits there.
     """
     place = next(i for i, (own, other) in enumerate(zip(answer.added, found, strict=True)) if own != other)
     logits_V = logits_of(model, [*answer.context, *answer.added[:place]])[-1]
-    return float((logits_V[answer.added[place]] - logits_V[found[place]]) / (logits_V.max() - logits_V.min()))
+    lead = float(logits_V[answer.added[place]] - logits_V[found[place]])
+    return lead, lead / float(logits_V.max() - logits_V.min())
 
 
 def _expect_equal_split(llama: LlamaCpp, tokenizer: Any, context: list[int], file: Path) -> None:

@@ -1,12 +1,14 @@
 """The content of a GGUF file, written with the package `gguf`: fields of the architecture, tokenizer and weights.
 
-Llama, Qwen2, Qwen3 and Gemma 3 are written, with tokenizers of two kinds: byte-level BPE, and SentencePiece's pieces
-with bytes for what has no piece. What llama.cpp would compute or split in another way is refused.
+Llama, Qwen2, Qwen3 and Gemma 3 are written, with tokenizers of three kinds: byte-level BPE, SentencePiece's pieces
+with bytes for what has no piece, and one token per ASCII character. What llama.cpp would compute or split in another
+way is refused.
 """
 
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +54,12 @@ def write_gguf(file: Path, model: Any, tokenizer: Any, *, kind: str, name: str) 
         raise ConfigError("layers with a sliding window", where="model", fix=CONVERTER)
     base_frequency = _gemma_positions(config) if arch == "gemma3" else _positions(config.rope_parameters or {})
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    pieces = _pieces(state, tokenizer, config.vocab_size) if state["model"].get("byte_fallback") else None
-    letters = None if pieces else _byte_level(state, tokenizer, config.vocab_size)
+    pieces = bool(state["model"].get("byte_fallback"))
+    characters = state["model"].get("merges") == [] and not state.get("pre_tokenizer")
+    fields = _pieces if pieces else _characters if characters else _byte_level
+    vocabulary = fields(state, tokenizer, config.vocab_size)
     writer = gguf.GGUFWriter(str(file), arch)
+    _allow_empty_lists(writer)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_name(name)
     writer.add_file_type(getattr(gguf.LlamaFileType, _FILE_TYPES[kind]))
@@ -72,7 +77,10 @@ def write_gguf(file: Path, model: Any, tokenizer: Any, *, kind: str, name: str) 
     if arch == "gemma3":
         writer.add_sliding_window(config.sliding_window)
     writer.add_vocab_size(config.vocab_size)
-    for key, value in (pieces or letters or {}).items():
+    merges = vocabulary.pop("token_merges", None)
+    if merges is not None:
+        writer.add_key_value("tokenizer.ggml.merges", merges, gguf.GGUFValueType.ARRAY)
+    for key, value in vocabulary.items():
         getattr(writer, f"add_{key}")(value)
     for role in ("bos", "eos", "pad", "unk") if pieces else ("bos", "eos", "pad"):
         token = getattr(tokenizer, f"{role}_token_id")
@@ -170,16 +178,13 @@ def _byte_level(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str
         size: rows of the model's embeddings.
 
     Raises:
-        ConfigError: the tokenizer is not byte-level, splits by a pattern that llama.cpp has no name for, or has no
-            merges, without which llama.cpp opens no file.
+        ConfigError: the tokenizer is not byte-level, or splits by a pattern that llama.cpp has no name for.
     """
     steps = state.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])
     if state["model"].get("type") != "BPE" or not any(step.get("type") == "ByteLevel" for step in steps):
         raise ConfigError("neither byte-level BPE nor SentencePiece", where="tokenizer", fix=CONVERTER)
     merges = [each if isinstance(each, str) else " ".join(each) for each in state["model"]["merges"]]
-    if not merges:
-        raise ConfigError("it has no merges, and llama.cpp opens no such file", where="tokenizer")
     patterns = [step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split"]
     named = [pre for start, pre in _SPLITS.items() if any(pattern.startswith(start) for pattern in patterns)]
     if not named and not any(step.get("use_regex") for step in steps):
@@ -192,6 +197,54 @@ def _byte_level(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str
         "token_types": types,
         "token_merges": merges,
     }
+
+
+def _characters(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str, Any]:
+    """Returns the fields of a GGUF file that describe a tokenizer with one token per character and no merges.
+
+    For llama.cpp it is byte-level BPE without merges. Both drop a character that has no token.
+
+    Raises:
+        ConfigError: the tokenizer changes the text, has a token for unknown characters, or has a token of another text
+            than one ASCII character, which llama.cpp would join from its bytes by merges.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    added = {each["id"] for each in state.get("added_tokens", [])}
+    plain = {token for token, place in tokenizer.get_vocab().items() if place not in added}
+    other = sorted(token for token in plain if len(token) != 1 or not token.isascii())
+    refused = {
+        "it changes texts before it splits them": bool(state.get("normalizer")),
+        "it has a token for unknown characters": state["model"]["unk_token"] is not None,
+        f"it has no merges, and tokens other than one ASCII character: {other[:3]}": bool(other),
+    }
+    for found, holds in refused.items():
+        if holds:
+            raise ConfigError(found, where="tokenizer", fix=CONVERTER)
+    spelled = bytes_to_unicode()
+    tokens, types = _vocabulary(state, tokenizer, size, lambda token: NORMAL)
+    return {
+        "tokenizer_model": "gpt2",
+        "tokenizer_pre": "gpt-2",
+        "token_list": [spelled[ord(token)] if token in plain else token for token in tokens],
+        "token_types": types,
+        "token_merges": [],
+    }
+
+
+def _allow_empty_lists(writer: Any) -> None:
+    """Lets a writer of the package `gguf` write empty lists of texts, which the package refuses and llama.cpp reads."""
+    import gguf
+
+    pack, kinds = writer._pack_val, gguf.GGUFValueType
+
+    def packed(value: Any, kind: Any, *more: Any, **options: Any) -> bytes | bytearray:
+        if kind == kinds.ARRAY and len(value) == 0:
+            return struct.pack("<IIQ", kinds.ARRAY, kinds.STRING, 0)
+        found: bytes | bytearray = pack(value, kind, *more, **options)
+        return found
+
+    writer._pack_val = packed
 
 
 def _pieces(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from srpo.sequences.protocols import Options, Tokenizer
 from srpo.sequences.templates import TEMPLATE_FAILS, conversation
 
 MARK = "\ufdd0\ufdef"  # two noncharacters, put inside control tokens that are text, and removed when encoding
+FORMS = 64  # largest number of options whose answer forms are held
 ROLES = ("system", "user", "assistant", "tool", "developer")  # known besides the roles that a template quotes
 # A template that writes today's date would give other token ids after training. So every date is replaced by the one
 # that Llama's templates write when they have no clock.
@@ -186,13 +187,17 @@ class ChatTemplate:
         """Returns the texts that the chat template writes around an answer, for these options of the template."""
         given = {key: value for key, value in (options or {}).items() if key != "tools"}
         key = json.dumps(given, sort_keys=True, default=str)
-        if key not in self._forms:
+        if found := self._forms.get(key):
+            return found
 
-            def render(turns: list[Message], prompt: bool) -> str:
-                return self._apply(turns, {"add_generation_prompt": prompt, **given})
+        def render(turns: list[Message], prompt: bool) -> str:
+            return self._apply(turns, {"add_generation_prompt": prompt, **given})
 
-            self._forms[key] = AnswerForm.probed(render, self.terminator)
-        return self._forms[key]
+        found = AnswerForm.probed(render, self.terminator)
+        if len(self._forms) >= FORMS:  # a server's clients may send any number of options
+            self._forms.clear()
+        self._forms[key] = found
+        return found
 
     def split(self, answer: str) -> tuple[str | None, str | None]:
         """Returns (thinking, content) of an answer; thinking is None without any, content None if it was cut off."""

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from srpo.errors import ConfigError, SRPOError
 from srpo.export import gguf_export, gguf_write, llama_cpp
 from srpo.export.gguf_export import export
-from srpo.model.weights.load import load_tokenizer
+from srpo.model.weights.load import load_model, load_tokenizer
 from srpo.model.weights.merge import continued, logits_of
 from srpo.sequences.templates import RevisionTemplate
+from srpo.tasks.carry import carry_tokenizer
+from srpo.tasks.pretraining import character_tokenizer
 from tests.conftest import EOS, PAD, VOCAB, make_byte_tokenizer, make_tiny_llama
 from tests.revise.tiny import carry_llama, saved
 
@@ -114,7 +118,7 @@ def test_drafts_and_revisions_in_llama_cpp_are_the_models(tmp_path: Path, kind: 
     given = prompts(tmp_path / "prompts.jsonl", 8)
     model = folder(tmp_path / "model", kind)
     found = export(model, str(tmp_path / "out"), kind="f32", prompts=given, max_new_tokens=3)
-    assert found.opened == (8, 8, 8, 8)
+    assert found.opened == (8, 8, 8, 8, 0.0)
     assert "in llama.cpp: 8 of 8 drafts and 8 of 8 revisions equal" in str(found)
 
 
@@ -232,8 +236,76 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     make_byte_tokenizer().save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ConfigError, match=r"architecture 'gpt2'.*convert_hf_to_gguf"):
         export(str(tmp_path / "gpt2"), str(tmp_path / "out"), max_new_tokens=2)
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    tiny("llama").save_pretrained(tmp_path / "words")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<unk>").save_pretrained(tmp_path / "words")
     with pytest.raises(ConfigError, match="neither byte-level BPE nor SentencePiece"):
-        export(str(saved(tmp_path / "carry", carry_llama())), str(tmp_path / "out"), max_new_tokens=2)
+        export(str(tmp_path / "words"), str(tmp_path / "out"), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_k_m"])
+def test_a_model_of_sums_drafts_and_revises_in_llama_cpp(tmp_path: Path, kind: str) -> None:
+    given = tmp_path / "sums.jsonl"
+    given.write_text("".join(json.dumps({"prompt": f"{n * n}+{7 * n}="}) + "\n" for n in range(6)), "utf-8")
+    model = str(saved(tmp_path / "carry", carry_llama()))
+    found = export(model, str(tmp_path / "out"), kind=kind, prompts=str(given), max_new_tokens=4)
+    assert found.opened is not None
+    assert (found.opened.drafts, found.opened.revisions) == (6, 6)
+    if kind == "f16":
+        assert found.opened == (6, 6, 6, 6, 0.0)
+    tokenizer, again = carry_tokenizer(), load_tokenizer(str(found.file))
+    llama = llama_cpp.LlamaCpp(found.file, 8)
+    for text in ("12+34=?", "1 2", "é3\n雪", "<eos>4", "<eo5", ""):  # characters without a token are dropped
+        assert tokenizer(text).input_ids == again(text).input_ids
+        assert tokenizer(text, add_special_tokens=False).input_ids == llama.split(text)
+    llama.close()
+
+
+def test_characters_are_spelled_as_llama_cpp_reads_them() -> None:
+    tokenizer = character_tokenizer("a \n")
+    fields = gguf_write._characters(json.loads(tokenizer.backend_tokenizer.to_str()), tokenizer, 7)
+    assert fields["token_list"] == ["a", "Ġ", "Ċ", "<pad>", "<bos>", "<eos>", "[PAD6]"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"alphabet": "aé"}, "no merges, and tokens other than one ASCII character: .*é"),
+        ({"unk_token": "a"}, "a token for unknown characters"),
+        ({"normalizer": True}, "changes texts"),
+    ],
+)
+def test_characters_that_llama_cpp_would_split_otherwise_are_refused(change: dict[str, Any], said: str) -> None:
+    tokenizer = character_tokenizer(change.get("alphabet", "ab"))
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["unk_token"] = change.get("unk_token")
+    state["normalizer"] = {"type": "Lowercase"} if "normalizer" in change else None
+    with pytest.raises(ConfigError, match=said):
+        gguf_write._characters(state, tokenizer, len(tokenizer))
+
+
+def test_where_answers_part_the_output_has_the_models_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder(tmp_path / "model", "llama")
+    right, parted = llama_cpp.LlamaCpp.choices, list[tuple[list[int], list[int]]]()
+
+    def second_best(self: Any, ids: list[int], answer: list[int]) -> list[int]:
+        found = right(self, ids, answer)
+        if parted:
+            return found
+        model = load_model(path, dtype="float32")
+        found[0] = int(logits_of(model, ids)[-1].topk(2).indices[1])
+        parted.append((ids, [answer[0], found[0]]))
+        return found
+
+    monkeypatch.setattr(llama_cpp.LlamaCpp, "choices", second_best)
+    monkeypatch.setitem(gguf_export._SHARE, "f16", 1.0)
+    found = export(path, str(tmp_path / "out"), max_new_tokens=2)
+    [(ids, pair)] = parted
+    own, other = torch.log_softmax(logits_of(load_model(path, dtype="float32"), ids)[-1], -1)[pair].tolist()
+    assert found.opened is not None
+    assert found.opened[:4] == (3, 4, 0, 0)
+    assert found.opened.lead == pytest.approx(own - other, rel=1e-4)
+    assert f"where the others part, the model prefers its own token by {own - other:.2g} nats" in str(found)
 
 
 def test_a_sliding_window_outside_gemma_is_refused(tmp_path: Path) -> None:

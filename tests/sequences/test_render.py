@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from srpo.data.read import Pair, Prompt, PromptRow
 from srpo.errors import DataError, InputError, TemplateError
+from srpo.sequences.chat_template import FORMS
 from srpo.sequences.render import CHUNK, Renderer, RevisionTemplate, template_for
 from srpo.sequences.render_messages import MessageRenderer
 from srpo.sequences.templates import REVISION_PRESETS, TEMPLATE_FILE
@@ -469,3 +470,11 @@ def test_no_control_token_is_forged_where_content_meets_a_template() -> None:
     [start, end] = loose.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     ids = Renderer(loose).draft("a<")
     assert (ids.count(start), ids.count(end)) == (2, 0)
+
+
+def test_options_of_a_servers_clients_do_not_fill_the_memory() -> None:
+    chat = Renderer(chat_tokenizer()).chat
+    assert chat is not None
+    forms = [chat.form({"style": number}) for number in range(3 * FORMS)]
+    assert len(chat._forms) <= FORMS
+    assert [chat.form({"style": 7}), *forms] == [forms[0]] * (1 + 3 * FORMS)
