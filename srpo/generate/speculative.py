@@ -33,6 +33,7 @@ from srpo.model.packed.head import head_dtypes
 from srpo.model.unwrap import core
 from srpo.progress import remark_detail
 from srpo.sequences.picture_inputs import pictures_in
+from srpo.sequences.tree import common_prefix
 
 log = logging.getLogger("srpo")
 
@@ -352,11 +353,3 @@ def why_not_speculative(model: nn.Module) -> str:
     if rope.get("rope_type") in ("dynamic", "longrope"):
         return f"{rope['rope_type']} rotates keys by the total length"
     return ""
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Returns the number of elements at the start that two sequences have in common."""
-    most = min(len(a), len(b))
-    if a[:most] == b[:most]:
-        return most
-    return next(i for i in range(most) if a[i] != b[i])

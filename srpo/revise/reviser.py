@@ -219,7 +219,7 @@ class Reviser:
         """Yields one trail per row (its draft and revisions), batch by batch, so that a caller can write each at once.
 
         Args:
-            skip: Number of leading trails to leave out. Where the last bits depend on the batch, the batch of the first
+            skip: Number of leading trails to leave out. If rounding depends on the batch, the batch of the first
                 remaining trail is drawn whole, so the other trails stay equal to the last bit.
             only: Indices of the rows to draw; None draws all rows.
         """

@@ -52,7 +52,7 @@ def summarise(
         curves: systems in the figures, in this order; if empty, all systems.
         resampling: draws, seed and level of the intervals.
         judging: counts of verdicts, from `tallies`.
-        bounds: systems that use the gold answer or the judge; they are not opponents.
+        bounds: systems that use the gold answer or the judge, so that no claim is made against them.
         notes: sentences on prompts that were left out, printed with the cautions.
 
     Raises:

@@ -218,8 +218,8 @@ def content_of(ids: array[int], marks: array[int], pictures: Sequence[bytes] = (
     return text + b"".join([b"pictures", len(text).to_bytes(8, "little"), *pictures]) if pictures else text
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix of a and b, by bisection: slices are compared in C, without a Python loop."""
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of elements at the start that two lists have in common, by bisection: slices are compared in C."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high
@@ -249,7 +249,7 @@ def _merge(flat: list[list[int]]) -> tuple[list[int], list[Chain], list[int]]:
     before: list[int] = []
     for i in order:
         row = flat[i]
-        shared = _common_prefix(before, row)
+        shared = common_prefix(before, row)
         while path and path[-1][1] >= shared:
             path.pop()
         attach = path[-1][0] + shared - 1 - path[-1][1] if path else -1

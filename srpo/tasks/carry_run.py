@@ -253,7 +253,7 @@ def trail_file(split: str, temperature: float) -> str:
 
 
 def evaluation_rows(config: CarryConfig, seed: int, start: int = EVALUATION) -> Rows:
-    """Draws the sums of the evaluation; returns split → rows with `prompt` and `gold`.
+    """Draws the addition problems of the evaluation; returns split → rows with `prompt` and `gold`.
 
     Args:
         start: first seed: `EVALUATION`, or `VALIDATION` for sums that choose settings.
@@ -363,6 +363,6 @@ def start_run(folder: Path, config: CarryConfig, seed: int, log: StageLog) -> Ca
 
 
 def write_prompts(folder: Path, config: CarryConfig, seed: int) -> None:
-    """Writes the sums of the evaluation as one file per split into `folder`, for `srpo revise` and `srpo evaluate`."""
+    """Writes the addition problems of the evaluation as prompts, one file per split."""
     for split, rows in evaluation_rows(config, seed).items():
         write_rows(folder / f"{split}.jsonl", rows)

@@ -70,7 +70,10 @@ class AddedByProduct:
 
 
 def _serves(a: nn.Linear, b: nn.Linear, dropout: nn.Module, x: Tensor) -> bool:
-    """True if an adapter's product is that of two whole weights of one dtype, without dropout and autocast."""
+    """True if this module may compute an adapter's product, instead of peft.
+
+    It may if neither weight is split or quantised, both have the dtype of `x`, and no dropout or autocast is active.
+    """
     draws = not isinstance(dropout, nn.Identity) and getattr(dropout, "p", 1.0) > 0 and dropout.training
     mixed = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
     # DeepSpeed gathers a split weight when its own module is called; a DTensor has a type of its own, as have the

@@ -305,7 +305,10 @@ def computing_for(card: Card) -> Iterator[None]:
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if the kernels of `fused.py` are used on a device; while memory is planned, on the planned device."""
+    """True if the kernels of `fused.py` compute the head's log-probs on `device` for values of `dtype`.
+
+    Inside `srpo plan` no GPU is needed: there the answer is for the GPU that is planned.
+    """
     if _card is not None:
         return _card.kind in fused.KINDS and dtype in fused.DTYPES
     return fused.serves(device, dtype)

@@ -327,7 +327,7 @@ def _largest(so_far: float, values_S: Tensor) -> float:
 
 
 def greedy(model: nn.Module, contexts: Sequence[list[int]], new: int) -> list[tuple[list[int], Tensor]]:
-    """Continues each context greedily by `new` tokens, past any terminator, and computes the logits of the result.
+    """Continues each context greedily by exactly `new` tokens, past any terminator, and computes the logits of all.
 
     Returns for each context the ids with the new ones, and their logits [S positions, V vocabulary].
     """
