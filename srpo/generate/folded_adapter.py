@@ -124,12 +124,16 @@ def _parts(layer: Any, name: str) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def _sum(layer: Any) -> Tensor:
-    """Returns the base weight of a LoRA layer plus its active adapters, added in float32."""
+    """Returns the base weight of a LoRA layer plus its active adapters, added in float32.
+
+    The product is added in one call: PEFT's `get_delta_weight` writes two matrices as large as the weight before.
+    """
     weight: Tensor = layer.get_base_layer().weight
-    total = weight.data.to(torch.float32) if weight.dtype.itemsize < 4 else weight.data.clone()
+    total = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
     for name in layer.active_adapters:
         if name in layer.lora_A:
-            total += layer.get_delta_weight(name).to(total.dtype)
+            down, up = (part.to(total.dtype) for part in _parts(layer, name))
+            total = torch.addmm(total, up, down, alpha=layer.scaling[name])
     return total.to(weight.dtype)
 
 

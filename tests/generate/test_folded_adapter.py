@@ -62,6 +62,24 @@ def test_answers_equal_those_of_the_merged_model(kind: type[HFEngine]) -> None:
     assert answers(kind(model.merge_and_unload(), pad_id=PAD)) == found
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_sums_are_those_of_peft(dtype: torch.dtype, rslora: bool) -> None:
+    model = adapter(dtype=dtype, use_rslora=rslora)
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    model.base_model.set_adapter(["default", "second"])  # both are added
+    wide = torch.promote_types(dtype, torch.float32)
+    for layer in FoldedAdapter(model)._layers():
+        weight = layer.get_base_layer().weight.detach()
+        parts = [layer.get_delta_weight(name).detach() for name in ("default", "second")]
+        expected = (weight.to(wide) + parts[0].to(wide) + parts[1].to(wide)).to(dtype)
+        found = folded_adapter._sum(layer)
+        assert found.dtype == dtype
+        assert found.data_ptr() != weight.data_ptr()
+        assert torch.allclose(found, expected, rtol=torch.finfo(dtype).eps * 4, atol=torch.finfo(dtype).eps)
+        assert not torch.allclose(found, weight, rtol=0.01)  # control: the adapters matter
+
+
 def test_a_changed_adapter_is_folded_again() -> None:
     model = adapter()
     engine = SpeculativeEngine(model, pad_id=PAD)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from time import monotonic
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,6 +25,7 @@ from srpo.model.packed.layouts import LAYOUTS, flat_logps
 from srpo.model.packed.pictures import why_not_pictures
 from srpo.model.packed.spread import unwatched
 from srpo.model.unwrap import core, device_of
+from srpo.progress import remark_detail
 from srpo.sequences.tree import PrefixTree
 
 BACKENDS = ("auto", *LAYOUTS)
@@ -131,13 +133,15 @@ def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -
 def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, level: int) -> None:
     """Checks that a back-end's log-probs on these trees equal those of separate sequences, up to rounding.
 
-    The log gets the largest difference, at `level`.
+    The log gets the largest difference and the seconds of the check, at `level`.
 
     Raises:
         BackendError: the back-end does not serve the model, or its kernels do not compile.
     """
     if why := _WHY_NOT[backend](model) or why_not_pictures(model, trees, backend):
         raise BackendError(why)
+    began = monotonic()
+    remark_detail("comparing packed log-probs with those of separate sequences")
     try:
         off, allowed = self_check(model, trees, backend)
     except RuntimeError as error:
@@ -145,13 +149,18 @@ def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, l
             raise
         first = str(error).strip().splitlines()[:1]
         raise BackendError(f"its kernels do not compile: {type(error).__name__}: {''.join(first)}") from error
+    finally:
+        remark_detail("")
     if allowed < off < float("inf") and (exact := _check_in_float32(model, trees, backend)) is not None:
         message = "srpo: %.2g nats between packed and flat log-probs are rounding of 16 bits; in float32 %.1g nats"
         log.info(message, off, exact[0])
         off, allowed = exact
     if not off <= allowed:
         raise BackendError(f"its packed log-probs differ from flat ones by {off:.2g} nats (allowed {allowed:.1g})")
-    log.log(level, "srpo: backend %s: packed log-probs within %.1g nats of flat ones on the first batch", backend, off)
+    message = (
+        "srpo: backend %s: packed log-probs within %.1g nats of flat ones on the first batch; the check took %.1f s"
+    )
+    log.log(level, message, backend, off, monotonic() - began)
 
 
 def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: str) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from srpo.errors import BackendError
-from srpo.model.packed import cache_tree
+from srpo.model.packed import backends, cache_tree
 from srpo.model.packed.backends import settle_backend
 from srpo.model.packed.cache_tree import segments
 from srpo.model.packed.flex import BLOCK, tree_block_mask
@@ -17,6 +17,7 @@ from srpo.model.packed.forest import Forest
 from srpo.model.packed.forward import sequence_logps
 from srpo.model.packed.layouts import packed_logps
 from srpo.sequences.tree import PrefixTree
+from tests.conftest import make_tiny_llama
 from tests.model.zoo import REFUSED, SERVED, WINDOW, build, forest_of, plain_logps, random_six
 
 # Families whose layers carry a state; all of them are refused by path attention.
@@ -131,6 +132,27 @@ def test_segments_cover_the_tree_once_and_start_at_branchings() -> None:
                 assert parent < n
                 before = tree.path(stop - 1)[: -(stop - start)]
                 assert before == (tree.path(found[parent][1] - 1) if parent >= 0 else [])
+
+
+# ---------------------------------------------------------------------- the line of the check
+
+
+def test_the_check_says_what_it_does_and_how_long_it_took(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = iter([100.0, 126.4])
+    monkeypatch.setattr(backends, "monotonic", lambda: next(seconds))
+    shown: list[str] = []
+    monkeypatch.setattr(backends, "remark_detail", shown.append)
+    model, trees = make_tiny_llama(), forest_of()
+    with caplog.at_level("INFO", logger="srpo"), torch.no_grad():
+        assert settle_backend(model, trees, "auto") == "path"
+        assert settle_backend(model, trees, "auto") == "path"  # a second call checks nothing, and so logs nothing
+        assert settle_backend(make_tiny_llama(), trees, "flat") == "flat"  # control: nothing to compare
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("srpo: backend path: packed log-probs within ")
+    assert line.endswith(" nats of flat ones on the first batch; the check took 26.4 s")
+    assert shown == ["comparing packed log-probs with those of separate sequences", ""]
 
 
 # ---------------------------------------------------------------------- refused by all
