@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from srpo.cli.main import run
 from srpo.data.read import read_prompts
 from srpo.evaluate.calibrate import calibrate
 from srpo.evaluate.callback import RevisionEvaluation, Watch
@@ -65,6 +66,24 @@ def test_a_calibration_answers_prompts_with_pictures(folder: Path) -> None:
     rows = read_prompts(str(folder / "prompts.jsonl")) * 10
     found = calibrate(reviser, rows, lambda prompt, answer, gold: 0.0, RevisionSettings(1, 1.0, 0, 2))
     assert (found.choice.policy, found.prompts) == ("drafts", 40)
+
+
+def test_the_gate_of_the_command_drafts_what_each_picture_shows(folder: Path, tmp_path: Path) -> None:
+    own = Reviser(str(folder / "model")).trails(
+        read_prompts(str(folder / "prompts.jsonl")), RevisionSettings(0, 0.0, max_new_tokens=3)
+    )
+    drafts = [trail.answers[0].text for trail in own]
+    others = [*drafts[1:], drafts[0]]  # half of the gold answers are drafts of another picture
+    golds = zip(COLOURS * 2, [*drafts, *others], strict=True)
+    rows = [{"prompt": "What?", "image": str(folder / f"{colour}.png"), "gold": gold} for colour, gold in golds]
+    (file := tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 5))
+    given = ["--before", "--model_name_or_path", str(folder / "model"), "--input", str(file), "--revisions", "1"]
+    (out := tmp_path / "gate").mkdir()
+    assert run(["calibrate", *given, "--max_new_tokens", "3", "--output_dir", str(out)]) == 0
+    found = json.loads((out / "srpo_gate.json").read_text("utf-8"))["rates"]["greedy"][0]
+    same = [draft == gold for draft, gold in zip(drafts * 2, [*drafts, *others], strict=True)]
+    assert found == pytest.approx(sum(same) / 8)
+    assert found < 1
 
 
 def test_an_evaluation_during_training_answers_prompts_with_pictures(tmp_path: Path) -> None:
