@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from statistics import median
 from typing import Any
 
 import torch
@@ -91,16 +92,23 @@ def main() -> None:
     parser.add_argument("--model", default="", help="folder of a base model; unset: a random one")
     parser.add_argument("--dtype", default="bfloat16", help="precision of the base")
     parser.add_argument("--tokens", type=int, default=8, help="tokens per answer")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each way; medians are printed")
     args = parser.parse_args()
     model = with_adapter(base(args.model, args.dtype))
-    found = {"adapter, folded": seconds(model, args.tokens, fold=True)}
-    found["adapter"] = seconds(model, args.tokens, fold=False)
+
+    def runs(*, fold: bool) -> list[float]:
+        return [seconds(model, args.tokens, fold=fold) for _ in range(args.repeat)]
+
+    found = {"adapter, folded": runs(fold=True)}
+    found["adapter"] = runs(fold=False)
     with strided():
-        found["adapter, strided head"] = seconds(model, args.tokens, fold=False)
-    merged = seconds(model.merge_and_unload(), args.tokens, fold=False)
-    print(f"{'merged':24}{merged:8.2f} s")
+        found["adapter, strided head"] = runs(fold=False)
+    model = model.merge_and_unload()
+    found["merged"] = runs(fold=False)
+    merged = median(found["merged"])
     for name, taken in found.items():
-        print(f"{name:24}{taken:8.2f} s{taken / merged:8.2f} times the merged model's")
+        spread = f"{median(taken):8.2f} s ({min(taken):.2f}–{max(taken):.2f})"
+        print(f"{name:24}{spread}{median(taken) / merged:8.2f} times the merged model's")
 
 
 if __name__ == "__main__":
