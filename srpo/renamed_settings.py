@@ -105,7 +105,6 @@ NOT_OFFERED = {
     "model_adapter_name": "the reference under an adapter is its base, or a frozen copy of the adapter",
     "mp_parameters": _ALWAYS,
     "overwrite_output_dir": "a finished run is never overwritten; `--resume` goes on with an interrupted one",
-    "pad_to_multiple_of": "packed trees have no padding",
     "pad_token": "the tokenizer's own; packed trees have no padding",
     "padding_free": "packed trees have no padding",
     "padding_value": "packed trees have no padding",

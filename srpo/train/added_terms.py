@@ -48,15 +48,16 @@ class Balance(NamedTuple):
     required: bool = True
 
 
-def balance_of(model: nn.Module, asked: float | None) -> Balance:
+def balance_of(model: nn.Module, asked: float | None, *, padded: bool = False) -> Balance:
     """Returns the settings of the loss that spreads tokens evenly over a model's routed experts.
 
     Args:
         asked: the user's weight of the loss; None takes the weight in the model's configuration, or 0 for a model
             without routed experts.
+        padded: True if batches are padded.
 
     Raises:
-        ConfigError: a weight for a model that routes no tokens.
+        ConfigError: a weight for a model that routes no tokens, or for padded batches, whose padding is routed too.
     """
     config = core(model).config.get_text_config()
     routes = hasattr(config, "output_router_logits")
@@ -64,7 +65,12 @@ def balance_of(model: nn.Module, asked: float | None) -> Balance:
         what = f"{asked:g}, but {type(core(model)).__name__} has no routed experts"
         raise ConfigError(what, where="router_aux_loss_coef", fix="leave it out")
     own = getattr(config, "router_aux_loss_coef", None) or 0.0
-    return Balance(float(own if asked is None else asked) if routes else 0.0, required=asked is not None)
+    weight = float(own if asked is None else asked) if routes else 0.0
+    if padded and weight:
+        what = "padded tokens would count in the loss that balances routed experts"
+        fix = "leave it out, or set `--router_aux_loss_coef 0`"
+        raise ConfigError(what, where="pad_to_multiple_of", fix=fix)
+    return Balance(weight, required=asked is not None)
 
 
 @contextmanager

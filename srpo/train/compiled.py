@@ -18,6 +18,7 @@ from srpo.model.packed.attention import leave_attention_uncompiled
 from srpo.train.config import SRPOConfig
 
 log = logging.getLogger("srpo")
+SHAPES = 64  # traces that a run of padded batches may need; torch's own limit of 8 is for code without such a setting
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> nn.Module:
@@ -56,14 +57,16 @@ def staying_compiled(args: SRPOConfig) -> Iterator[None]:
     from torch._dynamo import config
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
-    if args.torch_compile:
+    if args.torch_compile and not args.pad_to_multiple_of:  # a padded batch has one group of chains
         leave_attention_uncompiled()
+    most = SHAPES if args.pad_to_multiple_of else config.recompile_limit
     try:
-        with config.patch(fail_on_recompile_limit_hit=True):
+        with config.patch(fail_on_recompile_limit_hit=True, recompile_limit=most):
             yield
     except FailOnRecompileLimitHit:
-        what = f"the batches need more than torch's limit of {config.recompile_limit} traces, then run uncompiled"
-        fix = f"leave {name} out" + ("" if name == "compile_layers" else ", or use compile_layers")
+        what = f"the batches need more than the limit of {most} traces, then run uncompiled"
+        padding = "raise" if args.pad_to_multiple_of else "set"
+        fix = f"leave {name} out" + ("" if name == "compile_layers" else f", or {padding} pad_to_multiple_of")
         raise ConfigError(what, where=name, fix=fix) from None
     except BackendCompilerFailed as error:
         first = "".join(str(error).strip().splitlines()[:1])

@@ -8,6 +8,7 @@ Names and defaults shared with TRL's DPOConfig are TRL's, except:
     bf16                    off unless the device has it; TRL's default fails on a CPU
     gradient_checkpointing  off: the paper trains without it, and the packed step needs less memory
     max_length              the model's own context; TRL's 1024 would reject rows that fit the model
+    pad_to_multiple_of      nothing is padded; TRL's "auto" pads on AWS Neuron alone
 """
 
 from __future__ import annotations
@@ -162,6 +163,12 @@ class SRPOConfig(TrainingArguments):
     max_tokens_per_batch: int | None = setting(
         None, "Packed tokens computed at once; larger batches are cut, with the same gradient.", group=MODEL, least=1
     )
+    pad_to_multiple_of: int | None = setting(
+        None,
+        "Pad rows, attention and scored positions to multiples of this number, so that few shapes serve all batches.",
+        group=MODEL,
+        least=1,
+    )
     compile_layers: bool = setting(
         False, "Compile each decoder layer with torch.compile; takes a minute or so at the first batches.", group=MODEL
     )
@@ -277,6 +284,9 @@ class SRPOConfig(TrainingArguments):
         if self.compile_layers and self.torch_compile:
             what = "given with torch_compile, which compiles the whole model"
             raise ConfigError(what, where="compile_layers", fix="leave one of the two out")
+        if self.pad_to_multiple_of and self.backend == "cache":
+            fix = "leave one of the two out"
+            raise ConfigError("the cache tree is not padded", where="pad_to_multiple_of", fix=fix)
         if self.group_by_prompt and self.train_sampling_strategy != "random":
             what = f"{self.train_sampling_strategy}, but group_by_prompt decides the order of the pairs"
             raise ConfigError(what, where="train_sampling_strategy", fix="leave one of the two out")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from srpo.sequences.picture_processor import PictureProcessor
 from srpo.sequences.render import Renderer
 from srpo.sequences.tree import PrefixTree
 from srpo.sequences.tree_store import TreeStore, tree_of
+from srpo.train.config import SRPOConfig
 
 log = logging.getLogger("srpo")
 T = TypeVar("T")
@@ -207,15 +209,22 @@ def _content(pairs: list[Pair]) -> str:
 FOREST = "forest"  # key in a batch: its trees as tensors
 
 
-def collate(rows: Sequence[tuple[int, str, PrefixTree]], *, planned: bool = True) -> dict[str, Any]:
+def collate(
+    rows: Sequence[tuple[int, str, PrefixTree]], *, planned: bool = True, multiple: int | None = None
+) -> dict[str, Any]:
     """Makes a batch from B items of a `TreeDataset`: `row` [B] indices, `where` their places, and `trees`.
 
     `planned` True also adds `forest`, the trees as tensors, so that a worker of the loader makes them and not the
-    process that trains.
+    process that trains. It is padded to multiples of `multiple`, if given (`Forest.plant`).
     """
     index, where, trees = zip(*rows, strict=True)
-    forest = {FOREST: Forest.plant(trees)} if planned else {}
+    forest = {FOREST: Forest.plant(trees, multiple=multiple)} if planned else {}
     return {"row": np.array(index), "where": list(where), "trees": list(trees), **forest}
+
+
+def collator(args: SRPOConfig) -> Callable[..., dict[str, Any]]:
+    """Returns `collate` with the padding and the back-end of a run's settings."""
+    return partial(collate, planned=args.backend != "flat", multiple=args.pad_to_multiple_of)
 
 
 def _unfit(bad: list[Reject], total: int, truncate: str) -> SRPOError:

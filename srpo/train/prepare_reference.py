@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -39,7 +40,8 @@ def make_reference(policy: nn.Module, ref_model: nn.Module | None, args: SRPOCon
     if (folder := args.reference_folder()) is None:
         return Reference(policy, ref_model)
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
-    return CachedReference(policy, folder, ref_model, device=device_name(args.device), precision=precision)
+    about: dict[str, Any] = {"device": device_name(args.device), "precision": precision}
+    return CachedReference(policy, folder, ref_model, **about, multiple=args.pad_to_multiple_of)
 
 
 def make_ready(trainer: TrainerView, settle: Settle) -> None:

@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +44,7 @@ from srpo.sequences.tree_store import cache_folder
 from srpo.train.added_terms import balance_losses, balance_of, with_added_terms
 from srpo.train.compiled import compile_layers, staying_compiled
 from srpo.train.config import SRPOConfig
-from srpo.train.dataset import FOREST, TreeDataset, collate, first_rows, warn_of_shared_prompts
+from srpo.train.dataset import FOREST, TreeDataset, collator, first_rows, warn_of_shared_prompts
 from srpo.train.durable.nonfinite import Guard, expect_vocabulary
 from srpo.train.durable.stop_and_resume import StopsAndResumes
 from srpo.train.durable.trainer import DurableTrainer
@@ -147,7 +146,7 @@ class SRPOTrainer(DurableTrainer):
         args.logging_nan_inf_filter = False  # the filter would log the mean of the other steps instead of a nan
         policy = load_policy(model, args, quantization_config, peft_config)
         self._original_config = disable_noise(policy) if args.disable_dropout else nullcontext
-        self._balance = balance_of(policy, args.router_aux_loss_coef)
+        self._balance = balance_of(policy, args.router_aux_loss_coef, padded=bool(args.pad_to_multiple_of))
         given = load_reference(ref_model, args)
         self.reference = make_reference(policy, given, args)
         if args.compile_layers:
@@ -159,7 +158,7 @@ class SRPOTrainer(DurableTrainer):
             super().__init__(
                 model=policy,
                 args=args,
-                data_collator=data_collator or partial(collate, planned=args.backend != "flat"),
+                data_collator=data_collator or collator(args),
                 train_dataset=trees,
                 eval_dataset=eval_trees,
                 processing_class=processing_class,
@@ -213,7 +212,8 @@ class SRPOTrainer(DurableTrainer):
         `inputs` has the pairs as `trees`; with `return_outputs`, the result is (loss, {"loss": loss}).
         """
         backend = self.settled_backend(model, inputs["trees"])
-        forest = (inputs.get(FOREST) or Forest.plant(inputs["trees"])).to(self.args.device)
+        multiple = self.args.pad_to_multiple_of
+        forest = (inputs.get(FOREST) or Forest.plant(inputs["trees"], multiple=multiple)).to(self.args.device)
         with watched() as ours, balance_losses(model, self._balance) as balance:
             summed = six_logps(model, forest, backend)
         cached = isinstance(self.reference, CachedReference)  # no distributions, not even of a row scored now
@@ -273,7 +273,8 @@ class SRPOTrainer(DurableTrainer):
     def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
         """Returns the run's attention back-end, checked for `model`; the reference uses the same, to round alike."""
         # Every time, because a wrapped model needs its own self-check, which must not run inside `serving`.
-        self._backend = settle_backend(model, trees, self._backend or self.args.backend)
+        asked = self._backend or self.args.backend
+        self._backend = settle_backend(model, trees, asked, self.args.pad_to_multiple_of)
         return self._backend
 
     def _reduced(self, six: SixLogps, tokens_BK: Tensor) -> SixLogps:

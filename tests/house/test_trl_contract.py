@@ -20,12 +20,12 @@ OTHER_DEFAULT = {
     "max_length": "the model's own context; 1024 turns away rows the model can take",
     "remove_unused_columns": "rows are trees, which have no columns to match",
     "gradient_checkpointing": "off, as in the paper",
+    "pad_to_multiple_of": "none; TRL's auto pads on Neuron alone, which is not supported",
 }
 # Settings of DPOConfig that SRPOConfig does not have.
 ABSENT = {
     "truncation_mode": "no row is cut silently",
     "padding_free": "packed trees have no padding to free",
-    "pad_to_multiple_of": "packed trees have no padding",
     "pad_token": "the tokenizer's own",
     "loss_type": "`objective` names the loss",
     "loss_weights": "`alpha` mixes the two terms (Eq. 17)",

@@ -101,7 +101,7 @@ def test_control_attention_inside_the_graph_is_traced_again_and_again(
         for forest in forests(batches):
             packed_logps(policy, forest, backend="path")
 
-    problem = r"compile_layers: the batches need more than torch's limit of \d traces"
+    problem = r"compile_layers: the batches need more than the limit of \d traces"
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=3):
         with pytest.raises(ConfigError, match=problem), staying_compiled(settings(tmp_path, compile_layers=True)):
             score(14)

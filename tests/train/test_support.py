@@ -17,7 +17,12 @@ from tests.train.plain import ROWS, logged, sharp_llama, trainer, weights_of
 from tests.train.test_adapter_settings import asked, experts
 from tests.train.test_compiled import _attention_as_it_was  # noqa: F401
 
-KINDS: dict[str, dict[str, Any]] = {"experts": {}, "adapter": {}, "compile_layers": {"compile_layers": True}}
+KINDS: dict[str, dict[str, Any]] = {
+    "experts": {},
+    "adapter": {},
+    "compile_layers": {"compile_layers": True},
+    "torch_compile": {"torch_compile": True, "torch_compile_backend": "eager", "pad_to_multiple_of": 256},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +38,7 @@ def _traced_and_not_built(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run(kind: str, folder: Path, *, plain: bool = False, **changes: Any) -> Any:
     torch._dynamo.reset()  # its limit of traces counts those of all models of a process
-    model = sharp_llama(num_hidden_layers=1) if kind == "compile_layers" else experts()
+    model = sharp_llama(num_hidden_layers=1) if "compile" in kind else experts()
     args = {**({} if plain else KINDS[kind]), "max_steps": 2, "save_strategy": "steps", "save_steps": 1, **changes}
     adapter = (
         lora_config(asked(lora_target_modules=["all-linear"]), disable_dropout=True) if kind == "adapter" else None
@@ -53,7 +58,9 @@ def test_an_adapter_of_experts_is_resumed(tmp_path: Path) -> None:
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
-@pytest.mark.parametrize("kind", ["experts", pytest.param("compile_layers", marks=pytest.mark.sweep)])
+@pytest.mark.parametrize(
+    "kind", ["experts", *(pytest.param(kind, marks=pytest.mark.sweep) for kind in ("compile_layers", "torch_compile"))]
+)
 def test_a_row_of_the_support_table(kind: str, tmp_path: Path) -> None:
     plain, whole = run(kind, tmp_path / "plain", plain=True), run(kind, tmp_path / "whole")
     for made in (plain, whole):

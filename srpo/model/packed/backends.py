@@ -9,18 +9,20 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from time import monotonic
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.compiler import set_stance
 
 from srpo.errors import BackendError
 from srpo.model.packed.attention import checkpoints_activations, why_not_path
 from srpo.model.packed.cache_tree import why_not_cache
 from srpo.model.packed.flex import why_not_flex
 from srpo.model.packed.forest import Forest
-from srpo.model.packed.head import head_dtypes, is_compiled
+from srpo.model.packed.head import compiled_modules, head_dtypes, is_compiled
 from srpo.model.packed.layouts import LAYOUTS, flat_logps
 from srpo.model.packed.pictures import why_not_pictures
 from srpo.model.packed.spread import unwatched
@@ -36,16 +38,19 @@ log = logging.getLogger("srpo")
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 CHECKED_TREES = 4
 
-_settled: WeakKeyDictionary[nn.Module, dict[bool, dict[str, str]]] = WeakKeyDictionary()
+_settled: WeakKeyDictionary[nn.Module, dict[tuple[bool, int | None], dict[str, str]]] = WeakKeyDictionary()
 
 
-def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "auto") -> str:
+def settle_backend(
+    model: nn.Module, trees: Sequence[PrefixTree], backend: str = "auto", multiple: int | None = None
+) -> str:
     """Returns the attention back-end for a model, "path", "flex", "cache" or "flat", after a check that it is exact.
 
     The first call for a model compares the back-end's log-probs on `trees` with those of separate sequences.
 
     Args:
         backend: a back-end by name, which is returned, or "auto", which chooses one and falls back to "flat".
+        multiple: the number whose multiples batches are padded to (`Forest.plant`); None for no padding.
 
     Raises:
         BackendError: the back-end chosen by name cannot serve the model exactly, the name is unknown, or the trees have
@@ -58,9 +63,10 @@ def settle_backend(model: nn.Module, trees: Sequence[PrefixTree], backend: str =
         raise _unserved(backend, why)
     why_not_pictures(model, trees, "flat")
     # Text alone does not show that pictures are placed right, so a model is checked again at its first pictures.
-    known = _settled.setdefault(core(model), {}).setdefault(any(tree.pictures for tree in trees), {})
+    kind = any(tree.pictures for tree in trees), multiple
+    known = _settled.setdefault(core(model), {}).setdefault(kind, {})
     if backend not in known:
-        known[backend] = "flat" if backend == "flat" else _packed_or_flat(model, trees, backend)
+        known[backend] = "flat" if backend == "flat" else _packed_or_flat(model, trees, backend, multiple)
         known[known[backend]] = known[backend]  # the choice of "auto" needs no second check by name
     return known[backend]
 
@@ -106,14 +112,15 @@ PREFERRED = {"cuda": ("flex", "path")}
 PREFERRED_ELSEWHERE = ("path",)
 
 
-def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -> str:
+def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str, multiple: int | None) -> str:
     """Returns the back-end `asked` if its log-probs are right; for "auto" the first of the preferred ones, else flat.
 
     A back-end that was asked for by name and scores wrongly raises BackendError.
     """
     if asked != "auto":
         try:
-            _expect_right(model, trees, asked, logging.DEBUG)  # the reference's; the policy's line is enough
+            # The line of the policy is enough; this one is of the reference.
+            _expect_right(model, trees, asked, multiple, logging.DEBUG)
         except BackendError as problem:
             raise _unserved(asked, problem.what) from None
         return asked
@@ -122,7 +129,7 @@ def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -
         try:
             if why := _why_not_here(model, name):
                 raise BackendError(why)
-            _expect_right(model, trees, name, logging.INFO)
+            _expect_right(model, trees, name, multiple, logging.INFO)
         except BackendError as problem:
             log.warning("srpo: backend %s: %s cannot serve this model: %s", following, _TITLES[name], problem.what)
         else:
@@ -130,7 +137,9 @@ def _packed_or_flat(model: nn.Module, trees: Sequence[PrefixTree], asked: str) -
     return "flat"
 
 
-def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, level: int) -> None:
+def _expect_right(
+    model: nn.Module, trees: Sequence[PrefixTree], backend: str, multiple: int | None, level: int
+) -> None:
     """Checks that a back-end's log-probs on these trees equal those of separate sequences, up to rounding.
 
     The log gets the largest difference and the seconds of the check, at `level`.
@@ -143,7 +152,7 @@ def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, l
     began = monotonic()
     remark_detail("comparing packed log-probs with those of separate sequences")
     try:
-        off, allowed = self_check(model, trees, backend)
+        off, allowed = self_check(model, trees, backend, multiple)
     except RuntimeError as error:
         if backend != "flex" or isinstance(error, torch.OutOfMemoryError):
             raise
@@ -151,7 +160,7 @@ def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, l
         raise BackendError(f"its kernels do not compile: {type(error).__name__}: {''.join(first)}") from error
     finally:
         remark_detail("")
-    if allowed < off < float("inf") and (exact := _check_in_float32(model, trees, backend)) is not None:
+    if allowed < off < float("inf") and (exact := _check_in_float32(model, trees, backend, multiple)) is not None:
         message = "srpo: %.2g nats between packed and flat log-probs are rounding of 16 bits; in float32 %.1g nats"
         log.info(message, off, exact[0])
         off, allowed = exact
@@ -163,7 +172,9 @@ def _expect_right(model: nn.Module, trees: Sequence[PrefixTree], backend: str, l
     log.log(level, message, backend, off, monotonic() - began)
 
 
-def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: str) -> tuple[float, float] | None:
+def _check_in_float32(
+    model: nn.Module, trees: Sequence[PrefixTree], backend: str, multiple: int | None
+) -> tuple[float, float] | None:
     """Repeats the self-check in float32, after a difference in 16 bits that may come from rounding or a wrong mask.
 
     A family with large activations (Gemma) rounds more in 16 bits than `TOLERANCE` allows.
@@ -178,30 +189,35 @@ def _check_in_float32(model: nn.Module, trees: Sequence[PrefixTree], backend: st
         return None
     exact = copy.deepcopy(model).float() if half else model
     with torch.autocast(device, enabled=False):
-        return self_check(exact, trees, backend)
+        return self_check(exact, trees, backend, multiple)
 
 
 @torch.no_grad()
-def self_check(model: nn.Module, trees: Sequence[PrefixTree], backend: str = "path") -> tuple[float, float]:
+def self_check(
+    model: nn.Module, trees: Sequence[PrefixTree], backend: str = "path", multiple: int | None = None
+) -> tuple[float, float]:
     """Compares the log-probs of a back-end with those of separate sequences, on the longest of the trees.
 
     Trees with pictures are chosen before longer trees without. The caller judges the result; nothing is raised.
 
     Args:
         backend: name of the back-end, such as "path".
+        multiple: the number whose multiples the packed trees are padded to; None for no padding.
 
     Returns:
         The largest difference, and the difference that rounding explains, both in nats.
     """
     chosen = sorted(trees, key=lambda tree: (bool(tree.pictures), len(tree)))[-CHECKED_TREES:]
-    longest = Forest.plant(chosen, device_of(model))
+    longest = Forest.plant(chosen, device_of(model), multiple)
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would draw differently in the two layouts
     try:
         with unwatched(), head_dtypes(model) as dtypes:
             packed_BK = LAYOUTS[backend](model, longest)
-            # A tree at a time: its rows are padded to each other, not to those of longer trees.
-            flat_BK = torch.cat([flat_logps(model, Forest.plant([tree], device_of(model))) for tree in chosen])
+            # A tree at a time: its rows are padded to each other, not to those of longer trees. A compiled model would
+            # be traced for each of these shapes, which no later batch has.
+            with set_stance("force_eager") if compiled_modules(model) else nullcontext():
+                flat_BK = torch.cat([flat_logps(model, Forest.plant([tree], device_of(model))) for tree in chosen])
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -29,6 +29,7 @@ from srpo.sequences.tree import PrefixTree, merge_prompts, ranges
 # takes as long as about this many query-key products (measured on CPU; a factor of four either way changes little).
 FREE_PADDING = 4096
 PADDING_SHARE = 0.15  # padding allowed beyond `FREE_PADDING`, as a share of the real query-key products
+BLOCK = 64  # largest number of queries of a chain in a padded forest; more would pad short answers too far
 
 
 @dataclass
@@ -73,11 +74,13 @@ class Layout(NamedTuple):
         shapes: shapes of the tensors in their order: those of `_NAMES`, then queries, keys and depths of each group.
         causal: for each group, True if all of its chains start at a root.
         sorted_T: the values of `Forest.row_T` in rising order, on the host.
+        multiple: the number whose multiples all lengths are padded to; None if nothing is padded.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     causal: tuple[bool, ...]
     sorted_T: NDArray[np.int64]
+    multiple: int | None = None
 
 
 # Tensors in the block of a forest, in this order.
@@ -89,6 +92,9 @@ class Forest:
 
     All numbers are views of one block of memory, so that a batch goes to a device in one copy. Not a dataclass, because
     FSDP takes apart and rebuilds every dataclass among the inputs of a layer.
+
+    A padded forest (see `plant`) has further tokens, positions and answer tokens at the end. No answer depends on them:
+    padded tokens see themselves or a real token's path, and padded answer tokens belong to no sequence.
 
     Attributes:
         trees: the planted trees, one per pair, all with the same number of sequences.
@@ -103,7 +109,8 @@ class Forest:
         parents_P: packed index of each node at which answer tokens are scored, without repeats.
         row_T: index into `parents_P` of the node at which each answer token is scored.
         token_T: id of each answer token.
-        owner_T: sequence of each answer token: (index in `trees`) · (sequences of a tree) + index in the tree.
+        owner_T: sequence of each answer token: (index in `trees`) · (sequences of a tree) + index in the tree; the
+            number of all sequences for a padded answer token.
         order_T: indices of the answer tokens, sorted by `row_T`.
         block_masks: FlexAttention's block masks, kept by window.
     """
@@ -138,35 +145,57 @@ class Forest:
         return self if block is self.block else Forest(self.trees, self.packed, self.layout, block)
 
     @classmethod
-    def plant(cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu") -> Forest:
-        """Builds a forest from trees, laid end to end in one row without padding; trees with one prompt are merged.
+    def plant(
+        cls, trees: Sequence[PrefixTree], device: torch.device | str = "cpu", multiple: int | None = None
+    ) -> Forest:
+        """Builds a forest from trees, laid end to end in one row; trees with one prompt are merged.
+
+        Args:
+            multiple: pads the row, the scored positions, the answer tokens, and the keys and queries of attention to
+                multiples of this number, with one group of chains, so that few shapes serve all batches of a size.
+                None pads nothing and makes as many groups as the chains need.
 
         Raises:
             DataError: an answer has no token or no token before it; no trees, or trees with different numbers of
-                sequences.
+                sequences; pictures, which are not padded.
         """
         if len({len(tree.answers) for tree in trees}) != 1:
             raise DataError("no trees, or of unlike numbers of sequences", expected="as many of each as of the first")
+        if multiple and any(tree.pictures for tree in trees):
+            raise DataError("rows with pictures are not padded", fix="leave pad_to_multiple_of out")
         packed, members = merge_prompts(trees)
         starts = _starts(packed)
         ids_S = np.concatenate([np.array(tree.ids, np.int64) for tree in packed])
         sequences = len(trees[0].answers)
         owners = [index * sequences + k for group in members for index in group for k in range(sequences)]
         parents_P, row_T, token_T, owner_T = _scored(packed, starts, ids_S, owners)
-        runs: list[_Run] = []
-        for tree, offset in zip(packed, starts, strict=True):
-            for chain in tree.chains:
-                path = [(start + offset, stop + offset) for start, stop in tree.slices(chain.stop - 1)]
-                runs.append(_Run(chain.start + offset, chain.stop + offset, chain.depth, path))
-        groups = [_group(members) for members in _by_shape(runs)]
+        runs = _runs(packed, starts, min(BLOCK, multiple) if multiple else None)
+        groups = [_padded_group(runs, multiple)] if multiple else [_group(members) for members in _by_shape(runs)]
         positions_S, place_S = np.concatenate([tree.depth for tree in packed]), _places(groups, len(ids_S))
         ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(packed, starts, strict=True)])
+        if multiple:
+            more_S = np.arange(len(ids_S), rounded_up(len(ids_S), multiple))  # tokens that see themselves alone
+            ends_S = np.concatenate([ends_S, more_S + 1])
+            ids_S, positions_S = (_padded(each, multiple, 0) for each in (ids_S, positions_S))
+            place_S, parents_P = (_padded(each, multiple, each[-1]) for each in (place_S, parents_P))
+            row_T, token_T = _padded(row_T, multiple, len(parents_P) - 1), _padded(token_T, multiple, 0)
+            owner_T = _padded(owner_T, multiple, len(trees) * sequences)
         order_T = row_T.argsort(kind="stable")
         numbers = [ids_S[None], positions_S[None], ends_S, place_S, parents_P, row_T, token_T, owner_T, order_T]
         numbers += [array for group in groups for array in group.arrays]
         shapes, causal = tuple(array.shape for array in numbers), tuple(group.causal for group in groups)
         block = torch.from_numpy(np.concatenate([array.ravel() for array in numbers]))
-        return cls(tuple(trees), tuple(packed), Layout(shapes, causal, row_T[order_T]), block).to(device)
+        return cls(tuple(trees), tuple(packed), Layout(shapes, causal, row_T[order_T], multiple), block).to(device)
+
+
+def rounded_up(count: int, multiple: int | None) -> int:
+    """Returns the smallest multiple of `multiple` that is at least `count`; `count` itself for None."""
+    return -(-count // multiple) * multiple if multiple else count
+
+
+def _padded(values: NDArray[np.int64], multiple: int, value: int) -> NDArray[np.int64]:
+    """Appends `value` to the values until their number is a multiple of `multiple`."""
+    return np.pad(values, (0, rounded_up(len(values), multiple) - len(values)), constant_values=value)
 
 
 def _starts(trees: Sequence[PrefixTree]) -> list[int]:
@@ -243,6 +272,21 @@ class _Run:
         return self.depth + self.queries
 
 
+def _runs(trees: Sequence[PrefixTree], starts: Sequence[int], most: int | None) -> list[_Run]:
+    """Lists the chains of packed trees in the order of the row; cuts them into runs of at most `most` tokens, if given.
+
+    `starts` holds the packed index of each tree's first token.
+    """
+    runs = []
+    for tree, offset in zip(trees, starts, strict=True):
+        for chain in tree.chains:
+            for first in range(chain.start, chain.stop, most or chain.stop - chain.start):
+                last = min(first + (most or chain.stop), chain.stop)
+                path = [(start + offset, stop + offset) for start, stop in tree.slices(last - 1)]
+                runs.append(_Run(first + offset, last + offset, chain.depth + first - chain.start, path))
+    return runs
+
+
 def _by_shape(runs: list[_Run]) -> Iterator[list[_Run]]:
     """Sorts chains into lists, one for each attention call.
 
@@ -270,26 +314,39 @@ class _Group(NamedTuple):
     Attributes:
         arrays: its queries_CQ, keys_CK and depth_CQ.
         runs: its chains.
+        causal: True if every chain starts at a root.
     """
 
     arrays: tuple[NDArray[np.int64], ...]
     runs: list[_Run]
-
-    @property
-    def causal(self) -> bool:
-        return self.runs[0].depth == 0
+    causal: bool
 
 
-def _group(runs: list[_Run]) -> _Group:
-    """Makes the padded arrays of one group of chains.
+def _padded_group(runs: list[_Run], multiple: int) -> _Group:
+    """Makes the one group of a padded forest, of chains of at most `BLOCK` tokens.
+
+    The last chain is repeated until the queries of all chains, and the keys of each, are a multiple of `multiple` or
+    the next number that chains of equal length allow. The mask of such a group is never left out: whether all chains
+    start at a root depends on the batch.
+    """
+    width = min(BLOCK, multiple)
+    count = rounded_up(len(runs), -(-multiple // width))
+    keys = rounded_up(max(run.keys for run in runs), multiple)
+    group = _group([*runs, *[runs[-1]] * (count - len(runs))], width, keys)
+    return group._replace(causal=False)
+
+
+def _group(runs: list[_Run], queries: int = 0, keys: int = 0) -> _Group:
+    """Makes the arrays of one group of chains, padded to the longest chain and path, or to more queries and keys.
 
     Padding repeats a real token's index: a query that sees no key at all would give nan.
     """
-    q_width, k_width = max(run.queries for run in runs), max(run.keys for run in runs)
+    q_width = max(queries, *(run.queries for run in runs))
+    k_width = max(keys, *(run.keys for run in runs))
     queries_CQ, depth_CQ = np.empty((2, len(runs), q_width), np.int64)
     keys_CK = np.empty((len(runs), k_width), np.int64)
     for query_Q, depth_Q, key_K, run in zip(queries_CQ, depth_CQ, keys_CK, runs, strict=True):
         query_Q[: run.queries], query_Q[run.queries :] = np.arange(run.start, run.stop), run.stop - 1
         depth_Q[: run.queries], depth_Q[run.queries :] = np.arange(run.depth, run.keys), run.keys - 1
         key_K[: run.keys], key_K[run.keys :] = ranges(run.path), run.stop - 1
-    return _Group((queries_CQ, keys_CK, depth_CQ), runs)
+    return _Group((queries_CQ, keys_CK, depth_CQ), runs, runs[0].depth == 0)

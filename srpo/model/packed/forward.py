@@ -60,6 +60,6 @@ def sequence_logps(model: nn.Module, trees: Sequence[PrefixTree] | Forest, backe
     `backend` is the way to compute them, such as "path", or "auto"; see `six_logps`.
     """
     forest = trees if isinstance(trees, Forest) else Forest.plant(trees, device_of(model))
-    layout = LAYOUTS[settle_backend(model, forest.trees, backend)]
+    layout = LAYOUTS[settle_backend(model, forest.trees, backend, forest.layout.multiple)]
     with adding_by_product(model):
         return layout(model, forest)

@@ -12,6 +12,7 @@ Axes: P scored positions, T answer tokens, V vocabulary, D hidden size, N rows, 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ class Scored(NamedTuple):
         length: L, tokens of a row of the batch.
         owner_T: sequence of each answer token, as in `Forest`; needed only inside `spread.watched`, for entropies.
         by_row: the answer tokens in the order of `row_T`; None sorts them, for which the host waits for the device.
+        one_row: True if the batch is one row, so that the positions are its columns.
     """
 
     place_P: Tensor
@@ -59,6 +61,7 @@ class Scored(NamedTuple):
     length: int
     owner_T: Tensor | None = None
     by_row: ByRow | None = None
+    one_row: bool = False
 
 
 def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor:
@@ -73,7 +76,7 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
         BackendError: the model does not return one row of logits for each scored position.
     """
     if is_compiled(model):  # no hook reaches a head that is traced into a compiled graph
-        return _untiled_logps(_scored_rows(run, scored), scored)
+        return _untiled_logps(_scored_rows(model, run, scored), scored)
     if split_by_fsdp(model):
         logp_T = _tiled_inside(model, run, scored)
         if logp_T is not None:
@@ -92,16 +95,23 @@ def answer_logps(model: nn.Module, run: Callable[..., Any], scored: Scored) -> T
 def is_compiled(model: nn.Module) -> bool:
     """True if the model's output head is inside a module compiled by `torch.compile`."""
     head = core(model).get_output_embeddings()
+    return any(head in module.modules() for module in compiled_modules(model))
+
+
+def compiled_modules(model: nn.Module) -> list[nn.Module]:
+    """Returns the modules of a model that `torch.compile` has compiled, whole or as a layer."""
     kinds = ((m, getattr(m, "_compiled_call_impl", None)) for m in model.modules())
-    compiled = (m for m, call in kinds if call is not None or hasattr(m, "_orig_mod"))
-    return any(head in module.modules() for module in compiled)
+    return [m for m, call in kinds if call is not None or hasattr(m, "_orig_mod")]
 
 
-def _scored_rows(run: Callable[..., Any], scored: Scored) -> Tensor:
+def _scored_rows(model: nn.Module, run: Callable[..., Any], scored: Scored) -> Tensor:
     """Logits [P, V] of the scored positions of a compiled model, whose head no hook can give these positions alone.
 
     `logits_to_keep` takes columns of a batch, so the head runs on each column in which any row is scored.
     """
+    if scored.one_row and "logits_to_keep" in inspect.signature(core(model).forward).parameters:
+        kept: Tensor = run(logits_to_keep=scored.place_P).logits[0]  # `unique` would make a shape of its own
+        return kept
     column_C, rank_P = (scored.place_P % scored.length).unique(return_inverse=True)
     logits_NCV = run(logits_to_keep=column_C).logits
     if logits_NCV.shape[1] == scored.length != len(column_C):  # the model ignored `logits_to_keep`

@@ -41,7 +41,8 @@ class Spread:
 
         Args:
             row_T: index of the position at which each answer token is scored.
-            owner_T: sequence of each answer token: (index of the pair) · K + index of the sequence.
+            owner_T: sequence of each answer token: (index of the pair) · K + index of the sequence; B · K for a padded
+                answer token, which is not counted.
             logits_of: function that returns the logits [N, V] of some positions, given their indices [N].
             words: V, size of the vocabulary.
         """
@@ -102,9 +103,10 @@ def _kl(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
 
 def _sums(value_T: Tensor, owner_T: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     value_T = wide(value_T)
-    empty, owner_T = value_T.new_zeros(shape[0] * shape[1]), owner_T.to(value_T.device)
-    summed = empty.index_add(0, owner_T, value_T)
-    return summed.view(shape), empty.index_add(0, owner_T, torch.ones_like(value_T)).view(shape)
+    # The last owner is that of padded answer tokens.
+    empty, owner_T = value_T.new_zeros(shape[0] * shape[1] + 1), owner_T.to(value_T.device)
+    summed, counted = (empty.index_add(0, owner_T, each)[:-1] for each in (value_T, torch.ones_like(value_T)))
+    return summed.view(shape), counted.view(shape)
 
 
 _watching: Spread | None = None

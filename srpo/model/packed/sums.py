@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-WITHOUT_FLOAT64 = ("mps",)  # types of devices; Apple's GPUs have no float64
+WITHOUT_FLOAT64 = ("mps", "xla", "tpu")  # types of devices; Apple's GPUs have no float64, TPUs only imitate it
 
 
 def device_of_sums(device: torch.device) -> torch.device:
-    """Returns the device for float64 numbers of a model on `device`: the CPU for Apple's GPUs, else the same."""
+    """Returns the device for float64 numbers of a model on `device`: the CPU for Apple's GPUs and TPUs, else the same."""
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 

@@ -49,11 +49,12 @@ class ByRow(NamedTuple):
 
     Attributes:
         order_T: indices of the answer tokens in this order.
-        sorted_T: the index of each one's position, rising; on the host, so that cutting tiles need not wait for a GPU.
+        sorted_T: the index of each one's position, rising; on the host, as cutting tiles must not wait for a GPU.
+            None looks for all answer tokens in each tile: no shape depends on the batch.
     """
 
     order_T: Tensor
-    sorted_T: NDArray[np.int64]
+    sorted_T: NDArray[np.int64] | None
 
 
 class _Context(Protocol):
@@ -368,7 +369,7 @@ def sorted_by_row(row_T: Tensor) -> ByRow:
 
 
 def _tiles(products: Products, by_row: ByRow) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Cuts the logits into tiles; yields the rows and the words of each, and the answer tokens scored at its rows.
+    """Cuts the logits into tiles; yields the rows and the words of each, and the answer tokens to look for in it.
 
     If the logits are stored and kernels read them, all positions are one tile: no float32 copy has to be small.
     """
@@ -382,18 +383,18 @@ def _tiles(products: Products, by_row: ByRow) -> Iterator[tuple[slice, slice, Te
         rows = positions
     first = 0
     for start in range(0, positions, rows):
-        last = int(np.searchsorted(by_row.sorted_T, start + rows))
+        last = None if by_row.sorted_T is None else int(np.searchsorted(by_row.sorted_T, start + rows))
         here = slice(start, min(start + rows, positions))
         for word in range(0, vocabulary, words):
             yield here, slice(word, min(word + words, vocabulary)), by_row.order_T[first:last]
-        first = last
+        first = last or 0
 
 
 def _places(row_A: Tensor, token_A: Tensor, rows: slice, words: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Row and column in a tile of each answer token scored at its rows, and whether its word is one of the tile's.
+    """Row and column in a tile of each of A answer tokens, and whether both are the tile's own.
 
-    Columns of other words are those of a word in the tile: to select the tokens would wait for the device.
+    Others get places inside the tile, since to select tokens would wait for the device.
     """
-    column_A = token_A - words.start
-    word_A = column_A.clamp(0, words.stop - words.start - 1)
-    return row_A - rows.start, word_A, column_A == word_A
+    place_A, column_A = row_A - rows.start, token_A - words.start
+    here_A, word_A = (at.clamp(0, of.stop - of.start - 1) for at, of in ((place_A, rows), (column_A, words)))
+    return here_A, word_A, (column_A == word_A) & (place_A == here_A)

@@ -64,11 +64,18 @@ class CachedReference:
     """
 
     def __init__(
-        self, policy: nn.Module, folder: Path, frozen: nn.Module | None = None, *, device: str, precision: str = "no"
+        self,
+        policy: nn.Module,
+        folder: Path,
+        frozen: nn.Module | None = None,
+        *,
+        device: str,
+        precision: str = "no",
+        multiple: int | None = None,
     ) -> None:
         self.kind = kind_of(policy, frozen)
         self.folder, self.found, self.scored, self.unkept = folder, 0, 0, ""
-        self._policy = policy
+        self._policy, self._multiple = policy, multiple
         self._begun = False
         self._wrap: Callable[[nn.Module], nn.Module] = lambda model: model
         self.fingerprint = reference_fingerprint(self.kind, policy if frozen is None else frozen)
@@ -79,6 +86,7 @@ class CachedReference:
             "matmul": torch.get_float32_matmul_precision(),
             "layout": LAYOUT_VERSION,
             "byteorder": sys.byteorder,
+            **({"padded_to": multiple} if multiple else {}),
             **{library: version(library) for library in LIBRARIES},
         }
         self._stores: dict[tuple[str, int], LogpStore] = {}
@@ -201,6 +209,8 @@ class CachedReference:
 
     @torch.no_grad()
     def _score(self, trees: Sequence[PrefixTree] | Forest, backend: str) -> SixLogps:
+        if not isinstance(trees, Forest):
+            trees = Forest.plant(trees, device_of(self._policy), self._multiple)
         if self._live is not None:
             return self._live.six_logps(trees, backend)
         if self._begun:

@@ -72,7 +72,7 @@ def elsewhere() -> Iterator[tuple[Any, Forest, NoFloat64]]:
 
 @pytest.mark.parametrize("layout", ["path", "flat"])
 def test_a_step_makes_no_float64_on_the_device(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "mps" in sums.WITHOUT_FLOAT64
+    assert {"mps", "xla", "tpu"} <= {*sums.WITHOUT_FLOAT64}
     monkeypatch.setattr(sums, "WITHOUT_FLOAT64", (THERE.type,))
     with elsewhere() as (model, forest, watch):
         policy_BK = LAYOUTS[layout](model, forest)
