@@ -63,7 +63,7 @@ class FlagParser(argparse.ArgumentParser):
     def add_options(self, found: Iterable[Option]) -> None:
         """Adds a flag for each setting, below the heading of its group in the help page.
 
-        A setting that is True by default gets a second flag, `--no_NAME`, which switches it off.
+        A setting that is True by default, or undecided, gets a second flag, `--no_NAME`, which switches it off.
         """
         for option in found:
             name, words = f"--{option.name}", _argument(option)
@@ -71,7 +71,7 @@ class FlagParser(argparse.ArgumentParser):
                 name, words = option.name, {key: words[key] for key in ("help", "default")} | {"nargs": "?"}
             group = self.heading(option.rule.group)
             group.add_argument(name, **words)
-            if option.default is True:
+            if option.default is True or option.hint == bool | None:
                 words |= {"action": "store_false", "dest": option.name, "help": f"Switches {name} off."}
                 group.add_argument(f"--no_{option.name}", **words)
 

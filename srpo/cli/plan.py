@@ -55,7 +55,7 @@ class Arguments:
     load_in_4bit: bool = setting(False, "Keep the frozen base of an adapter in 4 bits.")
     load_in_8bit: bool = setting(False, "Keep the frozen base of an adapter in 8 bits.")
     use_bnb_nested_quant: bool = setting(False, "Quantise the scales of a base in 4 bits as well.")
-    bf16: bool = setting(True, "Multiply matrices in bfloat16.")
+    bf16: bool | None = setting(None, "Multiply matrices in bfloat16; unset: on, but off with use_cpu, as in training.")
     precompute_ref_log_probs: bool = setting(False, "Read the reference's log-probs from a cache.")
     gradient_accumulation_steps: int = setting(1, "Batches of an optimiser step on each card.", least=1)
     use_cpu: bool = setting(False, "Plan for a processor instead of a GPU.")
@@ -103,11 +103,12 @@ def _setup(args: Arguments) -> Any:
 
     from srpo.train.plan import Setup
 
+    bf16 = not args.use_cpu if args.bf16 is None else args.bf16
     return Setup(
         launch=args.launch,
         cards=args.cards,
-        bf16=args.bf16,
-        base=torch.bfloat16 if args.bf16 else torch.float32,
+        bf16=bf16,
+        base=torch.bfloat16 if bf16 else torch.float32,
         bits=4 if args.load_in_4bit else 8 if args.load_in_8bit else 0,
         nested=args.use_bnb_nested_quant,
         backend="path" if args.use_cpu else "flex",
@@ -174,6 +175,7 @@ def _found(args: Arguments, plan: Planned, trees: Sequence[PrefixTree]) -> dict[
     return {
         "weights": plan.weights,
         "trained": plan.trained,
+        "bf16": plan.setup.bf16,
         "kept": {name: value / GIB for name, value in kept._asdict().items()},
         "scoring_gib": plan.scoring / GIB,
         "longest_pair_tokens": len(trees[0]),
@@ -191,8 +193,9 @@ def _lines(args: Arguments, found: dict[str, Any]) -> list[str]:
     kept, way = found["kept"], {"one": "one card", "single": "one card", "ddp": f"DDP on {args.cards} cards"}
     where = way.get(args.launch, f"FSDP 2 on {args.cards} cards")
     weights, trained = (f"{found[name] / 1e9:.3g}B" for name in ("weights", "trained"))
+    dtype = "bfloat16" if found["bf16"] else "float32"
     lines = [
-        f"{args.model_name_or_path}: {weights} weights, {trained} trained, {where}",
+        f"{args.model_name_or_path}: {weights} weights, {trained} trained, {where}, in {dtype}",
         f"longest pair: {found['longest_pair_tokens']:,} packed tokens ({found['longest_pair_flat_tokens']:,} flat)",
         "",
         f"kept on each card, GiB: {sum(kept.values()):.2f} = "

@@ -26,8 +26,12 @@ def loaded_models(
         needed: False returns None for a model given by path, as an engine has its weights.
 
     Raises:
-        ConfigError: A device or dtype was asked for, and the model is already loaded.
+        ConfigError: A device or dtype was asked for, and the model is already loaded; or its weights are split over
+            processes.
     """
+    for where, given in (("model", model), ("reference", reference)):
+        if isinstance(given, nn.Module):
+            _expect_whole(given, where)
     dtype: torch.dtype | str
     if isinstance(model, str):
         device, dtype = inference_device(settings.device), settings.dtype or "float32"
@@ -47,6 +51,16 @@ def loaded_models(
     if isinstance(model, str):
         return loaded(model, settings.base_model).eval() if needed else None, frozen
     return model.eval(), frozen
+
+
+def _expect_whole(model: nn.Module, where: str) -> None:
+    """Checks that FSDP 2 or ZeRO-3 has not split the weights of a model given as the argument `where`.
+
+    Each process draws answers of other lengths, and with split weights it would wait for the others in every pass.
+    """
+    if any(hasattr(p, "_local_tensor") or hasattr(p, "ds_id") for p in model.parameters()):
+        fix = "save the model, and pass its folder in one process"
+        raise ConfigError("its weights are split over processes", where=where, expected="a whole model", fix=fix)
 
 
 def training_record(path: str) -> Mapping[str, Any]:

@@ -109,11 +109,15 @@ def test_defaults_are_shown_where_there_are_any() -> None:
 
 def test_every_setting_that_is_on_by_default_can_be_switched_off() -> None:
     parsers = {kind: parser_of("verb", "Text.", kind) for kind in kinds()}
-    on = [(kind, each) for kind in parsers for each in options(kind) if each.hint is bool and each.default is True]
-    assert "bf16" in {each.name for _, each in on}
-    for kind, each in on:
-        found = [vars(parsers[kind].parse_args([*required(kind), *words])) for words in ([], [f"--no_{each.name}"])]
-        assert [given.get(each.name, each.default) for given in found] == [True, False]
+    every = [(kind, each) for kind in parsers for each in options(kind)]
+    on = [(kind, each) for kind, each in every if each.hint is bool and each.default is True]
+    undecided = [(kind, each) for kind, each in every if each.hint == bool | None]
+    assert [each.name for _, each in undecided] == ["bf16"]
+    assert on
+    for kind, each in [*on, *undecided]:
+        ways = ([], [f"--{each.name}"], [f"--no_{each.name}"])
+        found = [vars(parsers[kind].parse_args([*required(kind), *words])) for words in ways]
+        assert [given.get(each.name, each.default) for given in found] == [each.default, True, False]
     assert "Switches --bf16 off." in parsers[Arguments].format_help()
     with pytest.raises(UsageError, match="--no_use_peft"):  # control: it is off
         parsers[Arguments].parse_args([*required(Arguments), "--no_use_peft"])

@@ -206,7 +206,7 @@ def test_the_command_plans_a_configuration_without_weights(tmp_path: Path, capsy
     assert run([*words, "--launch", "fsdp2", "--cards", "8", "--use_peft", "--load_in_4bit"]) == 0
     text = capsys.readouterr().out
     assert "longest pair: 88 packed tokens (" in text  # 20 + 2·6 + 2·16 + 4·6
-    assert "FSDP 2 on 8 cards" in text
+    assert "FSDP 2 on 8 cards, in bfloat16" in text
     assert "largest batch in 90 % of a card" in text
     assert "80 GiB: 4 or more and 4 or more" in text
 
@@ -236,10 +236,12 @@ def test_lengths_are_given_once() -> None:
         run(["plan", "--model_name_or_path", "tiny", "--dataset_name", "pairs.jsonl", "--answer_tokens", "4"])
 
 
-def test_no_bf16_plans_a_training_in_float32() -> None:
+def test_the_precision_is_that_of_training() -> None:
     words = ["--model_name_or_path", "m"]
-    for more, kind in (([], torch.bfloat16), (["--bf16"], torch.bfloat16), (["--no_bf16"], torch.float32)):
-        made = _setup(parse("plan", DESCRIPTION, Arguments, [*words, *more]))
+    half, full = torch.bfloat16, torch.float32
+    ways = {"": half, "--bf16": half, "--no_bf16": full, "--use_cpu": full, "--use_cpu --bf16": half}
+    for more, kind in ways.items():  # without a flag, as training does: off on a processor
+        made = _setup(parse("plan", DESCRIPTION, Arguments, [*words, *more.split()]))
         assert (made.bf16, made.base) == (kind == torch.bfloat16, kind)
 
 

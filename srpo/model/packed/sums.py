@@ -9,7 +9,7 @@ WITHOUT_FLOAT64 = ("mps", "xla", "tpu")  # types of devices; Apple's GPUs have n
 
 
 def device_of_sums(device: torch.device) -> torch.device:
-    """Returns the device for float64 numbers of a model on `device`: the CPU for Apple's GPUs and TPUs, else the same."""
+    """Returns the device for float64 numbers of a model on `device`: the CPU for `WITHOUT_FLOAT64`, else the same."""
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from srpo import Reviser, six_logps
 from srpo.errors import BackendError, ConfigError
 from srpo.model.packed import head
 from srpo.model.packed.tiles import After
@@ -68,6 +70,24 @@ def error_of_evaluation(run: Any, *, wrong: bool) -> str:
     return ""
 
 
+def error_of_scoring(run: Any) -> str:
+    """Scores a batch outside of the trainer; one process has a wrong scale from `error_of_evaluation`. The error."""
+    try:
+        with torch.no_grad():
+            six_logps(run.model, [run.train_dataset.tree(0)], "path")
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+def error_of_revising(run: Any, base: Path) -> str:
+    try:
+        Reviser(run.model, template="plain", tokenizer=AutoTokenizer.from_pretrained(base))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def split(base: Path, folder: Path, rank: int) -> Any:
     """The runs of `RUNS` one after the other in this process, which is one of two."""
     found, few = {"copied": trained(base, folder / "copied", **SPLIT)[1]}, head.TILED_ABOVE  # DDP
@@ -81,6 +101,8 @@ def split(base: Path, folder: Path, rank: int) -> Any:
         run, found[name] = trained(base, folder / name, **SPLIT, **more)
         if name == TILED_IN_ONE:
             found["stopped"] = error_of_evaluation(run, wrong=rank == 1)
+            found["scored"] = error_of_scoring(run)
+            found["revised"] = error_of_revising(run, base)
         unsplit()
     return found
 
@@ -137,6 +159,16 @@ def test_an_evaluation_stops_in_all_processes(found: dict[str, Any]) -> None:
     """The logits of one process are no longer those of its head; the other one must not wait for it."""
     assert "the model's logits are no longer what its head and configuration give" in found["stopped"]
     assert found["other process"]["stopped"] == found["stopped"]
+
+
+def test_scoring_outside_of_the_trainer_stops_in_all_processes(found: dict[str, Any]) -> None:
+    assert "the model's logits are no longer what its head and configuration give" in found["scored"]
+    assert found["other process"]["scored"] == found["scored"]
+
+
+def test_a_split_model_does_not_revise(found: dict[str, Any]) -> None:
+    """Each process draws answers of other lengths, and would wait for passes that the others never run."""
+    assert found["revised"].startswith("model: its weights are split over processes; expected a whole model")
 
 
 @pytest.mark.parametrize("name", RUNS)
