@@ -5,7 +5,7 @@
 For each seed:
 
 1. a base that drafts orders (benchmarks/tasks/orders.py); three of four training answers have a wrong total. It
-   trains in cycles of `--base_steps` until its drafts of other orders work the total out, five cycles at most
+   trains in cycles of `--base_steps` until its drafts of other orders work the total out, `--cycles` at most
 2. the second role, on the base's own drafts: their revisions have their own last running total at the head;
    `calibrate --before` on the model before and after it
 3. pairs of the model's own drafts, one with the right total and one with a wrong total; SRPO, DPO, IPO, SFT and an SFT
@@ -69,11 +69,12 @@ TOOK = "seconds of training"
 # Least and largest values that let a step pass; of step 1 shares of greedy drafts, of step 3 points lost by SRPO.
 LAST_TOTAL, HEAD, MEND_OVER_RIGHT, KEEP, LOST = {"in": 0.9, "out": 0.7}, 0.2, 2.0, 0.8, 0.1
 # The base trains on in cycles until its shares on other orders are ABOVE over those of LAST_TOTAL.
-MOST_CYCLES, ABOVE, CYCLE = 5, 0.02, 100  # CYCLE separates the seeds of the cycles
+ABOVE, CYCLE = 0.02, 100  # CYCLE separates the seeds of the cycles
 LOGGED = 10  # steps between two lines of a pretrained model's training
 
 HELP = {
-    "base_steps": f"optimiser steps of one of at most {MOST_CYCLES} cycles of step 1",
+    "base_steps": "optimiser steps of a cycle of step 1",
+    "cycles": "largest number of these cycles",
     "base_learning_rate": "learning rate of step 1 with --model",
     "ready": "orders that end the cycles, a split",
     "labelled": "labelled orders of each gate, a split",
@@ -119,7 +120,7 @@ def draft_base(stage: Stage) -> None:
 def base_in_cycles(stage: Stage, folder: Path) -> None:
     """Trains the base in cycles, each a stage of its own, and copies the last one; keeps the shares after each."""
     shares: list[dict[str, float]] = []
-    for at in range(MOST_CYCLES):
+    for at in range(stage.sizes.cycles):
         cycle = stage.run / f"cycle{at}"
         stage.done(cycle.name, partial(pretrained_cycle if stage.model else base_cycle, stage, at))
         rows = {split: stage.rows(stage.sizes.ready, split, READY) for split in LAST_TOTAL}  # orders that no gate reads

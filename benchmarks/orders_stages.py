@@ -27,6 +27,7 @@ class Sizes:
     """Sizes and settings of a run, each one a flag of the command."""
 
     base_steps: int = 2000
+    cycles: int = 5
     base_learning_rate: float = 1e-4
     ready: int = 1000
     labelled: int = 300

@@ -283,7 +283,7 @@ def test_step_one_wants_lines_and_no_total(tmp_path: Path, monkeypatch: pytest.M
     [
         ([(93, 73)], 1),
         ([(91, 90), (93, 71), (93, 73), (99, 99)], 3),  # 90 and 70 %, and 2 points more, each
-        ([(0, 0)] * 9, command.MOST_CYCLES),
+        ([(0, 0)] * 9, 4),
     ],
 )
 def test_a_base_trains_on_until_its_lines_are_right(
@@ -300,7 +300,7 @@ def test_a_base_trains_on_until_its_lines_are_right(
             share = next(out[split] for split in out if rows == self.rows(100, split, READY))
             return [[row["gold"] if at < share else "000:x11000" for at, row in enumerate(rows)]]
 
-    stage = Drafting(tmp_path, 0, "", Sizes(ready=100))
+    stage = Drafting(tmp_path, 0, "", Sizes(ready=100, cycles=4))
     for _ in range(2):  # the second time every cycle is reused
         command.base_in_cycles(stage, tmp_path / "base")
     assert trained == [f"cycle{at}" for at in range(wanted)]
