@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.beta_study import BETAS, read_journal, score
-from benchmarks.beta_tables import plain
+from benchmarks.beta_tables import of_one_size, plain
 from srpo.train.collapse import FALL
 
 WAYS = ("constant", "cosine", "budget")
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("journal", type=Path, help="folder of the study")
     parser.add_argument("images", type=Path)
     args = parser.parse_args()
-    rows = [row for row in plain(read_journal(args.journal)) if row["seed"] == 0]
+    rows = [row for row in plain(of_one_size(read_journal(args.journal))) if row["seed"] == 0]
     cells = {(row["schedule"], row["beta"]): row for row in rows}
     heat(cells).savefig(args.images / "beta-heat.png", dpi=110)
     light(cells).savefig(args.images / "beta-light.png", dpi=110)

@@ -6,6 +6,7 @@ python -m benchmarks.beta_tables runs/beta
 from __future__ import annotations
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,8 +23,16 @@ def main() -> None:
     """Prints every table that the journal on the command line has cells for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("journal", type=Path, help="folder of the study")
-    rows = list(read_journal(parser.parse_args().journal))
+    rows = of_one_size(read_journal(parser.parse_args().journal))
     print("\n".join([*schedules(rows), "", *lights(rows), "", *collectors(rows), "", *rewards(rows)]))
+
+
+def of_one_size(rows: Iterable[Row]) -> list[Row]:
+    """The rows of a journal; stops if they are of trainings or evaluations of several sizes, which nothing compares."""
+    found = list(rows)
+    if len(sizes := {json.dumps(row["sizes"], sort_keys=True) for row in found}) > 1:
+        raise SystemExit(f"cells of {len(sizes)} sizes in one journal: {', '.join(sorted(sizes))}; keep one of them")
+    return found
 
 
 def schedules(rows: Iterable[Row]) -> list[str]:

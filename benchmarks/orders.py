@@ -99,7 +99,7 @@ HELP = {
 
 def draft_base(stage: Stage) -> None:
     """Step 1: a model that drafts, with right lines and a total that it cannot know."""
-    stage.done("base", partial(base_in_cycles, stage))
+    stage.done("base", partial(base_in_cycles, stage), "cycles", "ready")
     cycles = stage.run / "base" / "cycles.json"
     found: dict[str, Any] = {"cycles": json.loads(cycles.read_text("utf-8"))} if cycles.exists() else {}
     for split in stage.splits:

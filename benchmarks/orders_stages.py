@@ -105,7 +105,8 @@ class Stage:
         """Does a stage of this seed once, as `run_stage`; `names` are the sizes that decide it beside the base's."""
         base = ("base_steps", *(("batch", "base_learning_rate") if self.model else ()))
         sizes = {name: asdict(self.sizes)[name] for name in (*base, *names)}
-        return run_stage(self.run / name, {"seed": self.seed, "model": self.model, **sizes}, work)
+        kind = {"pictured": True} if self.pictured else {}
+        return run_stage(self.run / name, {"seed": self.seed, "model": self.model, **kind, **sizes}, work)
 
     def noted(self) -> dict[str, dict[str, Any]]:
         """The numbers of the steps so far."""

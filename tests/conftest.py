@@ -92,9 +92,6 @@ def make_tiny_llama(*, seed: int = 0, **settings: Any) -> Any:
 def make_byte_tokenizer(*, bos: bool = True, chat_template: str | None = None) -> Any:
     """One id per UTF-8 byte, so that tokenising a text alone or inside another gives the same ids.
 
-    llama.cpp opens no tokenizer without merges. So there is one, of bytes that no text has: 0xC0 and 0xC1 make the
-    token that stands in for 0xFF.
-
     Args:
         bos: False leaves the tokenizer without a beginning-of-sequence token.
         chat_template: a Jinja template, or None for a tokenizer without one.
@@ -103,9 +100,8 @@ def make_byte_tokenizer(*, bos: bool = True, chat_template: str | None = None) -
     from transformers import PreTrainedTokenizerFast
 
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    letters["ÀÁ"] = letters.pop("ÿ")
     vocab = {**letters, "<pad>": PAD, "<bos>": BOS, "<eos>": EOS}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("À", "Á")]))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = {"pad_token": "<pad>", "eos_token": "<eos>"} | ({"bos_token": "<bos>"} if bos else {})

@@ -115,7 +115,9 @@ def shown(rows: Sequence[Mapping[str, str]], split: str, folder: Path, *, seed: 
         pixels = drawn(digits_1D, OTHER_FONTS if split == "out" else FONTS, generator)[0]
         file = folder / f"{at:05}.png"
         if not file.exists():
-            Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()).save(file)
+            begun = file.with_suffix(".begun")
+            Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()).save(begun, "PNG")
+            begun.replace(file)
         found.append({**row, "image": str(file.resolve()), "prompt": row["prompt"][-1]})
     return found
 

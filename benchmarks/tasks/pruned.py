@@ -16,10 +16,11 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SPECIAL = ("pad_token", "bos_token", "eos_token", "unk_token")
-CHECKED = 200  # texts whose tokens are compared
+CHECKED = 200  # texts, evenly spaced, whose tokens are compared
 NEAR = 1e-3  # largest difference of logits
 
 
+@torch.no_grad()
 def prune_vocabulary(model: str, folder: Path, texts: Sequence[str]) -> None:
     """Saves the model and its tokenizer in `folder` with the words of `texts`, in float32; the texts keep their tokens.
 
@@ -51,7 +52,8 @@ def prune_vocabulary(model: str, folder: Path, texts: Sequence[str]) -> None:
     for each in (state["post_processor"] or {}).get("special_tokens", {}).values():
         each["ids"] = [place[token] for token in each["tokens"]]
     small = type(tokenizer)(tokenizer_object=Tokenizer.from_str(json.dumps(state)), **named)
-    old, new = (each(list(texts[:CHECKED])).input_ids for each in (tokenizer, small))
+    checked = texts[:: max(1, len(texts) // CHECKED)]
+    old, new = (each(list(checked)).input_ids for each in (tokenizer, small))
     if old != [[ids[token] for token in row] for row in new]:
         raise ValueError("the pruned tokenizer splits the texts in another way")
     before = [whole(torch.tensor(rows[:1])).logits[..., ids] for rows in (old, old[-1:])]

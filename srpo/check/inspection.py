@@ -163,9 +163,9 @@ class Inspection:
     def to_json(self) -> str:
         """Returns all findings as the text of one JSON object."""
         lengths = {name: each._asdict() for name, each in self.lengths.items()}
-        examples = [
-            {key: each._asdict()[key] for key in Example._fields if key != "pictures"} for each in self.examples
-        ]
+        examples = [each._asdict() for each in self.examples]
+        for example in examples:
+            del example["pictures"]
         row = {"format": 1, **asdict(self), "unusable": self.unusable, "lengths": lengths, "examples": examples}
         return json.dumps(row, ensure_ascii=False, indent=2)
 

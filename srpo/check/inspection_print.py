@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from srpo.check.inspection import NAMES, Inspection
 from srpo.check.thumbnail import shows_thumbnails, thumbnail
+from srpo.data.picture import Picture
+from srpo.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 SHOWN = 3_000  # number of letters shown from each end of a context
 
@@ -18,7 +25,7 @@ def print_inspection(found: Inspection) -> None:
     for each in found.examples:
         console.print(f"[bold]{each.role}[/bold] ({each.where}); the scored text is between >> and <<")
         for picture in each.pictures if shows_thumbnails(console) else ():
-            console.print(thumbnail(picture))
+            console.print(_shown(picture))
         text = Text(_ends(each.context), style="dim").append(">>", style="not dim bold")
         console.print(text.append(each.answer, style="not dim bold green").append("<<", style="not dim bold"))
         console.print()
@@ -38,6 +45,16 @@ def print_inspection(found: Inspection) -> None:
         table.add_row(NAMES.get(name, name), *map(str, cells))
     console.print()
     console.print(table)
+
+
+def _shown(picture: Picture) -> Text | str:
+    """A picture as text, or why there is none: a picture that cannot be read any more does not end the report."""
+    try:
+        return thumbnail(picture)
+    except InputError as problem:
+        from rich.markup import escape
+
+        return escape(str(problem))
 
 
 def _ends(text: str) -> str:

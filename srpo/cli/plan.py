@@ -101,6 +101,7 @@ def main(argv: list[str]) -> int:
 def _setup(args: Arguments) -> Any:
     import torch
 
+    from srpo.model.weights.precision import base_dtype
     from srpo.train.plan import Setup
 
     bf16 = not args.use_cpu if args.bf16 is None else args.bf16
@@ -108,7 +109,8 @@ def _setup(args: Arguments) -> Any:
         launch=args.launch,
         cards=args.cards,
         bf16=bf16,
-        base=torch.bfloat16 if bf16 else torch.float32,
+        # An adapter's base: a GPU of the plan multiplies bfloat16, whatever the type of the activations.
+        base=getattr(torch, base_dtype("", adapter=True, device="cpu")[0]) if args.use_cpu else torch.bfloat16,
         bits=4 if args.load_in_4bit else 8 if args.load_in_8bit else 0,
         nested=args.use_bnb_nested_quant,
         backend="path" if args.use_cpu else "flex",
@@ -176,6 +178,7 @@ def _found(args: Arguments, plan: Planned, trees: Sequence[PrefixTree]) -> dict[
         "weights": plan.weights,
         "trained": plan.trained,
         "bf16": plan.setup.bf16,
+        "bf16_base": plan.setup.base.itemsize == 2 if plan.adapter else None,
         "kept": {name: value / GIB for name, value in kept._asdict().items()},
         "scoring_gib": plan.scoring / GIB,
         "longest_pair_tokens": len(trees[0]),
@@ -194,6 +197,8 @@ def _lines(args: Arguments, found: dict[str, Any]) -> list[str]:
     where = way.get(args.launch, f"FSDP 2 on {args.cards} cards")
     weights, trained = (f"{found[name] / 1e9:.3g}B" for name in ("weights", "trained"))
     dtype = "bfloat16" if found["bf16"] else "float32"
+    if found["bf16_base"] not in (None, found["bf16"]):
+        dtype += f", frozen base in {'bfloat16' if found['bf16_base'] else 'float32'}"
     lines = [
         f"{args.model_name_or_path}: {weights} weights, {trained} trained, {where}, in {dtype}",
         f"longest pair: {found['longest_pair_tokens']:,} packed tokens ({found['longest_pair_flat_tokens']:,} flat)",

@@ -205,8 +205,8 @@ def _characters(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str
     For llama.cpp it is byte-level BPE without merges. Both drop a character that has no token.
 
     Raises:
-        ConfigError: the tokenizer changes the text, has a token for unknown characters, or has a token of another text
-            than one ASCII character, which llama.cpp would join from its bytes by merges.
+        ConfigError: the tokenizer changes the text, has a token for unknown characters, puts something between tokens,
+            or has a token of other text than one ASCII character, which llama.cpp would join from its bytes by merges.
     """
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -216,6 +216,7 @@ def _characters(state: Mapping[str, Any], tokenizer: Any, size: int) -> dict[str
     refused = {
         "it changes texts before it splits them": bool(state.get("normalizer")),
         "it has a token for unknown characters": state["model"]["unk_token"] is not None,
+        "its decoder does not join tokens as they are": (state.get("decoder") or {}).get("type") != "Fuse",
         f"it has no merges, and tokens other than one ASCII character: {other[:3]}": bool(other),
     }
     for found, holds in refused.items():

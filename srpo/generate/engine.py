@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Decoding:
         seed: Seed of all random draws.
 
     Raises:
-        ConfigError: A negative temperature or nan.
+        ConfigError: A temperature that is negative or not finite, or no new token.
     """
 
     max_new_tokens: int
@@ -57,8 +58,10 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"{self.temperature}", where="temperature", expected="0 (greedy) or more")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"{self.max_new_tokens}", where="max_new_tokens", expected="at least 1")
 
 
 Keep = Callable[[int, Completion], None]  # place of a row among the contexts, its completion

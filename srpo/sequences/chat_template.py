@@ -187,7 +187,8 @@ class ChatTemplate:
         """Returns the texts that the chat template writes around an answer, for these options of the template."""
         given = {key: value for key, value in (options or {}).items() if key != "tools"}
         key = json.dumps(given, sort_keys=True, default=str)
-        if found := self._forms.get(key):
+        if found := self._forms.pop(key, None):
+            self._forms[key] = found  # the newest comes last
             return found
 
         def render(turns: list[Message], prompt: bool) -> str:
@@ -195,7 +196,7 @@ class ChatTemplate:
 
         found = AnswerForm.probed(render, self.terminator)
         if len(self._forms) >= FORMS:  # a server's clients may send any number of options
-            self._forms.clear()
+            self._forms.pop(next(iter(self._forms)), None)
         self._forms[key] = found
         return found
 

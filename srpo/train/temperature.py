@@ -118,8 +118,8 @@ class Temperature(TrainerCallback):
         self.beta, self.last = state["beta"], state["last"]
         self._sums = {name: [*pair] for name, pair in state["sums"].items()}
         self.light.restore(state["light"])
-        if "still" in state:  # older checkpoints lack it
-            self.still.restore(state["still"])
+        # Older checkpoints lack it: an average that begins in the middle says nothing.
+        self.still.restore(state.get("still", {"average": None, "looked": True}))
         self.control = None
         if control := state["control"]:
             begin = control["begin"]

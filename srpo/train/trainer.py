@@ -152,7 +152,7 @@ class SRPOTrainer(DurableTrainer):
         if args.compile_layers:
             compile_layers(policy)  # after the reference has copied the policy
         self._measured, self.temperature = Measured(), Temperature(args)
-        self._backend: str | None = None
+        self._backends: dict[bool, str] = {}  # for trees without pictures and with them
         following = [Following(self.reference, args)] if isinstance(self.reference, MovingReference) else []
         with named(settings_in(args)):
             super().__init__(
@@ -273,9 +273,9 @@ class SRPOTrainer(DurableTrainer):
     def settled_backend(self, model: nn.Module, trees: list[PrefixTree]) -> str:
         """Returns the run's attention back-end, checked for `model`; the reference uses the same, to round alike."""
         # Every time, because a wrapped model needs its own self-check, which must not run inside `serving`.
-        asked = self._backend or self.args.backend
-        self._backend = settle_backend(model, trees, asked, self.args.pad_to_multiple_of)
-        return self._backend
+        kind = any(tree.pictures for tree in trees)  # a model may serve text in a layout, and pictures not
+        asked = self._backends.get(kind, self.args.backend)
+        return self._backends.setdefault(kind, settle_backend(model, trees, asked, self.args.pad_to_multiple_of))
 
     def _reduced(self, six: SixLogps, tokens_BK: Tensor) -> SixLogps:
         return six if self.args.logps_reduction == "sum" else length_averaged(six, tokens_BK[:, 0], tokens_BK[:, 1])
@@ -367,7 +367,7 @@ class SRPOTrainer(DurableTrainer):
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Adds the tokens of a batch, of all processes, to the run's count of tokens, if that setting is on."""
         if self.args.include_num_input_tokens_seen != "no":
-            tokens = tokens_of(inputs["trees"], self._backend or "auto")
+            tokens = tokens_of(inputs["trees"], self._backends.get(any(t.pictures for t in inputs["trees"]), "auto"))
             counts = self.accelerator.gather(torch.tensor([tokens], device=self.args.device))
             self.state.num_input_tokens_seen += int(counts.sum())
 

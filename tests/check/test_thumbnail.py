@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from srpo.check.inspection import Example, Inspection, inspect
-from srpo.check.inspection_print import print_inspection
+from srpo.check.inspection_print import _shown, print_inspection
 from srpo.check.thumbnail import HALF, MOST, thumbnail
 from srpo.data.picture import Picture, picture_of
 from srpo.errors import InputError
@@ -105,3 +105,11 @@ def test_a_changed_file_is_an_error(tmp_path: Path) -> None:
     (file := tmp_path / "a.png").write_bytes(b"other")
     with pytest.raises(InputError, match="the picture has changed since its row was read"):
         thumbnail(Picture("0" * 64, str(file)))
+
+
+def test_a_picture_that_is_lost_does_not_end_the_report() -> None:
+    class Lost:
+        def image(self) -> None:
+            raise InputError("[a].png: cannot be read")
+
+    assert str(_shown(Lost())) == r"\[a].png: cannot be read"  # type: ignore[arg-type]

@@ -273,12 +273,14 @@ def test_characters_are_spelled_as_llama_cpp_reads_them() -> None:
         ({"alphabet": "aé"}, "no merges, and tokens other than one ASCII character: .*é"),
         ({"unk_token": "a"}, "a token for unknown characters"),
         ({"normalizer": True}, "changes texts"),
+        ({"decoder": True}, "its decoder does not join tokens as they are"),
     ],
 )
 def test_characters_that_llama_cpp_would_split_otherwise_are_refused(change: dict[str, Any], said: str) -> None:
     tokenizer = character_tokenizer(change.get("alphabet", "ab"))
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["model"]["unk_token"] = change.get("unk_token")
+    state["decoder"] = None if "decoder" in change else state["decoder"]
     state["normalizer"] = {"type": "Lowercase"} if "normalizer" in change else None
     with pytest.raises(ConfigError, match=said):
         gguf_write._characters(state, tokenizer, len(tokenizer))

@@ -236,10 +236,15 @@ def test_no_contexts_give_no_completions(model: Any) -> None:
     assert complete(model, [], []) == []
 
 
-@pytest.mark.parametrize("temperature", [-0.5, math.nan])
+@pytest.mark.parametrize("temperature", [-0.5, math.nan, math.inf])
 def test_an_invalid_temperature_is_rejected(model: Any, temperature: float) -> None:
     with pytest.raises(ConfigError, match=r"temperature: .*expected 0 \(greedy\) or more"):
         complete(model, temperature=temperature)
+
+
+def test_an_answer_without_a_token_is_rejected(model: Any) -> None:
+    with pytest.raises(ConfigError, match="max_new_tokens: 0; expected at least 1"):
+        complete(model, max_new_tokens=0)
 
 
 def test_an_invalid_batch_size_is_rejected(model: Any) -> None:

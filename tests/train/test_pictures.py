@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -247,3 +248,18 @@ def test_examples_of_check_carry_the_pictures_of_their_rows() -> None:
     found = inspect(given, renderer_for(idefics_processor()), examples=2, num_proc=1)
     shown = [[each.image().getpixel((7, 7)) for each in example.pictures] for example in found.examples]
     assert shown == [[(255, 0, 0)], [], [(0, 128, 0)], []]  # a pair's draft shows them, its revision does not again
+
+
+def test_pictures_settle_a_layout_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def settle(model: Any, trees: Any, backend: str, multiple: Any) -> str:
+        asked.append(backend)
+        return "flat" if trees[0].pictures else "path"
+
+    monkeypatch.setattr("srpo.train.trainer.settle_backend", settle)
+    trainer = SimpleNamespace(_backends={}, args=SimpleNamespace(backend="auto", pad_to_multiple_of=None))
+    text, pictured = (SimpleNamespace(pictures=pictures) for pictures in ((), ("one",)))
+    settled = [SRPOTrainer.settled_backend(trainer, None, [each]) for each in (text, pictured, text, pictured)]  # type: ignore[arg-type, list-item]
+    assert settled == ["path", "flat", "path", "flat"]
+    assert asked == ["auto", "auto", "path", "flat"]

@@ -18,6 +18,7 @@ from srpo.errors import ConfigError
 from srpo.model.packed.adapter_sum import _AddedProduct
 from srpo.model.packed.forest import Forest
 from srpo.model.packed.tiles import Card
+from srpo.model.weights import precision
 from srpo.train.fake_step import Step, fake_model, peak_of_step
 from srpo.train.plan import Planned, Setup, made_pairs
 from tests.conftest import make_byte_tokenizer, make_tiny_llama
@@ -236,13 +237,16 @@ def test_lengths_are_given_once() -> None:
         run(["plan", "--model_name_or_path", "tiny", "--dataset_name", "pairs.jsonl", "--answer_tokens", "4"])
 
 
-def test_the_precision_is_that_of_training() -> None:
+def test_the_precision_is_that_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--model_name_or_path", "m"]
     half, full = torch.bfloat16, torch.float32
     ways = {"": half, "--bf16": half, "--no_bf16": full, "--use_cpu": full, "--use_cpu --bf16": half}
     for more, kind in ways.items():  # without a flag, as training does: off on a processor
-        made = _setup(parse("plan", DESCRIPTION, Arguments, [*words, *more.split()]))
-        assert (made.bf16, made.base) == (kind == torch.bfloat16, kind)
+        for fast in (False, True):
+            monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: fast)  # noqa: B023
+            made = _setup(parse("plan", DESCRIPTION, Arguments, [*words, *more.split()]))
+            base, _ = precision.base_dtype("", adapter=True, device="cpu") if "cpu" in more else ("bfloat16", "")
+            assert (made.bf16, made.base) == (kind == torch.bfloat16, getattr(torch, base))
 
 
 def test_eight_bits_without_an_adapter_are_refused_by_their_name() -> None:

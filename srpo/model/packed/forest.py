@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from srpo.errors import DataError
+from srpo.errors import ConfigError, DataError
 from srpo.model.transfer import page_locked, to_device
 from srpo.sequences.tree import PrefixTree, merge_prompts, ranges
 
@@ -157,19 +157,20 @@ class Forest:
 
         Raises:
             DataError: an answer has no token or no token before it; no trees, or trees with different numbers of
-                sequences; pictures, which are not padded.
+                sequences.
+            ConfigError: pictures, which are not padded.
         """
         if len({len(tree.answers) for tree in trees}) != 1:
             raise DataError("no trees, or of unlike numbers of sequences", expected="as many of each as of the first")
         if multiple and any(tree.pictures for tree in trees):
-            raise DataError("rows with pictures are not padded", fix="leave pad_to_multiple_of out")
+            raise ConfigError("rows with pictures are not padded", where="pad_to_multiple_of", fix="leave it out")
         packed, members = merge_prompts(trees)
         starts = _starts(packed)
         ids_S = np.concatenate([np.array(tree.ids, np.int64) for tree in packed])
         sequences = len(trees[0].answers)
         owners = [index * sequences + k for group in members for index in group for k in range(sequences)]
         parents_P, row_T, token_T, owner_T = _scored(packed, starts, ids_S, owners)
-        runs = _runs(packed, starts, min(BLOCK, multiple) if multiple else None)
+        runs = _runs(packed, starts, BLOCK if multiple else None)
         groups = [_padded_group(runs, multiple)] if multiple else [_group(members) for members in _by_shape(runs)]
         positions_S, place_S = np.concatenate([tree.depth for tree in packed]), _places(groups, len(ids_S))
         ends_S = np.concatenate([tree.subtree_end + start for tree, start in zip(packed, starts, strict=True)])
@@ -329,10 +330,9 @@ def _padded_group(runs: list[_Run], multiple: int) -> _Group:
     the next number that chains of equal length allow. The mask of such a group is never left out: whether all chains
     start at a root depends on the batch.
     """
-    width = min(BLOCK, multiple)
-    count = rounded_up(len(runs), -(-multiple // width))
+    count = rounded_up(len(runs), -(-multiple // BLOCK))
     keys = rounded_up(max(run.keys for run in runs), multiple)
-    group = _group([*runs, *[runs[-1]] * (count - len(runs))], width, keys)
+    group = _group([*runs, *[runs[-1]] * (count - len(runs))], BLOCK, keys)
     return group._replace(causal=False)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srpo.errors import DataError
+from srpo.errors import ConfigError
 from srpo.model.packed import head, tiles
 from srpo.model.packed.backends import self_check
 from srpo.model.packed.forest import Forest
@@ -188,5 +188,5 @@ def test_a_compiled_model_is_traced_once_for_each_bucket() -> None:
 
 
 def test_pictures_are_refused() -> None:
-    with pytest.raises(DataError, match="rows with pictures are not padded"):
+    with pytest.raises(ConfigError, match="pad_to_multiple_of: rows with pictures are not padded"):
         Forest.plant(pictured_forest("llava"), multiple=8)
