@@ -36,13 +36,6 @@ def split_by_fsdp(model: nn.Module) -> bool:
     return any(map(_is_unit, model.modules()))
 
 
-def in_any_process(found: bool, device: torch.device) -> bool:
-    """True if `found` is True in any process; all processes must call it. `device` is that of their models."""
-    count = torch.tensor(int(found), device=device)
-    torch.distributed.all_reduce(count)
-    return bool(count)
-
-
 def is_linear(head: nn.Module) -> bool:
     """True if the output head is a plain `nn.Linear`, or one that FSDP 2 has given a class of its own."""
     return type(head) is nn.Linear or (_is_unit(head) and type(head).__bases__[1:] == (nn.Linear,))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from srpo.errors import BackendError
-from srpo.model.gathered import Attached, attach, in_any_process, is_linear, split_by_fsdp, take
+from srpo.model.gathered import Attached, attach, is_linear, split_by_fsdp, take
 from srpo.model.packed.deferred import deferred
 from srpo.model.packed.spread import watching
 from srpo.model.packed.sums import wide
@@ -153,7 +153,8 @@ def _tiled_inside(model: nn.Module, run: Callable[..., Any], scored: Scored) -> 
     wait for each other in every pass.
 
     Raises:
-        BackendError: the logits of a process are no longer what its head and configuration give; raised in all of them.
+        BackendError: the model's logits are no longer what its head and configuration give. Outside `deferring` one
+            process may raise it alone, and the others wait for it in their next pass.
     """
     head: Any = core(model).get_output_embeddings()
     if head not in _split:  # processes may have scored different batches on the whole model
@@ -178,8 +179,7 @@ def _tiled_inside(model: nn.Module, run: Callable[..., Any], scored: Scored) -> 
 
     with _through(model, scored.place_P, only_first=True, inside=tile) as seen:
         logits = run().logits
-    other = _agreeing([known], seen, logits.detach().flatten(0, -2)) is None
-    if in_any_process(other, logits.device) if deferred() is None else other:  # a deferred check is read together
+    if _agreeing([known], seen, logits.detach().flatten(0, -2)) is None:
         raise other_logits()
     return take(logits, attached)
 

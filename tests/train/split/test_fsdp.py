@@ -161,11 +161,6 @@ def test_an_evaluation_stops_in_all_processes(found: dict[str, Any]) -> None:
     assert found["other process"]["stopped"] == found["stopped"]
 
 
-def test_scoring_outside_of_the_trainer_stops_in_all_processes(found: dict[str, Any]) -> None:
-    assert "the model's logits are no longer what its head and configuration give" in found["scored"]
-    assert found["other process"]["scored"] == found["scored"]
-
-
 def test_a_split_model_does_not_revise(found: dict[str, Any]) -> None:
     """Each process draws answers of other lengths, and would wait for passes that the others never run."""
     assert found["revised"].startswith("model: its weights are split over processes; expected a whole model")
