@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from srpo.errors import OutputError
+from srpo.errors import ConfigError, OutputError
 from srpo.model.reference.cached import CachedReference
 from srpo.model.reference.reference import MovingReference, Reference
 from srpo.progress import Progress
@@ -54,10 +54,12 @@ def make_ready(trainer: TrainerView, settle: Settle) -> None:
         settle: function of a model and a few trees; checks and returns the attention back-end of the run.
 
     Raises:
-        ConfigError: a setting that does not work with weights split over processes.
+        ConfigError: a setting that does not work with weights split over processes, or pictures to be padded.
     """
     args, reference = trainer.args, trainer.reference
     expect_splittable(trainer)
+    if args.pad_to_multiple_of and any(data.pictures for data in sets_of(trainer)):
+        raise ConfigError("rows with pictures are not padded", where="pad_to_multiple_of", fix="leave it out")
 
     def placed(frozen: nn.Module) -> nn.Module:
         return split_reference(trainer, compile_layers(frozen) if args.compile_layers else frozen)

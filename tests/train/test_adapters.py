@@ -163,6 +163,6 @@ def test_the_reference_of_a_compiled_adapter_is_the_base(tmp_path: Path, monkeyp
     ]
     for run in runs:
         run.train()
-    assert {run._backend for run in runs} == {"path"}
+    assert {run._backends[False] for run in runs} == {"path"}
     assert logged(runs[1], "loss") == [pytest.approx(loss, rel=1e-5) for loss in logged(runs[0], "loss")]
     assert logged(runs[1], "rewards/chosen")[0] == 0.0  # the log-ratio at step 0

@@ -6,7 +6,6 @@ import json
 import logging
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -250,16 +249,24 @@ def test_examples_of_check_carry_the_pictures_of_their_rows() -> None:
     assert shown == [[(255, 0, 0)], [], [(0, 128, 0)], []]  # a pair's draft shows them, its revision does not again
 
 
-def test_pictures_settle_a_layout_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_pictures_after_text_take_a_layout_of_their_own(tmp_path: Path) -> None:
+    """Gemma 3 packs text and takes pictures in flat rows: a run that begins with text does not end at a picture."""
+    processor = gemma_processor()
+    how = {"max_steps": 2, "per_device_train_batch_size": 1, "train_sampling_strategy": "sequential"}
+    data = [rows()[-1], rows()[0]]
+    trainer = SRPOTrainer(
+        model_for(processor), args=config(tmp_path, **how), train_dataset=data, processing_class=processor
+    )
+    assert trainer.train().global_step == 2
+    assert trainer._backends == {False: "path", True: "flat"}
 
-    def settle(model: Any, trees: Any, backend: str, multiple: Any) -> str:
-        asked.append(backend)
-        return "flat" if trees[0].pictures else "path"
 
-    monkeypatch.setattr("srpo.train.trainer.settle_backend", settle)
-    trainer = SimpleNamespace(_backends={}, args=SimpleNamespace(backend="auto", pad_to_multiple_of=None))
-    text, pictured = (SimpleNamespace(pictures=pictures) for pictures in ((), ("one",)))
-    settled = [SRPOTrainer.settled_backend(trainer, None, [each]) for each in (text, pictured, text, pictured)]  # type: ignore[arg-type, list-item]
-    assert settled == ["path", "flat", "path", "flat"]
-    assert asked == ["auto", "auto", "path", "flat"]
+def test_padded_pictures_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    processor = idefics_processor()
+    with pytest.raises(ConfigError, match="pad_to_multiple_of: rows with pictures are not padded; leave it out"):
+        SRPOTrainer(
+            model_for(processor),
+            args=config(tmp_path, pad_to_multiple_of=64),
+            train_dataset=[rows()[-1], rows()[0]],
+            processing_class=processor,
+        )

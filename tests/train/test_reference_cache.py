@@ -68,12 +68,12 @@ def cached(made: SRPOTrainer) -> CachedReference:
 
 def missing(made: SRPOTrainer) -> int:
     """Rows of the run that are not kept."""
-    return len(_missing(cached(made), made.train_dataset, made._backend))
+    return len(_missing(cached(made), made.train_dataset, made._backends[False]))
 
 
 def scored(made: SRPOTrainer) -> Tensor:
     """[B, 6] reference log-probs of the run's rows."""
-    return torch.stack(list(made.reference.six_logps(made.train_dataset.trees[:], made._backend)), 1)
+    return torch.stack(list(made.reference.six_logps(made.train_dataset.trees[:], made._backends[False])), 1)
 
 
 @torch.no_grad()
